@@ -15,7 +15,7 @@ from halka.server.guards.access import OPEN, RIGHTS, Caller, check_host, is_loop
 from halka.server.guards.keys import ROLES
 from halka.util.errors import HalkaError
 
-GUARDED = ("/who", "/metrics", "/docs", "/openapi.json", "/mounted/inside", "/v1/models/lora", "/nothing", "/", "")
+GUARDED = ("/who", "/metrics", "/docs", "/openapi.json", "/mounted/inside", "/v1/models/lora", "/nothing", "//", "")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "get")
 
 

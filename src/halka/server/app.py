@@ -14,6 +14,7 @@ from halka.server.answers import chat, completions, models, responses
 from halka.server.guards import health, metrics, signing_in
 from halka.server.guards.sessions import COOKIE
 from halka.server.jobs import routes as jobs
+from halka.server.page import page_router
 from halka.server.resources import adapters, collections, embeddings, residency
 from halka.server.service import Service
 
@@ -62,5 +63,6 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for router in ROUTERS:
         app.include_router(router, dependencies=[] if router is health.router else NEEDED)
+    app.include_router(page_router())
     errors.install(app)
     return app

@@ -1,5 +1,5 @@
-"""Who calls: every route asks for a key, or for a session's cookie, except those in `OPEN`; without keys, only this
-machine may call.
+"""Who calls: every route asks for a key, or for a session's cookie, but for `OPEN` and the page's files; without keys,
+only this machine may call.
 
 The middleware runs before anything reads the request's body, and knows no routes: what is not open is guarded, be it a
 route, a mounted application, a file, or nothing at all.
@@ -24,11 +24,12 @@ from halka.server.folders import NO_FOLDERS, Folders
 from halka.server.guards.keys import Key, Keys, Role
 from halka.server.guards.limits import Lease
 from halka.server.guards.sessions import SAFE, Session, Sessions, check_page, cookie_of, unauthorized, values_of
+from halka.server.page import is_page
 from halka.server.tenants import MAIN
 from halka.util.errors import HalkaError
 
 OPEN = frozenset({"/healthz", "/readyz"})
-"""The paths that need no key."""
+"""The paths that need no key, beside the page's (`halka.server.page`)."""
 SESSION = "/v1/session"
 """The path where nobody becomes somebody: it answers both."""
 RIGHTS: dict[Role, frozenset[Role]] = {
@@ -94,6 +95,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_open(method: str, path: str, root: str = "") -> bool:
+    """Whether a request needs no key. root: its root path; routes see what of `path` is below it."""
+    return path in OPEN or (method in ("GET", "HEAD") and not root and is_page(path))
+
+
 class Access:
     """Middleware that puts the caller into the request's state, or refuses the request with 401 or 403.
 
@@ -110,7 +116,7 @@ class Access:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
-        if scope["type"] == "http" and scope["path"] not in OPEN:
+        if scope["type"] == "http" and not is_open(scope["method"], scope["path"], scope.get("root_path", "")):
             try:
                 state = scope.setdefault("state", {})
                 request = state.get("request_id")

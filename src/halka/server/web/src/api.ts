@@ -1,0 +1,107 @@
+// Every call of the server's API: JSON in and out, errors in the API's own words.
+
+/** What the API says is wrong. `status` is 0 where no answer came at all. */
+export class ApiError extends Error {
+  constructor(
+    message: string,
+    readonly status: number,
+    readonly code: string | null = null,
+    readonly param: string | null = null,
+  ) {
+    super(message);
+  }
+}
+
+export interface Call {
+  method?: "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
+  json?: unknown;
+  form?: FormData;
+  headers?: Record<string, string>;
+  signal?: AbortSignal | undefined;
+}
+
+let refused: () => void = () => {};
+
+/** Register what happens when the server no longer knows who calls. */
+export function whenRefused(then: () => void): void {
+  refused = then;
+}
+
+/** The response of a call. Throws ApiError for any other than a 2xx, and where the server cannot be reached. */
+export async function call(path: string, { method, json, form, headers, signal }: Call = {}): Promise<Response> {
+  const body = form ?? (json === undefined ? null : JSON.stringify(json));
+  let response: Response;
+  try {
+    response = await fetch(path, {
+      method: method ?? (body === null ? "GET" : "POST"),
+      body,
+      signal: signal ?? null,
+      headers: {
+        "X-Halka-Page": "1", // what no other site can make a browser send
+        ...(json === undefined ? {} : { "Content-Type": "application/json" }),
+        ...headers,
+      },
+      credentials: "same-origin",
+      redirect: "error",
+    });
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new ApiError("", 0, "unreachable");
+  }
+  if (response.ok) return response;
+  const error = await errorOf(response);
+  if (error.status === 401 && path !== "/v1/session") refused();
+  throw error;
+}
+
+export async function get<T>(path: string, signal?: AbortSignal): Promise<T> {
+  return (await call(path, { signal })).json() as Promise<T>;
+}
+
+export async function post<T>(path: string, json: unknown = {}, signal?: AbortSignal): Promise<T> {
+  return (await call(path, { method: "POST", json, signal })).json() as Promise<T>;
+}
+
+export async function upload<T>(path: string, form: FormData, signal?: AbortSignal): Promise<T> {
+  return (await call(path, { method: "POST", form, signal })).json() as Promise<T>;
+}
+
+export async function remove<T>(path: string): Promise<T> {
+  return (await call(path, { method: "DELETE" })).json() as Promise<T>;
+}
+
+/** What `{"error": …}` says, be it a response's or a stream's last event. */
+export function errorIn(body: unknown, status: number): ApiError | null {
+  const error = (body as { error?: Record<string, unknown> } | null)?.error;
+  if (!error || typeof error["message"] !== "string") return null;
+  const text = (value: unknown) => (typeof value === "string" ? value : null);
+  return new ApiError(error["message"], status, text(error["code"]), text(error["param"]));
+}
+
+async function errorOf(response: Response): Promise<ApiError> {
+  const body: unknown = await response.json().catch(() => null);
+  return errorIn(body, response.status) ?? new ApiError(`HTTP ${response.status}`, response.status);
+}
+
+// ── what several screens ask for ─────────────────────────────────────────────────────────────────────────────────────
+
+export interface List<T> {
+  data: T[];
+}
+
+export interface Model {
+  id: string;
+  /** The base of an adapter; null of the base itself, which comes first, and of the embedder. */
+  parent: string | null;
+  created: number;
+}
+
+export interface Collection {
+  id: string;
+  documents: number | null;
+  passages: number | null;
+  error?: string;
+}
+
+export const models = async () => (await get<List<Model>>("/v1/models")).data;
+export const collections = async () => (await get<List<Collection>>("/v1/collections")).data;

@@ -1,0 +1,113 @@
+// Form fields: each with its label, a hint, and what is wrong with it, tied together for screen readers.
+import type { ComponentChildren } from "preact";
+import { useId } from "preact/hooks";
+
+interface Frame {
+  label: string;
+  hint?: ComponentChildren;
+  error?: string | null;
+}
+
+interface Control extends Frame {
+  value: string;
+  onValue: (value: string) => void;
+  type?: "text" | "password" | "number" | "search" | "date" | "url";
+  name?: string;
+  placeholder?: string;
+  required?: boolean;
+  disabled?: boolean;
+  autocomplete?: string;
+  spellcheck?: boolean;
+  inputMode?: "text" | "numeric" | "decimal" | "search";
+  min?: number;
+  max?: number;
+  step?: number | "any";
+  rows?: number;
+  maxLength?: number;
+  onKeyDown?: (event: KeyboardEvent) => void;
+}
+
+function Framed({ label, hint, error, children }: Frame & { children: (ids: Ids) => ComponentChildren }) {
+  const id = useId();
+  const described = [hint ? `${id}-hint` : "", error ? `${id}-error` : ""].filter(Boolean).join(" ");
+  return (
+    <div class="field">
+      <label for={id}>{label}</label>
+      {children({ id, "aria-describedby": described || undefined, "aria-invalid": error ? true : undefined })}
+      {hint && <p class="hint" id={`${id}-hint`}>{hint}</p>}
+      {error && <p class="wrong" id={`${id}-error`}>{error}</p>}
+    </div>
+  );
+}
+
+interface Ids {
+  id: string;
+  "aria-describedby": string | undefined;
+  "aria-invalid": true | undefined;
+}
+
+export function TextField({ label, hint, error = null, value, onValue, ...rest }: Control) {
+  return (
+    <Framed label={label} hint={hint} error={error}>
+      {(ids) => <input type="text" {...(rest as object)} {...ids} value={value} onInput={(event) => onValue(event.currentTarget.value)} />}
+    </Framed>
+  );
+}
+
+export function TextArea({ label, hint, error = null, value, onValue, ...rest }: Control) {
+  return (
+    <Framed label={label} hint={hint} error={error}>
+      {(ids) => <textarea {...(rest as object)} {...ids} value={value} onInput={(event) => onValue(event.currentTarget.value)} />}
+    </Framed>
+  );
+}
+
+export interface Option {
+  value: string;
+  text: string;
+}
+
+export function SelectField({ label, hint, error = null, value, onValue, options, ...rest }: Control & { options: Option[] }) {
+  return (
+    <Framed label={label} hint={hint} error={error}>
+      {(ids) => (
+        <select {...(rest as object)} {...ids} value={value} onChange={(event) => onValue(event.currentTarget.value)}>
+          {options.map((option) => (
+            <option key={option.value} value={option.value}>{option.text}</option>
+          ))}
+        </select>
+      )}
+    </Framed>
+  );
+}
+
+export function Checkbox({ label, checked, onValue }: { label: string; checked: boolean; onValue: (on: boolean) => void }) {
+  return (
+    <label class="checkbox">
+      <input type="checkbox" checked={checked} onChange={(event) => onValue(event.currentTarget.checked)} />
+      <span>{label}</span>
+    </label>
+  );
+}
+
+/** A few choices of which one holds, as joined buttons. */
+export function Choice<Value extends string>({ label, value, onValue, options }: {
+  label: string;
+  value: Value;
+  onValue: (value: Value) => void;
+  options: { value: Value; text: ComponentChildren; lang?: string; title?: string }[];
+}) {
+  const name = useId();
+  return (
+    <fieldset class="choice">
+      <legend>{label}</legend>
+      {options.map((option) => (
+        <label key={option.value} title={option.title}>
+          <input type="radio" name={name} value={option.value} checked={option.value === value}
+            aria-label={option.title} onChange={() => onValue(option.value)} />
+          <span lang={option.lang}>{option.text}</span>
+        </label>
+      ))}
+    </fieldset>
+  );
+}

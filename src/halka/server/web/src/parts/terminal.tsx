@@ -1,0 +1,45 @@
+// "The same in a terminal": what a screen does, as commands to copy.
+import { useState } from "preact/hooks";
+import { words } from "../words/words";
+import { Button } from "./button";
+import { Tabs } from "./tabs";
+
+export interface Command {
+  id: string;
+  title: string;
+  text: string;
+}
+
+export function Terminal({ commands }: { commands: Command[] }) {
+  const title = words.value.parts.terminal;
+  const [first] = commands;
+  return (
+    <details class="terminal">
+      <summary>{title}</summary>
+      {commands.length > 1
+        ? <Tabs label={title} tabs={commands.map(({ id, title, text }) => ({ id, title, content: () => <Code text={text} /> }))} />
+        : first && <Code text={first.text} />}
+    </details>
+  );
+}
+
+/** A text to copy, as it is. */
+export function Code({ text }: { text: string }) {
+  const { parts } = words.value;
+  const [state, setState] = useState<"" | "copied" | "copyFailed">("");
+  const copy = async () => {
+    setState(await navigator.clipboard.writeText(text).then(() => "copied" as const, () => "copyFailed" as const));
+  };
+  return (
+    <div class="code">
+      <pre tabIndex={0}><code>{text}</code></pre>
+      <Button kind="quiet" icon={state === "copied" ? "check" : "copy"} onClick={copy}>{parts.copy}</Button>
+      <p role="status" class="hint">{state && parts[state]}</p>
+    </div>
+  );
+}
+
+/** A word as a POSIX shell reads it. */
+export function quoted(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`;
+}

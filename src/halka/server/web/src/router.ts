@@ -1,0 +1,45 @@
+// The page's address: real paths, kept in step with the browser's history.
+import { computed, signal } from "@preact/signals";
+
+const here = () => location.pathname + location.search;
+const address = signal(here());
+
+/** The parts of the path, decoded: `["adapters", "support"]`. */
+export const parts = computed(() => (address.value.split("?")[0] ?? "").split("/").filter(Boolean).map(decoded));
+export const query = computed(() => new URLSearchParams(address.value.split("?")[1] ?? ""));
+
+/** Go to an address of the page; `replace` leaves no entry in the history. */
+export function go(to: string, { replace = false } = {}): void {
+  if (to === here()) return;
+  history[replace ? "replaceState" : "pushState"](null, "", to);
+  address.value = here();
+}
+
+/** Keep the address in step: links within the page load nothing anew. */
+export function follow(): void {
+  addEventListener("popstate", () => {
+    address.value = here();
+  });
+  document.addEventListener("click", (event) => {
+    const link = event.target instanceof Element ? event.target.closest("a") : null;
+    const plain = event.button === 0 && !event.metaKey && !event.ctrlKey && !event.shiftKey && !event.altKey;
+    if (!link || !plain || event.defaultPrevented || link.target || link.hasAttribute("download")) return;
+    const url = new URL(link.href);
+    if (url.origin !== location.origin || url.pathname.startsWith("/v1/") || url.hash) return;
+    event.preventDefault();
+    go(url.pathname + url.search);
+  });
+}
+
+/** An address of the page from parts of any text. */
+export function link(...path: string[]): string {
+  return `/${path.map(encodeURIComponent).join("/")}`;
+}
+
+function decoded(part: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}

@@ -1,0 +1,50 @@
+// A passage that was used, opened at its place among the passages of its document.
+import { useEffect, useRef, useState } from "preact/hooks";
+import { post, type List } from "../../api";
+import { Dialog } from "../../parts/dialog";
+import { Failure } from "../../parts/notice";
+import { link } from "../../router";
+import { fill, words } from "../../words/words";
+import type { Source } from "./conversation";
+
+interface Piece {
+  page: number | null;
+  start: number;
+  end: number;
+  text: string;
+}
+
+const MANY = 100; // passages that a search gives at most
+
+export function Passage({ collection, source, onClose }: { collection: string; source: Source; onClose: () => void }) {
+  const w = words.value.playground;
+  const [pieces, setPieces] = useState<Piece[]>([source]);
+  const [failure, setFailure] = useState<unknown>(null);
+  const here = useRef<HTMLElement>(null);
+  useEffect(() => {
+    const query = { query: source.text.slice(0, 1000), document: source.document, count: MANY };
+    post<List<Piece>>(`/v1${link("collections", collection, "search")}`, query).then(({ data }) => {
+      const others = data.filter((piece) => !same(piece, source));
+      setPieces([...others, source].sort((a, b) => (a.page ?? 0) - (b.page ?? 0) || a.start - b.start));
+    }, setFailure);
+  }, [collection, source]);
+  useEffect(() => here.current?.scrollIntoView({ block: "center" }), [pieces]);
+  const place = fill(w.place, { start: source.start, end: source.end });
+  return (
+    <Dialog wide title={source.document} onClose={onClose}>
+      <p class="hint">
+        {source.page === null ? place : `${fill(w.page, { n: source.page })}, ${place}`}
+        {" · "}
+        <a href={`${link("documents", collection)}?document=${encodeURIComponent(source.document)}`}>{w.toDocuments}</a>
+      </p>
+      {failure && <Failure error={failure} />}
+      <div class="document" tabIndex={0} role="region" aria-label={source.document}>
+        {pieces.map((piece) => same(piece, source)
+          ? <mark key={piece.start} ref={here} class="plain-text" dir="auto">{piece.text}</mark>
+          : <p key={`${piece.page}-${piece.start}`} class="plain-text" dir="auto">{piece.text}</p>)}
+      </div>
+    </Dialog>
+  );
+}
+
+const same = (one: Piece, other: Piece) => one.page === other.page && one.start === other.start;

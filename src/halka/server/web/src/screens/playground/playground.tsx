@@ -1,0 +1,140 @@
+// One prompt or conversation, answered by the bare base and any adapters side by side.
+import "./playground.css";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { collections as listCollections, models as listModels, type Collection, type Model } from "../../api";
+import { Button } from "../../parts/button";
+import { SelectField } from "../../parts/field";
+import { Empty, Failure } from "../../parts/notice";
+import { Waiting } from "../../parts/progress";
+import { Terminal } from "../../parts/terminal";
+import { go, parts, query } from "../../router";
+import { fill, words } from "../../words/words";
+import { Heading } from "../shown";
+import { AnswerCard } from "./answer";
+import { addColumn, addressOf, answering, changeColumn, columns, columnsFrom, removeColumn, type Column } from "./columns";
+import { commandsOf } from "./commands";
+import { Composer } from "./composer";
+import { ask, askAgain, bodyOf, busy, forget, turns, type Turn } from "./conversation";
+
+export default function Playground() {
+  const w = words.value.playground;
+  const [models, setModels] = useState<Model[] | null>(null);
+  const [collections, setCollections] = useState<Collection[]>([]);
+  const [failure, setFailure] = useState<unknown>(null);
+  const [draft, setDraft] = useState(query.peek().get("prompt") ?? "");
+  const end = useRef<HTMLDivElement>(null);
+  const load = () => {
+    setFailure(null);
+    listModels().then((loaded) => {
+      if (query.peek().has("model") || !columns.peek().length) columnsFrom(query.peek(), loaded);
+      setModels(loaded);
+    }, setFailure);
+    listCollections().then(setCollections, () => setCollections([]));
+  };
+  useEffect(load, []);
+  const prompt = draft || turns.value.at(-1)?.prompt || "";
+  const address = addressOf(prompt);
+  useEffect(() => {
+    if (!models) return;
+    const later = setTimeout(() => (parts.peek()[0] ?? "playground") === "playground" && go(address, { replace: true }), 300);
+    return () => clearTimeout(later);
+  }, [address, models]);
+  const send = () => {
+    ask(draft.trim());
+    setDraft("");
+    requestAnimationFrame(() => end.current?.scrollIntoView({ block: "end" }));
+  };
+  if (failure) return <><Heading title={w.title} lead={w.lead} /><Failure error={failure} again={load} /></>;
+  if (!models) return <Waiting label={words.value.shell.loading} />;
+  return (
+    <div class="playground" style={{ "--columns": String(columns.value.length) }}>
+      <Heading title={w.title} lead={w.lead}>
+        {turns.value.length > 0 && <Button icon="add" onClick={forget}>{w.newConversation}</Button>}
+      </Heading>
+      <Heads models={answering(models)} collections={collections} />
+      {turns.value.length
+        ? turns.value.map((turn, at) => <TurnRow key={turn.id} turn={turn} last={at === turns.value.length - 1} />)
+        : <Empty icon="playground" title={w.empty} hint={models.some((model) => model.parent) ? w.emptyHint : w.noAdapters} />}
+      <div ref={end} />
+      <Composer draft={draft} setDraft={setDraft} onAsk={send} />
+      <Commands prompt={prompt || w.example} again={draft === ""} />
+    </div>
+  );
+}
+
+function Heads({ models, collections }: { models: Model[]; collections: Collection[] }) {
+  const w = words.value.playground;
+  const first = models.find((model) => !columns.value.some((column) => column.model === model.id)) ?? models[0];
+  return (
+    <section class="heads" aria-label={w.columns}>
+      <div class="columns">
+        {columns.value.map((column) => <Head key={column.id} column={column} models={models} collections={collections} />)}
+      </div>
+      {first && <Button kind="quiet" icon="add" onClick={() => addColumn(first.id)}>{w.addColumn}</Button>}
+    </section>
+  );
+}
+
+function Head({ column, models, collections }: { column: Column; models: Model[]; collections: Collection[] }) {
+  const w = words.value.playground;
+  const names = models.map((model) => model.id);
+  const from = collections.map((collection) => collection.id);
+  const shown = (name: string) => (name === models[0]?.id ? fill(w.base, { model: name }) : name);
+  return (
+    <div class="head">
+      <div class="fields">
+        <SelectField label={w.model} value={column.model} onValue={(model) => changeColumn(column.id, { model })}
+          options={withOwn(names, column.model).map((value) => ({ value, text: shown(value) }))} />
+        <SelectField label={w.documents} value={column.collection} onValue={(collection) => changeColumn(column.id, { collection })}
+          options={withOwn(["", ...from], column.collection).map((value) => ({ value, text: value || w.noDocuments }))} />
+      </div>
+      {columns.value.length > 1 && (
+        <Button kind="quiet" icon="close" label={fill(w.removeColumn, { model: column.model })} onClick={() => removeColumn(column.id)} />
+      )}
+    </div>
+  );
+}
+
+function TurnRow({ turn, last }: { turn: Turn; last: boolean }) {
+  const w = words.value.playground;
+  const answers = turn.answers.value;
+  return (
+    <section class="turn">
+      <div class="prompt">
+        <h2 class="unseen">{w.you}</h2>
+        <p class="plain-text" dir="auto">{turn.prompt}</p>
+      </div>
+      <div class="columns">
+        {columns.value.map((column) => {
+          const answer = answers[column.id];
+          const again = last ? () => askAgain(turn, column) : null;
+          if (answer) return <AnswerCard key={column.id} answer={answer} again={again} />;
+          return (
+            <div key={column.id} class="answer missing">
+              {last && <Button icon="send" onClick={() => askAgain(turn, column)}>{fill(w.askToo, { model: column.model })}</Button>}
+            </div>
+          );
+        })}
+      </div>
+    </section>
+  );
+}
+
+function Commands({ prompt, again }: { prompt: string; again: boolean }) {
+  const [chosen, choose] = useState("");
+  const w = words.value.playground;
+  const column = columns.value.find((candidate) => String(candidate.id) === chosen) ?? columns.value[0];
+  if (!column || busy()) return null;
+  const before = again ? turns.value.slice(0, -1) : turns.value;
+  return (
+    <div class="commands">
+      <Terminal commands={commandsOf(bodyOf(column, prompt, before))} />
+      {columns.value.length > 1 && (
+        <SelectField label={w.commandOf} value={String(column.id)} onValue={choose}
+          options={columns.value.map(({ id, model, collection }) => ({ value: String(id), text: collection ? `${model}, ${collection}` : model }))} />
+      )}
+    </div>
+  );
+}
+
+const withOwn = (names: string[], own: string) => (names.includes(own) ? names : [...names, own]);

@@ -1,0 +1,53 @@
+// Who is signed in. Without keys everybody on this machine is; with keys a cookie stands for the key.
+import { signal } from "@preact/signals";
+import { ApiError, call, get, post, whenRefused } from "./api";
+
+export type Role = "monitor" | "user" | "manager" | "admin";
+
+export interface Session {
+  tenant: string;
+  role: Role;
+  /** The id of the key; null without keys. */
+  key: string | null;
+  /** When the session ends, ISO 8601; null: never by itself. */
+  expires: string | null;
+  keys_required: boolean;
+}
+
+const EVERYBODY: Session = { tenant: "main", role: "admin", key: null, expires: null, keys_required: false };
+const ABOVE: Record<Role, number> = { monitor: 0, user: 1, manager: 2, admin: 3 };
+
+/** What the server answers to nobody: the same with nulls. */
+type Answer = Session | { role: null };
+
+/** Null: nobody, a key is needed. Undefined: not asked yet. */
+export const session = signal<Session | null | undefined>(undefined);
+
+export const may = (role: Role) => ABOVE[session.value?.role ?? "monitor"] >= ABOVE[role];
+
+export async function ask(): Promise<void> {
+  try {
+    const answer = await get<Answer>("/v1/session");
+    session.value = answer.role === null ? null : answer;
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    if (error.status === 404) session.value = EVERYBODY;
+    else if (error.status === 401) session.value = null;
+    else throw error;
+  }
+}
+
+/** Sign in; the page begins anew, so that nothing stays of who was here before. */
+export async function signIn(key: string): Promise<void> {
+  await post("/v1/session", { key });
+  location.reload();
+}
+
+export async function signOut(): Promise<void> {
+  await call("/v1/session", { method: "DELETE" });
+  location.assign("/");
+}
+
+whenRefused(() => {
+  session.value = null;
+});

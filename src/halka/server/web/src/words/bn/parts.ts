@@ -1,0 +1,14 @@
+import type en from "../en/parts";
+import type { Same } from "../words";
+
+export default {
+  close: "বন্ধ করুন",
+  copy: "অনুলিপি করুন",
+  copied: "অনুলিপি হয়েছে",
+  copyFailed: "ব্রাউজার অনুলিপি করতে দেয়নি: লেখাটি নিজে বেছে নিন।",
+  terminal: "টার্মিনালে একই কাজ",
+  tryAgain: "আবার চেষ্টা করুন",
+  cancel: "বাতিল",
+  chartValues: "মানগুলো সারণিতে",
+  none: "নেই",
+} satisfies Same<typeof en>;

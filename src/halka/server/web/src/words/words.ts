@@ -1,0 +1,77 @@
+// All texts of the page in the chosen language; numbers and dates as that language writes them.
+import { computed, signal } from "@preact/signals";
+import { language, type Language } from "../choices";
+import type en from "./en";
+
+/** The same keys with other texts: what every language must be. */
+export type Same<T> = { readonly [Key in keyof T]: T[Key] extends string ? string : Same<T[Key]> };
+export type Words = Same<typeof en>;
+
+const LANGUAGES: Record<Language, () => Promise<{ default: Words }>> = {
+  en: () => import("./en"),
+  bn: () => import("./bn"),
+};
+const current = signal<{ language: Language; words: Words } | null>(null);
+
+/** Load a language's texts; the page is drawn anew when they are there. */
+export async function speak(wanted: Language): Promise<void> {
+  const { default: words } = await LANGUAGES[wanted]();
+  if (wanted === language.peek()) current.value = { language: wanted, words };
+}
+
+export const words = computed<Words>(() => {
+  if (!current.value) throw new Error("no language is loaded yet");
+  return current.value.words;
+});
+
+/** A text with its `{names}` replaced. */
+export function fill(text: string, values: Record<string, string | number>): string {
+  return text.replace(/\{(\w+)\}/g, (whole, name: string) => {
+    const value = values[name];
+    return value === undefined ? whole : typeof value === "number" ? number(value) : value;
+  });
+}
+
+/** The form of a text that fits a number, with `{n}` replaced by it. */
+export function count(forms: { one: string; other: string }, n: number): string {
+  return fill(new Intl.PluralRules(locale()).select(n) === "one" ? forms.one : forms.other, { n });
+}
+
+// ── numbers and dates ────────────────────────────────────────────────────────────────────────────────────────────────
+
+const locale = () => ({ en: "en-GB", bn: "bn-BD" })[current.value?.language ?? "en"];
+
+export function number(value: number, options: Intl.NumberFormatOptions = {}): string {
+  return new Intl.NumberFormat(locale(), { maximumFractionDigits: 2, ...options }).format(value);
+}
+
+/** Three figures at most: 0.123, 1.23, 12.3, 1,230. */
+export function short(value: number): string {
+  return number(value, { maximumSignificantDigits: 3 });
+}
+
+export function percent(share: number): string {
+  return number(share, { style: "percent", maximumFractionDigits: 1 });
+}
+
+export function bytes(size: number): string {
+  const units = ["byte", "kilobyte", "megabyte", "gigabyte", "terabyte"] as const;
+  const step = Math.min(Math.floor(Math.log10(Math.max(size, 1)) / 3), units.length - 1);
+  return number(size / 1000 ** step, { style: "unit", unit: units[step] ?? "byte", maximumFractionDigits: step ? 1 : 0 });
+}
+
+const narrow = () => (current.value?.language === "en" ? ("narrow" as const) : ("short" as const));
+
+export function duration(seconds: number): string {
+  if (seconds < 60) return number(seconds, { style: "unit", unit: "second", unitDisplay: narrow(), maximumFractionDigits: seconds < 10 ? 1 : 0 });
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 60) return number(minutes, { style: "unit", unit: "minute", unitDisplay: narrow() });
+  const hours = number(Math.floor(minutes / 60), { style: "unit", unit: "hour" });
+  return minutes % 60 ? `${hours} ${number(minutes % 60, { style: "unit", unit: "minute", unitDisplay: narrow() })}` : hours;
+}
+
+/** A moment, of Unix seconds or an ISO text. */
+export function moment(when: number | string): string {
+  const date = new Date(typeof when === "number" ? when * 1000 : when);
+  return new Intl.DateTimeFormat(locale(), { dateStyle: "medium", timeStyle: "short" }).format(date);
+}

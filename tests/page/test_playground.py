@@ -1,0 +1,132 @@
+"""The Playground: models side by side, documents with their passages, errors that are asked again, nothing as HTML."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from serving_for_tests import Running
+
+HOSTILE = "<img src=x onerror=alert(1)><b>bold</b>"
+CHATS = "**/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def library(base, store, tmp_path_factory):
+    """A server whose base cites, from a collection with markup in its document."""
+    says = [f"{HOSTILE} Hook 31 😀 [1], I think."]
+    with Running(base, store, tmp_path_factory.mktemp("library"), says=says) as running:
+        files = [("files", ("<i>keys.md", f"{HOSTILE} The key hangs on hook 31.".encode()))]
+        with httpx.Client(base_url=running.url) as client:
+            assert client.post("/v1/collections", json={"name": "faq"}).status_code == 201
+            assert client.post("/v1/collections/faq/documents", files=files).status_code == 201
+        yield running
+
+
+def ask(page: Page, text: str) -> None:
+    page.get_by_role("textbox", name="Your message").fill(text)
+    page.keyboard.press("Enter")
+
+
+def test_base_and_adapter_answer_side_by_side(read, open_server):
+    reader = read()
+    page = reader.page
+    bodies = []
+    page.on("request", lambda request: bodies.append(request.post_data_json) if "/chat/" in request.url else None)
+    page.goto("/playground?model=tiny&model=lora&prompt=Who+are+you%3F")
+    page.get_by_text("Sampling").click()
+    page.get_by_label("Most tokens").fill("6")
+    page.get_by_label("Seed").fill("7")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    base, adapter = (page.get_by_role("article", name=f"Answer of {name}", exact=True) for name in ("tiny", "lora"))
+    for answer in (base, adapter):
+        expect(answer.get_by_text("6 tokens", exact=True)).to_be_visible()
+        expect(answer.get_by_text("cut off at its most tokens")).to_be_visible()
+    expect(base.get_by_text("the bare base")).to_be_visible()
+    with httpx.Client(base_url=open_server.url) as client:
+        plain = client.post(
+            "/v1/chat/completions", json={name: value for name, value in bodies[1].items() if "stream" not in name}
+        )
+    assert plain.json()["model"] == "lora"
+    expect(adapter.locator("code")).to_have_attribute("title", plain.json()["system_fingerprint"])
+    expect(adapter.locator(".plain-text")).to_have_text(plain.json()["choices"][0]["message"]["content"])
+
+    ask(page, "And where?")
+    expect(page.get_by_role("article")).to_have_count(4)
+    expect(page.get_by_text("cut off at its most tokens")).to_have_count(4)
+    assert [message["role"] for message in bodies[3]["messages"]] == ["user", "assistant", "user"]
+    page.get_by_role("button", name="Ask lora again").click()
+    expect(page.get_by_text("cut off at its most tokens")).to_have_count(4)
+    assert bodies[4] == bodies[3]
+    page.wait_for_url("**/playground?model=tiny&model=lora&prompt=And+where%3F")
+    page.get_by_role("button", name="New conversation").click()
+    expect(page.get_by_role("article")).to_have_count(0)
+
+
+def test_an_answer_from_documents_opens_its_passage(read, library):
+    page = read(library.url).page
+    page.goto("/playground?model=tiny:faq")
+    ask(page, "On which hook is the key?")
+    answer = page.get_by_role("article")
+    expect(answer.locator(".plain-text").first).to_have_text(f"{HOSTILE} Hook 31 😀 1, I think.")
+    cite = answer.get_by_role("button", name="Open passage 1")
+    cite.press("Enter")
+    dialog = page.get_by_role("dialog", name="<i>keys.md")
+    expect(dialog.locator("mark")).to_contain_text(f"{HOSTILE} The key hangs on hook 31.")
+    assert page.locator("main img, main b, main i, dialog img").count() == 0
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    expect(cite).to_be_focused()
+    expect(answer.get_by_text("From 1 passage")).to_be_visible()
+
+
+def test_errors_are_the_apis_and_broken_streams_say_so(read):
+    page = read().page
+    page.goto("/playground?model=nobody&model=tiny")
+    ask(page, "Hello")
+    expect(page.get_by_role("alert")).to_contain_text("the model 'nobody' does not exist, or is not yours")
+    page.get_by_role("button", name="Remove nobody").click()
+    chunk = {"choices": [{"index": 0, "delta": {"content": "Half"}, "finish_reason": None}], "system_fingerprint": None}
+    page.route(
+        CHATS, lambda route: route.fulfill(body=f"data: {json.dumps(chunk)}\n\n", content_type="text/event-stream")
+    )
+    page.get_by_role("button", name="Ask tiny again").click()
+    expect(page.get_by_role("alert")).to_contain_text("The connection broke before the end.")
+    expect(page.get_by_text("Half")).to_be_visible()
+    page.unroute(CHATS)
+    page.get_by_text("Sampling").click()
+    page.get_by_label("Most tokens").fill("2")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_text("2 tokens", exact=True)).to_be_visible()
+    page.get_by_label("Most tokens").fill("0")
+    expect(page.get_by_text("From 1 to")).to_be_visible()
+
+
+def test_an_answer_is_stopped(read):
+    page = read().page
+    page.route(CHATS, lambda route: None)
+    page.goto("/playground?model=tiny")
+    ask(page, "Hello")
+    expect(page.get_by_text("Waiting for the first token")).to_be_visible()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_role("article").get_by_text("stopped")).to_be_visible()
+    page.unroute_all(behavior="ignoreErrors")
+
+
+def test_a_request_is_copied_as_commands(read):
+    reader = read(permissions=["clipboard-read", "clipboard-write"])
+    page = reader.page
+    page.goto("/playground?model=lora:faq&prompt=It%27s+me")
+    page.get_by_text("The same in a terminal").click()
+    page.get_by_role("button", name="Copy").click()
+    expect(page.get_by_text("Copied")).to_be_visible()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    body = {"model": "lora", "messages": [{"role": "user", "content": "It's me"}], "halka": {"collection": "faq"}}
+    assert json.dumps(body, separators=(",", ":")).replace("'", "'\"'\"'") in copied
+    page.get_by_role("tab", name="curl").press("ArrowRight")
+    python = page.get_by_role("tabpanel").inner_text()
+    assert f'OpenAI(base_url="{reader.url}/v1", api_key="none")' in python
+    assert 'extra_body={"halka":{"collection":"faq"}}' in python

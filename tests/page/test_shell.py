@@ -1,0 +1,82 @@
+"""The shell around the screens: addresses, languages, themes, the keyboard, a narrow window."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import expect
+
+from halka.server.page import SCREENS
+
+
+def test_every_screen_has_an_address_that_can_be_opened_again(read):
+    page = read().page
+    page.goto("/")
+    page.get_by_role("heading", level=1, name="Playground").wait_for()
+    links = page.get_by_role("navigation", name="Screens").get_by_role("link")
+    assert links.count() == len(SCREENS)
+    for number, screen in [*enumerate(SCREENS)][1:]:
+        links.nth(number).click()
+        page.wait_for_url(f"**/{screen}*")
+        name = links.nth(number).inner_text()
+        expect(page.get_by_role("heading", level=1)).to_have_text(name)
+        expect(page).to_have_title(f"{name} · Halka")
+        expect(page.locator("#content")).to_be_focused()
+    page.reload()
+    page.get_by_role("heading", level=1, name="Account").wait_for()
+    page.go_back()
+    page.get_by_role("heading", level=1, name="Advise").wait_for()
+    page.goto("/adapters/a name/of%2Fsome kind?x=<b>")
+    page.get_by_role("heading", level=1, name="Adapters").wait_for()
+
+
+def test_the_language_and_the_theme_are_chosen_and_stay(read):
+    reader = read(locale="bn-BD", color_scheme="dark")
+    page = reader.page
+    page.goto("/train")
+    page.get_by_role("heading", level=1, name="প্রশিক্ষণ").wait_for()
+    assert page.evaluate("document.documentElement.lang") == "bn"
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.get_by_role("radio", name="English").check()
+    page.get_by_role("heading", level=1, name="Train").wait_for()
+    page.get_by_role("radio", name="Light").check()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+    page.reload()
+    page.get_by_role("heading", level=1, name="Train").wait_for()
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+
+
+def test_the_keyboard_alone(read):
+    page = read().page
+    page.goto("/account")
+    page.get_by_role("heading", level=1).wait_for()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    expect(page.locator("#content")).to_be_focused()
+    page.locator("a[aria-current=page]").focus()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", level=1, name="Advise").wait_for()
+
+
+def test_a_narrow_window_folds_the_menu(read):
+    page = read(viewport={"width": 390, "height": 800}).page
+    page.goto("/compare")
+    page.get_by_role("heading", level=1).wait_for()
+    assert not page.get_by_role("navigation").is_visible()
+    page.get_by_role("button", name="Menu").click()
+    page.get_by_role("link", name="Documents").click()
+    page.get_by_role("heading", level=1, name="Documents").wait_for()
+    assert not page.get_by_role("navigation").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_an_address_of_nothing_says_so_and_files_need_no_other_host(read):
+    reader = read()
+    reader.page.goto("/adapters")
+    reader.page.get_by_role("heading", level=1).wait_for()
+    reader.page.evaluate("history.pushState(null, '', '/nowhere'); dispatchEvent(new PopStateEvent('popstate'))")
+    reader.page.get_by_role("button", name="Go to the Playground").click()
+    reader.page.get_by_role("heading", level=1, name="Playground").wait_for()
+    assert all(re.match(re.escape(reader.url), url) for url in reader.requests)
