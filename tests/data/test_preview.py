@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from halka.data.examples import Rows, read_examples
-from halka.data.preview import Span, inspect, preview, render
+from halka.data.preview import Span, inspect, preview
+from halka.data.preview_print import render
 from halka.util.text import chat_template_fingerprint
 from tokenizers_for_tests import UNMARKED, chatml_tokenizer, plain_tokenizer, tokenizer
 

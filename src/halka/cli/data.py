@@ -44,7 +44,8 @@ def preview(
     """
     from rich.console import Console
 
-    from halka.data.preview import preview, render
+    from halka.data.preview import preview
+    from halka.data.preview_print import render
     from halka.models.description import describe_base, load_tokenizer
     from halka.training.config import TrainConfig
 
