@@ -52,6 +52,15 @@ def test_counts_problems_lengths_and_loss(write):
     assert 0.2 < seen.loss_share < 0.6
 
 
+def test_what_is_read_of_the_rows_and_how_long_they_are(write):
+    rows = [{"Instruction": "Say", "input": "Yes. " * n, "output": "Yes.", "source": "x"} for n in range(1, 101)]
+    seen = preview(write(rows), CHATML)
+    assert (seen.fields, seen.unread) == (["instruction", "input", "output"], ["source"])
+    lengths = sorted(shown.tokens for shown in preview(write(rows), CHATML, show=100).shown)
+    assert seen.lengths.quantiles == {str(percent): lengths[percent - 1] for percent in (50, 90, 95, 99)}
+    assert (seen.lengths.longest, seen.lengths.longest_at) == (lengths[-1], "train.jsonl:100")
+
+
 def test_repeats_within_and_between_files(write):
     path = write(ROWS)
     other = write([{"prompt": "WHAT IS THE CAPITAL of France?", "completion": "London"}], "test.jsonl")

@@ -1,5 +1,6 @@
 """Preview a data file: what the model will see, and what is wrong with it, as plain data."""
 
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,12 @@ from halka.data.duplicates import Duplicate, between, within
 from halka.data.examples import Example, Rows, read_examples
 from halka.data.packing import computed_tokens, paths_of
 from halka.data.readers import Problem
+from halka.data.shapes import SHAPES, keys_read
 from halka.data.tokens import Tokens, encode_all, shorten
 from halka.util.text import chat_template_fingerprint
 
 BINS = 12
+PERCENTS = (50, 90, 95, 99)
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,18 @@ class Bin:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Lengths in tokens before any cut. `too_long` examples would be cut; `lost` of them would keep no answer token."""
+    """Lengths in tokens before any cut. `too_long` examples would be cut; `lost` of them would keep no answer token.
+
+    quantiles   the lengths that so many per cent of the examples do not exceed
+    longest_at  where the longest example was read from
+    """
 
     total: int
     shortest: int
     median: float
     longest: int
+    longest_at: str
+    quantiles: dict[str, int]
     bins: list[Bin]
     max_length: int | None
     too_long: int
@@ -76,6 +85,7 @@ class Packing:
 class Preview:
     """One file or split, tokenized.
 
+    fields       keys of its rows that are read; `unread`: the others
     loss_share   fraction of all tokens that carry loss
     packing      what packed batches save; None where no limit of a batch is set
     problems     rows and examples that cannot be used
@@ -86,6 +96,8 @@ class Preview:
 
     name: str
     shape: str
+    fields: list[str]
+    unread: list[str]
     chat_template: str
     examples: int
     problems: list[Problem]
@@ -138,11 +150,14 @@ def inspect(
     """Preview examples that are already read, such as a task's split. Raises DataError if none can be used."""
     encoded = encode_all(rows.examples, tokenizer)
     kept = [rows.examples[index] for index in encoded.kept]
-    lengths = _lengths(encoded.items, max_length)
+    lengths = _lengths(kept, encoded.items, max_length)
+    fields, unread = keys_read(rows.rows, rows.shape) if rows.shape in SHAPES else ([], [])
     special = {token for token, text in tokenizer.added_tokens_decoder.items() if text.content.strip()}
     return Preview(
         name=name,
         shape=rows.shape,
+        fields=fields,
+        unread=unread,
         chat_template=chat_template_fingerprint(tokenizer),
         examples=len(kept),
         problems=rows.problems + encoded.problems,
@@ -159,9 +174,10 @@ def inspect(
     )
 
 
-def _lengths(items: Sequence[Tokens], max_length: int | None) -> Lengths:
+def _lengths(examples: Sequence[Example], items: Sequence[Tokens], max_length: int | None) -> Lengths:
     lengths = [len(tokens.ids) for tokens in items]
-    shortest, longest = min(lengths), max(lengths)
+    ordered = sorted(lengths)
+    shortest, longest = ordered[0], ordered[-1]
     width = -(-(longest - shortest + 1) // BINS)
     counts = [0] * -(-(longest - shortest + 1) // width)
     for length in lengths:
@@ -172,6 +188,8 @@ def _lengths(items: Sequence[Tokens], max_length: int | None) -> Lengths:
         shortest=shortest,
         median=statistics.median(lengths),
         longest=longest,
+        longest_at=examples[index := lengths.index(longest)].place(index),
+        quantiles={str(percent): ordered[math.ceil(len(ordered) * percent / 100) - 1] for percent in PERCENTS},
         bins=[
             Bin(first, min(first + width - 1, longest), count)
             for first, count in zip(range(shortest, longest + 1, width), counts, strict=True)

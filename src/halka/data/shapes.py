@@ -11,6 +11,7 @@ from halka.data.readers import Problem, Row
 from halka.util.errors import DataError
 
 Role = Literal["system", "user", "assistant"]
+OPTIONAL = ("system", "references")  # keys that a row of any shape may have
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -33,10 +34,11 @@ class Message:
 
 @dataclass(frozen=True)
 class Shape:
-    """A way of writing examples: the keys that every row has, and how they become messages."""
+    """A way of writing examples: the keys that every row has, how they become messages, keys that a row may have."""
 
     keys: tuple[str, ...]
     messages: Callable[[dict[str, object]], list[Message]]
+    optional: tuple[str, ...] = ()
 
 
 def known_shapes() -> str:
@@ -68,6 +70,13 @@ def detect_shape(source: str, rows: Sequence[Row | Problem]) -> str:
             "by --shape, by `shape` in a task file or of read_examples, or remove the other's columns."
         )
     return fits[0][0]
+
+
+def keys_read(rows: Sequence[Row], shape: str) -> tuple[list[str], list[str]]:
+    """The keys that rows have a value for, in their order: those that are read, and those that are not."""
+    keys = dict.fromkeys(key for row in rows for key, value in row.fields.items() if value not in (None, ""))
+    read = {*SHAPES[shape].keys, *SHAPES[shape].optional, *OPTIONAL}
+    return [key for key in keys if key in read], [key for key in keys if key not in read]
 
 
 def conversation_of(row: Row, shape: str) -> tuple[Message, ...]:
@@ -215,8 +224,8 @@ SHAPES: dict[str, Shape] = {
     "messages": Shape(("messages",), lambda row: _conversation(row["messages"], "messages")),
     "prompt": Shape(("prompt", "completion"), lambda row: _pair(row, "prompt", "completion")),
     "question": Shape(("question", "answer"), lambda row: _pair(row, "question", "answer")),
-    "alpaca": Shape(("instruction", "output"), _alpaca),
+    "alpaca": Shape(("instruction", "output"), _alpaca, ("input",)),
     "sharegpt": Shape(("conversations",), lambda row: _conversation(row["conversations"], "conversations")),
-    "labelled": Shape(("text", "label"), _labelled),
+    "labelled": Shape(("text", "label"), _labelled, ("text_pair",)),
     "tagged": Shape(("words", "tags"), _tagged),
 }
