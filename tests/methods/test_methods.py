@@ -112,6 +112,8 @@ def test_a_method_is_frozen_and_says_what_its_fields_mean(kind):
     assert method_named(kind.name) is kind
     assert kind.lr > 0
     assert kind.paper
+    assert kind.plain[0].isupper(), "a sentence"
+    assert kind.plain[-1] == "."
     assert hash(kind()) == hash(kind())
     for each in fields(kind):
         assert each.metadata["help"], each.name

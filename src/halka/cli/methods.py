@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -16,34 +15,16 @@ def methods(
     json: Json = False,
 ) -> None:
     """List the methods, or show one with its hyper-parameters."""
-    from halka.methods import all_methods, method_named
+    from halka.methods import all_methods, catalogued, method_named
 
     methods = [method_named(name)] if name else all_methods().values()
-    described = [describe(method) for method in methods]
+    described = [catalogued(method) for method in methods]
     if json:
         emit(described[0] if name else described)
     elif name:
         _show_one(described[0])
     else:
         _show_all(described)
-
-
-def describe(method: Any) -> dict[str, Any]:
-    """A method as plain data; its `meaning` is the first line of its module's docstring."""
-    from halka.util.settings import settings_of
-
-    fields = [
-        {"name": field.name, "flag": field.flag, "default": field.default, "takes": field.words, "help": field.help}
-        for field in settings_of(method).values()
-    ]
-    return {
-        "name": method.name,
-        "meaning": (sys.modules[method.__module__].__doc__ or "").splitlines()[0],
-        "paper": method.paper,
-        "lr": method.lr,
-        "roles": list(method().roles()),
-        "fields": fields,
-    }
 
 
 def _show_all(described: list[dict[str, Any]]) -> None:
@@ -56,6 +37,7 @@ def _show_all(described: list[dict[str, Any]]) -> None:
 def _show_one(described: dict[str, Any]) -> None:
     show(
         described["meaning"],
+        described["plain"],
         f"paper: {described['paper']}",
         f"learning rate to start from: {described['lr']:g}",
         f"acts on: {', '.join(described['roles'])}",

@@ -10,6 +10,7 @@ from pkgutil import iter_modules
 from typing import Any, cast
 
 from halka.core import Method
+from halka.methods._catalogue import catalogued
 from halka.methods._fields import method, option
 from halka.methods.bitfit import BitFit
 from halka.methods.bottleneck import Bottleneck
@@ -46,6 +47,7 @@ __all__ = [
     "Tokens",
     "all_methods",
     "build_method",
+    "catalogued",
     "described",
     "joined_with",
     "method",

@@ -19,6 +19,7 @@ from halka.methods._fields import method, option
 @method
 class BitFit:
     name: ClassVar[str] = "bitfit"
+    plain: ClassVar[str] = "Trains only the layers' offsets: a tiny file, for small changes."
     paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv:2106.10199"
     lr: ClassVar[float] = 3e-3
 

@@ -42,6 +42,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 @method
 class Bottleneck:
     name: ClassVar[str] = "bottleneck"
+    plain: ClassVar[str] = "Puts a small network behind the halves of each layer: strong, and always a part of its own."
     paper: ClassVar[str] = "Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247"
     lr: ClassVar[float] = 1e-3
 

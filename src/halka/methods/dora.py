@@ -19,6 +19,9 @@ SMALLEST = 1e-12  # of a norm: pruned bases have rows of zeros, whose quotient s
 @method
 class DoRA:
     name: ClassVar[str] = "dora"
+    plain: ClassVar[str] = (
+        "LoRA that learns each weight's direction and size apart: sometimes a little better, always slower."
+    )
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
     lr: ClassVar[float] = 1e-3
 

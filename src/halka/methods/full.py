@@ -16,6 +16,9 @@ from halka.util.errors import HalkaError
 @method
 class Full:
     name: ClassVar[str] = "full"
+    plain: ClassVar[str] = (
+        "Trains a copy of the whole model: the most memory and the largest file, and the yardstick of all others."
+    )
     paper: ClassVar[str] = "the baseline: every weight is trained"
     lr: ClassVar[float] = 1e-4
 

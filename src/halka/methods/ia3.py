@@ -15,6 +15,7 @@ from halka.methods._fields import method, option
 @method
 class IA3:
     name: ClassVar[str] = "ia3"
+    plain: ClassVar[str] = "Learns to turn single channels up or down: a tiny file, for a change of style."
     paper: ClassVar[str] = "Liu et al. 2022, arXiv:2205.05638"
     lr: ClassVar[float] = 1e-2
 

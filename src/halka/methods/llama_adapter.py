@@ -16,6 +16,9 @@ from halka.util.errors import HalkaError
 @method
 class LlamaAdapter:
     name: ClassVar[str] = "llama_adapter"
+    plain: ClassVar[str] = (
+        "Lets the last layers read a learned memory, at first not at all: a small file that starts gently."
+    )
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.16199"
     lr: ClassVar[float] = 9e-3
 

@@ -23,6 +23,7 @@ def _roles(name: str, targets: tuple[str, ...] | str) -> None:
 @method
 class LoRABias:
     name: ClassVar[str] = "lora_bias"
+    plain: ClassVar[str] = "LoRA that learns offsets, too, as some files from peft have them."
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685, with a bias as BitFit's (arXiv:2106.10199)"
     lr: ClassVar[float] = 1e-3
 

@@ -21,6 +21,7 @@ ONE_BY_ONE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 @method
 class Modules:
     name: ClassVar[str] = "modules"
+    plain: ClassVar[str] = "Trains whole modules, such as a classifier's output layer."
     paper: ClassVar[str] = "no paper: full fine-tuning of a few modules"
     lr: ClassVar[float] = 1e-3
 

@@ -23,6 +23,7 @@ Norm = Literal["before", "after", "outer"]
 @method
 class NormedBottleneck(Bottleneck):
     name: ClassVar[str] = "normed_bottleneck"
+    plain: ClassVar[str] = "Bottlenecks with norms of their own, as files from AdapterHub's library may have them."
     paper: ClassVar[str] = "Pfeiffer et al. 2021, arXiv:2005.00247"
 
     norms: tuple[Norm, ...] = option(

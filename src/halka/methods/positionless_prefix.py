@@ -14,6 +14,7 @@ class PositionlessPrefix(Prefix):
     """A prefix beside the text instead of in front of it: nothing that the text computes of itself moves."""
 
     name: ClassVar[str] = "positionless_prefix"
+    plain: ClassVar[str] = "Prefix tuning whose memory takes no place in the text, as with AdapterHub's library."
 
     def build(self, target: Target) -> Part:
         part = cast(VirtualPart, super().build(target))

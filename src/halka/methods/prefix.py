@@ -19,6 +19,7 @@ AttentionRole = Literal["memory", "memory.encoder", "memory.cross"]
 @method
 class Prefix:
     name: ClassVar[str] = "prefix"
+    plain: ClassVar[str] = "Learns a memory that every layer reads before the text: a small file that needs more steps."
     paper: ClassVar[str] = "Li & Liang 2021, arXiv:2101.00190"
     lr: ClassVar[float] = 1e-2
 

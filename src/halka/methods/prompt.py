@@ -19,6 +19,7 @@ Virtual = TypeVar("Virtual", bound=Method)
 @method
 class Prompt:
     name: ClassVar[str] = "prompt"
+    plain: ClassVar[str] = "Learns unseen words in front of the text: the smallest file, which needs the most steps."
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
     lr: ClassVar[float] = 1e-2
 

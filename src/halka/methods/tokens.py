@@ -18,6 +18,7 @@ from halka.util.errors import HalkaError
 @method
 class Tokens:
     name: ClassVar[str] = "tokens"
+    plain: ClassVar[str] = "Trains single tokens alone, for new words and marks."
     paper: ClassVar[str] = "no paper: full fine-tuning of a few tokens' rows"
     lr: ClassVar[float] = 1e-3
 

@@ -15,7 +15,7 @@ from halka.server.guards import health, metrics, signing_in
 from halka.server.guards.sessions import COOKIE
 from halka.server.jobs import routes as jobs
 from halka.server.page import page_router
-from halka.server.resources import adapters, collections, embeddings, residency
+from halka.server.resources import adapters, collections, embeddings, methods, residency
 from halka.server.service import Service
 
 ROUTERS = (
@@ -27,6 +27,7 @@ ROUTERS = (
     adapters.router,
     residency.router,
     collections.router,
+    methods.router,
     jobs.router,
     signing_in.router,
     health.router,

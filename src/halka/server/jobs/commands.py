@@ -31,6 +31,8 @@ from halka.util.settings import Setting, build, convert, from_content, settings_
 
 DATA, VALIDATION, DOCUMENTS = "data", "validation", "documents.jsonl"
 SETTINGS, PREDICTIONS = "settings.yaml", "predictions.jsonl"
+DEFAULT_METHOD = "lora"
+TEXT = Setting("text", str | None, "what virtual tokens start as")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 
 
@@ -141,14 +143,13 @@ def _check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     allowed = {"method": Setting("method", str, "as `halka methods` lists them")}
     try:
-        method = method_named(str(settings.get("method", "lora")))
+        method = method_named(str(settings.get("method", DEFAULT_METHOD)))
         of_method, of_training = settings_of(method), settings_of(TrainConfig, "train")
-        text = Setting("text", str | None, "what virtual tokens start as")
-        allowed |= {**of_method, **of_training, "text": text}
+        allowed |= {**of_method, **of_training, "text": TEXT}
         layer = from_content(settings, Path("settings"), allowed)
         chosen = build(method, of_method, layer)
         build(TrainConfig, of_training, layer)
-        if "text" in layer and convert(text, layer["text"]) is not None:
+        if "text" in layer and convert(TEXT, layer["text"]) is not None:
             check_start(chosen, "settings: text")
     except HalkaError as error:
         raise refusal(error, param=_param(str(error), allowed)) from None
