@@ -122,7 +122,7 @@ def test_a_wrong_evaluation_is_refused_at_once(client, job, status, param, reaso
 @pytest.mark.parametrize(
     ("files", "job", "reason"),
     [
-        ({"data": ("rows.parquet", b"PAR1")}, {}, "kind '.parquet'"),
+        ({"data": ("rows.arrow", b"ARROW1")}, {}, "kind '.arrow'"),
         ({"data": ("rows.jsonl.gz", b"")}, {}, "kind '.gz'"),
         ({"data": ("task.py", b"print()")}, {}, "kind '.py'"),
         ({"data": ("../rows.jsonl", b"{}")}, {}, "cannot be a file's name"),

@@ -5,6 +5,7 @@ What another tenant sends changes nothing, though it names what is there.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 
 from halka.server.jobs.folder import JobFolder, JobRequest
+from halka.server.previews.looks import Looks
 from halka.server.tenants import Tenant
 
 schemathesis, requests = pytest.importorskip("schemathesis"), pytest.importorskip("requests")
@@ -33,15 +35,18 @@ KNOWN = {"model": "lora", "max_tokens": 2, "max_completion_tokens": 2, "max_outp
 @pytest.mark.parametrize("mode", [*schemathesis.GenerationMode])
 @pytest.mark.parametrize("known", [True, False], ids=["a known model", "any model"])
 def test_no_data_makes_a_5xx(server, mode, known):
+    server.service.looks = Looks([sys.executable, "-c", "print({})"])  # each that fits would take seconds
     schema = schemathesis.openapi.from_dict(server.client.app.openapi())
     operations = [result.ok() for result in schema.get_all_operations()]
-    sent = {operation.label for operation in operations if send_many(server, operation, mode, known)}
+    headers = server.key("main", "admin")  # else the first key that is added would close it
+    sent = {operation.label for operation in operations if send_many(server, operation, mode, known, headers=headers)}
     assert sent >= {operation.label for operation in operations if operation.body}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["user", "manager"])
 def test_nothing_that_another_tenant_sends_changes_a_thing(server, role):
+    server.service.looks = Looks([sys.executable, "-c", "print({})"])
     main = server.service.tenants.of("main")
     assert server.client.post("/v1/collections", json={"name": "faq"}).status_code == 201
     files = [("files", ("secret.md", b"The secret is nine."))]

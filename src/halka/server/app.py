@@ -15,6 +15,7 @@ from halka.server.guards import health, metrics, signing_in
 from halka.server.guards.sessions import COOKIE
 from halka.server.jobs import routes as jobs
 from halka.server.page import page_router
+from halka.server.previews import routes as previews
 from halka.server.resources import adapters, collections, embeddings, methods, residency
 from halka.server.service import Service
 
@@ -28,6 +29,7 @@ ROUTERS = (
     residency.router,
     collections.router,
     methods.router,
+    previews.router,
     jobs.router,
     signing_in.router,
     health.router,

@@ -21,6 +21,7 @@ from halka.server.guards.guards import Guards
 from halka.server.guards.keys import Keys
 from halka.server.guards.quota import Quota
 from halka.server.jobs.queue import JobQueue
+from halka.server.previews.looks import Looks
 from halka.server.resources.embedders import Embedders
 from halka.server.resources.uploads import remove_stale
 from halka.server.settings import GB, ServerSettings
@@ -36,6 +37,7 @@ class Service:
     tenants   where each has adapters, collections and jobs
     guards    what a request passes before its route
     threads   where blocking work is done
+    looks     where drafts of trainings are looked at
     created   when the server began, in seconds of Unix time
     """
 
@@ -47,6 +49,7 @@ class Service:
     embedders: Embedders
     jobs: JobQueue
     threads: Threads
+    looks: Looks = field(default_factory=Looks)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod

@@ -5,7 +5,6 @@ Base and precision are the server's; the data comes with the request and lies in
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -15,11 +14,12 @@ from typing import Any
 
 import yaml
 
-from halka.data.examples import read_examples
+from halka.core import Method
 from halka.evaluation.metrics import find_metric
 from halka.methods import method_named
 from halka.methods.prompt import check_start
-from halka.server.errors import ApiError, public, refusal
+from halka.server.errors import ApiError, refusal
+from halka.server.jobs.data import DATA, VALIDATION, placed
 from halka.server.jobs.folder import RUN, JobRequest
 from halka.server.jobs.requests import AdviseJob, EvaluateJob, Job, TrainJob
 from halka.server.resources.adapter_files import check_inside, stored_inside
@@ -29,11 +29,10 @@ from halka.training import TrainConfig
 from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.settings import Setting, build, convert, from_content, settings_of
 
-DATA, VALIDATION, DOCUMENTS = "data", "validation", "documents.jsonl"
+DOCUMENTS = "documents.jsonl"
 SETTINGS, PREDICTIONS = "settings.yaml", "predictions.jsonl"
 DEFAULT_METHOD = "lora"
 TEXT = Setting("text", str | None, "what virtual tokens start as")
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -49,29 +48,21 @@ def new_job(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: Serve
 
     Raises ApiError that names the field, for what cannot be done.
     """
-    placed = {name: _with_suffix(name, path) for name, path in files.items()}
-    contents: dict[str, bytes | Path] = {placed[name]: path for name, path in files.items()}
-    for name in (DATA, VALIDATION):
-        rows = getattr(job, name, None)
-        if isinstance(rows, list):
-            if name in placed:
-                raise ApiError(400, f"{name} came as rows and as a file: give one of them", param=name)
-            placed[name] = f"{name}.jsonl"
-            contents[placed[name]] = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-    if (job.task is None) == (DATA not in placed):
+    names, contents = placed(job, files)
+    if (job.task is None) == (DATA not in names):
         raise ApiError(400, "give either data, as rows or a file, or task", param=DATA)
-    if job.task is not None and (VALIDATION in placed or getattr(job, VALIDATION, None) is not None):
+    if job.task is not None and (VALIDATION in names or getattr(job, VALIDATION, None) is not None):
         raise ApiError(400, f"the task {job.task} has validation examples of its own: leave it out", param=VALIDATION)
-    if VALIDATION in placed and not hasattr(job, VALIDATION):
+    if VALIDATION in names and not hasattr(job, VALIDATION):
         raise ApiError(400, f"a job that is to {job.kind} has no validation data", param=VALIDATION)
     if isinstance(job, TrainJob):
         check_inside(tenant.store, job.name)
-        contents[SETTINGS] = _training(job, placed, settings)
+        contents[SETTINGS] = _training(job, names, settings)
         command = ["train", "--config", SETTINGS, "--json"]
     elif isinstance(job, EvaluateJob):
-        command = _evaluation(job, placed, tenant, settings)
+        command = _evaluation(job, names, tenant, settings)
     else:
-        command = _advice(job, placed, settings)
+        command = _advice(job, names, settings)
     return NewJob(
         JobRequest(
             kind=job.kind,
@@ -86,27 +77,6 @@ def new_job(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: Serve
     )
 
 
-def check_data(files: Mapping[str, Path], job: Job) -> None:
-    """Read the data as the job will. Raises ApiError for what it could not use."""
-    for file, path in files.items():
-        name = file.partition(".")[0]
-        if name in (DATA, VALIDATION):
-            try:
-                rows = read_examples(path, job.shape).rows
-            except HalkaError as error:
-                raise ApiError(400, public(str(error).replace(str(path), name)), param=name) from None
-            allowed = getattr(job, "adapters", ())
-            for row in rows:
-                if (adapter := row.fields.get("adapter")) and job.kind == "evaluate" and adapter not in allowed:
-                    raise ApiError(400, f"{row.where} names {adapter!r}, which is not among adapters", param="adapters")
-
-
-def _with_suffix(name: str, path: Path) -> str:
-    if path.suffix.lower() not in SUFFIXES:
-        raise ApiError(400, f"{name} is a file of the kind {path.suffix!r}: use {', '.join(SUFFIXES)}", param=name)
-    return name + path.suffix.lower()
-
-
 def _public(job: Job) -> dict[str, Any]:
     """The request as it is shown again: without rows, of which it has the number."""
     shown = job.model_dump(exclude_none=True, exclude={"kind", "name"}, exclude_defaults=True)
@@ -117,18 +87,18 @@ def _public(job: Job) -> dict[str, Any]:
 # ── train ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _training(job: TrainJob, placed: Mapping[str, str], settings: ServerSettings) -> bytes:
+def _training(job: TrainJob, names: Mapping[str, str], settings: ServerSettings) -> bytes:
     """The file for `halka train --config`."""
-    checked = _check_settings(job.settings)
-    validation = placed.get(VALIDATION, job.validation)
+    check_settings(job.settings)
+    validation = names.get(VALIDATION, job.validation)
     return yaml.safe_dump(
         {
-            **checked,
+            **job.settings,
             **_base(settings),
             "out": RUN,
             "kind": "causal-lm",
             "task": job.task,
-            "data": [placed[DATA]] if DATA in placed else [],
+            "data": [names[DATA]] if DATA in names else [],
             "validation": None if validation is None else str(validation),
             "shape": job.shape,
         },
@@ -136,8 +106,8 @@ def _training(job: TrainJob, placed: Mapping[str, str], settings: ServerSettings
     ).encode()
 
 
-def _check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a training that a client may choose: the method, its fields, its text, and TrainConfig's.
+def check_settings(settings: Mapping[str, Any]) -> tuple[Method, TrainConfig]:
+    """What the settings of a training that a client may choose are: the method with its fields, and TrainConfig's.
 
     Raises ApiError that names a wrong or unknown one.
     """
@@ -147,13 +117,12 @@ def _check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         of_method, of_training = settings_of(method), settings_of(TrainConfig, "train")
         allowed |= {**of_method, **of_training, "text": TEXT}
         layer = from_content(settings, Path("settings"), allowed)
-        chosen = build(method, of_method, layer)
-        build(TrainConfig, of_training, layer)
+        chosen, config = build(method, of_method, layer), build(TrainConfig, of_training, layer)
         if "text" in layer and convert(TEXT, layer["text"]) is not None:
             check_start(chosen, "settings: text")
     except HalkaError as error:
         raise refusal(error, param=_param(str(error), allowed)) from None
-    return dict(settings)
+    return chosen, config
 
 
 def _param(message: str, allowed: Mapping[str, Setting]) -> str:
@@ -178,7 +147,7 @@ def _base(settings: ServerSettings) -> dict[str, Any]:
 # ── evaluate, advise ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _evaluation(job: EvaluateJob, placed: Mapping[str, str], tenant: Tenant, settings: ServerSettings) -> list[str]:
+def _evaluation(job: EvaluateJob, names: Mapping[str, str], tenant: Tenant, settings: ServerSettings) -> list[str]:
     for metric in job.metrics or ():
         try:
             find_metric(metric)
@@ -193,7 +162,7 @@ def _evaluation(job: EvaluateJob, placed: Mapping[str, str], tenant: Tenant, set
     if job.split is not None and job.task is None:
         raise ApiError(400, "split is for a task: the data is one split", param="split")
     flags = {
-        "data": placed.get(DATA),
+        "data": names.get(DATA),
         "task": job.task,
         "split": job.split,
         "shape": job.shape,
@@ -209,7 +178,7 @@ def _evaluation(job: EvaluateJob, placed: Mapping[str, str], tenant: Tenant, set
     return ["evaluate", *_flags({**_base(settings), **flags}), "--json"]
 
 
-def _advice(job: AdviseJob, placed: Mapping[str, str], settings: ServerSettings) -> list[str]:
+def _advice(job: AdviseJob, names: Mapping[str, str], settings: ServerSettings) -> list[str]:
     if job.metric is not None:
         try:
             find_metric(job.metric)
@@ -218,8 +187,8 @@ def _advice(job: AdviseJob, placed: Mapping[str, str], settings: ServerSettings)
     base = _base(settings)
     del base["device"]  # of `halka advise` it is the device to train on
     flags = {
-        "data": placed.get(DATA),
-        "validation": placed.get(VALIDATION),
+        "data": names.get(DATA),
+        "validation": names.get(VALIDATION),
         "documents": None if job.collection is None else DOCUMENTS,
         "task": job.task,
         "shape": job.shape,

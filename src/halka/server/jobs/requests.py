@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from halka.server.requests import Body, Count, Name
 
@@ -15,6 +15,15 @@ Probe = Literal["fit", "cleanliness", "strength", "knowledge", "learnability"]
 
 Row = dict[str, Any]
 Rows = Annotated[list[Row], Field(min_length=1, fail_fast=True)]
+
+
+def _rows_or_share(value: Any) -> Any:
+    if not isinstance(value, list | None) and (not isinstance(value, float) or not 0 < value < 1):
+        raise ValueError("give rows, or the share of data to hold out, above 0 and below 1")
+    return value
+
+
+Validation = Annotated[Rows | float | None, BeforeValidator(_rows_or_share)]
 Versioned = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[0-9]{1,9})?$")]
 
 
@@ -31,15 +40,8 @@ class TrainJob(_Job):
 
     kind: Literal["train"]
     name: Name
-    validation: Rows | float | None = None
+    validation: Validation = None
     settings: dict[str, Any] = Field(default_factory=dict[str, Any])
-
-    @field_validator("validation", mode="before")
-    @classmethod
-    def _rows_or_share(cls, value: Any) -> Any:
-        if not isinstance(value, list | None) and (not isinstance(value, float) or not 0 < value < 1):
-            raise ValueError("give rows, or the share of data to hold out, above 0 and below 1")
-        return value
 
 
 class EvaluateJob(_Job):

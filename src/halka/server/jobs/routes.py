@@ -15,20 +15,21 @@ from typing import Annotated, Any, BinaryIO, TypeVar
 
 import anyio
 from fastapi import APIRouter, Form, Header, UploadFile
-from fastapi.exceptions import RequestValidationError
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from starlette.responses import Response, StreamingResponse
 
 from halka.server.errors import ApiError, refusal
 from halka.server.guards.access import Caller, ManagerDep
-from halka.server.jobs.commands import DOCUMENTS, PREDICTIONS, NewJob, check_data, new_job
+from halka.server.jobs.commands import DOCUMENTS, PREDICTIONS, NewJob, new_job
+from halka.server.jobs.data import DATA, VALIDATION, check_data, written
 from halka.server.jobs.documents import document_lines, write_lines
 from halka.server.jobs.folder import ENDED, JobFolder, jobs_in
 from halka.server.jobs.requests import AdviseJob, Job
+from halka.server.jobs.uploading import read_form, save_data
 from halka.server.jobs.views import steps_of, view_of
 from halka.server.locks import locked
 from halka.server.resources.adapter_files import pieces_of
-from halka.server.resources.uploads import UploadRoute, file_name, save, staging
+from halka.server.resources.uploads import UploadRoute, staging
 from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
 from halka.server.wire import Events, Json, event
@@ -58,18 +59,11 @@ async def upload_job(
     data: UploadFile,
     validation: UploadFile | None = None,
 ) -> Response:
-    """Queue a job whose data comes as files: .jsonl, .json, .csv or .tsv."""
-    try:
-        parsed = JOBS.validate_json(job)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from None
+    """Queue a job whose data comes as files: .jsonl, .json, .csv, .tsv or .parquet."""
+    parsed = read_form(JOBS, job)
     async with staging(service) as folder:
-        files = {"data": data} | ({} if validation is None else {"validation": validation})
-        paths = {
-            name: await save(service, upload, folder / f"{name}{Path(file_name(upload)).suffix[:10].lower()}")
-            for name, upload in files.items()
-        }
-        return await _start(parsed, paths, service, caller)
+        files = await save_data(service, caller, {DATA: data, VALIDATION: validation}, folder)
+        return await _start(parsed, files, service, caller)
 
 
 @router.get("/v1/jobs")
@@ -178,11 +172,7 @@ def _check_count(tenant: Tenant, service: Service) -> None:
 
 def _queue(job: Job, new: NewJob, tenant: Tenant, folder: Path, service: Service, limit: int | None) -> JobFolder:
     """Queue a job whose data can be used. Raises ApiError where they cannot, and as `_check` for too many."""
-    paths = dict[str, Path]()
-    for name, content in new.files.items():
-        paths[name] = content if isinstance(content, Path) else folder / name
-        if isinstance(content, bytes):
-            paths[name].write_bytes(content)
+    paths = written(new.files, folder)
     check_data(paths, job)
     for path in paths.values():  # else the lock is held while they are
         flush(path)

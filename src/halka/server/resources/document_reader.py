@@ -7,26 +7,19 @@ what it writes only so much is read, so that a small file that expands does not 
 from __future__ import annotations
 
 import json
-import os
 import resource
-import select
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from halka.rag.texts import Text, Unreadable, read_as, read_text
-from halka.server.environment import environment
+from halka.server.apart import cause_of, output_of
 
 PLAIN = (".md", ".markdown", ".txt", ".text", ".rst")  # decoded, and nothing more
 SECONDS, MEMORY = 120, 4 * 10**9
 WIDEST = 4  # bytes of a character in UTF-8
 BESIDE = 1 << 20  # bytes of JSON beside the text
-PIECE = 1 << 16  # bytes that are read at a time
-LOOK = 1.0  # seconds between two looks at whether the text is still wanted
 READER = (sys.executable, "-m", "halka.server.resources.document_reader")
 
 
@@ -48,47 +41,19 @@ def read_apart(
         if path.stat().st_size > WIDEST * characters or len((text := read_as(name, path)).text) > characters:
             raise too_long
         return text
-    output, status = _output([*reader, str(path), str(characters)], seconds, WIDEST * characters + BESIDE, check)
+    output, status = output_of([*reader, str(path), str(characters)], seconds, WIDEST * characters + BESIDE, check)
     if output is None:
         raise too_long
     if status is None:
         raise Unreadable(f"{name} takes longer than {seconds:g} seconds to read: simplify it, or split it")
     if status:
-        cause = f"signal {signal.Signals(-status).name}" if status < 0 else "an error"
-        raise Unreadable(f"{name} cannot be read: its reader ended with {cause}. Is it whole?")
+        raise Unreadable(f"{name} cannot be read: its reader ended with {cause_of(status)}. Is it whole?")
     result = json.loads(output)
     if "reason" in result:
         raise Unreadable(result["reason"].replace(str(path), name))
     if len(result["text"]) > characters:
         raise too_long
     return Text(result["text"], tuple(result["pages"]), result["markdown"])
-
-
-def _output(
-    command: Sequence[str], seconds: float, size: int, check: Callable[[], object]
-) -> tuple[bytes | None, int | None]:
-    """What a process writes, None if that is more than `size` bytes, and its status, None if it takes too long."""
-    end, output, ready = time.monotonic() + seconds, bytearray(), select.poll()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(os.environ)
-    ) as process:
-        assert process.stdout is not None
-        ready.register(process.stdout)
-        try:
-            while (left := end - time.monotonic()) > 0:
-                check()
-                if not ready.poll(1000 * min(LOOK, left)):
-                    continue
-                if not (piece := os.read(process.stdout.fileno(), PIECE)):
-                    return bytes(output), process.wait(left)
-                output += piece
-                if len(output) > size:
-                    return None, None
-        except subprocess.TimeoutExpired:  # it writes no more, and does not end
-            pass
-        finally:
-            process.kill()
-    return b"", None
 
 
 def main(path: str, characters: str) -> None:

@@ -1,0 +1,56 @@
+"""A process of its own for what may crash, take long, or flood whoever reads it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+from halka.server.environment import environment
+
+PIECE = 1 << 16  # bytes that are read at a time
+LOOK = 1.0  # seconds between two looks at whether the output is still wanted
+
+
+def output_of(
+    command: Sequence[str], seconds: float, size: int, check: Callable[[], object] = lambda: None
+) -> tuple[bytes | None, int | None]:
+    """What a process writes, None if that is more than `size` bytes, and its status, None if it takes too long.
+
+    `check` is called every second: an error that it raises ends the process.
+    """
+    end, output, ready = time.monotonic() + seconds, bytearray(), select.poll()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(os.environ)
+    ) as process:
+        assert process.stdout is not None
+        ready.register(process.stdout)
+        try:
+            while (left := end - time.monotonic()) > 0:
+                check()
+                if not ready.poll(1000 * min(LOOK, left)):
+                    continue
+                if not (piece := os.read(process.stdout.fileno(), PIECE)):
+                    return bytes(output), process.wait(left)
+                output += piece
+                if len(output) > size:
+                    return None, None
+        except subprocess.TimeoutExpired:  # it writes no more, and does not end
+            pass
+        finally:
+            process.kill()
+    return b"", None
+
+
+def cause_of(status: int) -> str:
+    """What a process ended with whose status is not 0."""
+    return f"signal {signal.Signals(-status).name}" if status < 0 else "an error"
+
+
+def limit_memory(size: int) -> None:
+    """Let this process have so many bytes of memory of its own, beside the files that it maps."""
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))

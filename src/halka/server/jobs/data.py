@@ -1,0 +1,68 @@
+"""The data of a job: rows or files, called by what they are for, and read once before anything is queued."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from halka.data.examples import read_examples
+from halka.server.errors import ApiError, public
+from halka.server.jobs.requests import AdviseJob, EvaluateJob, TrainJob
+from halka.util.errors import HalkaError
+
+DATA, VALIDATION = "data", "validation"
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+PARQUET = ".parquet"  # becomes .jsonl as it comes
+
+
+def placed(asked: Any, files: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, bytes | Path]]:
+    """The files' names in a folder, by what they are for, and their contents.
+
+    asked  has `data`, and perhaps `validation`, as rows
+    files  those that came with the request, which keep their suffixes
+    Raises ApiError for what came in both ways, and for a file of another kind.
+    """
+    names = {name: _with_suffix(name, path) for name, path in files.items()}
+    contents: dict[str, bytes | Path] = {names[name]: path for name, path in files.items()}
+    for name in (DATA, VALIDATION):
+        rows = getattr(asked, name, None)
+        if isinstance(rows, list):
+            if name in names:
+                raise ApiError(400, f"{name} came as rows and as a file: give one of them", param=name)
+            names[name] = f"{name}.jsonl"
+            contents[names[name]] = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    return names, contents
+
+
+def written(contents: Mapping[str, bytes | Path], folder: Path) -> dict[str, Path]:
+    """The files' paths, of which those that came as rows are written to a folder."""
+    paths = dict[str, Path]()
+    for name, content in contents.items():
+        paths[name] = content if isinstance(content, Path) else folder / name
+        if isinstance(content, bytes):
+            paths[name].write_bytes(content)
+    return paths
+
+
+def check_data(files: Mapping[str, Path], job: TrainJob | EvaluateJob | AdviseJob) -> None:
+    """Read the data as the job will. Raises ApiError for what it could not use."""
+    for file, path in files.items():
+        name = file.partition(".")[0]
+        if name in (DATA, VALIDATION):
+            try:
+                rows = read_examples(path, job.shape).rows
+            except HalkaError as error:
+                raise ApiError(400, public(str(error).replace(str(path), name)), param=name) from None
+            allowed = getattr(job, "adapters", ())
+            for row in rows:
+                if (adapter := row.fields.get("adapter")) and job.kind == "evaluate" and adapter not in allowed:
+                    raise ApiError(400, f"{row.where} names {adapter!r}, which is not among adapters", param="adapters")
+
+
+def _with_suffix(name: str, path: Path) -> str:
+    if path.suffix.lower() not in SUFFIXES:
+        kinds = ", ".join((*SUFFIXES, PARQUET))
+        raise ApiError(400, f"{name} is a file of the kind {path.suffix!r}: use {kinds}", param=name)
+    return name + path.suffix.lower()

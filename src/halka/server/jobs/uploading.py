@@ -1,0 +1,64 @@
+"""Files of data that come with a request. Parquet becomes JSON lines, in a process of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from anyio import from_thread
+from fastapi import UploadFile
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
+
+from halka.server.apart import cause_of, output_of
+from halka.server.errors import ApiError
+from halka.server.guards.access import Caller
+from halka.server.jobs.data import PARQUET
+from halka.server.resources.uploads import file_name, save
+from halka.server.service import Service
+from halka.server.settings import MB
+
+T = TypeVar("T")
+SECONDS = 120
+READER = (sys.executable, "-m", "halka.server.jobs.parquet")
+
+
+def read_form(adapter: TypeAdapter[T], text: str) -> T:
+    """What a form's field holds as JSON. Raises RequestValidationError."""
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+async def save_data(
+    service: Service, caller: Caller, uploads: Mapping[str, UploadFile | None], folder: Path
+) -> dict[str, Path]:
+    """Write the files that came to a folder; returns their paths by what they are for. Raises ApiError."""
+    most, paths = int(service.settings.upload_size * MB), dict[str, Path]()
+    for name, upload in uploads.items():
+        if upload is not None:
+            path = await save(service, upload, folder / f"{name}{Path(file_name(upload)).suffix[:10].lower()}")
+            if path.suffix == PARQUET:
+                path = await service.threads.manage(json_lines_of, path, most)
+                await service.guards.quota.reserve(caller, path.stat().st_size)
+            paths[name] = path
+    return paths
+
+
+def json_lines_of(path: Path, most: int) -> Path:
+    """The rows of a Parquet file as a file of JSON lines of so many bytes at most, in its place. Raises ApiError."""
+    name, lines = path.stem, path.with_suffix(".jsonl")
+    output, status = output_of([*READER, str(path), str(lines), str(most)], SECONDS, most, from_thread.check_cancelled)
+    path.unlink()
+    if status is None:
+        raise ApiError(400, f"{name} takes longer than {SECONDS} s to read: split it", param=name)
+    if status:
+        raise ApiError(
+            400, f"{name} cannot be read: its reader ended with {cause_of(status)}. Is it whole?", param=name
+        )
+    if output:
+        raise ApiError(400, output.decode().replace(str(path), name), param=name)
+    return lines

@@ -1,0 +1,99 @@
+"""`/v1/data/preview`, `/v1/estimate`: a draft looked at, in a process of its own, before it becomes a job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Form, UploadFile
+from pydantic import TypeAdapter
+from starlette.responses import Response
+
+from halka.methods import described
+from halka.server.errors import ApiError, public
+from halka.server.guards.access import Caller, ManagerDep
+from halka.server.jobs.commands import check_settings
+from halka.server.jobs.data import DATA, VALIDATION, placed, written
+from halka.server.jobs.uploading import read_form, save_data
+from halka.server.previews.requests import Draft
+from halka.server.resources.uploads import UploadRoute, staging
+from halka.server.service import Service, ServiceDep
+from halka.server.wire import Json
+
+router = APIRouter(tags=["jobs"], route_class=UploadRoute)
+DRAFT = TypeAdapter(Draft)
+Text = Annotated[str, Form(description="the draft as JSON; data and validation may come as files instead")]
+
+What = Literal["preview", "estimate"]
+
+
+@router.post("/v1/data/preview")
+async def preview_rows(draft: Draft, service: ServiceDep, caller: ManagerDep) -> Response:
+    """Show what a training would read of its data: tokens, loss, lengths, repeats, rows that cannot be used."""
+    return await _looked("preview", draft, {}, service, caller)
+
+
+@router.post("/v1/data/preview/upload")
+async def preview_files(
+    service: ServiceDep, caller: ManagerDep, data: UploadFile, job: Text = "{}", validation: UploadFile | None = None
+) -> Response:
+    """The same of files: .jsonl, .json, .csv, .tsv or .parquet."""
+    uploads = {DATA: data, VALIDATION: validation}
+    return await _looked("preview", read_form(DRAFT, job), uploads, service, caller)
+
+
+@router.post("/v1/estimate")
+async def estimate_rows(draft: Draft, service: ServiceDep, caller: ManagerDep) -> Response:
+    """Estimate the memory and time of a training with these settings on this data."""
+    return await _looked("estimate", draft, {}, service, caller)
+
+
+@router.post("/v1/estimate/upload")
+async def estimate_files(
+    service: ServiceDep, caller: ManagerDep, data: UploadFile, job: Text = "{}", validation: UploadFile | None = None
+) -> Response:
+    """The same with files: .jsonl, .json, .csv, .tsv or .parquet."""
+    uploads = {DATA: data, VALIDATION: validation}
+    return await _looked("estimate", read_form(DRAFT, job), uploads, service, caller)
+
+
+async def _looked(
+    what: What, draft: Draft, uploads: Mapping[str, UploadFile | None], service: Service, caller: Caller
+) -> Response:
+    async with staging(service) as folder:
+        files = await save_data(service, caller, uploads, folder)
+        look = await service.threads.manage(_prepare, what, draft, files, folder, service)
+        result = await service.looks(look)
+    if (reason := result.get("reason")) is not None:
+        raise ApiError(400, public(reason, caller), param=DATA)
+    return Json(result)
+
+
+def _prepare(what: What, draft: Draft, files: Mapping[str, Path], folder: Path, service: Service) -> Path:
+    """The file that the process reads. Raises ApiError for data that is not there, and for wrong settings."""
+    names, contents = placed(draft, files)
+    if DATA not in names:
+        raise ApiError(400, "give data, as rows or a file", param=DATA)
+    method, config = check_settings(draft.settings)
+    paths, settings = written(contents, folder), service.settings
+    look = {
+        "what": what,
+        "data": str(paths[names[DATA]]),
+        "validation": str(paths[names[VALIDATION]]) if VALIDATION in names else None,
+        "held_out": draft.validation if isinstance(draft.validation, float) else 0.0,
+        "shape": draft.shape,
+        "examples": draft.examples,
+        "method": described(method),
+        "train": asdict(config),
+        "limits": config.limits(),
+        "base": settings.base,
+        "dtype": settings.dtype,
+        "quantize": settings.quantize,
+        "device": settings.device,
+    }
+    path = folder / "look.json"
+    path.write_text(json.dumps(look))
+    return path

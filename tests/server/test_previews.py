@@ -1,0 +1,199 @@
+"""`/v1/data/preview` and `/v1/estimate`: a draft looked at before it is a job, in a process that has its bounds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from halka.data.preview import preview
+from halka.models.description import load_tokenizer
+from halka.server.previews.looks import Looks
+
+ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(4) for b in range(4)]
+SHAREGPT = [{"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}] * 3
+OPENAI = [{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}], "id": 7}] * 3
+
+
+def lines(rows) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def parquet(rows, path: Path) -> bytes:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path.read_bytes()
+
+
+def test_what_a_training_would_read(client, base, tmp_path):
+    """As `halka data preview` says it; its lists have an end."""
+    rows = [*ROWS, ROWS[0], {"prompt": "Why?"}, {"prompt": "What? " * 300, "completion": "Long."}]
+    response = client.post(
+        "/v1/data/preview", json={"data": rows, "examples": 2, "settings": {"train": {"max_length": 60}}}
+    )
+    assert response.status_code == 200, response.text
+    seen = response.json()
+    (tmp_path / "data.jsonl").write_bytes(lines(rows))
+    same = preview(tmp_path / "data.jsonl", load_tokenizer(base), 60, show=2, batch_tokens=1024)
+    assert (seen["shape"], seen["fields"], seen["unread"]) == ("prompt", ["prompt", "completion"], [])
+    assert (seen["examples"], seen["loss_share"]) == (18, same.loss_share)
+    assert seen["lengths"]["longest"] == same.lengths.longest
+    assert seen["lengths"]["longest_at"] == "data.jsonl:19"
+    assert seen["lengths"]["quantiles"].keys() == {"50", "90", "95", "99"}
+    assert (seen["lengths"]["max_length"], seen["lengths"]["too_long"]) == (60, 1)
+    assert sum(bin["examples"] for bin in seen["lengths"]["bins"]) == 18
+    assert seen["problems"] == {
+        "count": 1,
+        "first": [{"where": "data.jsonl:18", "line": 18, "reason": same.problems[0].reason}],
+    }
+    assert seen["repeated"] == {
+        "count": 1,
+        "first": [{"first": "data.jsonl:1", "second": "data.jsonl:17", "same_answer": True}],
+    }
+    assert seen["packing"]["computed"] <= seen["packing"]["useful"] <= seen["packing"]["padded"]
+    assert seen["shared"] is None
+    first, _ = seen["shown"]
+    assert "".join(span["text"] for span in first["spans"] if span["loss"]).startswith("0")
+    assert sum(span["tokens"] for span in first["spans"]) == first["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "shape", "unread"),
+    [
+        ("a.jsonl", OPENAI, "messages", ["id"]),
+        ("a.PARQUET", SHAREGPT, "sharegpt", []),
+    ],
+)
+def test_files_of_every_kind(client, tmp_path, name, rows, shape, unread):
+    content = parquet(rows, tmp_path / "a") if name.lower().endswith("parquet") else lines(rows)
+    response = client.post("/v1/data/preview/upload", files={"data": (name, content)})
+    assert response.status_code == 200, response.text
+    assert (response.json()["shape"], response.json()["unread"]) == (shape, unread)
+    assert response.json()["examples"] == len(rows)
+
+
+def test_what_validation_shares_with_the_data_and_nothing_is_left(server):
+    client, storage = server.client, server.service.tenants.of("main").storage
+    before = storage.used()
+    job = {"kind": "train", "name": "sums", "settings": {"rank": 4}}
+    files = {"data": ("a.jsonl", lines(ROWS)), "validation": ("b.csv", b"prompt,completion\nwhat is 1 plus  2?,4\n")}
+    response = client.post("/v1/data/preview/upload", data={"job": json.dumps(job)}, files=files)
+    assert response.status_code == 200, response.text
+    (shared,) = response.json()["shared"]["first"]
+    assert (shared["first"], shared["same_answer"]) == ("validation.csv:2", False)
+    assert [*(server.service.settings.data / "uploads").iterdir()] == []
+    assert storage.used() == before
+
+
+def test_what_a_training_would_need(client):
+    draft = {"data": ROWS, "validation": 0.25, "settings": {"method": "lora", "rank": 4, "train": {"epochs": 2}}}
+    response = client.post("/v1/estimate", json=draft)
+    assert response.status_code == 200, response.text
+    needs = response.json()
+    assert (needs["method"], needs["fields"]["rank"]) == ("lora", 4)
+    memory = needs["memory"]
+    parts = ("weights", "gradients", "optimizer", "activations", "allocator")
+    assert memory["total"] == sum(memory[part] for part in parts) < memory["all"]
+    assert needs["fits"] == (memory["all"] <= needs["available"])
+    assert needs["steps"] >= 2
+    assert needs["seconds"] == pytest.approx(needs["steps"] * needs["seconds_a_step"])
+    assert needs["speed"] == "measured here"
+    assert 0 < needs["trained"] < needs["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("draft", "param", "reason"),
+    [
+        ({}, "data", "give data"),
+        ({"data": []}, "data", "at least 1"),
+        ({"data": "/etc/passwd"}, "data", "list"),
+        ({"data": ROWS, "settings": {"rnk": 4}}, "settings.rnk", "did you mean rank?"),
+        ({"data": ROWS, "settings": {"base": "/etc"}}, "settings.base", "no such setting"),
+        ({"data": ROWS, "validation": 2}, "validation", "share of data"),
+        ({"data": ROWS, "examples": 21}, "examples", "less than"),
+        ({"data": ROWS, "task": "support"}, "task", "unknown parameter"),
+        ({"data": ROWS, "kind": "evaluate"}, "kind", "train"),
+    ],
+)
+def test_what_is_no_draft_is_refused_at_once(client, draft, param, reason):
+    for path in ("/v1/data/preview", "/v1/estimate"):
+        response = client.post(path, json=draft)
+        assert response.status_code == 400, response.text
+        error = response.json()["error"]
+        assert reason in error["message"]
+        assert error["param"] == param
+
+
+def test_data_that_cannot_be_read_is_refused_and_names_no_folder(client, tmp_path):
+    response = client.post("/v1/estimate", json={"data": [{"nothing": 1}]})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "data")
+    assert response.json()["error"]["message"].startswith("data.jsonl: no row has a known shape")
+    assert str(tmp_path) not in response.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.parquet", b"PAR1", "not a whole Parquet file"),
+        ("a.py", b"print()", "kind '.py'"),
+        ("../a.jsonl", b"{}", "cannot be a file's name"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused(client, name, content, reason):
+    job = {"job": json.dumps({"kind": "train", "name": "sums"})}
+    for path in ("/v1/data/preview/upload", "/v1/jobs/upload"):
+        response = client.post(path, files={"data": (name, content)}, data=job)
+        assert response.status_code == 400, response.text
+        assert reason in response.json()["error"]["message"]
+    assert client.get("/v1/jobs").json()["data"] == []
+
+
+def test_parquet_becomes_a_jobs_data(server, tmp_path):
+    """Its rows keep their places."""
+    rows = [*ROWS, {"prompt": "Why?", "completion": None}]
+    job = {"kind": "train", "name": "sums", "settings": {"train": {"steps": 1}}}
+    files = {"data": ("rows.parquet", parquet(rows, tmp_path / "a"))}
+    response = server.client.post("/v1/jobs/upload", data={"job": json.dumps(job)}, files=files)
+    assert response.status_code == 201, response.text
+    folder = server.service.tenants.of("main").jobs / response.json()["id"]
+    assert [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()] == rows
+
+
+def test_parquet_that_expands_is_refused(server, tmp_path):
+    """A file of a few KB may hold any number of equal rows."""
+    small = parquet([{"prompt": "Why? " * 1000, "completion": "So."}] * 5000, tmp_path / "a")
+    assert len(small) < 100_000
+    server.service.settings = replace(server.service.settings, upload_size=1.0)
+    response = server.client.post("/v1/data/preview/upload", files={"data": ("a.parquet", small)})
+    assert response.status_code == 400
+    assert "data has more than 1,000,000 bytes of rows" in response.json()["error"]["message"]
+
+
+def test_only_managers_look(server):
+    user, manager = server.key("acme", "user"), server.key("acme", "manager")
+    for path in ("/v1/data/preview", "/v1/estimate"):
+        assert server.client.post(path, json={"data": ROWS}, headers=user).status_code == 403
+    for path in ("/v1/data/preview/upload", "/v1/estimate/upload"):
+        assert server.client.post(path, files={"data": ("a.jsonl", b"{}")}, headers=user).status_code == 403
+    assert server.client.post("/v1/data/preview", json={}, headers=manager).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("os.kill(os.getpid(), 11)", "ended with signal SIGSEGV"),
+        ("raise SystemExit(1)", "ended with an error"),
+        ("time.sleep(60)", "takes longer than 0.5 s"),
+        ("print('x' * (33 << 20))", "more to say"),
+    ],
+)
+def test_a_look_that_fails_is_a_draft_that_is_refused(server, code, reason):
+    program = [sys.executable, "-c", f"import os, time\n{code}"]
+    server.service.looks = Looks(program, 0.5 if "sleep" in code else 60)
+    response = server.client.post("/v1/data/preview", json={"data": ROWS})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "too_much")
+    assert reason in response.json()["error"]["message"]
