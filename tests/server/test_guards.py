@@ -17,6 +17,7 @@ from halka.server.guards.access import OPEN, SESSION, is_open
 from halka.server.guards.keys import Keys, Limits, Role
 from halka.server.guards.metrics import Metrics
 from halka.server.guards.sessions import COOKIE
+from halka.server.guards.usage import Usage
 from serving_for_tests import InProcess, until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
@@ -252,7 +253,7 @@ def test_an_upload_that_is_verified_has_no_label():
     engine: Any = SimpleNamespace(
         adapters=SimpleNamespace(residents=SimpleNamespace(versions=versions, loads=2, evictions=0))
     )
-    counts = Metrics(engine, 8, 1, tenants=False)
+    counts = Metrics(engine, 8, 1, tenants=False, usage=Usage(1))
     for _ in range(2):
         (loaded,) = [metric for metric in counts.registry.collect() if metric.name == "halka_adapter_bytes"]
         assert [(sample.labels["adapter"], sample.value) for sample in loaded.samples] == [("lora", 8)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,7 +14,7 @@ from halka.util.errors import HalkaError
 from halka.util.text import columns, one_line, plural
 
 if TYPE_CHECKING:
-    from halka.server.guards.keys import Key, Keys
+    from halka.server.guards.keys import Keys
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
@@ -74,7 +74,7 @@ def add(
     limits = Limits(requests, tokens, concurrency, memory_size(storage, "--storage"))
     text, key = _keys(data).add(tenant, role, _time(expires), limits, one_line(note))
     if json:
-        emit({"key": text, **_row(key)})
+        emit({"key": text, **key.shown})
     else:
         say(f"{key.id}: {key.role} of {key.tenant}; the key is shown this once:")
         show(text)
@@ -85,7 +85,7 @@ def list_(data: Data = HERE, json: Json = False) -> None:
     """List the keys, without their texts."""
     keys = [*_keys(data).all().values()]
     if json:
-        return emit([_row(key) for key in keys])
+        return emit([key.shown for key in keys])
     table = columns("id", "tenant", "role", "created", "expires", "limits", "note")
     for key in keys:
         expires = "never" if key.expires is None else f"{key.expires:%Y-%m-%d %H:%M}"
@@ -104,7 +104,7 @@ def revoke(
     """Remove keys. Answers under way with one of them end within a second."""
     keys, revoked = _keys(data), []
     for id in ids:
-        revoked.append(_row(keys.revoke(id)))
+        revoked.append(keys.revoke(id).shown)
     if json:
         emit(revoked)
     else:
@@ -130,16 +130,3 @@ def _time(text: str | None) -> datetime | None:
     except (ValueError, OverflowError):
         raise HalkaError(f"--expires: {text!r} is no date: write 2027-01-31, or 12h, 90d, 8w from now") from None
     return time.replace(tzinfo=time.tzinfo or UTC)
-
-
-def _row(key: Key) -> dict[str, Any]:
-    return {
-        "id": key.id,
-        "tenant": key.tenant,
-        "role": key.role,
-        "created": key.created.isoformat(),
-        "expires": key.expires and key.expires.isoformat(),
-        "expired": key.expired,
-        "limits": {name: value for name, value in vars(key.limits).items() if value is not None},
-        "note": key.note,
-    }

@@ -210,6 +210,8 @@ def needs(right: Role) -> Callable[[HttpRequest], Awaitable[Caller]]:
 
 ManagerDep = Annotated[Caller, Depends(needs("manager"))]
 """A route's parameter that is its caller, who may change what the tenant has."""
+AdminDep = Annotated[Caller, Depends(needs("admin"))]
+"""A route's parameter that is its caller, who may say who else may call."""
 
 
 def _host_of(origin: str) -> str:

@@ -18,6 +18,7 @@ from halka.server.guards.limits import Limiter, Limiting
 from halka.server.guards.metrics import Metrics
 from halka.server.guards.quota import Quota
 from halka.server.guards.sessions import Sessions
+from halka.server.guards.usage import Usage
 from halka.server.settings import GB, MB, ServerSettings
 
 METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH")
@@ -32,6 +33,7 @@ class Guards:
     sessions: Sessions
     limiter: Limiter
     metrics: Metrics
+    usage: Usage
     drain: Drain
     quota: Quota
 
@@ -39,12 +41,14 @@ class Guards:
     def of(cls, settings: ServerSettings, keys: Keys, engine: Engine, quota: Quota) -> Guards:
         storage = None if settings.storage is None else int(settings.storage * GB)
         default = Limits(settings.requests_per_minute, settings.tokens_per_minute, settings.concurrency, storage)
+        usage = Usage(settings.metric_adapters)
         return cls(
             settings,
             keys,
             Sessions(keys),
             Limiter(default, settings.rows + settings.queue),
-            Metrics(engine, settings.rows, settings.metric_adapters, settings.metric_tenants),
+            Metrics(engine, settings.rows, settings.metric_adapters, settings.metric_tenants, usage),
+            usage,
             Drain(),
             quota,
         )

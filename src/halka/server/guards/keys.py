@@ -6,12 +6,12 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError
@@ -64,8 +64,24 @@ class Key:
     def expired(self) -> bool:
         return self.expires is not None and self.expires <= datetime.now(UTC)
 
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The key as lists show it: its hash is nobody's business."""
+        return {
+            "id": self.id,
+            "tenant": self.tenant,
+            "role": self.role,
+            "created": self.created.isoformat(),
+            "expires": self.expires and self.expires.isoformat(),
+            "expired": self.expired,
+            "limits": {name: value for name, value in vars(self.limits).items() if value is not None},
+            "note": self.note,
+        }
+
 
 KEYS = TypeAdapter(list[Key])
+Check = Callable[[Mapping[str, Key]], object]
+"""Raises an error where the keys, as they are while nobody else changes them, stand in the way of a change."""
 
 
 class Keys:
@@ -115,6 +131,7 @@ class Keys:
         expires: datetime | None = None,
         limits: Limits | None = None,
         note: str = "",
+        check: Check = lambda _: None,
     ) -> tuple[str, Key]:
         """Add a key; returns its text, which is nowhere else, and the key.
 
@@ -133,12 +150,14 @@ class Keys:
         now = datetime.now(UTC).replace(microsecond=0)
         key = Key(_id(digest), digest, tenant, role, now, expires, note, limits or Limits())
         with self._changed() as keys:
+            check(keys)
             keys[key.id] = key
         return text, key
 
-    def revoke(self, id: str) -> Key:
+    def revoke(self, id: str, check: Check = lambda _: None) -> Key:
         """Remove the key of this id. Raises HalkaError if there is none."""
         with self._changed() as keys:
+            check(keys)
             if id not in keys:
                 raise HalkaError(f"there is no key {id!r}: `halka keys list` shows the ids")
             return keys.pop(id)

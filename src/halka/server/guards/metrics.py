@@ -18,6 +18,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from halka.engine import Answer, Engine, Request
+from halka.server.guards.usage import Usage
 
 BASE, OTHER = "(base)", "(other)"  # no adapters' names, which begin with a letter or a digit
 SECONDS = tuple(round(0.005 * 1.3**step, 4) for step in range(40))  # up to 140 s
@@ -59,9 +60,11 @@ class Metrics:
     rows      answers that the engine makes at once
     adapters  the most adapters with a label of their own; all others are counted as one
     tenants   whether labels are "tenant/adapter"; without, adapters of one name are counted as one
+    usage     what is counted for the tenants themselves
     """
 
-    def __init__(self, engine: Engine, rows: int, adapters: int, tenants: bool):
+    def __init__(self, engine: Engine, rows: int, adapters: int, tenants: bool, usage: Usage):
+        self.usage = usage
         self.registry = CollectorRegistry()
         self._most, self._tenants, self._labels = adapters, tenants, set[str]()
         self._under_way = dict[Tracked, None]()
@@ -110,6 +113,7 @@ class Metrics:
         return +running, +waiting
 
     def _count(self, tracked: Tracked) -> None:
+        self.usage.count(tracked.request, tracked.n, tracked.answers)
         label = self.label(tracked.request.adapter)
         self._tokens.labels(label, "prompt").inc(len(tracked.request.prompt))
         self._answers.labels(label, "cancelled").inc(tracked.n - len(tracked.answers))

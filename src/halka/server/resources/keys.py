@@ -1,0 +1,152 @@
+"""`/v1/keys`: who may call as whom, for admins of a tenant, and for the operator, the admins of `main`, of all tenants.
+
+Nobody makes a key that may more than the own, and the last that could make others is not lost in passing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import fields
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import AwareDatetime, Field
+from starlette.responses import Response
+
+from halka.server.errors import ApiError
+from halka.server.guards.access import AdminDep, Caller
+from halka.server.guards.keys import MAIN, Key, Limits, Role
+from halka.server.requests import Body, Name
+from halka.server.service import ServiceDep
+from halka.server.wire import Json
+from halka.util.text import one_line
+
+router = APIRouter(tags=["keys"])
+log = logging.getLogger("halka.server")
+
+MOST = 1000  # keys of a tenant
+Amount = Annotated[int, Field(ge=1, lt=2**53)]
+
+
+class KeyLimits(Body):
+    """What may be done with a key: requests and tokens a minute, requests and answers at once, bytes of its tenant."""
+
+    requests: Amount | None = None
+    tokens: Amount | None = None
+    concurrency: Amount | None = None
+    storage: Amount | None = None
+
+
+class NewKey(Body):
+    """A key: of the caller's tenant, unless the operator names another; what is left out is as the caller's own key."""
+
+    tenant: Name | None = None
+    role: Role = "user"
+    expires: AwareDatetime | None = None
+    limits: KeyLimits = Field(default_factory=KeyLimits)
+    note: Annotated[str, Field(max_length=200)] = ""
+
+
+@router.get("/v1/keys")
+async def list_keys(service: ServiceDep, caller: AdminDep) -> Response:
+    """List the keys of the caller's tenant, for the operator those of all, without their texts."""
+    keys = await service.threads.manage(service.guards.keys.all)
+    return Json({"object": "list", "data": [_view(key, caller) for key in keys.values() if _concerns(key, caller)]})
+
+
+@router.post("/v1/keys")
+async def add_key(body: NewKey, service: ServiceDep, caller: AdminDep) -> Response:
+    """Add a key. Its text is in this answer, and nowhere else."""
+    tenant, own = body.tenant or caller.tenant, caller.key
+    if tenant != caller.tenant and caller.tenant != MAIN:
+        raise ApiError(403, f"an admin's keys are of tenant {caller.tenant}", param="tenant", code="wrong_tenant")
+    expires, limits = body.expires, Limits(**body.limits.model_dump())
+    if own is not None:
+        expires, limits = _expiry_within(body, own), _limits_within(limits, own.limits)
+
+    def check(keys: Mapping[str, Key]) -> None:
+        if not keys and (tenant, body.role) != (MAIN, "admin"):
+            raise ApiError(
+                409,
+                f"the first key closes the server to all others: let it be an admin's of tenant {MAIN}",
+                param="role",
+                code="first_key",
+            )
+        if sum(key.tenant == tenant for key in keys.values()) >= MOST:
+            raise ApiError(409, f"tenant {tenant} has {MOST} keys: revoke some", code="too_many")
+
+    text, key = await service.threads.manage(
+        lambda: service.guards.keys.add(tenant, body.role, expires, limits, one_line(body.note), check)
+    )
+    _log("a key was added", key, caller)
+    return Json({"key": text, **_view(key, caller)}, 201)
+
+
+@router.delete("/v1/keys/{id}")
+async def revoke_key(
+    id: str,
+    service: ServiceDep,
+    caller: AdminDep,
+    last: Annotated[bool, Query(description="also where nobody could make another key of its tenant then")] = False,
+) -> Response:
+    """Revoke a key: what is under way with it ends within a second, the caller's own too, as `own` says."""
+
+    def check(keys: Mapping[str, Key]) -> None:
+        key = keys.get(id)
+        if key is None or not _concerns(key, caller):
+            raise ApiError(404, f"there is no key {id[:100]!r}: GET /v1/keys lists those there are", param="id")
+        others = (other for other in keys.values() if other.id != id and other.tenant == key.tenant)
+        if not last and _rules(key) and not any(map(_rules, others)):
+            raise ApiError(
+                409,
+                f"this is the last admin's key of tenant {key.tenant}: add another, or say ?last=true; then "
+                "`halka keys add` on the server's machine makes one",
+                param="id",
+                code="last_admin",
+            )
+
+    key = await service.threads.manage(service.guards.keys.revoke, id, check)
+    _log("a key was revoked", key, caller)
+    return Json({**_view(key, caller), "deleted": True})
+
+
+def _rules(key: Key) -> bool:
+    """Whether keys can be added with this one."""
+    return key.role == "admin" and not key.expired
+
+
+def _concerns(key: Key, caller: Caller) -> bool:
+    """Whether a key is the caller's business: of the own tenant, or any, for the operator."""
+    return caller.tenant in (MAIN, key.tenant)
+
+
+def _view(key: Key, caller: Caller) -> dict[str, Any]:
+    return {"object": "key", **key.shown, "own": caller.key is not None and caller.key.id == key.id}
+
+
+def _expiry_within(body: NewKey, own: Key) -> datetime | None:
+    """When the new key expires. Raises ApiError for a time after the own key's."""
+    if own.expires is None or (body.expires is not None and body.expires <= own.expires):
+        return body.expires
+    if "expires" in body.model_fields_set:
+        raise ApiError(403, f"your own key expires at {own.expires.isoformat()}: no other may later", param="expires")
+    return own.expires
+
+
+def _limits_within(limits: Limits, own: Limits) -> Limits:
+    """The new key's limits. Raises ApiError for one beyond the own key's."""
+    within = dict[str, int | None]()
+    for name in (field.name for field in fields(Limits)):
+        most, asked = getattr(own, name), getattr(limits, name)
+        if most is not None and asked is not None and asked > most:
+            raise ApiError(403, f"your own key has {most:,} as its limit: no other may more", param=f"limits.{name}")
+        within[name] = most if asked is None else asked
+    return Limits(**within)
+
+
+def _log(message: str, key: Key, caller: Caller) -> None:
+    by = caller.key and caller.key.id
+    fields = {"key": key.id, "tenant": key.tenant, "role": key.role, "by": by, "request": caller.request}
+    log.info(message, extra={"fields": fields})

@@ -1,0 +1,148 @@
+"""`/v1/keys`: an admin says who else may call, of its own tenant, and never gives more than it has."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from guarded_for_tests import LOCAL
+from halka.server.guards.keys import Limits
+
+SOON = datetime.now(UTC).replace(microsecond=0) + timedelta(days=2)
+
+
+@pytest.fixture
+def admin(server) -> dict[str, str]:
+    """The headers of the operator."""
+    return server.key("main", "admin")
+
+
+def add(server, headers, **key):
+    return server.client.post("/v1/keys", json=key, headers=headers)
+
+
+def test_a_key_is_added_shown_once_and_revoked(server, admin):
+    response = add(server, admin, role="manager", note="laptop", limits={"requests": 60}, expires=SOON.isoformat())
+    assert response.status_code == 201
+    key = response.json()
+    text = key.pop("key")
+    assert key | {"id": "", "created": ""} == {
+        "object": "key", "id": "", "tenant": "main", "role": "manager", "created": "", "expires": SOON.isoformat(),
+        "expired": False, "limits": {"requests": 60}, "note": "laptop", "own": False,
+    }  # fmt: skip
+    mine = {"authorization": f"Bearer {text}"}
+    assert server.client.get("/v1/session", headers=mine).json()["role"] == "manager"
+    listed = server.client.get("/v1/keys", headers=admin)
+    assert text not in listed.text
+    assert [entry["own"] for entry in listed.json()["data"]] == [True, False]
+    assert listed.json()["data"][1] == key
+    assert server.service.guards.keys.all()[key["id"]].hash not in listed.text
+    assert server.client.delete(f"/v1/keys/{key['id']}", headers=admin).json() == {**key, "deleted": True}
+    assert server.client.get("/v1/session", headers=mine).status_code == 401
+    assert server.client.delete(f"/v1/keys/{key['id']}", headers=admin).status_code == 404
+
+
+@pytest.mark.parametrize("role", ["user", "manager", "monitor"])
+def test_only_admins_see_and_make_keys(server, admin, role):
+    headers = server.key("main", role)
+    (id, *_) = server.service.guards.keys.all()
+    calls = [("GET", "/v1/keys", {}), ("POST", "/v1/keys", {"json": {}}), ("DELETE", f"/v1/keys/{id}", {})]
+    for method, path, more in calls:
+        assert server.client.request(method, path, headers=headers, **more).status_code == 403
+
+
+def test_a_tenants_admin_has_to_do_with_its_own_tenant_alone(server, admin):
+    acme = server.key("acme", "admin")
+    (operator, own) = server.service.guards.keys.all()
+    assert [key["id"] for key in server.client.get("/v1/keys", headers=acme).json()["data"]] == [own]
+    assert len(server.client.get("/v1/keys", headers=admin).json()["data"]) == 2
+    assert server.client.delete(f"/v1/keys/{operator}", headers=acme).status_code == 404
+    assert add(server, acme, tenant="main").json()["error"]["code"] == "wrong_tenant"
+    assert add(server, acme, tenant="other").status_code == 403
+    assert add(server, acme, role="monitor").status_code == 400
+    assert add(server, acme, role="admin").json()["tenant"] == "acme"
+    assert add(server, admin, tenant="globex", role="admin").json()["tenant"] == "globex"
+
+
+@pytest.mark.parametrize(
+    ("key", "param"),
+    [
+        ({"role": "root"}, "role"),
+        ({"role": None}, "role"),
+        ({"tenant": "../main"}, "tenant"),
+        ({"tenant": "Acme"}, None),
+        ({"tenant": "manager"}, None),
+        ({"limits": {"requests": 0}}, "limits.requests"),
+        ({"limits": {"storage": 2**60}}, "limits.storage"),
+        ({"limits": {"answers": 1}}, "limits.answers"),
+        ({"expires": "tomorrow"}, "expires"),
+        ({"expires": "2030-01-01T00:00:00"}, "expires"),
+        ({"expires": "2020-01-01T00:00:00Z"}, None),
+        ({"expires": 10**30}, "expires"),
+        ({"note": "a" * 201}, "note"),
+        ({"hash": "x"}, "hash"),
+    ],
+)
+def test_what_is_no_key_is_refused(server, admin, key, param):
+    response = add(server, admin, **key)
+    assert response.status_code == 400, response.text
+    assert param is None or response.json()["error"]["param"] == param
+    assert len(server.service.guards.keys.all()) == 1
+
+
+def test_a_note_is_one_line(server, admin):
+    assert "\n" not in add(server, admin, note="a\nb\x1b[31m").json()["note"]
+
+
+def test_nobody_gives_more_than_the_own_key_has(server, admin):
+    limits = Limits(requests=10, storage=1000)
+    headers = server.key("acme", "admin", expires=SOON, limits=limits)
+    key = add(server, headers).json()
+    assert (key["limits"], key["expires"]) == ({"requests": 10, "storage": 1000}, SOON.isoformat())
+    less = add(server, headers, limits={"requests": 5, "tokens": 7}).json()
+    assert less["limits"] == {"requests": 5, "tokens": 7, "storage": 1000}
+    later = (SOON + timedelta(seconds=1)).isoformat()
+    for more, param in (
+        ({"limits": {"requests": 11}}, "limits.requests"),
+        ({"expires": later}, "expires"),
+        ({"expires": None}, "expires"),
+    ):
+        response = add(server, headers, **more)
+        assert (response.status_code, response.json()["error"]["param"]) == (403, param)
+
+
+def test_the_last_admin_does_not_go_in_passing(server, admin):
+    (operator,) = server.service.guards.keys.all()
+    refused = server.client.delete(f"/v1/keys/{operator}", headers=admin)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "last_admin")
+    server.key("acme", "admin")
+    assert server.client.delete(f"/v1/keys/{operator}", headers=admin).status_code == 409, "another tenant's is no help"
+    server.key("main", "admin")
+    gone = server.client.delete(f"/v1/keys/{operator}", headers=admin)
+    assert (gone.status_code, gone.json()["own"]) == (200, True)
+    assert server.client.get("/v1/keys", headers=admin).status_code == 401
+
+
+def test_the_last_admin_may_go_all_the_same(server, admin):
+    (operator,) = server.service.guards.keys.all()
+    assert server.client.delete(f"/v1/keys/{operator}?last=true", headers=admin).json()["deleted"]
+    assert server.client.get("/v1/session").json()["keys_required"]
+
+
+def test_the_first_key_is_one_that_can_add_others(server):
+    refused = add(server, {}, role="user")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "first_key")
+    assert add(server, {}, tenant="acme", role="admin").status_code == 409
+    assert server.client.get("/v1/models").status_code == 200, "nothing is closed"
+    text = add(server, {}, role="admin").json()["key"]
+    assert server.client.get("/v1/models").status_code == 401
+    assert add(server, {"authorization": f"Bearer {text}"}, role="user").status_code == 201
+
+
+def test_a_page_needs_its_header_for_keys_too(server, admin):
+    page = {"x-halka-page": "1", "origin": LOCAL}
+    text = admin["authorization"].removeprefix("Bearer ")
+    server.client.post("/v1/session", json={"key": text}, headers=page)
+    assert add(server, {}, role="user").status_code == 403
+    assert add(server, page, role="user").status_code == 201
