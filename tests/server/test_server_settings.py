@@ -37,10 +37,12 @@ def test_a_port_is_one(port):
 
 def test_folders_are_whole_paths_wherever_the_server_goes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = ServerSettings("tiny", store=Path("a"), adapter_roots=(Path("b"), Path("acme=c/d"))).absolute()
+    roots = (Path("b"), Path("acme=c/d"))
+    settings = ServerSettings("tiny", store=Path("a"), adapter_roots=roots, comparisons=roots).absolute()
     assert (settings.data, settings.store) == (tmp_path / "halka-server", tmp_path / "a")
     assert (settings.base, settings.collections, settings.roots_of("main")) == ("tiny", None, (tmp_path / "b",))
     assert (settings.roots_of("acme"), settings.roots_of("other")) == ((tmp_path / "c" / "d",), ())
+    assert (settings.comparisons_of("main"), settings.comparisons_of("other")) == ((tmp_path / "b",), ())
 
 
 def test_a_file_names_roots_of_tenants_beside_it(tmp_path):

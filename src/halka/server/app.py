@@ -16,7 +16,7 @@ from halka.server.guards.sessions import COOKIE
 from halka.server.jobs import routes as jobs
 from halka.server.page import page_router
 from halka.server.previews import routes as previews
-from halka.server.resources import adapters, collections, embeddings, keys, methods, residency, usage
+from halka.server.resources import adapters, collections, comparisons, embeddings, keys, methods, residency, usage
 from halka.server.service import Service
 
 ROUTERS = (
@@ -31,6 +31,7 @@ ROUTERS = (
     methods.router,
     previews.router,
     jobs.router,
+    comparisons.router,
     keys.router,
     usage.router,
     signing_in.router,

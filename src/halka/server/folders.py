@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 ABSOLUTE = re.compile(r"(?<![\w#.:/])(?:[A-Za-z]:)?[/\\](?!v1/)(?:[^\s/\\'\",:;]+[/\\])+([^\s/\\'\",:;]*)")
 RELATIVE = re.compile(r"(?<![^\s'\"(,;])(?!#)(?:[^\s/\\'\",:;()]+[/\\])+([^\s/\\'\",:;()]+\.[A-Za-z]\w*)(?![\w/\\-])")
@@ -25,6 +26,14 @@ class Folders:
         if self._below is not None:
             text = self._below.sub(lambda match: (match[2] or match[1]).rpartition("/")[2], text)
         return RELATIVE.sub(r"\1", ABSOLUTE.sub(r"\1", text))
+
+    def hidden_in(self, value: Any) -> Any:
+        """A value of JSON whose texts are hidden."""
+        if isinstance(value, str):
+            return self.hidden(value)
+        if isinstance(value, Mapping):
+            return {key: self.hidden_in(item) for key, item in value.items()}
+        return [self.hidden_in(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 NO_FOLDERS = Folders()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +67,15 @@ class ServerSettings:
         default=(),
         metadata={
             "help": "folders that tenant main, or the one that is named, may import adapters from; may be repeated",
+            "metavar": "[TENANT=]FOLDER",
+            "keyed": True,
+        },
+    )
+    comparisons: tuple[Path, ...] = field(
+        default=(),
+        metadata={
+            "help": "folders with what `halka compare` wrote, shown to tenant main, or the one that is named; may be "
+            "repeated",
             "metavar": "[TENANT=]FOLDER",
             "keyed": True,
         },
@@ -135,28 +145,46 @@ class ServerSettings:
         return replace(
             self,
             base=str(base.absolute()) if is_base_folder(base) else self.base,
-            adapter_roots=tuple(Path(f"{key}{folder.absolute()}") for key, folder in self._roots),
+            adapter_roots=_absolute(self.adapter_roots),
+            comparisons=_absolute(self.comparisons),
             **{name: folder and folder.absolute() for name, folder in folders.items()},
         )
 
     @cached_property
     def folders(self) -> Folders:
         """What no message to a client names."""
-        own = [self.data, self.store, self.collections, *(folder for _, folder in self._roots)]
+        own = [
+            self.data,
+            self.store,
+            self.collections,
+            *(folder for _, folder in _keyed(self.adapter_roots + self.comparisons)),
+        ]
         own += [Path(self.base)] if is_base_folder(Path(self.base)) else []
         places = [cache_dir(), Path(tempfile.gettempdir()), Path(sys.prefix), Path.cwd(), Path.home()]
         return Folders([folder.absolute() for folder in own if folder is not None] + places)
 
     def roots_of(self, tenant: str) -> tuple[Path, ...]:
         """The folders that a tenant may import adapters from."""
-        return tuple(folder for key, folder in self._roots if (key or f"{MAIN}=") == f"{tenant}=")
+        return _of_tenant(self.adapter_roots, tenant)
 
-    @property
-    def _roots(self) -> list[tuple[str, Path]]:
-        """The roots with their "TENANT="."""
-        return [(key, Path(folder)) for key, folder in map(split_key, map(str, self.adapter_roots))]
+    def comparisons_of(self, tenant: str) -> tuple[Path, ...]:
+        """The folders whose comparisons a tenant may see."""
+        return _of_tenant(self.comparisons, tenant)
 
     @property
     def public_name(self) -> str:
         """What clients call the base."""
         return self.name or (Path(self.base).name if is_base_folder(Path(self.base)) else self.base)
+
+
+def _keyed(folders: Iterable[Path]) -> list[tuple[str, Path]]:
+    """The folders with their "TENANT="."""
+    return [(key, Path(folder)) for key, folder in map(split_key, map(str, folders))]
+
+
+def _absolute(folders: Iterable[Path]) -> tuple[Path, ...]:
+    return tuple(Path(f"{key}{folder.absolute()}") for key, folder in _keyed(folders))
+
+
+def _of_tenant(folders: Iterable[Path], tenant: str) -> tuple[Path, ...]:
+    return tuple(folder for key, folder in _keyed(folders) if (key or f"{MAIN}=") == f"{tenant}=")

@@ -1,0 +1,79 @@
+"""`/v1/comparisons`: what `halka compare` measured, as data: methods, their runs, answers side by side."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from halka.server.errors import api_error
+from halka.server.guards.access import Caller, CallerDep
+from halka.server.resources.comparison_files import Comparison, comparison_named, comparisons_in
+from halka.server.service import Service, ServiceDep
+from halka.server.wire import Json
+from halka.util.errors import DamagedFolderError
+
+router = APIRouter(tags=["comparisons"])
+
+HEAD = ("experiment", "task", "base", "headline", "finished", "total")
+OF_RUNS = ("status", "error", "method", "lr", "seed", "purpose", "validation_loss", "scores", "train", "date")
+PAGE = 100  # items of the test split at a time
+
+
+@router.get("/v1/comparisons")
+async def list_comparisons(service: ServiceDep, caller: CallerDep) -> Response:
+    """List the comparisons that the caller may see. One that is damaged has the reason as its `error`."""
+
+    def views() -> list[dict[str, Any]]:
+        roots = service.settings.comparisons_of(caller.tenant)
+        return [_head(comparison, caller) for comparison in comparisons_in(roots)]
+
+    return Json({"object": "list", "data": await service.threads.manage(views)})
+
+
+@router.get("/v1/comparisons/{name}")
+async def get_comparison(name: str, service: ServiceDep, caller: CallerDep) -> Response:
+    """A comparison: the summary that `halka compare` wrote, and its runs."""
+
+    def view() -> dict[str, Any]:
+        comparison = _named(service, caller, name)
+        head = _head(comparison, caller)
+        if "error" in head:
+            return {**head, "summary": None, "runs": []}
+        runs = [{"key": key, **{field: run.get(field) for field in OF_RUNS}} for key, run in comparison.runs().items()]
+        shown = {"summary": comparison.summary(), "runs": runs}
+        return {**head, **caller.folders.hidden_in(shown)}
+
+    return Json(await service.threads.manage(view))
+
+
+@router.get("/v1/comparisons/{name}/answers")
+async def get_answers(
+    name: str,
+    service: ServiceDep,
+    caller: CallerDep,
+    start: Annotated[int, Query(ge=0, lt=2**31)] = 0,
+    count: Annotated[int, Query(ge=1, le=PAGE)] = 20,
+) -> Response:
+    """What the methods answered, side by side: items of the test split from `start` on."""
+    comparison = await service.threads.manage(_named, service, caller, name)
+    return Json(
+        {"object": "list", "start": start, "data": await service.threads.manage(comparison.answers, start, count)}
+    )
+
+
+def _named(service: Service, caller: Caller, name: str) -> Comparison:
+    return comparison_named(service.settings.comparisons_of(caller.tenant), name)
+
+
+def _head(comparison: Comparison, caller: Caller) -> dict[str, Any]:
+    head = {"object": "comparison", "name": comparison.name}
+    try:
+        summary = comparison.summary()
+    except (DamagedFolderError, OSError) as error:
+        return {**head, **dict.fromkeys((*HEAD, "methods", "date")), "error": api_error(error, caller).message}
+    provenance = summary.get("provenance")
+    date = provenance.get("last") if isinstance(provenance, dict) else None
+    shown = {**{field: summary.get(field) for field in HEAD}, "methods": len(summary["rows"]), "date": date}
+    return {**head, **caller.folders.hidden_in(shown)}
