@@ -42,6 +42,7 @@ def test_it_says_what_chat_says(client):
     assert text_of(response) == expected["choices"][0]["message"]["content"]
     assert response["object"] == "response"
     assert response["store"] is False
+    assert response["system_fingerprint"] == expected["system_fingerprint"] is not None
     assert response["usage"]["input_tokens"] == expected["usage"]["prompt_tokens"]
     assert response["usage"]["output_tokens"] == expected["usage"]["completion_tokens"]
     assert response["status"] == {"length": "incomplete", "stop": "completed"}[expected["choices"][0]["finish_reason"]]

@@ -349,10 +349,26 @@ def test_who_downloads_is_not_cut_off_by_who_deletes(server, lora):
 def test_what_a_store_has_of_unlike_adapters_is_described(client, server, base, store):
     model = halka.adapt(*halka.load_base(base, dtype="float32"))
     filled(model, "a", halka.Prompt(length=3))
-    halka.AdapterStore(store).save(model, "a", task="greeting", measurements={"f1": 0.5})
+    training = {"steps": 3, "curve": [{"step": 3, "loss": 0.5, "validation": None}], "data": str(store / "x.jsonl")}
+    halka.AdapterStore(store).save(model, "a", task="greeting", measurements={"f1": 0.5}, training=training)
     entry = client.get("/v1/adapters/a").json()
     assert (entry["task"], entry["measurements"], entry["method"]["name"]) == ("greeting", {"f1": 0.5}, "prompt")
-    assert str(store) not in json.dumps(entry)
+    assert (entry["kind"], entry["training"]["steps"], entry["curve"]) == ("causal-lm", 3, training["curve"])
+    assert entry["versions_used"]["halka"]
+    assert str(store.parent) not in json.dumps(entry)
+    (listed,) = [listed for listed in client.get("/v1/adapters").json()["data"] if listed["id"] == "a"]
+    assert "curve" not in listed
+
+
+def test_an_adapter_says_which_content_it_is(client, store):
+    """As answers do."""
+    chat = {"model": "lora", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    answer = client.post("/v1/chat/completions", json=chat).json()
+    assert client.get("/v1/adapters/lora").json()["fingerprint"] == answer["system_fingerprint"]
+    (store / "lora" / "1" / "adapter_model.safetensors").write_bytes(b"damaged")
+    damaged = client.get("/v1/adapters/lora").json()
+    assert damaged["fingerprint"] is None
+    assert "the copy is damaged" in damaged["error"]
 
 
 def test_who_leaves_in_the_middle_leaves_nothing(server, store):

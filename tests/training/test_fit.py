@@ -16,6 +16,7 @@ from halka.cli.train_settings import read
 from halka.data.examples import Example, Message
 from halka.methods import Joint
 from halka.training import Job, Observer, RunFolder, Step, TrainConfig, TrainResult, fit, train, train_many
+from halka.training.run_folder import curve_of
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 from training_for_tests import items, model_for, same, weights
@@ -54,6 +55,8 @@ def test_a_folder_has_settings_metrics_and_the_adapter(tmp_path):
     assert (settings["method"], settings["rank"], settings["train"]["steps"]) == ("lora", 4, 6)
     card = json.loads((folder.adapter / "halka.json").read_text())
     assert card["training"]["steps"] == 6
+    losses = [{"step": step.step, "loss": step.loss, "validation": step.validation} for step in folder.steps()]
+    assert card["training"]["curve"] == losses
     assert card["measurements"] == {"validation_loss": result.validation_loss}
     other = halka.adapt(model_for().base)
     halka.load(other, folder.adapter, name="a")
@@ -222,3 +225,14 @@ def test_rows_in_memory_are_trained_on_as_a_file_s():
         losses([rows[0], {"question": "?"}])
     with pytest.raises(halka.DataError, match=r"read_examples\('train.jsonl'\)"):
         losses("train.jsonl")
+
+
+def test_a_curve_has_some_points_and_every_validation():
+    steps = [
+        Step(number, 1000, 1.0, 1e-3, 1.0, number, 1.0, 1.0, 1, 0.5 if number % 333 == 0 else None)
+        for number in range(1, 1001)
+    ]
+    curve = curve_of(steps)
+    assert 100 <= len(curve) <= 110
+    assert (curve[0]["step"], curve[-1]["step"]) == (1, 1000)
+    assert [point["step"] for point in curve if point["validation"] is not None] == [333, 666, 999]

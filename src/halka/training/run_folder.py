@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +34,7 @@ from halka.util.files import locked, write_file, write_text
 
 RUN, METRICS = "run.yaml", "metrics.jsonl"
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+POINTS = 100  # of a curve
 
 
 class RunFolder:
@@ -91,7 +92,8 @@ class RunFolder:
 
         `examples` is how many it was trained on. Raises HalkaError as `storage.save` does.
         """
-        result = TrainResult.of(self.steps(), model.adapter(name).count(), self.adapter)
+        steps = self.steps()
+        result = TrainResult.of(steps, model.adapter(name).count(), self.adapter)
         training = {
             **asdict(config),
             "lr": config.lr or primary(model.adapter(name).method).lr,
@@ -101,6 +103,7 @@ class RunFolder:
             "tokens": result.tokens,
             "seconds": result.seconds,
             "loss": result.loss,
+            "curve": curve_of(steps),
         }
         validated = result.validation_loss is not None
         measurements = {"validation_loss": result.validation_loss} if validated else {}
@@ -159,3 +162,13 @@ def _step_number(line: str) -> float:
         return json.loads(line)["step"]
     except ValueError:
         return math.inf
+
+
+def curve_of(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """The losses of some `POINTS` steps, evenly apart, the last and those that were validated among them."""
+    apart = max(1, len(steps) // POINTS)
+    return [
+        {"step": step.step, "loss": step.loss, "validation": step.validation}
+        for index, step in enumerate(steps)
+        if step.validation is not None or step is steps[-1] or index % apart == 0
+    ]

@@ -187,6 +187,7 @@ class ResponseWriter:
             "text": {"format": form},
             "tool_choice": body["tool_choice"] or "auto",
             "tools": body["tools"] or [],
+            "system_fingerprint": answer and answer.adapter_id,
             "top_p": self.body.top_p,
             "truncation": "disabled",
             "usage": None if answer is None else _usage(usage([self.chat.request], [answer])),

@@ -10,6 +10,7 @@ from halka.server.errors import ApiError, api_error
 from halka.server.guards.access import Caller
 from halka.server.resources.adapter_files import folder_inside
 from halka.server.service import Service
+from halka.storage.card import Card
 from halka.util.errors import DamagedFolderError, UnknownAdapterError
 
 
@@ -39,12 +40,29 @@ def view_of(service: Service, caller: Caller, name: str, version: int | None = N
         "tags": stored.tags if stored else (),
         "parameters": None if card is None else card.parameters,
         "measurements": None if card is None else card.measurements,
+        **_from_card(card, caller),
         "files": files,
         "bytes": sum(files.values()),
         "loaded": bool(resident),
         "pinned": any(version.pinned for version in resident),
         "requests": sum(version.users for version in resident),
         **damage,
+    }
+
+
+def _from_card(card: Card | None, caller: Caller) -> dict[str, Any]:
+    """What else a Card says; nothing of it names a folder of the server's."""
+    if card is None:
+        return dict.fromkeys(("base", "kind", "chat_template", "training", "curve", "versions_used", "trained_at"))
+    training = {**card.training}
+    return {
+        "curve": training.pop("curve", None),
+        "base": caller.folders.hidden_in(card.base.get("name")),
+        "kind": card.kind,
+        "chat_template": card.chat_template,
+        "training": caller.folders.hidden_in(training),
+        "versions_used": card.versions,
+        "trained_at": card.created or None,
     }
 
 

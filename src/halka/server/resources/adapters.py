@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -16,7 +17,7 @@ from fastapi import APIRouter, Form, Query, UploadFile
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
-from halka.server.errors import ApiError, public
+from halka.server.errors import ApiError, api_error, public
 from halka.server.guards.access import Caller, CallerDep, ManagerDep
 from halka.server.requests import Body, Count, Name
 from halka.server.resources.adapter_files import (
@@ -89,8 +90,13 @@ async def import_adapter(body: FromRoot, service: ServiceDep, caller: ManagerDep
 
 @router.get("/v1/adapters/{name}")
 async def get_adapter(name: str, service: ServiceDep, caller: CallerDep, version: Version = None) -> Response:
-    """One of the caller's adapters: its versions, and one of them, by default the newest."""
-    return Json(await service.threads.manage(view_of, service, caller, name, version))
+    """One of the caller's adapters: its versions, and one of them, by default the newest, with its content's id."""
+
+    def view() -> dict[str, Any]:
+        shown = view_of(service, caller, name, version)
+        return shown | _fingerprint(service, caller, shown)
+
+    return Json(await service.threads.manage(view))
 
 
 @router.get("/v1/adapters/{name}/files/{file}")
@@ -136,6 +142,17 @@ async def delete_adapter(name: str, service: ServiceDep, caller: ManagerDep, ver
 
 
 # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _fingerprint(service: Service, caller: Caller, shown: Mapping[str, Any]) -> dict[str, Any]:
+    """The id of an adapter's content, which answers by it name; for one whose files are damaged the reason."""
+    name, version = shown["id"], shown["version"]
+    try:
+        with missing_is_404(name, version):
+            stored = stored_inside(service.tenants.of(caller.tenant).store, name, version)
+            return {"fingerprint": stored.open().id}
+    except (HalkaError, OSError) as error:
+        return {"fingerprint": None, "error": api_error(error, caller).message}
 
 
 def _open_files(tenant: Tenant, name: str, version: int | None) -> tuple[Stored, dict[str, BinaryIO]]:
@@ -185,7 +202,9 @@ def _views(service: Service, caller: Caller) -> list[dict[str, Any]]:
     views = list[dict[str, Any]]()
     for name in service.tenants.of(caller.tenant).store.names():
         with suppress(ApiError):  # removed meanwhile, or a link
-            views.append(view_of(service, caller, name))
+            view = view_of(service, caller, name)
+            del view["curve"]  # each is long
+            views.append(view)
     return views
 
 
