@@ -21,7 +21,7 @@ from halka.methods.prompt import check_start
 from halka.server.errors import ApiError, refusal
 from halka.server.jobs.data import DATA, VALIDATION, placed
 from halka.server.jobs.folder import RUN, JobRequest
-from halka.server.jobs.requests import AdviseJob, EvaluateJob, Job, TrainJob
+from halka.server.jobs.requests import AdviseJob, EvaluateJob, Job, MergeJob, TrainJob
 from halka.server.resources.adapter_files import check_inside, stored_inside
 from halka.server.settings import ServerSettings
 from halka.server.tenants import Tenant
@@ -30,7 +30,7 @@ from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.settings import Setting, build, convert, from_content, settings_of
 
 DOCUMENTS = "documents.jsonl"
-SETTINGS, PREDICTIONS = "settings.yaml", "predictions.jsonl"
+SETTINGS, PREDICTIONS, MERGED = "settings.yaml", "predictions.jsonl", "merged"
 DEFAULT_METHOD = "lora"
 TEXT = Setting("text", str | None, "what virtual tokens start as")
 
@@ -49,6 +49,10 @@ def new_job(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: Serve
     Raises ApiError that names the field, for what cannot be done.
     """
     names, contents = placed(job, files)
+    if isinstance(job, MergeJob):
+        if names:
+            raise ApiError(400, "a merge has no data", param=DATA)
+        return NewJob(_request(job, _merge(job, tenant, settings), tenant, settings), contents)
     if (job.task is None) == (DATA not in names):
         raise ApiError(400, "give either data, as rows or a file, or task", param=DATA)
     if job.task is not None and (VALIDATION in names or getattr(job, VALIDATION, None) is not None):
@@ -63,17 +67,19 @@ def new_job(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: Serve
         command = _evaluation(job, names, tenant, settings)
     else:
         command = _advice(job, names, settings)
-    return NewJob(
-        JobRequest(
-            kind=job.kind,
-            settings=_public(job),
-            command=[sys.executable, "-m", "halka", *command],
-            name=getattr(job, "name", None),
-            store=str(tenant.store.folder) if isinstance(job, TrainJob) else None,
-            storage=tenant.storage.described,
-            hidden={str(Path(settings.base).absolute()): settings.public_name, str(tenant.store.folder): "the store"},
-        ),
-        contents,
+    return NewJob(_request(job, command, tenant, settings), contents)
+
+
+def _request(job: Job, command: list[str], tenant: Tenant, settings: ServerSettings) -> JobRequest:
+    """What the job's folder says of it."""
+    return JobRequest(
+        kind=job.kind,
+        settings=_public(job),
+        command=[sys.executable, "-m", "halka", *command],
+        name=getattr(job, "name", None),
+        store=str(tenant.store.folder) if isinstance(job, TrainJob) else None,
+        storage=tenant.storage.described,
+        hidden={str(Path(settings.base).absolute()): settings.public_name, str(tenant.store.folder): "the store"},
     )
 
 
@@ -154,11 +160,7 @@ def _evaluation(job: EvaluateJob, names: Mapping[str, str], tenant: Tenant, sett
         except HalkaError as error:
             raise refusal(error, param="metrics") from None
     for adapter in job.adapters:
-        name, _, version = adapter.partition("@")
-        try:
-            stored_inside(tenant.store, name, int(version) if version else None)
-        except UnknownAdapterError:
-            raise ApiError(404, f"there is no adapter {adapter!r}", param="adapters") from None
+        _check_stored(tenant, adapter, "adapters")
     if job.split is not None and job.task is None:
         raise ApiError(400, "split is for a task: the data is one split", param="split")
     flags = {
@@ -203,6 +205,32 @@ def _advice(job: AdviseJob, names: Mapping[str, str], settings: ServerSettings) 
         "out": "advice",
     }
     return ["advise", *_flags({**base, **flags}), "--json"]
+
+
+def _merge(job: MergeJob, tenant: Tenant, settings: ServerSettings) -> list[str]:
+    _check_stored(tenant, job.adapter, "adapter")
+    if job.dtype == "q8_0" and job.format != "gguf":
+        raise ApiError(400, "q8_0 is for gguf alone", param="dtype")
+    into = None if job.format is None else f"{MERGED}.gguf" if job.format.endswith("gguf") else MERGED
+    flags = {
+        "store": str(tenant.store.folder),
+        "into": into,
+        "as": job.format,
+        "to-dtype": job.dtype,
+        "pad-rank": job.pad_rank,
+        "limit": job.limit,
+        "force": job.force,
+    }
+    return ["merge", job.adapter, *_flags({**_base(settings), **flags}), "--json"]
+
+
+def _check_stored(tenant: Tenant, adapter: str, param: str) -> None:
+    """Raises ApiError for an adapter, as NAME or NAME@VERSION, that the tenant has not."""
+    name, _, version = adapter.partition("@")
+    try:
+        stored_inside(tenant.store, name, int(version) if version else None)
+    except UnknownAdapterError:
+        raise ApiError(404, f"there is no adapter {adapter!r}", param=param) from None
 
 
 def _flags(values: Mapping[str, Any]) -> list[str]:

@@ -46,7 +46,7 @@ OF_STATE = {"state": str, "queued": int}
 class JobRequest:
     """What a job is to do.
 
-    kind      train, evaluate or advise
+    kind      train, evaluate, advise or merge
     settings  as the client gave them
     command   what does it, in the job's folder
     name      of the adapter that comes of it; none for other kinds

@@ -81,4 +81,25 @@ class AdviseJob(_Job):
     full: bool = False
 
 
-Job = Annotated[TrainJob | EvaluateJob | AdviseJob, Field(discriminator="kind")]
+class MergeJob(Body):
+    """Merge an adapter, as NAME or NAME@VERSION, and write the result; without `format` only the error is measured.
+
+    `limit` is of the error, as a share of the adapter's effect; `force` writes even past it.
+    """
+
+    kind: Literal["merge"]
+    adapter: Versioned
+    format: Literal["safetensors", "gguf", "lora-gguf", "peft", "vllm"] | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "q8_0"] | None = None
+    pad_rank: bool = False
+    limit: Annotated[float, Field(ge=0)] | None = None
+    force: bool = False
+
+    @model_validator(mode="after")
+    def _of_what_is_written(self) -> MergeJob:
+        if self.format is None and (self.dtype or self.pad_rank):
+            raise ValueError("dtype and pad_rank are of what is written: give a format, or leave them out")
+        return self
+
+
+Job = Annotated[TrainJob | EvaluateJob | AdviseJob | MergeJob, Field(discriminator="kind")]

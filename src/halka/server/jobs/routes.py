@@ -20,15 +20,15 @@ from starlette.responses import Response, StreamingResponse
 
 from halka.server.errors import ApiError, refusal
 from halka.server.guards.access import Caller, ManagerDep
-from halka.server.jobs.commands import DOCUMENTS, PREDICTIONS, NewJob, new_job
+from halka.server.jobs.commands import DOCUMENTS, MERGED, PREDICTIONS, NewJob, new_job
 from halka.server.jobs.data import DATA, VALIDATION, check_data, written
 from halka.server.jobs.documents import document_lines, write_lines
 from halka.server.jobs.folder import ENDED, JobFolder, jobs_in
-from halka.server.jobs.requests import AdviseJob, Job
+from halka.server.jobs.requests import AdviseJob, Job, MergeJob
 from halka.server.jobs.uploading import read_form, save_data
 from halka.server.jobs.views import steps_of, view_of
 from halka.server.locks import locked
-from halka.server.resources.adapter_files import pieces_of
+from halka.server.resources.adapter_files import close, opened_files, pieces_of, zipped
 from halka.server.resources.uploads import UploadRoute, staging
 from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
@@ -110,6 +110,25 @@ async def get_predictions(id: str, service: ServiceDep, caller: ManagerDep) -> R
     return StreamingResponse(pieces_of(await service.threads.manage(opened)), media_type="application/jsonl")
 
 
+@router.get("/v1/jobs/{id}/archive")
+async def download_merged(id: str, service: ServiceDep, caller: ManagerDep) -> Response:
+    """What a merge wrote, as one zip."""
+
+    def opened() -> dict[str, BinaryIO]:
+        job = _find_job(service, caller, id)
+        folder = job.path / MERGED
+        whole = folder.is_dir() and not folder.is_symlink()
+        files = opened_files(folder) if whole else opened_files(job.path, (f"{MERGED}.gguf",))
+        if not files or job.state() != "done":
+            close(files)
+            raise ApiError(404, "this job has written nothing to download: a merge has, once it is done", param="id")
+        return files
+
+    files = await service.threads.manage(opened)
+    headers = {"content-disposition": f'attachment; filename="{id}.zip"'}
+    return StreamingResponse(zipped(files), media_type="application/zip", headers=headers)
+
+
 @router.post("/v1/jobs/{id}/stop")
 async def stop_job(id: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Stop a job: a training ends after its step with a checkpoint; asked again, it ends at once."""
@@ -173,7 +192,8 @@ def _check_count(tenant: Tenant, service: Service) -> None:
 def _queue(job: Job, new: NewJob, tenant: Tenant, folder: Path, service: Service, limit: int | None) -> JobFolder:
     """Queue a job whose data can be used. Raises ApiError where they cannot, and as `_check` for too many."""
     paths = written(new.files, folder)
-    check_data(paths, job)
+    if not isinstance(job, MergeJob):
+        check_data(paths, job)
     for path in paths.values():  # else the lock is held while they are
         flush(path)
     with locked(tenant.jobs):

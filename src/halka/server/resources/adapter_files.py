@@ -6,7 +6,7 @@ import io
 import os
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -103,12 +103,16 @@ def stored_inside(store: AdapterStore, name: str, version: int | None = None) ->
     return store.get(name, int(folder_inside(store, name, version).name))
 
 
-def opened_files(folder: Path) -> dict[str, BinaryIO]:
-    """The plain files of a folder, opened: they can be read to their end, whoever removes them. Links are left out."""
+def opened_files(folder: Path, only: Collection[str] | None = None) -> dict[str, BinaryIO]:
+    """The plain files of a folder, or `only` these, opened: they can be read to their end, whoever removes them.
+
+    Links are left out.
+    """
     files = dict[str, BinaryIO]()
     try:
         for path in sorted(folder.iterdir()):
-            if path.name.startswith(".") or not stat.S_ISREG(path.lstat().st_mode):
+            wanted = only is None or path.name in only
+            if not wanted or path.name.startswith(".") or not stat.S_ISREG(path.lstat().st_mode):
                 continue
             files[path.name] = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
     except BaseException:
