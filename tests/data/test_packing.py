@@ -79,6 +79,20 @@ def test_labels_are_those_of_the_examples_alone(groups, least):
     assert labels_packed(batch) == [labels_alone(items) for items in groups]
 
 
+@given(groups=st.lists(ITEMS, min_size=1, max_size=3), least=LEAST)
+def test_each_items_own_labels_are_among_the_batchs(groups, least):
+    batch = pack(groups, least)
+    expected = [
+        token
+        for items in groups
+        for item in items
+        for token, counts in zip(item.ids[1:], item.loss[1:], strict=True)
+        if counts
+    ]
+    assert batch.labels[batch.own].tolist() == expected
+    assert Counter(batch.own.tolist()) == dict(enumerate(batch.counts.tolist()))
+
+
 @given(groups=st.lists(ITEMS, min_size=1, max_size=3), least=LEAST, multiple=st.integers(1, 32))
 def test_a_filled_line_has_the_same_labels_and_tokens_behind_all_others(groups, least, multiple):
     batch = pack(groups, least)
@@ -207,5 +221,5 @@ def test_a_batch_without_labels_keeps_one_token_for_each_run():
 
 def test_all_tensors_are_int64_and_move_together():
     batch = pack([[tokens([1, 2, 3], ".xx")]]).to("meta")
-    for tensor in (batch.input_ids, batch.position_ids, batch.states, batch.labels, batch.counts):
+    for tensor in (batch.input_ids, batch.position_ids, batch.states, batch.labels, batch.counts, batch.own):
         assert (tensor.dtype, tensor.device.type) == (torch.int64, "meta")

@@ -9,7 +9,7 @@ from torch import nn
 from halka.data.batches import IGNORE_INDEX
 from halka.data.packing import PackedBatch, pack
 from halka.data.tokens import Tokens
-from halka.objectives.cross_entropy import next_token_loss, packed_loss, plain_next_token_loss
+from halka.objectives.cross_entropy import label_losses, next_token_loss, plain_next_token_loss, summed_by_run
 from numbers_for_tests import close
 
 B, T, D, V = 3, 11, 16, 37
@@ -138,6 +138,11 @@ def plain_packed_loss(hidden: torch.Tensor, batch: PackedBatch, head: nn.Module)
     for run, own, label, count in zip(runs, logits, batch.labels, batch.counts, strict=True):
         losses[run] = losses[run] - count * own[label]
     return torch.stack(losses)
+
+
+def packed_loss(hidden: torch.Tensor, batch: PackedBatch, head: nn.Module, *, head_trains: bool) -> torch.Tensor:
+    losses = label_losses(hidden[0, batch.states], batch.labels, head, head_trains=head_trains)
+    return summed_by_run(losses, batch)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

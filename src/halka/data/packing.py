@@ -43,6 +43,7 @@ class PackedBatch:
     states          (M,) the place in the line whose hidden state predicts a label, ascending
     labels          (M,) the token that it predicts; a state's labels differ
     counts          (M,) the examples of the run that have this label here
+    own             the items' own labels, item after item: places among the M
     labels_of_run   how many of the M labels each run has; they stand in the order of runs
     """
 
@@ -53,6 +54,7 @@ class PackedBatch:
     labels: torch.Tensor
     counts: torch.Tensor
     labels_of_run: tuple[int, ...]
+    own: torch.Tensor
 
     def to(self, device: torch.device | str) -> PackedBatch:
         return replace(
@@ -62,6 +64,7 @@ class PackedBatch:
             states=self.states.to(device),
             labels=self.labels.to(device),
             counts=self.counts.to(device),
+            own=self.own.to(device),
         )
 
     def filled(self, multiple: int) -> PackedBatch:
@@ -104,7 +107,7 @@ def pack(groups: Sequence[Sequence[Tokens]], least_saved: int = LEAST_SAVED) -> 
             offset += end - start
         ends.append(offset)
         keys += [_label_keys(item, places[leaf]) for item, leaf in zip(items, tree.leaf_of, strict=True)]
-    labels, counts = np.unique(np.concatenate(keys), return_counts=True)
+    labels, own, counts = np.unique(np.concatenate(keys), return_inverse=True, return_counts=True)
     states = labels >> 32
     forest = Forest(
         lengths=tuple(segment.end - segment.start for segment in segments),
@@ -119,6 +122,7 @@ def pack(groups: Sequence[Sequence[Tokens]], least_saved: int = LEAST_SAVED) -> 
         labels=torch.from_numpy(labels & 0xFFFFFFFF),
         counts=torch.from_numpy(counts),
         labels_of_run=tuple(np.diff(np.searchsorted(states, ends), prepend=0).tolist()),
+        own=torch.from_numpy(own),
     )
 
 

@@ -38,9 +38,8 @@ def next_token_loss(hidden_BTD: Tensor, labels_BT: Tensor, head: Head, *, head_t
     return losses_N.sum(), len(losses_N)
 
 
-def packed_loss(hidden_1TD: Tensor, batch: PackedBatch, head: Head, *, head_trains: bool) -> Tensor:
+def summed_by_run(losses_N: Tensor, batch: PackedBatch) -> Tensor:
     """A packed batch's summed loss by run (R,). A label counts for each of the examples that have it."""
-    losses_N = label_losses(hidden_1TD[0, batch.states], batch.labels, head, head_trains=head_trains)
     return torch.stack([own.sum() for own in (losses_N * batch.counts).split(batch.labels_of_run)])
 
 

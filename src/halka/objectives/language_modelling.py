@@ -20,7 +20,7 @@ from halka.data.truncation import EncodedExamples, LengthPolicy
 from halka.models import hidden_states, logits, pad_id
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import NAME as ATTENTION
-from halka.objectives.cross_entropy import next_token_loss, packed_loss
+from halka.objectives.cross_entropy import label_losses, next_token_loss, summed_by_run
 from halka.util.errors import HalkaError
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -62,7 +62,11 @@ class LanguageModelling:
         return next_token_loss(outputs, labels, lambda hidden: logits(model, hidden), head_trains=head_trains)
 
     def packed_losses(self, model: AdaptedModel, names: Sequence[str | None], batch: PackedBatch) -> Tensor:
-        """The summed loss of each run (R,); run i uses adapter `names[i]`, which `model.use` has named so.
+        """The summed loss of each run (R,). Raises as `packed_label_losses` does."""
+        return summed_by_run(self.packed_label_losses(model, names, batch), batch)
+
+    def packed_label_losses(self, model: AdaptedModel, names: Sequence[str | None], batch: PackedBatch) -> Tensor:
+        """The loss of each of the batch's labels (M,); run i uses adapter `names[i]`, which `model.use` has named so.
 
         Raises HalkaError within another `use`, without `use_attention`, and for several runs of which one trains the
         head: that is called on labels' states, which have no rows.
@@ -77,7 +81,8 @@ class LanguageModelling:
         forest = ForestPlan(batch.forest, batch.input_ids.device)
         hidden = hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, **forest.inputs)
         head_trains = any(_trains_head(model, name) for name in names)
-        return packed_loss(hidden, batch, lambda hidden: logits(model, hidden), head_trains=head_trains)
+        states = hidden[0, batch.states]
+        return label_losses(states, batch.labels, lambda hidden: logits(model, hidden), head_trains=head_trains)
 
     def answers(
         self,
