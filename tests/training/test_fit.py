@@ -207,6 +207,21 @@ def test_an_observer_sees_every_pass():
     assert observer.passes == 6
 
 
+def test_an_observer_ends_a_run_early_and_its_schedule_with_it(tmp_path):
+    class Ending(Observer):
+        def last_step(self, step: int, steps: int) -> int:
+            return 5 if step == 4 else steps
+
+    config, held_out = replace(SHORT, steps=9, evaluate_every=3), items(2)
+    for folder in (None, tmp_path / "run"):
+        steps = list(train(model_for(), "a", items(), config, validation=held_out, folder=folder, observe=Ending()))
+        assert [(step.step, step.steps) for step in steps] == [*((n, 9) for n in (1, 2, 3)), (4, 5), (5, 5)]
+        assert [step.step for step in steps if step.validation is not None] == [3, 5]
+        assert steps[-1].lr == pytest.approx(0.1 * max(step.lr for step in steps), rel=0.01)
+    going_on = list(train(model_for(), "a", items(), config, validation=held_out, folder=tmp_path / "run"))
+    assert [step.step for step in going_on] == [6, 7, 8, 9]
+
+
 def test_rows_in_memory_are_trained_on_as_a_file_s():
     datasets = pytest.importorskip("datasets")
     rows = [{"question": "What is it?", "answer": answer} for answer in ("It is Paris.", "A settings link.")]

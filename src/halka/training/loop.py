@@ -40,6 +40,10 @@ class Observer:
         """Entered around the forward and backward pass of one batch."""
         return nullcontext()
 
+    def last_step(self, step: int, steps: int) -> int:
+        """The step to end with, asked of each run in step `step` of `steps`: an earlier one ends the schedule, too."""
+        return steps
+
     def returning_memory(self) -> AbstractContextManager[None]:
         """Entered around the passes of a step that recomputes activations on a CPU."""
         return returning_memory()
@@ -74,6 +78,7 @@ def loop(
             for run in active:
                 try:
                     # step
+                    run.end_with(observer.last_step(run.number, run.steps))
                     with _advice_on_memory(f"at step {run.number}, in the optimiser"):
                         step = run.optimise(float(losses[run]), tokens[run], seconds)
                     # evaluate

@@ -84,6 +84,10 @@ class Run:
     def over(self) -> bool:
         return self.progress.step >= self.steps or self.progress.stopped
 
+    def end_with(self, last: int) -> None:
+        """End with that step, if it is not past yet and no later than planned."""
+        self.steps = max(self.number, min(self.steps, last))
+
     def next_batches(self) -> list[list[Item]]:
         """The batches whose gradients make the next step."""
         return [next(self._batches) for _ in range(self.config.accumulate)]
