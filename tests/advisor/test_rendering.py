@@ -16,7 +16,7 @@ import pytest
 from advice_for_tests import GB, about, full_advice, full_evidence, parts
 from halka.advisor import pilot_plots, plots, words
 from halka.advisor.advice import Advice
-from halka.advisor.evidence import CONDITIONS, Evidence, Fit, Knowledge, Learnability, Strength
+from halka.advisor.evidence import CONDITIONS, Evidence, Fit, Knowledge, Learnability, Strength, Time
 from halka.advisor.reasons import Reason
 from halka.advisor.rendering import render_advice, to_terminal, write_advice
 from halka.cli.command import show
@@ -156,6 +156,23 @@ def test_each_thing_that_was_missing_is_told_once() -> None:
     text = read(full_advice(), evidence)
     assert [text.count(each) for each in told] == [1] * 5
     assert "left out" not in text
+
+
+def test_the_minutes_of_the_probes_and_what_was_cut_for_them_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    spent = {"base": 0.2, "strength": 0.56, "learnability": 2.9}
+    cuts = ("16 of 48 held-out examples", "no trial of bottleneck")
+    evidence = replace(full_evidence(), time=Time(4.0, spent, cuts))
+    lines = words.time(evidence)
+    assert lines == [
+        "The probes of the base took 3.7 of 4 minutes: timing 0.2, strength 0.6 and the pilot 2.9.",
+        "Cut for time: 16 of 48 held-out examples.",
+        "Cut for time: no trial of bottleneck.",
+    ]
+    page = read(full_advice(), evidence)
+    assert all(line in page for line in lines)
+    show(*to_terminal(full_advice(), evidence))
+    assert lines[1] in capsys.readouterr().out
+    assert words.time(full_evidence()) == []
 
 
 def test_which_methods_fit_and_how_is_told() -> None:

@@ -23,8 +23,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 import halka
 from halka.advisor import Evidence, Request, advise_from, probe
 from halka.advisor.advice import commands
+from halka.advisor.budget import TRIALS, Budget, PilotConfig, TrialPlan
 from halka.advisor.evidence import CONDITIONS
-from halka.advisor.pilot import TRIALS, PilotConfig, TrialPlan, learnability
+from halka.advisor.pilot import learnability
 from halka.advisor.probed_base import ProbedBase, Progress, build_prompt, decoder_config, token_losses
 from halka.advisor.probes import knowledge, strength
 from halka.advisor.request import SCHEMA, result_keys, sample, usual_metric
@@ -51,7 +52,7 @@ def example(number: int) -> Example:
     return Example((asked, Message("assistant", COLOURS[number % 3])), where=f"data:{number}")
 
 
-QUICK = PilotConfig(TRIALS[:3], least_steps=3)
+QUICK = PilotConfig(TRIALS[:3], steps=3)
 
 
 def save_base(folder: Path, **tokenizer_changes: Any) -> Path:
@@ -81,7 +82,9 @@ def request_for(base: Path, **changes) -> Request:
 
 
 def run(request: Request, folder: Path, **options: Any) -> Evidence:
-    return probe(request, folder, **{"minutes": 0.01, "pilot": QUICK, **options})
+    """Without a hurry: the machine's clock stands still unless it is another."""
+    machine = replace(options.pop("machine", Machine()), clock=options.pop("clock", lambda: 0.0))
+    return probe(request, folder, **{"minutes": 0.01, "pilot": QUICK, "machine": machine, **options})
 
 
 class Stopped(Exception):
@@ -198,7 +201,7 @@ def test_token_losses_are_those_of_the_whole_logits(probed):
 
 
 def test_strength_is_told_beside_what_needs_no_model(probed):
-    found = strength(probed)
+    found = strength(probed, Budget())
     assert found.trivial["majority"].value == pytest.approx(1 / 3)
     assert found.trivial["copy"].value == 0
     told = [probed.answer_ids(each) for each in probed.held_out]  # with what ends an answer, as losses have it
@@ -223,10 +226,10 @@ def test_documents_lower_the_loss_of_what_only_they_hold(probed):
     def told(retrieve=None):
         return Told(probed.model, probed.train, probed.held_out, probed.metric, probed.max_new_tokens, retrieve)
 
-    alone = knowledge(told())
+    alone = knowledge(told(), Budget())
     assert set(alone.losses) == {"closed", "examples"}
     assert alone.found is None
-    found = knowledge(told(lambda asked: [passage(f"Passage: {asked} is green")]))
+    found = knowledge(told(lambda asked: [passage(f"Passage: {asked} is green")]), Budget())
     assert set(found.losses) == set(CONDITIONS)
     assert found.losses["closed"]["all"].value == 2.0
     assert found.losses["both"]["all"].value == 0.5
@@ -242,7 +245,7 @@ def test_the_pilot_learns_what_can_be_learned(probed):
         TrialPlan("LoRA", "lora", {"rank": 4}, rate=20),
         TrialPlan("part", "lora", {"rank": 4}, rate=20, share=0.5),
     )
-    found = learnability(alike, 0.0, batch_size=4, config=PilotConfig(plans, least_steps=48))
+    found = learnability(alike, Budget(), batch_size=4, config=PilotConfig(plans, steps=48))
     assert [each.name for each in found.trials] == ["LoRA", "part"]
     assert [each.examples for each in found.trials] == [12, 6]
     for each in found.trials:
@@ -256,22 +259,24 @@ def test_the_pilot_learns_what_can_be_learned(probed):
 
 def test_what_was_not_seen_once_tells_nothing_of_more_data(probed):
     plans = (TrialPlan("LoRA", "lora", {"rank": 2}), TrialPlan("part", "lora", {"rank": 2}, share=0.5))
-    config = PilotConfig(plans, least_steps=3, most_steps=3)
-    assert learnability(probed, 0.0, batch_size=8, config=config).more is not None  # 24 examples, 12 of them, in 3 × 8
-    assert learnability(probed, 0.0, batch_size=4, config=config).more is None
+    config = PilotConfig(plans, steps=3)
+    assert (
+        learnability(probed, Budget(), batch_size=8, config=config).more is not None
+    )  # 24 examples, 12 of them, in 3 × 8
+    assert learnability(probed, Budget(), batch_size=4, config=config).more is None
     few = replace(config, batch_tokens=40)  # two or three examples
-    found = learnability(probed, 0.0, batch_size=8, config=few)
+    found = learnability(probed, Budget(), batch_size=8, config=few)
     assert found.more is None
     assert {each.seen for each in found.trials} <= {3, 4, 5, 6, 7, 8, 9}
 
 
 def test_the_curve_goes_on_from_what_was_seen_to_what_there_is(probed):
     plans = tuple(TrialPlan(f"LoRA {share}", "lora", {"rank": 2}, share=share) for share in (0.25, 0.5, 1.0))
-    config = PilotConfig(plans, least_steps=3, most_steps=3)
-    all_seen = learnability(probed, 0.0, batch_size=8, config=config)
+    config = PilotConfig(plans, steps=3)
+    all_seen = learnability(probed, Budget(), batch_size=8, config=config)
     assert [each.seen for each in all_seen.trials] == [6, 12, 24]
     assert (all_seen.examples, all_seen.owned) == (24, None)
-    many = learnability(probed, 0.0, batch_size=4, config=config, owned=1000)  # the whole is not seen whole
+    many = learnability(probed, Budget(), batch_size=4, config=config, owned=1000)  # the whole is not seen whole
     assert [(each.examples, each.seen) for each in many.trials] == [(6, 6), (12, 12), (24, 12)]
     assert many.examples == 1000
     assert many.owned is not None
@@ -285,10 +290,10 @@ def test_trials_that_fail_are_left_out(probed):
         TrialPlan("too fast", "lora", {"rank": 4}, rate=1e30),
         TrialPlan("nowhere", "lora", {"targets": "experts"}),
     )
-    found = learnability(probed, 0.0, batch_size=4, config=PilotConfig(plans, least_steps=3))
+    found = learnability(probed, Budget(), batch_size=4, config=PilotConfig(plans, steps=3))
     assert [each.name for each in found.trials] == ["LoRA"]
     with pytest.raises(TrainingError):
-        learnability(probed, 0.0, batch_size=4, config=PilotConfig(plans[1:], least_steps=3))
+        learnability(probed, Budget(), batch_size=4, config=PilotConfig(plans[1:], steps=3))
     assert probed.model.adapters == {}
 
 
@@ -390,7 +395,7 @@ def test_hardware_is_looked_at_anew_when_the_length_is_known(base, tmp_path):
 def test_another_pilot_takes_the_place_of_what_an_earlier_one_left(base, advised):
     folder, _ = advised
     (folder / "pilot" / "of-another").mkdir(parents=True)
-    diverging = PilotConfig((replace(TRIALS[0], rate=1e30),), least_steps=3)
+    diverging = PilotConfig((replace(TRIALS[0], rate=1e30),), steps=12)
     found = run(request_for(base), folder, pilot=diverging, skip=("fit",), minutes=0.02)
     assert found.missing["learnability"].startswith("training failed: the loss became ")
     assert not (folder / "pilot" / "of-another").exists()
@@ -464,7 +469,7 @@ def test_memory_that_runs_out_within_a_probe_is_told(base, tmp_path):
 def test_full_fine_tuning_that_does_not_fit_is_told_each_time(base, advised):
     folder, _ = advised
     length = json.loads((folder / "plan.json").read_text())["length"]
-    asked, one = request_for(base, full=True), PilotConfig(TRIALS[:1], least_steps=3)
+    asked, one = request_for(base, full=True), PilotConfig(TRIALS[:1], steps=3)
     setup = Setup(rows=asked.batch_size, length=length, dtype="float32", checkpointing=True)
     free = dry_run(decoder_config(str(base)), build_method("full", {}), setup, gpu=True).memory.total - 1
     skip = ("fit", "strength", "knowledge")
@@ -637,6 +642,95 @@ def test_a_pilot_that_was_stopped_goes_on(base, tmp_path):
         assert steps == sorted({*range(every, each.steps + 1, every), each.steps})
 
 
+class WorkClock:
+    """A clock on which every token that the base computes takes as long."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.now = seconds, 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        vocabulary = len(chatml_tokenizer())
+
+        def computed(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+            if isinstance(module, torch.nn.Embedding) and module.num_embeddings == vocabulary:
+                self.now += self.seconds * inputs[0].numel()
+
+        handle = register_module_forward_pre_hook(computed)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@pytest.fixture(scope="module")
+def generating(base, tmp_path_factory) -> Path:
+    """The base as it is answered by its own `generate`, whose tokens `WorkClock` counts."""
+    folder = Path(shutil.copytree(base, tmp_path_factory.mktemp("generating") / "base"))
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**config, "repetition_penalty": 1.01}))
+    return folder
+
+
+@pytest.mark.parametrize("words", [1, 40], ids=["short", "long"])
+@pytest.mark.parametrize("with_documents", [False, True], ids=["alone", "documents"])
+@pytest.mark.parametrize("token", [1e-6, 1e-3, 4e-3, 0.1], ids=["fast", "slow", "slower", "slowest"])
+def test_the_minutes_are_kept_on_any_machine(generating, tmp_path, token, with_documents, words):
+    documents = ()
+    if with_documents:
+        (tmp_path / "items.md").write_text("\n\n".join(f"Item {number} is red. " * 12 for number in range(9)))
+        documents = (str(tmp_path / "items.md"),)
+    rows = [
+        Example((Message("user", f"{'word ' * words}Item {number}?"), Message("assistant", COLOURS[number % 3])))
+        for number in range(44)
+    ]
+    asked = request_for(generating, train=tuple(rows[:20]), held_out=tuple(rows[20:]), documents=documents)
+    clock, pilot = WorkClock(token), PilotConfig(TRIALS[:3], steps=12)
+    with clock.running():
+        found = run(asked, tmp_path / "out", skip=("fit",), minutes=1, clock=clock, pilot=pilot)
+    assert found.time is not None
+    assert found.time.budget == 1
+    assert sum(found.time.minutes.values()) <= 1.25
+    whole = found.learnability is not None and found.missing == {"fit": "skipped"} and not found.time.cuts
+    assert whole or token > 1e-6, (found.missing, found.time)
+    assert not whole or token < 4e-3
+    if found.learnability is None:
+        assert "are left" in found.missing["learnability"]
+    for trial in found.learnability.trials if found.learnability else ():
+        assert trial.curve[-1][0] == trial.steps
+    again = run(asked, tmp_path / "out", skip=("fit",), minutes=1, pilot=pilot)
+    assert again == found
+
+
+def test_a_pilot_that_becomes_slow_ends_early_and_is_told(generating, tmp_path):
+    clock = WorkClock(1e-3)
+
+    def progress(stage: str, text: str) -> None:
+        if "step 3 of" in text:
+            clock.seconds = 0.1  # others use the machine now
+
+    with clock.running():
+        found = run(
+            request_for(generating),
+            tmp_path,
+            skip=("fit",),
+            minutes=1,
+            clock=clock,
+            pilot=PilotConfig(TRIALS[:2]),
+            progress=progress,
+        )
+    assert found.learnability is not None
+    (steps,) = {trial.steps for trial in found.learnability.trials}
+    assert 3 < steps < 48
+    assert any("steps of the pilot ended early" in cut for cut in found.time.cuts)
+    for trial in found.learnability.trials:
+        assert trial.curve[-1][0] == steps
+        assert (trial.expected is None) == (len(trial.curve) < 2)  # a curve needs two points
+
+
 def test_ten_examples_no_test_split_no_documents(base, tmp_path):
     found = run(request_for(base, train=tuple(map(example, range(10))), held_out=()), tmp_path, skip=("fit",))
     assert found.subject.split_off
@@ -709,7 +803,7 @@ def test_the_command_to_its_report(base, tmp_path, monkeypatch, capsys):
     Path("docs").mkdir()
     Path("docs/items.md").write_text("Item 3 is red. Item 4 is green.")
     asked = ["advise", "--base", str(base), "--data", "train.jsonl", "--documents", "docs", "--dtype", "float32"]
-    asked += ["--minutes", "0.01", "--max-new-tokens", "4", "--tasks", "5", "-o", "out"]
+    asked += ["--minutes", "9", "--max-new-tokens", "4", "--tasks", "5", "-o", "out"]
     assert ran([*asked, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["evidence"]["subject"]["documents"] == 1
@@ -736,7 +830,7 @@ def test_the_advisors_own_folder_is_none_of_the_documents(base, tmp_path, monkey
     Path(".git").mkdir()
     Path(".git/notes.md").write_text("hidden")
     asked = ["advise", "--base", str(base), "--data", "train.jsonl", "--documents", ".", "--dtype", "float32"]
-    asked += ["--minutes", "0.01", "--max-new-tokens", "4", "--skip", "fit", "--skip", "learnability", "--json"]
+    asked += ["--minutes", "9", "--max-new-tokens", "4", "--skip", "fit", "--skip", "learnability", "--json"]
     assert ran(asked) == 0
     printed = capsys.readouterr()
     first = json.loads(printed.out)

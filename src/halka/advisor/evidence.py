@@ -252,8 +252,23 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Time:
+    """The minutes that the probes of the base had, and those that they took; loading it and indexing are neither.
+
+    cuts   what was left out, or ended early, to keep them, in sentences
+    """
+
+    budget: float
+    minutes: Mapping[str, float]
+    cuts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """Results of all probes. None is a probe that was skipped or could not run; `missing` says why."""
+    """Results of all probes. None is a probe that was skipped or could not run; `missing` says why.
+
+    time   None in evidence of older versions
+    """
 
     subject: Subject
     strength: Strength | None = None
@@ -262,6 +277,7 @@ class Evidence:
     cleanliness: Cleanliness | None = None
     fit: Fit | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
+    time: Time | None = None
 
     @property
     def losses(self) -> dict[str, Mapping[str, Score]]:

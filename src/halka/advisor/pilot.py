@@ -7,15 +7,15 @@ more is trained on prompts with passages. Their held-out curves are extrapolated
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from halka.advisor.evidence import Condition, Learnability, Trial
-from halka.advisor.probed_base import ProbedBase, Report
+from halka.advisor.budget import EVALUATING, Budget, OutOfTimeError, PilotConfig, Plan, TrialPlan, differences
+from halka.advisor.evidence import Learnability, Trial
+from halka.advisor.probed_base import ProbedBase, Report, TokenLosses
 from halka.advisor.statistics import (
     HORIZON,
     agreement,
@@ -24,97 +24,47 @@ from halka.advisor.statistics import (
     mean_loss,
 )
 from halka.evaluation.metrics import Score, mean_of
-from halka.methods import build_method, described, method_named
-from halka.training import Job, TrainConfig, as_tokens, batch_plan, train_many
+from halka.methods import build_method, described
+from halka.training import Job, Observer, TrainConfig, as_tokens, batch_plan, train_many
 from halka.training.run_folder import METRICS
 from halka.util.errors import HalkaError, TrainingError
 from halka.util.files import write_text
 
-EVALUATIONS = 6  # of the held-out loss, in a trial
-
-
-@dataclass(frozen=True)
-class TrialPlan:
-    """A trial before it runs: `share` of the training examples, at `rate` times the method's default learning rate."""
-
-    name: str
-    method: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    rate: float = 1.0
-    share: float = 1.0
-    passages: bool = False
-
-    @property
-    def condition(self) -> Condition:
-        return "documents" if self.passages else "closed"
-
-    @property
-    def lr(self) -> float:
-        return method_named(self.method).lr * self.rate
-
-    def count(self, base: ProbedBase) -> int:
-        """Training examples that it is given."""
-        return max(1, round(self.share * len(base.train)))
-
-
-LORA = {"rank": 16}
-RATE = 4  # the higher learning rate of LoRA, as a multiple of the default
-TRIALS = (
-    TrialPlan("LoRA", "lora", LORA),
-    TrialPlan("LoRA, higher rate", "lora", LORA, rate=RATE),
-    TrialPlan("LoRA, half of the data", "lora", LORA, rate=RATE, share=0.5),
-    TrialPlan("LoRA, a quarter of the data", "lora", LORA, rate=RATE, share=0.25),
-    TrialPlan("bottleneck", "bottleneck", rate=2),
-)
-FULL = TrialPlan("full fine-tuning", "full")
-WITH_PASSAGES = TrialPlan("LoRA with passages", "lora", LORA, rate=RATE, passages=True)
-
-
-@dataclass(frozen=True)
-class PilotConfig:
-    """What the pilot trains.
-
-    trials         the runs; `WITH_PASSAGES` is added where there are documents
-    least_steps, most_steps   of each run, whatever the time allows
-    batch_tokens   limits a run's batch; the batches of all runs are in memory at once
-    """
-
-    trials: tuple[TrialPlan, ...] = TRIALS
-    least_steps: int = 12
-    most_steps: int = 48
-    batch_tokens: int = 2048
+Curve = Sequence[tuple[int, float]]
+"""(step, held-out loss)."""
 
 
 def learnability(
     base: ProbedBase,
-    seconds: float,
+    budget: Budget,
     *,
-    config: PilotConfig = PilotConfig(),
+    config: PilotConfig,
     batch_size: int = 8,
     checkpointing: bool = False,
     owned: int | None = None,
     folder: Path | None = None,
     progress: Report = lambda _: None,
 ) -> Learnability:
-    """Train the trials for about `seconds`, generate their held-out answers, and extrapolate their curves.
+    """Train the trials that there is time for, generate their held-out answers, and extrapolate their curves.
 
     batch_size      examples of a step, fewer where they are long
     checkpointing   recompute activations, to need less memory
     owned           all training examples that the user has, of which the base may be given a part
 
-    With a folder, an interrupted pilot resumes. Trials that fail are left out; raises TrainingError if all do.
+    With a folder, an interrupted pilot resumes. Trials that fail are left out; raises TrainingError if all do,
+    OutOfTimeError where there is no time for any.
     """
-    started = time.perf_counter()
-    pilot = _Pilot(base, config, batch_size, checkpointing, folder)
-    plans = [*config.trials, *([WITH_PASSAGES] if base.retrieve is not None else [])]
-    steps = pilot.steps(plans, seconds)
-    adapters = {f"pilot-{number}": plan for number, plan in enumerate(plans)}
+    started = budget.clock()
+    trials = config.all_trials(documents=base.retrieve is not None)
+    full = Plan(len(base.held_out), (), base.passages, trials, batch_size, config.steps)
+    pilot = _Pilot(base, budget, full, config, checkpointing, folder).planned()
+    base, adapters = pilot.base, {f"pilot-{number}": plan for number, plan in enumerate(pilot.plan.trials)}
     jobs: dict[str, Job] = {}
     failed: dict[str, Exception] = {}
     try:
         for name, plan in adapters.items():
             try:
-                jobs[name] = pilot.job(name, plan, steps, folder)
+                jobs[name] = pilot.job(name, plan, pilot.plan.steps, folder)
             except HalkaError as error:  # the method cannot be used on this base
                 failed[name] = error
         curves, stopped = pilot.train([*jobs.values()], progress)
@@ -125,19 +75,22 @@ def learnability(
         if not remaining:
             raise TrainingError(str(next(iter(failed.values()))))
         progress(f"answers of {len(remaining)} adapters")
-        answers = pilot.answers(remaining)
-        trials = [pilot.trial(plan, jobs[name], steps, curves[name], answers[name]) for name, plan in remaining.items()]
+        losses, answers = pilot.losses(remaining), pilot.answers(remaining)
+        results = [
+            pilot.trial(jobs[name], plan, curves[name], losses[name], answers[name]) for name, plan in remaining.items()
+        ]
     finally:
         for name in adapters.keys() & base.model.adapters.keys():
             base.model.remove(name)
+    budget.cut("steps of the pilot", max(trial.steps for trial in results), pilot.plan.steps)
     whole = [answers[name] for name, plan in remaining.items() if not plan.passages and plan.share == 1]
     examples = owned or len(base.train)
-    expected, more = _over_data(trials, examples)
+    expected, more = _over_data(results, examples)
     kappas, suspects = _agreement(base, whole)
     return Learnability(
-        batch_size=batch_size,
-        seconds=time.perf_counter() - started,
-        trials=tuple(trials),
+        batch_size=pilot.plan.rows,
+        seconds=budget.clock() - started,
+        trials=tuple(results),
         times=HORIZON,
         more=more,
         agreement=kappas,
@@ -147,66 +100,113 @@ def learnability(
     )
 
 
+class Pace(Observer):
+    """Ends the trials with the steps that there is time for, the evaluation and answers after them included."""
+
+    def __init__(self, budget: Budget, plan: Plan):
+        self.budget, self.reserve = budget, budget.costs.evaluation(plan) + budget.costs.closing(plan)
+        self.begun, self.last, self.step, self.done = 0.0, plan.steps, 0, 0
+
+    def last_step(self, step: int, steps: int) -> int:
+        if step != self.step:  # the first of the trials that make it
+            now, left = self.budget.clock(), self.budget.left - self.reserve
+            if self.done:  # the first step also prepares what the others use
+                one = (now - self.begun) / self.done
+                self.last = min(self.last, step + int(min(max(0.0, left) / one, steps)) if one > 0 else steps)
+            else:
+                self.begun, self.last = now, self.last if left > 0 else step
+            self.step, self.done = step, self.done + 1
+        return self.last
+
+
 @dataclass(frozen=True)
 class _Pilot:
     """What all trials share."""
 
     base: ProbedBase
+    budget: Budget
+    plan: Plan
     config: PilotConfig
-    batch_size: int
     checkpointing: bool
     folder: Path | None
 
-    def steps(self, plans: Sequence[TrialPlan], seconds: float) -> int:
-        """As many steps of all trials as fit into the time, after timing one; a resumed pilot keeps its number."""
-        saved = None if self.folder is None else self.folder / "steps.json"
+    def planned(self) -> _Pilot:
+        """The pilot that there is time for, after timing steps; a resumed one is as it was planned first.
+
+        Raises OutOfTimeError where there is no time for a trial.
+        """
+        budget, full, saved = self.budget, self.plan, None if self.folder is None else self.folder / "steps.json"
         if saved is not None and saved.exists():
-            return json.loads(saved.read_text(encoding="utf-8"))["steps"]
-        model, names = self.base.model, [f"step-{number}" for number in range(len(plans))]
-        try:
-            jobs = []
-            for name, plan in zip(names, plans, strict=True):
-                with suppress(HalkaError):  # reported when the trial is to be trained
-                    jobs.append(replace(self.job(name, plan, 1, None), validation=()))
-            started = time.perf_counter()
-            for _ in train_many(model, jobs) if jobs else ():
-                pass
-        finally:
-            for name in {*names} & model.adapters.keys():
-                model.remove(name)
-        one = time.perf_counter() - started
-        evaluations = one * EVALUATIONS * len(self.base.held_out) / self.batch_size / 3  # forward: a third of a step
-        affordable = int((seconds - one - evaluations) / one)
-        steps = min(self.config.most_steps, max(self.config.least_steps, affordable))
+            numbers = json.loads(saved.read_text(encoding="utf-8"))
+            names = numbers.pop("trials")
+            trials = tuple(trial for trial in full.trials if trial.name in names)
+            plan = replace(full, **numbers, trials=trials)
+            budget.cuts |= differences(full, plan)
+            return self._with(plan)
+        plan = budget.plan(full)
+        if plan.trials:
+            self._with(plan).time_steps()
+            plan = budget.plan(full)
+        if not plan.trials:
+            one = budget.costs.step(full.trials[0], plan)
+            raise OutOfTimeError(f"a training step takes about {one:.1f} s and {max(0.0, budget.left):.0f} s are left")
+        budget.cuts |= differences(full, plan)
         if saved is not None:
-            write_text(saved, json.dumps({"steps": steps}) + "\n")
-        return steps
+            numbers = {name: getattr(plan, name) for name in ("held_out", "rows", "steps", "evaluations")}
+            write_text(saved, json.dumps(numbers | {"trials": [trial.name for trial in plan.trials]}) + "\n")
+        return self._with(plan)
+
+    def _with(self, plan: Plan) -> _Pilot:
+        return replace(self, plan=plan, base=self.base.first(plan.held_out))
+
+    def time_steps(self) -> None:
+        """Train the first trial, and the one with passages, for some steps, to know what the last of them takes."""
+        model, costs, clock = self.base.model, self.budget.costs, self.budget.clock
+        for number, trial in enumerate(self.plan.trials):
+            if number and not trial.passages:
+                continue
+            begun, ended, steps = clock(), clock(), 1 if number else 2
+            try:
+                job = replace(self.job("timed", trial, steps, None), validation=())
+                for _ in train_many(model, [job]):
+                    begun, ended = ended, clock()
+            except HalkaError:  # reported when the trial is to be trained
+                continue
+            finally:
+                if "timed" in model.adapters:
+                    model.remove("timed")
+            if (estimate := costs.step(trial, self.plan)) > 0:
+                costs.training[trial.condition] = costs.training_of(trial) * (ended - begun) / estimate
 
     def job(self, name: str, plan: TrialPlan, steps: int, folder: Path | None) -> Job:
         """Add the plan's adapter to the model; returns what trains it. Raises HalkaError if the base refuses it."""
         base = self.base
         base.model.add(name, build_method(plan.method, dict(plan.fields)))
-        every = max(1, steps // EVALUATIONS)
+        every = max(1, steps // self.plan.evaluations)
         config = TrainConfig(
             lr=plan.lr,
             steps=steps,
-            batch_size=self.batch_size,
+            batch_size=self.plan.rows,
             batch_tokens=self.config.batch_tokens,
             checkpointing=self.checkpointing,
             evaluate_every=every,
             save_every=None if folder is None else every,
         )
-        train = [base.prompt(example, plan.condition) for example in base.train[: plan.count(base)]]
+        train = [base.prompt(example, plan.condition) for example in base.train[: self.count(plan)]]
         held_out = [base.tokens(prompt) for prompt in base.prompts(plan.condition)]
         return Job(name, train, config, held_out, None if folder is None else folder / name)
 
-    def train(
-        self, jobs: Sequence[Job], progress: Report
-    ) -> tuple[dict[str, list[tuple[int, float]]], dict[str, TrainingError]]:
+    def count(self, plan: TrialPlan) -> int:
+        """Training examples that a trial is given: with passages those that its steps reach, as retrieving is slow."""
+        count = plan.count(len(self.base.train))
+        return min(count, self.plan.steps * self.budget.costs.rows(plan, self.plan)) if plan.passages else count
+
+    def train(self, jobs: Sequence[Job], progress: Report) -> tuple[dict[str, Curve], dict[str, TrainingError]]:
         """Each job's held-out curve, and the errors. A resumed pilot's earlier points are read from its folder."""
         curves: dict[str, dict[int, float]] = {job.name: {} for job in jobs}
         failed: dict[str, TrainingError] = {}
-        with closing(train_many(self.base.model, jobs)) as steps_of_all:  # interrupted here, it leaves a checkpoint
+        steps_of_all = train_many(self.base.model, jobs, observe=Pace(self.budget, self.plan))
+        with closing(steps_of_all):  # interrupted here, it leaves a checkpoint
             for steps in steps_of_all:
                 for name, step in steps.items():
                     if isinstance(step, TrainingError):
@@ -224,19 +224,36 @@ class _Pilot:
                 }
         return {name: sorted(curve.items()) for name, curve in curves.items()}, failed
 
-    def answers(self, adapters: Mapping[str, TrialPlan]) -> dict[str, list[str]]:
-        """Each adapter's answers to the held-out examples; all adapters share batches."""
-        prompts = [prompt for plan in adapters.values() for prompt in self.base.prompts(plan.condition)]
-        count = len(self.base.held_out)
-        texts = self.base.answers([name for name in adapters for _ in range(count)], prompts)
-        return {name: texts[number * count : (number + 1) * count] for number, name in enumerate(adapters)}
+    def losses(self, adapters: Mapping[str, TrialPlan]) -> dict[str, Score]:
+        """Each trained adapter's held-out loss, of as many examples as there is time for."""
+        base, budget, costs, scores = self.base, self.budget, self.budget.costs, dict[str, Score]()
+        for name, plan in adapters.items():
+            later = tuple(trial for other, trial in adapters.items() if other not in (*scores, name))
+            reserve = costs.evaluation(replace(self.plan, trials=later)) + costs.answering(self.plan.trials, self.plan)
+            losses, condition, total = list[TokenLosses](), plan.condition, len(base.held_out)
+            for portion in budget.portions(costs.losses, condition, 0, total, reserve, EVALUATING):
+                losses += base.losses(name, [base.prompt(base.held_out[index], condition) for index in portion])
+            budget.cut(f"losses of {plan.name}", len(losses), total)
+            scores[name] = mean_loss([own for _, own in losses])
+        return scores
 
-    def trial(
-        self, plan: TrialPlan, job: Job, steps: int, curve: Sequence[tuple[int, float]], answers: Sequence[str]
-    ) -> Trial:
+    def answers(self, adapters: Mapping[str, TrialPlan]) -> dict[str, list[str]]:
+        """Each adapter's answers, of as many held-out examples as there is time for; all adapters share batches."""
+        base, total, texts = self.base, len(self.base.held_out), {name: list[str]() for name in adapters}
+        one = {"": self.budget.costs.answering([*adapters.values()], replace(self.plan, held_out=1))}
+        done = 0
+        for portion in self.budget.portions(one, "", 0, total):
+            prompts = [base.prompt(base.held_out[i], plan.condition) for plan in adapters.values() for i in portion]
+            answers = iter(base.answers([name for name in adapters for _ in portion], prompts))
+            for own in texts.values():
+                own += islice(answers, len(portion))
+            done = portion.stop
+        self.budget.cut("answers of the pilot's adapters", done, total)
+        return texts
+
+    def trial(self, job: Job, plan: TrialPlan, curve: Curve, loss: Score, answers: Sequence[str]) -> Trial:
         """The result of a finished job."""
-        base = self.base
-        losses = [loss for _, loss in base.losses(job.name, base.prompts(plan.condition))]
+        base, (steps, _) = self.base, curve[-1]
         values = base.values(answers, plan.condition)
         adapter = base.model.adapter(job.name)
         method = described(adapter.method)
@@ -245,24 +262,24 @@ class _Pilot:
             method=method["name"],
             fields=method["fields"],
             lr=plan.lr,
-            examples=plan.count(base),
-            seen=_reached(base, job),
+            examples=self.count(plan),
+            seen=_reached(base, job, steps),
             passages=plan.passages,
             steps=steps,
             parameters=adapter.count(),
             curve=tuple(curve),
-            loss=mean_loss(losses),
+            loss=loss,
             expected=extrapolate([*curve], HORIZON * steps),
             score=mean_of(values),
             values=values,
         )
 
 
-def _reached(base: ProbedBase, job: Job) -> int:
-    """Examples that a job's steps reach: fewer per step where they are long."""
+def _reached(base: ProbedBase, job: Job, steps: int) -> int:
+    """Examples that so many steps of a job reach: fewer per step where they are long."""
     items = as_tokens(base.model, job.examples, job.config, job.name)
     batches = batch_plan(base.model, items, job.config)
-    return sum(map(len, batches[: job.config.steps]))
+    return sum(map(len, batches[:steps]))
 
 
 def _over_data(trials: Sequence[Trial], owned: int) -> tuple[Score | None, Score | None]:
@@ -289,6 +306,7 @@ def _agreement(
     if len(predictions) < 2 or not are_labels([example.answers[0] for example in examples]):
         return None, ()
     labels = [answer for example in examples for answer in example.answers]
-    kappas, mistakes = agreement(predictions, [example.answers for example in base.held_out], labels)
+    asked = base.held_out[: len(predictions[0])]
+    kappas, mistakes = agreement(predictions, [example.answers for example in asked], labels)
     places = [example.where or f"held-out example {number}" for number, example in enumerate(base.held_out, start=1)]
     return kappas, tuple(places[index] for index in mistakes)

@@ -7,29 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from halka.advisor.evidence import BOTH, CLOSED, CONDITIONS, DOCUMENTS, EXAMPLES
+from halka.advisor import words
+from halka.advisor.budget import Budget, Plan
+from halka.advisor.evidence import BOTH, CLOSED, CONDITIONS, DOCUMENTS, EXAMPLES, Condition
 from halka.advisor.request import COLLECTION, Request, Sample
 from halka.advisor.statistics import answer_values
 from halka.core import AdaptedModel
-from halka.data.batches import IGNORE_INDEX, collate, plan
+from halka.data.batches import plan_packed
 from halka.data.examples import Example, Message
+from halka.data.packing import pack
 from halka.data.readers import Problem
 from halka.data.tokens import Tokens, encode, encode_all, encode_prompt
 from halka.evaluation.generation import AdapterNames, answers_of
 from halka.evaluation.streaming import user_message
-from halka.models import adapt, context, hidden_states, logits, pad_id
+from halka.models import adapt, context
 from halka.models.attention.function import use_attention
 from halka.models.kinds import usual_kind
 from halka.models.layouts import LAYOUTS
 from halka.models.loading import base_config, load_base
-from halka.objectives.cross_entropy import label_losses
+from halka.objectives.language_modelling import LanguageModelling
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.prompt import prompted
@@ -38,7 +40,7 @@ from halka.rag.sources import listed, taken_in
 from halka.util.errors import DataError, HalkaError
 from halka.util.mode import in_mode
 
-BATCH, BATCH_TOKENS = 16, 4096  # answers at a time; tokens with padding of a batch that is scored
+BATCH, BATCH_TOKENS = 16, 8192  # answers at a time; tokens that a batch computes whose losses are wanted
 SHOTS = {CLOSED: 0, EXAMPLES: 4, DOCUMENTS: 0, BOTH: 2}  # fewer with passages, as each worked example brings its own
 
 REPORTED = 50  # examples after which progress is reported
@@ -58,8 +60,26 @@ Progress = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
+class Computed:
+    """What the base was asked already, by condition: losses and answers of the first held-out examples."""
+
+    losses: dict[str, list[TokenLosses]] = field(default_factory=dict)
+    answers: dict[str, list[str]] = field(default_factory=dict)
+
+    def without_passages(self) -> Computed:
+        """What prompts without passages gave."""
+        plain = (CLOSED, EXAMPLES)
+        losses = {condition: own for condition, own in self.losses.items() if condition in plain}
+        return Computed(losses, {condition: own for condition, own in self.answers.items() if condition in plain})
+
+
+@dataclass(frozen=True)
 class ProbedBase:
-    """The base, the examples it is prompted with, and what retrieves passages, where there are documents."""
+    """The base, the examples it is prompted with, and what retrieves passages, where there are documents.
+
+    passages   the most that a prompt has
+    asked      conditions that there is time for
+    """
 
     model: AdaptedModel
     train: tuple[Example, ...]
@@ -67,17 +87,28 @@ class ProbedBase:
     metric: str
     max_new_tokens: int
     retrieve: Retrieve | None = None
+    passages: int = 0
+    asked: tuple[Condition, ...] = CONDITIONS
     shots: dict[str, int] = field(default_factory=lambda: dict(SHOTS))
-    _losses: dict[str, list[TokenLosses]] = field(init=False, default_factory=dict, repr=False, compare=False)
+    computed: Computed = field(default_factory=lambda: Computed(), repr=False, compare=False)
 
     @property
-    def conditions(self) -> tuple[str, ...]:
+    def conditions(self) -> tuple[Condition, ...]:
         """Those that can be tried: the ones with passages need documents."""
-        return (CLOSED, EXAMPLES) if self.retrieve is None else CONDITIONS
+        possible: tuple[Condition, ...] = (CLOSED, EXAMPLES) if self.retrieve is None else CONDITIONS
+        return tuple(condition for condition in possible if condition in self.asked)
 
     def first(self, count: int) -> ProbedBase:
         """The same with the first `count` held-out examples."""
         return replace(self, held_out=self.held_out[:count])
+
+    def planned(self, plan: Plan) -> ProbedBase:
+        """With the plan's held-out examples, conditions, and passages in a prompt."""
+        base, retrieve = replace(self.first(plan.held_out), asked=plan.conditions), self.retrieve
+        if retrieve is None or plan.passages == base.passages:
+            return base
+        fewer: Retrieve = lambda question: retrieve(question)[: plan.passages]  # noqa: E731
+        return replace(base, retrieve=fewer, passages=plan.passages, computed=base.computed.without_passages())
 
     # ── prompts ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -134,18 +165,32 @@ class ProbedBase:
         options = {"max_new_tokens": self.max_new_tokens, "batch_size": BATCH}
         return answers_of(self.model, adapters, prompts, on_progress=progress, **options)
 
+    def base_answers(self, condition: Condition, budget: Budget, progress: Report = lambda _: None) -> list[str]:
+        """What the base answers to the held-out examples, as many as there is time for; computed once a condition."""
+        texts, total = self.computed.answers.setdefault(condition, []), len(self.held_out)
+        reserve = budget.reserve(condition, answers=True)
+        for portion in budget.portions(budget.costs.answers, condition, len(texts), total, reserve):
+            prompts = [self.prompt(self.held_out[index], condition) for index in portion]
+            texts += self.answers(None, prompts)
+            progress(f"answers, {condition}: {len(texts)} of {total}")
+        budget.cut(f"answers, {words.CONDITIONS[condition]},", len(texts), total)
+        return texts[:total]
+
     def values(self, texts: Sequence[str], condition: str = CLOSED) -> tuple[float, ...]:
-        """Values of answers to the held-out examples, as they were prompted."""
-        references = [example.answers for example in self.held_out]
+        """Values of answers to the first held-out examples, as they were prompted."""
+        references = [example.answers for example in self.held_out[: len(texts)]]
         return answer_values(self.metric, texts, references, passages=condition in (DOCUMENTS, BOTH))
 
     # ── losses ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def base_losses(self, condition: str) -> list[TokenLosses]:
-        """The base's losses of the held-out answers; computed once for each condition."""
-        if condition not in self._losses:
-            self._losses[condition] = self.losses(None, self.prompts(condition))
-        return self._losses[condition]
+    def base_losses(self, condition: Condition, budget: Budget) -> list[TokenLosses]:
+        """The base's losses of the held-out answers, as many as there is time for; computed once a condition."""
+        losses, total = self.computed.losses.setdefault(condition, []), len(self.held_out)
+        reserve = budget.reserve(condition, answers=False)
+        for portion in budget.portions(budget.costs.losses, condition, len(losses), total, reserve):
+            losses += self.losses(None, [self.prompt(self.held_out[index], condition) for index in portion])
+        budget.cut(f"losses, {words.CONDITIONS[condition]},", len(losses), total)
+        return losses[:total]
 
     def losses(self, adapter: str | None, prompts: Sequence[Example]) -> list[TokenLosses]:
         """Losses of each example's last answer."""
@@ -167,18 +212,19 @@ class ProbedBase:
 
 
 def token_losses(model: AdaptedModel, adapter: str | None, items: Sequence[Tokens]) -> list[TokenLosses]:
-    """For each item the ids of its labels and the loss of each in nats, in eval mode."""
+    """For each item the ids of its labels and the loss of each in nats, in eval mode.
+
+    What prompts of a batch begin with, such as worked examples, is computed once.
+    """
     losses: list[TokenLosses] = [([], np.zeros(0))] * len(items)
-    device = next(model.base.parameters()).device
+    objective, device = LanguageModelling(), next(model.base.parameters()).device
     with torch.inference_mode(), model.use(adapter), use_attention(model.base), in_mode(False, model.base):
-        for indices in plan([len(item) for item in items], seed=0, epoch=0, batch_tokens=BATCH_TOKENS):
-            batch = collate([items[index] for index in indices], pad_id(model)).to(device)
-            hidden = hidden_states(model, **batch.inputs)
-            for index, hidden_TD, labels_T in zip(indices, hidden[:, :-1], batch.labels[:, 1:], strict=True):
-                counts = labels_T != IGNORE_INDEX
-                labels_N = labels_T[counts]
-                losses_N = label_losses(hidden_TD[counts], labels_N, partial(logits, model), head_trains=False)
-                losses[index] = (labels_N.tolist(), losses_N.cpu().double().numpy())
+        for indices in plan_packed(items, seed=0, epoch=0, batch_tokens=BATCH_TOKENS) if items else ():
+            batch = pack([[items[index] for index in indices]]).to(device)
+            losses_M = objective.packed_label_losses(model, [adapter], batch)
+            counts = [sum(items[index].loss[1:]) for index in indices]
+            for index, own in zip(indices, batch.own.split(counts), strict=True):
+                losses[index] = (batch.labels[own].tolist(), losses_M[own].cpu().double().numpy())
     return losses
 
 
@@ -253,7 +299,7 @@ def decoder_config(base: str) -> Any:
 def open_base(
     request: Request, sample: Sample, folder: Path, progress: Progress
 ) -> tuple[ProbedBase, int, dict[str, str]]:
-    """Load the base and index the documents.
+    """Load the base, index the documents, and let the base answer once, so that what follows can be timed.
 
     Returns the base, the number of documents, and what cannot be used, with the reason.
     Raises DataError where no example is left, and as `load_base` does.
@@ -263,8 +309,13 @@ def open_base(
     model = adapt(*load_base(request.base, dtype=request.dtype, quantize=request.quantize))
     train, held_out = (_usable(model, examples, missing) for examples in (sample.train, sample.held_out))
     retrieve, documents = _retrieval(request, folder, missing, progress) if request.documents else (None, 0)
-    base = ProbedBase(model, train, held_out, sample.metric, request.max_new_tokens, retrieve)
-    return _within_context(base, missing), documents, missing
+    base = ProbedBase(
+        model, train, held_out, sample.metric, request.max_new_tokens, retrieve, request.passages if retrieve else 0
+    )
+    base = _within_context(base, missing)
+    progress("base", "a first answer")  # for which the engine's kernels are compiled, once on a machine
+    answers_of(model, None, [min(base.held_out, key=lambda example: len(base.tokens(example)))], max_new_tokens=1)
+    return base, documents, missing
 
 
 def _usable(model: AdaptedModel, examples: Sequence[Example], missing: dict[str, str]) -> tuple[Example, ...]:

@@ -12,6 +12,7 @@ from itertools import islice
 
 import numpy as np
 
+from halka.advisor.budget import Budget
 from halka.advisor.evidence import BOTH, CLOSED, DOCUMENTS, EXAMPLES, Cleanliness, Knowledge, Strength
 from halka.advisor.probed_base import ProbedBase, Report, TokenLosses, question_of
 from halka.advisor.statistics import mean_loss
@@ -27,19 +28,19 @@ PLACES = 5  # places of defects that are listed, at most, for each kind
 # ── strength ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def strength(base: ProbedBase, progress: Report = lambda _: None) -> Strength:
+def strength(base: ProbedBase, budget: Budget, progress: Report = lambda _: None) -> Strength:
     """Losses and scores of the held-out answers, zero-shot and with worked examples, beside trivial baselines.
+
+    As many as there is time for; raises OutOfTimeError where there is none.
 
     The baselines: always the most frequent answer, the question copied, and a unigram model of the answers' tokens.
     """
     losses, values = {}, {}
-    for condition in (CLOSED, EXAMPLES):
-        losses[condition] = mean_loss([losses for _, losses in base.base_losses(condition)])
-
-        def report(done: int, condition: str = condition) -> None:
-            progress(f"{condition}: {done} of {len(base.held_out)}")
-
-        values[condition] = base.values(base.answers(None, base.prompts(condition), report))
+    for condition in base.conditions:
+        if condition in (CLOSED, EXAMPLES):
+            losses[condition] = mean_loss([losses for _, losses in base.base_losses(condition, budget)])
+            values[condition] = base.values(base.base_answers(condition, budget, progress))
+            budget.done.add(condition)
     frequent = Counter(example.answers[0] for example in base.train).most_common(1)[0][0]
     trivial = {
         "majority": [frequent] * len(base.held_out),
@@ -72,8 +73,10 @@ def _unigram_loss(base: ProbedBase) -> float:
 # ── knowledge ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def knowledge(base: ProbedBase, progress: Report = lambda _: None) -> Knowledge:
+def knowledge(base: ProbedBase, budget: Budget, progress: Report = lambda _: None) -> Knowledge:
     """Losses of the held-out answers under every condition, by form and content; with documents also scores.
+
+    As many as there is time for.
 
     Loss that worked examples take away is form, which training teaches; loss that only passages take away is content,
     which retrieval supplies.
@@ -82,10 +85,10 @@ def knowledge(base: ProbedBase, progress: Report = lambda _: None) -> Knowledge:
     losses, tokens, values = {}, {}, {}
     for condition in base.conditions:
         progress(f"losses: {condition}")
-        losses[condition], tokens = _by_part(base.base_losses(condition), common)
+        losses[condition], tokens = _by_part(base.base_losses(condition, budget), common)
         if condition in (DOCUMENTS, BOTH):
-            progress(f"answers: {condition}")
-            values[condition] = base.values(base.answers(None, base.prompts(condition)), condition)
+            values[condition] = base.values(base.base_answers(condition, budget, progress), condition)
+            budget.done.add(condition)
     return Knowledge(
         losses=losses,
         tokens=tokens,

@@ -90,6 +90,7 @@ def render_advice(advice: Advice, evidence: Evidence) -> str:
         reasons=[words.sentence(reason.text) for reason in advice.reasons],
         change=[words.sentence(line) for line in advice.change],
         missing=_missing(evidence),
+        time=words.time(evidence),
         settings=words.trained_with(advice.settings, subject.train),
         commands=["".join(c for c in line if c.isprintable() or c in "\n\t") for line in advice.commands],
         probes=[probe for probe in probes if probe.plots or probe.tables or probe.sentences],
@@ -197,6 +198,7 @@ def to_terminal(advice: Advice, evidence: Evidence) -> list[RenderableType]:
         ("What would change it", [_points(map(words.sentence, advice.change))]),
         ("Missing", [_points(_missing(evidence))]),
         ("Evidence", [_condition_table(evidence), _points(_evidence_lines(evidence)), _fit_table(evidence.fit)]),
+        ("Time", [_points(words.time(evidence))]),
         ("Settings", [_points([words.trained_with(advice.settings, evidence.subject.train)])]),
         ("Run next", [commands or None]),
     ]

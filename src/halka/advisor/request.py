@@ -25,6 +25,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any, TypeVar
 
+from halka.advisor.budget import Costs
 from halka.advisor.evidence import from_json
 from halka.advisor.statistics import are_labels
 from halka.data.duplicates import prompt_key
@@ -40,7 +41,7 @@ from halka.util.files import write_text
 MOST_HELD_OUT, MOST_TRAIN = 48, 512
 HELD_OUT_SHARE = 0.25  # share of the training examples that is held out where there are no validation examples
 SHORT_ANSWER = 5  # words of an answer that is a name or a number rather than a text
-SCHEMA = 4  # version of the probes' results: raised with every change of what they are or mean, so that all run again
+SCHEMA = 5  # version of the probes' results: raised with every change of what they are or mean, so that all run again
 
 PLAN, PILOT = "plan.json", "pilot"
 COLLECTION = "documents"
@@ -214,24 +215,29 @@ class ProbePlan:
     """What was settled when the base was first loaded, so that resuming changes nothing. Field names are the file's.
 
     key         of the question
-    held_out    held-out examples that are used; None before the base was loaded
+    held_out, passages   held-out examples that are used, passages in a prompt; None before the base was loaded
     length, shown_length   90th percentile of the training examples' tokens, without and with passages
-    answer      seconds that an answer takes
+    costs       what work costs, as it was timed
     documents   number of documents
     missing     what could not be used, and why
+    untimely    what there was no time for, and why: probes, trials, prompts with passages
     spent       seconds that each probe took
+    cuts        what else was left out or ended early, by probe
     rooms       how the pilot trains, by its key
     shown       key of the examples that were written with passages
     """
 
     key: str
     held_out: int | None = None
+    passages: int | None = None
     length: int | None = None
     shown_length: int | None = None
-    answer: float = 0.0
+    costs: Costs = field(default_factory=Costs)
     documents: int = 0
     missing: dict[str, str] = field(default_factory=dict)
+    untimely: dict[str, str] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
+    cuts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     rooms: dict[str, Room] = field(default_factory=dict)
     shown: str | None = None
 

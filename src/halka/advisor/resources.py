@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -12,13 +13,13 @@ from typing import Any
 
 import torch
 
+from halka.advisor.budget import PORTION, Budget, Clock, PilotConfig
 from halka.advisor.evidence import CLOSED, DOCUMENTS, Fit, Option
-from halka.advisor.pilot import PilotConfig
-from halka.advisor.probed_base import ProbedBase, Report
+from halka.advisor.probed_base import ProbedBase, Report, token_losses
 from halka.advisor.request import Request, Room
 from halka.core import Method
 from halka.data.examples import Example
-from halka.data.tokens import encode_all
+from halka.data.tokens import Tokens, encode_all
 from halka.estimating import Memory, Setup, at_least_one, dry_run, largest_batch, prepared, row_of
 from halka.estimating.devices import Device
 from halka.estimating.dry_runs import DryRun
@@ -35,9 +36,8 @@ METHODS = ("lora", "bottleneck", "prefix", "prompt", "full")
 QUANTISATIONS = (None, "int8", "nf4")  # of the base, the most exact first
 MOST_ROWS = 256  # tried for the largest batch
 
-LEAST_HELD_OUT = 16
-ANSWERING = 0.35  # share of the time for generating answers; the rest is for training
 TIMED = 8  # examples that are timed
+GLANCE = 32  # tokens of a pass that tells how fast the base is
 MEASURED = 64  # examples whose length with passages is measured
 CHARACTERS = 3  # per token, before the tokenizer is loaded: more in Latin script, fewer in others
 PILOT_SHARE = 0.5  # of the available memory, above which the pilot checkpoints, to leave some to other processes
@@ -67,11 +67,12 @@ class Available:
 
 @dataclass(frozen=True)
 class Machine:
-    """What is asked of the machine that probes run on: its GPU, if any, its free memory, its processor's speed."""
+    """What is asked of the machine that probes run on: its GPU, if any, free memory, its processor's speed, time."""
 
     gpu: Callable[[], Hardware | None] = gpu_here
     free: Callable[[], Available] = lambda: Available.at(place_of())
     processor: Callable[[str], Device] = measure_device
+    clock: Clock = time.perf_counter
 
 
 THIS_MACHINE = Machine()
@@ -272,28 +273,42 @@ def _percentile_90(lengths: Sequence[int]) -> int:
 # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def answer_seconds(base: ProbedBase) -> float:
-    """Seconds per answer, timed on a few held-out examples."""
-    prompts = [base.prompt(example, CLOSED) for example in base.held_out[:TIMED]]
-    started = time.perf_counter()
-    base.answers(None, prompts)
-    return (time.perf_counter() - started) / len(prompts)
+def time_prompts(base: ProbedBase, budget: Budget) -> None:
+    """Ask the base the first held-out examples, to know what its losses and answers cost under each condition.
+
+    Nothing is asked that seems to take too much of the time: then the estimate stays, which follows from shorter
+    prompts. What is asked here is not asked again.
+    """
+    costs, clock, model = budget.costs, budget.clock, base.model
+    costs.passages = base.passages
+    for condition in base.conditions:
+        prompts = [base.prompt(example, condition) for example in base.held_out[:TIMED]]
+        costs.tokens[condition] = statistics.mean(len(base.tokens(prompt)) for prompt in prompts)
+    ids = base.tokens(base.held_out[0]).ids[:GLANCE]
+    for _ in range(2):  # the first pass prepares what the others use again
+        begun = clock()
+        token_losses(model, None, [Tokens(ids, [False] + [True] * (len(ids) - 1))])
+        glance = clock() - begun
+    token = glance / len(ids)
+    for condition in base.conditions:
+        costs.losses[condition] = token * costs.tokens[condition]
+        if count := _timed(budget, costs.losses[condition]):
+            base.first(count).base_losses(condition, budget)
+            token = costs.losses[condition] / costs.tokens[condition]
+        beyond = costs.losses[condition] - costs.losses[CLOSED]
+        if condition == CLOSED:  # a token that is written takes no longer than such a pass
+            costs.answers[CLOSED] = costs.losses[CLOSED] + base.max_new_tokens * glance
+            if count := _timed(budget, costs.answers[CLOSED]):
+                base.first(count).base_answers(CLOSED, budget)
+        else:
+            costs.answers[condition] = costs.answers[CLOSED] + max(0.0, beyond)
 
 
-def answers_per_example(base: ProbedBase, trials: int) -> int:
-    """What all answers to a held-out example cost, in zero-shot answers of the base."""
-    return 3 + trials + (0 if base.retrieve is None else 8)  # those with worked examples take twice as long
-
-
-def affordable_held_out(base: ProbedBase, seconds: float, answer: float, trials: int) -> int:
-    """Number of held-out examples for which `seconds` are enough, if an answer takes `answer` seconds."""
-    count = max(LEAST_HELD_OUT, int(ANSWERING * seconds / (answer * answers_per_example(base, trials))))
-    return min(count, len(base.held_out))
-
-
-def training_seconds(seconds: float, spent: float, answers: float) -> float:
-    """Seconds left for the pilot's training, after those spent and those its answers take; at least a share of all."""
-    return max(seconds - spent - answers, (1 - ANSWERING) * seconds / 2)
+def _timed(budget: Budget, one: float) -> int:
+    """How many examples are timed, if one takes so many seconds; none if that is a fifth of the time."""
+    if one <= 0 or budget.seconds == math.inf:
+        return TIMED
+    return 0 if one > budget.seconds / 5 else max(1, min(TIMED, int(PORTION * budget.seconds / one)))
 
 
 # ── memory for the pilot ──────────────────────────────────────────────────────────────────────────────────────────

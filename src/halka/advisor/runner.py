@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,8 +12,13 @@ from typing import Any, TypeVar
 import psutil
 
 from halka.advisor.advice import advise_from
+from halka.advisor.budget import FULL, WITH_PASSAGES, Budget, OutOfTimeError, PilotConfig, Plan, TrialPlan, differences
 from halka.advisor.evidence import (
+    CLOSED,
+    DOCUMENTS,
+    EXAMPLES,
     Cleanliness,
+    Condition,
     Evidence,
     Fit,
     Knowledge,
@@ -21,9 +26,10 @@ from halka.advisor.evidence import (
     ProbeName,
     Strength,
     Subject,
+    Time,
     best_condition,
 )
-from halka.advisor.pilot import FULL, WITH_PASSAGES, PilotConfig, learnability
+from halka.advisor.pilot import learnability
 from halka.advisor.probed_base import ProbedBase, Progress, Report, decoder_config, open_base
 from halka.advisor.probes import cleanliness, knowledge, strength
 from halka.advisor.request import (
@@ -43,18 +49,15 @@ from halka.advisor.request import (
 from halka.advisor.resources import (
     THIS_MACHINE,
     Machine,
-    affordable_held_out,
-    answer_seconds,
-    answers_per_example,
     base_too_large,
     find_hardware,
     fit,
     length_by_characters,
     pilot_room,
-    training_seconds,
+    time_prompts,
     typical_lengths,
 )
-from halka.advisor.words import PROBES
+from halka.advisor.words import CONDITIONS, PROBES
 from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
 from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
@@ -62,6 +65,8 @@ from halka.util.machine import ran_out
 
 BASE_PROBES: tuple[ProbeName, ...] = ("strength", "knowledge", "learnability")
 """Those that load the base."""
+UNTIMELY = {DOCUMENTS: "documents", EXAMPLES: "prompts with examples"}
+"""Prompts without which the advice is less sure, as `Evidence.missing` calls them."""
 T = TypeVar("T")
 
 
@@ -77,12 +82,12 @@ def probe(
 ) -> Evidence:
     """Run the probes whose results are not in `folder` yet; those for other data, base or settings run again.
 
-    minutes   about how long the base is asked and trained, besides loading it and indexing documents. A minimum of
-              everything is done in any case, which takes longer on a slow machine
+    minutes   how long the base is asked and trained, besides loading it and indexing documents. What there is no time
+              for is left out, the least important first (`budget.plans`); the evidence says what that was
     skip      probes of `PROBES` to leave out
     pilot     what the pilot trains
     progress  called with a stage and what it does
-    machine   what it runs on
+    machine   what it runs on, and its clock
 
     Raises HalkaError for an unknown probe or device, a folder with other contents, and a base that is no causal LM;
     DataError for data that cannot be used; and as `load_base` does.
@@ -124,6 +129,8 @@ class _Probes:
         weights = base_files(self.request.base)
         self.keys = result_keys(self.request, self.sample, self.seconds, weights, machine, self.folder.path)
         self.plan = self.folder.load_plan(self.keys["knowledge"])
+        self.plan.costs.batch_tokens = self.pilot.batch_tokens
+        self.budget = Budget(self.seconds, self.machine.clock, self.plan.spent, self.plan.costs)
 
     def evidence(self) -> Evidence:
         """Run them: the hardware last, because the examples' lengths are known once the base is loaded."""
@@ -131,17 +138,19 @@ class _Probes:
         self.folder.write_examples(HELD_OUT, self.sample.held_out)
         size = self._size()
         self.missing |= dict.fromkeys(self.skip, "skipped") | self._too_large(size)
-        uses_base = any(name not in self.missing for name in BASE_PROBES)
+        self.missing |= {name: why for name, why in self.plan.untimely.items() if name not in self.missing}
+        uses_base = any(name not in self.missing or name in self.plan.untimely for name in BASE_PROBES)
         defects = self._run("cleanliness", Cleanliness, self._cleanliness)
         strength_result = self._run("strength", Strength, self._strength)
         knowledge_result = self._run("knowledge", Knowledge, self._knowledge)
         pilot_result = self._run("learnability", Learnability, self._learnability)
         hardware = self._run("fit", Fit, self._fit, f"-{self._length()}-{self.plan.shown_length}")
-        self.missing |= self._unusable() if uses_base else {}
+        self.missing |= {**self.plan.untimely, **self._unusable()} if uses_base else {}
         if hardware is not None:
             self.missing |= {f"a base in {form}": why for form, why in hardware.untried.items()}
         evidence = Evidence(
-            self._subject(size), strength_result, knowledge_result, pilot_result, defects, hardware, self.missing
+            *(self._subject(size), strength_result, knowledge_result, pilot_result, defects, hardware, self.missing),
+            time=self._time() if uses_base else None,
         )
         self._write_passages(evidence)
         return evidence
@@ -150,31 +159,68 @@ class _Probes:
 
     @cached_property
     def base(self) -> ProbedBase:
-        """The base, loaded when a probe first needs it, with as many held-out examples as the time allows."""
-        plan, trials = self.plan, len(self.pilot.trials)
+        """The base, loaded when a probe first needs it, and asked some examples to know what work costs."""
+        plan, budget = self.plan, self.budget
         base, plan.documents, plan.missing = open_base(self.request, self.sample, self.folder.path, self.progress)
         if plan.held_out is None:
-            plan.answer = answer_seconds(base)
-            plan.held_out = affordable_held_out(base, self.seconds, plan.answer, trials)
-            plan.length, plan.shown_length = typical_lengths(base)
+            with budget.running("base"):
+                self.progress("base", "timing answers")
+                time_prompts(base, budget)
+                plan.length, plan.shown_length = typical_lengths(base)
+            self._plan(base)
         self.folder.save_plan(plan)
-        minutes = plan.answer * answers_per_example(base, trials) * plan.held_out / 60
-        self.progress("base", f"{plan.held_out} held-out examples, whose answers take about {minutes:.1f} min")
-        return base.first(plan.held_out)
+        return base
+
+    def _plan(self, base: ProbedBase) -> ProbedBase:
+        """The base with the held-out examples, conditions and passages that there is time for, beside the pilot."""
+        plan, alone = self.plan, {"strength", "knowledge"} <= self.missing.keys()
+        asked: tuple[Condition, ...] = tuple(
+            name for name in base.conditions if not alone and UNTIMELY.get(name) not in plan.untimely
+        )
+        trials = () if "learnability" in self.missing else self._trials(base)
+        held_out, passages = plan.held_out or len(base.held_out), plan.passages or base.passages
+        full = Plan(held_out, asked, passages, trials, self.request.batch_size, self.pilot.steps)
+        chosen = self.budget.plan(full)
+        plan.held_out, plan.passages = plan.held_out or chosen.held_out, chosen.passages
+        self.budget.cuts |= differences(replace(full, trials=(), steps=0, rows=0, evaluations=0), chosen)
+        for condition, name in UNTIMELY.items():
+            if (why := self.budget.cuts.pop(condition, None)) is not None:
+                plan.untimely[name] = f"{why}: there is no time for them"
+        return base.planned(chosen)
+
+    def _settled(self) -> ProbedBase:
+        """The base with what was planned for the probes before the pilot."""
+        base, plan = self.base, self.plan
+        return base.planned(Plan(plan.held_out or len(base.held_out), base.conditions, plan.passages or base.passages))
+
+    def _trials(self, base: ProbedBase) -> tuple[TrialPlan, ...]:
+        pilot = replace(self.pilot, trials=(*self.pilot.trials, *([FULL] if self.request.full else [])))
+        return pilot.all_trials(documents=base.retrieve is not None)
 
     def _strength(self) -> Strength:
-        result = strength(self.base, self._reporter("strength"))
-        self.folder.write_examples(PROMPTED, self.base.prompts(best_condition(result.scores)))
+        base = self._plan(self.base)
+        if not base.conditions:
+            raise OutOfTimeError(self._too_slow(CLOSED))
+        result = strength(base, self.budget, self._reporter("strength"))
+        self.folder.write_examples(PROMPTED, base.prompts(best_condition(result.scores)))
         return result
 
     def _knowledge(self) -> Knowledge:
-        result = knowledge(self.base, self._reporter("knowledge"))
+        base = self._plan(self.base)
+        if len(base.conditions) < 2:
+            raise OutOfTimeError(self._too_slow(EXAMPLES))
+        result = knowledge(base, self.budget, self._reporter("knowledge"))
         if result.scores:
-            self.folder.write_examples(PROMPTED_WITH_PASSAGES, self.base.prompts(best_condition(result.scores)))
+            self.folder.write_examples(PROMPTED_WITH_PASSAGES, base.prompts(best_condition(result.scores)))
         return result
 
+    def _too_slow(self, condition: str) -> str:
+        costs, left = self.budget.costs, max(0.0, self.budget.left)
+        one = costs.losses.get(condition, 0.0) + costs.answers.get(condition, 0.0)
+        return f"no time: an example {CONDITIONS[condition]} takes about {one:.1f} s, and {left:.0f} s are left"
+
     def _learnability(self) -> Learnability:
-        base, plan, pilot, key = self.base, self.plan, self.pilot, self.keys["learnability"]
+        base, plan, pilot, key = self._settled(), self.plan, self.pilot, self.keys["learnability"]
         if key not in plan.rooms:  # a resumed pilot goes on in the same way
             lengths = [self._length(), *([plan.shown_length] if plan.shown_length else [])]
             plan.rooms[key] = pilot_room(self.request, self.config, lengths, self.machine.free(), pilot)
@@ -182,10 +228,9 @@ class _Probes:
         room = plan.rooms[key]
         if self.request.full and room.without_full is None:
             pilot = replace(pilot, trials=(*pilot.trials, FULL))
-        spent = sum(seconds for name, seconds in plan.spent.items() if name != "learnability")
         result = learnability(
             base,
-            training_seconds(self.seconds, spent, plan.answer * len(base.held_out) * len(pilot.trials)),
+            self.budget,
             config=pilot,
             batch_size=self.request.batch_size,
             checkpointing=room.checkpointing,
@@ -193,6 +238,9 @@ class _Probes:
             folder=self.folder.pilot_folder(key),
             progress=self._reporter("learnability"),
         )
+        for trial in (WITH_PASSAGES, FULL):
+            if (why := self.budget.cuts.pop(trial.name, None)) is not None:
+                plan.untimely[trial.name] = f"{why}: there was no time for it"
         self.folder.remove_pilots()
         return result
 
@@ -204,10 +252,9 @@ class _Probes:
         written = self.plan.shown == key and (self.folder.path / HELD_OUT_WITH_PASSAGES).exists()
         if written or advise_from(evidence).choice != "peft+rag":
             return
-        report = self._reporter("documents")
+        base, report = self._settled(), self._reporter("documents")
         train, held_out = (
-            self.base.prompts_with_passages(examples, report)
-            for examples in (self.sample.all_train, self.base.held_out)
+            base.prompts_with_passages(examples, report) for examples in (self.sample.all_train, base.held_out)
         )
         self.folder.write_examples(TRAIN_WITH_PASSAGES, train)
         self.folder.write_examples(HELD_OUT_WITH_PASSAGES, held_out)
@@ -265,13 +312,20 @@ class _Probes:
             return None
         key = f"{self.keys[name]}{suffix}"
         if (saved := self.folder.load_result(name, key, kind)) is not None:
+            self.budget.done |= {CLOSED, EXAMPLES} if name == "strength" else set()
             return saved
+        budget, of_base = self.budget, name in BASE_PROBES
         try:
-            if name in BASE_PROBES:
+            if of_base:
                 _ = self.base  # loading does not count
+                budget.spent.pop(name, None)
             self.progress(name, "starts")
-            started = time.perf_counter()
-            result = run()
+            with budget.running(name) if of_base else nullcontext():
+                result = run()
+        except OutOfTimeError as error:
+            self.missing[name] = self.plan.untimely[name] = str(error)
+            self.folder.save_plan(self.plan)
+            return None
         except OutOfMemoryError as error:
             self.missing[name] = str(error)
             return None
@@ -284,8 +338,8 @@ class _Probes:
             self.missing[name] = str(error).splitlines()[0]
             return None
         self.folder.save_result(name, key, result)
-        if name in BASE_PROBES:
-            self.plan.spent[name] = time.perf_counter() - started
+        if of_base:
+            self.plan.cuts[name], budget.cuts = tuple(budget.cuts.values()), {}
             self.folder.save_plan(self.plan)
         return result
 
@@ -298,6 +352,12 @@ class _Probes:
 
     def _reporter(self, stage: str) -> Report:
         return lambda text: self.progress(stage, text)
+
+    def _time(self) -> Time:
+        """Of the probes of this evidence."""
+        plan, probes = self.plan, [name for name in ("base", *BASE_PROBES) if name not in self.missing]
+        minutes = {name: plan.spent[name] / 60 for name in probes if name in plan.spent}
+        return Time(self.seconds / 60, minutes, tuple(cut for name in probes for cut in plan.cuts.get(name, ())))
 
     def _subject(self, size: Estimate) -> Subject:
         request, plan = self.request, self.plan
@@ -313,7 +373,7 @@ class _Probes:
             max_new_tokens=request.max_new_tokens,
             dtype=request.dtype,
             quantize=request.quantize,
-            passages=request.passages,
+            passages=plan.passages or request.passages,
             documents=plan.documents,
             flags=self._train_flags(),
             again=request.again,

@@ -160,6 +160,18 @@ def missing(evidence: Evidence) -> list[str]:
     return [*lines, *(sentence(reason if name in reason else f"{name}: {reason}") for name, reason in others)]
 
 
+def time(evidence: Evidence) -> list[str]:
+    """The minutes that probes took of those they had, and what was cut to keep them, as sentences."""
+    if evidence.time is None:
+        return []
+    spent = evidence.time.minutes
+    names = {"base": "timing", "learnability": "the pilot"}
+    parts = [f"{names.get(name, name)} {minutes:.1f}" for name, minutes in spent.items()]
+    took = f"the probes of the base took {sum(spent.values()):.1f} of {evidence.time.budget:g} minutes"
+    cuts = [f"cut for time: {cut}" for cut in evidence.time.cuts]
+    return [*map(sentence, [*([f"{took}: {listed(parts)}"] if parts else []), *cuts])]
+
+
 def best_trials(learnability: Learnability) -> str:
     """The trials with the lowest loss, with and without passages, in a sentence each."""
     sentences = [best_trial(learnability, passages=passages) for passages in (False, True)]
