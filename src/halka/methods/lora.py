@@ -123,13 +123,17 @@ def _start(A_RI: Tensor) -> None:
     nn.init.kaiming_uniform_(A_RI.flatten(0, -2), a=math.sqrt(5))
 
 
-def padded(A_RI: Tensor, B_OR: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A (…, R, I) and B (…, O, R), cast from fp32 to `dtype`, with R padded with zeros to a multiple of 16.
+def padded_rank(rank: int, dtype: torch.dtype) -> int:
+    """R with which products are computed: a multiple of 16, but in fp32.
 
     A bf16 product with a narrow side of 8 takes over a hundred times as long as with 16 on some processors.
     """
+    return rank if dtype == torch.float32 else rank + -rank % 16
+
+
+def padded(A_RI: Tensor, B_OR: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A (…, R, I) and B (…, O, R), cast from fp32 to `dtype`, with R padded with zeros to `padded_rank`."""
     a_RI, b_OR = A_RI.to(dtype), B_OR.to(dtype)
-    missing = -A_RI.shape[-2] % 16
-    if missing and dtype != torch.float32:
+    if missing := padded_rank(A_RI.shape[-2], dtype) - A_RI.shape[-2]:
         return F.pad(a_RI, (0, 0, 0, missing)), F.pad(b_OR, (0, missing))
     return a_RI, b_OR

@@ -105,6 +105,21 @@ def test_states_too_wide_for_a_threads_stack_are_torchs():
     assert_close(y, x.float() @ weight.float().mT, torch.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_low_rank_products_are_packed(dtype):
+    """Bit for bit as torch rounds them, also where the scale is no power of 2."""
+    shapes, scales = ((4, 33, 20), (1, 7, 9)), (2.0, 1 / 3)
+    factors = [(random(R, I, seed=R), random(O, R, seed=O)) for R, I, O in shapes]
+    packed = [(torch.empty(R, I, dtype=dtype), torch.empty(R, O, dtype=dtype)) for R, I, O in shapes]
+    addresses, own = (np.array([[each.data_ptr() for each in pair] for pair in both]) for both in (factors, packed))
+    ranks, widths = np.array([[R] for R, *_ in shapes]), np.array([pair for _, *pair in shapes])
+    slots, like = np.hstack([own, ranks]), array(torch.empty(0, dtype=dtype))
+    kernels.pack_low_rank(2, addresses, widths, np.array(scales, np.float32), slots, like)
+    for (A, B), (own_A, own_B), scale in zip(factors, packed, scales, strict=True):
+        assert torch.equal(own_A, A.to(dtype))
+        assert torch.equal(own_B, (B.to(dtype) * scale).mT)
+
+
 @pytest.mark.parametrize("pieces", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_low_rank_products_of_several_adapters(dtype, pieces):

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from halka.core import Adapter, ModulePart, VirtualPart
 from halka.core.routing import Place
+from halka.engine.llama.shared import shared
 from halka.engine.llama.weights import PLACES, PRODUCTS, ROLES
 from halka.methods.bottleneck import ACTIVATIONS, BottleneckPart
 from halka.methods.ia3 import InputScale, OutputScale
-from halka.methods.lora import LoRAPart
+from halka.methods.lora import LoRAPart, padded_rank
 
 Slot = tuple[int, int]  # a layer, and a row of a table
 PRODUCT_OF = [name for name, roles in PRODUCTS.items() for _ in roles]  # by slot
@@ -110,11 +111,14 @@ class RowAdapter:
 
     def _pack(self, loras: Sequence[tuple[Slot, LoRAPart]], dtype: torch.dtype) -> None:
         """Copy all products into one storage, B transposed: a row's sum runs along its outputs."""
-        own: list[tuple[Slot, int, Tensor, Tensor]] = []
-        for slot, part in sorted(loras, key=itemgetter(0)):
-            A_RI, B_OR = part.tensors(dtype)
-            own.append((slot, part.lora_A.shape[0], A_RI, B_OR))
-        self._storage = torch.empty(sum(A.numel() + B.numel() for *_, A, B in own), dtype=dtype)
+        from halka.engine.llama import kernels
+
+        own = [
+            (slot, part.lora_A.float().contiguous(), part.lora_B.float().contiguous(), part.scale)
+            for slot, part in sorted(loras, key=itemgetter(0))
+        ]
+        size = sum(padded_rank(len(A), dtype) * (A.shape[1] + len(B)) for _, A, B, _ in own)
+        self._storage = torch.empty(size, dtype=dtype)
         offset = 0
 
         def room(*shape: int) -> Tensor:
@@ -123,14 +127,27 @@ class RowAdapter:
             return self._storage[offset - math.prod(shape) : offset].view(shape)
 
         for (layer, name), product in groupby(own, lambda lora: (lora[0][0], PRODUCT_OF[lora[0][1]])):
-            slots, ranks, As, Bs = zip(*product, strict=True)
-            A = torch.cat(As, out=room(sum(map(len, As)), As[0].shape[1]))
-            columns = [slice(*ends) for ends in pairwise(accumulate(map(len, As), initial=0))]
-            transposed = [room(*B_OR.mT.shape).copy_(B_OR.mT) for B_OR in Bs]
+            slots, As, Bs, _ = zip(*product, strict=True)
+            ranks = [padded_rank(len(A), dtype) for A in As]
+            A = room(sum(ranks), As[0].shape[1])
+            columns = [slice(*ends) for ends in pairwise(accumulate(ranks, initial=0))]
+            transposed = [room(rank, len(B)) for rank, B in zip(ranks, Bs, strict=True)]
             numbers = [slot for _, slot in slots]
             self.products[layer, name] = LowRank(A, [*zip(numbers, columns, transposed, strict=True)])
-            for slot, rank, its, B_RO in zip(slots, ranks, columns, transposed, strict=True):
-                self.tables.low_rank[slot] = A[its].data_ptr(), B_RO.data_ptr(), rank
+            for slot, its, B_RO, master in zip(slots, columns, transposed, As, strict=True):
+                rank, A_RI = len(master), A[its]
+                self.tables.low_rank[slot] = A_RI.data_ptr(), B_RO.data_ptr(), rank
+                for padding in (A_RI[rank:], B_RO[rank:]) if rank < len(A_RI) else ():
+                    padding.zero_()
+        if own:
+            kernels.pack_low_rank(
+                torch.get_num_threads(),
+                np.array([(A.data_ptr(), B.data_ptr()) for _, A, B, _ in own]),
+                np.array([(A.shape[1], len(B)) for _, A, B, _ in own]),
+                np.array([scale for *_, scale in own], np.float32),
+                np.array([self.tables.low_rank[slot] for slot, *_ in own]),
+                shared(self._storage).array,
+            )
 
     def _pack_bottlenecks(self, parts: Sequence[tuple[Slot, BottleneckPart]], dtype: torch.dtype) -> None:
         """Copy all matrices into one storage, those of outputs transposed: a row's sum runs along them, too."""

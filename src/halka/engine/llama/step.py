@@ -17,7 +17,7 @@ from torch import Tensor
 from halka.engine.line import Line
 from halka.engine.llama import kernels
 from halka.engine.llama.chunks import ChunkAttention, batched, tiles_of
-from halka.engine.llama.product import Product
+from halka.engine.llama.product import NO_SCALE, Product
 from halka.engine.llama.row_adapter import Tables
 from halka.engine.llama.row_parts import RowParts, pieces_of
 from halka.engine.llama.rows import Rows, stacked
@@ -115,6 +115,7 @@ class LlamaStep:
             room, nobody = self.scratch(1), np.empty(0, np.int64)
             low_rank, bottlenecks, factors = (table.array for table in tables)
             h, x, y, widths = room.h.array, room.x.array, room.y.array, np.array([D])
+            kernels.pack_low_rank(1, *[np.empty((0, 2), np.int64)] * 2, NO_SCALE, np.empty((0, 3), np.int64), h[0])
             kernels.add_low_rank(1, h, y, low_rank, nobody, nobody, 0, 0, widths, 1)
             kernels.add_bottlenecks(1, h, x, y, bottlenecks, nobody, nobody, 0, 0)
             kernels.scale(1, y, factors, nobody, nobody, 0, 0, widths)

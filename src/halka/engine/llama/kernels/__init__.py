@@ -16,6 +16,7 @@ from halka.engine.llama.kernels.factors import scale
 from halka.engine.llama.kernels.low_rank import add_low_rank
 from halka.engine.llama.kernels.low_rank_chunks import TOKENS, add_low_rank_chunks
 from halka.engine.llama.kernels.one_row import one_row, product
+from halka.engine.llama.kernels.packing import pack_low_rank
 from halka.engine.llama.kernels.products import PAIRS, WIDEST, products
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "hide",
     "keep",
     "one_row",
+    "pack_low_rank",
     "partial_sums",
     "product",
     "products",
