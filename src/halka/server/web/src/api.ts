@@ -49,9 +49,7 @@ export async function call(path: string, { method, json, form, headers, signal }
     throw new ApiError("", 0, "unreachable");
   }
   if (response.ok) return response;
-  const error = await errorOf(response);
-  if (error.status === 401 && path !== "/v1/session") refused();
-  throw error;
+  throw failureOf(path, await response.json().catch(() => null), response.status);
 }
 
 export async function get<T>(path: string, signal?: AbortSignal): Promise<T> {
@@ -78,9 +76,10 @@ export function errorIn(body: unknown, status: number): ApiError | null {
   return new ApiError(error["message"], status, text(error["code"]), text(error["param"]));
 }
 
-async function errorOf(response: Response): Promise<ApiError> {
-  const body: unknown = await response.json().catch(() => null);
-  return errorIn(body, response.status) ?? new ApiError(`HTTP ${response.status}`, response.status);
+/** The error of a response that is no 2xx, by its body; who is refused has to sign in. */
+export function failureOf(path: string, body: unknown, status: number): ApiError {
+  if (status === 401 && path !== "/v1/session") refused();
+  return errorIn(body, status) ?? new ApiError(`HTTP ${status}`, status);
 }
 
 // ── what several screens ask for ─────────────────────────────────────────────────────────────────────────────────────

@@ -1,34 +1,35 @@
 // A line chart in SVG; the same values stand in a table below it for who cannot see it.
 import { short, words } from "../words/words";
 import { Table } from "./table";
+import { useWidth } from "./width";
 
 export interface Series {
   name: string;
   points: { x: number; y: number }[];
 }
 
-const WIDTH = 640;
 const HEIGHT = 240;
 const EDGE = { left: 56, right: 12, top: 12, bottom: 32 };
 
 export function LineChart({ title, x, y, series }: { title: string; x: string; y: string; series: Series[] }) {
+  const { ref, width } = useWidth<HTMLElement>(640);
   const drawn = series.map((one) => ({ ...one, points: one.points.filter((point) => Number.isFinite(point.y)) }));
   const all = drawn.flatMap((one) => one.points);
   if (!all.length) return null;
   const [left, right] = range(all.map((point) => point.x));
   const [low, high] = range(all.map((point) => point.y));
-  const across = (value: number) => EDGE.left + ((value - left) / (right - left)) * (WIDTH - EDGE.left - EDGE.right);
+  const across = (value: number) => EDGE.left + ((value - left) / (right - left)) * (width - EDGE.left - EDGE.right);
   const up = (value: number) => HEIGHT - EDGE.bottom - ((value - low) / (high - low)) * (HEIGHT - EDGE.top - EDGE.bottom);
   return (
-    <figure class="chart">
+    <figure class="chart" ref={ref}>
       <figcaption>
         <strong>{title}</strong>
         {drawn.map((one, at) => <span key={one.name} class={`series s${at % 4}`}>{one.name}</span>)}
       </figcaption>
-      <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} role="img" aria-label={title}>
+      <svg viewBox={`0 0 ${width} ${HEIGHT}`} role="img" aria-label={title}>
         {ticks(low, high).map((value) => (
           <g key={value} class="grid">
-            <line x1={EDGE.left} x2={WIDTH - EDGE.right} y1={up(value)} y2={up(value)} />
+            <line x1={EDGE.left} x2={width - EDGE.right} y1={up(value)} y2={up(value)} />
             <text x={EDGE.left - 8} y={up(value)} text-anchor="end" dominant-baseline="middle">{short(value)}</text>
           </g>
         ))}

@@ -57,7 +57,7 @@ export function percent(share: number): string {
 export function bytes(size: number): string {
   const units = ["byte", "kilobyte", "megabyte", "gigabyte", "terabyte"] as const;
   const step = Math.min(Math.floor(Math.log10(Math.max(size, 1)) / 3), units.length - 1);
-  return number(size / 1000 ** step, { style: "unit", unit: units[step] ?? "byte", maximumFractionDigits: step ? 1 : 0 });
+  return number(size / 1000 ** step, { style: "unit", unit: units[step] ?? "byte", unitDisplay: step ? "short" : "long", maximumFractionDigits: step ? 1 : 0 });
 }
 
 const narrow = () => (current.value?.language === "en" ? ("narrow" as const) : ("short" as const));
@@ -74,4 +74,12 @@ export function duration(seconds: number): string {
 export function moment(when: number | string): string {
   const date = new Date(typeof when === "number" ? when * 1000 : when);
   return new Intl.DateTimeFormat(locale(), { dateStyle: "medium", timeStyle: "short" }).format(date);
+}
+
+/** How long ago a moment was, or in how long it will be. */
+export function ago(when: number | string): string {
+  const seconds = (typeof when === "number" ? when : Date.parse(when) / 1000) - Date.now() / 1000;
+  const units = [["day", 86400], ["hour", 3600], ["minute", 60]] as const;
+  const [unit, size] = units.find(([, size]) => Math.abs(seconds) >= size) ?? ["second", 1];
+  return new Intl.RelativeTimeFormat(locale(), { numeric: "auto" }).format(Math.round(seconds / size), unit);
 }

@@ -10,5 +10,6 @@ export default {
   tryAgain: "আবার চেষ্টা করুন",
   cancel: "বাতিল",
   chartValues: "মানগুলো সারণিতে",
+  leaveOut: "{name} বাদ দিন",
   none: "নেই",
 } satisfies Same<typeof en>;

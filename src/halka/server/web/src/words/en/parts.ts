@@ -7,5 +7,6 @@ export default {
   tryAgain: "Try again",
   cancel: "Cancel",
   chartValues: "The values as a table",
+  leaveOut: "Leave {name} out",
   none: "none",
 };

@@ -1,0 +1,51 @@
+// An adapter in the list: what it is, how well it did, whether it is loaded.
+import { Notice } from "../../parts/notice";
+import { Terms } from "../../parts/terms";
+import { link } from "../../router";
+import { ago, bytes, fill, number, words } from "../../words/words";
+import { figuresOf, methodOf, type Adapter } from "./adapter";
+
+export function Card({ adapter, base }: { adapter: Adapter; base: string | null }) {
+  const w = words.value.adapters;
+  return (
+    <article class="sheet adapter" aria-label={adapter.id}>
+      <header>
+        <h2><a href={link("adapters", adapter.id)}>{adapter.id}</a></h2>
+        <Badges adapter={adapter} />
+      </header>
+      {adapter.error && <Notice kind="error">{adapter.error}</Notice>}
+      {!adapter.error && <p>{adapter.method ? methodOf(adapter) : w.noCard}</p>}
+      <Terms of={[
+        ...figuresOf(adapter.measurements).slice(0, 3).map(([name, value]): [string, string] => [name, value]),
+        [w.size, bytes(adapter.bytes)],
+        [w.parameters, adapter.parameters === null ? null : number(adapter.parameters, { notation: "compact" })],
+        [w.version, fill(w.versionOf, { n: adapter.version, all: adapter.versions.length })],
+        [w.changed, ago(adapter.created_at)],
+      ]} />
+      <div class="row">
+        {!adapter.error && <TryIt adapter={adapter} base={base} />}
+        <a class="button quiet" href={link("adapters", adapter.id)} aria-label={fill(w.openOne, { name: adapter.id })}>{w.open}</a>
+      </div>
+    </article>
+  );
+}
+
+export function Badges({ adapter }: { adapter: Adapter }) {
+  const w = words.value.adapters;
+  return (
+    <p class="badges">
+      {adapter.error !== undefined && <span class="badge danger">{w.damaged}</span>}
+      {adapter.pinned && <span class="badge gold">{w.pinned}</span>}
+      {adapter.loaded && !adapter.pinned && <span class="badge">{w.loaded}</span>}
+      {adapter.task && <span class="badge">{adapter.task}</span>}
+      {adapter.tags.map((tag) => <span key={tag} class="badge">#{tag}</span>)}
+    </p>
+  );
+}
+
+/** Opens the Playground with the base and the adapter side by side. */
+export function TryIt({ adapter, base }: { adapter: Adapter; base: string | null }) {
+  const w = words.value.adapters;
+  const query = new URLSearchParams([...(base ? [["model", base]] : []), ["model", adapter.id]]);
+  return <a class="button primary" href={`/playground?${query}`} aria-label={fill(w.tryOne, { name: adapter.id })}>{w.tryIt}</a>;
+}

@@ -1,0 +1,115 @@
+// Merges an adapter into its base as a job, shows what that changes, and gives what was written.
+import { useEffect, useState } from "preact/hooks";
+import { get, post, remove, type List } from "../../api";
+import { Button } from "../../parts/button";
+import { curl } from "../../parts/curl";
+import { Checkbox, SelectField } from "../../parts/field";
+import { useAction, useLoading } from "../../parts/loading";
+import { Failure, Notice } from "../../parts/notice";
+import { Waiting } from "../../parts/progress";
+import { Table } from "../../parts/table";
+import { quoted, Terminal } from "../../parts/terminal";
+import { count, fill, moment, number, percent, words } from "../../words/words";
+import type { Whole } from "./adapter";
+
+interface Difference {
+  max: number;
+  mean: number;
+  kl: number;
+  same_token: number;
+}
+
+const COMPARED = ["error", "effect", "noise", "merged", "rounding"] as const;
+type Errors = Record<(typeof COMPARED)[number], Difference> & { dtype: string; tokens: number; relative: number };
+
+interface Job {
+  id: string;
+  kind: string;
+  status: string;
+  settings: { adapter?: string; format?: string; dtype?: string };
+  created_at: number;
+  error: string | null;
+  result: { error?: Errors; written?: unknown } | null;
+}
+
+const FORMATS = ["", "safetensors", "gguf", "lora-gguf", "peft", "vllm"] as const;
+const DTYPES = ["", "bfloat16", "float16", "float32", "q8_0"] as const;
+const JOBS = "/v1/jobs";
+const runs = (job: Job) => ["queued", "running", "stopping"].includes(job.status);
+
+export function Merge({ adapter }: { adapter: Whole }) {
+  const w = words.value.adapters;
+  const of = `${adapter.id}@${adapter.version}`;
+  const jobs = useLoading(async () => {
+    const { data } = await get<List<Job>>(JOBS);
+    return data.filter((job) => job.kind === "merge" && [of, adapter.id].includes(job.settings.adapter ?? ""));
+  }, [of]);
+  const [format, setFormat] = useState("");
+  const [dtype, setDtype] = useState("");
+  const [force, setForce] = useState(false);
+  const { busy, failure, run } = useAction();
+  const waiting = jobs.value?.some(runs) ?? false;
+  useEffect(() => {
+    if (!waiting) return;
+    const looking = setInterval(jobs.again, 1500);
+    return () => clearInterval(looking);
+  }, [waiting]);
+  const body = { kind: "merge", adapter: of, ...(format && { format }), ...(format && dtype && { dtype }), ...(force && { force }) };
+  const into = format.endsWith("gguf") ? `${adapter.id}.gguf` : `${adapter.id}-merged`;
+  const flags = [...(format ? [`--into ${quoted(into)} --as ${format}`] : []), ...(format && dtype ? [`--to-dtype ${dtype}`] : []), ...(force ? ["--force"] : [])];
+  return (
+    <section class="sheet stack">
+      <h2>{w.merge}</h2>
+      <p>{w.mergeHint}</p>
+      <div class="choose">
+        <SelectField label={w.write} value={format} onValue={setFormat} options={FORMATS.map((value) => ({ value, text: w.formats[value || "none"] }))} />
+        {format && <SelectField label={w.precision} value={dtype} onValue={setDtype}
+          options={DTYPES.filter((value) => value !== "q8_0" || format === "gguf").map((value) => ({ value, text: value || w.asBase }))} />}
+      </div>
+      {format && <Checkbox label={w.force} checked={force} onValue={setForce} />}
+      <div class="row">
+        <Button kind="primary" busy={busy || waiting} onClick={() => run(() => post(JOBS, body).then(jobs.again))}>{format ? w.mergeAndWrite : w.measure}</Button>
+      </div>
+      {failure && <Failure error={failure} />}
+      {jobs.failure && <Failure error={jobs.failure} again={jobs.again} />}
+      {jobs.value?.map((job) => <Result key={job.id} job={job} again={jobs.again} />)}
+      <Terminal commands={[
+        { id: "halka", title: "halka", text: `halka merge ${quoted(of)} --store adapters --base ${quoted(adapter.base ?? "BASE")} ${flags.join(" ")}`.trim() },
+        { id: "curl", title: "curl", text: curl(JOBS, { json: body }) },
+      ]} />
+    </section>
+  );
+}
+
+function Result({ job, again }: { job: Job; again: () => void }) {
+  const w = words.value.adapters;
+  const { busy, failure, run } = useAction();
+  const title = `${w.formats[FORMATS.find((value) => value === job.settings.format) || "none"]} · ${moment(job.created_at)}`;
+  const error = job.result?.error;
+  return (
+    <article class="merged stack" aria-label={title}>
+      <header class="row">
+        <h3>{title}</h3>
+        {job.status === "done" && job.settings.format && <a class="button" href={`${JOBS}/${job.id}/archive`} download>{w.download}</a>}
+        {!runs(job) && <Button kind="quiet" icon="trash" label={fill(w.removeResult, { title })} busy={busy} onClick={() => run(() => remove(`${JOBS}/${job.id}`).then(again))} />}
+      </header>
+      {runs(job) && <Waiting label={w.merging} />}
+      {job.error && <Notice kind="error">{job.error}</Notice>}
+      {failure && <Failure error={failure} />}
+      {error && (
+        <>
+          <p>{fill(count(w.mergeError, error.tokens), { share: percent(error.relative) })}</p>
+          <Table caption={title} rows={COMPARED.filter((name) => error[name])} keyOf={(name) => name} columns={[
+            { title: w.compared, cell: (name) => fill(w.comparedOf[name], { dtype: error.dtype }) },
+            { title: "KL", numeric: true, cell: (name) => figure(error[name].kl) },
+            { title: w.largest, numeric: true, cell: (name) => figure(error[name].max) },
+            { title: w.mean, numeric: true, cell: (name) => figure(error[name].mean) },
+            { title: w.sameToken, numeric: true, cell: (name) => percent(error[name].same_token) },
+          ]} />
+        </>
+      )}
+    </article>
+  );
+}
+
+const figure = (value: number) => number(value, { maximumSignificantDigits: 2, notation: value !== 0 && Math.abs(value) < 1e-3 ? "scientific" : "standard" });

@@ -1,0 +1,84 @@
+"""Adapters: loaded and pinned, replaced, downloaded and deleted; one that is damaged says why."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from playwright.sync_api import expect
+
+from serving_for_tests import Running
+
+
+@pytest.fixture(scope="module")
+def shelf(base, store, tmp_path_factory):
+    """A server with a store of its own, one of whose adapters is damaged; and the files of a whole one."""
+    copy = tmp_path_factory.mktemp("shelf") / "store"
+    shutil.copytree(store, copy)
+    shutil.copytree(store / "prefix", copy / "broken")
+    (copy / "broken" / "1" / "halka.json").write_text("{")
+    with Running(base, copy, tmp_path_factory.mktemp("shelved")) as running:
+        yield running, sorted((store / "lora" / "1").iterdir())
+
+
+def test_an_adapter_is_loaded_replaced_downloaded_and_deleted(read, shelf):
+    running, files = shelf
+    page = read(running.url).page
+    page.goto("/adapters")
+    expect(page.get_by_role("article")).to_have_count(4)
+    broken = page.get_by_role("article", name="broken")
+    expect(broken.get_by_role("alert")).to_contain_text("halka.json is not a Card that this version reads")
+    expect(broken.get_by_role("link", name="Try")).to_have_count(0)
+
+    page.get_by_role("link", name="Details of lora").press("Enter")
+    page.wait_for_url("**/adapters/lora")
+    page.get_by_role("button", name="Load").click()
+    expect(page.get_by_text("It is in memory")).to_be_visible()
+    page.get_by_role("button", name="Pin").click()
+    expect(page.get_by_text("It stays in memory until")).to_be_visible()
+    page.get_by_role("button", name="Unpin").click()
+    page.get_by_role("button", name="Unload").click()
+    expect(page.get_by_text("It is on the disk")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download", exact=True).click()
+    assert download.value.suggested_filename == "lora-1.zip"
+
+    page.get_by_role("button", name="Replace").click()
+    upload = page.get_by_role("dialog", name="Replace lora")
+    upload.get_by_role("button", name="Upload").click()
+    expect(upload.get_by_text("Choose its files.")).to_be_visible()
+    upload.get_by_label("Choose files").set_input_files(files)
+    upload.get_by_role("button", name="Upload").click()
+    expect(upload).to_have_count(0)
+    expect(page.get_by_role("link", name="Download version 2")).to_be_visible()
+    page.get_by_role("button", name="Delete version 1").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete version 1").click()
+    page.wait_for_url("**/adapters")
+
+    page.get_by_role("link", name="Try lora beside the base").click()
+    page.wait_for_url("**/playground?model=tiny&model=lora")
+    page.goto("/adapters/lora")
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_role("dialog", name="Delete lora?").get_by_role("button", name="Delete lora").click()
+    expect(page.get_by_role("article")).to_have_count(3)
+    assert "lora" not in running.service.tenants.of("main").store.names()
+
+
+def test_an_upload_that_is_none_says_why(read, shelf):
+    running, files = shelf
+    page = read(running.url, viewport={"width": 390, "height": 800}).page
+    page.goto("/adapters")
+    page.get_by_role("button", name="Upload").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Name").fill("mine")
+    dialog.get_by_label("Choose files").set_input_files(
+        [{"name": "adapter_model.bin", "mimeType": "application/octet-stream", "buffer": b"pickle"}]
+    )
+    dialog.get_by_role("button", name="Upload").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("'adapter_model.bin' is no file of an adapter")
+    dialog.get_by_role("button", name="Leave adapter_model.bin out").click()
+    dialog.get_by_label("Choose files").set_input_files(files)
+    dialog.get_by_role("button", name="Upload").click()
+    page.wait_for_url("**/adapters/mine")
+    expect(page.get_by_role("heading", level=1)).to_have_text("mine")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
