@@ -1,1 +1,0 @@
-import{C as e,c as t,k as n,m as r,t as i}from"./index-BmuvHhTs.js";function a(){let a=r.value.account;return e(n,{children:[e(i,{title:a.title,lead:a.lead}),e(t,{icon:`account`,title:a.empty,hint:a.emptyHint})]})}export{a as default};

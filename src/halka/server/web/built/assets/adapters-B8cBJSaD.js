@@ -1,1 +1,0 @@
-import{C as e,c as t,k as n,m as r,t as i}from"./index-BmuvHhTs.js";function a(){let a=r.value.adapters;return e(n,{children:[e(i,{title:a.title,lead:a.lead}),e(t,{icon:`adapters`,title:a.empty,hint:a.emptyHint})]})}export{a as default};

@@ -1,0 +1,68 @@
+"""Documents: a collection is made, filled, searched with reasons, and deleted; nothing in it becomes HTML."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+from serving_for_tests import Running
+
+PARCELS = "Parcels are sent on Tuesdays. <b>bold</b><img src=x onerror=alert(1)>"
+KEYS = "The key hangs on hook 31, behind the door of the office."
+
+
+@pytest.fixture(scope="module")
+def shelf(base, store, tmp_path_factory):
+    """A server without collections."""
+    with Running(base, store, tmp_path_factory.mktemp("documents")) as running:
+        yield running.url
+
+
+def file(name: str, text: str) -> dict:
+    return {"name": name, "mimeType": "text/plain", "buffer": text.encode()}
+
+
+def test_a_collection_is_made_filled_searched_and_deleted(read, shelf):
+    page = read(shelf).page
+    page.goto("/documents")
+    expect(page.get_by_text("There are no collections yet")).to_be_visible()
+    page.get_by_label("Name").fill("faq")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/documents/faq")
+    page.get_by_label("Choose files").set_input_files(
+        [file("<i>parcels.md", PARCELS), file("keys.md", KEYS), file("photo.jpg", "no")]
+    )
+    page.get_by_label("Tags").fill("post, eu")
+    page.get_by_role("button", name="Add them").click()
+    expect(page.get_by_text("<i>parcels.md: added, 1 passage")).to_be_visible()
+    expect(page.get_by_text("photo.jpg: files of this kind are not read")).to_be_visible()
+    rows = page.get_by_role("region", name="Documents").locator("tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.filter(has_text="parcels")).to_contain_text("everyone of the tenant")
+    expect(rows.filter(has_text="parcels")).to_contain_text("#post")
+
+    page.get_by_label("Question").fill("When are parcels sent?")
+    page.keyboard.press("Enter")
+    best = page.locator(".hits li").first
+    expect(best).to_contain_text("<b>bold</b><img src=x onerror=alert(1)>")
+    expect(best.locator("mark").first).to_have_text("Parcels")
+    expect(best).to_contain_text("meaning")
+    expect(best).to_contain_text("BM25")
+    page.get_by_role("radio", name="meaning").check()
+    expect(page.get_by_text("how near its meaning is to the question's")).to_be_visible()
+    expect(best).not_to_contain_text("BM25")
+    page.get_by_label("In", exact=True).select_option("keys.md")
+    expect(page.locator(".hits li")).to_have_count(1)
+    expect(best).to_contain_text("hook 31")
+    assert page.locator("main img, main b, main i").count() == 0
+
+    page.get_by_role("button", name="Delete keys.md").click()
+    page.get_by_role("dialog", name="Delete keys.md?").get_by_role("button", name="Delete keys.md").click()
+    expect(rows).to_have_count(1)
+    page.get_by_role("link", name="Ask it in the Playground").click()
+    page.wait_for_url("**/playground?model=tiny%3Afaq*")
+    page.goto("/documents/faq")
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete faq").press("Enter")
+    page.wait_for_url("**/documents")
+    expect(page.get_by_text("There are no collections yet")).to_be_visible()
