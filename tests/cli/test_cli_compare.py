@@ -91,7 +91,8 @@ def test_demo_leaves_its_best_adapter_in_a_store_once(stage, kinds, monkeypatch)
             result["scores"][result["primary"]]["value"] = scores[label]
             path.write_text(json.dumps(result))
     for _ in range(2):
-        assert "serve --base smollm2-135m --store halka-demo/adapters" in halka("demo").stderr
+        command = "serve --base smollm2-135m --store halka-demo/adapters --comparisons halka-demo"
+        assert command in halka("demo").stderr
         stored = AdapterStore("halka-demo/adapters")
         assert stored.versions("support") == [1]
         assert stored.get("support").method == "prefix"

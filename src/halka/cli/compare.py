@@ -137,7 +137,8 @@ def _keep_best(experiment: Experiment, out: Path) -> None:
     if name not in store.names() or store.get(name).open().id != AdapterFolder.open(best).id:
         store.add(best, name)
     program = "halka" if shutil.which("halka") else sys.argv[0]
-    command = shlex.join([program, "serve", "--base", experiment.base, "--store", str(store.folder)])
+    settings = ["--base", experiment.base, "--store", str(store.folder), "--comparisons", str(out)]
+    command = shlex.join([program, "serve", *settings])
     say(f"the best adapter is {name!r} in {store.folder}. Next: {command}")
 
 
