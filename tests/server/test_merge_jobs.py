@@ -23,7 +23,7 @@ def merge(client: httpx.Client, **job) -> dict:
     """A merge that has ended."""
     response = client.post("/v1/jobs", json={"kind": "merge", "adapter": "lora", **job})
     assert response.status_code == 201, response.text
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while (job := client.get(f"/v1/jobs/{response.json()['id']}").json())["status"] in ("queued", "running"):
         assert time.monotonic() < end, job
         time.sleep(0.1)

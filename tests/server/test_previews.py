@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 
 from halka.data.preview import preview
 from halka.models.description import load_tokenizer
+from halka.server.errors import ApiError
 from halka.server.previews.looks import Looks
 
 ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(4) for b in range(4)]
@@ -197,3 +199,20 @@ def test_a_look_that_fails_is_a_draft_that_is_refused(server, code, reason):
     response = server.client.post("/v1/data/preview", json={"data": ROWS})
     assert (response.status_code, response.json()["error"]["code"]) == (400, "too_much")
     assert reason in response.json()["error"]["message"]
+
+
+def test_a_tenant_looks_twice_at_once(tmp_path):
+    """So that others come in, too."""
+    looks = Looks([sys.executable, "-c", "print({})"])
+
+    async def look(tenant: str) -> dict | str | None:
+        try:
+            return await looks(tmp_path, tenant)
+        except ApiError as error:
+            return error.code
+
+    async def several() -> list[dict | str | None]:
+        return await asyncio.gather(*(look(tenant) for tenant in ("acme", "acme", "acme", "globex")))
+
+    assert asyncio.run(several()) == [{}, {}, "busy", {}]
+    assert asyncio.run(look("acme")) == {}

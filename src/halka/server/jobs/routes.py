@@ -1,4 +1,4 @@
-"""`/v1/jobs`: train, evaluate and advise in processes of their own; watched as events, stopped, resumed."""
+"""`/v1/jobs`: train, evaluate, advise and merge in processes of their own; watched as events, stopped, resumed."""
 
 from __future__ import annotations
 

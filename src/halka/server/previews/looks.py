@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from halka.server.threads import Workers
 
 PROGRAM = (sys.executable, "-m", "halka.server.previews.process")
 SECONDS, SIZE = 120.0, 32 << 20
-WAITING = 8  # looks that may wait for their turn
+WAITING, EACH = 8, 2  # looks that may wait for their turn; of one tenant at once
 
 
 class Looks:
@@ -25,12 +26,19 @@ class Looks:
 
     def __init__(self, program: Sequence[str] = PROGRAM, seconds: float = SECONDS):
         self._program, self._seconds, self._workers = program, seconds, Workers(1)
+        self._under_way = Counter[str]()
 
-    async def __call__(self, path: Path) -> dict[str, Any]:
+    async def __call__(self, path: Path, tenant: str) -> dict[str, Any]:
         """What the program says of a file. Raises ApiError where it cannot within its bounds, and where many wait."""
-        if self._workers.waiting >= WAITING:
-            raise ApiError(429, "others look at data, too: try again", code="busy", headers={"retry-after": "10"})
-        command = [*self._program, str(path)]
+        if self._workers.waiting >= WAITING or self._under_way[tenant] >= EACH:
+            raise ApiError(429, "data is being looked at: try again", code="busy", headers={"retry-after": "10"})
+        self._under_way[tenant] += 1
+        try:
+            return await self._look([*self._program, str(path)])
+        finally:
+            self._under_way[tenant] -= 1
+
+    async def _look(self, command: Sequence[str]) -> dict[str, Any]:
         look = partial(output_of, command, self._seconds, SIZE, from_thread.check_cancelled)
         output, status = await self._workers(look)
         if output is None or status is None:

@@ -66,7 +66,7 @@ async def _looked(
     async with staging(service) as folder:
         files = await save_data(service, caller, uploads, folder)
         look = await service.threads.manage(_prepare, what, draft, files, folder, service)
-        result = await service.looks(look)
+        result = await service.looks(look, caller.tenant)
     if (reason := result.get("reason")) is not None:
         raise ApiError(400, public(reason, caller), param=DATA)
     return Json(result)
