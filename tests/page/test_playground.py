@@ -6,7 +6,7 @@ import json
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from serving_for_tests import Running
 
@@ -130,3 +130,33 @@ def test_a_request_is_copied_as_commands(read):
     python = page.get_by_role("tabpanel").inner_text()
     assert f'OpenAI(base_url="{reader.url}/v1", api_key="none")' in python
     assert 'extra_body={"halka":{"collection":"faq"}}' in python
+
+
+def test_a_phone_in_bengali_by_the_keyboard_alone(read):
+    """Numbers are read and written in Bengali digits; what was answered is still there after a look elsewhere."""
+    page = read(locale="bn-BD", viewport={"width": 390, "height": 844}).page
+    page.goto("/playground?model=tiny")
+    tab_to(page, page.get_by_role("textbox", name="আপনার বার্তা"))
+    page.keyboard.insert_text("তুমি কে?")
+    tab_to(page, page.locator("summary", has_text="নমুনায়ন"))
+    page.keyboard.press("Enter")
+    tab_to(page, page.get_by_label("সর্বোচ্চ টোকেন"))
+    page.keyboard.insert_text("৩")
+    page.keyboard.press("Enter")
+    answer = page.get_by_role("article", name="tiny-এর উত্তর")
+    expect(answer.get_by_text("৩টি টোকেন")).to_be_visible()
+    page.get_by_role("button", name="মেনু").press("Enter")
+    page.get_by_role("link", name="নথি").press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("নথি")
+    page.go_back()
+    expect(answer.get_by_text("৩টি টোকেন")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def tab_to(page: Page, wanted: Locator) -> None:
+    """Press Tab until this has the focus."""
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if wanted.evaluate("element => element === document.activeElement"):
+            return
+    raise AssertionError("Tab does not come there")

@@ -80,3 +80,13 @@ def test_an_address_of_nothing_says_so_and_files_need_no_other_host(read):
     reader.page.get_by_role("button", name="Go to the Playground").click()
     reader.page.get_by_role("heading", level=1, name="Playground").wait_for()
     assert all(re.match(re.escape(reader.url), url) for url in reader.requests)
+
+
+def test_the_first_load_is_small_and_asks_little(read):
+    reader, sizes = read(), dict[str, int]()
+    reader.page.on("requestfinished", lambda request: sizes.update({request.url: request.sizes()["responseBodySize"]}))
+    reader.page.goto("/")
+    reader.page.get_by_role("button", name="Ask", exact=True).wait_for()
+    reader.page.wait_for_load_state("networkidle")
+    assert len(reader.requests) <= 12
+    assert sum(sizes.values()) < 60_000, sizes

@@ -94,7 +94,8 @@ def _ready(service: Any, url: str) -> str:
     key = ' -H "Authorization: Bearer $HALKA_API_KEY"' if service.guards.keys.required else ""
     return "\n".join(
         [
-            f"{service.name}{f', with {shown},' if shown else ''} answers at {url}/v1 (Ctrl-C stops it). For example:",
+            f"{service.name}{f', with {shown},' if shown else ''} answers at {url}/v1, and in a browser "
+            f"at {url}/ (Ctrl-C stops it). For example:",
             f"  {shlex.join(curl)}{key}",
         ]
     )

@@ -17,7 +17,9 @@ export function App() {
   const { shell } = words.value;
   const [failure, setFailure] = useState<unknown>(null);
   const asked = () => void ask().then(() => setFailure(null), setFailure);
-  useEffect(asked, []);
+  useEffect(() => {
+    if (session.value === undefined) asked();
+  }, []);
   if (session.value === undefined) {
     return <main class="alone">{failure ? <Failure error={failure} again={asked} /> : <Waiting label={shell.loading} />}</main>;
   }

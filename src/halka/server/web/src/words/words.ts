@@ -45,6 +45,12 @@ export function number(value: number, options: Intl.NumberFormatOptions = {}): s
   return new Intl.NumberFormat(locale(), { maximumFractionDigits: 2, ...options }).format(value);
 }
 
+/** A number as somebody types it, in Latin or Bengali digits; NaN: none. */
+export function typed(text: string): number {
+  const latin = text.trim().replace(/[০-৯]/g, (digit) => String(digit.charCodeAt(0) - "০".charCodeAt(0)));
+  return latin === "" ? NaN : Number(latin);
+}
+
 /** Three figures at most: 0.123, 1.23, 12.3, 1,230. */
 export function short(value: number): string {
   return number(value, { maximumSignificantDigits: 3 });

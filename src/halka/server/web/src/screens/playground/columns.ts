@@ -30,17 +30,24 @@ export function answering(models: Model[]): Model[] {
   return base ? [base, ...models.filter((model) => model.parent === base.id)] : [];
 }
 
-/** The columns of an address, `model=support&model=base:faq`; without any, the base and its newest adapter. */
+/** Show the columns of an address, `model=support&model=base:faq`; without any, the base and its newest adapter.
+ *
+ * Those that are there already keep their answers.
+ */
 export function columnsFrom(query: URLSearchParams, models: Model[]): void {
-  columns.value = [];
+  const before = columns.value;
   const [base, ...adapters] = answering(models);
-  for (const text of query.getAll("model")) {
-    const colon = models.some((model) => model.id === text) ? -1 : text.lastIndexOf(":");
-    addColumn(colon < 0 ? text : text.slice(0, colon), colon < 0 ? "" : text.slice(colon + 1));
-  }
-  if (columns.value.length) return;
   const newest = adapters.sort((a, b) => b.created - a.created)[0];
-  for (const model of [base, newest]) if (model) addColumn(model.id);
+  const wanted = query.getAll("model");
+  const texts = wanted.length ? wanted : [base, newest].flatMap((model) => (model ? [model.id] : []));
+  columns.value = [];
+  for (const text of texts) {
+    const colon = models.some((model) => model.id === text) ? -1 : text.lastIndexOf(":");
+    const [model, collection] = colon < 0 ? [text, ""] : [text.slice(0, colon), text.slice(colon + 1)];
+    const same = before.find((column) => column.model === model && column.collection === collection && !columns.value.includes(column));
+    if (same) columns.value = [...columns.value, same];
+    else addColumn(model, collection);
+  }
 }
 
 const LONG = 4000; // characters of a prompt that an address holds; servers take no endless ones

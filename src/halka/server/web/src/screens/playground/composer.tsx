@@ -3,7 +3,7 @@ import { useRef } from "preact/hooks";
 import { Button } from "../../parts/button";
 import { TextField } from "../../parts/field";
 import { Icon } from "../../parts/icons";
-import { number, words } from "../../words/words";
+import { fill, typed, words } from "../../words/words";
 import { busy, sampling, stop, type Sampling } from "./conversation";
 
 const RANGES: Record<keyof Sampling, { min: number; max: number; step: number | "any" }> = {
@@ -44,14 +44,14 @@ function Setting({ name }: { name: keyof Sampling }) {
   const w = words.value.playground;
   return (
     <TextField label={w[name]} inputMode="decimal" placeholder={w.byServer} value={sampling.value[name]} autocomplete="off"
-      error={wrong(name) ? w.outOfRange.replace("{min}", number(RANGES[name].min)).replace("{max}", number(RANGES[name].max)) : null}
+      error={wrong(name) ? fill(w.outOfRange, { min: RANGES[name].min, max: RANGES[name].max }) : null}
       onValue={(value) => { sampling.value = { ...sampling.value, [name]: value }; }} />
   );
 }
 
 function wrong(name: keyof Sampling): boolean {
-  const text = sampling.value[name].trim();
+  const text = sampling.value[name];
   const { min, max, step } = RANGES[name];
-  const value = Number(text);
-  return text !== "" && !(value >= min && value <= max && (step === "any" || Number.isInteger(value)));
+  const value = typed(text);
+  return text.trim() !== "" && !(value >= min && value <= max && (step === "any" || Number.isInteger(value)));
 }

@@ -1,6 +1,7 @@
 // The conversation: each turn has one prompt, and an answer of every column, which streams in.
 import { signal, type Signal } from "@preact/signals";
 import { events } from "../../events";
+import { typed } from "../../words/words";
 import { columns, type Column } from "./columns";
 
 export interface Source {
@@ -84,11 +85,11 @@ export function bodyOf(column: Column, prompt: string, before: Turn[]): Record<s
     const complete = earlier && earlier.text && (earlier.state === "done" || earlier.state === "stopped");
     return complete ? [{ role: "user", content: turn.prompt }, { role: "assistant", content: earlier.text }] : [];
   });
-  const settings = Object.entries(sampling.value).filter(([, text]) => text.trim() !== "" && Number.isFinite(Number(text)));
+  const settings = Object.entries(sampling.value).map(([name, text]) => [name, typed(text)] as const);
   return {
     model: column.model,
     messages: [...messages, { role: "user", content: prompt }],
-    ...Object.fromEntries(settings.map(([name, text]) => [name, Number(text)])),
+    ...Object.fromEntries(settings.filter(([, value]) => Number.isFinite(value))),
     ...(column.collection ? { halka: { collection: column.collection } } : {}),
   };
 }

@@ -55,7 +55,7 @@ export default function Playground() {
       {turns.value.length
         ? turns.value.map((turn, at) => <TurnRow key={turn.id} turn={turn} last={at === turns.value.length - 1} />)
         : <Empty icon="playground" title={w.empty} hint={models.some((model) => model.parent) ? w.emptyHint : w.noAdapters} />}
-      <div ref={end} />
+      <div ref={end} class="end" />
       <Composer draft={draft} setDraft={setDraft} onAsk={send} />
       <Commands prompt={prompt || w.example} again={draft === ""} />
     </div>

@@ -6,7 +6,7 @@ export default {
   noAdapters: "There is no adapter yet, so the base answers alone. Train one, and ask both.",
   columns: "Who answers",
   model: "Model",
-  base: "{model} (the bare base)",
+  base: "{model} (base)",
   documents: "Documents",
   noDocuments: "none",
   addColumn: "Add a model",

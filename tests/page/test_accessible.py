@@ -1,0 +1,49 @@
+"""axe finds nothing to object to on any screen, in both themes and widths; what a reader does opens more of it."""
+
+from __future__ import annotations
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page
+
+from halka.server.page import SCREENS
+
+RULES = {
+    "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
+    "resultTypes": ["violations"],
+}
+
+
+def objections(page: Page) -> list[str]:
+    violations = Axe().run(page, options=RULES).response["violations"]
+    return [f"{one['id']}: {node['html']}" for one in violations for node in one["nodes"]]
+
+
+@pytest.mark.parametrize(
+    ("locale", "scheme", "width"), [("en-GB", "light", 1280), ("bn-BD", "dark", 390)], ids=["wide", "narrow"]
+)
+def test_every_screen(read, locale, scheme, width):
+    page = read(locale=locale, color_scheme=scheme, viewport={"width": width, "height": 800}).page
+    for screen in SCREENS:
+        page.goto(f"/{screen}")
+        page.get_by_role("heading", level=1).wait_for()
+        assert objections(page) == [], screen
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, screen
+    if width < 500:
+        page.locator(".unfold").click()
+        assert objections(page) == []
+
+
+def test_an_open_playground(read):
+    page = read(color_scheme="dark").page
+    page.goto("/playground?model=tiny&model=nobody&prompt=Hello")
+    for summary in ("Sampling", "The same in a terminal"):
+        page.get_by_text(summary).click()
+    page.get_by_label("Most tokens").fill("3")
+    page.get_by_label("Seed").fill("much")
+    assert objections(page) == []
+    page.get_by_label("Seed").fill("")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.get_by_text("3 tokens", exact=True).wait_for()
+    page.get_by_role("alert").wait_for()
+    assert objections(page) == []

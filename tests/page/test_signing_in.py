@@ -1,0 +1,70 @@
+"""Signing in and out with a key, and what that of another tenant does not show: on the page and in what it was sent."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from serving_for_tests import Running
+
+
+@pytest.fixture(scope="module")
+def closed(base, store, tmp_path_factory):
+    """A server with keys; tenant main has adapters."""
+    with Running(base, store, tmp_path_factory.mktemp("closed")) as running:
+        yield running
+
+
+def sign_in(page: Page, key: str) -> None:
+    page.get_by_label("API key").fill(key)
+    page.keyboard.press("Enter")
+
+
+def test_a_key_signs_in_and_out(read, closed):
+    keys = closed.service.guards.keys
+    (key, _), (other, _) = keys.add("main", "manager"), keys.add("acme", "user")
+    reader = read(closed.url)
+    page, texts = reader.page, list[str]()
+    page.goto("/adapters")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+    sign_in(page, "")
+    expect(page.get_by_text("Enter a key.")).to_be_visible()
+    sign_in(page, "halka_wrong")
+    expect(page.get_by_role("alert")).to_contain_text("the API key is wrong, revoked or has expired")
+    sign_in(page, key)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Adapters")
+    expect(page.get_by_text("Signed in as manager of main")).to_be_visible()
+    assert page.evaluate("[document.cookie, ...Object.values({ ...localStorage, ...sessionStorage })]") in (
+        [""],
+        ["", "system"],
+    )
+    (cookie,) = reader.context.cookies()
+    assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+    page.goto("/playground")
+    expect(page.locator("option", has_text="lora").first).to_be_attached()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+    assert reader.context.cookies() == []
+
+    page.on("response", lambda response: texts.append(response.text()) if "/v1/" in response.url else None)
+    sign_in(page, other)
+    expect(page.get_by_text("Signed in as user of acme")).to_be_visible()
+    expect(page.get_by_text("There is no adapter yet")).to_be_visible()
+    assert texts
+    assert not [text for text in texts if "lora" in text or "main" in text]
+    assert page.get_by_role("link", name="Train").count() == 0
+    page.goto("/train")
+    expect(page.get_by_text("This needs a key of the role manager; yours is user.")).to_be_visible()
+
+
+def test_a_key_that_is_revoked_ends_at_the_next_call(read, closed):
+    keys = closed.service.guards.keys
+    key, entry = keys.add("main", "user")
+    page = read(closed.url).page
+    page.goto("/playground?model=tiny&prompt=Hello")
+    sign_in(page, key)
+    page.get_by_role("button", name="Ask", exact=True).wait_for()
+    keys.revoke(entry.id)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+    assert "prompt=Hello" in page.url
