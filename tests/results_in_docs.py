@@ -374,6 +374,16 @@ def serving_exactness(found: Any) -> list[list[str]]:
     return rows
 
 
+def page(found: Any) -> list[list[str]]:
+    """How soon the server's page can be used."""
+    names = {"machine": "the first load", "phone": "the first load, as on a slow phone", "again": "once more, there"}
+    rows = [["Up to a Playground that takes a question", "Requests", "Size", "Seconds"]]
+    for key, name in names.items():
+        load = found[key]
+        rows.append([name, f"{load['requests']:.0f}", f"{load['bytes'] / 1000:.0f} kB", f"{load['seconds']:.2f}"])
+    return rows
+
+
 def vllm_exchange(found: Any) -> list[list[str]]:
     """vLLM's greedy answers beside ours."""
     rows = [["Greedy answers by vLLM, beside ours", "fp32: the same", "bf16: the same", "Largest gap where they part"]]
@@ -461,6 +471,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "engine": ("engine", engine),
     "engine_families": ("engine", engine_families),
     "engine_loads": ("engine", engine_loads),
+    "page": ("page", page),
     "serving": ("serving", serving),
     "serving_exactness": ("serving_exactness", serving_exactness),
     "engine_exactness": ("engine_exactness", engine_exactness),
