@@ -1,1 +1,0 @@
-import{C as e,R as t,W as n,t as r,u as i}from"./index-DuwK79iG.js";function a(){let a=e.value.advise;return t(n,{children:[t(r,{title:a.title,lead:a.lead}),t(i,{icon:`advise`,title:a.empty,hint:a.emptyHint})]})}export{a as default};
