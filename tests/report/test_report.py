@@ -173,9 +173,40 @@ def test_without_the_same_draws_methods_count_as_independent() -> None:
     a, b = answered([[True] * 60 + [False] * 40]), answered([[True] * 50 + [False] * 50])
     assert a.interval is not None
     assert b.interval is not None
-    for other in (replace(b, draws=()), replace(b, draws=b.draws[:10])):
+    for other in (replace(b, draws=()), replace(b, items=50)):
         assert gap(a, other) == difference(a.interval, b.interval)
         assert share(a, other) == ratio(a.interval, b.interval)
+
+
+@pytest.mark.parametrize(("differ", "apart_then"), [(4, False), (5, False), (6, True)])
+def test_as_many_items_tell_methods_apart_as_in_a_sign_test(differ: int, apart_then: bool) -> None:
+    """Items that all differ one way: p is 0.125 for four of them, 0.0625 for five, 0.031 for six."""
+    worse, better = [True] * 60 + [False] * 40, [True] * (60 + differ) + [False] * (40 - differ)
+    assert apart(answered([worse]), answered([better])) == apart_then
+
+
+def test_methods_that_answer_alike_are_not_known_to_be_equal() -> None:
+    right = answered([[True] * 20])
+    between, part = gap(right, right), share(right, right)
+    assert between is not None
+    assert part is not None
+    assert between.low < -0.1
+    assert between.high > 0.1
+    assert part.low < 0.9
+
+
+def test_sets_without_anything_to_count_are_left_out() -> None:
+    a, b = answered([[True] * 60 + [False] * 40]), answered([[True] * 50 + [False] * 50])
+    undefined = replace(b, draws=(math.nan, *b.draws[1:]))
+    for compare in (gap, share):
+        whole, without = compare(a, b), compare(a, undefined)
+        assert whole is not None
+        assert without is not None
+        assert without.low == pytest.approx(whole.low, abs=0.01)
+    nothing = replace(b, draws=(math.nan, 0.0, *b.draws[2:]))
+    assert a.interval is not None
+    assert b.interval is not None
+    assert share(a, nothing) == ratio(a.interval, b.interval)
 
 
 def test_a_share_of_what_may_be_nothing_has_no_bounds() -> None:
@@ -432,6 +463,8 @@ def test_the_table_has_the_steps_to_95_percent_of_full_and_what_was_forgotten_by
     table = to_markdown(summary, ("method", "near_full", "forgetting_near_full"))
     assert "| LoRA r16 | 300 | +30 % |" in table
     assert "| LoRA r8 | – | – |" in table
+    nothing = {label: [0.0, 0.0] for label in scores}
+    assert summarise(followed(measurements(), nothing)).near_full == {}
     assert "Steps to" not in to_markdown(summarise(measurements()), ("method", "near_full"))
 
 

@@ -251,3 +251,7 @@ def test_a_curve_has_some_points_and_every_validation():
     assert 100 <= len(curve) <= 110
     assert (curve[0]["step"], curve[-1]["step"]) == (1, 1000)
     assert [point["step"] for point in curve if point["validation"] is not None] == [333, 666, 999]
+    validated = [replace(step, validation=0.5) for step in steps[:199]]
+    assert len(curve_of(validated)) <= 101
+    assert curve_of(validated)[-1]["step"] == 199
+    assert curve_of([]) == []

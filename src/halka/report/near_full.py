@@ -31,20 +31,21 @@ def paces(measurements: Sequence[Measurement], metric: MetricInfo) -> dict[str, 
     labels = dict.fromkeys(map(label_of, measurements))
     used = {label: counting_runs([run for run in measurements if label_of(run) == label])[0] for label in labels}
     full = next((runs for runs in used.values() if runs and name_of(runs[0]) == "full"), [])
-    found = {label: near_full(runs, full, metric) for label, runs in used.items()}
-    return {label: near for label, near in found.items() if near is not None}
+    return {label: near for label, runs in used.items() if (near := near_full(runs, full, metric)) is not None}
 
 
 def near_full(runs: Sequence[Measurement], full: Sequence[Measurement], metric: MetricInfo) -> NearFull | None:
     """When `runs` came near the best score of the `full` ones, from the scores on the way (`score_every`).
 
-    None where none came there, or no scores were followed.
+    None where none came there, no scores were followed, or full fine-tuning scored nothing.
     """
     best = [metric.sign(max(metric.sign(score) for _, score, _ in way)) for run in full if (way := _way(run))]
     followed = [way for run in runs if (way := _way(run))]
     if not best or not followed:
         return None
     target = mean(best) * (NEAR if metric.higher_is_better else 1 / NEAR)
+    if target <= 0:
+        return None
     reached = [
         point
         for way in followed

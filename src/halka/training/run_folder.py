@@ -165,10 +165,7 @@ def _step_number(line: str) -> float:
 
 
 def curve_of(steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """The losses of some `POINTS` steps, evenly apart, the last and those that were validated among them."""
-    apart = max(1, len(steps) // POINTS)
-    return [
-        {"step": step.step, "loss": step.loss, "validation": step.validation}
-        for index, step in enumerate(steps)
-        if step.validation is not None or step is steps[-1] or index % apart == 0
-    ]
+    """The losses of at most `POINTS` steps, evenly apart, and of as many that were validated; the last among them."""
+    validated = [step for step in steps if step.validation is not None]
+    kept = {step.step for of in (steps, validated) for step in (*of[:: math.ceil(len(of) / POINTS) or 1], *of[-1:])}
+    return [{"step": s.step, "loss": s.loss, "validation": s.validation} for s in steps if s.step in kept]
