@@ -305,10 +305,10 @@ def time_prompts(base: ProbedBase, budget: Budget) -> None:
 
 
 def _timed(budget: Budget, one: float) -> int:
-    """How many examples are timed, if one takes so many seconds; none if that is a fifth of the time."""
+    """How many examples are timed, if one takes so many seconds; none if that is more than a portion of the time."""
     if one <= 0 or budget.seconds == math.inf:
         return TIMED
-    return 0 if one > budget.seconds / 5 else max(1, min(TIMED, int(PORTION * budget.seconds / one)))
+    return min(TIMED, int(PORTION * budget.seconds / one))
 
 
 # ── memory for the pilot ──────────────────────────────────────────────────────────────────────────────────────────
