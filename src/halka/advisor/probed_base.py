@@ -299,7 +299,7 @@ def decoder_config(base: str) -> Any:
 def open_base(
     request: Request, sample: Sample, folder: Path, progress: Progress
 ) -> tuple[ProbedBase, int, dict[str, str]]:
-    """Load the base, index the documents, and let the base answer once, so that what follows can be timed.
+    """Load the base, index the documents, and answer and retrieve once, so that what follows can be timed.
 
     Returns the base, the number of documents, and what cannot be used, with the reason.
     Raises DataError where no example is left, and as `load_base` does.
@@ -313,8 +313,10 @@ def open_base(
         model, train, held_out, sample.metric, request.max_new_tokens, retrieve, request.passages if retrieve else 0
     )
     base = _within_context(base, missing)
-    progress("base", "a first answer")  # for which the engine's kernels are compiled, once on a machine
-    answers_of(model, None, [min(base.held_out, key=lambda example: len(base.tokens(example)))], max_new_tokens=1)
+    progress("base", "first answers")  # for which kernels are compiled, and the embedder is loaded
+    answers_of(model, None, sorted(base.held_out, key=lambda example: len(base.tokens(example)))[:2], max_new_tokens=4)
+    if retrieve is not None:
+        retrieve(question_of(base.held_out[0]))
     return base, documents, missing
 
 
