@@ -38,7 +38,7 @@ MOST_ROWS = 256  # tried for the largest batch
 
 TIMED = 8  # examples that are timed
 GLANCE = 32  # tokens of a pass that tells how fast the base is
-MEASURED = 64  # examples whose length with passages is measured
+MEASURED = 24  # examples whose length with passages is measured
 CHARACTERS = 3  # per token, before the tokenizer is loaded: more in Latin script, fewer in others
 PILOT_SHARE = 0.5  # of the available memory, above which the pilot checkpoints, to leave some to other processes
 

@@ -357,7 +357,8 @@ class _Probes:
         """Of the probes of this evidence."""
         plan, probes = self.plan, [name for name in ("base", *BASE_PROBES) if name not in self.missing]
         minutes = {name: plan.spent[name] / 60 for name in probes if name in plan.spent}
-        return Time(self.seconds / 60, minutes, tuple(cut for name in probes for cut in plan.cuts.get(name, ())))
+        cuts = dict.fromkeys(cut for name in probes for cut in plan.cuts.get(name, ()))  # each once
+        return Time(self.seconds / 60, minutes, tuple(cuts))
 
     def _subject(self, size: Estimate) -> Subject:
         request, plan = self.request, self.plan
