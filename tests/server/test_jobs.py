@@ -12,12 +12,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from halka.data.examples import as_examples
+from halka.data.task import hold_out
 from halka.rag.sources import listed
 from halka.server.guards.keys import Limits
 from halka.server.jobs.folder import JobFolder, JobRequest
 from halka.server.locks import locked
 from halka.server.resources.collection_access import new_collection
-from serving_for_tests import InProcess, until
+from serving_for_tests import InProcess, Running, until
 
 ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(4) for b in range(4)]
 SETTINGS = {"rank": 4, "train": {"steps": 3, "batch_size": 4}}
@@ -294,6 +296,45 @@ def test_adapters_are_evaluated_beside_the_base(client, tmp_path):
     assert {json.loads(line)["adapter"] for line in lines} == {"lora", "prefix@1", None}
     assert str(tmp_path) not in json.dumps(view)
     assert view["settings"] == {"data": 4, "adapters": ["lora", "prefix@1"], "with_base": True, "max_new_tokens": 2}
+
+
+def test_what_a_training_held_out_is_what_it_is_evaluated_on(client):
+    train = {"kind": "train", "name": "sums", "data": ROWS, "validation": 0.25, "settings": {"train": {"steps": 1}}}
+    training = client.post("/v1/jobs", json=train).json()["id"]
+    assert ended(client, training)["status"] == "done"
+    evaluate = {"kind": "evaluate", "adapters": ["sums@1"], "with_base": True, "max_new_tokens": 2}
+    view = client.post("/v1/jobs", json=evaluate | {"held_out_of": training}).json()
+    assert view["settings"]["held_out_of"] == training
+    view = ended(client, view["id"])
+    assert view["status"] == "done", view
+    assert view["progress"] == "answers of the bare base: 4 of 4"
+    assert view["result"]["examples"] == 4
+    assert view["result"]["base_scores"].keys() == view["result"]["scores"].keys()
+    _, held_out = hold_out(as_examples(ROWS), 0.25)
+    lines = client.get(f"/v1/jobs/{view['id']}/predictions").text.splitlines()
+    prompts = [example.prompt[-1].content for example in held_out]
+    assert [json.loads(line)["prompt"] for line in lines] == 2 * prompts
+
+    refused = client.post("/v1/jobs", json=evaluate | {"held_out_of": training, "data": ROWS})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "held_out_of")
+    for id, status in ((view["id"], 404), ("job-0000000000000000", 404)):
+        refused = client.post("/v1/jobs", json=evaluate | {"held_out_of": id})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (status, "held_out_of")
+
+
+def test_what_a_job_does_is_told_as_it_goes(base, store, tmp_path):
+    with Running(base, store, tmp_path / "data") as running, httpx.Client(base_url=running.url) as client:
+        id = client.post("/v1/jobs", json={"kind": "advise", "data": ROWS}).json()["id"]
+        assert client.get(f"/v1/jobs/{id}").json()["progress"] is None
+        folder = running.service.tenants.of("main").jobs / id
+        with client.stream("GET", f"/v1/jobs/{id}/events") as response:
+            lines = response.iter_lines()
+            assert next(lines) == "event: status"
+            (folder / "log.txt").write_text(f"strength: reads {folder}/data.jsonl\nhalf a li")
+            assert next(line for line in lines if line.startswith("event:")) == "event: progress"
+            assert json.loads(next(lines).removeprefix("data: ")) == {"progress": "strength: reads data.jsonl"}
+            client.post(f"/v1/jobs/{id}/stop")
+            assert next(line for line in lines if line.startswith("event:")) == "event: status"
 
 
 def copying(server: InProcess, store: Path, limit: int | None = None, **more) -> JobFolder:

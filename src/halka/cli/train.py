@@ -152,7 +152,7 @@ def task_of(run: RunSettings) -> Task:
 
 def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example], list[Example]]:
     """The examples to train on, and those for validation: a file's, a share of the data, or none."""
-    from halka.data.task import split_off
+    from halka.data.task import hold_out
 
     if run.validation is None:
         return examples, []
@@ -162,7 +162,7 @@ def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example],
         return examples, read_data(Path(run.validation), "--validation", run.shape)
     if not 0 < share < 1:
         raise HalkaError(f"--validation {run.validation} is no share of the data: give a number between 0 and 1")
-    train, validation = split_off(examples, round(share * len(examples)), "0/validation")
+    train, validation = hold_out(examples, share)
     if not train:
         raise HalkaError(f"--validation {run.validation} leaves nothing of {len(examples)} examples to train on")
     return train, validation

@@ -264,6 +264,11 @@ def split_off(examples: Sequence[Example], count: int, seed: str) -> tuple[list[
     return rest, [examples[index] for index in sorted(chosen)]
 
 
+def hold_out(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
+    """Hold a share of a file's examples out for validation: (to train on, held out); always the same ones."""
+    return split_off(examples, round(share * len(examples)), "0/validation")
+
+
 def _subset(examples: tuple[Example, ...], count: int | None, seed: str) -> tuple[Example, ...]:
     return (
         examples if count is None else tuple(examples[i] for i in sorted(_shuffled(range(len(examples)), seed)[:count]))

@@ -21,6 +21,7 @@ from halka.methods.prompt import check_start
 from halka.server.errors import ApiError, refusal
 from halka.server.jobs.data import DATA, VALIDATION, placed
 from halka.server.jobs.folder import RUN, JobRequest
+from halka.server.jobs.held_out import held_out_lines
 from halka.server.jobs.requests import AdviseJob, EvaluateJob, Job, MergeJob, TrainJob
 from halka.server.resources.adapter_files import check_inside, stored_inside
 from halka.server.settings import ServerSettings
@@ -53,6 +54,11 @@ def new_job(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: Serve
         if names:
             raise ApiError(400, "a merge has no data", param=DATA)
         return NewJob(_request(job, _merge(job, tenant, settings), tenant, settings), contents)
+    if isinstance(job, EvaluateJob) and job.held_out_of is not None:
+        if DATA in names or job.task is not None:
+            raise ApiError(400, "give one of data, task and held_out_of", param="held_out_of")
+        names[DATA] = DATA + ".jsonl"
+        contents[names[DATA]] = held_out_lines(tenant.jobs, job.held_out_of)
     if (job.task is None) == (DATA not in names):
         raise ApiError(400, "give either data, as rows or a file, or task", param=DATA)
     if job.task is not None and (VALIDATION in names or getattr(job, VALIDATION, None) is not None):

@@ -45,9 +45,13 @@ class TrainJob(_Job):
 
 
 class EvaluateJob(_Job):
-    """Score adapters, as NAME or NAME@VERSION, or the base on examples."""
+    """Score adapters, as NAME or NAME@VERSION, or the base on examples.
+
+    `held_out_of`: the id of a training job, on whose validation examples they are scored, in place of data.
+    """
 
     kind: Literal["evaluate"]
+    held_out_of: Annotated[str, Field(max_length=40)] | None = None
     adapters: Annotated[list[Versioned], Field(max_length=100)] = Field(default_factory=list[str])
     with_base: bool = False
     split: Literal["train", "validation", "test"] | None = None

@@ -258,7 +258,7 @@ async def _events(job: JobFolder, after: int, service: Service) -> AsyncGenerato
 
     A server that is about to end ends them: the job goes on, and the next server has the rest.
     """
-    place, status, spoken = 0, "", time.monotonic()
+    place, status, progress, spoken = 0, "", None, time.monotonic()
     while True:
         try:
             # before the steps: at its end none is missing
@@ -273,6 +273,10 @@ async def _events(job: JobFolder, after: int, service: Service) -> AsyncGenerato
         if view["status"] != status:
             status, spoken = view["status"], time.monotonic()
             yield event(view, "status")
+        elif view["progress"] != progress:
+            spoken = time.monotonic()
+            yield event({"progress": view["progress"]}, "progress")
+        progress = view["progress"]
         if status in ENDED or service.guards.drain.draining:
             return
         if time.monotonic() - spoken > SILENCE:

@@ -11,7 +11,7 @@ from typing import Any
 
 from halka.server.errors import public
 from halka.server.folders import Folders
-from halka.server.jobs.folder import OUTPUT, RUN, JobFolder
+from halka.server.jobs.folder import LOG, OUTPUT, RUN, JobFolder
 from halka.util.errors import DamagedFolderError
 from halka.util.text import one_line
 
@@ -39,13 +39,14 @@ def view_of(job: JobFolder, folders: Folders) -> dict[str, Any]:
         "error": None if (error := written.get("error")) is None else one_line(hide(str(error))),
         "adapter": written.get("adapter"),
         "last_step": _last_step(job),
+        "progress": None if request.kind == "train" else _last_words(job, hide),
         "result": _without_paths(_result(job, request.kind), hide) if state == "done" else None,
     }
 
 
 def _damaged(job: JobFolder, reason: str) -> dict[str, Any]:
     """A job whose files do not say what it is, or how it is: it runs, or has failed."""
-    nothing = dict.fromkeys(("name", "started_at", "ended_at", "adapter", "last_step", "result"))
+    nothing = dict.fromkeys(("name", "started_at", "ended_at", "adapter", "last_step", "progress", "result"))
     return {
         "id": job.id,
         "object": "job",
@@ -110,6 +111,17 @@ def _last_step(job: JobFolder) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return next(iter(_rows(lines[-1:])), None)
+
+
+def _last_words(job: JobFolder, hide: Callable[[str], str]) -> str | None:
+    """What the job's command last wrote of its progress."""
+    try:
+        with (job.path / LOG).open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 4096))
+            lines = file.read().decode(errors="replace").split("\n")[:-1]  # without what is being written
+    except FileNotFoundError:
+        return None
+    return next((one_line(hide(line)) for line in reversed(lines) if line.strip()), None)
 
 
 def _rows(lines: Iterable[bytes]) -> list[dict[str, Any]]:
