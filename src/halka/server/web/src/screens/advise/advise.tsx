@@ -1,13 +1,10 @@
-import { Empty } from "../../parts/notice";
-import { words } from "../../words/words";
-import { Heading } from "../shown";
+// Which method suits some data and this machine, by short probes: a form, or one advice.
+import "../train/train.css";
+import "./advise.css";
+import type { ScreenProps } from "../screens";
+import { AdviceScreen } from "./advice-screen";
+import { AskScreen } from "./ask-screen";
 
-export default function Advise() {
-  const w = words.value.advise;
-  return (
-    <>
-      <Heading title={w.title} lead={w.lead} />
-      <Empty icon="advise" title={w.empty} hint={w.emptyHint} />
-    </>
-  );
+export default function Advise({ rest: [id] }: ScreenProps) {
+  return id === undefined ? <AskScreen /> : <AdviceScreen key={id} id={id} />;
 }

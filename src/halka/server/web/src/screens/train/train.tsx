@@ -1,13 +1,9 @@
-import { Empty } from "../../parts/notice";
-import { words } from "../../words/words";
-import { Heading } from "../shown";
+// Tune an adapter: a draft of a training, or one job that is watched.
+import "./train.css";
+import type { ScreenProps } from "../screens";
+import { DraftScreen } from "./draft-screen";
+import { JobScreen } from "./job-screen";
 
-export default function Train() {
-  const w = words.value.train;
-  return (
-    <>
-      <Heading title={w.title} lead={w.lead} />
-      <Empty icon="train" title={w.empty} hint={w.emptyHint} />
-    </>
-  );
+export default function Train({ rest: [id] }: ScreenProps) {
+  return id === undefined ? <DraftScreen /> : <JobScreen key={id} id={id} />;
 }

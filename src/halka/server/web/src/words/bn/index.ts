@@ -4,9 +4,11 @@ import adapters from "./adapters";
 import advise from "./advise";
 import compare from "./compare";
 import documents from "./documents";
+import fields from "./fields";
+import jobs from "./jobs";
 import parts from "./parts";
 import playground from "./playground";
 import shell from "./shell";
 import train from "./train";
 
-export default { account, adapters, advise, compare, documents, parts, playground, shell, train } satisfies Words;
+export default { account, adapters, advise, compare, documents, fields, jobs, parts, playground, shell, train } satisfies Words;

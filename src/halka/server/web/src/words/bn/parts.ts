@@ -12,4 +12,7 @@ export default {
   chartValues: "মানগুলো সারণিতে",
   leaveOut: "{name} বাদ দিন",
   none: "নেই",
+  otherFile: "অন্যটি বেছে নিন",
+  removeFile: "ফাইলটি সরান",
+  interval: "{low} থেকে {high}",
 } satisfies Same<typeof en>;

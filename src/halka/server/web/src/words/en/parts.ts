@@ -9,4 +9,7 @@ export default {
   chartValues: "The values as a table",
   leaveOut: "Leave {name} out",
   none: "none",
+  otherFile: "choose another",
+  removeFile: "Remove the file",
+  interval: "{low} to {high}",
 };

@@ -1,1 +1,0 @@
-import{G as e,t,u as n,w as r,z as i}from"./index-Vj9dwnJ0.js";function a(){let a=r.value.account;return i(e,{children:[i(t,{title:a.title,lead:a.lead}),i(n,{icon:`account`,title:a.empty,hint:a.emptyHint})]})}export{a as default};

@@ -1,0 +1,34 @@
+// What may be done with a job as it is: stop it, resume it, use its settings again, delete it.
+import { useState } from "preact/hooks";
+import { Button } from "../parts/button";
+import { Confirm } from "../parts/confirm";
+import { useAction } from "../parts/loading";
+import { Failure } from "../parts/notice";
+import { go } from "../router";
+import { words } from "../words/words";
+import { deleteJob, ENDED, resumeJob, stopJob, type Job } from "./jobs";
+
+/** `changed`: it is queued again; `home`: where its list is. */
+export function Buttons({ job, changed, home = "/train" }: { job: Job; changed: () => void; home?: string }) {
+  const w = words.value.jobs;
+  const { busy, failure, run } = useAction();
+  const [asks, setAsks] = useState(false);
+  const ended = ENDED.includes(job.status);
+  const again = `/train?settings=${encodeURIComponent(JSON.stringify(job.settings["settings"] ?? {}))}`;
+  return (
+    <>
+      {!ended && (
+        <Button kind="danger" icon="stop" busy={busy} onClick={() => run(() => stopJob(job.id))}>{job.status === "stopping" ? w.stopNow : w.stop}</Button>
+      )}
+      {ended && job.status !== "done" && (
+        <Button kind="primary" icon="again" busy={busy} onClick={() => run(() => resumeJob(job.id).then(changed))}>{w.resume}</Button>
+      )}
+      {job.kind === "train" && <Button icon="settings" onClick={() => go(again)}>{w.reuse}</Button>}
+      {ended && <Button kind="quiet" icon="trash" label={w.remove} onClick={() => setAsks(true)} />}
+      {failure !== null && <Failure error={failure} />}
+      {asks && (
+        <Confirm title={w.remove} hint={w.removeHint} yes={w.remove} onYes={() => deleteJob(job.id).then(() => go(home))} onClose={() => setAsks(false)} />
+      )}
+    </>
+  );
+}

@@ -1,0 +1,121 @@
+// Jobs of the server: what they are, how one begins, and how one is watched to its end.
+import type { Signal } from "@preact/signals";
+import { get, post, remove, upload, type List } from "../api";
+import { lastingEvents } from "../events";
+import { link } from "../router";
+
+export type Status = "queued" | "running" | "stopping" | "stopped" | "interrupted" | "failed" | "done";
+export const ENDED: readonly Status[] = ["stopped", "interrupted", "failed", "done"];
+
+export interface Step {
+  step: number;
+  steps: number;
+  loss: number;
+  validation: number | null;
+  tokens: number;
+  seconds: number;
+  tokens_per_second: number;
+  memory: number;
+}
+
+export interface Score {
+  value: number | null;
+  low: number | null;
+  high: number | null;
+  n: number;
+}
+
+export interface Job<Result = unknown> {
+  id: string;
+  kind: string | null;
+  name: string | null;
+  status: Status;
+  /** What was asked for, without its rows. */
+  settings: Record<string, unknown>;
+  created_at: number;
+  started_at: number | null;
+  ended_at: number | null;
+  error: string | null;
+  adapter: { name: string; version: number } | null;
+  last_step: Step | null;
+  /** What an evaluation or an advice does now. */
+  progress?: string | null;
+  result: Result | null;
+}
+
+export interface Trained {
+  loss: number;
+  validation_loss: number | null;
+  best_step: number;
+  tokens: number;
+  seconds: number;
+  parameters: number;
+}
+
+export interface Evaluated {
+  examples: number;
+  scores?: Record<string, Score>;
+  base_scores?: Record<string, Score>;
+}
+
+const at = (id: string, ...rest: string[]) => `/v1${link("jobs", id, ...rest)}`;
+
+export const listJobs = async () => (await get<List<Job>>("/v1/jobs")).data;
+export const stopJob = (id: string) => post<Job>(at(id, "stop"));
+export const resumeJob = (id: string) => post<Job>(at(id, "resume"));
+export const deleteJob = (id: string) => remove(at(id));
+
+/** A form of files beside a request as JSON, as /v1/jobs/upload and what looks at a draft take it. */
+export function formOf(job: object, files: { data: File | null; validation?: File | null }): FormData {
+  const form = new FormData();
+  form.append("job", JSON.stringify(job));
+  if (files.data) form.append("data", files.data);
+  if (files.validation) form.append("validation", files.validation);
+  return form;
+}
+
+/** Queue a job, whose data may come as files. */
+export function startJob(job: object, files: { data: File | null; validation?: File | null }): Promise<Job> {
+  return files.data ? upload<Job>("/v1/jobs/upload", formOf(job, files)) : post<Job>("/v1/jobs", job);
+}
+
+export interface Watched {
+  job: Job | null;
+  /** By their numbers, in order. */
+  steps: Step[];
+  failure: unknown;
+}
+
+const PAUSE = 150; // milliseconds in which events are gathered before the screen is drawn anew
+
+/** Follow a job to its end; a connection that breaks is made again, and the events go on after the last one. */
+export function watch(id: string, watched: Signal<Watched>): () => void {
+  const controller = new AbortController();
+  const steps = new Map(watched.peek().steps.map((step) => [step.step, step]));
+  let job = watched.peek().job;
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const draw = (failure: unknown = null) => {
+    clearTimeout(timer);
+    timer = undefined;
+    if (controller.signal.aborted) return;
+    watched.value = { job, steps: [...steps.values()].sort((a, b) => a.step - b.step), failure };
+  };
+  const ended = (text: string) => ENDED.includes((JSON.parse(text) as Job).status);
+  const follow = async () => {
+    const stream = lastingEvents(at(id, "events"), controller.signal, ({ event, data }) => event === "status" && ended(data));
+    for await (const { event, data } of stream) {
+      if (event === "status") job = JSON.parse(data) as Job;
+      else if (event === "progress" && job) job = { ...job, progress: (JSON.parse(data) as { progress: string }).progress };
+      else if (event === "step") {
+        const step = JSON.parse(data) as Step;
+        steps.set(step.step, step);
+      }
+      timer ??= setTimeout(draw, PAUSE);
+    }
+  };
+  follow().then(() => draw(), (error: unknown) => draw(error));
+  return () => {
+    clearTimeout(timer);
+    controller.abort();
+  };
+}

@@ -1,0 +1,62 @@
+// The jobs there were and those to come, with their state; looked at again while one is under way.
+import { useEffect, useState } from "preact/hooks";
+import { curl } from "../parts/curl";
+import { Empty, Failure } from "../parts/notice";
+import { Table } from "../parts/table";
+import { Terminal } from "../parts/terminal";
+import { link } from "../router";
+import { fill, moment, percent, short, words } from "../words/words";
+import { ENDED, listJobs, type Job } from "./jobs";
+import { StatusBadge } from "./status";
+
+const EVERY = 3000; // milliseconds between two looks
+
+export function JobList({ kinds }: { kinds: string[] }) {
+  const w = words.value.jobs;
+  const [jobs, setJobs] = useState<Job[] | null>(null);
+  const [failure, setFailure] = useState<unknown>(null);
+  const load = () => void listJobs().then((all) => {
+    setFailure(null);
+    setJobs(all.filter((job) => job.kind === null || kinds.includes(job.kind)));
+  }, setFailure);
+  useEffect(load, []);
+  const underWay = jobs?.some((job) => !ENDED.includes(job.status)) ?? false;
+  useEffect(() => {
+    if (!underWay) return;
+    const timer = setInterval(() => document.visibilityState === "visible" && load(), EVERY);
+    return () => clearInterval(timer);
+  }, [underWay]);
+  return (
+    <section class="stack jobs">
+      <h2>{w.title}</h2>
+      {failure !== null && <Failure error={failure} again={load} />}
+      {jobs?.length === 0 && <Empty icon={kinds[0] === "advise" ? "advise" : "train"} title={w.empty} hint={w.emptyHint} />}
+      {jobs && jobs.length > 0 && (
+        <>
+          <Table caption={w.title} rows={jobs} keyOf={(job) => job.id} columns={[
+            { title: w.job, cell: (job) => <a href={link(job.kind === "advise" ? "advise" : "train", job.id)}>{titleOf(job)}</a> },
+            { title: w.status, cell: (job) => <StatusBadge status={job.status} /> },
+            { title: w.came, cell: outcome },
+            { title: w.when, cell: (job) => moment(job.created_at) },
+          ]} />
+          <Terminal commands={[{ id: "curl", title: "curl", text: curl("/v1/jobs") }]} />
+        </>
+      )}
+    </section>
+  );
+}
+
+export function titleOf(job: Job): string {
+  const w = words.value.jobs;
+  if (job.kind === "train") return job.name ?? job.id;
+  if (job.kind === "evaluate") return fill(w.scoreOf, { name: ((job.settings["adapters"] as string[] | undefined) ?? []).join(", ") || w.base });
+  return job.kind === "advise" ? w.advice : job.id;
+}
+
+function outcome(job: Job): string {
+  const w = words.value.jobs;
+  const step = job.last_step;
+  if (job.error !== null) return job.error;
+  if (job.status === "done") return step ? fill(w.lossAt, { loss: short(step.loss) }) : "";
+  return step ? fill(w.progress, { share: percent(step.step / step.steps), loss: short(step.loss) }) : "";
+}

@@ -1,0 +1,73 @@
+// Ask for advice: the data, the documents, the time, and what is good enough.
+import { useEffect, useState } from "preact/hooks";
+import { ApiError, collections as listCollections, models as listModels, type Collection } from "../../api";
+import { JobList } from "../../jobs/list";
+import { Button } from "../../parts/button";
+import { FileDrop } from "../../parts/drop";
+import { Checkbox, SelectField, TextField } from "../../parts/field";
+import { Failure } from "../../parts/notice";
+import { Terminal } from "../../parts/terminal";
+import { go, link } from "../../router";
+import { words } from "../../words/words";
+import { Heading } from "../shown";
+import { KINDS } from "../train/draft";
+import { change, commandsFor, PROBES, question, start, wrongIn } from "./question";
+
+export function AskScreen() {
+  const w = words.value.advise;
+  const [collections, setCollections] = useState<Collection[]>([]);
+  const [base, setBase] = useState("BASE");
+  const [failure, setFailure] = useState<unknown>(null);
+  const [busy, setBusy] = useState(false);
+  useEffect(() => {
+    listCollections().then(setCollections, () => setCollections([]));
+    listModels().then(([first]) => first && setBase(first.id), setFailure);
+  }, []);
+  const one = question.value;
+  const wrong = wrongIn(one);
+  const begin = (event: Event) => {
+    event.preventDefault();
+    if (busy || !one.file || wrong.minutes || wrong.target) return;
+    setBusy(true);
+    setFailure(null);
+    start(one).then((job) => go(link("advise", job.id)), setFailure).finally(() => setBusy(false));
+  };
+  const of = (param: string) => (failure instanceof ApiError && failure.param === param ? failure.message : null);
+  return (
+    <div class="train">
+      <Heading title={w.title} lead={w.lead} />
+      <form class="sheet stack" onSubmit={begin} noValidate>
+        <FileDrop label={w.drop} hint={words.value.train.dropHint} accept={KINDS} file={one.file} onFile={(file) => change({ file })} />
+        <div class="grid">
+          <SelectField label={w.collection} hint={w.collectionHint} value={one.collection} onValue={(collection) => change({ collection })}
+            options={[{ value: "", text: w.noCollection }, ...collections.map(({ id }) => ({ value: id, text: id }))]} />
+          <TextField label={w.minutes} hint={w.minutesHint} inputMode="decimal" autocomplete="off" value={one.minutes}
+            error={wrong.minutes ? w.minutesWrong : of("minutes")} onValue={(minutes) => change({ minutes })} />
+          <TextField label={w.target} hint={w.targetHint} inputMode="decimal" autocomplete="off" value={one.target}
+            error={wrong.target ? w.targetWrong : of("target")} onValue={(target) => change({ target })} />
+          <TextField label={w.metric} hint={w.metricHint} autocomplete="off" spellcheck={false} value={one.metric}
+            error={of("metric")} onValue={(metric) => change({ metric })} />
+        </div>
+        <details class="more">
+          <summary>{words.value.train.more}</summary>
+          <div class="stack">
+            <FileDrop label={w.dropValidation} hint={w.validationHint} accept={KINDS} file={one.validation} onFile={(validation) => change({ validation })} />
+            <fieldset class="probes">
+              <legend>{w.skip}</legend>
+              {PROBES.map((probe) => (
+                <Checkbox key={probe} label={w[`probe_${probe}`]} checked={one.skip.includes(probe)}
+                  onValue={(on) => change({ skip: on ? [...one.skip, probe] : one.skip.filter((other) => other !== probe) })} />
+              ))}
+            </fieldset>
+            <Checkbox label={w.full} checked={one.full} onValue={(full) => change({ full })} />
+          </div>
+        </details>
+        {failure !== null && !["minutes", "target", "metric"].some(of) && <Failure error={failure} />}
+        <div class="row"><Button kind="primary" icon="advise" type="submit" busy={busy || !one.file}>{w.ask}</Button></div>
+        {!one.file && <p class="hint">{w.emptyHint}</p>}
+        <Terminal commands={commandsFor(one, base)} />
+      </form>
+      <JobList kinds={["advise"]} />
+    </div>
+  );
+}

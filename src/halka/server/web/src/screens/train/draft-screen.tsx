@@ -1,0 +1,171 @@
+// From a file to a training: what is in it, how to train, what that takes; and the trainings there were.
+import type { ComponentChildren } from "preact";
+import { useEffect, useState } from "preact/hooks";
+import { ApiError, models as listModels, type Model } from "../../api";
+import { Button } from "../../parts/button";
+import { FileDrop } from "../../parts/drop";
+import { SelectField, TextField } from "../../parts/field";
+import { Failure } from "../../parts/notice";
+import { Waiting } from "../../parts/progress";
+import { Code, Terminal } from "../../parts/terminal";
+import { go, link, query } from "../../router";
+import { fill, number, words } from "../../words/words";
+import { Heading } from "../shown";
+import { catalogue, type Catalogue } from "./catalogue";
+import { change, chooseFile, chooseSettings, draft, KINDS, look, start, trainCommands } from "./draft";
+import { JobList } from "../../jobs/list";
+import { MethodChoice } from "./method";
+import { NeedsOf, type Needs } from "./needs";
+import { PreviewOf, type Preview } from "./preview";
+import { remember } from "./sharing";
+
+export function DraftScreen() {
+  const w = words.value.train;
+  const [all, setAll] = useState<Catalogue | null>(null);
+  const [models, setModels] = useState<Model[]>([]);
+  const [failure, setFailure] = useState<unknown>(null);
+  const load = () => {
+    setFailure(null);
+    catalogue().then((loaded) => {
+      settingsOfAddress(loaded);
+      setAll(loaded);
+    }, setFailure);
+    listModels().then(setModels, setFailure);
+  };
+  useEffect(load, []);
+  return (
+    <div class="train">
+      <Heading title={w.title} lead={w.lead} />
+      {failure ? <Failure error={failure} again={load} /> : all ? <Draft all={all} models={models} /> : <Waiting label={words.value.shell.loading} />}
+      <JobList kinds={["train", "evaluate"]} />
+    </div>
+  );
+}
+
+/** Settings in the address, as an advice or a link gives them: `?settings={"method": …}`. */
+function settingsOfAddress(all: Catalogue): void {
+  const text = query.peek().get("settings");
+  if (!text) return;
+  try {
+    const settings: unknown = JSON.parse(text);
+    if (settings && typeof settings === "object") chooseSettings(all, settings as Record<string, unknown>);
+  } catch {
+    // no settings
+  }
+}
+
+function Draft({ all, models }: { all: Catalogue; models: Model[] }) {
+  const w = words.value.train;
+  const one = draft.value;
+  const preview = useLook<Preview>("data/preview", all, 300);
+  const needs = useLook<Needs>("estimate", all, 900);
+  const [starting, setStarting] = useState(false);
+  const [failure, setFailure] = useState<unknown>(null);
+  const exists = models.some((model) => model.id === one.name && model.parent !== null);
+  const begin = (event: Event) => {
+    event.preventDefault();
+    if (starting || !one.file) return;
+    setStarting(true);
+    setFailure(null);
+    start(all, one).then((job) => {
+      remember(job.id, preview.value?.packing ?? null);
+      go(link("train", job.id));
+    }, setFailure).finally(() => setStarting(false));
+  };
+  const ofName = failure instanceof ApiError && failure.param === "name" ? failure.message : null;
+  return (
+    <form class="stack" onSubmit={begin} noValidate>
+      <Part at={1} title={w.data}>
+        <FileDrop label={w.drop} hint={w.dropHint} accept={KINDS} file={one.file} onFile={chooseFile} />
+        {!one.file && <details class="more"><summary>{w.forms}</summary><Code text={FORMS} /></details>}
+        <Looked looked={preview} label={w.reading}>{(read) => <PreviewOf preview={read} />}</Looked>
+        {one.file && (
+          <div class="grid">
+            <SelectField label={w.held} hint={w.heldHint} value={one.held} onValue={(held) => change({ held })}
+              options={["0.1", "0.2", "file", ""].map((value) => ({ value, text: heldText(value) }))} />
+            {one.held === "file" && (
+              <FileDrop label={w.dropValidation} hint={w.dropHint} accept={KINDS} file={one.validation} onFile={(validation) => change({ validation })} />
+            )}
+          </div>
+        )}
+      </Part>
+      <Part at={2} title={w.method}>
+        <MethodChoice all={all} failure={needs.failure ?? failure} />
+      </Part>
+      <Part at={3} title={w.begin}>
+        <Looked looked={needs} label={w.estimating}>{(taken) => <NeedsOf needs={taken} />}</Looked>
+        <div class="begin">
+          <TextField label={w.name} hint={exists ? fill(w.nameExists, { name: one.name }) : w.nameHint} error={ofName} value={one.name}
+            autocomplete="off" spellcheck={false} onValue={(name) => change({ name })} />
+          <Button kind="primary" icon="train" type="submit" busy={starting || !one.file || !one.name}>{w.start}</Button>
+        </div>
+        {!one.file && <p class="hint">{w.emptyHint}</p>}
+        {failure !== null && !ofName && <Failure error={failure} />}
+        <Terminal commands={trainCommands(all, one, models[0]?.id ?? "BASE")} />
+      </Part>
+    </form>
+  );
+}
+
+function Part({ at, title, children }: { at: number; title: string; children: ComponentChildren }) {
+  return <section class="sheet stack part"><h2><span aria-hidden="true" class="number">{number(at)}</span>{title}</h2>{children}</section>;
+}
+
+function heldText(held: string): string {
+  const w = words.value.train;
+  return held === "file" ? w.heldFile : held === "" ? w.heldNone : fill(w.heldShare, { n: 100 * Number(held) });
+}
+
+// ── looks at the draft, as it changes ────────────────────────────────────────────────────────────────────────────────
+
+/** The settings that change what is read. */
+const OF_READING = ["train.max_length", "train.batch_size", "train.batch_tokens"];
+
+interface LookedAt<T> {
+  value: T | null;
+  failure: unknown;
+  busy: boolean;
+  again: () => void;
+}
+
+/** What the server says of the draft, asked again some moments after it changed. */
+function useLook<T>(what: "data/preview" | "estimate", all: Catalogue, pause: number): LookedAt<T> {
+  const { file, held, validation, method, values } = draft.value;
+  const [state, setState] = useState<Omit<LookedAt<T>, "again">>({ value: null, failure: null, busy: false });
+  const [times, setTimes] = useState(0);
+  const whole = what === "estimate";
+  const changes = JSON.stringify(whole ? [method, values, held] : OF_READING.map((path) => values[path]));
+  useEffect(() => {
+    if (!file) return setState({ value: null, failure: null, busy: false });
+    const controller = new AbortController();
+    setState((before) => ({ ...before, busy: true }));
+    const timer = setTimeout(() => {
+      look<T>(what, all, { ...draft.peek(), name: "" }, controller.signal).then(
+        (value) => setState({ value, failure: null, busy: false }),
+        (failure: unknown) => controller.signal.aborted || setState({ value: null, failure, busy: false }),
+      );
+    }, pause);
+    return () => {
+      clearTimeout(timer);
+      controller.abort();
+    };
+  }, [file, validation, changes, times]);
+  return { ...state, again: () => setTimes(times + 1) };
+}
+
+function Looked<T>({ looked, label, children }: { looked: LookedAt<T>; label: string; children: (value: T) => ComponentChildren }) {
+  return (
+    <div class={looked.busy ? "looked busy" : "looked"} aria-busy={looked.busy}>
+      {looked.failure !== null && <Failure error={looked.failure} again={looked.again} />}
+      {looked.value && children(looked.value)}
+      {looked.busy && <Waiting label={label} />}
+    </div>
+  );
+}
+
+const FORMS = `{"prompt": "…", "completion": "…"}
+{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
+{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}
+
+prompt,completion
+…,…`;

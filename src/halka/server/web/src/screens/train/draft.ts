@@ -1,0 +1,95 @@
+// A training that may become a job: its data, name, method and settings, as they stand in the form.
+import { signal } from "@preact/signals";
+import { post, upload } from "../../api";
+import { curlUpload } from "../../jobs/commands";
+import { formOf, startJob, type Job } from "../../jobs/jobs";
+import { quoted, type Command } from "../../parts/terminal";
+import { flagsOf, settingsOf, valuesOf, type Catalogue, type Values } from "./catalogue";
+
+export const KINDS = ".jsonl,.ndjson,.json,.csv,.tsv,.parquet";
+
+export interface Draft {
+  file: File | null;
+  name: string;
+  /** What is not trained on, to validate with: a share of the data, "", or "file": a file of its own. */
+  held: string;
+  validation: File | null;
+  method: string;
+  values: Values;
+}
+
+const EMPTY: Draft = { file: null, name: "", held: "0.1", validation: null, method: "", values: {} };
+export const draft = signal<Draft>(EMPTY);
+
+export function change(to: Partial<Draft>): void {
+  draft.value = { ...draft.value, ...to };
+}
+
+/** A file, and the name that it suggests where there is none yet. */
+export function chooseFile(file: File | null): void {
+  const name = draft.value.name || (file ? nameFrom(file.name) : "");
+  change({ file, name });
+}
+
+/** Take settings of a job or of an advice over. */
+export function chooseSettings(all: Catalogue, settings: Record<string, unknown>): void {
+  change({ method: typeof settings["method"] === "string" ? settings["method"] : "", values: valuesOf(all, settings) });
+}
+
+/** A name that the API takes, from a file's. */
+export function nameFrom(file: string): string {
+  const plain = file.replace(/\.[^.]+$/, "").replace(/[^A-Za-z0-9._-]+/g, "-").replace(/^[^A-Za-z0-9]+|[.-]+$/g, "");
+  return plain.slice(0, 100) || "adapter";
+}
+
+/** The body of POST /v1/jobs without its data. */
+export function jobOf(all: Catalogue, one: Draft): Record<string, unknown> {
+  const share = Number(one.held);
+  return {
+    kind: "train",
+    ...(one.name ? { name: one.name } : {}),
+    ...(share > 0 && share < 1 ? { validation: share } : {}),
+    settings: settingsOf(all, one.method || all.default, one.values),
+  };
+}
+
+const filesOf = (one: Draft) => ({ data: one.file, validation: one.held === "file" ? one.validation : null });
+
+export const start = (all: Catalogue, one: Draft): Promise<Job> => startJob(jobOf(all, one), filesOf(one));
+
+/** What a training would read (`data/preview`), or need (`estimate`). */
+export function look<T>(what: "data/preview" | "estimate", all: Catalogue, one: Draft, signal: AbortSignal): Promise<T> {
+  if (one.file) return upload<T>(`/v1/${what}/upload`, formOf(jobOf(all, one), filesOf(one)), signal);
+  return post<T>(`/v1/${what}`, jobOf(all, one), signal);
+}
+
+// ── the same in a terminal ───────────────────────────────────────────────────────────────────────────────────────────
+
+export function trainCommands(all: Catalogue, one: Draft, base: string): Command[] {
+  const data = one.file?.name ?? "train.jsonl";
+  const validation = one.held === "file" ? one.validation?.name ?? null : null;
+  const held = validation ?? (Number(one.held) > 0 ? one.held : null);
+  const method = one.method || all.default;
+  const halka = [
+    `halka train --base ${quoted(base)}`,
+    `--data ${quoted(data)}`,
+    ...(held ? [`--validation ${quoted(held)}`] : []),
+    `--method ${method}`,
+    ...pairs(flagsOf(all, method, one.values)),
+    `-o ${quoted(`runs/${one.name || "adapter"}`)}`,
+  ].join(" \\\n  ");
+  return [
+    { id: "halka", title: "halka", text: halka },
+    { id: "curl", title: "curl", text: curlUpload("/v1/jobs/upload", jobOf(all, one), { data, validation }) },
+  ];
+}
+
+/** Flags with their values, each on a line. */
+function pairs(words: string[]): string[] {
+  const lines: string[] = [];
+  for (const word of words) {
+    if (word.startsWith("--")) lines.push(word);
+    else lines.push(`${lines.pop()} ${quoted(word)}`);
+  }
+  return lines;
+}

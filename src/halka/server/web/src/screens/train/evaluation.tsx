@@ -1,0 +1,39 @@
+// An evaluation: how far it is, then its scores.
+import { useSignal } from "@preact/signals";
+import { useEffect, useState } from "preact/hooks";
+import { ENDED, watch, type Evaluated, type Job, type Watched } from "../../jobs/jobs";
+import { Failure, Notice } from "../../parts/notice";
+import { Progress } from "../../parts/progress";
+import { link } from "../../router";
+import { words } from "../../words/words";
+import { Scores } from "./scores";
+
+export function Evaluation({ job }: { job: Job<Evaluated> }) {
+  const w = words.value.jobs;
+  if (job.result !== null) return <Scores job={job} />;
+  if (job.error !== null) return <Notice kind="error"><p>{job.error}</p></Notice>;
+  return ENDED.includes(job.status) ? null : <Progress label={job.status === "queued" ? w.queuedHint : w.scoring} share={shareOf(job)} />;
+}
+
+/** One that is watched beside something else. */
+export function Watching({ id }: { id: string }) {
+  const watched = useSignal<Watched>({ job: null, steps: [], failure: null });
+  const [times, setTimes] = useState(0);
+  useEffect(() => watch(id, watched), [id, times]);
+  const { job, failure } = watched.value;
+  return (
+    <>
+      {failure !== null && <Failure error={failure} again={() => setTimes(times + 1)} />}
+      {job && <Evaluation job={job as Job<Evaluated>} />}
+      {job && <p class="hint"><a href={link("train", id)}>{words.value.jobs.open}</a></p>}
+    </>
+  );
+}
+
+/** "answers of the bare base: 3 of 8": the base answers second. */
+function shareOf(job: Job): number | null {
+  const [, base, done, all] = /^answers( of the bare base)?: (\d+) of (\d+)$/.exec(job.progress ?? "") ?? [];
+  if (done === undefined || all === undefined) return null;
+  const share = Number(done) / Number(all);
+  return job.settings["with_base"] ? (base ? 0.5 : 0) + share / 2 : share;
+}

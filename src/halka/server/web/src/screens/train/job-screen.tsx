@@ -1,0 +1,45 @@
+// One job: watched while it runs, with what came of it.
+import { useSignal } from "@preact/signals";
+import { useEffect, useState } from "preact/hooks";
+import { Buttons } from "../../jobs/buttons";
+import { commandsOf } from "../../jobs/commands";
+import { watch, type Evaluated, type Job, type Trained, type Watched } from "../../jobs/jobs";
+import { titleOf } from "../../jobs/list";
+import { StatusBadge } from "../../jobs/status";
+import { Failure, Notice } from "../../parts/notice";
+import { Waiting } from "../../parts/progress";
+import { Terminal } from "../../parts/terminal";
+import { fill, moment, words } from "../../words/words";
+import { Heading } from "../shown";
+import { Evaluation } from "./evaluation";
+import { Outcome } from "./outcome";
+import { Running } from "./running";
+
+export function JobScreen({ id }: { id: string }) {
+  const w = words.value.jobs;
+  const watched = useSignal<Watched>({ job: null, steps: [], failure: null });
+  const [times, setTimes] = useState(0);
+  const again = () => {
+    watched.value = { ...watched.value, failure: null };
+    setTimes(times + 1);
+  };
+  useEffect(() => watch(id, watched), [id, times]);
+  const { job, steps, failure } = watched.value;
+  return (
+    <div class="train stack">
+      <p><a href="/train">{w.all}</a></p>
+      <Heading title={job ? titleOf(job) : id} lead={job ? fill(w.since, { when: moment(job.created_at) }) : ""}>
+        {job && <div class="row"><StatusBadge status={job.status} /><Buttons job={job} changed={again} /></div>}
+      </Heading>
+      {failure !== null && <Failure error={failure} again={again} />}
+      {!job && failure === null && <Waiting label={words.value.shell.loading} />}
+      {job?.error && job.kind !== "evaluate" && <Notice kind="error"><p>{job.error}</p></Notice>}
+      {job?.status === "interrupted" && <Notice kind="warning"><p>{w.interruptedHint}</p></Notice>}
+      {job?.status === "queued" && <Waiting label={w.queuedHint} />}
+      {job?.kind === "train" && <Running job={job} steps={steps} />}
+      {job?.kind === "train" && job.status === "done" && <Outcome job={job as Job<Trained>} />}
+      {job?.kind === "evaluate" && <section class="sheet stack"><Evaluation job={job as Job<Evaluated>} /></section>}
+      {job && <Terminal commands={commandsOf(job)} />}
+    </div>
+  );
+}

@@ -1,0 +1,75 @@
+// What came of a training: try it, and score it beside the base.
+import { useEffect, useState } from "preact/hooks";
+import { models as listModels } from "../../api";
+import { curlUpload } from "../../jobs/commands";
+import { listJobs, startJob, type Job, type Trained } from "../../jobs/jobs";
+import { Button } from "../../parts/button";
+import { curl } from "../../parts/curl";
+import { FileDrop } from "../../parts/drop";
+import { useAction } from "../../parts/loading";
+import { Failure, Notice } from "../../parts/notice";
+import { Terminal } from "../../parts/terminal";
+import { link } from "../../router";
+import { fill, short, words } from "../../words/words";
+import { KINDS } from "./draft";
+import { Watching } from "./evaluation";
+
+export function Outcome({ job }: { job: Job<Trained> }) {
+  const w = words.value.train;
+  const [base, setBase] = useState<string | null>(null);
+  const [failure, setFailure] = useState<unknown>(null);
+  useEffect(() => void listModels().then((models) => setBase(models[0]?.id ?? null), setFailure), []);
+  const { adapter, result } = job;
+  if (!adapter) return null;
+  const tryIt = `/playground?model=${encodeURIComponent(base ?? "")}&model=${encodeURIComponent(adapter.name)}`;
+  return (
+    <>
+      <Notice kind="done">
+        <p>{fill(w.stored, { name: adapter.name, version: adapter.version })}{result?.validation_loss != null && <>{" "}{fill(w.bestOfAll, { loss: short(result.validation_loss), step: result.best_step })}</>}</p>
+        <div class="row">
+          {base && <a class="button primary" href={tryIt}>{w.tryIt}</a>}
+          <a class="button" href={link("adapters", adapter.name)}>{w.toAdapter}</a>
+        </div>
+      </Notice>
+      {failure !== null && <Failure error={failure} />}
+      <Scoring adapter={`${adapter.name}@${adapter.version}`} training={job} />
+    </>
+  );
+}
+
+/** The adapter's scores beside the base's: the last ones, and a way to more. */
+function Scoring({ adapter, training }: { adapter: string; training: Job<Trained> }) {
+  const w = words.value.train;
+  const [file, setFile] = useState<File | null>(null);
+  const [scored, setScored] = useState<string | null>(null);
+  const { busy, failure, run } = useAction();
+  useEffect(() => {
+    const own = (job: Job) => job.kind === "evaluate" && (job.settings["adapters"] as string[] | undefined)?.includes(adapter);
+    listJobs().then((jobs) => setScored(jobs.find(own)?.id ?? null), () => setScored(null));
+  }, [adapter]);
+  const heldOut = training.result?.validation_loss != null;
+  const asked = { kind: "evaluate", adapters: [adapter], with_base: true, ...(heldOut && !file ? { held_out_of: training.id } : {}) };
+  const begin = () => run(() => startJob(asked, { data: file }).then((job) => setScored(job.id)));
+  const command = file || !heldOut
+    ? curlUpload("/v1/jobs/upload", asked, { data: file?.name ?? "test.jsonl" })
+    : curl("/v1/jobs", { json: asked });
+  return (
+    <section class="sheet stack">
+      <h2>{w.better}</h2>
+      {scored && <Watching key={scored} id={scored} />}
+      <p class="hint">{heldOut ? w.betterHeldOut : w.betterHint}</p>
+      {!heldOut && <FileDrop label={w.dropTest} hint={w.dropHint} accept={KINDS} file={file} onFile={setFile} />}
+      {heldOut && (
+        <details class="more">
+          <summary>{w.otherExamples}</summary>
+          <FileDrop label={w.dropTest} hint={w.dropHint} accept={KINDS} file={file} onFile={setFile} />
+        </details>
+      )}
+      {failure !== null && <Failure error={failure} />}
+      <div class="row">
+        <Button kind={scored ? "plain" : "primary"} icon="compare" busy={busy || (!file && !heldOut)} onClick={begin}>{scored ? w.scoreAgain : w.score}</Button>
+      </div>
+      <Terminal commands={[{ id: "curl", title: "curl", text: command }]} />
+    </section>
+  );
+}

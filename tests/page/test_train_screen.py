@@ -1,0 +1,135 @@
+"""Train: from a file to a tuned adapter that is scored beside the base; watched, stopped, resumed, reloaded."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from serving_for_tests import Running
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(6) for b in range(6)]
+BAD = [{"prompt": HOSTILE, "completion": "<b>bold</b>"}, *ROWS, {"prompt": "Why?"}, ROWS[0]]
+FILE = 'input[type="file"]'
+PATIENCE = 120_000  # milliseconds for what a process does, which has the last turn on a busy machine
+
+
+@pytest.fixture(scope="module")
+def working(base, store, tmp_path_factory):
+    """A server that does jobs, one at a time."""
+    with Running(base, store, tmp_path_factory.mktemp("working"), jobs=1) as running:
+        yield running
+
+
+def upload(rows: list[dict[str, str]], name: str = "sums & more.jsonl") -> dict[str, str | bytes]:
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    return {"name": name, "mimeType": "application/jsonl", "buffer": lines.encode()}
+
+
+def draft(page: Page, rows: list[dict[str, str]], steps: int) -> None:
+    page.goto("/train")
+    page.locator(FILE).set_input_files(upload(rows))
+    expect(page.get_by_text(f"{len(rows) - 1} examples of the shape “prompt”.")).to_be_visible(timeout=PATIENCE)
+    page.get_by_text("More settings").click()
+    page.get_by_label("Steps", exact=True).fill(str(steps))
+
+
+def test_a_file_becomes_an_adapter_that_is_scored_beside_the_base(read, working):
+    page = read(working.url).page
+    draft(page, BAD, steps=6)
+    reader = page.get_by_role("region", name="As the model reads it: line 1")
+    expect(reader).to_contain_text(HOSTILE)
+    expect(reader.locator("mark")).to_have_text(["<b>bold</b>", "<|im_end|>"])
+    expect(page.get_by_role("row", name="38 no 'completion'")).to_be_visible()
+    expect(page.locator("summary", has_text="1 example occurs twice")).to_be_visible()
+    assert page.locator("main img, main b").count() == 0
+    expect(page.get_by_text("6 steps")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_label("Name of the adapter")).to_have_value("sums-more")
+    page.get_by_text("The same in a terminal").first.click()
+    expect(page.get_by_role("tabpanel")).to_contain_text("--validation 0.1")
+    expect(page.get_by_role("tabpanel")).to_contain_text("--steps 6")
+    page.get_by_role("button", name="Start training").click()
+
+    page.wait_for_url(re.compile(r"/train/job-\w+$"))
+    expect(page.get_by_text("Done: sums-more is in the library, as version 1.")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("6 of 6")).to_be_visible()
+    expect(page.get_by_text("Saved by sharing")).to_be_visible()
+    page.get_by_text("The values as a table").click()
+    expect(page.get_by_role("region", name="Loss by step").get_by_role("row")).to_have_count(7)
+    page.reload()
+    expect(page.get_by_text("6 of 6")).to_be_visible()
+
+    page.get_by_role("button", name="Score it beside the base").click()
+    expect(page.get_by_text(re.compile("On [45] examples, with 95 % intervals"))).to_be_visible(timeout=PATIENCE)
+    page.get_by_text("On other examples").click()
+    page.locator(FILE).set_input_files(upload(ROWS[:3], "test.jsonl"))
+    page.get_by_role("button", name="Score it again").click()
+    expect(page.get_by_text("On 3 examples, with 95 % intervals")).to_be_visible(timeout=PATIENCE)
+    page.get_by_role("link", name="Open this evaluation").click()
+    expect(page.get_by_role("heading", level=1, name="Scores of sums-more@1")).to_be_visible()
+    expect(page.get_by_role("row", name="the bare base").first).to_be_visible()
+    page.get_by_role("link", name="All jobs").click()
+    page.get_by_role("link", name="sums-more", exact=True).click()
+    page.get_by_role("link", name="Try it beside the base").click()
+    page.wait_for_url("**/playground?model=tiny&model=sums-more")
+
+
+def test_a_training_is_stopped_and_resumed_by_the_keyboard(read, working):
+    page = read(working.url, viewport={"width": 390, "height": 800}).page
+    draft(page, BAD, steps=20_000)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_label("Name of the adapter").press("Enter")
+    expect(page.get_by_text("Time left")).to_be_visible(timeout=PATIENCE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_role("button", name="Stop", exact=True).press("Enter")
+    expect(page.get_by_role("button", name="Resume")).to_be_visible(timeout=PATIENCE)
+    page.get_by_role("button", name="Resume").press("Enter")
+    page.get_by_role("button", name="Stop", exact=True).press("Enter")
+    expect(page.get_by_role("button", name="Resume")).to_be_visible(timeout=PATIENCE)
+    page.get_by_role("button", name="Delete this job").press("Enter")
+    page.get_by_role("dialog").get_by_role("button", name="Delete this job").press("Enter")
+    page.wait_for_url("**/train")
+
+
+def test_errors_are_the_apis_at_their_field(read, working):
+    page = read(working.url, locale="bn-BD").page
+    page.goto('/train?settings={"method":"lora","rank":-1}')
+    page.locator(FILE).set_input_files(upload(ROWS))
+    expect(page.locator(".wrong")).to_contain_text("rank", timeout=PATIENCE)
+    page.locator(FILE).set_input_files({"name": "a.pdf", "mimeType": "application/pdf", "buffer": b"%PDF"})
+    expect(page.get_by_role("alert").first).to_contain_text("use .jsonl", timeout=PATIENCE)
+
+
+def test_a_broken_stream_goes_on_after_the_last_event_and_says_so_in_the_end(read, working):
+    page = read(working.url).page
+    asked: list[str | None] = []
+
+    def broken(route):
+        asked.append(route.request.headers.get("last-event-id"))
+        step = {
+            "step": len(asked),
+            "steps": 9,
+            "loss": 1.5,
+            "tokens": 1,
+            "seconds": 1,
+            "tokens_per_second": 1,
+            "memory": 1,
+        }
+        body = f"id: {len(asked)}\nevent: step\ndata: {json.dumps(step)}\n\n" if len(asked) < 3 else ""
+        route.fulfill(body=body, content_type="text/event-stream")
+
+    page.route("**/events", broken)
+    page.clock.install()
+    page.goto("/train/job-0000000000000000")
+    for _ in range(100):
+        page.clock.run_for(2_000)
+        if page.get_by_role("alert").count():
+            break
+    expect(page.get_by_role("alert")).to_contain_text("The connection broke before the end.")
+    assert asked[:3] == [None, "1", "2"]
+    page.unroute("**/events")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("alert")).to_contain_text("there is no job")
