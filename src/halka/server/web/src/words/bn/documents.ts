@@ -23,7 +23,7 @@ export default {
   noneForUsers: "আপনি পড়তে পারেন এমন কোনো নথি নেই।",
   document: "নথি",
   readers: "পাঠক",
-  readersHint: "শুধু কারা খুঁজে পাবে: ভূমিকা (user, manager, admin), কী-র আইডি, বা টেন্যান্ট।",
+  readersHint: "শুধু কারা খুঁজে পাবে: ভূমিকা (user, manager, admin), চাবির আইডি, বা টেন্যান্ট।",
   everyone: "টেন্যান্টের সবাই",
   tags: "ট্যাগ",
   tagsHint: "যেসব শব্দ দিয়ে বেছে নেওয়া যাবে।",

@@ -102,7 +102,7 @@ export default {
     error: "merged and unmerged",
     effect: "the bare base and the adapter",
     noise: "rounding to {dtype}, unmerged",
-    merged: "the same, merged",
+    merged: "rounding to {dtype}, merged",
     rounding: "of the merged weights alone",
   },
   largest: "Largest",
