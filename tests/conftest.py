@@ -1,7 +1,8 @@
-"""The order of tests, their random numbers, and a PostgreSQL for those that ask for it."""
+"""The order of tests, their random numbers and garbage, and a PostgreSQL for those that ask for it."""
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import pytest
@@ -13,6 +14,11 @@ from postgres_for_tests import server
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slow tests, so that workers end together."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from what is imported: half a second a collection, and tests ask for hundreds."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
