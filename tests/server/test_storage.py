@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -72,7 +73,30 @@ def test_another_process_holds_room_until_it_is_killed(storage):
         assert storage.used() == 100
         holder.kill()
     assert storage.used() == 40
+    with Reservation(storage) as room:
+        room.grow(0, None)
     assert [path.name for path in storage.reserved.iterdir()] == [".lock"]
+
+
+def test_who_asks_what_is_used_removes_no_reservation_that_is_being_made(storage, monkeypatch):
+    """Between its file and the file's lock it looks like that of a killed process."""
+    flock, used = fcntl.flock, list[int]()
+
+    def slow(file: int, kind: int) -> None:
+        if kind == fcntl.LOCK_EX and Path(f"/proc/self/fd/{file}").resolve().name != ".lock":
+            used.append(storage.used())
+        flock(file, kind)
+
+    with Reservation(storage) as room:
+        with monkeypatch.context() as patch:
+            patch.setattr(fcntl, "flock", slow)
+            room.grow(50, None)
+        assert (used, storage.used()) == ([40], 90)
+        with Reservation(storage) as empty:
+            empty.grow(0, 100)
+            room.grow(1, 100)
+            empty.grow(5, 100)
+            assert storage.used() == 96
 
 
 # ── uploads ─────────────────────────────────────────────────────────────────────────────────────────────────────────

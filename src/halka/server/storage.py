@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -43,23 +43,25 @@ class Storage:
         return {"folders": [*map(str, self.folders)], "reserved": str(self.reserved)}
 
     def used(self) -> int:
-        """The bytes that are reserved or stored; what is stored meanwhile counts at least once."""
-        return self._reserved() + bytes_below(self.folders)
+        """The bytes that are reserved or stored; what is stored meanwhile counts at least once. It changes nothing."""
+        return sum(bytes or 0 for _, bytes in self._reservations()) + bytes_below(self.folders)
 
     def check(self, limit: int | None) -> None:
         """Raises StorageFullError where what is stored comes to the limit, whatever is reserved."""
         if limit is not None and (stored := bytes_below(self.folders)) >= limit:
             raise _full(limit, f"{stored:,} are taken")
 
-    def _reserved(self) -> int:
-        total = 0
+    def remove_stale(self) -> None:
+        """Remove the reservations of killed processes. Nobody may be making one: `reserved` is locked meanwhile."""
+        for path, bytes in self._reservations():
+            if bytes is None:
+                path.unlink(missing_ok=True)
+
+    def _reservations(self) -> Iterator[tuple[Path, int | None]]:
+        """Each reservation's file and its bytes; None where its process was killed, or has not locked it yet."""
         for path in self.reserved.glob("[!.]*"):
-            with suppress(FileNotFoundError, ValueError), path.open("rb") as file:
-                if try_lock(file.fileno(), fcntl.LOCK_SH):  # its process was killed
-                    path.unlink()
-                else:
-                    total += int(file.read())
-        return total
+            with suppress(FileNotFoundError), path.open("rb") as file:
+                yield path, None if try_lock(file.fileno(), fcntl.LOCK_SH) else int(file.read() or 0)
 
 
 class Reservation:
@@ -75,6 +77,7 @@ class Reservation:
         Returns how many. Raises StorageFullError where the tenant would then have more than the limit; None: no limit.
         """
         with locked(self._storage.reserved):
+            self._storage.remove_stale()
             more = max(least, most)
             if limit is not None:
                 free = limit - (used := self._storage.used())
