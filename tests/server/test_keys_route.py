@@ -29,7 +29,7 @@ def test_a_key_is_added_shown_once_and_revoked(server, admin):
     text = key.pop("key")
     assert key | {"id": "", "created": ""} == {
         "object": "key", "id": "", "tenant": "main", "role": "manager", "created": "", "expires": SOON.isoformat(),
-        "expired": False, "limits": {"requests": 60}, "note": "laptop", "own": False,
+        "expired": False, "limits": {"requests": 60}, "note": "laptop", "own": False, "parent": None,
     }  # fmt: skip
     mine = {"authorization": f"Bearer {text}"}
     assert server.client.get("/v1/session", headers=mine).json()["role"] == "manager"
@@ -110,6 +110,57 @@ def test_nobody_gives_more_than_the_own_key_has(server, admin):
     ):
         response = add(server, headers, **more)
         assert (response.status_code, response.json()["error"]["param"]) == (403, param)
+
+
+def test_nobody_gives_more_than_the_servers_limits_leave_the_own_key(server, admin):
+    """What a key does not say is the server's default; the operator is not bound by that."""
+    acme = server.key("acme", "admin")
+    refused = add(server, acme, limits={"concurrency": 65})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (403, "limits.concurrency")
+    key = add(server, acme, limits={"storage": 10}).json()
+    assert (key["limits"], key["parent"]) == (
+        {"storage": 10},
+        server.client.get("/v1/session", headers=acme).json()["key"],
+    )
+    assert add(server, admin, limits={"concurrency": 65}).json()["parent"] is None
+
+
+def test_keys_that_made_each_other_share_the_limits_of_the_first(server, admin):
+    first = server.key("acme", "admin", limits=Limits(requests=4))
+    second = {"authorization": f"Bearer {add(server, first, role='admin').json()['key']}"}
+    third = {"authorization": f"Bearer {add(server, second, role='admin').json()['key']}"}
+    calls = [server.client.get("/v1/models", headers=headers).status_code for headers in (first, third, second)]
+    assert calls == [200, 200, 429]
+    (revoked,) = [key for key in server.service.guards.keys.all().values() if key.limits.requests and not key.parent]
+    server.service.guards.keys.revoke(revoked.id)
+    assert server.client.get("/v1/models", headers=third).status_code == 429, "also without it"
+
+
+def test_a_key_that_is_revoked_meanwhile_makes_none(server, admin, monkeypatch):
+    """Between the guard and the keys' lock."""
+    headers, keys = server.key("acme", "admin"), server.service.guards.keys
+    changed, (*_, own) = keys._changed, keys.all()
+
+    def revoked_before():
+        monkeypatch.setattr(keys, "_changed", changed)
+        keys.revoke(own)
+        return changed()
+
+    monkeypatch.setattr(keys, "_changed", revoked_before)
+    assert (add(server, headers).status_code, len(keys.all())) == (401, 1)
+
+
+def test_without_a_key_none_is_made_once_there_is_one(server, monkeypatch):
+    keys = server.service.guards.keys
+    changed = keys._changed
+
+    def added_before():
+        monkeypatch.setattr(keys, "_changed", changed)
+        keys.add("main", "admin")
+        return changed()
+
+    monkeypatch.setattr(keys, "_changed", added_before)
+    assert (add(server, {}, role="admin").status_code, len(keys.all())) == (401, 1)
 
 
 def test_the_last_admin_does_not_go_in_passing(server, admin):

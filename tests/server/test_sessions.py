@@ -13,9 +13,8 @@ import pytest
 from guarded_for_tests import LOCAL, Guarded
 from halka.server.errors import ApiError
 from halka.server.guards.keys import Keys, Limits
-from halka.server.guards.limits import WRONG, Attempts
 from halka.server.guards.logs import LOGGERS, log_to
-from halka.server.guards.sessions import COOKIE, LIFE, MOST, Session, Sessions
+from halka.server.guards.sessions import COOKIE, LIFE, MOST, SECURE, WRONG, Attempts, Session, Sessions
 from serving_for_tests import InProcess
 
 PAGE = {"x-halka-page": "1", "origin": LOCAL}
@@ -58,21 +57,21 @@ def refused(call, *arguments) -> ApiError:
 
 def test_a_cookie_is_random_and_kept_as_a_hash(keys, sessions):
     text, key = keys.add("main", "user")
-    cookie, session, of = sessions.begin(text, "here")
-    assert (of, len(cookie)) == (key, 43)
+    cookie, session = sessions.begin(key)
+    assert (sessions.key(text, "here"), len(cookie)) == (key, 43)
     assert sessions.find(cookie) == (session, key)
     assert cookie not in repr(vars(sessions))
     assert text not in repr(vars(sessions))
-    assert sessions.begin(text, "here")[0] != cookie
+    assert sessions.begin(key)[0] != cookie
     assert refused(sessions.find, cookie[:-1]).code == "session_ended"
     assert refused(sessions.find, session.id).code == "session_ended"
 
 
 def test_it_ends_after_its_time_with_its_key_or_when_it_is_ended(keys, sessions, clock):
-    text, key = keys.add("main", "user")
+    _, key = keys.add("main", "user")
 
     def begun() -> tuple[str, Session]:
-        return sessions.begin(text, "here")[:2]
+        return sessions.begin(key)
 
     (late, session), (ended, other), (orphan, last) = begun(), begun(), begun()
     sessions.end(other.id)
@@ -88,30 +87,30 @@ def test_it_ends_after_its_time_with_its_key_or_when_it_is_ended(keys, sessions,
 
 def test_it_ends_no_later_than_its_key_expires(keys, sessions):
     soon = datetime.now(UTC) + timedelta(hours=1)
-    text, _ = keys.add("main", "user", soon)
-    assert sessions.begin(text, "here")[1].ends == soon
+    _, key = keys.add("main", "user", soon)
+    assert sessions.begin(key)[1].ends == soon
 
 
 def test_a_key_has_so_many_and_the_oldest_ends(keys, sessions):
-    (first, _), (other, _) = keys.add("main", "user"), keys.add("main", "user")
-    cookie = sessions.begin(other, "here")[0]
-    cookies = [sessions.begin(first, "here")[0] for _ in range(MOST + 2)]
+    (_, first), (_, other) = keys.add("main", "user"), keys.add("main", "user")
+    cookie = sessions.begin(other)[0]
+    cookies = [sessions.begin(first)[0] for _ in range(MOST + 2)]
     assert [refused(sessions.find, old).status for old in cookies[:2]] == [401, 401]
     assert all(sessions.find(new) for new in [*cookies[2:], cookie])
 
 
 def test_those_that_have_ended_are_forgotten(keys, sessions, clock):
-    text, _ = keys.add("main", "user")
-    old = sessions.begin(text, "here")[1]
+    _, key = keys.add("main", "user")
+    old = sessions.begin(key)[1]
     clock.now += LIFE
-    sessions.begin(text, "here")
+    sessions.begin(key)
     assert old.id not in repr(vars(sessions))
 
 
 def test_a_key_that_changes_is_what_it_is_now(keys, sessions):
     """As with the key itself, its new limits count from the next request on."""
-    text, _ = keys.add("main", "user", limits=Limits(requests=5))
-    cookie, session, _ = sessions.begin(text, "here")
+    _, key = keys.add("main", "user", limits=Limits(requests=5))
+    cookie, session = sessions.begin(key)
     saved = json.loads(keys.path.read_text())
     saved[0]["limits"]["requests"] = 77
     keys.path.write_text(json.dumps(saved))
@@ -120,13 +119,14 @@ def test_a_key_that_changes_is_what_it_is_now(keys, sessions):
 
 
 def test_guesses_are_counted_by_address(keys, sessions):
-    text, _ = keys.add("main", "user")
+    text, key = keys.add("main", "user")
     for number in range(WRONG):
-        assert refused(sessions.begin, f"halka_{number}", "guesser").status == 401
-    later = refused(sessions.begin, text, "guesser")
+        assert refused(sessions.key, f"halka_{number}", "guesser").status == 401
+    later = refused(sessions.key, "halka_more", "guesser")
     assert (later.status, later.code) == (429, "rate_limit_exceeded")
     assert 1 <= int(later.headers["retry-after"]) <= 2
-    assert sessions.begin(text, "somebody else")
+    assert refused(sessions.key, "halka_more", "somebody else").status == 401
+    assert sessions.key(text, "guesser") == key, "behind a proxy all have one address"
 
 
 def test_addresses_are_forgotten_so_that_they_take_no_memory():
@@ -146,8 +146,18 @@ def guarded(tmp_path) -> Guarded:
 
 def signed_in(guarded: Guarded, role="user", tenant="main", **limits) -> str:
     """The Cookie header of a new key's session."""
-    text = guarded.key(role, tenant, **limits)["authorization"].removeprefix("Bearer ")
-    return f"{COOKIE}={guarded.guards.sessions.begin(text, 'here')[0]}"
+    return cookie_for(guarded, guarded.key(role, tenant, **limits))
+
+
+def cookie_for(guarded: Guarded, headers: dict[str, str]) -> str:
+    """The Cookie header of a session for the key of these headers."""
+    sessions = guarded.guards.sessions
+    return f"{COOKIE}={sessions.begin(sessions.key(headers['authorization'].removeprefix('Bearer '), 'here'))[0]}"
+
+
+def both(cookie: str) -> str:
+    """The Cookie header with the name that the cookie has by http, and the one by https."""
+    return f"{cookie}; __Host-{cookie}"
 
 
 def status(guarded: Guarded, method: str, **headers: str) -> int:
@@ -159,7 +169,7 @@ def test_a_cookie_asks_as_its_key(guarded):
     assert guarded.call("GET", "/who", headers={"cookie": cookie}).json() == {"tenant": "acme", "role": "manager"}
     assert status(guarded, "GET", cookie=f"theme=dark; {cookie}; language=bn") == 200
     for headers in (PAGE, SAME, {**SAME, "origin": "https://behind.example"}):
-        assert guarded.call("POST", "/who", headers={"cookie": cookie, **headers}).status_code == 200
+        assert guarded.call("POST", "/who", headers={"cookie": both(cookie), **headers}).status_code == 200
 
 
 def test_a_key_in_the_header_is_who_calls_whatever_the_cookie_says(guarded):
@@ -198,7 +208,7 @@ def test_a_key_in_the_header_is_who_calls_whatever_the_cookie_says(guarded):
 )
 def test_another_page_changes_nothing_with_a_cookie(guarded, method, headers):
     """A form that is posted, a script's request, a page at another port of this machine."""
-    response = guarded.call(method, "/who", headers={"cookie": signed_in(guarded, "admin"), **headers})
+    response = guarded.call(method, "/who", headers={"cookie": both(signed_in(guarded, "admin")), **headers})
     assert response.status_code == 403
     assert response.json()["error"]["code"] in ("no_page", "wrong_origin")
 
@@ -240,8 +250,8 @@ def test_a_revoked_keys_cookie_is_refused_at_once(guarded):
 
 
 def test_the_keys_limits_are_the_sessions(guarded):
-    text = guarded.key(requests=3)["authorization"]
-    cookie = f"{COOKIE}={guarded.guards.sessions.begin(text.removeprefix('Bearer '), 'here')[0]}"
+    headers = guarded.key(requests=3)
+    cookie, text = cookie_for(guarded, headers), headers["authorization"]
     statuses = [status(guarded, "GET", cookie=cookie), status(guarded, "GET", authorization=text)]
     statuses += [status(guarded, "GET", cookie=cookie) for _ in range(2)]
     assert statuses == [200, 200, 200, 429]
@@ -329,10 +339,32 @@ def test_the_cookie_is_for_this_host_alone_and_no_script_reads_it(server):
 
 def test_over_https_it_goes_no_other_way(server):
     """A proxy has the TLS; the page's origin says so."""
-    headers = server.key("main", "user")
+    headers = server.key("main", "manager")
     response = sign_in(server, headers, origin="https://halka.example", host="halka.example")
     assert response.status_code == 201
     assert "; Secure" in response.headers["set-cookie"]
+    assert response.headers["set-cookie"].startswith(f"{SECURE}="), "and no sibling's page may set it"
+    own = response.headers["set-cookie"].partition(";")[0]
+    for planted in (f"{COOKIE}=planted; {own}", f"{own}; {COOKIE}=a; {COOKIE}=b"):
+        assert server.client.get("/v1/models", headers={"cookie": planted}).status_code == 200
+    host = {**PAGE, "origin": "https://halka.example", "host": "halka.example"}
+    for cookie, signed_out in ((own.removeprefix("__Host-"), 401), (own, 201)):
+        made = server.client.post("/v1/collections", json={"name": "faq"}, headers={**host, "cookie": cookie})
+        assert made.status_code == signed_out
+
+
+def test_signing_in_counts_for_the_keys_limits(server):
+    headers = server.key("main", "user", limits=Limits(requests=3))
+    assert [sign_in(server, headers).status_code for _ in range(4)] == [201, 201, 201, 429]
+
+
+def test_signing_in_reads_the_keys_file_no_more_often_where_there_are_many_sessions(keys, sessions, monkeypatch):
+    _, key = keys.add("main", "user")
+    every, reads = Keys.all, list[int]()
+    monkeypatch.setattr(Keys, "all", lambda self: (reads.append(1), every(self))[1])
+    for _ in range(MOST):
+        sessions.begin(key)
+    assert len(reads) == MOST
 
 
 def test_signing_in_again_ends_the_session_before(server):
@@ -379,7 +411,7 @@ def test_guessing_is_slowed_down(server):
         server.client.post("/v1/session", json={"key": "no"}, headers=PAGE).status_code for _ in range(WRONG + 1)
     ]
     assert (set(statuses[:-1]), statuses[-1]) == ({401}, 429)
-    assert sign_in(server, headers).status_code == 429
+    assert sign_in(server, headers).status_code == 201, "a right key is no guess"
     assert server.client.get("/v1/models", headers=headers).status_code == 200
 
 

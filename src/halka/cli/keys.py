@@ -86,12 +86,21 @@ def list_(data: Data = HERE, json: Json = False) -> None:
     keys = [*_keys(data).all().values()]
     if json:
         return emit([key.shown for key in keys])
-    table = columns("id", "tenant", "role", "created", "expires", "limits", "note")
+    table = columns("id", "tenant", "role", "created", "expires", "limits", "parent", "note")
     for key in keys:
         expires = "never" if key.expires is None else f"{key.expires:%Y-%m-%d %H:%M}"
         limits = ", ".join(f"{name} {value:,}" for name, value in vars(key.limits).items() if value is not None)
         expires += " (expired)" if key.expired else ""
-        table.add_row(key.id, key.tenant, key.role, f"{key.created:%Y-%m-%d}", expires, limits or "–", key.note or "–")
+        table.add_row(
+            key.id,
+            key.tenant,
+            key.role,
+            f"{key.created:%Y-%m-%d}",
+            expires,
+            limits or "–",
+            key.parent or "–",
+            key.note or "–",
+        )
     show(table, f"{plural(len(keys), 'key')} in {_keys(data).path}")
 
 

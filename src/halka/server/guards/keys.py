@@ -46,8 +46,25 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Root:
+    """A tenant's admin's key whose limits hold for itself and all keys that were made with it, or with those, together.
+
+    They are kept with each of these, so that they hold when the key itself is revoked.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    id: str
+    limits: Limits
+
+
+@dataclass(frozen=True)
 class Key:
-    """A key, without its text: `id` is the beginning of its `hash`, and names it in lists and logs."""
+    """A key, without its text: `id` is the beginning of its `hash`, and names it in lists and logs.
+
+    parent  the id of the key that made it; None: the operator did
+    root    whose limits it shares
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -59,6 +76,8 @@ class Key:
     expires: AwareDatetime | None = None
     note: str = ""
     limits: Limits = field(default_factory=Limits)
+    parent: str | None = None
+    root: Root | None = None
 
     @property
     def expired(self) -> bool:
@@ -76,6 +95,7 @@ class Key:
             "expired": self.expired,
             "limits": {name: value for name, value in vars(self.limits).items() if value is not None},
             "note": self.note,
+            "parent": self.parent,
         }
 
 
@@ -92,8 +112,7 @@ class Keys:
 
     def __init__(self, path: Path):
         self.path, self._once = path, path.with_suffix(".required")
-        self._stamp: tuple[int, ...] | None = None
-        self._keys: dict[str, Key] = {}
+        self._read: tuple[tuple[int, ...], dict[str, Key]] | None = None  # one value: threads read it, too
         self._required = False
 
     @property
@@ -105,14 +124,15 @@ class Keys:
     def all(self) -> dict[str, Key]:
         """The keys by their ids, expired ones too. Raises DamagedFolderError for a file that cannot be read."""
         try:
-            stamp = _stamp(os.stat(self.path))
-            if stamp != self._stamp:
+            read = self._read
+            if read is None or read[0] != _stamp(os.stat(self.path)):
                 with self.path.open("rb") as file:
-                    stamp, content = _stamp(os.fstat(file.fileno())), file.read()
-                self._keys, self._stamp = self._parse(content), stamp
+                    read = _stamp(os.fstat(file.fileno())), self._parse(file.read())
+                self._read = read
+            return read[1]
         except FileNotFoundError:
-            self._keys, self._stamp = {}, None
-        return self._keys
+            self._read = None
+            return {}
 
     def find(self, text: bytes) -> Key | None:
         """The key with this text, unless it has expired. The time that this takes depends on nothing secret."""
@@ -132,8 +152,9 @@ class Keys:
         limits: Limits | None = None,
         note: str = "",
         check: Check = lambda _: None,
+        parent: Key | None = None,
     ) -> tuple[str, Key]:
-        """Add a key; returns its text, which is nowhere else, and the key.
+        """Add a key; returns its text, which is nowhere else, and the key. parent: the tenant's admin's that makes it.
 
         Raises HalkaError for a bad tenant, a monitor of another tenant than the operator's, and a time that is past.
         """
@@ -144,11 +165,14 @@ class Keys:
         if role == "monitor" and tenant != MAIN:
             raise HalkaError(f"a monitor's key is of tenant {MAIN}: metrics are about all tenants")
         if expires is not None and expires <= datetime.now(UTC):
-            raise HalkaError(f"the key would have expired at {expires:%Y-%m-%d %H:%M} UTC: choose a later time")
+            raise HalkaError(
+                f"the key would have expired at {expires.astimezone(UTC):%Y-%m-%d %H:%M} UTC: choose a later time"
+            )
         text = PREFIX + secrets.token_urlsafe(32)
         digest = hashlib.sha256(text.encode()).hexdigest()
         now = datetime.now(UTC).replace(microsecond=0)
-        key = Key(_id(digest), digest, tenant, role, now, expires, note, limits or Limits())
+        root = parent and (parent.root or Root(parent.id, parent.limits))
+        key = Key(_id(digest), digest, tenant, role, now, expires, note, limits or Limits(), parent and parent.id, root)
         with self._changed() as keys:
             check(keys)
             keys[key.id] = key

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from halka.server.errors import ApiError
-from halka.server.guards.keys import Limits
+from halka.server.guards.keys import Key, Limits
 from halka.server.storage import Reservation
 
 MINUTE = 60.0
-WRONG, ADDRESSES = 30, 10_000  # wrong keys a minute from one address, and the addresses that are remembered
 SOON = 2.0  # seconds after which to try again what waits for others' ends
 
 
@@ -46,26 +44,6 @@ class Bucket:
         self._left = min(self.amount, self.left - amount)
 
 
-class Attempts:
-    """Counts wrong keys by the address that they come from, up to so many a minute."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self._clock, self._buckets = clock, OrderedDict[str, Bucket]()
-
-    def check(self, address: str) -> None:
-        """Raises ApiError where too many came from there."""
-        bucket = self._buckets.get(address)
-        if bucket is not None and (wait := bucket.wait(1)):
-            raise _later(f"{bucket.amount} wrong keys a minute is the limit of an address", wait)
-
-    def count(self, address: str) -> None:
-        bucket = self._buckets.setdefault(address, Bucket(WRONG, self._clock))
-        bucket.take(1)
-        self._buckets.move_to_end(address)
-        if len(self._buckets) > ADDRESSES:
-            self._buckets.popitem(last=False)
-
-
 class Use:
     """What is done with one key now, and what its minute has left."""
 
@@ -78,6 +56,37 @@ class Use:
         self.limits = limits
         self.requests = None if limits.requests is None else Bucket(limits.requests, self._clock)
         self.tokens = None if limits.tokens is None else Bucket(limits.tokens, self._clock)
+
+    def check_request(self) -> None:
+        """Raises ApiError where there is no room for one more."""
+        most = self.limits.concurrency
+        if most is not None and self.requests_under_way >= most:
+            raise too_soon(f"{most} requests at once is the limit of this key", SOON)
+        if self.requests is not None and (wait := self.requests.wait(1)):
+            raise too_soon(f"{self.requests.amount} requests a minute is the limit of this key", wait)
+
+    def check(self, answers: int, tokens: int, *, held: tuple[int, int]) -> None:
+        """Raises ApiError where there is no room for as many, for a request that holds some of both."""
+        most = self.limits.concurrency
+        if most is not None and held[0] + answers > most:
+            raise _never(f"{held[0] + answers} answers at once, of {most}")
+        if self.tokens is not None and held[1] + tokens > self.tokens.amount:
+            raise _never(f"up to {held[1] + tokens} tokens, of {self.tokens.amount} a minute")
+        if most is not None and self.answers + answers > most:
+            raise too_soon(f"{most} answers at once is the limit of this key", SOON)
+        if self.tokens is not None and (wait := self.tokens.wait(tokens)):
+            raise too_soon(f"{self.tokens.amount} tokens a minute is the limit of this key", wait)
+
+    def take_request(self) -> None:
+        self.requests_under_way += 1
+        if self.requests is not None:
+            self.requests.take(1)
+
+    def take(self, answers: int, tokens: int) -> None:
+        """Hold as many; negative numbers are given back."""
+        self.answers += answers
+        if self.tokens is not None:
+            self.tokens.take(tokens)
 
 
 class Limiter:
@@ -105,51 +114,45 @@ class Limiter:
             use.change(limits)
         return use
 
+    def uses(self, key: Key | None) -> list[Use]:
+        """What a request with a key counts for: the key, and the one whose limits it shares."""
+        if key is None:
+            return [self.use(None, None)]
+        own = self.use(key.id, key.limits)
+        return [own] if key.root is None else [own, self.use(key.root.id, key.root.limits)]
+
 
 class Lease:
     """What one request holds of its key's limits, from `begin` to `end`.
 
+    uses   what it counts for: its key, and the one whose limits this shares
     spent  tokens that were read or made; None: nobody counted, and all that were reserved count
     room   what it holds of its tenant's storage
     """
 
-    def __init__(self, limiter: Limiter, use: Use):
-        self._limiter, self._use = limiter, use
+    def __init__(self, limiter: Limiter, *uses: Use):
+        self._limiter, self._uses = limiter, uses
         self._answers = self._reserved = 0
         self.spent: int | None = None
         self.room: Reservation | None = None
 
     def begin(self) -> None:
         """Count the request. Raises ApiError where its key has none left."""
-        use = self._use
-        most = use.limits.concurrency
-        if most is not None and use.requests_under_way >= most:
-            raise _later(f"{most} requests at once is the limit of this key", SOON)
-        if use.requests is not None:
-            if wait := use.requests.wait(1):
-                raise _later(f"{use.requests.amount} requests a minute is the limit of this key", wait)
-            use.requests.take(1)
-        use.requests_under_way += 1
+        for use in self._uses:
+            use.check_request()
+        for use in self._uses:
+            use.take_request()
 
     def reserve(self, answers: int, tokens: int) -> None:
         """Hold as many answers, and the tokens that they may need. Raises ApiError where there is no room for them."""
-        use, limiter = self._use, self._limiter
-        most = use.limits.concurrency
-        at_once = min(limiter.most, most or limiter.most)
-        if self._answers + answers > at_once:
-            raise _never(f"{self._answers + answers} answers at once, of {at_once}")
-        if most is not None and use.answers + answers > most:
-            raise _later(f"{most} answers at once is the limit of this key", SOON)
+        limiter = self._limiter
+        if self._answers + answers > limiter.most:
+            raise _never(f"{self._answers + answers} answers at once, of {limiter.most}")
+        for use in self._uses:
+            use.check(answers, tokens, held=(self._answers, self._reserved))
         if limiter.answers + answers > limiter.most:
-            raise _later("the server has as many requests as it can take", SOON)
-        if use.tokens is not None:
-            if self._reserved + tokens > use.tokens.amount:
-                raise _never(f"up to {self._reserved + tokens} tokens, of {use.tokens.amount} a minute")
-            if wait := use.tokens.wait(tokens):
-                raise _later(f"{use.tokens.amount} tokens a minute is the limit of this key", wait)
-            use.tokens.take(tokens)
-        self._hold(answers)
-        self._reserved += tokens
+            raise too_soon("the server has as many requests as it can take", SOON)
+        self._hold(answers, tokens)
 
     def spend(self, tokens: int) -> None:
         """Count tokens that were read or made."""
@@ -157,21 +160,23 @@ class Lease:
 
     @property
     def limits(self) -> Limits:
-        return self._use.limits
+        """Those of its key, and the server's for what the key does not say."""
+        return self._uses[0].limits
 
     def end(self) -> None:
         """Give back what is held: the storage last, whose folder may fail."""
-        self._use.requests_under_way -= 1
-        self._hold(-self._answers)
-        if self._use.tokens is not None and self.spent is not None:
-            self._use.tokens.take(self.spent - self._reserved)
+        for use in self._uses:
+            use.requests_under_way -= 1
+        self._hold(-self._answers, 0 if self.spent is None else self.spent - self._reserved)
         if self.room is not None:
             self.room.end()
 
-    def _hold(self, answers: int) -> None:
+    def _hold(self, answers: int, tokens: int) -> None:
         self._answers += answers
-        self._use.answers += answers
+        self._reserved += tokens
         self._limiter.answers += answers
+        for use in self._uses:
+            use.take(answers, tokens)
 
 
 class Limiting:
@@ -184,8 +189,7 @@ class Limiting:
         caller = scope.get("state", {}).get("caller")
         if scope["type"] != "http" or caller is None:
             return await self.app(scope, receive, send)
-        key = caller.key
-        lease = Lease(self.limiter, self.limiter.use(key and key.id, key and key.limits))
+        lease = Lease(self.limiter, *self.limiter.uses(caller.key))
         try:
             lease.begin()
         except ApiError as error:
@@ -197,7 +201,8 @@ class Limiting:
             lease.end()
 
 
-def _later(message: str, seconds: float) -> ApiError:
+def too_soon(message: str, seconds: float) -> ApiError:
+    """429: the same may be asked after so many seconds."""
     return ApiError(429, message, headers={"retry-after": str(max(1, math.ceil(seconds)))})
 
 

@@ -11,8 +11,10 @@ from starlette.requests import Request as HttpRequest
 
 from halka.server.errors import ApiError
 from halka.server.guards.access import SESSION, Caller
+from halka.server.guards.browser import check_page, over_tls
 from halka.server.guards.keys import Key, Role
-from halka.server.guards.sessions import COOKIE, Session, Sessions, check_page, over_tls
+from halka.server.guards.limits import Lease
+from halka.server.guards.sessions import Session, Sessions, cookie_name
 from halka.server.requests import Body
 
 router = APIRouter(tags=["session"])
@@ -62,12 +64,18 @@ async def begin_session(body: SignIn, request: HttpRequest, response: Response, 
     check_page(request.scope)
     if caller is not None and caller.key is None:
         raise ApiError(400, "there are no keys here: whoever is on this machine may call", code="no_keys")
-    sessions = _sessions(request)
-    cookie, session, key = sessions.begin(body.key, request.client.host if request.client else "")
+    sessions, limiter = _sessions(request), request.app.state.service.guards.limiter
+    key = sessions.key(body.key, request.client.host if request.client else "")
+    if caller is None or caller.key != key:  # else the request is counted already
+        lease = Lease(limiter, *limiter.uses(key))
+        lease.begin()
+        lease.end()
+    cookie, session = sessions.begin(key)
     if caller is not None and caller.session is not None:
         sessions.end(caller.session.id)
     life = int((session.ends - datetime.now(UTC)).total_seconds())
-    response.set_cookie(COOKIE, cookie, life, httponly=True, samesite="strict", secure=over_tls(request.scope))
+    tls = over_tls(request.scope)
+    response.set_cookie(cookie_name(tls), cookie, life, httponly=True, samesite="strict", secure=tls)
     return _who(key, session)
 
 
@@ -77,7 +85,8 @@ async def end_session(request: HttpRequest, response: Response, caller: AnyoneDe
     check_page(request.scope)
     if caller is not None and caller.session is not None:
         _sessions(request).end(caller.session.id)
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=over_tls(request.scope))
+    tls = over_tls(request.scope)
+    response.delete_cookie(cookie_name(tls), httponly=True, samesite="strict", secure=tls)
 
 
 def _sessions(request: HttpRequest) -> Sessions:

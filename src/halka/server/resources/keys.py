@@ -18,6 +18,7 @@ from starlette.responses import Response
 from halka.server.errors import ApiError
 from halka.server.guards.access import AdminDep, Caller
 from halka.server.guards.keys import MAIN, Key, Limits, Role
+from halka.server.guards.sessions import unauthorized
 from halka.server.requests import Body, Name
 from halka.server.service import ServiceDep
 from halka.server.wire import Json
@@ -63,10 +64,14 @@ async def add_key(body: NewKey, service: ServiceDep, caller: AdminDep) -> Respon
     if tenant != caller.tenant and caller.tenant != MAIN:
         raise ApiError(403, f"an admin's keys are of tenant {caller.tenant}", param="tenant", code="wrong_tenant")
     expires, limits = body.expires, Limits(**body.limits.model_dump())
+    parent = None
     if own is not None:
-        expires, limits = _expiry_within(body, own), _limits_within(limits, own.limits)
+        parent = own if caller.tenant != MAIN else None
+        most = caller.lease.limits if parent else own.limits
+        expires, limits = _expiry_within(body, own), _limits_within(limits, own.limits, most)
 
     def check(keys: Mapping[str, Key]) -> None:
+        _check_caller(keys, own)
         if not keys and (tenant, body.role) != (MAIN, "admin"):
             raise ApiError(
                 409,
@@ -78,7 +83,7 @@ async def add_key(body: NewKey, service: ServiceDep, caller: AdminDep) -> Respon
             raise ApiError(409, f"tenant {tenant} has {MOST} keys: revoke some", code="too_many")
 
     text, key = await service.threads.manage(
-        lambda: service.guards.keys.add(tenant, body.role, expires, limits, one_line(body.note), check)
+        lambda: service.guards.keys.add(tenant, body.role, expires, limits, one_line(body.note), check, parent)
     )
     _log("a key was added", key, caller)
     return Json({"key": text, **_view(key, caller)}, 201)
@@ -94,6 +99,7 @@ async def revoke_key(
     """Revoke a key: what is under way with it ends within a second, the caller's own too, as `own` says."""
 
     def check(keys: Mapping[str, Key]) -> None:
+        _check_caller(keys, caller.key)
         key = keys.get(id)
         if key is None or not _concerns(key, caller):
             raise ApiError(404, f"there is no key {id[:100]!r}: GET /v1/keys lists those there are", param="id")
@@ -110,6 +116,12 @@ async def revoke_key(
     key = await service.threads.manage(service.guards.keys.revoke, id, check)
     _log("a key was revoked", key, caller)
     return Json({**_view(key, caller), "deleted": True})
+
+
+def _check_caller(keys: Mapping[str, Key], own: Key | None) -> None:
+    """Raises ApiError where the caller's key was revoked meanwhile, or there are keys now and the caller has none."""
+    if (keys.get(own.id) != own or own.expired) if own else keys:
+        raise unauthorized("the key was revoked, or keys are needed now", "invalid_api_key")
 
 
 def _rules(key: Key) -> bool:
@@ -135,14 +147,14 @@ def _expiry_within(body: NewKey, own: Key) -> datetime | None:
     return own.expires
 
 
-def _limits_within(limits: Limits, own: Limits) -> Limits:
-    """The new key's limits. Raises ApiError for one beyond the own key's."""
+def _limits_within(limits: Limits, own: Limits, most: Limits) -> Limits:
+    """The new key's limits; what is left out is as the own key's. Raises ApiError for one beyond `most`."""
     within = dict[str, int | None]()
     for name in (field.name for field in fields(Limits)):
-        most, asked = getattr(own, name), getattr(limits, name)
-        if most is not None and asked is not None and asked > most:
-            raise ApiError(403, f"your own key has {most:,} as its limit: no other may more", param=f"limits.{name}")
-        within[name] = most if asked is None else asked
+        bound, value = getattr(most, name), getattr(limits, name)
+        if bound is not None and value is not None and value > bound:
+            raise ApiError(403, f"your own limit is {bound:,}: no other key may more", param=f"limits.{name}")
+        within[name] = getattr(own, name) if value is None else value
     return Limits(**within)
 
 
