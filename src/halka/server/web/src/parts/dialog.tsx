@@ -3,12 +3,13 @@ import { useEffect, useId, useRef } from "preact/hooks";
 import { words } from "../words/words";
 import { Button } from "./button";
 
-/** A dialog over the page while it is there: Escape, its button and a click beside it call `onClose`. */
-export function Dialog({ title, onClose, children, wide = false }: {
+/** A dialog over the page while it is there: Escape, its button and a click beside it call `onClose`; if `firm`, the button alone. */
+export function Dialog({ title, onClose, children, wide = false, firm = false }: {
   title: ComponentChildren;
   onClose: () => void;
   children: ComponentChildren;
   wide?: boolean;
+  firm?: boolean;
 }) {
   const dialog = useRef<HTMLDialogElement>(null);
   const id = useId();
@@ -20,8 +21,8 @@ export function Dialog({ title, onClose, children, wide = false }: {
   return (
     <dialog ref={dialog} class={wide ? "dialog wide" : "dialog"} aria-labelledby={id} onCancel={(event) => {
       event.preventDefault();
-      onClose();
-    }} onClick={(event) => event.target === dialog.current && onClose()}>
+      if (!firm) onClose();
+    }} onClick={(event) => !firm && event.target === dialog.current && onClose()}>
       <div class="dialog-inside">
         <header>
           <h2 id={id}>{title}</h2>

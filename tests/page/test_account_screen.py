@@ -1,0 +1,85 @@
+"""Account: the first key closes the server, its text is shown once; use by adapter; keys with limits, revoked."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from serving_for_tests import Running
+
+CHAT = {"model": "lora", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+
+
+@pytest.fixture
+def own_server(base, store, tmp_path):
+    """A server without keys, yet."""
+    with Running(base, store, tmp_path / "data") as running:
+        yield running
+
+
+def make_key(page: Page) -> str:
+    """Press the button, and read the key that is shown once."""
+    page.get_by_role("button", name="Make the key").click()
+    made = page.get_by_role("dialog", name="The key is made")
+    text = made.locator("pre").inner_text()
+    page.keyboard.press("Escape")
+    made.get_by_role("button", name="I have copied it").click()
+    assert text.startswith("halka_")
+    return text
+
+
+def test_keys_are_made_used_and_revoked(read, own_server):
+    httpx.post(f"{own_server.url}/v1/chat/completions", json=CHAT).raise_for_status()
+    page = read(own_server.url).page
+    page.goto("/account")
+    expect(page.get_by_role("region", name="By adapter").get_by_role("row", name="lora")).to_contain_text("1")
+    expect(page.get_by_text("There are no keys yet")).to_be_visible()
+    page.get_by_role("button", name="New key").click()
+    expect(page.get_by_text("This is the first key")).to_be_visible()
+    operator = make_key(page)
+    page.get_by_label("API key").fill(operator)
+    page.keyboard.press("Enter")
+
+    keys = page.get_by_role("region", name="Keys")
+    expect(keys.get_by_text("yours")).to_be_visible()
+    page.get_by_role("button", name="New key").click()
+    page.get_by_label("Role", exact=True).select_option("manager")
+    page.get_by_label("Tenant", exact=True).fill("acme")
+    page.get_by_label("Expires").select_option("30")
+    page.get_by_label("Note").fill("<b>nightly</b>")
+    page.get_by_role("dialog").get_by_text("Limits", exact=True).click()
+    page.get_by_label("Storage of its tenant").fill("-1")
+    expect(page.get_by_text("A number above 0.")).to_be_visible()
+    page.get_by_label("Storage of its tenant").fill("2")
+    page.get_by_text("The same in a terminal").last.click()
+    expect(page.get_by_text("halka keys add --tenant acme --role manager --expires 30d --storage 2GB")).to_be_visible()
+    acme = make_key(page)
+    row = keys.get_by_role("row", name="<b>nightly</b>")
+    for text in ("acme", "manager", "in 30 days", "2 GB stored"):
+        expect(row).to_contain_text(text)
+    assert keys.locator("b").count() == 0
+    asked = httpx.get(f"{own_server.url}/v1/session", headers={"Authorization": f"Bearer {acme}"}).json()
+    assert (asked["tenant"], asked["role"]) == ("acme", "manager")
+
+    row.get_by_role("button", name="Revoke").click()
+    page.get_by_role("dialog").get_by_role("button", name="Revoke <b>nightly</b>").click()
+    expect(row).to_have_count(0)
+    keys.get_by_role("button", name="Revoke").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Revoke").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("this is the last admin's key of tenant main")
+    dialog.get_by_role("button", name="all the same").click()
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+def test_a_user_sees_the_own_use_and_no_keys(read, own_server):
+    text, _ = own_server.service.guards.keys.add("acme", "user")
+    page = read(own_server.url, viewport={"width": 390, "height": 800}).page
+    page.goto("/account")
+    page.get_by_label("API key").fill(text)
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Nothing was asked yet")).to_be_visible()
+    expect(page.get_by_text("Asks: chats, answers from documents, searches.")).to_be_visible()
+    expect(page.get_by_role("button", name="New key")).to_have_count(0)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
