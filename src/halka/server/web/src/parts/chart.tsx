@@ -71,7 +71,7 @@ function range(values: number[]): [number, number] {
 }
 
 /** Round values within a range, four or so. */
-function ticks(low: number, high: number): number[] {
+export function ticks(low: number, high: number): number[] {
   const rough = (high - low) / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * ([1, 2, 5, 10].find((factor) => factor * power >= rough) ?? 10);

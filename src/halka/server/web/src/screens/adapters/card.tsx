@@ -10,7 +10,7 @@ export function Card({ adapter, base }: { adapter: Adapter; base: string | null 
   return (
     <article class="sheet adapter" aria-label={adapter.id}>
       <header>
-        <h2><a href={link("adapters", adapter.id)}>{adapter.id}</a></h2>
+        <h2 class="named"><a href={link("adapters", adapter.id)}>{adapter.id}</a></h2>
         <Badges adapter={adapter} />
       </header>
       {adapter.error && <Notice kind="error">{adapter.error}</Notice>}
@@ -18,7 +18,7 @@ export function Card({ adapter, base }: { adapter: Adapter; base: string | null 
       <Terms of={[
         ...figuresOf(adapter.measurements).slice(0, 3).map(([name, value]): [string, string] => [name, value]),
         [w.size, bytes(adapter.bytes)],
-        [w.parameters, adapter.parameters === null ? null : number(adapter.parameters, { notation: "compact" })],
+        [w.parameters, adapter.parameters === null ? null : number(adapter.parameters, { notation: "compact", maximumSignificantDigits: 3 })],
         [w.version, fill(w.versionOf, { n: adapter.version, all: adapter.versions.length })],
         [w.changed, ago(adapter.created_at)],
       ]} />

@@ -1,13 +1,55 @@
-import { Empty } from "../../parts/notice";
-import { words } from "../../words/words";
+// Reports of `halka compare`, to be browsed; one of them, by its address.
+import "./compare.css";
+import { curl } from "../../parts/curl";
+import { Loaded, useLoading } from "../../parts/loading";
+import { Empty, Notice } from "../../parts/notice";
+import { Code, Terminal } from "../../parts/terminal";
+import { link } from "../../router";
+import { count, fill, moment, words } from "../../words/words";
+import type { ScreenProps } from "../screens";
 import { Heading } from "../shown";
+import { COMPARISONS, listComparisons, type Head } from "./comparison";
+import { Report } from "./report";
 
-export default function Compare() {
+const FIRST = "halka compare experiment.yaml -o comparisons/mine\nhalka serve --base smollm2-135m --store adapters --comparisons comparisons";
+
+export default function Compare({ rest: [name] }: ScreenProps) {
+  return name === undefined ? <All /> : <Report key={name} name={name} />;
+}
+
+function All() {
+  const w = words.value.compare;
+  const all = useLoading(listComparisons, []);
+  return (
+    <div class="stack">
+      <Heading title={w.title} lead={w.lead} />
+      <Loaded of={all}>
+        {(listed) => listed.length
+          ? <div class="cards">{listed.map((one) => <Card key={one.name} of={one} />)}</div>
+          : <Empty icon="compare" title={w.empty} hint={w.emptyHint}><Code text={FIRST} /></Empty>}
+      </Loaded>
+      <Terminal commands={[{ id: "halka", title: "halka", text: FIRST }, { id: "curl", title: "curl", text: curl(COMPARISONS) }]} />
+    </div>
+  );
+}
+
+function Card({ of }: { of: Head }) {
   const w = words.value.compare;
   return (
-    <>
-      <Heading title={w.title} lead={w.lead} />
-      <Empty icon="compare" title={w.empty} hint={w.emptyHint} />
-    </>
+    <article class="sheet stack" aria-label={of.name}>
+      <h2 class="named"><a href={link("compare", of.name)}>{of.name}</a></h2>
+      {of.error !== undefined ? <Notice kind="error">{of.error}</Notice> : (
+        <>
+          <p>{of.headline}</p>
+          <p class="hint">
+            {[
+              of.base, of.task, ...(of.methods === null ? [] : [count(w.methods, of.methods)]),
+              ...(of.finished !== null && of.total !== null && of.finished < of.total ? [fill(w.unfinished, { n: of.finished, all: of.total })] : []),
+              ...(of.date ? [moment(of.date)] : []),
+            ].filter(Boolean).join(" · ")}
+          </p>
+        </>
+      )}
+    </article>
   );
 }

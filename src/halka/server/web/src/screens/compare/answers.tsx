@@ -1,0 +1,57 @@
+// What the methods answered to items of the test split, beside what was expected, with the differences marked.
+import { useState } from "preact/hooks";
+import { Button } from "../../parts/button";
+import { Loaded, useLoading } from "../../parts/loading";
+import { fill, words } from "../../words/words";
+import { getAnswers, type Item } from "./comparison";
+import { differences } from "./differences";
+
+const PAGE = 3;
+
+export function Answers({ name }: { name: string }) {
+  const w = words.value.compare;
+  const [start, setStart] = useState(0);
+  const items = useLoading(() => getAnswers(name, start, PAGE + 1), [name, start]);
+  return (
+    <section class="stack">
+      <h2>{w.answers}</h2>
+      <Loaded of={items}>
+        {(all) => all.length || start ? (
+          <>
+            <p class="hint">{w.answersHint}</p>
+            {all.slice(0, PAGE).map((item) => <OneItem key={item.item} item={item} />)}
+            <div class="row">
+              <Button disabled={start === 0} onClick={() => setStart(Math.max(0, start - PAGE))}>{w.before}</Button>
+              <span class="hint" role="status">{fill(w.items, { from: start + 1, to: start + Math.min(all.length, PAGE) })}</span>
+              <Button disabled={all.length <= PAGE} onClick={() => setStart(start + PAGE)}>{w.next}</Button>
+            </div>
+          </>
+        ) : <p>{w.noAnswers}</p>}
+      </Loaded>
+    </section>
+  );
+}
+
+function OneItem({ item }: { item: Item }) {
+  const w = words.value.compare;
+  return (
+    <article class="sheet stack" aria-label={fill(w.item, { n: item.item + 1 })}>
+      <h3>{fill(w.item, { n: item.item + 1 })}</h3>
+      <p class="plain-text" dir="auto">{item.prompt}</p>
+      <div class="answers">
+        <div class="expected">
+          <h4>{w.expected}</h4>
+          <p class="plain-text" dir="auto">{item.reference}</p>
+        </div>
+        {item.answers.map(({ label, prediction }) => (
+          <div key={label}>
+            <h4>{label} {prediction.trim() === item.reference.trim() && <span class="badge">{w.same}</span>}</h4>
+            <p class="plain-text" dir="auto">
+              {prediction ? differences(prediction, item.reference).map(({ text, same }, at) => (same ? text : <mark key={at}>{text}</mark>)) : <span class="hint">{w.nothing}</span>}
+            </p>
+          </div>
+        ))}
+      </div>
+    </article>
+  );
+}

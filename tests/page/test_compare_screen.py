@@ -1,0 +1,70 @@
+"""Compare: what `halka compare` wrote, as a table, plots and answers; what is damaged says so, nothing becomes HTML."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from serving_for_tests import Running
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def shelf(base, store, tmp_path_factory):
+    """A server with a real comparison, whose answers have markup, and a damaged one."""
+    root = tmp_path_factory.mktemp("comparisons")
+    shutil.copytree(RESULTS / "demo", root / "demo")
+    for path in (root / "demo" / "runs").glob("*.json"):
+        run = json.loads(path.read_text())
+        for sample in run.get("samples") or ():
+            sample["prediction"] += f" {HOSTILE}"
+        path.write_text(json.dumps(run))
+    (root / "broken").mkdir()
+    (root / "broken" / "summary.json").write_text("{")
+    with Running(base, store, tmp_path_factory.mktemp("compared"), comparisons=(root,)) as running:
+        yield running.url
+
+
+def test_a_report_is_browsed(read, shelf):
+    page = read(shelf).page
+    page.goto("/compare")
+    expect(page.get_by_role("article", name="broken").get_by_role("alert")).to_contain_text("summary.json is no JSON")
+    page.get_by_role("link", name="demo").press("Enter")
+    page.wait_for_url("**/compare/demo")
+    expect(page.get_by_text("LoRA r16 reaches 91 %")).to_be_visible()
+    row = page.get_by_role("region", name="What each method came to").get_by_role("row", name="LoRA r16")
+    for text in ("50%", "26.8% to 73%", "91.2%", "4.88m", "3.6%", "1.3 GB", "+0.833"):
+        expect(row).to_contain_text(text)
+    page.get_by_label("Metric").select_option("line_accuracy")
+    expect(row).to_contain_text("86.7%")
+    for plot in ("Quality against trained parameters", "Memory of a training", "Forgetting"):
+        expect(page.get_by_role("img", name=plot, exact=True)).to_be_visible()
+    expect(page.get_by_text("The test set has 200 items")).to_be_visible()
+
+    item = page.get_by_role("article", name="Item 1")
+    expect(item.get_by_role("heading", level=4)).to_have_count(7)
+    expect(item.locator("mark").filter(has_text=HOSTILE).first).to_be_visible()
+    assert page.locator("main img").count() == 0
+    page.get_by_role("button", name="Next").click()
+    expect(page.get_by_role("article", name="Item 4")).to_be_visible()
+
+
+def test_in_bengali_on_a_narrow_screen(read, shelf):
+    page = read(shelf, locale="bn-BD", viewport={"width": 390, "height": 800}).page
+    page.goto("/compare/demo")
+    expect(page.get_by_role("heading", name="উত্তরগুলো পাশাপাশি")).to_be_visible()
+    expect(page.get_by_role("article", name="প্রশ্ন ১")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_without_comparisons_it_says_how_to_make_one(read):
+    page = read().page
+    page.goto("/compare")
+    expect(page.get_by_text("There are no comparisons yet")).to_be_visible()
+    expect(page.get_by_text("halka compare experiment.yaml").first).to_be_visible()
