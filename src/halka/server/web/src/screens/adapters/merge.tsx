@@ -72,7 +72,7 @@ export function Merge({ adapter }: { adapter: Whole }) {
       </div>
       {failure && <Failure error={failure} />}
       {jobs.failure && <Failure error={jobs.failure} again={jobs.again} />}
-      {jobs.value?.map((job) => <Result key={job.id} job={job} again={jobs.again} />)}
+      {jobs.value?.map((job, at) => <Result key={job.id} job={job} open={at === 0} again={jobs.again} />)}
       <Terminal commands={[
         { id: "halka", title: "halka", text: `halka merge ${quoted(of)} --store adapters --base ${quoted(adapter.base ?? "BASE")} ${flags.join(" ")}`.trim() },
         { id: "curl", title: "curl", text: curl(JOBS, { json: body }) },
@@ -81,10 +81,11 @@ export function Merge({ adapter }: { adapter: Whole }) {
   );
 }
 
-function Result({ job, again }: { job: Job; again: () => void }) {
+function Result({ job, open, again }: { job: Job; open: boolean; again: () => void }) {
   const w = words.value.adapters;
   const { busy, failure, run } = useAction();
-  const title = `${w.formats[FORMATS.find((value) => value === job.settings.format) || "none"]} · ${moment(job.created_at)}`;
+  const format = FORMATS.find((value) => value !== "" && value === job.settings.format);
+  const title = `${format ? w.formats[format] : w.measured} · ${moment(job.created_at)}`;
   const error = job.result?.error;
   return (
     <article class="merged stack" aria-label={title}>
@@ -99,13 +100,16 @@ function Result({ job, again }: { job: Job; again: () => void }) {
       {error && (
         <>
           <p>{fill(count(w.mergeError, error.tokens), { share: percent(error.relative) })}</p>
-          <Table caption={title} rows={COMPARED.filter((name) => error[name])} keyOf={(name) => name} columns={[
-            { title: w.compared, cell: (name) => fill(w.comparedOf[name], { dtype: error.dtype }) },
-            { title: "KL", numeric: true, cell: (name) => figure(error[name].kl) },
-            { title: w.largest, numeric: true, cell: (name) => figure(error[name].max) },
-            { title: w.mean, numeric: true, cell: (name) => figure(error[name].mean) },
-            { title: w.sameToken, numeric: true, cell: (name) => percent(error[name].same_token) },
-          ]} />
+          <details open={open}>
+            <summary class="hint">{w.compared}</summary>
+            <Table caption={title} rows={COMPARED.filter((name) => error[name])} keyOf={(name) => name} columns={[
+              { title: w.compared, cell: (name) => fill(w.comparedOf[name], { dtype: error.dtype }) },
+              { title: "KL", numeric: true, cell: (name) => figure(error[name].kl) },
+              { title: w.largest, numeric: true, cell: (name) => figure(error[name].max) },
+              { title: w.mean, numeric: true, cell: (name) => figure(error[name].mean) },
+              { title: w.sameToken, numeric: true, cell: (name) => percent(error[name].same_token) },
+            ]} />
+          </details>
         </>
       )}
     </article>

@@ -95,6 +95,7 @@ export default {
   force: "Write it even if the error is large",
   measure: "Measure the error",
   mergeAndWrite: "Merge and write",
+  measured: "error measured",
   merging: "Merging and measuring …",
   mergeError: { one: "Merging changes {share} of the adapter's effect, over {n} position of text.", other: "Merging changes {share} of the adapter's effect, over {n} positions of text." },
   compared: "Compared",

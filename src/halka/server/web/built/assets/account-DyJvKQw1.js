@@ -1,1 +1,0 @@
-import{J as e,V as t,t as n,u as r,w as i}from"./index-BeZ1DStI.js";function a(){let a=i.value.account;return t(e,{children:[t(n,{title:a.title,lead:a.lead}),t(r,{icon:`account`,title:a.empty,hint:a.emptyHint})]})}export{a as default};
