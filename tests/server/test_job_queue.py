@@ -75,6 +75,23 @@ def finish(queue: JobQueue, job: JobFolder) -> str:
     return job.state()
 
 
+def test_a_stop_just_before_the_command_begins_is_not_lost(jobs):
+    """Its process has looked whether to stop, and opens what the command will write to: here pipes, which wait."""
+    job = new(jobs)
+    for name in ("output.json", "log.txt"):
+        os.mkfifo(job.path / name)
+    lock = job.claim()
+    assert lock is not None
+    program = [sys.executable, "-m", "halka.server.jobs.process", str(job.path), str(lock)]
+    process = subprocess.Popen(program, env=environment(os.environ), pass_fds=[lock], start_new_session=True)
+    os.close(lock)
+    with (job.path / "output.json").open("rb"):
+        job.stop()
+        with (job.path / "log.txt").open("rb"):
+            wait_for(lambda: job.state() == "stopped")
+    assert process.wait() == 0
+
+
 def test_jobs_run_one_at_a_time_in_their_order(jobs, queue):
     first, second = new(jobs), new(jobs)
     assert (first.state(), second.state()) == ("queued", "queued")

@@ -33,7 +33,7 @@ def main(folder: str, lock: str) -> None:
     if job.stop_asked or signals:
         return job.write(state="stopped", ended=now())
     try:
-        code = 0 if _is_trained(job, request) else _run(job, request, int(lock))
+        code = 0 if _is_trained(job, request) else _run(job, request, int(lock), signals)
         if code == 0:
             adapter = _stored(job, request) if request.store else None
             job.write(state="done", ended=now(), **({"adapter": adapter} if adapter else {}))
@@ -48,7 +48,7 @@ def main(folder: str, lock: str) -> None:
         raise
 
 
-def _run(job: JobFolder, request: JobRequest, lock: int) -> int:
+def _run(job: JobFolder, request: JobRequest, lock: int, signals: list[int]) -> int:
     """Run the command; returns its exit code. Raises StorageFullError where the tenant has no room at all."""
     if request.storage is not None:  # what it writes counts once it is there
         Storage.of(request.storage).check(job.written().get("limit"))
@@ -61,6 +61,8 @@ def _run(job: JobFolder, request: JobRequest, lock: int) -> int:
             stderr=log,
             pass_fds=[lock],
         )
+        if signals:  # they came before the command was there to get them
+            command.terminate()
         return command.wait()  # a signal to stop goes to the whole group, and so to the command, too
 
 
