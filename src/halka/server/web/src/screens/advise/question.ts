@@ -3,6 +3,7 @@ import { signal } from "@preact/signals";
 import { curlUpload } from "../../jobs/commands";
 import { startJob, type Job } from "../../jobs/jobs";
 import { quoted, type Command } from "../../parts/terminal";
+import { typed } from "../../words/words";
 
 export const PROBES = ["cleanliness", "strength", "knowledge", "learnability", "fit"] as const;
 export type Probe = (typeof PROBES)[number];
@@ -52,7 +53,8 @@ export function wrongIn(one: Question): { minutes: boolean; target: boolean } {
 }
 
 function numberIn(text: string): number | null {
-  return text.trim() === "" || !Number.isFinite(Number(text)) ? null : Number(text);
+  const value = typed(text);
+  return Number.isFinite(value) ? value : null;
 }
 
 export const start = (one: Question): Promise<Job> => startJob(jobOf(one), { data: one.file, validation: one.validation });

@@ -1,5 +1,6 @@
 // The methods and settings that GET /v1/methods lists, of which the form is drawn; values of fields as settings.
 import { get } from "../../api";
+import { typed } from "../../words/words";
 
 export interface Setting {
   name: string;
@@ -44,8 +45,8 @@ export const fieldsOf = (all: Catalogue, method: string) => [
 /** Whether a text can be a value of this type; what is wrong beyond that the server says. */
 export function fits(setting: Setting, text: string): boolean {
   const pieces = setting.many ? text.split(",") : [text];
-  if (setting.type === "integer") return pieces.every((piece) => /^\s*-?\d+\s*$/.test(piece));
-  if (setting.type === "number") return pieces.every((piece) => piece.trim() !== "" && Number.isFinite(Number(piece)));
+  if (setting.type === "integer") return pieces.every((piece) => Number.isInteger(typed(piece)));
+  if (setting.type === "number") return pieces.every((piece) => Number.isFinite(typed(piece)));
   return true;
 }
 
@@ -65,7 +66,7 @@ export function settingsOf(all: Catalogue, method: string, values: Values): Reco
 }
 
 function valueOf({ type, many }: Setting, text: string): unknown {
-  const one = (piece: string) => (type === "integer" || type === "number" ? Number(piece) : type === "boolean" ? piece === "true" : piece.trim());
+  const one = (piece: string) => (type === "integer" || type === "number" ? typed(piece) : type === "boolean" ? piece === "true" : piece.trim());
   return many ? text.split(",").map(one) : one(text);
 }
 
@@ -86,8 +87,10 @@ export const shown = (value: unknown): string => (value === null || value === un
 export function flagsOf(all: Catalogue, method: string, values: Values): string[] {
   return fieldsOf(all, method).flatMap((setting) => {
     const text = values[setting.path]?.trim() ?? "";
-    if (text === "" || text === shown(setting.default)) return [];
-    if (setting.type === "boolean") return [text === "true" ? setting.flag : setting.flag.replace("--", "--no-")];
-    return [setting.flag, text];
+    if (text === "" || !fits(setting, text)) return [];
+    const value = shown(valueOf(setting, text));
+    if (value === shown(setting.default)) return [];
+    if (setting.type === "boolean") return [value === "true" ? setting.flag : setting.flag.replace("--", "--no-")];
+    return [setting.flag, value];
   });
 }
