@@ -46,7 +46,7 @@ class Comparison:
         """The measurements by their keys, as many as are shown; damaged ones are left out."""
         runs = dict[str, dict[str, Any]]()
         for path in islice(_inside(self.folder / RUNS), MOST):
-            with suppress(DamagedFolderError, FileNotFoundError):
+            with suppress(DamagedFolderError, OSError):
                 if path.suffix == ".json" and isinstance(run := _json(path), dict):
                     runs[path.stem] = run
         return runs
@@ -77,7 +77,7 @@ class Comparison:
     def _answers(self, key: str, run: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         """A run's answers, in the order of the test split."""
         folder = self.folder / "work" / key
-        if not any(path.is_symlink() for path in (folder.parent, folder)) and (folder / PREDICTIONS).is_file():
+        if not any(path.is_symlink() for path in (folder.parent, folder)) and _is_file(folder / PREDICTIONS):
             yield from map(_answer, _lines(folder / PREDICTIONS))
         else:
             samples = run["samples"]
