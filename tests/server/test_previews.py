@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,9 @@ import pytest
 from halka.data.preview import preview
 from halka.models.description import load_tokenizer
 from halka.server.errors import ApiError
+from halka.server.guards.keys import Limits
 from halka.server.previews.looks import Looks
+from halka.server.turns import Turns
 
 ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(4) for b in range(4)]
 SHAREGPT = [{"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}] * 3
@@ -188,7 +192,7 @@ def test_only_managers_look(server):
     ("code", "reason"),
     [
         ("os.kill(os.getpid(), 11)", "ended with signal SIGSEGV"),
-        ("raise SystemExit(1)", "ended with an error"),
+        ("raise MemoryError", "ended with no memory"),
         ("time.sleep(60)", "takes longer than 0.5 s"),
         ("print('x' * (33 << 20))", "more to say"),
     ],
@@ -199,6 +203,59 @@ def test_a_look_that_fails_is_a_draft_that_is_refused(server, code, reason):
     response = server.client.post("/v1/data/preview", json={"data": ROWS})
     assert (response.status_code, response.json()["error"]["code"]) == (400, "too_much")
     assert reason in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("code", ["raise OSError('my secret')", "{}['my secret']", "raise SystemExit(1)"])
+def test_a_look_that_fails_by_the_servers_fault_is_in_the_log(server, caplog, code):
+    """A part of the data would fail as well; its texts stay out of the log."""
+    server.service.looks = Looks([sys.executable, "-c", code])
+    response = server.client.post("/v1/data/preview", json={"data": ROWS})
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+    (error,) = [record.exc_info[1] for record in caplog.records if record.exc_info]
+    assert "the process that looks at drafts failed" in str(error)
+    assert ("File" in str(error)) == ("Exit" not in code)
+    assert "secret" not in str(error)
+
+
+def test_nobody_waits_long_for_a_turn():
+    turns, release = Turns(patience=0.05), threading.Event()
+
+    async def two() -> str | None:
+        first = asyncio.create_task(turns("acme", release.wait))
+        await asyncio.sleep(0)
+        try:
+            await turns("globex", print)
+        except ApiError as error:
+            return f"{error.status} {error.headers['retry-after']}"
+        finally:
+            release.set()
+            await first
+
+    assert asyncio.run(two()) == "429 10"
+    assert asyncio.run(turns("globex", int)) == 0
+
+
+def test_parquet_is_read_one_file_at_a_time_beside_managers_threads(server, tmp_path):
+    """A reader has 4 GB."""
+    content, turns = parquet(ROWS, tmp_path / "a"), []
+
+    class Counted(Turns):
+        async def __call__(self, tenant, function, *arguments):
+            turns.append(server.service.threads.manage.limiter.borrowed_tokens)
+            return await super().__call__(tenant, function, *arguments)
+
+    server.service.parquet = Counted()
+    files = {"data": ("a.parquet", content), "validation": ("b.parquet", content)}
+    assert server.client.post("/v1/data/preview/upload", files=files).status_code == 200
+    assert turns == [0, 0]
+
+
+def test_parquet_expands_into_the_storage_that_is_left_alone(server, tmp_path):
+    content = parquet([{"prompt": "Why? " * 1000, "completion": "So."}] * 100, tmp_path / "a")
+    headers = server.key("acme", "manager", limits=Limits(storage=100_000))
+    response = server.client.post("/v1/data/preview/upload", files={"data": ("a.parquet", content)}, headers=headers)
+    assert response.status_code == 400
+    assert re.search(r"data has more than \d\d,\d{3} bytes of rows", response.json()["error"]["message"])
 
 
 def test_a_tenant_looks_twice_at_once(tmp_path):

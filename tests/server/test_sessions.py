@@ -358,13 +358,20 @@ def test_signing_in_counts_for_the_keys_limits(server):
     assert [sign_in(server, headers).status_code for _ in range(4)] == [201, 201, 201, 429]
 
 
-def test_signing_in_reads_the_keys_file_no_more_often_where_there_are_many_sessions(keys, sessions, monkeypatch):
+def test_signing_in_reads_the_keys_file_no_more_often_where_there_are_many_sessions(tmp_path):
+    class Counted(Keys):
+        reads = 0
+
+        def all(self):
+            self.reads += 1
+            return super().all()
+
+    keys = Counted(tmp_path / "keys.json")
     _, key = keys.add("main", "user")
-    every, reads = Keys.all, list[int]()
-    monkeypatch.setattr(Keys, "all", lambda self: (reads.append(1), every(self))[1])
+    sessions, keys.reads = Sessions(keys), 0
     for _ in range(MOST):
         sessions.begin(key)
-    assert len(reads) == MOST
+    assert keys.reads == MOST
 
 
 def test_signing_in_again_ends_the_session_before(server):

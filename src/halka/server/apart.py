@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from typing import BinaryIO
 
 from halka.server.environment import environment
 
@@ -17,16 +18,19 @@ LOOK = 1.0  # seconds between two looks at whether the output is still wanted
 
 
 def output_of(
-    command: Sequence[str], seconds: float, size: int, check: Callable[[], object] = lambda: None
+    command: Sequence[str],
+    seconds: float,
+    size: int,
+    check: Callable[[], object] = lambda: None,
+    errors: BinaryIO | None = None,
 ) -> tuple[bytes | None, int | None]:
     """What a process writes, None if that is more than `size` bytes, and its status, None if it takes too long.
 
-    `check` is called every second: an error that it raises ends the process.
+    `check` is called every second: an error that it raises ends the process. `errors` gets its stderr.
     """
     end, output, ready = time.monotonic() + seconds, bytearray(), select.poll()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(os.environ)
-    ) as process:
+    stderr = subprocess.DEVNULL if errors is None else errors
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment(os.environ)) as process:
         assert process.stdout is not None
         ready.register(process.stdout)
         try:

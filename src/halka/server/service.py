@@ -27,6 +27,7 @@ from halka.server.resources.uploads import remove_stale
 from halka.server.settings import GB, ServerSettings
 from halka.server.tenants import Tenants
 from halka.server.threads import Threads
+from halka.server.turns import Turns
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Service:
     guards    what a request passes before its route
     threads   where blocking work is done
     looks     where drafts of trainings are looked at
+    parquet   whose turn it is to have a Parquet file read
     created   when the server began, in seconds of Unix time
     """
 
@@ -50,6 +52,7 @@ class Service:
     jobs: JobQueue
     threads: Threads
     looks: Looks = field(default_factory=Looks)
+    parquet: Turns = field(default_factory=Turns)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod

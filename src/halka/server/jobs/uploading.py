@@ -42,8 +42,8 @@ async def save_data(
         if upload is not None:
             path = await save(service, upload, folder / f"{name}{Path(file_name(upload)).suffix[:10].lower()}")
             if path.suffix == PARQUET:
-                path = await service.threads.manage(json_lines_of, path, most)
-                await service.guards.quota.reserve(caller, path.stat().st_size)
+                room = await service.guards.quota.reserve(caller, 1, most)
+                path = await service.parquet(caller.tenant, json_lines_of, path, room)
             paths[name] = path
     return paths
 

@@ -68,6 +68,8 @@ class Look:
 
     def needs(self) -> Needs:
         """Raises HalkaError as `preview` and `halka.estimate` do."""
+        import torch
+
         from halka.estimating import estimate
         from halka.estimating.hardware import gpu_here
         from halka.methods import build_method
@@ -96,7 +98,7 @@ class Look:
         batches = max(1, round(packing.batches * (1 - self.held_out)))
         steps = config.steps or max(1, math.ceil(round(batches / config.accumulate * config.epochs, 6)))
         full, seconds = packing.computed / max(1, packing.batches) / (rows * length), result.rows[0].seconds
-        free = available() if gpu is None or gpu.memory is None else gpu.memory
+        free = available(None if gpu is None else torch.device("cuda"))
         return Needs(result, free, steps, None if seconds is None else seconds * min(1.0, full))
 
 
