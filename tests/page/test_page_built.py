@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from halka.server.page import BUILT, SCREENS
+from words_of_the_page import WORDS, entries
 
 WEB = BUILT.parent
 SOURCES = ("index.html", "package-lock.json", "package.json", "src", "tsconfig.json", "vite.config.ts")
-WORDS = WEB / "src" / "words"
 MOST = 60_000  # bytes of the first load, compressed
 
 
@@ -56,19 +56,6 @@ def test_the_server_knows_the_screens():
 
 
 # ── languages ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def entries(path: Path) -> dict[str, str]:
-    """The texts of a file of words, by their keys: "title", "tokens.one"."""
-    texts, above = dict[str, str](), list[str]()
-    for line in path.read_text(encoding="utf-8").splitlines():
-        opened, closed = re.match(r"\s+(\w+): \{", line), re.search(r"\},?$", line)
-        above += [opened[1]] if opened else []
-        pairs = re.findall(r'(\w+): "((?:[^"\\]|\\.)*)"', line)
-        texts |= {".".join([*above, key]): text for key, text in pairs}
-        if closed and above:
-            above.pop()
-    return texts
 
 
 @pytest.mark.parametrize("path", sorted((WORDS / "en").glob("*.ts")), ids=lambda path: path.stem)

@@ -1,0 +1,98 @@
+"""The whole way on the real base: from a file to an adapter that answers beside it and from documents, to the end."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from halka import load_task
+from halka.models.fetching import pull
+from serving_for_tests import Running
+from words_of_the_page import words_in
+
+PATIENCE = 240_000  # milliseconds for a training of the real base on a busy machine
+DRAFT = json.dumps({"train": {"steps": 20, "batch_size": 4}})
+WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A server of SmolLM2-135M with an empty store."""
+    store, data = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("real")
+    with Running(pull("smollm2-135m"), store, data, dtype="bfloat16", jobs=1) as running:
+        yield running
+
+
+def rows() -> bytes:
+    """Sixty letters to a support desk and their answers, as a file of JSON lines."""
+    examples = load_task("support").train[:60]
+    lines = [{"prompt": each.prompt[-1].content, "completion": each.answers[0]} for each in examples]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("language", "locale", "size"), [("en", "en-GB", WIDE), ("bn", "bn-BD", PHONE)])
+def test_from_a_file_to_an_adapter_that_answers(read, real, language, locale, size):
+    """Everything but the choice of files is done by the keyboard."""
+    word = words_in(language)
+    page: Page = read(real.url, locale=locale, viewport=size).page
+    key, _ = real.service.guards.keys.add("main", "admin")
+
+    def press(role: str, key: str, **values: str) -> None:
+        page.get_by_role(role, name=word(key, **values), exact=True).first.press("Enter")
+
+    page.goto(f"/train?settings={DRAFT}")
+    page.get_by_label(word("shell.key")).fill(key)
+    page.keyboard.press("Enter")
+    page.locator('input[type="file"]').set_input_files(
+        {"name": f"letters-{language}.jsonl", "mimeType": "application/jsonl", "buffer": rows()}
+    )
+    name = f"letters-{language}"
+    expect(page.get_by_label(word("train.name"))).to_have_value(name, timeout=PATIENCE)
+    page.get_by_label(word("train.name")).press("Enter")
+    page.wait_for_url(re.compile(r"/train/job-\w+$"))
+    expect(page.get_by_role("link", name=word("train.tryIt"))).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("figure", name=word("train.curve")).locator("svg")).to_be_visible()
+
+    press("link", "train.tryIt")
+    page.wait_for_url(f"**/playground?model=*&model={name}")
+    page.locator("summary", has_text=word("playground.sampling")).press("Enter")
+    page.get_by_label(word("playground.max_tokens")).fill("12")
+    page.get_by_role("textbox", name=word("playground.prompt")).fill("My lamp flickers since Monday, order 4711.")
+    page.keyboard.press("Enter")
+    for model in (real.service.name, name):
+        answer = page.get_by_role("article", name=word("playground.answerOf", model=model))
+        expect(answer.locator("dl.facts")).to_be_visible(timeout=PATIENCE)
+
+    page.goto("/documents")
+    page.get_by_label(word("documents.name")).fill(f"faq-{language}")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/documents/faq-{language}")
+    page.get_by_label(word("documents.chooseFiles")).set_input_files(
+        {"name": "keys.md", "mimeType": "text/plain", "buffer": b"The key of the shop hangs on hook 31."}
+    )
+    press("button", "documents.send")
+    expect(page.get_by_role("region", name=word("documents.title")).locator("tbody tr")).to_have_count(
+        1, timeout=PATIENCE
+    )
+    press("link", "documents.ask")
+    page.get_by_role("textbox", name=word("playground.prompt")).fill("Where does the key hang?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("article").get_by_text("keys.md")).to_be_attached(timeout=PATIENCE)
+
+    page.goto(f"/adapters/{name}")
+    press("button", "adapters.replace")
+    upload = page.get_by_role("dialog")
+    files = sorted((real.service.tenants.of("main").store.folder / name / "1").iterdir())
+    upload.get_by_label(word("adapters.chooseFiles")).set_input_files(files)
+    upload.get_by_role("button", name=word("adapters.send"), exact=True).press("Enter")
+    expect(upload).to_have_count(0, timeout=PATIENCE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    assert real.service.tenants.of("main").store.versions(name) == [1, 2]
+    if size is PHONE:
+        press("button", "shell.menu")
+    press("button", "shell.signOut")
+    expect(page.get_by_role("heading", level=1)).to_have_text(word("shell.signIn"))
