@@ -95,6 +95,15 @@ def test_what_validation_shares_with_the_data_and_nothing_is_left(server):
     assert storage.used() == before
 
 
+def test_validation_examples_of_their_own_leave_the_data_whole(client):
+    files = {"data": ("a.jsonl", lines(ROWS)), "validation": ("b.jsonl", lines(ROWS[:2]))}
+    jobs = [{"settings": {"rank": 4, "train": {"batch_size": 1}}, **share} for share in ({}, {"validation": 0.5})]
+    steps = [
+        client.post("/v1/estimate/upload", data={"job": json.dumps(job)}, files=files).json()["steps"] for job in jobs
+    ]
+    assert steps[0] == steps[1]
+
+
 def test_what_a_training_would_need(client):
     draft = {"data": ROWS, "validation": 0.25, "settings": {"method": "lora", "rank": 4, "train": {"epochs": 2}}}
     response = client.post("/v1/estimate", json=draft)

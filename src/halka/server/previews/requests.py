@@ -1,4 +1,4 @@
-"""`Draft`: a training that may become a job; what is sent for one may be sent for the other."""
+"""`Draft`: a training that may become a job of the same fields; a job's `task` has no data to be looked at."""
 
 from __future__ import annotations
 
