@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from halka.server.resources.comparison_files import runs_of
 from serving_for_tests import InProcess
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -149,6 +150,17 @@ def test_a_damaged_one_says_so(client, root, content):
     assert "error" not in listed["demo"]
     assert ("error" in listed["small"]) == ("NaN" not in content)
     assert client.get("/v1/comparisons/small").status_code == 200
+
+
+def test_runs_are_read_again_only_where_they_have_changed(client, root):
+    (root / "small" / "runs" / "a0.json").write_text('{"train": {"steps": 3, "curve": [1, 2]}, "seed": 0}')
+    before = runs_of.cache_info().misses
+    first, again = (client.get("/v1/comparisons/small").json()["runs"] for _ in range(2))
+    assert first == again
+    assert first[0]["train"] == {"steps": 3}, "a curve is long"
+    assert runs_of.cache_info().misses == before + 1
+    (root / "small" / "runs" / "a0.json").write_text('{"train": {"steps": 4}}')
+    assert client.get("/v1/comparisons/small").json()["runs"][0]["train"] == {"steps": 4}
 
 
 def test_damaged_runs_and_answers_are_left_out(client, root):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 from filelock import FileLock
 
+from halka.server.resources.adapters import content_id
 from halka.server.resources.collection_access import new_collection
 from halka.server.threads import MANAGERS, Threads
 from halka.storage.adapter_store import LOCKS
@@ -30,6 +31,25 @@ def test_removals_that_wait_for_a_store_keep_nobody_from_an_answer(base, store, 
             assert client.post("/v1/chat/completions", json=chat, timeout=20).status_code == 200
             assert not any(removal.done() for removal in removals)
         assert {removal.result().status_code for removal in removals} <= {200, 404}
+
+
+def test_users_look_at_what_they_may_while_managers_have_all_threads(server):
+    async def full(*_):
+        raise AssertionError("it would wait for managers")
+
+    server.service.threads.manage = full
+    for path in ("adapters", "adapters/lora", "comparisons", "usage"):
+        assert server.client.get(f"/v1/{path}").status_code == 200, path
+
+
+def test_an_adapter_is_hashed_once(server, store):
+    first = server.client.get("/v1/adapters/lora").json()
+    before = content_id.cache_info().misses
+    assert server.client.get("/v1/adapters/lora").json() == first
+    assert content_id.cache_info().misses == before
+    (weights,) = (store / "lora").rglob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert "error" in server.client.get("/v1/adapters/lora").json(), "its content is not what its Card says"
 
 
 def test_searches_go_on_while_a_removal_waits_for_documents():

@@ -56,6 +56,15 @@ def test_the_operator_sees_each_tenants(server):
     assert server.client.get("/v1/usage", headers=server.key("main", "monitor")).status_code == 403
 
 
+def test_what_is_stored_is_not_counted_at_each_request(server):
+    folder = server.service.tenants.of("main").store.folder
+    before = server.client.get("/v1/usage").json()["storage"]["used"]
+    (folder / "more").write_bytes(b" " * 100)
+    assert server.client.get("/v1/usage").json()["storage"]["used"] == before
+    server.service.stored.clear()
+    assert server.client.get("/v1/usage").json()["storage"]["used"] == before + 100
+
+
 def test_names_are_bounded():
     usage = Usage(2)
     for name in ("a", "b", "c", "d"):

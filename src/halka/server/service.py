@@ -40,6 +40,7 @@ class Service:
     threads   where blocking work is done
     looks     where drafts of trainings are looked at
     parquet   whose turn it is to have a Parquet file read
+    stored    when the bytes that a tenant stores were counted, by `time.monotonic`, and how many they were
     created   when the server began, in seconds of Unix time
     """
 
@@ -53,6 +54,7 @@ class Service:
     threads: Threads
     looks: Looks = field(default_factory=Looks)
     parquet: Turns = field(default_factory=Turns)
+    stored: dict[str, tuple[float, int]] = field(default_factory=dict[str, tuple[float, int]])
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod

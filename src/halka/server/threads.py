@@ -13,7 +13,7 @@ from anyio import CapacityLimiter, to_thread
 
 T = TypeVar("T")
 
-MANAGERS = 8
+READERS, MANAGERS = 4, 8
 
 
 class Workers:
@@ -35,6 +35,7 @@ class Workers:
 class Threads:
     """The threads of a server, but for those that texts become tokens in.
 
+    read    what users may look at: adapters, comparisons, usage
     manage  stores, uploads and jobs
     search  what embeds little
     ingest  what takes documents in, or reads all of a collection
@@ -43,7 +44,8 @@ class Threads:
     """
 
     def __init__(self) -> None:
-        self.manage, self.search, self.ingest = Workers(MANAGERS), Workers(1), Workers(1)
+        self.read, self.manage = Workers(READERS), Workers(MANAGERS)
+        self.search, self.ingest = Workers(1), Workers(1)
 
     async def exclusive(self, function: Callable[..., T], *arguments: object) -> T:
         """What a function returns that removes a collection, while nobody searches one or takes documents in.

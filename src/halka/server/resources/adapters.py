@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -39,6 +40,7 @@ from halka.server.resources.uploads import UploadRoute, file_names, save, stagin
 from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
 from halka.server.wire import Json
+from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.adapter_store import Stored
 from halka.util.errors import HalkaError
 from halka.util.files import is_portable_name
@@ -57,7 +59,7 @@ class FromRoot(Body):
 @router.get("/v1/adapters")
 async def list_adapters(service: ServiceDep, caller: CallerDep) -> Response:
     """List the caller's adapters."""
-    return Json({"object": "list", "data": await service.threads.manage(_views, service, caller)})
+    return Json({"object": "list", "data": await service.threads.read(_views, service, caller)})
 
 
 @router.post("/v1/adapters")
@@ -96,7 +98,7 @@ async def get_adapter(name: str, service: ServiceDep, caller: CallerDep, version
         shown = view_of(service, caller, name, version)
         return shown | _fingerprint(service, caller, shown)
 
-    return Json(await service.threads.manage(view))
+    return Json(await service.threads.read(view))
 
 
 @router.get("/v1/adapters/{name}/files/{file}")
@@ -150,9 +152,16 @@ def _fingerprint(service: Service, caller: Caller, shown: Mapping[str, Any]) -> 
     try:
         with missing_is_404(name, version):
             stored = stored_inside(service.tenants.of(caller.tenant).store, name, version)
-            return {"fingerprint": stored.open().id}
+            stats = [path.lstat() for path in sorted(stored.folder.iterdir())]
+            return {"fingerprint": content_id(stored.folder, *((s.st_ino, s.st_mtime_ns, s.st_size) for s in stats))}
     except (HalkaError, OSError) as error:
         return {"fingerprint": None, "error": api_error(error, caller).message}
+
+
+@lru_cache(maxsize=1000)
+def content_id(folder: Path, *files: tuple[int, int, int]) -> str:
+    """The id of an adapter's content, kept while the folder's files are the same by inode, time and bytes."""
+    return AdapterFolder.open(folder).id
 
 
 def _open_files(tenant: Tenant, name: str, version: int | None) -> tuple[Stored, dict[str, BinaryIO]]:

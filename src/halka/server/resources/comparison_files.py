@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ from halka.util.files import is_portable_name
 SUMMARY, RUNS, PREDICTIONS = "summary.json", "runs", "predictions.jsonl"
 LISTED, MOST = 200, 500  # comparisons of a list; runs of one
 LARGE = 4 << 20  # bytes of a file of JSON, or of a line
+KEPT = 8 << 20  # bytes of a comparison's runs up to which they are kept once they are read
 LETTERS = 20_000  # of a text that is shown
 
 
@@ -44,12 +46,13 @@ class Comparison:
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """The measurements by their keys, as many as are shown; damaged ones are left out."""
-        runs = dict[str, dict[str, Any]]()
+        files = list[tuple[Path, int, int]]()
         for path in islice(_inside(self.folder / RUNS), MOST):
-            with suppress(DamagedFolderError, OSError):
-                if path.suffix == ".json" and isinstance(run := _json(path), dict):
-                    runs[path.stem] = run
-        return runs
+            with suppress(OSError):
+                if path.suffix == ".json":
+                    files.append((path, (status := path.lstat()).st_mtime_ns, status.st_size))
+        small = sum(size for *_, size in files) <= KEPT
+        return runs_of(tuple(files)) if small else runs_of.__wrapped__(tuple(files))
 
     def answers(self, start: int, count: int) -> list[dict[str, Any]]:
         """Items of the test split from `start` on, each with what the methods answered.
@@ -82,6 +85,17 @@ class Comparison:
         else:
             samples = run["samples"]
             yield from map(_answer, filter(_is_object, samples if isinstance(samples, list) else ()))
+
+
+@lru_cache(maxsize=8)
+def runs_of(files: tuple[tuple[Path, int, int], ...]) -> dict[str, dict[str, Any]]:
+    """The measurements in files, each a path, the time of its last change and its bytes. Nobody changes them."""
+    runs = dict[str, dict[str, Any]]()
+    for path, *_ in files:
+        with suppress(DamagedFolderError, OSError):
+            if isinstance(run := _json(path), dict):
+                runs[path.stem] = run
+    return runs
 
 
 def comparisons_in(roots: Sequence[Path]) -> list[Comparison]:

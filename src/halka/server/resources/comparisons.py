@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -25,27 +26,27 @@ PAGE = 100  # items of the test split at a time
 async def list_comparisons(service: ServiceDep, caller: CallerDep) -> Response:
     """List the comparisons that the caller may see. One that is damaged has the reason as its `error`."""
 
-    def views() -> list[dict[str, Any]]:
-        roots = service.settings.comparisons_of(caller.tenant)
-        return [_head(comparison, caller) for comparison in comparisons_in(roots)]
+    def views() -> Response:
+        comparisons = comparisons_in(service.settings.comparisons_of(caller.tenant))
+        return Json({"object": "list", "data": [_head(comparison, caller) for comparison in comparisons]})
 
-    return Json({"object": "list", "data": await service.threads.manage(views)})
+    return await service.threads.read(views)
 
 
 @router.get("/v1/comparisons/{name}")
 async def get_comparison(name: str, service: ServiceDep, caller: CallerDep) -> Response:
     """A comparison: the summary that `halka compare` wrote, and its runs."""
 
-    def view() -> dict[str, Any]:
+    def view() -> Response:
         comparison = _named(service, caller, name)
         head = _head(comparison, caller)
         if "error" in head:
-            return {**head, "summary": None, "runs": []}
-        runs = [{"key": key, **{field: run.get(field) for field in OF_RUNS}} for key, run in comparison.runs().items()]
+            return Json({**head, "summary": None, "runs": []})
+        runs = [_run(key, run) for key, run in comparison.runs().items()]
         shown = {"summary": comparison.summary(), "runs": runs}
-        return {**head, **caller.folders.hidden_in(shown)}
+        return Json({**head, **caller.folders.hidden_in(shown)})
 
-    return Json(await service.threads.manage(view))
+    return await service.threads.read(view)
 
 
 @router.get("/v1/comparisons/{name}/answers")
@@ -57,14 +58,24 @@ async def get_answers(
     count: Annotated[int, Query(ge=1, le=PAGE)] = 20,
 ) -> Response:
     """What the methods answered, side by side: items of the test split from `start` on."""
-    comparison = await service.threads.manage(_named, service, caller, name)
-    return Json(
-        {"object": "list", "start": start, "data": await service.threads.manage(comparison.answers, start, count)}
-    )
+
+    def view() -> Response:
+        answers = _named(service, caller, name).answers(start, count)
+        return Json({"object": "list", "start": start, "data": answers})
+
+    return await service.threads.read(view)
 
 
 def _named(service: Service, caller: Caller, name: str) -> Comparison:
     return comparison_named(service.settings.comparisons_of(caller.tenant), name)
+
+
+def _run(key: str, run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run without the curve of its losses, which is long."""
+    shown = {"key": key, **{field: run.get(field) for field in OF_RUNS}}
+    if isinstance(train := shown["train"], dict):
+        shown["train"] = {name: value for name, value in train.items() if name != "curve"}
+    return shown
 
 
 def _head(comparison: Comparison, caller: Caller) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,6 +13,7 @@ from halka.server.guards.keys import MAIN
 from halka.server.service import Service, ServiceDep
 from halka.server.wire import Json
 
+KEPT = 5.0  # seconds for which the bytes that a tenant stores are not counted again
 router = APIRouter(tags=["usage"])
 
 
@@ -22,12 +24,15 @@ async def get_usage(service: ServiceDep, caller: CallerDep) -> Response:
     own["storage"]["allowed"] = caller.lease.limits.storage
     tenants = None
     if caller.tenant == MAIN and caller.may("admin"):
-        names = {*await service.threads.manage(service.tenants.names), *service.guards.usage.tenants()}
+        names = {*await service.threads.read(service.tenants.names), *service.guards.usage.tenants()}
         tenants = [await _usage(service, name) for name in sorted(names)]
     return Json({"object": "usage", "since": service.created, **own, "tenants": tenants})
 
 
 async def _usage(service: Service, tenant: str) -> dict[str, Any]:
     """What a tenant has asked and stores."""
-    stored = await service.threads.manage(service.tenants.of(tenant).storage.used)
+    counted, stored = service.stored.get(tenant, (float("-inf"), 0))
+    if time.monotonic() - counted > KEPT:
+        stored = await service.threads.read(service.tenants.of(tenant).storage.used)
+        service.stored[tenant] = time.monotonic(), stored
     return {"tenant": tenant, "adapters": service.guards.usage.of(tenant), "storage": {"used": stored}}
