@@ -34,7 +34,7 @@ def test_probes_end_in_a_verdict(read, working):
     page.locator('input[type="file"]').first.set_input_files(FILE)
     page.get_by_label("Minutes").fill("0")
     expect(page.get_by_text("More than 0, at most a day.")).to_be_visible()
-    page.get_by_label("Minutes").fill("০.০১")
+    page.get_by_label("Minutes").fill("২")
     page.get_by_label("Good enough").fill("50")
     page.get_by_text("More settings").click()
     for probe in ("What examples and passages add", "Small training runs", "Memory and time here"):
