@@ -18,9 +18,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from halka.engine import Answer, Engine, Request
-from halka.server.guards.usage import Usage
+from halka.server.guards.usage import OTHER, Usage
 
-BASE, OTHER = "(base)", "(other)"  # no adapters' names, which begin with a letter or a digit
+BASE = "(base)"  # no adapter's name, as OTHER
 SECONDS = tuple(round(0.005 * 1.3**step, 4) for step in range(40))  # up to 140 s
 GATEWAYS = "vllm:lora_requests_info"
 """The name under which gateways look for the adapters that a server works for."""

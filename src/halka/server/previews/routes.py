@@ -33,7 +33,7 @@ What = Literal["preview", "estimate"]
 @router.post("/v1/data/preview")
 async def preview_rows(draft: Draft, service: ServiceDep, caller: ManagerDep) -> Response:
     """Show what a training would read of its data: tokens, loss, lengths, repeats, rows that cannot be used."""
-    return await _looked("preview", draft, {}, service, caller)
+    return await _look_at("preview", draft, {}, service, caller)
 
 
 @router.post("/v1/data/preview/upload")
@@ -42,13 +42,13 @@ async def preview_files(
 ) -> Response:
     """The same of files: .jsonl, .json, .csv, .tsv or .parquet."""
     uploads = {DATA: data, VALIDATION: validation}
-    return await _looked("preview", read_form(DRAFT, job), uploads, service, caller)
+    return await _look_at("preview", read_form(DRAFT, job), uploads, service, caller)
 
 
 @router.post("/v1/estimate")
 async def estimate_rows(draft: Draft, service: ServiceDep, caller: ManagerDep) -> Response:
     """Estimate the memory and time of a training with these settings on this data."""
-    return await _looked("estimate", draft, {}, service, caller)
+    return await _look_at("estimate", draft, {}, service, caller)
 
 
 @router.post("/v1/estimate/upload")
@@ -57,10 +57,10 @@ async def estimate_files(
 ) -> Response:
     """The same with files: .jsonl, .json, .csv, .tsv or .parquet."""
     uploads = {DATA: data, VALIDATION: validation}
-    return await _looked("estimate", read_form(DRAFT, job), uploads, service, caller)
+    return await _look_at("estimate", read_form(DRAFT, job), uploads, service, caller)
 
 
-async def _looked(
+async def _look_at(
     what: What, draft: Draft, uploads: Mapping[str, UploadFile | None], service: Service, caller: Caller
 ) -> Response:
     async with staging(service) as folder:
