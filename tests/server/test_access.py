@@ -15,7 +15,7 @@ from halka.server.guards.access import OPEN, RIGHTS, Caller, check_host, is_loop
 from halka.server.guards.keys import ROLES
 from halka.util.errors import HalkaError
 
-GUARDED = ("/who", "/metrics", "/docs", "/openapi.json", "/mounted/inside", "/v1/models/lora", "/nothing", "//", "")
+GUARDED = ("/who", "/metrics", "/docs", "/openapi.json", "/mounted/inside", "/v1/models/lora", "/nothing")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "get")
 
 
@@ -61,7 +61,11 @@ def test_no_path_and_no_method_is_open_without_a_key(guarded, path):
 
 
 def test_what_is_open_is_named(guarded):
+    """Two paths, and for readers the page's files, which `tests/page` tries."""
     assert {"/healthz", "/readyz"} == OPEN
+    for method in METHODS:
+        is_open = guarded.call(method, "/").status_code != 401
+        assert is_open == (method in ("GET", "HEAD", "get")), method
     assert guarded.call("GET", "/healthz").status_code == 200
 
 
@@ -71,7 +75,7 @@ def test_what_is_open_is_named(guarded):
         b"/healthz/", b"//healthz", b"/healthz/../who", b"/healthz/..%2fwho", b"/%2e%2e/who", b"/healthz%00",
         b"/healthz%2f..%2fwho", b"/HEALTHZ", b"/healthz%e2%80%8b", b"/who/healthz", b"/healthz%3f", b"/./healthz",
         b"/healthz%0a", b"/%EF%BD%88ealthz", b"http://127.0.0.1/healthz", b"/healthz%20", b"\\healthz", b"*",
-        b"/healthz%252f", b"/healthz;/who",
+        b"/healthz%252f", b"/healthz;/who", b"//", b"", b"/.", b"//playground",
     ],
 )  # fmt: skip
 def test_only_the_very_path_is_open(guarded, path):
