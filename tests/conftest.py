@@ -26,6 +26,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     seed = config.getoption("randomly_seed", None)
     if seed is not None:
         terminalreporter.write_line(f"in random order: the same again with --randomly-seed={seed}")
+    skipped = [report for report in terminalreporter.stats.get("skipped", ()) if "tests/page/" in report.nodeid]
+    if skipped:
+        reason = skipped[0].longrepr[2].removeprefix("Skipped: ")
+        terminalreporter.write_line(f"{len(skipped)} tests of the page were skipped: {reason}")
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ def entries(path: Path) -> dict[str, str]:
     for line in path.read_text(encoding="utf-8").splitlines():
         opened, closed = re.match(r"\s+(\w+): \{", line), re.search(r"\},?$", line)
         above += [opened[1]] if opened else []
-        pairs = re.findall(r'(\w+): "((?:[^"\\]|\\.)*)"', line)
+        pairs = re.findall(r'"?([\w-]+)"?: "((?:[^"\\]|\\.)*)"', line)
         texts |= {".".join([*above, key]): text for key, text in pairs}
         if closed and above:
             above.pop()

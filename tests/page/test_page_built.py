@@ -30,7 +30,16 @@ def digest(folder: Path) -> str:
 
 
 def test_the_build_is_of_these_sources():
-    assert (BUILT / "sources.sha256").read_text().strip() == digest(WEB), "run scripts/page"
+    assert (BUILT / "sources.sha256").read_text().splitlines()[0] == digest(WEB), "run scripts/page"
+
+
+def test_each_built_file_is_as_it_was_built():
+    """What a merge mixed from two builds, or what was edited by hand, fails here."""
+    _, *lines = (BUILT / "sources.sha256").read_text().splitlines()
+    written = {name: sha256 for sha256, name in (line.split("  ", 1) for line in lines)}
+    files = [path for path in BUILT.rglob("*") if path.is_file() and path.name != "sources.sha256"]
+    built = {path.relative_to(BUILT).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    assert written == built, "run scripts/page"
 
 
 def test_the_build_has_what_its_index_names_and_no_code_of_its_own():
@@ -56,6 +65,10 @@ def test_the_server_knows_the_screens():
 
 
 # ── languages ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_words_with_quoted_keys_are_read():
+    assert "formats.lora-gguf" in entries(WORDS / "en" / "adapters.ts")
 
 
 @pytest.mark.parametrize("path", sorted((WORDS / "en").glob("*.ts")), ids=lambda path: path.stem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Page, expect
 
+from halka.server.page import SCREENS
 from serving_for_tests import Running
 
 
@@ -46,11 +47,18 @@ def test_a_key_signs_in_and_out(read, closed):
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
     assert reader.context.cookies() == []
 
-    page.on("response", lambda response: texts.append(response.text()) if "/v1/" in response.url else None)
+    page.on(
+        "response", lambda response: texts.append(response.text()) if "/v1/" in response.url and response.ok else None
+    )
     sign_in(page, other)
     expect(page.get_by_text("Signed in as user of acme")).to_be_visible()
     expect(page.get_by_text("There is no adapter yet")).to_be_visible()
-    assert texts
+    for path in (*SCREENS, "adapters/lora"):
+        page.goto(f"/{path}", wait_until="networkidle")
+        expect(page.locator(".waiting")).to_have_count(0)
+        assert page.locator("main").get_by_text("bottleneck").count() == 0, path
+    expect(page.get_by_role("alert")).to_be_visible()
+    assert len(texts) > len(SCREENS)
     assert not [text for text in texts if "lora" in text or "main" in text]
     assert page.get_by_role("link", name="Train").count() == 0
     page.goto("/train")
