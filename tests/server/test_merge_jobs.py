@@ -70,6 +70,14 @@ def test_a_wrong_merge_is_refused_at_once(client, job, status, param):
     assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
 
 
+@pytest.mark.parametrize("format", ["safetensors", "gguf"])
+def test_no_whole_model_is_written_of_a_quantised_base(base, store, tmp_path, format):
+    with InProcess.open(base, store, tmp_path / "data", quantize="int8") as server:
+        response = server.client.post("/v1/jobs", json={"kind": "merge", "adapter": "lora", "format": format})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "format")
+        assert "in int8" in response.json()["error"]["message"]
+
+
 def test_another_tenants_adapter_is_not_there(server):
     acme = server.key("acme", "manager")
     job = {"kind": "merge", "adapter": "lora"}

@@ -217,6 +217,9 @@ def _merge(job: MergeJob, tenant: Tenant, settings: ServerSettings) -> list[str]
     _check_stored(tenant, job.adapter, "adapter")
     if job.dtype == "q8_0" and job.format != "gguf":
         raise ApiError(400, "q8_0 is for gguf alone", param="dtype")
+    if settings.quantize is not None and job.format in ("safetensors", "gguf"):
+        why = f"the server's base is in {settings.quantize}, and a whole model is written unquantised"
+        raise ApiError(400, f"{why}: write the adapter alone (lora-gguf, peft, vllm)", param="format")
     into = None if job.format is None else f"{MERGED}.gguf" if job.format.endswith("gguf") else MERGED
     flags = {
         "store": str(tenant.store.folder),
