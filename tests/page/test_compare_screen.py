@@ -50,7 +50,7 @@ def test_a_report_is_browsed(read, shelf):
         percent(exact["value"]),
         f"{percent(exact['low'])} to {percent(exact['high'])}",
         percent(lora["relative"]),
-        f"{lora['trainable'] / 1e6:.3g}m",
+        f"{lora['trainable'] / 1e6:.3g}M",
         percent(lora["share"]),
         f"{lora['beyond']['mean'] / 1e9:.1f} GB",
         f"{lora['forgetting']['mean']:+.3f}",

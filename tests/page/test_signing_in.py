@@ -46,6 +46,9 @@ def test_a_key_signs_in_and_out(read, closed):
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
     assert reader.context.cookies() == []
+    page.go_back()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+    assert page.locator("option", has_text="lora").count() == 0
 
     page.on(
         "response", lambda response: texts.append(response.text()) if "/v1/" in response.url and response.ok else None
@@ -75,4 +78,4 @@ def test_a_key_that_is_revoked_ends_at_the_next_call(read, closed):
     keys.revoke(entry.id)
     page.get_by_role("button", name="Ask", exact=True).click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
-    assert "prompt=Hello" in page.url
+    assert "/playground?model=tiny" in page.url

@@ -21,10 +21,23 @@ export interface Call {
 }
 
 let refused: () => void = () => {};
+let holds = 0;
+let held = false;
 
 /** Register what happens when the server no longer knows who calls. */
 export function whenRefused(then: () => void): void {
   refused = then;
+}
+
+/** Sign nobody out while what is shown is shown but once; the function that ends this does what was held back. */
+export function holdRefusal(): () => void {
+  holds += 1;
+  return () => {
+    holds -= 1;
+    if (holds || !held) return;
+    held = false;
+    refused();
+  };
 }
 
 /** The response of a call. Throws ApiError for any other than a 2xx, and where the server cannot be reached. */
@@ -76,10 +89,15 @@ export function errorIn(body: unknown, status: number): ApiError | null {
   return new ApiError(error["message"], status, text(error["code"]), text(error["param"]));
 }
 
-/** The error of a response that is no 2xx, by its body; who is refused has to sign in. */
+/** The error of a response that is no 2xx, or that ends a stream, by its body; who is refused has to sign in. */
 export function failureOf(path: string, body: unknown, status: number): ApiError {
-  if (status === 401 && path !== "/v1/session") refused();
-  return errorIn(body, status) ?? new ApiError(`HTTP ${status}`, status);
+  const error = errorIn(body, status) ?? new ApiError(`HTTP ${status}`, status);
+  const nobody = status === 401 || ["session_ended", "invalid_api_key"].includes(error.code ?? "");
+  if (nobody && path !== "/v1/session") {
+    if (holds) held = true;
+    else refused();
+  }
+  return error;
 }
 
 // ── what several screens ask for ─────────────────────────────────────────────────────────────────────────────────────

@@ -4,14 +4,14 @@ import { choose, language, LANGUAGES, theme, THEMES, type Language } from "./cho
 import { Button } from "./parts/button";
 import { Choice } from "./parts/field";
 import { Icon, Mark } from "./parts/icons";
-import { Empty, Failure } from "./parts/notice";
+import { Empty, Failure, Notice } from "./parts/notice";
 import { Waiting } from "./parts/progress";
 import { go, link, parts } from "./router";
 import { Shown } from "./screens/shown";
 import { screens } from "./screens/screens";
 import { ask, may, session, signOut } from "./session";
 import { SignIn } from "./sign-in";
-import { fill, words } from "./words/words";
+import { fill, renewed, words } from "./words/words";
 
 export function App() {
   const { shell } = words.value;
@@ -91,6 +91,12 @@ export function Choices() {
         options={(Object.keys(LANGUAGES) as Language[]).map((value) => ({ value, text: LANGUAGES[value], lang: value }))} />
       <Choice label={shell.theme} value={theme.value} onValue={(value) => { theme.value = value; }}
         options={THEMES.map((value) => ({ value, text: <Icon name={value} />, title: titles[value] }))} />
+      {renewed.value && (
+        <Notice kind="warning">
+          <p>{shell.renewed}. {shell.renewedHint}</p>
+          <Button icon="again" onClick={() => location.reload()}>{shell.reload}</Button>
+        </Notice>
+      )}
     </div>
   );
 }

@@ -1,5 +1,5 @@
 // Server-sent events over fetch: a stream that breaks says so, and one that can go on does.
-import { ApiError, call, errorIn, type Call } from "./api";
+import { ApiError, call, errorIn, failureOf, type Call } from "./api";
 
 export interface ServerEvent {
   id: string | null;
@@ -16,8 +16,8 @@ export async function* events(path: string, options: Call, last: (event: ServerE
   try {
     for await (const event of parsed(response)) {
       if (event.event === "message" || event.event === "error") {
-        const error = event.data.startsWith("{") ? errorIn(JSON.parse(event.data), response.status) : null;
-        if (error) throw error;
+        const body: unknown = event.data.startsWith("{") ? JSON.parse(event.data) : null;
+        if (errorIn(body, response.status)) throw failureOf(path, body, response.status);
       }
       if (last(event)) return void (yield event);
       yield event;
@@ -42,13 +42,16 @@ export async function* lastingEvents(path: string, signal: AbortSignal, last: (e
       }
       return;
     } catch (error) {
-      const passing = error instanceof BrokenStream || (error instanceof ApiError && [0, 502, 503].includes(error.status));
+      const passing = error instanceof BrokenStream || (error instanceof ApiError && isPassing(error));
       if (!passing || ++failed > times) throw error;
       await new Promise((resolve) => setTimeout(resolve, 250 * 2 ** failed));
       signal.throwIfAborted();
     }
   }
 }
+
+/** Whether the same call may go well in a moment; what ends a stream has no status of its own. */
+const isPassing = ({ status, code }: ApiError) => [0, 502, 503].includes(status) || ["keys_unreadable", "timeout"].includes(code ?? "");
 
 async function* parsed(response: Response): AsyncGenerator<ServerEvent> {
   if (!response.body) return;

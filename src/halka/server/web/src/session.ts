@@ -14,7 +14,6 @@ export interface Session {
   keys_required: boolean;
 }
 
-const EVERYBODY: Session = { tenant: "main", role: "admin", key: null, expires: null, keys_required: false };
 const ABOVE: Record<Role, number> = { monitor: 0, user: 1, manager: 2, admin: 3 };
 
 /** What the server answers to nobody: the same with nulls. */
@@ -30,10 +29,8 @@ export async function ask(): Promise<void> {
     const answer = await get<Answer>("/v1/session");
     session.value = answer.role === null ? null : answer;
   } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    if (error.status === 404) session.value = EVERYBODY;
-    else if (error.status === 401) session.value = null;
-    else throw error;
+    if (!(error instanceof ApiError && error.status === 401)) throw error;
+    session.value = null;
   }
 }
 
@@ -43,8 +40,15 @@ export async function signIn(key: string): Promise<void> {
   location.reload();
 }
 
+/** Sign out; nothing stays in this tab, nor in what the browser keeps of it to go back to. */
 export async function signOut(): Promise<void> {
   await call("/v1/session", { method: "DELETE" });
+  session.value = null;
+  try {
+    sessionStorage.clear();
+  } catch {
+    // a browser that keeps nothing
+  }
   location.assign("/");
 }
 

@@ -1,5 +1,6 @@
 import type { ComponentChildren } from "preact";
-import { useEffect, useId, useRef } from "preact/hooks";
+import { useEffect, useId, useLayoutEffect, useRef } from "preact/hooks";
+import { holdRefusal } from "../api";
 import { words } from "../words/words";
 import { Button } from "./button";
 
@@ -13,6 +14,8 @@ export function Dialog({ title, onClose, children, wide = false, firm = false }:
 }) {
   const dialog = useRef<HTMLDialogElement>(null);
   const id = useId();
+  const pressedBeside = useRef(false);
+  useLayoutEffect(() => (firm ? holdRefusal() : undefined), [firm]);
   useEffect(() => {
     const before = document.activeElement;
     dialog.current?.showModal();
@@ -22,7 +25,9 @@ export function Dialog({ title, onClose, children, wide = false, firm = false }:
     <dialog ref={dialog} class={wide ? "dialog wide" : "dialog"} aria-labelledby={id} onCancel={(event) => {
       event.preventDefault();
       if (!firm) onClose();
-    }} onClick={(event) => !firm && event.target === dialog.current && onClose()}>
+    }} onMouseDown={(event) => {
+      pressedBeside.current = event.target === dialog.current;
+    }} onClick={(event) => !firm && pressedBeside.current && event.target === dialog.current && onClose()}>
       <div class="dialog-inside">
         <header>
           <h2 id={id}>{title}</h2>

@@ -13,10 +13,20 @@ const LANGUAGES: Record<Language, () => Promise<{ default: Words }>> = {
 };
 const current = signal<{ language: Language; words: Words } | null>(null);
 
-/** Load a language's texts; the page is drawn anew when they are there. */
+/** Whether a language's file is gone, as after an update of the server. */
+export const renewed = signal(false);
+
+/** Load a language's texts; the page is drawn anew when they are there. If they are not, the language before stays. */
 export async function speak(wanted: Language): Promise<void> {
-  const { default: words } = await LANGUAGES[wanted]();
-  if (wanted === language.peek()) current.value = { language: wanted, words };
+  try {
+    const { default: words } = await LANGUAGES[wanted]();
+    if (wanted === language.peek()) current.value = { language: wanted, words };
+  } catch (error) {
+    const before = current.peek();
+    if (!before) throw error;
+    renewed.value = true;
+    if (wanted === language.peek()) language.value = before.language;
+  }
 }
 
 export const words = computed<Words>(() => {
@@ -42,7 +52,8 @@ export function count(forms: { one: string; other: string }, n: number): string 
 const locale = () => ({ en: "en-GB", bn: "bn-BD" })[current.value?.language ?? "en"];
 
 export function number(value: number, options: Intl.NumberFormatOptions = {}): string {
-  return new Intl.NumberFormat(locale(), { maximumFractionDigits: 2, ...options }).format(value);
+  const plain = options.notation === "compact" ? locale().replace("en-GB", "en") : locale(); // 4.88M, not 4.88m
+  return new Intl.NumberFormat(plain, { maximumFractionDigits: 2, ...options }).format(value);
 }
 
 /** A number as somebody types it, in Latin or Bengali digits; NaN: none. */
