@@ -51,6 +51,14 @@ def test_a_file_becomes_an_adapter_that_is_scored_beside_the_base(read, working)
     page.get_by_text("The same in a terminal").first.click()
     expect(page.get_by_role("tabpanel")).to_contain_text("--validation 0.1")
     expect(page.get_by_role("tabpanel")).to_contain_text("--steps 6")
+    page.get_by_label("Learning rate", exact=True).fill("0,0001")
+    page.get_by_label("Learning rate", exact=True).press("Enter")
+    page.get_by_text("More settings").click()
+    page.get_by_role("button", name="Start training").click()
+    expect(page.get_by_label("Learning rate", exact=True)).to_be_focused()
+    page.get_by_label("Learning rate", exact=True).fill("0.001")
+    page.get_by_label("Learning rate", exact=True).press("Enter")
+    assert page.url.endswith("/train")
     page.get_by_role("button", name="Start training").click()
 
     page.wait_for_url(re.compile(r"/train/job-\w+$"))
@@ -99,6 +107,7 @@ def test_errors_are_the_apis_at_their_field(read, working):
     page.goto('/train?settings={"method":"lora","rank":-1}')
     page.locator(FILE).set_input_files(upload(ROWS))
     expect(page.locator(".wrong")).to_contain_text("rank", timeout=PATIENCE)
+    assert page.url.endswith("/train")  # which goes over what is typed no second time
     page.locator(FILE).set_input_files({"name": "a.pdf", "mimeType": "application/pdf", "buffer": b"%PDF"})
     expect(page.get_by_role("alert").first).to_contain_text("use .jsonl", timeout=PATIENCE)
 

@@ -8,8 +8,9 @@ import { SelectField, TextField } from "../../parts/field";
 import { useAction } from "../../parts/loading";
 import { Failure, Notice } from "../../parts/notice";
 import { Code, quoted, Terminal } from "../../parts/terminal";
+import { showWrong } from "../../parts/wrong";
 import { session, type Role } from "../../session";
-import { fill, number, words } from "../../words/words";
+import { fill, number, typed, words } from "../../words/words";
 import { KEYS, LIMITS, type Key, type Limit } from "./keys";
 
 const MAIN = "main";
@@ -28,7 +29,7 @@ export function NewKey({ first, onClose }: { first: boolean; onClose: () => void
   const [text, setText] = useState<string | null>(null);
   const { busy, failure, run } = useAction();
   const wrong = (limit: Limit) => {
-    const value = Number(limits[limit]);
+    const value = typed(limits[limit]);
     return limits[limit].trim() !== "" && !(value > 0 && (limit === "storage" || Number.isInteger(value)));
   };
   const filled = LIMITS.filter((limit) => limits[limit].trim() !== "" && !wrong(limit));
@@ -36,12 +37,12 @@ export function NewKey({ first, onClose }: { first: boolean; onClose: () => void
     ...(tenant.trim() !== own && { tenant: tenant.trim() }),
     role,
     ...(days && { expires: new Date(Date.now() + Number(days) * 86_400_000).toISOString() }),
-    ...(filled.length && { limits: Object.fromEntries(filled.map((limit) => [limit, Math.round(Number(limits[limit]) * (limit === "storage" ? GB : 1))])) }),
+    ...(filled.length && { limits: Object.fromEntries(filled.map((limit) => [limit, Math.round(typed(limits[limit]) * (limit === "storage" ? GB : 1))])) }),
     ...(note.trim() && { note: note.trim() }),
   });
   const flags = [
     ...(tenant.trim() !== MAIN ? [`--tenant ${quoted(tenant.trim())}`] : []), `--role ${role}`, ...(days ? [`--expires ${days}d`] : []),
-    ...filled.map((limit) => `--${limit} ${limits[limit].trim()}${limit === "storage" ? "GB" : ""}`), ...(note.trim() ? [`--note ${quoted(note.trim())}`] : []),
+    ...filled.map((limit) => `--${limit} ${typed(limits[limit])}${limit === "storage" ? "GB" : ""}`), ...(note.trim() ? [`--note ${quoted(note.trim())}`] : []),
   ];
   if (text !== null) {
     return (
@@ -56,7 +57,8 @@ export function NewKey({ first, onClose }: { first: boolean; onClose: () => void
     <Dialog title={w.newKey} onClose={() => !busy && onClose()}>
       <form class="stack" noValidate onSubmit={(event) => {
         event.preventDefault();
-        if (!busy && !LIMITS.some(wrong)) run(async () => setText((await post<Key & { key: string }>(KEYS, body())).key));
+        if (LIMITS.some(wrong)) showWrong(event.currentTarget);
+        else if (!busy) run(async () => setText((await post<Key & { key: string }>(KEYS, body())).key));
       }}>
         {first && <Notice kind="warning">{w.firstHint}</Notice>}
         <SelectField label={w.role} value={role} onValue={(value) => setRole(value as Role)} hint={w.may[role]}

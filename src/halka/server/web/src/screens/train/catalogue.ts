@@ -50,6 +50,10 @@ export function fits(setting: Setting, text: string): boolean {
   return true;
 }
 
+/** Whether a value cannot be of its setting's type. */
+export const anyWrong = (all: Catalogue, method: string, values: Values) =>
+  fieldsOf(all, method).some((setting) => values[setting.path]?.trim() && !fits(setting, values[setting.path] ?? ""));
+
 /** The values that differ from their defaults, as `settings` of a job. */
 export function settingsOf(all: Catalogue, method: string, values: Values): Record<string, unknown> {
   const settings: Record<string, unknown> = { method };

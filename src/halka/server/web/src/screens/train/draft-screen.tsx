@@ -8,10 +8,11 @@ import { SelectField, TextField } from "../../parts/field";
 import { Failure } from "../../parts/notice";
 import { Waiting } from "../../parts/progress";
 import { Code, Terminal } from "../../parts/terminal";
+import { showWrong } from "../../parts/wrong";
 import { go, link, query } from "../../router";
 import { fill, number, words } from "../../words/words";
 import { Heading } from "../shown";
-import { catalogue, type Catalogue } from "./catalogue";
+import { anyWrong, catalogue, type Catalogue } from "./catalogue";
 import { change, chooseFile, chooseSettings, draft, KINDS, look, start, trainCommands } from "./draft";
 import { JobList } from "../../jobs/list";
 import { MethodChoice } from "./method";
@@ -42,7 +43,7 @@ export function DraftScreen() {
   );
 }
 
-/** Settings in the address, as an advice or a link gives them: `?settings={"method": …}`. */
+/** Take over, once, the settings in the address, as an advice or a link gives them: `?settings={"method": …}`. */
 function settingsOfAddress(all: Catalogue): void {
   const text = query.peek().get("settings");
   if (!text) return;
@@ -52,6 +53,7 @@ function settingsOfAddress(all: Catalogue): void {
   } catch {
     // no settings
   }
+  go(link("train"), { replace: true });
 }
 
 function Draft({ all, models }: { all: Catalogue; models: Model[] }) {
@@ -65,6 +67,7 @@ function Draft({ all, models }: { all: Catalogue; models: Model[] }) {
   const begin = (event: Event) => {
     event.preventDefault();
     if (starting || !one.file) return;
+    if (anyWrong(all, one.method || all.default, one.values)) return showWrong(event.currentTarget);
     setStarting(true);
     setFailure(null);
     start(all, one).then((job) => {
@@ -74,7 +77,7 @@ function Draft({ all, models }: { all: Catalogue; models: Model[] }) {
   };
   const ofName = failure instanceof ApiError && failure.param === "name" ? failure.message : null;
   return (
-    <form class="stack" onSubmit={begin} noValidate>
+    <form class="stack" onSubmit={begin} onKeyDown={keepSettings} noValidate>
       <Part at={1} title={w.data}>
         <FileDrop label={w.drop} hint={w.dropHint} accept={KINDS} file={one.file} onFile={chooseFile} />
         {!one.file && <details class="more"><summary>{w.forms}</summary><Code text={FORMS} /></details>}
@@ -105,6 +108,12 @@ function Draft({ all, models }: { all: Catalogue; models: Model[] }) {
       </Part>
     </form>
   );
+}
+
+/** Enter begins at the name alone: in a setting it is a slip. */
+function keepSettings(event: KeyboardEvent): void {
+  const field = event.target instanceof HTMLInputElement && event.target.type !== "file" && !event.target.closest(".begin");
+  if (event.key === "Enter" && field) event.preventDefault();
 }
 
 function Part({ at, title, children }: { at: number; title: string; children: ComponentChildren }) {
@@ -149,7 +158,7 @@ function useLook<T>(what: "data/preview" | "estimate", all: Catalogue, pause: nu
       clearTimeout(timer);
       controller.abort();
     };
-  }, [file, validation, changes, times]);
+  }, [file, held === "file" && validation, changes, times]);
   return { ...state, again: () => setTimes(times + 1) };
 }
 
