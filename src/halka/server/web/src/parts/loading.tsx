@@ -8,7 +8,7 @@ import { Waiting } from "./progress";
 export interface Loading<T> {
   value: T | null;
   failure: unknown;
-  /** Ask again; what is there is shown meanwhile. */
+  /** Ask again; what is there stays meanwhile, and where that fails. */
   again: () => void;
 }
 
@@ -16,32 +16,48 @@ export interface Loading<T> {
 export function useLoading<T>(load: () => Promise<T>, inputs: unknown[]): Loading<T> {
   const [state, setState] = useState<{ value: T | null; failure: unknown }>({ value: null, failure: null });
   const newest = useRef(0);
-  const ask = (value: T | null) => {
+  const again = () => {
     const mine = ++newest.current;
-    const settle = (to: { value: T | null; failure: unknown }) => mine === newest.current && setState(to);
-    setState({ value, failure: null });
-    load().then((loaded) => settle({ value: loaded, failure: null }), (failure: unknown) => settle({ value: null, failure }));
+    setState(({ value }) => ({ value, failure: null }));
+    load().then(
+      (value) => mine === newest.current && setState({ value, failure: null }),
+      (failure: unknown) => mine === newest.current && setState(({ value }) => ({ value, failure })),
+    );
   };
   useEffect(() => {
-    ask(null);
+    setState({ value: null, failure: null });
+    again();
     return () => void ++newest.current;
   }, inputs);
-  return { ...state, again: () => ask(state.value) };
+  return { ...state, again };
 }
 
 export function Loaded<T>({ of: { value, failure, again }, children }: { of: Loading<T>; children: (value: T) => ComponentChildren }) {
-  if (failure) return <Failure error={failure} again={again} />;
-  return value === null ? <Waiting label={words.value.shell.loading} /> : <>{children(value)}</>;
+  return (
+    <>
+      {failure && <Failure error={failure} again={again} />}
+      {value !== null ? children(value) : !failure && <Waiting label={words.value.shell.loading} />}
+    </>
+  );
 }
 
-/** Something that a button does: whether it runs, and why it failed the last time. */
+/** Something that a button does: whether it runs, and why it failed the last time.
+ *
+ * What is begun anew, or gone from the page, counts no more: its signal is aborted.
+ */
 export function useAction() {
   const [busy, setBusy] = useState(false);
   const [failure, setFailure] = useState<unknown>(null);
-  const run = (action: () => Promise<unknown>) => {
+  const newest = useRef(new AbortController());
+  useEffect(() => () => newest.current.abort(), []);
+  const run = (action: (signal: AbortSignal) => Promise<unknown>) => {
+    newest.current.abort();
+    const { signal } = (newest.current = new AbortController());
     setBusy(true);
     setFailure(null);
-    action().catch(setFailure).finally(() => setBusy(false));
+    action(signal)
+      .catch((error: unknown) => signal.aborted || setFailure(error))
+      .finally(() => signal.aborted || setBusy(false));
   };
   return { busy, failure, run };
 }

@@ -53,7 +53,7 @@ export function Merge({ adapter }: { adapter: Whole }) {
     if (!waiting) return;
     const looking = setInterval(jobs.again, 1500);
     return () => clearInterval(looking);
-  }, [waiting]);
+  }, [waiting, of]);
   const body = { kind: "merge", adapter: of, ...(format && { format }), ...(format && dtype && { dtype }), ...(force && { force }) };
   const into = format.endsWith("gguf") ? `${adapter.id}.gguf` : `${adapter.id}-merged`;
   const flags = [...(format ? [`--into ${quoted(into)} --as ${format}`] : []), ...(format && dtype ? [`--to-dtype ${dtype}`] : []), ...(force ? ["--force"] : [])];

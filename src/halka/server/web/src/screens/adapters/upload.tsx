@@ -31,7 +31,7 @@ export function Upload({ name, onDone, onClose }: { name: string | null; onDone:
     form.append("name", chosen.trim());
     for (const file of files) form.append("files", file, file.name);
     setShare(0);
-    run(async () => onDone(await send<Adapter>(ADAPTERS, form, setShare)));
+    run(async (signal) => onDone(await send<Adapter>(ADAPTERS, form, setShare, signal)));
   };
   const called = chosen.trim() || "support";
   const sent = files.length ? files.map((file) => file.name) : FILES;

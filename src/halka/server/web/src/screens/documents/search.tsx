@@ -29,8 +29,9 @@ export function Search({ collection, documents }: { collection: string; document
   const [found, setFound] = useState<Found | null>(null);
   const { busy, failure, run } = useAction();
   const body = { query: question.trim(), mode, count: COUNT, ...(document && { document }) };
-  const search = () => question.trim() && run(async () => {
-    const { data } = await post<List<Hit>>(`${pathOf(collection)}/search`, body);
+  const search = () => question.trim() && run(async (signal) => {
+    const { data } = await post<List<Hit>>(`${pathOf(collection)}/search`, body, signal);
+    if (signal.aborted) return;
     setFound({ question: question.trim(), mode, hits: data });
   });
   useEffect(() => void search(), [mode, document]);

@@ -1,5 +1,5 @@
 // Takes files into a collection, one after the other, and says of each what came of it.
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import type { List } from "../../api";
 import { Button } from "../../parts/button";
 import { TextField } from "../../parts/field";
@@ -25,12 +25,14 @@ export function Upload({ collection, open, onDone }: { collection: string; open:
   const [missing, setMissing] = useState(false);
   const [under, setUnder] = useState<{ name: string; at: number; of: number; share: number } | null>(null);
   const [outcomes, setOutcomes] = useState<Outcome[]>([]);
+  const [gone] = useState(() => new AbortController());
+  useEffect(() => () => gone.abort(), []);
   const put = (file: File, onShare: (share: number) => void) => {
     const form = new FormData();
     form.append("files", file, file.name);
     for (const reader of labelsIn(readers)) form.append("readers", reader);
     for (const tag of labelsIn(tags)) form.append("tags", tag);
-    return send<List<Taken>>(`${pathOf(collection)}/documents`, form, onShare);
+    return send<List<Taken>>(`${pathOf(collection)}/documents`, form, onShare, gone.signal);
   };
   const submit = async (event: Event) => {
     event.preventDefault();
@@ -41,6 +43,7 @@ export function Upload({ collection, open, onDone }: { collection: string; open:
       const step = (share: number) => setUnder({ name: file.name, at: at + 1, of: files.length, share });
       step(0);
       await put(file, step).then(({ data: [taken] }) => done.push({ name: file.name, ...(taken ? { taken } : {}) }), (failure: unknown) => done.push({ name: file.name, failure }));
+      if (gone.signal.aborted) return;
       setOutcomes([...done]);
     }
     setUnder(null);

@@ -1,8 +1,9 @@
 // The conversation: each turn has one prompt, and an answer of every column, which streams in.
-import { signal, type Signal } from "@preact/signals";
+import { effect, signal, type Signal } from "@preact/signals";
 import { events } from "../../events";
+import { session } from "../../session";
 import { typed } from "../../words/words";
-import { columns, type Column } from "./columns";
+import { columns, removeColumn, type Column } from "./columns";
 
 export interface Source {
   number: number;
@@ -70,13 +71,23 @@ export function askAgain(turn: Turn, column: Column): void {
 }
 
 export function stop(only?: Signal<Answer>): void {
-  for (const [one, controller] of running.value) if (!only || one === only) controller.abort();
+  for (const [one, controller] of running.peek()) if (!only || one === only) controller.abort();
+}
+
+/** Remove a column; nobody waits for its answers any more. */
+export function closeColumn(id: number): void {
+  for (const [one, controller] of running.peek()) if (one.peek().column.id === id) controller.abort();
+  removeColumn(id);
 }
 
 export function forget(): void {
   stop();
   turns.value = [];
 }
+
+effect(() => {
+  if (session.value === null) stop();
+});
 
 /** What a column is asked at a turn: the body of POST /v1/chat/completions. */
 export function bodyOf(column: Column, prompt: string, before: Turn[]): Record<string, unknown> {
