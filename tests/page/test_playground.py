@@ -61,7 +61,13 @@ def test_base_and_adapter_answer_side_by_side(read, open_server):
     page.get_by_role("button", name="Ask lora again").click()
     expect(page.get_by_text("cut off at its most tokens")).to_have_count(4)
     assert bodies[4] == bodies[3]
-    page.wait_for_url("**/playground?model=tiny&model=lora&prompt=And+where%3F")
+    page.wait_for_url("**/playground?model=tiny&model=lora")  # what was asked stands in no history
+    page.get_by_role("link", name="Playground").click()
+    page.wait_for_url("**/playground?model=tiny&model=lora")
+    page.get_by_role("textbox", name="Your message").fill("And then?")
+    page.wait_for_url("**/playground?model=tiny&model=lora&prompt=And+then%3F")
+    page.get_by_role("textbox", name="Your message").fill("ক" * 300)
+    page.wait_for_url("**/playground?model=tiny&model=lora")
     page.get_by_role("button", name="New conversation").click()
     expect(page.get_by_role("article")).to_have_count(0)
 
@@ -108,9 +114,11 @@ def test_errors_are_the_apis_and_broken_streams_say_so(read):
 def test_an_answer_is_stopped(read):
     page = read().page
     page.route(CHATS, lambda route: None)
-    page.goto("/playground?model=tiny")
+    page.goto("/playground?model=tiny&model=lora")
     ask(page, "Hello")
-    expect(page.get_by_text("Waiting for the first token")).to_be_visible()
+    expect(page.get_by_text("Waiting for the first token")).to_have_count(2)
+    with page.expect_event("requestfailed"):
+        page.get_by_role("button", name="Remove lora").click()
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.get_by_role("article").get_by_text("stopped")).to_be_visible()
     page.unroute_all(behavior="ignoreErrors")

@@ -18,7 +18,13 @@ export function curl(path: string, { method, json, form = [], into }: Curl = {})
     `curl ${method && method !== implied ? `-X ${method} ` : ""}${quoted(location.origin + path)}`,
     ...(session.value?.keys_required ? ['-H "Authorization: Bearer $HALKA_API_KEY"'] : []),
     ...(json === undefined ? [] : ["-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(json))}`]),
-    ...form.map(([name, value]) => `-F ${quoted(`${name}=${value}`)}`),
+    ...form.map(([name, value]) => `-F ${quoted(`${name}=${value.startsWith("@") ? fileOf(value.slice(1)) : value}`)}`),
     ...(into === undefined ? [] : [`-o ${quoted(into)}`]),
   ].join(" \\\n  ");
+}
+
+/** A file as curl reads its name, in which some characters mean something. */
+function fileOf(name: string): string {
+  const apart = name.startsWith("-") ? `./${name}` : name;
+  return /[;,"\\]/.test(apart) ? `@"${apart.replace(/["\\]/g, "\\$&")}"` : `@${apart}`;
 }

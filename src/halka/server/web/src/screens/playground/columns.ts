@@ -50,12 +50,13 @@ export function columnsFrom(query: URLSearchParams, models: Model[]): void {
   }
 }
 
-const LONG = 4000; // characters of a prompt that an address holds; servers take no endless ones
+const LONG = 2000; // characters of a query that every server takes
 
-/** The address of these columns with a prompt. */
-export function addressOf(prompt: string): string {
+/** The address of these columns with a draft, if it is short; what was asked stands in no history. */
+export function addressOf(draft: string): string {
   const query = new URLSearchParams();
   for (const { model, collection } of columns.value) query.append("model", collection ? `${model}:${collection}` : model);
-  if (prompt && prompt.length <= LONG) query.append("prompt", prompt);
-  return `/playground?${query}`;
+  const alone = `/playground?${query}`;
+  if (draft) query.append("prompt", draft);
+  return String(query).length > LONG ? alone : `/playground?${query}`;
 }

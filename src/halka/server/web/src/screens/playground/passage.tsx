@@ -22,7 +22,7 @@ export function Passage({ collection, source, onClose }: { collection: string; s
   const [failure, setFailure] = useState<unknown>(null);
   const here = useRef<HTMLElement>(null);
   useEffect(() => {
-    const query = { query: source.text.slice(0, 1000), document: source.document, count: MANY };
+    const query = { query: [...source.text].slice(0, 1000).join(""), document: source.document, count: MANY };
     post<List<Piece>>(`/v1${link("collections", collection, "search")}`, query).then(({ data }) => {
       const others = data.filter((piece) => !same(piece, source));
       setPieces([...others, source].sort((a, b) => (a.page ?? 0) - (b.page ?? 0) || a.start - b.start));

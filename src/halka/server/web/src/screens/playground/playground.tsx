@@ -11,10 +11,10 @@ import { go, parts, query } from "../../router";
 import { fill, words } from "../../words/words";
 import { Heading } from "../shown";
 import { AnswerCard } from "./answer";
-import { addColumn, addressOf, answering, changeColumn, columns, columnsFrom, removeColumn, type Column } from "./columns";
+import { addColumn, addressOf, answering, changeColumn, columns, columnsFrom, type Column } from "./columns";
 import { commandsOf } from "./commands";
 import { Composer } from "./composer";
-import { ask, askAgain, bodyOf, busy, forget, turns, type Turn } from "./conversation";
+import { ask, askAgain, bodyOf, busy, closeColumn, forget, turns, type Turn } from "./conversation";
 
 export default function Playground() {
   const w = words.value.playground;
@@ -33,12 +33,12 @@ export default function Playground() {
   };
   useEffect(load, []);
   const prompt = draft || turns.value.at(-1)?.prompt || "";
-  const address = addressOf(prompt);
+  const address = addressOf(draft);
   useEffect(() => {
     if (!models) return;
     const later = setTimeout(() => (parts.peek()[0] ?? "playground") === "playground" && go(address, { replace: true }), 300);
     return () => clearTimeout(later);
-  }, [address, models]);
+  }, [address, models, query.value]);
   const send = () => {
     ask(draft.trim());
     setDraft("");
@@ -89,7 +89,7 @@ function Head({ column, models, collections }: { column: Column; models: Model[]
           options={withOwn(["", ...from], column.collection).map((value) => ({ value, text: value || w.noDocuments }))} />
       </div>
       {columns.value.length > 1 && (
-        <Button kind="quiet" icon="close" label={fill(w.removeColumn, { model: column.model })} onClick={() => removeColumn(column.id)} />
+        <Button kind="quiet" icon="close" label={fill(w.removeColumn, { model: column.model })} onClick={() => closeColumn(column.id)} />
       )}
     </div>
   );
