@@ -71,10 +71,17 @@ def test_a_key_signs_in_and_out(read, closed):
 def test_a_key_that_is_revoked_ends_at_the_next_call(read, closed):
     keys = closed.service.guards.keys
     key, entry = keys.add("main", "user")
-    page = read(closed.url).page
+    reader = read(closed.url)
+    page = reader.page
     page.goto("/playground?model=tiny&prompt=Hello")
     sign_in(page, key)
     page.get_by_role("button", name="Ask", exact=True).wait_for()
+    page.get_by_label("Your message").fill("Who?")
+    reader.context.clear_cookies()
+    page.get_by_role("button", name="Ask", exact=True).click()
+    sign_in(page, key)
+    expect(page.get_by_role("article")).to_have_count(1)  # the same key goes on where its session ended
+    page.get_by_label("Your message").fill("Hello")
     keys.revoke(entry.id)
     page.get_by_role("button", name="Ask", exact=True).click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")

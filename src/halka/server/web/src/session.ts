@@ -34,10 +34,15 @@ export async function ask(): Promise<void> {
   }
 }
 
-/** Sign in; the page begins anew, so that nothing stays of who was here before. */
+/** The key of a session that ended in the midst of something. */
+let ended: string | null = null;
+
+/** Sign in; the page begins anew, so that nothing stays of who was here before, unless the same key goes on. */
 export async function signIn(key: string): Promise<void> {
   await post("/v1/session", { key });
-  location.reload();
+  const answer = await get<Answer>("/v1/session");
+  if (answer.role !== null && answer.key !== null && answer.key === ended) session.value = answer;
+  else location.reload();
 }
 
 /** Sign out; nothing stays in this tab, nor in what the browser keeps of it to go back to. */
@@ -53,5 +58,6 @@ export async function signOut(): Promise<void> {
 }
 
 whenRefused(() => {
+  ended = session.value?.key ?? ended;
   session.value = null;
 });
