@@ -68,8 +68,22 @@ def test_an_upload_that_is_none_says_why(read, shelf):
     running, files = shelf
     page = read(running.url, viewport={"width": 390, "height": 800}).page
     page.goto("/adapters")
+    expect(page.get_by_role("article").first).to_be_visible()
+    page.route("**/v1/adapters", lambda route: None)
     page.get_by_role("button", name="Upload").click()
     dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Name").fill("mine")
+    dialog.get_by_label("Name").hover()
+    page.mouse.down()
+    page.mouse.move(2, 2)
+    page.mouse.up()
+    expect(dialog.get_by_label("Name")).to_have_value("mine")
+    dialog.get_by_label("Choose files").set_input_files(files)
+    dialog.get_by_role("button", name="Upload").click()
+    with page.expect_event("requestfailed"):
+        dialog.get_by_role("button", name="Cancel").click()
+    page.unroute_all(behavior="ignoreErrors")
+    page.get_by_role("button", name="Upload").click()
     dialog.get_by_label("Name").fill("mine")
     dialog.get_by_label("Choose files").set_input_files(
         [{"name": "adapter_model.bin", "mimeType": "application/octet-stream", "buffer": b"pickle"}]

@@ -46,6 +46,31 @@ def test_the_language_and_the_theme_are_chosen_and_stay(read):
     assert page.evaluate("document.documentElement.dataset.theme") == "light"
 
 
+def test_a_language_that_is_gone_leaves_the_one_before(read):
+    page = read(locale="en-GB").page
+    page.route("**/assets/bn-*.js", lambda route: route.fulfill(status=404))
+    page.goto("/train")
+    page.get_by_role("radio", name="বাংলা").click()
+    expect(page.get_by_role("status").filter(has_text="The page was updated on the server")).to_be_visible()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Train")
+    assert page.evaluate("document.documentElement.lang") == "en"
+    page.get_by_role("button", name="Load again").click()
+    expect(page.get_by_text("The page did not load completely.")).to_be_visible()
+    expect(page.get_by_text("পাতাটি পুরোপুরি লোড হয়নি।")).to_be_visible()
+
+
+def test_a_file_dropped_beside_its_place_is_not_opened(read):
+    page = read().page
+    page.goto("/train")
+    page.get_by_role("heading", level=1).wait_for()
+    drop = """() => {
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File(["x"], "a.txt"));
+        return document.body.dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer }));
+    }"""
+    assert page.evaluate(drop) is False
+
+
 def test_the_keyboard_alone(read):
     page = read().page
     page.goto("/account")
