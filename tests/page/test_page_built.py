@@ -86,6 +86,11 @@ def test_bengali_words_are_bengali(path):
     assert not untranslated
 
 
+def test_revoking_and_leaving_are_different_words():
+    revoke, cancel = entries(WORDS / "bn" / "account.ts")["revoke"], entries(WORDS / "bn" / "parts.ts")["cancel"]
+    assert not {*revoke.split()} & {*cancel.split()}
+
+
 def test_texts_stand_in_the_words_alone():
     """No screen and no part has a text of its own between its tags, or as what something is called."""
     for path in (WEB / "src").rglob("*.tsx"):

@@ -65,7 +65,7 @@ export default {
   weight_decay: "ওজন ক্ষয় (weight_decay)",
   weight_decay_hint: "প্রতি ধাপে ওজনকে একটু শূন্যের দিকে টানে",
   clip: "গ্রেডিয়েন্টের সীমা (clip)",
-  clip_hint: "এর বেশি হলে ছোট করা হয়; 0 হলে সীমা নেই",
+  clip_hint: "এর বেশি হলে ছোট করা হয়; ০ হলে সীমা নেই",
   checkpointing: "মেমরি বাঁচানো (checkpointing)",
   checkpointing_hint: "মনে না রেখে দুবার গণনা: মেমরি কম, সময় এক-তৃতীয়াংশ বেশি",
   evaluate_every: "কত ধাপ পরপর যাচাই (evaluate_every)",

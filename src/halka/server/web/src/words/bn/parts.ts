@@ -8,7 +8,7 @@ export default {
   copyFailed: "ব্রাউজার অনুলিপি করতে দেয়নি: লেখাটি নিজে বেছে নিন।",
   terminal: "টার্মিনালে একই কাজ",
   tryAgain: "আবার চেষ্টা করুন",
-  cancel: "বাতিল",
+  cancel: "থাক",
   chartValues: "মানগুলো সারণিতে",
   leaveOut: "{name} বাদ দিন",
   none: "নেই",
