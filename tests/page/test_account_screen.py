@@ -86,3 +86,13 @@ def test_a_user_sees_the_own_use_and_no_keys(read, own_server):
     expect(page.get_by_text("Asks: chats, answers from documents, searches.")).to_be_visible()
     expect(page.get_by_role("button", name="New key")).to_have_count(0)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_what_is_stored_without_a_limit_has_no_share(read, own_server):
+    page = read(own_server.url).page
+    usage = httpx.get(f"{own_server.url}/v1/usage").json()
+    usage["storage"] = {"used": 1000, "allowed": None}
+    page.route("**/v1/usage", lambda route: route.fulfill(json=usage))
+    page.goto("/account")
+    expect(page.get_by_text("Stored", exact=True)).to_be_visible()
+    expect(page.get_by_role("progressbar")).to_have_count(0)

@@ -42,6 +42,7 @@ def test_a_report_is_browsed(read, shelf):
     expect(page.get_by_role("article", name="broken").get_by_role("alert")).to_contain_text("summary.json is no JSON")
     page.get_by_role("link", name="demo").press("Enter")
     page.wait_for_url("**/compare/demo")
+    expect(page.locator("#content")).to_be_focused()
     expect(page.get_by_text(SUMMARY["headline"])).to_be_visible()
     row = page.get_by_role("region", name="What each method came to").get_by_role("row", name="LoRA r16")
     (lora,) = (one for one in SUMMARY["rows"] if one["label"] == "LoRA r16")
@@ -69,6 +70,8 @@ def test_a_report_is_browsed(read, shelf):
     assert page.locator("main img").count() == 0
     page.get_by_role("button", name="Next").click()
     expect(page.get_by_role("article", name="Item 4")).to_be_visible()
+    expect(page.get_by_role("button", name="Next")).to_be_focused()
+    expect(page).to_have_title("demo · Compare · Halka")
 
 
 def test_in_bengali_on_a_narrow_screen(read, shelf):

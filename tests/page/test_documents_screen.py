@@ -59,6 +59,7 @@ def test_a_collection_is_made_filled_searched_and_deleted(read, shelf):
     page.get_by_role("button", name="Delete keys.md").click()
     page.get_by_role("dialog", name="Delete keys.md?").get_by_role("button", name="Delete keys.md").click()
     expect(rows).to_have_count(1)
+    expect(page.get_by_role("heading", name="Documents")).to_be_focused()
     page.get_by_role("link", name="Ask it in the Playground").click()
     page.wait_for_url("**/playground?model=tiny%3Afaq*")
     page.goto("/documents/faq")

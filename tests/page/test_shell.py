@@ -97,6 +97,27 @@ def test_a_narrow_window_folds_the_menu(read):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_long_names_and_many_columns_fit(read):
+    page = read(viewport={"width": 1000, "height": 700}).page
+    name = "a" * 120
+    for path in (f"/documents/{name}", f"/adapters/{name}", "/playground?" + "&".join(["model=tiny"] * 9)):
+        page.goto(path)
+        expect(page.locator(".waiting")).to_have_count(0)
+        page.get_by_role("heading", level=1).or_(page.get_by_role("alert")).first.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1000, path
+    widths = page.locator(".head").evaluate_all("heads => heads.map((head) => head.getBoundingClientRect().width)")
+    assert len(widths) > 1
+    assert min(widths) >= 239
+
+
+def test_a_low_window_shows_what_has_the_focus(read):
+    page = read(viewport={"width": 640, "height": 400}).page
+    page.goto("/playground?model=tiny")
+    page.get_by_text("Sampling").click()
+    assert page.locator(".composer").evaluate("composer => getComputedStyle(composer).position") == "static"
+    assert page.locator(".side").evaluate("side => getComputedStyle(side).position") == "static"
+
+
 def test_an_address_of_nothing_says_so_and_files_need_no_other_host(read):
     reader = read()
     reader.page.goto("/adapters")

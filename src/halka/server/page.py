@@ -26,7 +26,7 @@ POLICY = "; ".join(
     [
         "default-src 'none'",
         *(f"{kind}-src 'self'" for kind in ("script", "style", "connect", "font")),
-        "img-src 'self' data: blob:",
+        "img-src 'self' data:",
         *(f"{what} 'none'" for what in ("form-action", "frame-ancestors", "base-uri")),
     ]
 )

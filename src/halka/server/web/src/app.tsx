@@ -30,7 +30,8 @@ function Shell() {
   const { shell } = words.value;
   const main = useRef<HTMLElement>(null);
   const [open, setOpen] = useState(false);
-  const name = parts.value[0] ?? "playground";
+  const [name = "playground", ...rest] = parts.value;
+  const path = [name, ...rest].join("/");
   const screen = screens.find((candidate) => candidate.name === name);
   const title = screen ? words.value[screen.name].title : shell.notFound;
   const first = useRef(true);
@@ -39,10 +40,10 @@ function Shell() {
     if (!first.current) main.current?.focus();
     first.current = false;
     scrollTo(0, 0);
-  }, [name]);
+  }, [path]);
   useEffect(() => {
-    document.title = `${title} · ${shell.name}`;
-  }, [title, shell.name]);
+    document.title = [...(screen ? [...rest].reverse() : []), title, shell.name].join(" · ");
+  }, [path, title, shell.name]);
   return (
     <div class="shell">
       <a class="skip" href="#content" onClick={(event) => {
@@ -73,7 +74,7 @@ function Shell() {
       </header>
       <main id="content" ref={main} tabIndex={-1}>
         {screen
-          ? <Shown key={screen.name} screen={screen} rest={parts.value.slice(1)} />
+          ? <Shown key={screen.name} screen={screen} rest={rest} />
           : <Empty icon="search" title={shell.notFound} hint={shell.notFoundHint}>
               <Button kind="primary" onClick={() => go("/playground")}>{shell.toPlayground}</Button>
             </Empty>}

@@ -1,10 +1,11 @@
+import { useRef } from "preact/hooks";
 import { words } from "../words/words";
 import { Button } from "./button";
 import { Dialog } from "./dialog";
 import { useAction } from "./loading";
 import { Failure } from "./notice";
 
-/** Asks once before something is gone; `title` names what. */
+/** Asks once before something is gone; `title` names what. The focus then goes to the heading of the list that it was in. */
 export function Confirm({ title, hint, yes, onYes, onClose }: {
   title: string;
   hint: string;
@@ -14,14 +15,31 @@ export function Confirm({ title, hint, yes, onYes, onClose }: {
   onClose: () => void;
 }) {
   const { busy, failure, run } = useAction();
+  const gone = useRef(false);
+  const remove = async () => {
+    gone.current = true;
+    try {
+      await onYes();
+    } catch (error) {
+      gone.current = false;
+      throw error;
+    }
+  };
   return (
-    <Dialog title={title} onClose={onClose}>
+    <Dialog title={title} onClose={onClose} focusAfter={(before) => (gone.current ? headingAround(before) : before)}>
       <p>{hint}</p>
       {failure && <Failure error={failure} />}
       <div class="row">
-        <Button kind="danger" icon="trash" busy={busy} onClick={() => run(onYes)}>{yes}</Button>
+        <Button kind="danger" icon="trash" busy={busy} onClick={() => run(remove)}>{yes}</Button>
         <Button onClick={onClose}>{words.value.parts.cancel}</Button>
       </div>
     </Dialog>
   );
+}
+
+/** The heading of the section that an element is in, made able to take the focus. */
+function headingAround(element: Element | null): HTMLElement | null {
+  const heading = element?.closest("section, main")?.querySelector<HTMLElement>("h1, h2") ?? null;
+  if (heading) heading.tabIndex = -1;
+  return heading;
 }

@@ -4,13 +4,17 @@ import { holdRefusal } from "../api";
 import { words } from "../words/words";
 import { Button } from "./button";
 
-/** A dialog over the page while it is there: Escape, its button and a click beside it call `onClose`; if `firm`, the button alone. */
-export function Dialog({ title, onClose, children, wide = false, firm = false }: {
+/**
+ * A dialog over the page while it is there: Escape, its button and a click beside it call `onClose`; if `firm`, the button alone.
+ * The focus then goes back to what had it, or to what `focusAfter` makes of that; to the screen if it is gone.
+ */
+export function Dialog({ title, onClose, children, wide = false, firm = false, focusAfter = (before) => before }: {
   title: ComponentChildren;
   onClose: () => void;
   children: ComponentChildren;
   wide?: boolean;
   firm?: boolean;
+  focusAfter?: (before: Element | null) => Element | null | undefined;
 }) {
   const dialog = useRef<HTMLDialogElement>(null);
   const id = useId();
@@ -19,7 +23,10 @@ export function Dialog({ title, onClose, children, wide = false, firm = false }:
   useEffect(() => {
     const before = document.activeElement;
     dialog.current?.showModal();
-    return () => before instanceof HTMLElement && before.focus();
+    return () => {
+      const after = focusAfter(before);
+      (after instanceof HTMLElement && after.isConnected ? after : document.getElementById("content"))?.focus();
+    };
   }, []);
   return (
     <dialog ref={dialog} class={wide ? "dialog wide" : "dialog"} aria-labelledby={id} onCancel={(event) => {

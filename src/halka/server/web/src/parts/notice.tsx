@@ -19,11 +19,14 @@ export function Notice({ kind, children }: { kind: "error" | "warning" | "info" 
 export function Failure({ error, again }: { error: unknown; again?: () => void }) {
   return (
     <Notice kind="error">
-      <p>{messageOf(error)}</p>
+      <p lang={languageOf(error)}>{messageOf(error)}</p>
       {again && <Button icon="again" onClick={again}>{words.value.parts.tryAgain}</Button>}
     </Notice>
   );
 }
+
+/** The API speaks English, whatever the page does. */
+export const languageOf = (error: unknown) => (error instanceof ApiError && error.status !== 0 ? "en" : undefined);
 
 export function messageOf(error: unknown): string {
   const { shell } = words.value;

@@ -5,6 +5,7 @@ import { Loaded, type Loading } from "../../parts/loading";
 import { Progress } from "../../parts/progress";
 import { Table } from "../../parts/table";
 import { Terminal } from "../../parts/terminal";
+import { Terms } from "../../parts/terms";
 import { bytes, fill, moment, number, words } from "../../words/words";
 
 interface Used {
@@ -50,8 +51,12 @@ function Shown({ usage }: { usage: Usage }) {
   const others = (usage.tenants ?? []).filter((tenant) => tenant.tenant !== usage.tenant);
   return (
     <>
-      <Progress label={w.stored} share={allowed ? used / allowed : 0} />
-      <p class="hint">{allowed ? fill(w.storedOf, { used: bytes(used), allowed: bytes(allowed) }) : bytes(used)}</p>
+      {allowed ? (
+        <>
+          <Progress label={w.stored} share={used / allowed} />
+          <p class="hint">{fill(w.storedOf, { used: bytes(used), allowed: bytes(allowed) })}</p>
+        </>
+      ) : <Terms of={[[w.stored, bytes(used)]]} />}
       <p class="hint">{fill(w.since, { when: moment(usage.since) })}</p>
       {usage.adapters.length ? (
         <Table caption={w.byAdapter} rows={usage.adapters} keyOf={({ adapter }) => adapter ?? ""} columns={[

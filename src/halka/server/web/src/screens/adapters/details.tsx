@@ -66,7 +66,7 @@ function Actions({ adapter, again }: { adapter: Whole; again: () => void }) {
         {!adapter.error && (adapter.loaded
           ? !adapter.pinned && <Button busy={busy} onClick={() => act("unload")}>{w.unload}</Button>
           : <Button busy={busy} onClick={() => act("load")}>{w.load}</Button>)}
-        {!adapter.error && <Button busy={busy} aria-pressed={adapter.pinned} onClick={() => act(adapter.pinned ? "unpin" : "pin")}>{adapter.pinned ? w.unpin : w.pin}</Button>}
+        {!adapter.error && <Button busy={busy} onClick={() => act(adapter.pinned ? "unpin" : "pin")}>{adapter.pinned ? w.unpin : w.pin}</Button>}
         <Button icon="upload" onClick={() => setOpen("replace")}>{w.replace}</Button>
         {!adapter.error && <a class="button" href={archiveOf(id, adapter.version)} download><Icon name="download" />{w.download}</a>}
         <Button kind="danger" icon="trash" onClick={() => setOpen("remove")}>{w.remove}</Button>

@@ -12,22 +12,20 @@ export function Answers({ name }: { name: string }) {
   const w = words.value.compare;
   const [start, setStart] = useState(0);
   const items = useLoading(() => getAnswers(name, start, PAGE + 1), [name, start]);
+  const there = items.value?.length ?? 0;
+  const none = items.value !== null && there === 0 && start === 0;
   return (
     <section class="stack">
       <h2>{w.answers}</h2>
-      <Loaded of={items}>
-        {(all) => all.length || start ? (
-          <>
-            <p class="hint">{w.answersHint}</p>
-            {all.slice(0, PAGE).map((item) => <OneItem key={item.item} item={item} />)}
-            <div class="row">
-              <Button disabled={start === 0} onClick={() => setStart(Math.max(0, start - PAGE))}>{w.before}</Button>
-              <span class="hint" role="status">{fill(w.items, { from: start + 1, to: start + Math.min(all.length, PAGE) })}</span>
-              <Button disabled={all.length <= PAGE} onClick={() => setStart(start + PAGE)}>{w.next}</Button>
-            </div>
-          </>
-        ) : <p>{w.noAnswers}</p>}
-      </Loaded>
+      {none ? <p>{w.noAnswers}</p> : <p class="hint">{w.answersHint}</p>}
+      <Loaded of={items}>{(all) => all.slice(0, PAGE).map((item) => <OneItem key={item.item} item={item} />)}</Loaded>
+      {!none && (
+        <div class="row">
+          <Button busy={start === 0} onClick={() => setStart(Math.max(0, start - PAGE))}>{w.before}</Button>
+          <span class="hint" role="status">{there > 0 && fill(w.items, { from: start + 1, to: start + Math.min(there, PAGE) })}</span>
+          <Button busy={there <= PAGE} onClick={() => setStart(start + PAGE)}>{w.next}</Button>
+        </div>
+      )}
     </section>
   );
 }

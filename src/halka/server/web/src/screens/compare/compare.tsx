@@ -38,9 +38,9 @@ function Card({ of }: { of: Head }) {
   return (
     <article class="sheet stack" aria-label={of.name}>
       <h2 class="named"><a href={link("compare", of.name)}>{of.name}</a></h2>
-      {of.error !== undefined ? <Notice kind="error">{of.error}</Notice> : (
+      {of.error !== undefined ? <Notice kind="error"><p lang="en">{of.error}</p></Notice> : (
         <>
-          <p>{of.headline}</p>
+          <p lang="en">{of.headline}</p>
           <p class="hint">
             {[
               of.base, of.task, ...(of.methods === null ? [] : [count(w.methods, of.methods)]),

@@ -24,8 +24,8 @@ export function Report({ name }: { name: string }) {
         {(one) => (
           <>
             <Heading title={one.name} lead={[one.base, one.task].filter(Boolean).join(" · ")} />
-            {one.error !== undefined && <Notice kind="error">{one.error}</Notice>}
-            {one.headline && <p class="headline">{one.headline}</p>}
+            {one.error !== undefined && <Notice kind="error"><p lang="en">{one.error}</p></Notice>}
+            {one.headline && <p class="headline" lang="en">{one.headline}</p>}
             {one.summary && <Figures summary={one.summary} />}
             {one.summary && <Answers name={name} />}
             {one.summary && <Origin summary={one.summary} />}
@@ -74,7 +74,7 @@ function Figures({ summary }: { summary: Summary }) {
       {summary.care?.length > 0 && (
         <section class="sheet stack">
           <h2>{w.caveats}</h2>
-          <ul class="caveats">{summary.care.map((text) => <li key={text}>{text}</li>)}</ul>
+          <ul class="caveats" lang="en">{summary.care.map((text) => <li key={text}>{text}</li>)}</ul>
         </section>
       )}
     </>
