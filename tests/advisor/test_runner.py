@@ -677,7 +677,7 @@ def generating(base, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("words", [1, 40], ids=["short", "long"])
 @pytest.mark.parametrize("with_documents", [False, True], ids=["alone", "documents"])
-@pytest.mark.parametrize("token", [1e-6, 1e-3, 4e-3, 0.1], ids=["fast", "slow", "slower", "slowest"])
+@pytest.mark.parametrize("token", [4e-3, 0.1], ids=["slow", "slowest"])
 def test_the_minutes_are_kept_on_any_machine(generating, tmp_path, token, with_documents, words):
     documents = ()
     if with_documents:
