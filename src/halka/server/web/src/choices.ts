@@ -12,10 +12,16 @@ const preferred = () => navigator.languages.map((tag) => tag.slice(0, 2)).find(i
 export const theme = signal<Theme>(THEMES.find((name) => name === stored("theme")) ?? "system");
 export const language = signal<Language>([stored("language") ?? ""].find(isLanguage) ?? preferred());
 
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const systemIsDark = signal(dark.matches);
+dark.addEventListener("change", ({ matches }) => {
+  systemIsDark.value = matches;
+});
+
 /** Show and remember what is chosen, from now on. */
 export function applyChoices(): void {
   effect(() => {
-    document.documentElement.dataset["theme"] = theme.value;
+    document.documentElement.dataset["theme"] = theme.value === "system" ? (systemIsDark.value ? "dark" : "light") : theme.value;
     store("theme", theme.value);
   });
   effect(() => {

@@ -1,6 +1,6 @@
 // Merges an adapter into its base as a job, shows what that changes, and gives what was written.
 import { useEffect, useState } from "preact/hooks";
-import { get, post, remove, type List } from "../../api";
+import { deleteJob, ENDED, listJobs, startJob, type Job } from "../../jobs/jobs";
 import { Button } from "../../parts/button";
 import { curl } from "../../parts/curl";
 import { Checkbox, SelectField } from "../../parts/field";
@@ -22,27 +22,19 @@ interface Difference {
 const COMPARED = ["error", "effect", "noise", "merged", "rounding"] as const;
 type Errors = Record<(typeof COMPARED)[number], Difference> & { dtype: string; tokens: number; relative: number };
 
-interface Job {
-  id: string;
-  kind: string;
-  status: string;
-  settings: { adapter?: string; format?: string; dtype?: string };
-  created_at: number;
-  error: string | null;
-  result: { error?: Errors; written?: unknown } | null;
-}
+type Merged = Job<{ error?: Errors }>;
 
 const FORMATS = ["", "safetensors", "gguf", "lora-gguf", "peft", "vllm"] as const;
 const DTYPES = ["", "bfloat16", "float16", "float32", "q8_0"] as const;
 const JOBS = "/v1/jobs";
-const runs = (job: Job) => ["queued", "running", "stopping"].includes(job.status);
+const runs = (job: Job) => !ENDED.includes(job.status);
 
 export function Merge({ adapter }: { adapter: Whole }) {
   const w = words.value.adapters;
   const of = `${adapter.id}@${adapter.version}`;
   const jobs = useLoading(async () => {
-    const { data } = await get<List<Job>>(JOBS);
-    return data.filter((job) => job.kind === "merge" && [of, adapter.id].includes(job.settings.adapter ?? ""));
+    const own = (job: Job) => job.kind === "merge" && [of, adapter.id].some((name) => name === job.settings["adapter"]);
+    return (await listJobs()).filter(own) as Merged[];
   }, [of]);
   const [format, setFormat] = useState("");
   const [dtype, setDtype] = useState("");
@@ -68,7 +60,7 @@ export function Merge({ adapter }: { adapter: Whole }) {
       </div>
       {format && <Checkbox label={w.force} checked={force} onValue={setForce} />}
       <div class="row">
-        <Button kind="primary" busy={busy || waiting} onClick={() => run(() => post(JOBS, body).then(jobs.again))}>{format ? w.mergeAndWrite : w.measure}</Button>
+        <Button kind="primary" busy={busy || waiting} onClick={() => run(() => startJob(body, { data: null }).then(jobs.again))}>{format ? w.mergeAndWrite : w.measure}</Button>
       </div>
       {failure && <Failure error={failure} />}
       {jobs.failure && <Failure error={jobs.failure} again={jobs.again} />}
@@ -81,18 +73,18 @@ export function Merge({ adapter }: { adapter: Whole }) {
   );
 }
 
-function Result({ job, open, again }: { job: Job; open: boolean; again: () => void }) {
+function Result({ job, open, again }: { job: Merged; open: boolean; again: () => void }) {
   const w = words.value.adapters;
   const { busy, failure, run } = useAction();
-  const format = FORMATS.find((value) => value !== "" && value === job.settings.format);
+  const format = FORMATS.find((value) => value !== "" && value === job.settings["format"]);
   const title = `${format ? w.formats[format] : w.measured} · ${moment(job.created_at)}`;
   const error = job.result?.error;
   return (
     <article class="merged stack" aria-label={title}>
       <header class="row">
         <h3>{title}</h3>
-        {job.status === "done" && job.settings.format && <a class="button" href={`${JOBS}/${job.id}/archive`} download>{w.download}</a>}
-        {!runs(job) && <Button kind="quiet" icon="trash" label={fill(w.removeResult, { title })} busy={busy} onClick={() => run(() => remove(`${JOBS}/${job.id}`).then(again))} />}
+        {job.status === "done" && job.settings["format"] && <a class="button" href={`${JOBS}/${job.id}/archive`} download>{w.download}</a>}
+        {!runs(job) && <Button kind="quiet" icon="trash" label={fill(w.removeResult, { title })} busy={busy} onClick={() => run(() => deleteJob(job.id).then(again))} />}
       </header>
       {runs(job) && <Waiting label={w.merging} />}
       {job.error && <Notice kind="error">{job.error}</Notice>}

@@ -1,10 +1,9 @@
 // One advice: its probes while they run, then the verdict with its evidence.
-import { useSignal } from "@preact/signals";
-import { useEffect, useState } from "preact/hooks";
 import { Buttons } from "../../jobs/buttons";
 import { commandsOf } from "../../jobs/commands";
-import { ENDED, watch, type Job, type Watched } from "../../jobs/jobs";
+import { ENDED, type Job } from "../../jobs/jobs";
 import { StatusBadge } from "../../jobs/status";
+import { useWatched } from "../../jobs/watched";
 import { Failure, Notice } from "../../parts/notice";
 import { Waiting } from "../../parts/progress";
 import { Terminal } from "../../parts/terminal";
@@ -15,14 +14,7 @@ import { Verdict, type Advised } from "./verdict";
 
 export function AdviceScreen({ id }: { id: string }) {
   const w = words.value.jobs;
-  const watched = useSignal<Watched>({ job: null, steps: [], failure: null });
-  const [times, setTimes] = useState(0);
-  const again = () => {
-    watched.value = { ...watched.value, failure: null };
-    setTimes(times + 1);
-  };
-  useEffect(() => watch(id, watched), [id, times]);
-  const { job, failure } = watched.value;
+  const { job, failure, again } = useWatched(id);
   return (
     <div class="train stack">
       <p><a href="/advise">{words.value.advise.others}</a></p>

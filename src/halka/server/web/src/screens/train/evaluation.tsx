@@ -1,7 +1,6 @@
 // An evaluation: how far it is, then its scores.
-import { useSignal } from "@preact/signals";
-import { useEffect, useState } from "preact/hooks";
-import { ENDED, watch, type Evaluated, type Job, type Watched } from "../../jobs/jobs";
+import { ENDED, type Evaluated, type Job } from "../../jobs/jobs";
+import { useWatched } from "../../jobs/watched";
 import { Failure, Notice } from "../../parts/notice";
 import { Progress } from "../../parts/progress";
 import { link } from "../../router";
@@ -17,13 +16,10 @@ export function Evaluation({ job }: { job: Job<Evaluated> }) {
 
 /** One that is watched beside something else. */
 export function Watching({ id }: { id: string }) {
-  const watched = useSignal<Watched>({ job: null, steps: [], failure: null });
-  const [times, setTimes] = useState(0);
-  useEffect(() => watch(id, watched), [id, times]);
-  const { job, failure } = watched.value;
+  const { job, failure, again } = useWatched(id);
   return (
     <>
-      {failure !== null && <Failure error={failure} again={() => setTimes(times + 1)} />}
+      {failure !== null && <Failure error={failure} again={again} />}
       {job && <Evaluation job={job as Job<Evaluated>} />}
       {job && <p class="hint"><a href={link("train", id)}>{words.value.jobs.open}</a></p>}
     </>

@@ -1,11 +1,10 @@
 // One job: watched while it runs, with what came of it.
-import { useSignal } from "@preact/signals";
-import { useEffect, useState } from "preact/hooks";
 import { Buttons } from "../../jobs/buttons";
 import { commandsOf } from "../../jobs/commands";
-import { watch, type Evaluated, type Job, type Trained, type Watched } from "../../jobs/jobs";
+import { type Evaluated, type Job, type Trained } from "../../jobs/jobs";
 import { titleOf } from "../../jobs/list";
 import { StatusBadge } from "../../jobs/status";
+import { useWatched } from "../../jobs/watched";
 import { Failure, Notice } from "../../parts/notice";
 import { Waiting } from "../../parts/progress";
 import { Terminal } from "../../parts/terminal";
@@ -17,14 +16,7 @@ import { Running } from "./running";
 
 export function JobScreen({ id }: { id: string }) {
   const w = words.value.jobs;
-  const watched = useSignal<Watched>({ job: null, steps: [], failure: null });
-  const [times, setTimes] = useState(0);
-  const again = () => {
-    watched.value = { ...watched.value, failure: null };
-    setTimes(times + 1);
-  };
-  useEffect(() => watch(id, watched), [id, times]);
-  const { job, steps, failure } = watched.value;
+  const { job, steps, failure, again } = useWatched(id);
   return (
     <div class="train stack">
       <p><a href="/train">{w.all}</a></p>
