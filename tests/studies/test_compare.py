@@ -603,26 +603,14 @@ def test_two_processes_do_not_run_experiments_in_one_folder(stage):
     assert kinds(stage.go(experiment(BASE)))["done"] == 1
 
 
-def test_a_run_begins_with_an_empty_folder(stage):
-    plan = experiment(IA3, seeds=(0,))
-    stage.go(plan)
-    (work,) = (stage.folder / "work").iterdir()
-    (work / "checkpoint.safetensors").write_text("of a run that was stopped")
-    for path in (stage.folder / "runs").iterdir():
-        path.unlink()
-    stage.go(plan)
-    assert not (work / "checkpoint.safetensors").exists()
-
-
-def test_a_run_that_resumes_keeps_what_a_stopped_one_left(stage):
+def test_a_run_keeps_what_a_stopped_one_left(stage):
     (spec,) = Plan(experiment(IA3, seeds=(0,))).due({})[0][0]
     left = stage.folder / "work" / spec.key / "checkpoint.safetensors"
-    for resumes in (True, False):
-        left.parent.mkdir(parents=True, exist_ok=True)
-        left.write_text("of a run that was stopped")
-        arguments = Runner(stage.folder, "program", str, resumes=resumes).prepare([spec])
-        assert arguments == [str(left.with_name("run.json")), str(stage.folder / "runs" / f"{spec.key}.json")]
-        assert left.exists() == resumes
+    left.parent.mkdir(parents=True)
+    left.write_text("of a run that was stopped")
+    arguments = Runner(stage.folder, "program", str).prepare([spec])
+    assert arguments == [str(left.with_name("run.json")), str(stage.folder / "runs" / f"{spec.key}.json")]
+    assert left.exists()
 
 
 def test_of_runs_that_share_a_process_each_ends_when_its_result_is_there(stage):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import halka
+from halka.methods import build_method
 from halka.studies.measure import BASE, Spec, main, measure, search_together
 from halka.util.machine import commit
 from runs_for_tests import a_run, base_and_task
@@ -74,6 +75,49 @@ def test_scores_on_the_way_change_nothing_of_the_training(made, tmp_path):
     assert scored["scores"] == plain["scores"]
 
 
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(made, tmp_path, capsys):
+    from halka.data.task import load_task
+    from halka.training import TrainConfig, as_tokens, train
+
+    run = a_run(made, score_every=2)
+    whole = measure(run, tmp_path / "whole")
+    model, task = halka.adapt(*halka.load_base(made / "base", dtype="float32")), load_task(made / "task.yaml")
+    model.add("run", build_method(run.method, run.fields), seed=0)
+    config = TrainConfig(**run.train)
+    items, held_out = (as_tokens(model, split, config, "run") for split in (task.train, task.validation))
+    steps = train(model, "run", items, config, validation=held_out, folder=tmp_path / "stopped")
+    assert [next(steps).step for _ in range(3)] == [1, 2, 3]
+    steps.close()
+    capsys.readouterr()
+    resumed = measure(run, tmp_path / "stopped")
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["step"] for line in lines if '"step"' in line] == [4, 5, 6]
+    for key in ("curve", "validation", "best_step", "tokens"):
+        assert resumed["train"][key] == whole["train"][key]
+    assert resumed["scores"] == whole["scores"]
+    assert resumed["forgetting"] == whole["forgetting"]
+    assert resumed["train"]["scores"] == whole["train"]["scores"][1:]  # `train` alone notes no score
+
+
+def test_a_run_whose_evaluation_was_stopped_is_not_trained_again(made, tmp_path, capsys):
+    run = a_run(made)
+    first = measure(run, tmp_path)
+    capsys.readouterr()
+    again = measure(run, tmp_path)
+    assert '"step"' not in capsys.readouterr().out
+    assert (again["scores"], again["train"]["curve"]) == (first["scores"], first["train"]["curve"])
+    assert again["memory"]["peak"] >= again["memory"]["baseline"] > 0
+
+
+def test_the_process_of_a_run_leaves_no_checkpoint(made, tmp_path):
+    for name in ("work", "runs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "work" / "run.json").write_text(json.dumps(asdict(a_run(made))))
+    assert main([str(tmp_path / "work" / "run.json"), str(tmp_path / "runs" / "result.json")]) == 0
+    left = {path.name for path in (tmp_path / "work").iterdir()}
+    assert left == {"run.json", "adapter", "predictions.jsonl", "metrics.jsonl", "notes.jsonl"}
+
+
 def test_the_score_on_the_way_is_that_of_the_weights_then(made, tmp_path):
     train = {"batch_size": 4, "evaluate_every": 4, "lr": 1e-2, "seed": 0, "schedule": "constant", "warmup": 0.0}
     longer = measure(a_run(made, train={**train, "steps": 6}, score_every=4), tmp_path / "6")
@@ -126,14 +170,6 @@ def test_full_fine_tuning_counts_all_and_keeps_the_cast_copy(made, tmp_path):
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
 
 
-def test_what_a_stopped_run_left_is_not_gone_on_with(made, tmp_path):
-    run = a_run(made)
-    first = measure(a_run(made, train={**run.train, "save_every": 2}), tmp_path)
-    again = measure(run, tmp_path)
-    assert again["train"]["curve"] == first["train"]["curve"]
-    assert not (tmp_path / "checkpoint.safetensors").exists()
-
-
 def test_a_failed_run_is_a_measurement_that_says_why(made, tmp_path):
     run = a_run(made, fields={"rank": 0})
     (tmp_path / "run.json").write_text(json.dumps(asdict(run)))
@@ -184,7 +220,7 @@ def test_searches_trained_together_measure_what_each_does_alone(made, tmp_path, 
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"step"' in line]
     assert [(each["run"], each["step"]) for each in said] == [(run, step) for step in range(1, 7) for run in (0, 1)]
     for run, path in zip(runs, files[1::2], strict=True):
-        together, alone = json.loads(Path(path).read_text()), measure(run, tmp_path)
+        together, alone = json.loads(Path(path).read_text()), measure(run, Path(path).parent / "alone")
         assert together["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-4)
         assert together["train"]["best_step"] == alone["train"]["best_step"]
         assert together["train"]["tokens"] == alone["train"]["tokens"]

@@ -58,7 +58,7 @@ class TrainingRun:
     def begin(self, model: AdaptedModel) -> None:
         """Write the settings of a new run; a run under way stays as it is, but for --overwrite."""
         if self.overwrite:
-            self.folder.restart()
+            self.folder.drop_checkpoint()
         self.folder.begin(self.plan.settings(primary(model.adapters[self.name].method)))
 
     @contextmanager

@@ -10,7 +10,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -34,8 +34,10 @@ from halka.models.loading import load_base
 from halka.models.quantised import Quantize, bytes_of
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import save
+from halka.studies.notes import Notes
 from halka.studies.runner import Result, now, origin, report_step, serve
 from halka.training import Job, Step, TrainConfig, as_tokens, batch_plan, mean_loss, train, train_many
+from halka.training.run_folder import RunFolder
 from halka.util import machine
 from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import TrainingError
@@ -45,6 +47,7 @@ from halka.util.kinds import Kind
 SCHEMA = 1
 BASE = "base"  # the method of a run without tuning
 NAME = "run"  # the adapter's name while it is measured
+SAVE_EVERY = 70  # steps between checkpoints; seldom one that is scored, whose score a process that ends then would lose
 
 
 Purpose = Literal["search", "final"]
@@ -121,7 +124,8 @@ class Spec:
 def measure(run: Spec, folder: Path) -> Result:
     """Train, evaluate and time `run`; `folder` gets its adapter and its predictions.
 
-    Returns the measurement as plain data. Raises HalkaError for what cannot be loaded or trained.
+    Training goes on from the checkpoint that a stopped process left there. Returns the measurement as plain data.
+    Raises HalkaError for what cannot be loaded or trained.
     """
     model, task = _load(run)
     config = _config(run)
@@ -205,8 +209,8 @@ def _load(run: Spec) -> tuple[AdaptedModel, Task]:
 
 
 def _config(run: Spec) -> TrainConfig:
-    """The run's training, without checkpoints: a measurement is of one whole run."""
-    return TrainConfig(**{**run.train, "save_every": None})
+    """The run's training, with checkpoints that a later process goes on from."""
+    return TrainConfig(**{**run.train, "save_every": SAVE_EVERY})
 
 
 def _method(run: Spec, model: AdaptedModel) -> Method:
@@ -251,32 +255,34 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
     adapter = model.add(NAME, _method(run, model), seed=config.seed)
     items, held_out = (as_tokens(model, split, config, NAME) for split in (task.train, task.validation))
     machine.reset_peak(device)
-    steps: list[Step] = []
-    scores: list[Result] = []
-    peak = 0
+    notes = Notes(folder)
     for step in train(model, NAME, items, config, validation=held_out, folder=folder):
         report_step(step)
-        steps.append(step)
-        if run.purpose == "final" and run.score_every and step.step % run.score_every == 0:
-            peak = max(peak, machine.peak(device))
-            scores.append({"step": step.step, **_scored(model, task, text)})
+        scored = run.purpose == "final" and run.score_every and step.step % run.score_every == 0
+        if scored or step.validation is not None:
+            memory = {"peak": machine.peak(device), "baseline": baseline}
+            notes.add(step.step, memory=memory, scored=_scored(model, task, text) if scored else None)
             machine.reset_peak(device)
-    peak = max(peak, machine.peak(device))
+    steps = RunFolder(folder).steps()  # those of earlier processes among them
+    memory = max((note["memory"] for note in notes.all()), key=lambda memory: memory["peak"] - memory["baseline"])
     trained, weights = adapter.count(), weights_of(model, NAME)
     copies = weights - bytes_of(model.base)
     gradients, moments = trained * FP32, trained * 2 * FP32
     training = _training(model, NAME, steps, len(items))
     if run.score_every:
-        ends_elsewhere = training["train"]["best_step"] != steps[-1].step  # the last step leaves the best weights
-        training["train"]["scores"] = [s for s in scores if not (ends_elsewhere and s["step"] == steps[-1].step)]
+        last, best = steps[-1].step, training["train"]["best_step"]
+        training["train"]["scores"] = [
+            {"step": note["step"], **note["scored"]}
+            for note in notes.all()
+            if note["scored"] and (note["step"] != last or best == last)  # the last step leaves the best weights
+        ]
     return training | {
         "memory": {
-            "peak": peak,
-            "baseline": baseline,
+            **memory,
             "weights": weights,
             "gradients": gradients,
             "optimizer": moments,
-            "activations": max(0, peak - baseline - copies - gradients - moments),
+            "activations": max(0, memory["peak"] - memory["baseline"] - copies - gradients - moments),
             "predicted": _predicted(model, items, config),
         },
     }
@@ -365,8 +371,13 @@ def main(arguments: Sequence[str]) -> int:
     return serve(arguments, _read, _measured)
 
 
-def _measured(runs: Sequence[Spec], folders: Sequence[Path]) -> list[Result]:
-    return [measure(runs[0], folders[0])] if len(runs) == 1 else search_together(runs)
+def _measured(runs: Sequence[Spec], folders: Sequence[Path]) -> Iterator[Result]:
+    """The runs' results; a run's checkpoint goes once its result is written."""
+    if len(runs) > 1:
+        yield from search_together(runs)
+    else:
+        yield measure(runs[0], folders[0])
+        RunFolder(folders[0]).drop_checkpoint()
 
 
 def _read(spec: dict[str, Any]) -> Spec:

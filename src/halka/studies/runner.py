@@ -2,7 +2,8 @@
 
 A study's folder:
   runs/KEY.json   a run's result; a run whose result is there is not run again
-  work/KEY/       run.json (the run, for its process), log.txt (the process's stderr), whatever the run leaves there
+  work/KEY/       run.json (the run, for its process), log.txt (the process's stderr), and what the run leaves there:
+                  if it was stopped it goes on with that
   .lock           held while a process runs the study
 
 A run's process is `python -m PROGRAM work/KEY/run.json runs/KEY.json …`, with several pairs of paths for runs that
@@ -16,7 +17,6 @@ import json
 import os
 import platform
 import queue
-import shutil
 import subprocess
 import sys
 import threading
@@ -93,7 +93,6 @@ class Runner(Generic[R]):
     outcome   a line on a finished run's result
     jobs      processes at a time; they share the processor's cores
     retry     whether runs that failed earlier are run again
-    resumes   whether a run goes on from what a stopped one left in its work folder; else that is removed
     """
 
     def __init__(
@@ -104,9 +103,8 @@ class Runner(Generic[R]):
         *,
         jobs: int = 1,
         retry: bool = False,
-        resumes: bool = False,
     ):
-        self.folder, self.outcome, self.jobs, self.retry, self.resumes = folder, outcome, jobs, retry, resumes
+        self.folder, self.outcome, self.jobs, self.retry = folder, outcome, jobs, retry
         self.command = [sys.executable, "-m", program]
         self.threads = max(1, (os.cpu_count() or 1) // jobs)
         self.lines: queue.Queue[tuple[list[R], dict[str, Any] | None]] = queue.Queue()
@@ -188,8 +186,6 @@ class Runner(Generic[R]):
         arguments = []
         for run in runs:
             work = self.folder / "work" / run.key
-            if not self.resumes:
-                shutil.rmtree(work, ignore_errors=True)
             write_text(work / "run.json", json.dumps(asdict(run), indent=1) + "\n")
             self._path(run).unlink(missing_ok=True)
             arguments += [str(work / "run.json"), str(self._path(run))]

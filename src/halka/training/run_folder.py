@@ -75,9 +75,10 @@ class RunFolder:
         if not self.resumable:
             write_text(self.path / RUN, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
 
-    def restart(self) -> None:
-        """Drop the checkpoint, so that the run begins anew; an adapter stays until `finish` replaces it."""
-        (self.path / CHECKPOINT).unlink(missing_ok=True)
+    def drop_checkpoint(self) -> None:
+        """Drop what the run would go on from; a run that begins anew here keeps the adapter until it has its own."""
+        for file in (CHECKPOINT, BEST):
+            (self.path / file).unlink(missing_ok=True)
 
     def finish(
         self,
@@ -108,8 +109,7 @@ class RunFolder:
         validated = result.validation_loss is not None
         measurements = {"validation_loss": result.validation_loss} if validated else {}
         save(model, name, self.adapter, task=task, training=training, measurements=measurements)
-        for file in (CHECKPOINT, BEST):
-            (self.path / file).unlink(missing_ok=True)
+        self.drop_checkpoint()
         return result
 
     # ── from step to step ───────────────────────────────────────────────────────────────────────────────────────

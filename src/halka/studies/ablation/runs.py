@@ -61,7 +61,7 @@ def run(ablation: Ablation, folder: str | Path, *, retry: bool = False) -> Itera
 
 def runner(folder: str | Path, retry: bool = False) -> Runner[Run]:
     """The runner of an ablation's runs in `folder`."""
-    return Runner(Path(folder), "halka.studies.ablation.measure", _outcome, retry=retry, resumes=True)
+    return Runner(Path(folder), "halka.studies.ablation.measure", _outcome, retry=retry)
 
 
 def results(ablation: Ablation, folder: str | Path) -> list[Result]:
