@@ -22,6 +22,15 @@ def add(server, headers, **key):
     return server.client.post("/v1/keys", json=key, headers=headers)
 
 
+def change(server, headers, id, *, last=False, **to):
+    return server.client.patch(f"/v1/keys/{id}", json=to, headers=headers, params={"last": last})
+
+
+def bearer(response) -> dict[str, str]:
+    """The headers of a key that was added."""
+    return {"authorization": f"Bearer {response.json()['key']}"}
+
+
 def test_a_key_is_added_shown_once_and_revoked(server, admin):
     response = add(server, admin, role="manager", note="laptop", limits={"requests": 60}, expires=SOON.isoformat())
     assert response.status_code == 201
@@ -48,6 +57,7 @@ def test_only_admins_see_and_make_keys(server, admin, role):
     headers = server.key("main", role)
     (id, *_) = server.service.guards.keys.all()
     calls = [("GET", "/v1/keys", {}), ("POST", "/v1/keys", {"json": {}}), ("DELETE", f"/v1/keys/{id}", {})]
+    calls.append(("PATCH", f"/v1/keys/{id}", {"json": {}}))
     for method, path, more in calls:
         assert server.client.request(method, path, headers=headers, **more).status_code == 403
 
@@ -58,6 +68,7 @@ def test_a_tenants_admin_has_to_do_with_its_own_tenant_alone(server, admin):
     assert [key["id"] for key in server.client.get("/v1/keys", headers=acme).json()["data"]] == [own]
     assert len(server.client.get("/v1/keys", headers=admin).json()["data"]) == 2
     assert server.client.delete(f"/v1/keys/{operator}", headers=acme).status_code == 404
+    assert change(server, acme, operator, role="user").status_code == 404
     assert add(server, acme, tenant="main").json()["error"]["code"] == "wrong_tenant"
     assert add(server, acme, tenant="other").status_code == 403
     assert add(server, acme, role="monitor").status_code == 400
@@ -127,8 +138,8 @@ def test_nobody_gives_more_than_the_servers_limits_leave_the_own_key(server, adm
 
 def test_keys_that_made_each_other_share_the_limits_of_the_first(server, admin):
     first = server.key("acme", "admin", limits=Limits(requests=4))
-    second = {"authorization": f"Bearer {add(server, first, role='admin').json()['key']}"}
-    third = {"authorization": f"Bearer {add(server, second, role='admin').json()['key']}"}
+    second = bearer(add(server, first, role="admin"))
+    third = bearer(add(server, second, role="admin"))
     calls = [server.client.get("/v1/models", headers=headers).status_code for headers in (first, third, second)]
     assert calls == [200, 200, 429]
     (revoked,) = [key for key in server.service.guards.keys.all().values() if key.limits.requests and not key.parent]
@@ -191,9 +202,85 @@ def test_the_first_key_is_one_that_can_add_others(server):
     assert add(server, {"authorization": f"Bearer {text}"}, role="user").status_code == 201
 
 
+def test_a_key_is_changed_and_keeps_its_text(server, admin):
+    response = add(server, admin, tenant="acme", note="laptop", limits={"requests": 60})
+    mine, before = bearer(response), response.json()
+    to = {"role": "manager", "limits": {"storage": 1000}, "note": "train\ning"}
+    changed = change(server, admin, before["id"], **to).json()
+    del before["key"]
+    assert changed == before | {"role": "manager", "limits": {"storage": 1000}, "note": "train ing"}
+    assert server.client.get("/v1/session", headers=mine).json()["role"] == "manager"
+    assert server.client.get("/v1/jobs", headers=mine).status_code == 200
+    assert change(server, admin, before["id"], role="user", limits=None).json()["limits"] == {"storage": 1000}
+    assert server.client.get("/v1/jobs", headers=mine).status_code == 403
+    assert change(server, admin, before["id"]).json() == changed | {"role": "user"}
+    assert change(server, admin, "0" * 16, role="user").status_code == 404
+    assert change(server, admin, before["id"], role="monitor").status_code == 400, "of main alone"
+
+
+@pytest.mark.parametrize(
+    ("to", "param"),
+    [
+        ({"role": "root"}, "role"),
+        ({"limits": {"requests": 0}}, "limits.requests"),
+        ({"limits": {"storage": 2**60}}, "limits.storage"),
+        ({"limits": {"answers": 1}}, "limits.answers"),
+        ({"note": "a" * 201}, "note"),
+        ({"tenant": "acme"}, "tenant"),
+        ({"expires": None}, "expires"),
+    ],
+)
+def test_a_key_does_not_become_what_is_none(server, admin, to, param):
+    before = server.service.guards.keys.all()
+    response = change(server, admin, next(iter(before)), **to)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert server.service.guards.keys.all() == before
+
+
+def test_nobody_makes_more_of_a_key_than_the_own(server, admin):
+    """Neither by limits nor by a role that a key with more, or for longer, is given."""
+    own = server.key("acme", "admin", expires=SOON, limits=Limits(requests=10, storage=1000))
+    more = add(server, admin, tenant="acme", limits={"requests": 500, "tokens": 7}).json()["id"]
+    refused = change(server, own, more, limits={"storage": 1001})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (403, "limits.storage")
+    assert change(server, own, more, note="as it was").json()["limits"] == {"requests": 500, "tokens": 7}
+    raised = change(server, own, more, role="manager").json()
+    within = {"requests": 10, "tokens": 7, "concurrency": 64, "storage": 1000}
+    assert (raised["limits"], raised["expires"]) == (within, SOON.isoformat())
+    assert change(server, own, more, limits={}).json()["limits"] == {"requests": 10, "storage": 1000}
+
+
+def test_keys_that_made_each_other_go_down_together(server, admin):
+    first = server.key("acme", "admin", limits=Limits(requests=50, storage=1000))
+    *_, root = server.service.guards.keys.all()
+    second = add(server, first, role="admin")
+    third = add(server, bearer(second), limits={"requests": 20})
+    for _ in range(2):
+        assert server.client.get("/v1/models", headers=bearer(third)).status_code == 200
+    assert change(server, admin, root, limits={"requests": 3}).status_code == 200
+    keys = server.service.guards.keys.all()
+    assert [keys[one.json()["id"]].limits for one in (second, third)] == [Limits(requests=3, storage=1000)] * 2
+    assert {keys[one.json()["id"]].root.limits for one in (second, third)} == {Limits(requests=3)}
+    calls = [server.client.get("/v1/models", headers=bearer(third)).status_code for _ in range(4)]
+    assert calls == [200, 200, 200, 429], "what the first's minute had left holds for all, and no minute begins anew"
+    assert change(server, admin, root, limits={"requests": 100}).status_code == 200
+    assert server.client.get("/v1/models", headers=bearer(third)).status_code == 429
+
+
+def test_the_last_admin_stays_one(server, admin):
+    (operator,) = server.service.guards.keys.all()
+    refused = change(server, admin, operator, role="user")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "last_admin")
+    assert change(server, admin, operator, role="admin", note="mine").json()["own"]
+    assert change(server, admin, operator, role="user", last=True).json()["role"] == "user"
+    assert server.client.get("/v1/keys", headers=admin).status_code == 403
+
+
 def test_a_page_needs_its_header_for_keys_too(server, admin):
     page = {"x-halka-page": "1", "origin": LOCAL}
     text = admin["authorization"].removeprefix("Bearer ")
     server.client.post("/v1/session", json={"key": text}, headers=page)
     assert add(server, {}, role="user").status_code == 403
-    assert add(server, page, role="user").status_code == 201
+    id = add(server, page, role="user").json()["id"]
+    assert change(server, {}, id, role="manager").status_code == 403
+    assert change(server, page, id, role="manager").json()["role"] == "manager"

@@ -59,6 +59,18 @@ def test_a_bucket_is_never_more_than_full(clock):
     assert bucket.left == 60
 
 
+def test_what_was_taken_stays_taken_when_a_limit_changes(clock):
+    limiter = Limiter(Limits(), 10, clock)
+    for most, more in ((3, 3), (2, 0), (100, 0)):
+        for _ in range(more):
+            leased(limiter, Limits(requests=most)).end()
+        refused(leased, limiter, Limits(requests=most))
+    clock.now = 6
+    for _ in range(10):
+        leased(limiter, Limits(requests=100)).end()
+    refused(leased, limiter, Limits(requests=100))
+
+
 def test_requests_a_minute(clock):
     limiter = Limiter(Limits(requests=2), 10, clock)
     for _ in range(2):

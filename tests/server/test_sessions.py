@@ -180,7 +180,7 @@ def test_a_key_in_the_header_is_who_calls_whatever_the_cookie_says(guarded):
     assert status(guarded, "POST", cookie="theme=dark", **key) == 200
 
 
-@pytest.mark.parametrize("method", ["POST", "DELETE"])
+@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
 @pytest.mark.parametrize(
     "headers",
     [

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from halka.server.guards.keys import Keys
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+MOST = 2**60 - 1  # of a limit, as the file of keys has it
 
 app = group(
     "API keys of `halka serve`: who may call, as whom, and how much.",
@@ -50,10 +51,14 @@ def add(
     expires: Annotated[
         str | None, typer.Option(metavar="WHEN", help="a date (2027-01-31), or in so long: 12h, 90d, 8w [never]")
     ] = None,
-    requests: Annotated[int | None, typer.Option(metavar="N", min=1, help="requests a minute [the server's]")] = None,
-    tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="tokens a minute [the server's]")] = None,
+    requests: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=MOST, help="requests a minute [the server's]")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=MOST, help="tokens a minute [the server's]")
+    ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="requests and answers at once [the server's]")
+        int | None, typer.Option(metavar="N", min=1, max=MOST, help="requests and answers at once [the server's]")
     ] = None,
     storage: Annotated[
         str | None,

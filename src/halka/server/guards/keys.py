@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -23,7 +23,8 @@ Role = Literal["monitor", "user", "manager", "admin"]
 ROLES: tuple[Role, ...] = ("monitor", "user", "manager", "admin")
 MAIN = "main"  # the operator's tenant
 PREFIX = "halka_"
-Amount = Annotated[int, Field(ge=1)]
+MOST = 2**60 - 1  # of a limit, as of a size of memory
+Amount = Annotated[int, Field(ge=1, le=MOST)]
 PATIENCE = 10.0  # seconds to wait for another process that changes the file
 
 
@@ -43,6 +44,12 @@ class Limits:
     tokens: Amount | None = None
     concurrency: Amount | None = None
     storage: Amount | None = None
+
+    def within(self, bounds: Limits) -> Limits:
+        """These, none of them beyond `bounds`, which also fill in what is left out."""
+        pairs = {name: (value, getattr(bounds, name)) for name, value in vars(self).items()}
+        least = {name: min((one for one in pair if one is not None), default=None) for name, pair in pairs.items()}
+        return Limits(**least)
 
 
 @dataclass(frozen=True)
@@ -162,8 +169,7 @@ class Keys:
             raise HalkaError(f"{tenant!r} cannot name a tenant: write it in small letters")
         if tenant in ROLES:
             raise HalkaError(f"{tenant!r} cannot name a tenant: it is a role, and documents name both as their readers")
-        if role == "monitor" and tenant != MAIN:
-            raise HalkaError(f"a monitor's key is of tenant {MAIN}: metrics are about all tenants")
+        _check_role(role, tenant)
         if expires is not None and expires <= datetime.now(UTC):
             raise HalkaError(
                 f"the key would have expired at {expires.astimezone(UTC):%Y-%m-%d %H:%M} UTC: choose a later time"
@@ -178,12 +184,31 @@ class Keys:
             keys[key.id] = key
         return text, key
 
+    def change(self, id: str, to: Callable[[Key], Key], check: Check = lambda _: None) -> Key:
+        """Change a key's role, limits, expiry or note. No key that was made with it may more than its limits then.
+
+        Raises HalkaError if there is none, and for a monitor of another tenant than the operator's.
+        """
+        with self._changed() as keys:
+            check(keys)
+            before = _key_of(keys, id)
+            keys[id] = key = to(before)
+            _check_role(key.role, key.tenant)
+            if key.limits != before.limits:
+                below = {id}
+                for other in keys.values():  # in the order in which they were made
+                    rooted = other.root is not None and other.root.id == id
+                    if rooted or other.parent in below:
+                        below.add(other.id)
+                        root = Root(id, key.limits) if rooted else other.root
+                        keys[other.id] = replace(other, limits=other.limits.within(key.limits), root=root)
+            return key
+
     def revoke(self, id: str, check: Check = lambda _: None) -> Key:
         """Remove the key of this id. Raises HalkaError if there is none."""
         with self._changed() as keys:
             check(keys)
-            if id not in keys:
-                raise HalkaError(f"there is no key {id!r}: `halka keys list` shows the ids")
+            _key_of(keys, id)
             return keys.pop(id)
 
     @contextmanager
@@ -206,6 +231,17 @@ class Keys:
             reason = str(error).splitlines()[0]
             raise DamagedFolderError(f"{self.path} does not hold keys ({reason}): restore it from a backup") from None
         return {_id(key.hash): key for key in keys}
+
+
+def _key_of(keys: Mapping[str, Key], id: str) -> Key:
+    if id not in keys:
+        raise HalkaError(f"there is no key {id!r}: `halka keys list` shows the ids")
+    return keys[id]
+
+
+def _check_role(role: Role, tenant: str) -> None:
+    if role == "monitor" and tenant != MAIN:
+        raise HalkaError(f"a monitor's key is of tenant {MAIN}: metrics are about all tenants")
 
 
 def _id(digest: str) -> str:

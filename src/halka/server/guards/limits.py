@@ -28,6 +28,10 @@ class Bucket:
         self.amount, self._clock = amount, clock
         self._left, self._at = float(amount), clock()
 
+    def resize(self, amount: int) -> None:
+        """Hold another amount from now on; what was taken stays taken."""
+        self._left, self.amount = min(amount, self.left), amount
+
     @property
     def left(self) -> float:
         now = self._clock()
@@ -49,13 +53,21 @@ class Use:
 
     def __init__(self, limits: Limits, clock: Callable[[], float]):
         self.requests_under_way = self.answers = 0
-        self.limits, self._clock = limits, clock
+        self.requests: Bucket | None = None
+        self.tokens: Bucket | None = None
+        self._clock = clock
         self.change(limits)
 
     def change(self, limits: Limits) -> None:
         self.limits = limits
-        self.requests = None if limits.requests is None else Bucket(limits.requests, self._clock)
-        self.tokens = None if limits.tokens is None else Bucket(limits.tokens, self._clock)
+        self.requests = self._bucket(self.requests, limits.requests)
+        self.tokens = self._bucket(self.tokens, limits.tokens)
+
+    def _bucket(self, before: Bucket | None, amount: int | None) -> Bucket | None:
+        if before is None or amount is None:
+            return None if amount is None else Bucket(amount, self._clock)
+        before.resize(amount)
+        return before
 
     def check_request(self) -> None:
         """Raises ApiError where there is no room for one more."""

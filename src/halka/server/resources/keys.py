@@ -1,13 +1,13 @@
 """`/v1/keys`: who may call as whom, for admins of a tenant, and for the operator, the admins of `main`, of all tenants.
 
-Nobody makes a key that may more than the own, and the last that could make others is not lost in passing.
+Nobody gives a key more than the own has, and the last that could make others is not lost in passing.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, Field
 from starlette.responses import Response
 
 from halka.server.errors import ApiError
-from halka.server.guards.access import AdminDep, Caller
+from halka.server.guards.access import RIGHTS, AdminDep, Caller
 from halka.server.guards.keys import MAIN, Key, Limits, Role
 from halka.server.guards.sessions import unauthorized
 from halka.server.requests import Body, Name
@@ -28,16 +28,8 @@ router = APIRouter(tags=["keys"])
 log = logging.getLogger("halka.server")
 
 MOST = 1000  # keys of a tenant
-Amount = Annotated[int, Field(ge=1, lt=2**53)]
-
-
-class KeyLimits(Body):
-    """What may be done with a key: requests and tokens a minute, requests and answers at once, bytes of its tenant."""
-
-    requests: Amount | None = None
-    tokens: Amount | None = None
-    concurrency: Amount | None = None
-    storage: Amount | None = None
+Note = Annotated[str, Field(max_length=200)]
+Last = Annotated[bool, Query(description="also where nobody could make another key of its tenant then")]
 
 
 class NewKey(Body):
@@ -46,8 +38,16 @@ class NewKey(Body):
     tenant: Name | None = None
     role: Role = "user"
     expires: AwareDatetime | None = None
-    limits: KeyLimits = Field(default_factory=KeyLimits)
-    note: Annotated[str, Field(max_length=200)] = ""
+    limits: Limits = Field(default_factory=Limits)
+    note: Note = ""
+
+
+class ChangedKey(Body):
+    """What a key is from now on; what is left out stays. `limits` are those of a new key: all that it is to have."""
+
+    role: Role | None = None
+    limits: Limits | None = None
+    note: Note | None = None
 
 
 @router.get("/v1/keys")
@@ -63,12 +63,9 @@ async def add_key(body: NewKey, service: ServiceDep, caller: AdminDep) -> Respon
     tenant, own = body.tenant or caller.tenant, caller.key
     if tenant != caller.tenant and caller.tenant != MAIN:
         raise ApiError(403, f"an admin's keys are of tenant {caller.tenant}", param="tenant", code="wrong_tenant")
-    expires, limits = body.expires, Limits(**body.limits.model_dump())
-    parent = None
-    if own is not None:
-        parent = own if caller.tenant != MAIN else None
-        most = caller.lease.limits if parent else own.limits
-        expires, limits = _expiry_within(body, own), _limits_within(limits, own.limits, most)
+    expires = body.expires if own is None else _expiry_within(body, own)
+    limits = _limits_within(body.limits, caller)
+    parent = own if caller.tenant != MAIN else None
 
     def check(keys: Mapping[str, Key]) -> None:
         _check_caller(keys, own)
@@ -89,33 +86,61 @@ async def add_key(body: NewKey, service: ServiceDep, caller: AdminDep) -> Respon
     return Json({"key": text, **_view(key, caller)}, 201)
 
 
+@router.patch("/v1/keys/{id}")
+async def change_key(id: str, body: ChangedKey, service: ServiceDep, caller: AdminDep, last: Last = False) -> Response:
+    """Change a key's role, limits or note. What is under way with it ends; its sessions go on, as what it is then."""
+    limits = body.limits and _limits_within(body.limits, caller)
+
+    def check(keys: Mapping[str, Key]) -> None:
+        key = _key_of(keys, id, caller)
+        if body.role not in (None, "admin") and not last:
+            _check_another_admin(keys, key)
+
+    def changed(key: Key) -> Key:
+        more = body.role is not None and not RIGHTS[body.role] <= RIGHTS[key.role]
+        note = key.note if body.note is None else one_line(body.note)
+        key = replace(key, role=body.role or key.role, limits=limits or key.limits, note=note)
+        return _bounded(key, caller) if more else key
+
+    key = await service.threads.manage(service.guards.keys.change, id, changed, check)
+    _log("a key was changed", key, caller)
+    return Json(_view(key, caller))
+
+
 @router.delete("/v1/keys/{id}")
-async def revoke_key(
-    id: str,
-    service: ServiceDep,
-    caller: AdminDep,
-    last: Annotated[bool, Query(description="also where nobody could make another key of its tenant then")] = False,
-) -> Response:
+async def revoke_key(id: str, service: ServiceDep, caller: AdminDep, last: Last = False) -> Response:
     """Revoke a key: what is under way with it ends within a second, the caller's own too, as `own` says."""
 
     def check(keys: Mapping[str, Key]) -> None:
-        _check_caller(keys, caller.key)
-        key = keys.get(id)
-        if key is None or not _concerns(key, caller):
-            raise ApiError(404, f"there is no key {id[:100]!r}: GET /v1/keys lists those there are", param="id")
-        others = (other for other in keys.values() if other.id != id and other.tenant == key.tenant)
-        if not last and _rules(key) and not any(map(_rules, others)):
-            raise ApiError(
-                409,
-                f"this is the last admin's key of tenant {key.tenant}: add another, or say ?last=true; then "
-                "`halka keys add` on the server's machine makes one",
-                param="id",
-                code="last_admin",
-            )
+        key = _key_of(keys, id, caller)
+        if not last:
+            _check_another_admin(keys, key)
 
     key = await service.threads.manage(service.guards.keys.revoke, id, check)
     _log("a key was revoked", key, caller)
     return Json({**_view(key, caller), "deleted": True})
+
+
+def _key_of(keys: Mapping[str, Key], id: str, caller: Caller) -> Key:
+    """The key of this id, if it is the caller's business. Raises ApiError, also as `_check_caller` does."""
+    _check_caller(keys, caller.key)
+    key = keys.get(id)
+    if key is None or not _concerns(key, caller):
+        raise ApiError(404, f"there is no key {id[:100]!r}: GET /v1/keys lists those there are", param="id")
+    return key
+
+
+def _check_another_admin(keys: Mapping[str, Key], key: Key) -> None:
+    """Raises ApiError where nobody could add keys to its tenant without this one."""
+    others = (other for other in keys.values() if other.id != key.id and other.tenant == key.tenant)
+    if _rules(key) and not any(map(_rules, others)):
+        raise ApiError(
+            409,
+            f"this is the last admin's key of tenant {key.tenant}: add another, or say ?last=true; then "
+            "`halka keys add` on the server's machine makes one",
+            param="id",
+            code="last_admin",
+        )
 
 
 def _check_caller(keys: Mapping[str, Key], own: Key | None) -> None:
@@ -147,15 +172,27 @@ def _expiry_within(body: NewKey, own: Key) -> datetime | None:
     return own.expires
 
 
-def _limits_within(limits: Limits, own: Limits, most: Limits) -> Limits:
-    """The new key's limits; what is left out is as the own key's. Raises ApiError for one beyond `most`."""
-    within = dict[str, int | None]()
-    for name in (field.name for field in fields(Limits)):
-        bound, value = getattr(most, name), getattr(limits, name)
+def _most(caller: Caller) -> Limits:
+    """The most that the caller may give: a tenant's admin no more than the server's own limits allow."""
+    if caller.key is None:
+        return Limits()
+    return caller.key.limits if caller.tenant == MAIN else caller.lease.limits
+
+
+def _limits_within(limits: Limits, caller: Caller) -> Limits:
+    """The limits that the caller gives a key; what is left out is as the own key's. Raises ApiError for one beyond."""
+    own = caller.key.limits if caller.key else Limits()
+    for name, bound in vars(_most(caller)).items():
+        value = getattr(limits, name)
         if bound is not None and value is not None and value > bound:
             raise ApiError(403, f"your own limit is {bound:,}: no other key may more", param=f"limits.{name}")
-        within[name] = getattr(own, name) if value is None else value
-    return Limits(**within)
+    return limits.within(own)
+
+
+def _bounded(key: Key, caller: Caller) -> Key:
+    """A key that is to have a higher role, with no more and for no longer than the caller's own."""
+    ends = [when for when in (key.expires, caller.key and caller.key.expires) if when is not None]
+    return replace(key, limits=key.limits.within(_most(caller)), expires=min(ends, default=None))
 
 
 def _log(message: str, key: Key, caller: Caller) -> None:
