@@ -84,6 +84,18 @@ def test_a_second_upload_is_the_next_version(client, store, lora):
     assert "version 2" in refusal(client.get("/v1/adapters/lora?version=2"), 404)
 
 
+def test_tags_are_all_versions_and_replace_each_other(client, store):
+    upload(client, "lora", files_of(store / "bottleneck" / "1"))
+    assert client.patch("/v1/adapters/lora", json={"tags": ["live", "ঘর", "live"]}).json()["tags"] == ["live", "ঘর"]
+    assert client.get("/v1/adapters/lora?version=1").json()["tags"] == ["live", "ঘর"]
+    assert client.patch("/v1/adapters/lora", json={"tags": ["old"]}).json()["tags"] == ["old"]
+    assert client.patch("/v1/adapters/lora", json={"tags": []}).json()["tags"] == []
+    assert "nobody" in refusal(client.patch("/v1/adapters/nobody", json={"tags": ["x"]}), 404)
+    for wrong in ([""], ["a b"], ["x"] * 65, ["<b>"], None):
+        refusal(client.patch("/v1/adapters/lora", json={"tags": wrong}))
+    assert client.get("/v1/adapters/lora").json()["tags"] == []
+
+
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", ""), ("GET", f"/files/{CARD}"), ("GET", "/archive"), ("DELETE", "")], ids=str
 )

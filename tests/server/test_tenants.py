@@ -45,6 +45,7 @@ def everything(id: str) -> list[tuple[str, str, object]]:
         ("GET", "/v1/adapters/lora/archive", None),
         ("GET", "/v1/adapters/lora/files/halka.json", None),
         *(("POST", f"/v1/adapters/lora/{action}", None) for action in ("load", "pin", "unpin", "unload")),
+        ("PATCH", "/v1/adapters/lora", {"tags": ["mine"]}),
         ("DELETE", "/v1/adapters/lora", None),
         ("GET", "/v1/collections/faq", None),
         ("GET", "/v1/collections/faq/documents", None),

@@ -91,8 +91,11 @@ def test_list_is_by_task_tag_and_method(store, model):
     store.save(model, "b", task="support")
     assert store.tag("a", ["live", "eu"]) == ("eu", "live")
     assert store.tag("a", ["eu"], remove=True) == ("live",)
-    with pytest.raises(HalkaError, match="a tag for a is empty"):
-        store.tag("a", ["us", " "])
+    assert store.set_tags("a", ["us", "us"]) == ("us",)
+    assert store.set_tags("a", ["live"]) == ("live",)
+    for change in (store.tag, store.set_tags):
+        with pytest.raises(HalkaError, match="a tag for a is empty"):
+            change("a", ["us", " "])
     assert [each.name for each in store.list()] == ["a", "b", "c"]
     assert [each.name for each in store.list(task="support")] == ["a", "b"]
     assert [each.name for each in store.list(tag="live")] == ["a"]

@@ -154,14 +154,11 @@ class AdapterStore:
 
     def tag(self, name: str, tags: Sequence[str], *, remove: bool = False) -> tuple[str, ...]:
         """Add tags to a name, or remove them. Returns its tags afterwards. Raises HalkaError for an empty tag."""
-        self.versions(name)
-        if not remove and not all(tag.strip() for tag in tags):
-            raise HalkaError(f"a tag for {name} is empty: give a word to find it by")
-        with self._writing(name) as folder:
-            before = set(self._tags(name))
-            after = tuple(sorted(before - {*tags} if remove else before | {*tags}))
-            write_text(folder / TAGS, json.dumps(after) + "\n")
-        return after
+        return self._retag(name, lambda before: before - {*tags} if remove else before | {*tags})
+
+    def set_tags(self, name: str, tags: Sequence[str]) -> tuple[str, ...]:
+        """Give a name these tags and no others, as `tag` does."""
+        return self._retag(name, lambda _: {*tags})
 
     def remove(self, name: str, version: int | None = None) -> None:
         """Remove one version, or the name with all of them. Raises UnknownAdapterError if it is not in the store."""
@@ -233,6 +230,15 @@ class AdapterStore:
         path, way_out = self.folder / name / TAGS, f"remove it, and tag {name} again"
         tags = _read(path, lambda tags: all(isinstance(tag, str) for tag in tags) and isinstance(tags, list), way_out)
         return tuple(tags or ())
+
+    def _retag(self, name: str, change: Callable[[set[str]], set[str]]) -> tuple[str, ...]:
+        self.versions(name)
+        with self._writing(name) as folder:
+            tags = tuple(sorted(change({*self._tags(name)})))
+            if not all(tag.strip() for tag in tags):
+                raise HalkaError(f"a tag for {name} is empty: give a word to find it by")
+            write_text(folder / TAGS, json.dumps(tags) + "\n")
+        return tags
 
     def _claim(self, model: AdaptedModel) -> None:
         """Record the base of the first adapter. Raises WrongBaseError for an adapter of another base."""

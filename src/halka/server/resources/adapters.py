@@ -20,7 +20,7 @@ from starlette.responses import Response, StreamingResponse
 
 from halka.server.errors import ApiError, api_error, public
 from halka.server.guards.access import Caller, CallerDep, ManagerDep
-from halka.server.requests import Body, Count, Name
+from halka.server.requests import Body, Count, Labels, Name
 from halka.server.resources.adapter_files import (
     check_inside,
     check_names,
@@ -54,6 +54,12 @@ class FromRoot(Body):
 
     folder: Annotated[str, Field(max_length=500)]
     name: Name | None = None
+
+
+class Tags(Body):
+    """The tags that an adapter has from now on, and no others."""
+
+    tags: Labels
 
 
 @router.get("/v1/adapters")
@@ -125,6 +131,20 @@ async def download_archive(name: str, service: ServiceDep, caller: ManagerDep, v
     return StreamingResponse(
         zipped(files), media_type="application/zip", headers=_attachment(f"{name}-{stored.version}.zip")
     )
+
+
+@router.patch("/v1/adapters/{name}")
+async def tag_adapter(name: str, body: Tags, service: ServiceDep, caller: ManagerDep) -> Response:
+    """Give an adapter tags, which all its versions have."""
+    store = service.tenants.of(caller.tenant).store
+
+    def tag() -> dict[str, Any]:
+        with missing_is_404(name):
+            check_inside(store, name)
+            store.set_tags(name, body.tags)
+        return view_of(service, caller, name)
+
+    return Json(await service.threads.manage(tag))
 
 
 @router.delete("/v1/adapters/{name}")
