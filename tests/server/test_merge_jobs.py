@@ -9,6 +9,8 @@ import zipfile
 import httpx
 import pytest
 
+from halka.server.guards.keys import Limits
+from halka.server.jobs.folder import JobFolder, JobRequest
 from serving_for_tests import InProcess
 
 
@@ -23,8 +25,13 @@ def merge(client: httpx.Client, **job) -> dict:
     """A merge that has ended."""
     response = client.post("/v1/jobs", json={"kind": "merge", "adapter": "lora", **job})
     assert response.status_code == 201, response.text
+    return ended(client, response.json()["id"])
+
+
+def ended(client: httpx.Client, id: str) -> dict:
+    """A job that has ended."""
     end = time.monotonic() + 300
-    while (job := client.get(f"/v1/jobs/{response.json()['id']}").json())["status"] in ("queued", "running"):
+    while (job := client.get(f"/v1/jobs/{id}").json())["status"] in ("queued", "running"):
         assert time.monotonic() < end, job
         time.sleep(0.1)
     return job
@@ -68,6 +75,31 @@ def test_what_cannot_be_merged_says_why_and_has_nothing_to_download(client):
 def test_a_wrong_merge_is_refused_at_once(client, job, status, param):
     response = client.post("/v1/jobs", json={"kind": "merge", "adapter": "lora", **job})
     assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
+
+
+def test_what_is_written_has_room_beforehand(server, base):
+    """As the request comes, and again when the job begins: others may have filled it meanwhile."""
+    whole, job = (base / "model.safetensors").stat().st_size, {"kind": "merge", "adapter": "lora"}
+    stored = server.service.tenants.of("main").storage.used()
+    for room, formats in ((whole - 1, {"safetensors": 413, "peft": 201}), (4 * whole, {"gguf": 201})):
+        headers = server.key("main", limits=Limits(storage=stored + room))
+        for format, status in formats.items():
+            response = server.client.post("/v1/jobs", json=job | {"format": format}, headers=headers)
+            assert response.status_code == status, response.text
+            if status == 201:
+                server.client.post(f"/v1/jobs/{response.json()['id']}/stop", headers=headers)
+            else:
+                assert response.json()["error"]["code"] == "storage_full"
+
+
+def test_a_merge_that_has_no_room_any_more_does_not_begin(server):
+    tenant = server.service.tenants.of("acme")
+    request = JobRequest("merge", {}, ["false"], storage=tenant.storage.described, room=10_000)
+    job = JobFolder.new(tenant.jobs, request, {}, limit=9_000)
+    server.client.headers = httpx.Headers(server.key("acme"))
+    view = ended(server.client, job.id)
+    assert view["status"] == "failed"
+    assert "10,000 more do not fit" in view["error"]
 
 
 @pytest.mark.parametrize("format", ["safetensors", "gguf"])

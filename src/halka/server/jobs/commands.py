@@ -18,6 +18,7 @@ from halka.core import Method
 from halka.evaluation.metrics import find_metric
 from halka.methods import method_named
 from halka.methods.prompt import check_start
+from halka.models.loading import resolve, weight_files
 from halka.server.errors import ApiError, refusal
 from halka.server.jobs.data import DATA, VALIDATION, placed
 from halka.server.jobs.folder import RUN, JobRequest
@@ -25,7 +26,9 @@ from halka.server.jobs.held_out import held_out_lines
 from halka.server.jobs.requests import AdviseJob, EvaluateJob, Job, MergeJob, TrainJob
 from halka.server.resources.adapter_files import check_inside, stored_inside
 from halka.server.settings import ServerSettings
+from halka.server.storage import bytes_below
 from halka.server.tenants import Tenant
+from halka.storage.adapter_store import Stored
 from halka.training import TrainConfig
 from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.settings import Setting, build, convert, from_content, settings_of
@@ -85,6 +88,7 @@ def _request(job: Job, command: list[str], tenant: Tenant, settings: ServerSetti
         name=getattr(job, "name", None),
         store=str(tenant.store.folder) if isinstance(job, TrainJob) else None,
         storage=tenant.storage.described,
+        room=_room(job, tenant, settings) if isinstance(job, MergeJob) else 0,
         hidden={str(Path(settings.base).absolute()): settings.public_name, str(tenant.store.folder): "the store"},
     )
 
@@ -166,7 +170,7 @@ def _evaluation(job: EvaluateJob, names: Mapping[str, str], tenant: Tenant, sett
         except HalkaError as error:
             raise refusal(error, param="metrics") from None
     for adapter in job.adapters:
-        _check_stored(tenant, adapter, "adapters")
+        _stored(tenant, adapter, "adapters")
     if job.split is not None and job.task is None:
         raise ApiError(400, "split is for a task: the data is one split", param="split")
     flags = {
@@ -214,7 +218,7 @@ def _advice(job: AdviseJob, names: Mapping[str, str], settings: ServerSettings) 
 
 
 def _merge(job: MergeJob, tenant: Tenant, settings: ServerSettings) -> list[str]:
-    _check_stored(tenant, job.adapter, "adapter")
+    _stored(tenant, job.adapter)
     if job.dtype == "q8_0" and job.format != "gguf":
         raise ApiError(400, "q8_0 is for gguf alone", param="dtype")
     if settings.quantize is not None and job.format in ("safetensors", "gguf"):
@@ -233,11 +237,22 @@ def _merge(job: MergeJob, tenant: Tenant, settings: ServerSettings) -> list[str]
     return ["merge", job.adapter, *_flags({**_base(settings), **flags}), "--json"]
 
 
-def _check_stored(tenant: Tenant, adapter: str, param: str) -> None:
-    """Raises ApiError for an adapter, as NAME or NAME@VERSION, that the tenant has not."""
+def _room(job: MergeJob, tenant: Tenant, settings: ServerSettings) -> int:
+    """The bytes that a merge may write: those of the base, or of the adapter alone, twice as many in float32."""
+    if job.format is None:
+        return 0
+    if job.format in ("safetensors", "gguf"):
+        bytes = sum(file.stat().st_size for file in weight_files(resolve(settings.base, revision=None, fetch=False)))
+    else:
+        bytes = bytes_below([_stored(tenant, job.adapter).folder])
+    return bytes * (2 if (job.dtype or settings.dtype) == "float32" else 1)
+
+
+def _stored(tenant: Tenant, adapter: str, param: str = "adapter") -> Stored:
+    """An adapter of the tenant's, as NAME or NAME@VERSION. Raises ApiError if there is none."""
     name, _, version = adapter.partition("@")
     try:
-        stored_inside(tenant.store, name, int(version) if version else None)
+        return stored_inside(tenant.store, name, int(version) if version else None)
     except UnknownAdapterError:
         raise ApiError(404, f"there is no adapter {adapter!r}", param=param) from None
 

@@ -52,6 +52,7 @@ class JobRequest:
     name      of the adapter that comes of it; none for other kinds
     store     the folder of the store that gets this adapter
     storage   what counts against the tenant's limit, where this adapter must fit
+    room      bytes that the command may write, held while it runs
     hidden    paths that no message to a client may have, with the words for them
     """
 
@@ -61,6 +62,7 @@ class JobRequest:
     name: str | None = None
     store: str | None = None
     storage: Mapping[str, Any] | None = None
+    room: int = 0
     hidden: Mapping[str, str] = field(default_factory=dict[str, str])
     created: int = 0
 

@@ -49,10 +49,13 @@ def main(folder: str, lock: str) -> None:
 
 
 def _run(job: JobFolder, request: JobRequest, lock: int, signals: list[int]) -> int:
-    """Run the command; returns its exit code. Raises StorageFullError where the tenant has no room at all."""
-    if request.storage is not None:  # what it writes counts once it is there
-        Storage.of(request.storage).check(job.written().get("limit"))
-    with (job.path / OUTPUT).open("wb") as output, (job.path / LOG).open("ab") as log:
+    """Run the command; returns its exit code. Raises StorageFullError where the tenant has no room for it."""
+    with (job.path / OUTPUT).open("wb") as output, (job.path / LOG).open("ab") as log, ExitStack() as stack:
+        if request.storage is not None:  # what it writes counts once it is there
+            storage, limit = Storage.of(request.storage), job.written().get("limit")
+            storage.check(limit)
+            if request.room:
+                stack.enter_context(Reservation(storage)).grow(request.room, limit)
         command = subprocess.Popen(
             request.command,
             cwd=job.path,

@@ -163,7 +163,7 @@ async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: 
             await service.guards.quota.reserve(caller, documents)
             path = await service.threads.ingest(write_lines, lines(), folder / DOCUMENTS, documents)
             new.files[DOCUMENTS] = path
-        await service.guards.quota.reserve(caller, size)
+        await service.guards.quota.reserve(caller, size + new.request.room)
         queued = await service.threads.manage(_queue, job, new, tenant, folder, service, caller.lease.limits.storage)
         view = await service.threads.manage(view_of, queued, caller.folders)
     return Json(view, 201)
