@@ -60,6 +60,14 @@ def test_those_there_are(client):
     assert (small["name"], small["date"], small["total"]) == ("small", "2026-11-27T00:00:00+00:00", 5)
 
 
+def test_a_long_list_has_pages(client):
+    pages = [client.get(f"/v1/comparisons?start={start}&count=1").json() for start in range(3)]
+    assert [[one["name"] for one in page["data"]] for page in pages] == [["demo"], ["small"], []]
+    assert {(page["total"], page["start"]) for page in pages} == {(2, 0), (2, 1), (2, 2)}
+    for query in ("count=0", "count=201", "start=-1"):
+        assert client.get(f"/v1/comparisons?{query}").status_code == 400
+
+
 def test_one_is_its_summary_and_runs(client):
     comparison = client.get("/v1/comparisons/demo").json()
     written = json.loads((RESULTS / "demo" / "summary.json").read_text())

@@ -24,7 +24,7 @@ from halka.util.errors import DamagedFolderError
 from halka.util.files import is_portable_name
 
 SUMMARY, RUNS, PREDICTIONS = "summary.json", "runs", "predictions.jsonl"
-LISTED, MOST = 200, 500  # comparisons of a list; runs of one
+MOST = 500  # runs of a comparison
 LARGE = 4 << 20  # bytes of a file of JSON, or of a line
 KEPT = 8 << 20  # bytes of a comparison's runs up to which they are kept once they are read
 LETTERS = 20_000  # of a text that is shown
@@ -104,7 +104,7 @@ def comparisons_in(roots: Sequence[Path]) -> list[Comparison]:
     for root in (Path(os.path.realpath(root)) for root in roots):
         for folder in [root, *_inside(root)]:
             usable = is_portable_name(folder.name) and not folder.is_symlink() and _is_file(folder / SUMMARY)
-            if usable and len(comparisons) < LISTED:
+            if usable:
                 comparisons.setdefault(folder.name, Comparison(folder.name, folder))
     return sorted(comparisons.values(), key=lambda comparison: comparison.name)
 

@@ -19,16 +19,23 @@ router = APIRouter(tags=["comparisons"])
 
 HEAD = ("experiment", "task", "base", "headline", "finished", "total")
 OF_RUNS = ("status", "error", "method", "lr", "seed", "purpose", "validation_loss", "scores", "train", "date")
-PAGE = 100  # items of the test split at a time
+LISTED, PAGE = 200, 100  # comparisons, and items of the test split, at a time
+Start = Annotated[int, Query(ge=0, lt=2**31)]
 
 
 @router.get("/v1/comparisons")
-async def list_comparisons(service: ServiceDep, caller: CallerDep) -> Response:
-    """List the comparisons that the caller may see. One that is damaged has the reason as its `error`."""
+async def list_comparisons(
+    service: ServiceDep,
+    caller: CallerDep,
+    start: Start = 0,
+    count: Annotated[int, Query(ge=1, le=LISTED)] = LISTED,
+) -> Response:
+    """List the comparisons that the caller may see, from `start` on. A damaged one has the reason as its `error`."""
 
     def views() -> Response:
         comparisons = comparisons_in(service.settings.comparisons_of(caller.tenant))
-        return Json({"object": "list", "data": [_head(comparison, caller) for comparison in comparisons]})
+        heads = [_head(comparison, caller) for comparison in comparisons[start : start + count]]
+        return Json({"object": "list", "start": start, "total": len(comparisons), "data": heads})
 
     return await service.threads.read(views)
 
@@ -54,7 +61,7 @@ async def get_answers(
     name: str,
     service: ServiceDep,
     caller: CallerDep,
-    start: Annotated[int, Query(ge=0, lt=2**31)] = 0,
+    start: Start = 0,
     count: Annotated[int, Query(ge=1, le=PAGE)] = 20,
 ) -> Response:
     """What the methods answered, side by side: items of the test split from `start` on."""
