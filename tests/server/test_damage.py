@@ -45,6 +45,7 @@ def requests(server: InProcess, store: Path, job: JobFolder):
     files = {
         "/v1/adapters": ({"name": "new"}, [("files", ("adapter_model.safetensors", weights))]),
         "/v1/collections/{collection}/documents": ({}, [("files", ("b.md", b"b"))]),
+        "/v1/files": ({}, [("file", ("rows.jsonl", b"{}"))]),
         "/v1/jobs/upload": ({"job": json.dumps({"kind": "evaluate"})}, [("data", ("rows.jsonl", b"{"))]),
     }
     for method, path in sorted(routes, key=lambda route: route[0] == "DELETE"):

@@ -35,6 +35,13 @@ def parquet(rows, path: Path) -> bytes:
     return path.read_bytes()
 
 
+def keep(client, name: str, content: bytes) -> str:
+    """The id of a file that is kept."""
+    response = client.post("/v1/files", files={"file": (name, content)})
+    assert response.status_code == 201, response.text
+    return response.json()["id"]
+
+
 def test_what_a_training_would_read(client, base, tmp_path):
     """As `halka data preview` says it; its lists have an end."""
     rows = [*ROWS, ROWS[0], {"prompt": "Why?"}, {"prompt": "What? " * 300, "completion": "Long."}]
@@ -76,7 +83,7 @@ def test_what_a_training_would_read(client, base, tmp_path):
 )
 def test_files_of_every_kind(client, tmp_path, name, rows, shape, unread):
     content = parquet(rows, tmp_path / "a") if name.lower().endswith("parquet") else lines(rows)
-    response = client.post("/v1/data/preview/upload", files={"data": (name, content)})
+    response = client.post("/v1/data/preview", json={"data_file": keep(client, name, content)})
     assert response.status_code == 200, response.text
     assert (response.json()["shape"], response.json()["unread"]) == (shape, unread)
     assert response.json()["examples"] == len(rows)
@@ -84,10 +91,13 @@ def test_files_of_every_kind(client, tmp_path, name, rows, shape, unread):
 
 def test_what_validation_shares_with_the_data_and_nothing_is_left(server):
     client, storage = server.client, server.service.tenants.of("main").storage
-    before = storage.used()
     job = {"kind": "train", "name": "sums", "settings": {"rank": 4}}
-    files = {"data": ("a.jsonl", lines(ROWS)), "validation": ("b.csv", b"prompt,completion\nwhat is 1 plus  2?,4\n")}
-    response = client.post("/v1/data/preview/upload", data={"job": json.dumps(job)}, files=files)
+    files = {
+        "data_file": keep(client, "a.jsonl", lines(ROWS)),
+        "validation_file": keep(client, "b.csv", b"prompt,completion\nwhat is 1 plus  2?,4\n"),
+    }
+    before = storage.used()
+    response = client.post("/v1/data/preview", json=job | files)
     assert response.status_code == 200, response.text
     (shared,) = response.json()["shared"]["first"]
     assert (shared["first"], shared["same_answer"]) == ("validation.csv:2", False)
@@ -96,11 +106,12 @@ def test_what_validation_shares_with_the_data_and_nothing_is_left(server):
 
 
 def test_validation_examples_of_their_own_leave_the_data_whole(client):
-    files = {"data": ("a.jsonl", lines(ROWS)), "validation": ("b.jsonl", lines(ROWS[:2]))}
+    files = {
+        "data_file": keep(client, "a.jsonl", lines(ROWS)),
+        "validation_file": keep(client, "b.jsonl", lines(ROWS[:2])),
+    }
     jobs = [{"settings": {"rank": 4, "train": {"batch_size": 1}}, **share} for share in ({}, {"validation": 0.5})]
-    steps = [
-        client.post("/v1/estimate/upload", data={"job": json.dumps(job)}, files=files).json()["steps"] for job in jobs
-    ]
+    steps = [client.post("/v1/estimate", json=job | files).json()["steps"] for job in jobs]
     assert steps[0] == steps[1]
 
 
@@ -160,8 +171,8 @@ def test_data_that_cannot_be_read_is_refused_and_names_no_folder(client, tmp_pat
 )
 def test_a_file_that_cannot_be_read_is_refused(client, name, content, reason):
     job = {"job": json.dumps({"kind": "train", "name": "sums"})}
-    for path in ("/v1/data/preview/upload", "/v1/jobs/upload"):
-        response = client.post(path, files={"data": (name, content)}, data=job)
+    for path, field in (("/v1/files", "file"), ("/v1/jobs/upload", "data")):
+        response = client.post(path, files={field: (name, content)}, data=job)
         assert response.status_code == 400, response.text
         assert reason in response.json()["error"]["message"]
     assert client.get("/v1/jobs").json()["data"] == []
@@ -183,17 +194,15 @@ def test_parquet_that_expands_is_refused(server, tmp_path):
     small = parquet([{"prompt": "Why? " * 1000, "completion": "So."}] * 5000, tmp_path / "a")
     assert len(small) < 100_000
     server.service.settings = replace(server.service.settings, upload_size=1.0)
-    response = server.client.post("/v1/data/preview/upload", files={"data": ("a.parquet", small)})
+    response = server.client.post("/v1/files", files={"file": ("a.parquet", small)})
     assert response.status_code == 400
-    assert "data has more than 1,000,000 bytes of rows" in response.json()["error"]["message"]
+    assert "file has more than 1,000,000 bytes of rows" in response.json()["error"]["message"]
 
 
 def test_only_managers_look(server):
     user, manager = server.key("acme", "user"), server.key("acme", "manager")
     for path in ("/v1/data/preview", "/v1/estimate"):
         assert server.client.post(path, json={"data": ROWS}, headers=user).status_code == 403
-    for path in ("/v1/data/preview/upload", "/v1/estimate/upload"):
-        assert server.client.post(path, files={"data": ("a.jsonl", b"{}")}, headers=user).status_code == 403
     assert server.client.post("/v1/data/preview", json={}, headers=manager).status_code == 400
 
 
@@ -254,17 +263,18 @@ def test_parquet_is_read_one_file_at_a_time_beside_managers_threads(server, tmp_
             return await super().__call__(tenant, function, *arguments)
 
     server.service.parquet = Counted()
-    files = {"data": ("a.parquet", content), "validation": ("b.parquet", content)}
-    assert server.client.post("/v1/data/preview/upload", files=files).status_code == 200
+    files, job = dict.fromkeys(("data", "validation"), ("a.parquet", content)), {"kind": "train", "name": "sums"}
+    response = server.client.post("/v1/jobs/upload", files=files, data={"job": json.dumps(job)})
+    assert response.status_code == 201, response.text
     assert turns == [0, 0]
 
 
 def test_parquet_expands_into_the_storage_that_is_left_alone(server, tmp_path):
     content = parquet([{"prompt": "Why? " * 1000, "completion": "So."}] * 100, tmp_path / "a")
     headers = server.key("acme", "manager", limits=Limits(storage=100_000))
-    response = server.client.post("/v1/data/preview/upload", files={"data": ("a.parquet", content)}, headers=headers)
+    response = server.client.post("/v1/files", files={"file": ("a.parquet", content)}, headers=headers)
     assert response.status_code == 400
-    assert re.search(r"data has more than \d\d,\d{3} bytes of rows", response.json()["error"]["message"])
+    assert re.search(r"file has more than \d\d,\d{3} bytes of rows", response.json()["error"]["message"])
 
 
 def test_a_tenant_looks_twice_at_once(tmp_path):

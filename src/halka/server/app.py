@@ -13,6 +13,7 @@ from halka.server import errors
 from halka.server.answers import chat, completions, models, responses
 from halka.server.guards import health, metrics, signing_in
 from halka.server.guards.sessions import COOKIE
+from halka.server.jobs import files
 from halka.server.jobs import routes as jobs
 from halka.server.page import page_router
 from halka.server.previews import routes as previews
@@ -29,6 +30,7 @@ ROUTERS = (
     residency.router,
     collections.router,
     methods.router,
+    files.router,
     previews.router,
     jobs.router,
     comparisons.router,

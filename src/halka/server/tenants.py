@@ -22,12 +22,13 @@ class Tenant:
     store: AdapterStore
     collections: Path
     jobs: Path
+    files: Path
     reserved: Path
 
     @property
     def storage(self) -> Storage:
         """What counts against the tenant's limit."""
-        return Storage((self.store.folder, self.collections, self.jobs), self.reserved)
+        return Storage((self.store.folder, self.collections, self.jobs, self.files), self.reserved)
 
     def engine_name(self, adapter: str) -> str:
         """What the engine calls this tenant's adapter."""
@@ -48,6 +49,7 @@ class Tenants:
             AdapterStore(settings.store or own / "adapters"),
             settings.collections or own / "collections",
             own / "jobs",
+            own / "files",
             own / "reserved",
         )
 
@@ -57,16 +59,20 @@ class Tenants:
             return self._main
         folder = self._folder / portable_name(name, "be a tenant's name")
         store = AdapterStore(folder / "adapters")
-        return Tenant(name, store, folder / "collections", folder / "jobs", folder / "reserved")
+        return Tenant(name, store, *(folder / part for part in ("collections", "jobs", "files", "reserved")))
 
     def names(self) -> list[str]:
         """Every tenant that has a folder, and `main`."""
         folders = self._folder.iterdir() if self._folder.is_dir() else ()
         return sorted({MAIN, *(folder.name for folder in folders if is_portable_name(folder.name))})
 
+    def all(self) -> list[Tenant]:
+        """The tenants as they are now."""
+        return [self.of(name) for name in self.names()]
+
     def job_folders(self) -> list[Path]:
-        """Where jobs lie, as the tenants are now."""
-        return [self.of(name).jobs for name in self.names()]
+        """Where their jobs lie."""
+        return [tenant.jobs for tenant in self.all()]
 
     def get(self, name: str) -> Stored:
         """The newest version of "tenant/adapter". Raises UnknownAdapterError, which names no folder."""

@@ -29,7 +29,7 @@ WITHOUT_BODY = {"GET", "HEAD", "OPTIONS"}
 Reserve = Callable[[Caller, int, int], Awaitable[int]]
 KEYED = {SESSION: 4096}
 """Paths whose bodies hold a key, and the most bytes of these: they are in no log."""
-UPLOADS = ("/v1/adapters", "/v1/collections", "/v1/jobs/upload", "/v1/data/preview/upload", "/v1/estimate/upload")
+UPLOADS = ("/v1/adapters", "/v1/collections", "/v1/jobs/upload", "/v1/files")
 
 
 class Bodies:

@@ -21,7 +21,7 @@ def placed(asked: Any, files: Mapping[str, Path]) -> tuple[dict[str, str], dict[
     """The files' names in a folder, by what they are for, and their contents.
 
     asked  has `data`, and perhaps `validation`, as rows
-    files  those that came with the request, which keep their suffixes
+    files  those that came with the request, or that it names, which keep their suffixes
     Raises ApiError for what came in both ways, and for a file of another kind.
     """
     names = {name: _with_suffix(name, path) for name, path in files.items()}
@@ -61,8 +61,13 @@ def check_data(files: Mapping[str, Path], job: TrainJob | EvaluateJob | AdviseJo
                     raise ApiError(400, f"{row.where} names {adapter!r}, which is not among adapters", param="adapters")
 
 
-def _with_suffix(name: str, path: Path) -> str:
+def check_suffix(name: str, path: Path) -> None:
+    """Raises ApiError for a file of a kind that holds no data."""
     if path.suffix.lower() not in SUFFIXES:
         kinds = ", ".join((*SUFFIXES, PARQUET))
         raise ApiError(400, f"{name} is a file of the kind {path.suffix!r}: use {kinds}", param=name)
+
+
+def _with_suffix(name: str, path: Path) -> str:
+    check_suffix(name, path)
     return name + path.suffix.lower()

@@ -24,10 +24,18 @@ def _rows_or_share(value: Any) -> Any:
 
 
 Validation = Annotated[Rows | float | None, BeforeValidator(_rows_or_share)]
+FileId = Annotated[str, Field(pattern=r"^file-[0-9a-f]{16}$")]
 Versioned = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[0-9]{1,9})?$")]
 
 
-class _Job(Body):
+class DataFiles(Body):
+    """The ids of files, as `POST /v1/files` gives them, in place of rows."""
+
+    data_file: FileId | None = None
+    validation_file: FileId | None = None
+
+
+class _Job(DataFiles):
     """`data` is rows, unless a file comes with the request or the task is the one that Halka has."""
 
     data: Rows | None = None

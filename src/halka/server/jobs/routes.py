@@ -23,6 +23,7 @@ from halka.server.guards.access import Caller, ManagerDep
 from halka.server.jobs.commands import DOCUMENTS, MERGED, PREDICTIONS, NewJob, new_job
 from halka.server.jobs.data import DATA, VALIDATION, check_data, written
 from halka.server.jobs.documents import document_lines, write_lines
+from halka.server.jobs.files import named_files
 from halka.server.jobs.folder import ENDED, JobFolder, jobs_in
 from halka.server.jobs.requests import AdviseJob, Job, MergeJob
 from halka.server.jobs.uploading import read_form, save_data
@@ -47,7 +48,7 @@ EVERY, SILENCE = 0.5, 15.0  # seconds between two looks, and after which a comme
 
 @router.post("/v1/jobs")
 async def start_job(job: Job, service: ServiceDep, caller: ManagerDep) -> Response:
-    """Queue a job whose data is in the request, as rows."""
+    """Queue a job whose data is in the request, as rows, or a file that is kept."""
     return await _start(job, {}, service, caller)
 
 
@@ -155,6 +156,7 @@ async def delete_job(id: str, service: ServiceDep, caller: ManagerDep) -> Respon
 async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: Caller) -> Response:
     async with staging(service) as folder:
         tenant = service.tenants.of(caller.tenant)
+        files = await service.threads.manage(named_files, job, files, tenant, folder)
         new = await service.threads.manage(_check, job, files, tenant, service)
         size = sum(len(content) for content in new.files.values() if isinstance(content, bytes))
         if isinstance(job, AdviseJob) and job.collection is not None:

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from halka.server.jobs.requests import Rows, Validation
-from halka.server.requests import Body, Name
+from halka.server.jobs.requests import DataFiles, Rows, Validation
+from halka.server.requests import Name
 
 
-class Draft(Body):
+class Draft(DataFiles):
     """A training's data and settings. `examples`: how many to show, in previews; `name` changes nothing."""
 
     kind: Literal["train"] | None = None

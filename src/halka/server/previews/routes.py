@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Form, UploadFile
-from pydantic import TypeAdapter
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from halka.methods import described
@@ -17,54 +16,31 @@ from halka.server.errors import ApiError, public
 from halka.server.guards.access import Caller, ManagerDep
 from halka.server.jobs.commands import check_settings
 from halka.server.jobs.data import DATA, VALIDATION, placed, written
-from halka.server.jobs.uploading import read_form, save_data
+from halka.server.jobs.files import named_files
 from halka.server.previews.requests import Draft
-from halka.server.resources.uploads import UploadRoute, staging
+from halka.server.resources.uploads import staging
 from halka.server.service import Service, ServiceDep
 from halka.server.wire import Json
 
-router = APIRouter(tags=["jobs"], route_class=UploadRoute)
-DRAFT = TypeAdapter(Draft)
-Text = Annotated[str, Form(description="the draft as JSON; data and validation may come as files instead")]
-
+router = APIRouter(tags=["jobs"])
 What = Literal["preview", "estimate"]
 
 
 @router.post("/v1/data/preview")
-async def preview_rows(draft: Draft, service: ServiceDep, caller: ManagerDep) -> Response:
+async def preview_data(draft: Draft, service: ServiceDep, caller: ManagerDep) -> Response:
     """Show what a training would read of its data: tokens, loss, lengths, repeats, rows that cannot be used."""
-    return await _look_at("preview", draft, {}, service, caller)
-
-
-@router.post("/v1/data/preview/upload")
-async def preview_files(
-    service: ServiceDep, caller: ManagerDep, data: UploadFile, job: Text = "{}", validation: UploadFile | None = None
-) -> Response:
-    """The same of files: .jsonl, .json, .csv, .tsv or .parquet."""
-    uploads = {DATA: data, VALIDATION: validation}
-    return await _look_at("preview", read_form(DRAFT, job), uploads, service, caller)
+    return await _look_at("preview", draft, service, caller)
 
 
 @router.post("/v1/estimate")
-async def estimate_rows(draft: Draft, service: ServiceDep, caller: ManagerDep) -> Response:
+async def estimate_training(draft: Draft, service: ServiceDep, caller: ManagerDep) -> Response:
     """Estimate the memory and time of a training with these settings on this data."""
-    return await _look_at("estimate", draft, {}, service, caller)
+    return await _look_at("estimate", draft, service, caller)
 
 
-@router.post("/v1/estimate/upload")
-async def estimate_files(
-    service: ServiceDep, caller: ManagerDep, data: UploadFile, job: Text = "{}", validation: UploadFile | None = None
-) -> Response:
-    """The same with files: .jsonl, .json, .csv, .tsv or .parquet."""
-    uploads = {DATA: data, VALIDATION: validation}
-    return await _look_at("estimate", read_form(DRAFT, job), uploads, service, caller)
-
-
-async def _look_at(
-    what: What, draft: Draft, uploads: Mapping[str, UploadFile | None], service: Service, caller: Caller
-) -> Response:
+async def _look_at(what: What, draft: Draft, service: Service, caller: Caller) -> Response:
     async with staging(service) as folder:
-        files = await save_data(service, caller, uploads, folder)
+        files = await service.threads.manage(named_files, draft, {}, service.tenants.of(caller.tenant), folder)
         look = await service.threads.manage(_prepare, what, draft, files, folder, service)
         result = await service.looks(look, caller.tenant)
     if (reason := result.get("reason")) is not None:
@@ -76,7 +52,7 @@ def _prepare(what: What, draft: Draft, files: Mapping[str, Path], folder: Path, 
     """The file that the process reads. Raises ApiError for data that is not there, and for wrong settings."""
     names, contents = placed(draft, files)
     if DATA not in names:
-        raise ApiError(400, "give data, as rows or a file", param=DATA)
+        raise ApiError(400, "give data, as rows or a file that is kept", param=DATA)
     method, config = check_settings(draft.settings)
     paths, settings = written(contents, folder), service.settings
     look = {

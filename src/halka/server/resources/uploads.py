@@ -7,7 +7,7 @@ import shutil
 import time
 import unicodedata
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -21,6 +21,7 @@ from halka.server.errors import ApiError
 
 if TYPE_CHECKING:
     from halka.server.service import Service
+    from halka.server.tenants import Tenant
 
 STALE = 24 * 3600  # seconds after which nobody is at work with an upload
 LONGEST = 200  # characters of a file's name
@@ -57,9 +58,11 @@ async def staging(service: Service) -> AsyncIterator[Path]:
             await service.threads.manage(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-def remove_stale(data: Path, jobs: Iterable[Path]) -> None:
-    """Remove what killed servers have left of uploads, and in folders of jobs of those that they added or removed."""
-    for folder in chain((data / "uploads").glob("*"), *(folder.glob(".job-*") for folder in jobs)):
+def remove_stale(data: Path, tenants: Sequence[Tenant]) -> None:
+    """Remove what earlier servers have left: files that were kept; of killed ones, uploads and halves of jobs."""
+    for tenant in tenants:
+        shutil.rmtree(tenant.files, ignore_errors=True)
+    for folder in chain((data / "uploads").glob("*"), *(tenant.jobs.glob(".job-*") for tenant in tenants)):
         with suppress(OSError):
             if time.time() - folder.lstat().st_mtime > STALE:
                 shutil.rmtree(folder)

@@ -1,0 +1,84 @@
+"""`/v1/files`: data is sent once, named by what follows, and kept for a while alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from halka.server.guards.keys import Limits
+from halka.server.jobs import files
+from halka.server.resources.uploads import remove_stale
+from serving_for_tests import InProcess
+
+ROWS = b'{"prompt": "Why?", "completion": "So."}\n' * 3
+TRAIN = {"kind": "train", "name": "why"}
+
+
+def keep(server: InProcess, content: bytes = ROWS, name: str = "mine.jsonl", **more) -> str:
+    """The id of a file that is kept."""
+    response = server.client.post("/v1/files", files={"file": (name, content)}, **more)
+    assert response.status_code == 201, response.text
+    return response.json()["id"]
+
+
+def test_a_file_is_looked_at_estimated_with_and_trained_on(server):
+    made = server.client.post("/v1/files", files={"file": ("মেঘ.CSV", b"prompt,completion\nWhy?,So.\n")}).json()
+    about = made["filename"], made["bytes"], made["expires_at"] - made["created_at"]
+    assert about == ("মেঘ.CSV", 27, files.LIFE)
+    named = {"data_file": made["id"], "validation_file": keep(server)}
+    seen = server.client.post("/v1/data/preview", json=named).json()
+    assert (seen["examples"], seen["shown"][0]["where"], seen["shared"]["count"]) == (1, "data.csv:2", 1)
+    assert server.client.post("/v1/estimate", json=named).json()["steps"] >= 1
+    for _ in range(2):
+        job = server.client.post("/v1/jobs", json=TRAIN | named)
+        assert job.status_code == 201, job.text
+        folder = server.service.tenants.of("main").jobs / job.json()["id"]
+        assert (folder / "data.csv").read_bytes().startswith(b"prompt,")
+        assert (folder / "validation.jsonl").read_bytes() == ROWS
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"data_file": "file-0123456789abcdef"}, 404, "data_file"),
+        ({"data_file": "../../keys"}, 400, "train.data_file"),
+        ({"data_file": "KEPT", "data": [{"prompt": "a", "completion": "b"}]}, 400, "data"),
+        ({"data_file": "KEPT", "task": "support"}, 400, "data"),
+    ],
+)
+def test_what_names_no_file_is_refused(server, body, status, param):
+    id = keep(server)
+    response = server.client.post("/v1/jobs", json=TRAIN | json.loads(json.dumps(body).replace("KEPT", id)))
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
+
+
+def test_a_file_comes_in_one_way(server):
+    job = json.dumps(TRAIN | {"data_file": keep(server)})
+    response = server.client.post("/v1/jobs/upload", data={"job": job}, files={"data": ("a.jsonl", ROWS)})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "data_file")
+
+
+def test_it_is_its_tenants_and_counts_as_stored(server):
+    mine, theirs = server.key("main"), server.key("acme", limits=Limits(storage=len(ROWS) + 500))
+    id, storage = keep(server, headers=theirs), server.service.tenants.of("acme").storage
+    assert server.client.post("/v1/data/preview", json={"data_file": id}, headers=mine).status_code == 404
+    assert storage.used() == len(ROWS)
+    full = server.client.post("/v1/files", files={"file": ("a.jsonl", ROWS * 9)}, headers=theirs)
+    assert (full.status_code, full.json()["error"]["code"]) == (413, "storage_full")
+    user = server.client.post("/v1/files", files={"file": ("a.jsonl", ROWS)}, headers=server.key("acme", "user"))
+    assert user.status_code == 403
+
+
+def test_the_newest_stay_and_none_for_long(server, monkeypatch):
+    ids = [keep(server) for _ in range(files.MOST + 1)]
+    folder = server.service.tenants.of("main").files
+    assert {path.stem for path in folder.glob("file-*")} == {*ids[1:]}
+    gone = server.client.post("/v1/estimate", json={"data_file": ids[0]})
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "no_file")
+    monkeypatch.setattr(files, "LIFE", 0)
+    id = keep(server)
+    assert server.client.get("/healthz").status_code == 200, "the loop has turned"
+    assert server.client.post("/v1/estimate", json={"data_file": id}).status_code == 404
+    remove_stale(server.service.settings.data, server.service.tenants.all())
+    assert not folder.exists(), "an earlier server's"
