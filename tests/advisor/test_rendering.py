@@ -365,8 +365,8 @@ def hostile() -> tuple[Advice, Evidence]:
         advice,
         prospects=tuple(replace(each, how=EVIL) for each in advice.prospects),
         reasons=(Reason(EVIL, EVIL),),
-        change=(EVIL,),
-        missing=(EVIL,),
+        change=(Reason(EVIL, EVIL),),
+        missing=(Reason(EVIL, EVIL),),
         commands=(EVIL, EVIL),
         settings={EVIL: EVIL, "fields": {EVIL: [EVIL]}},
     )

@@ -23,6 +23,7 @@ from halka.advisor.evidence import (
     Trial,
     from_json,
 )
+from halka.advisor.reasons import Reason
 from halka.advisor.statistics import HORIZON
 from halka.advisor.verdict import DATA_GAIN, GAP, TOLERANCE, USEFUL_GAIN, Criteria, choose, minimum_score
 from halka.evaluation.metrics import Score
@@ -141,10 +142,10 @@ def test_a_base_is_weak_only_where_it_was_trained():
     strong, lacking = strength(0.0, 0.0), {"learnability": "skipped"}
     untried = advise_from(evidence(strength=strong, missing=lacking))
     assert (untried.choice, untried.reasons[0].rule, untried.sure) == ("peft", "untried", "low")
-    assert any(each.startswith("a pilot (skipped)") for each in untried.change)
+    assert any(each.text.startswith("a pilot (skipped)") for each in untried.change)
     few = advise_from(Evidence(replace(SUBJECT, train=8), strength=strong, missing=lacking))
     assert (few.choice, few.sure) == ("data", "low")
-    assert any(each.startswith("a pilot (skipped)") for each in few.change)
+    assert any(each.text.startswith("a pilot (skipped)") for each in few.change)
 
 
 def test_something_can_be_of_use_beside_a_good_trivial_answer():
@@ -297,7 +298,7 @@ def test_what_the_user_has_is_no_more_data():
 def test_a_curve_over_the_data_that_is_not_there_is_told():
     found = evidence(strength=strength(0.0, 0.1), learnability=learned(trial("LoRA", 1.2, 0.5)))
     advice = advise_from(found)
-    assert any("no learning curve over data size" in each for each in advice.missing)
+    assert any("no learning curve over data size" in each.text for each in advice.missing)
     told = advise_from(replace(found, learnability=learned(trial("LoRA", 1.2, 0.5), more=loss(1.19))))
     assert told.confidence > advice.confidence
     assert not told.missing
@@ -323,12 +324,12 @@ def test_without_documents_it_is_less_sure_and_says_so():
     closed = Knowledge({"closed": told, "examples": told}, {"all": 9})
     found = evidence(strength=strength(0.1, 0.2), learnability=learned(trial("LoRA", 1.5, 0.5), more=loss(1.45)))
     advice, unasked = advise_from(replace(found, knowledge=closed)), advise_from(found)
-    assert advice.missing == ("no documents: whether retrieval helps was not measured",)
+    assert advice.missing == (Reason("documents", "no documents: whether retrieval helps was not measured"),)
     assert advice.confidence == pytest.approx(GAP * unasked.confidence, abs=1e-3)
-    assert any("--documents" in each for each in advice.change)
-    assert not any("not measured" in each for each in advice.change)
+    assert any("--documents" in each.text for each in advice.change)
+    assert not any("not measured" in each.text for each in advice.change)
     blank = advise_from(replace(found, knowledge=closed, missing={"documents": "docs: no document can be read"}))
-    assert blank.missing == ("documents: docs: no document can be read",)
+    assert blank.missing == (Reason("documents", "documents: docs: no document can be read"),)
     asked = advise_from(replace(found, knowledge=knowledge(0.2, 0.2)))
     assert not asked.missing
 

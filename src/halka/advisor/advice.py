@@ -70,8 +70,8 @@ class Advice:
     confidence: float
     prospects: tuple[Prospect, ...]
     reasons: tuple[Reason, ...]
-    change: tuple[str, ...]
-    missing: tuple[str, ...]
+    change: tuple[Reason, ...]
+    missing: tuple[Reason, ...]
     commands: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -111,7 +111,7 @@ def advise_from(evidence: Evidence) -> Advice:
         raise HalkaError(
             f"nothing to advise from: no probe of the base or the hardware has a result ({why}): skip fewer"
         )
-    missing = (*(f"{name}: {why}" for name, why in evidence.missing.items()), *gaps(evidence))
+    missing = (*(Reason(name, f"{name}: {why}") for name, why in evidence.missing.items()), *gaps(evidence))
     if rule in ("few", "untried", "hardware"):
         certainty *= RULE_OF_THUMB
     return Advice(

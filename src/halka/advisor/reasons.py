@@ -5,7 +5,7 @@ One function for each kind of evidence, which speaks where its threshold in `ver
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from halka.advisor.evidence import Evidence
@@ -28,7 +28,7 @@ SUSPECTS = 5  # places of suspect labels that are listed
 
 @dataclass(frozen=True)
 class Reason:
-    """A rule's name, and what it says of the evidence."""
+    """The name of a rule, or of what was measured or is open, and what it says of the evidence."""
 
     rule: str
     text: str
@@ -248,40 +248,45 @@ MEASURED: dict[str, Callable[[Evidence], str | None]] = {
 # ── what is open ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def changes(evidence: Evidence, choice: Choice, rule: str, candidates: Sequence[Prospect]) -> tuple[str, ...]:
+def changes(evidence: Evidence, choice: Choice, rule: str, candidates: Sequence[Prospect]) -> tuple[Reason, ...]:
     """What would change the advice."""
-    by_choice, lines = {prospect.choice: prospect for prospect in candidates}, []
+    by_choice, open = {prospect.choice: prospect for prospect in candidates}, dict[str, str]()
     if evidence.knowledge is not None and not evidence.knowledge.scores and choice != "prompt":
-        lines.append("documents that contain the answers (--documents): retrieval may score higher")
+        open["documents"] = "documents that contain the answers (--documents): retrieval may score higher"
     others = sorted(
         (prospect for prospect in candidates if prospect.choice != choice), key=lambda prospect: -prospect.score.value
     )
     if choice in by_choice and others and others[0].score.high > by_choice[choice].score.low:
         name, score = CHOICES[others[0].choice].short, share(others[0].score)
-        lines.append(f"more held-out examples: {name} may be as good, with {score}")
+        open["held out"] = f"more held-out examples: {name} may be as good, with {score}"
     if choice == "prompt":
-        lines.append("many requests: a trained adapter needs no examples in the prompt and answers faster")
+        open["requests"] = "many requests: a trained adapter needs no examples in the prompt and answers faster"
     if choice in TRAINED:
-        lines.append("a score that suffices (--target): a cheaper choice may reach it")
+        open["target"] = "a score that suffices (--target): a cheaper choice may reach it"
     if choice == "base" and rule != "hardware":
-        lines.append("a larger base, or one pre-trained on similar data: ask again with --base")
+        open["base"] = "a larger base, or one pre-trained on similar data: ask again with --base"
     if evidence.learnability is None:
         why = evidence.missing.get("learnability", "it was not run")
-        lines.append(f"a pilot ({why}): it measures what training brings")
+        open["learnability"] = f"a pilot ({why}): it measures what training brings"
     if (choice == "base" and rule == "hardware") or too_large(evidence):
-        lines.append("more memory or a smaller base: methods that do not fit were left out")
-    return tuple(lines)
+        open["memory"] = "more memory or a smaller base: methods that do not fit were left out"
+    return _reasons(open)
 
 
-def gaps(evidence: Evidence) -> tuple[str, ...]:
+def gaps(evidence: Evidence) -> tuple[Reason, ...]:
     """What would make the advice surer, besides what `Evidence.missing` lists."""
-    subject, knowledge, learned, lines = evidence.subject, evidence.knowledge, evidence.learnability, []
+    subject, knowledge, learned, open = evidence.subject, evidence.knowledge, evidence.learnability, dict[str, str]()
     if knowledge is not None and not knowledge.scores and "documents" not in evidence.missing:
-        lines.append("no documents: whether retrieval helps was not measured")
+        open["documents"] = "no documents: whether retrieval helps was not measured"
     if subject.held_out < FEW_HELD_OUT:
-        lines.append(f"{subject.held_out} held-out examples are few: with {FEW_HELD_OUT} or more scores are surer")
+        few = f"{subject.held_out} held-out examples are few"
+        open["held out"] = f"{few}: with {FEW_HELD_OUT} or more scores are surer"
     if learned is not None and learned.more is None:
-        lines.append("no learning curve over data size: all trials reached about as many examples")
+        open["curve"] = "no learning curve over data size: all trials reached about as many examples"
     if subject.split_off:
-        lines.append("no validation examples: some of the training examples were held out")
-    return tuple(lines)
+        open["validation"] = "no validation examples: some of the training examples were held out"
+    return _reasons(open)
+
+
+def _reasons(texts: Mapping[str, str]) -> tuple[Reason, ...]:
+    return tuple(Reason(name, text) for name, text in texts.items())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from halka.advisor import pilot_plots, plots, words
 from halka.advisor.advice import Advice, advised_trial
 from halka.advisor.evidence import Evidence, Fit, Learnability, ProbeName, Trial
-from halka.advisor.reasons import gaps
+from halka.advisor.reasons import Reason, gaps
 from halka.advisor.verdict import Prospect
 from halka.report.intervals import finite
 from halka.report.page import fill, write_page
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 
 def _missing(evidence: Evidence) -> list[str]:
-    return [*words.missing(evidence), *map(words.sentence, gaps(evidence))]
+    return [*words.missing(evidence), *_sentences(gaps(evidence))]
+
+
+def _sentences(reasons: Sequence[Reason]) -> list[str]:
+    return [words.sentence(reason.text) for reason in reasons]
 
 
 def _prospect_row(prospect: Prospect) -> tuple[str, str, str]:
@@ -87,8 +91,8 @@ def render_advice(advice: Advice, evidence: Evidence) -> str:
         about=f"{words.about(subject)}.",
         hero=drawn(plots.prospects, advice, evidence),
         prospects=_prospects(advice, evidence),
-        reasons=[words.sentence(reason.text) for reason in advice.reasons],
-        change=[words.sentence(line) for line in advice.change],
+        reasons=_sentences(advice.reasons),
+        change=_sentences(advice.change),
         missing=_missing(evidence),
         time=words.time(evidence),
         settings=words.trained_with(advice.settings, subject.train),
@@ -194,8 +198,8 @@ def to_terminal(advice: Advice, evidence: Evidence) -> list[RenderableType]:
     commands = "\n".join(f"  {command}" for command in advice.commands)
     sections: list[tuple[str, Sequence[RenderableType | None]]] = [
         ("Expected", [_prospect_table(advice)]),
-        ("Why", [_points(words.sentence(reason.text) for reason in advice.reasons)]),
-        ("What would change it", [_points(map(words.sentence, advice.change))]),
+        ("Why", [_points(_sentences(advice.reasons))]),
+        ("What would change it", [_points(_sentences(advice.change))]),
         ("Missing", [_points(_missing(evidence))]),
         ("Evidence", [_condition_table(evidence), _points(_evidence_lines(evidence)), _fit_table(evidence.fit)]),
         ("Time", [_points(words.time(evidence))]),
