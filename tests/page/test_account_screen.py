@@ -1,4 +1,4 @@
-"""Account: the first key closes the server, its text is shown once; use by adapter; keys with limits, revoked."""
+"""Account: the first key closes the server, its text is shown once; use by adapter; keys made, changed, revoked."""
 
 from __future__ import annotations
 
@@ -62,8 +62,19 @@ def test_keys_are_made_used_and_revoked(read, own_server):
     for text in ("acme", "manager", "in 30 days", "2 GB stored"):
         expect(row).to_contain_text(text)
     assert keys.locator("b").count() == 0
-    asked = httpx.get(f"{own_server.url}/v1/session", headers={"Authorization": f"Bearer {acme}"}).json()
+    mine = {"Authorization": f"Bearer {acme}"}
+    asked = httpx.get(f"{own_server.url}/v1/session", headers=mine).json()
     assert (asked["tenant"], asked["role"]) == ("acme", "manager")
+
+    row.get_by_role("button", name="Change").click()
+    form = page.get_by_role("dialog", name="Change <b>nightly</b>")
+    expect(form.get_by_label("Storage of its tenant")).to_have_value("2")
+    form.get_by_label("Role", exact=True).select_option("user")
+    form.get_by_label("Storage of its tenant").fill("3.5")
+    form.get_by_role("button", name="Save").press("Enter")
+    expect(row).to_contain_text("3.5 GB stored")
+    expect(row.get_by_role("button", name="Change")).to_be_focused()
+    assert httpx.get(f"{own_server.url}/v1/session", headers=mine).json()["role"] == "user"
 
     row.get_by_role("button", name="Revoke").click()
     page.get_by_role("dialog").get_by_role("button", name="Revoke <b>nightly</b>").click()

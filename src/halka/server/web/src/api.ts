@@ -73,8 +73,12 @@ export async function post<T>(path: string, json: unknown = {}, signal?: AbortSi
   return (await call(path, { method: "POST", json, signal })).json() as Promise<T>;
 }
 
-export async function upload<T>(path: string, form: FormData, signal?: AbortSignal): Promise<T> {
-  return (await call(path, { method: "POST", form, signal })).json() as Promise<T>;
+export async function patch<T>(path: string, json: unknown): Promise<T> {
+  return (await call(path, { method: "PATCH", json })).json() as Promise<T>;
+}
+
+export async function upload<T>(path: string, form: FormData): Promise<T> {
+  return (await call(path, { form })).json() as Promise<T>;
 }
 
 export async function remove<T>(path: string): Promise<T> {
@@ -121,4 +125,5 @@ export interface Collection {
 }
 
 export const models = async () => (await get<List<Model>>("/v1/models")).data;
+export const baseName = async () => (await models())[0]?.id ?? null;
 export const collections = async () => (await get<List<Collection>>("/v1/collections")).data;

@@ -3,7 +3,7 @@ import { session } from "../session";
 import { quoted } from "./terminal";
 
 export interface Curl {
-  method?: "POST" | "DELETE";
+  method?: "POST" | "PATCH" | "DELETE";
   json?: unknown;
   /** Fields of a form; one that begins with "@" is a file. */
   form?: [string, string][];

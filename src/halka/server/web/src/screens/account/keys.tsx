@@ -1,4 +1,4 @@
-// The keys: made, shown once, revoked.
+// The keys: made, shown once, changed, revoked.
 import { useState } from "preact/hooks";
 import { ApiError, get, remove, type List } from "../../api";
 import { Button } from "../../parts/button";
@@ -8,9 +8,9 @@ import { Loaded, useLoading } from "../../parts/loading";
 import { Empty } from "../../parts/notice";
 import { Table } from "../../parts/table";
 import { Terminal } from "../../parts/terminal";
-import { session, type Role } from "../../session";
+import { ask, session, type Role } from "../../session";
 import { ago, bytes, fill, moment, number, words } from "../../words/words";
-import { NewKey } from "./new-key";
+import { KeyForm } from "./key-form";
 
 export interface Key {
   id: string;
@@ -28,17 +28,18 @@ export interface Key {
 export const LIMITS = ["requests", "tokens", "concurrency", "storage"] as const;
 export type Limit = (typeof LIMITS)[number];
 export const KEYS = "/v1/keys";
+export const nameOf = (key: Key) => key.note || key.id.slice(0, 8);
 
 export function Keys() {
   const { account: w, shell } = words.value;
   const keys = useLoading(async () => (await get<List<Key>>(KEYS)).data, []);
-  const [making, setMaking] = useState(false);
+  const [form, setForm] = useState<{ of: Key | null } | null>(null);
   const [revoking, setRevoking] = useState<Key | null>(null);
   return (
     <section class="sheet stack">
       <header class="row between">
         <h2>{w.keys}</h2>
-        <Button kind="primary" icon="add" onClick={() => setMaking(true)}>{w.newKey}</Button>
+        <Button kind="primary" icon="add" onClick={() => setForm({ of: null })}>{w.newKey}</Button>
       </header>
       <Loaded of={keys}>
         {(all) => all.length ? (
@@ -49,16 +50,22 @@ export function Keys() {
             { title: w.expires, cell: (key) => key.expired ? <span class="badge danger">{w.expired}</span> : key.expires ? <time dateTime={key.expires} title={moment(key.expires)}>{ago(key.expires)}</time> : w.never },
             { title: w.limits, cell: (key) => limitsOf(key) || w.byServer },
             { title: w.made, cell: (key) => <time dateTime={key.created} title={moment(key.created)}>{ago(key.created)}</time> },
-            { title: w.actions, cell: (key) => <Button kind="quiet" icon="trash" label={fill(w.revoke, { key: key.id.slice(0, 8) })} onClick={() => setRevoking(key)} /> },
+            { title: w.actions, cell: (key) => (
+              <div class="tools">
+                <Button kind="quiet" icon="settings" label={fill(w.change, { key: nameOf(key) })} onClick={() => setForm({ of: key })} />
+                <Button kind="quiet" icon="trash" label={fill(w.revoke, { key: nameOf(key) })} onClick={() => setRevoking(key)} />
+              </div>
+            ) },
           ]} />
         ) : <Empty icon="account" title={w.noKeys} hint={w.noKeysHint} />}
       </Loaded>
       <Terminal commands={[
         { id: "halka", title: "halka", text: "halka keys list\nhalka keys add --role manager --expires 90d --storage 2GB\nhalka keys revoke ID" },
-        { id: "curl", title: "curl", text: [curl(KEYS), curl(KEYS, { json: { role: "manager", limits: { storage: 2e9 } } }), curl(`${KEYS}/ID`, { method: "DELETE" })].join("\n") },
+        { id: "curl", title: "curl", text: [curl(KEYS), curl(KEYS, { json: { role: "manager", limits: { storage: 2e9 } } }), curl(`${KEYS}/ID`, { method: "PATCH", json: { role: "user" } }), curl(`${KEYS}/ID`, { method: "DELETE" })].join("\n") },
       ]} />
-      {making && <NewKey first={!session.value?.keys_required} onClose={() => {
-        setMaking(false);
+      {form && <KeyForm of={form.of} first={!session.value?.keys_required} onClose={() => setForm(null)} onDone={() => {
+        setForm(null);
+        if (form.of?.own) void ask();
         keys.again(); // not before: after the first key who has none is asked for it
       }} />}
       {revoking && <Revoke key={revoking.id} of={revoking} onClose={() => setRevoking(null)} onDone={() => {
@@ -73,7 +80,7 @@ export function Keys() {
 function Revoke({ of, onDone, onClose }: { of: Key; onDone: () => void; onClose: () => void }) {
   const w = words.value.account;
   const [last, setLast] = useState(false);
-  const named = { key: of.note || of.id.slice(0, 8) };
+  const named = { key: nameOf(of) };
   const revoke = async () => {
     try {
       await remove(`${KEYS}/${of.id}${last ? "?last=true" : ""}`);

@@ -1,6 +1,6 @@
-// Makes a key; its text is shown once.
+// Makes a key, whose text is shown once, or changes what one may do.
 import { useState } from "preact/hooks";
-import { post } from "../../api";
+import { patch, post } from "../../api";
 import { Button } from "../../parts/button";
 import { curl } from "../../parts/curl";
 import { Dialog } from "../../parts/dialog";
@@ -11,21 +11,23 @@ import { Code, quoted, Terminal } from "../../parts/terminal";
 import { showWrong } from "../../parts/wrong";
 import { session, type Role } from "../../session";
 import { fill, number, typed, words } from "../../words/words";
-import { KEYS, LIMITS, type Key, type Limit } from "./keys";
+import { KEYS, LIMITS, nameOf, type Key, type Limit } from "./keys";
 
 const MAIN = "main";
 const ROLES: Role[] = ["user", "manager", "admin", "monitor"];
 const DAYS = ["", "1", "7", "30", "90", "365"] as const;
 const GB = 1e9;
+const unitOf = (limit: Limit) => (limit === "storage" ? GB : 1);
 
-export function NewKey({ first, onClose }: { first: boolean; onClose: () => void }) {
+/** `of`: the key that is changed; null: a new one, which is the `first` of all or not. */
+export function KeyForm({ of, first, onDone, onClose }: { of: Key | null; first: boolean; onDone: () => void; onClose: () => void }) {
   const { account: w, shell, parts } = words.value;
   const own = session.value?.tenant ?? MAIN;
-  const [tenant, setTenant] = useState(own);
-  const [role, setRole] = useState<Role>(first ? "admin" : "user");
+  const [tenant, setTenant] = useState(of?.tenant ?? own);
+  const [role, setRole] = useState<Role>(of?.role ?? (first ? "admin" : "user"));
   const [days, setDays] = useState<string>("");
-  const [note, setNote] = useState("");
-  const [limits, setLimits] = useState<Record<Limit, string>>({ requests: "", tokens: "", concurrency: "", storage: "" });
+  const [note, setNote] = useState(of?.note ?? "");
+  const [limits, setLimits] = useState(() => limitsIn(of));
   const [text, setText] = useState<string | null>(null);
   const { busy, failure, run } = useAction();
   const wrong = (limit: Limit) => {
@@ -33,41 +35,49 @@ export function NewKey({ first, onClose }: { first: boolean; onClose: () => void
     return limits[limit].trim() !== "" && !(value > 0 && (limit === "storage" || Number.isInteger(value)));
   };
   const filled = LIMITS.filter((limit) => limits[limit].trim() !== "" && !wrong(limit));
-  const body = () => ({
+  const limited = Object.fromEntries(filled.map((limit) => [limit, Math.round(typed(limits[limit]) * unitOf(limit))]));
+  const body = () => (of ? { role, limits: limited, note: note.trim() } : {
     ...(tenant.trim() !== own && { tenant: tenant.trim() }),
     role,
     ...(days && { expires: new Date(Date.now() + Number(days) * 86_400_000).toISOString() }),
-    ...(filled.length && { limits: Object.fromEntries(filled.map((limit) => [limit, Math.round(typed(limits[limit]) * (limit === "storage" ? GB : 1))])) }),
+    ...(filled.length && { limits: limited }),
     ...(note.trim() && { note: note.trim() }),
   });
   const flags = [
     ...(tenant.trim() !== MAIN ? [`--tenant ${quoted(tenant.trim())}`] : []), `--role ${role}`, ...(days ? [`--expires ${days}d`] : []),
     ...filled.map((limit) => `--${limit} ${typed(limits[limit])}${limit === "storage" ? "GB" : ""}`), ...(note.trim() ? [`--note ${quoted(note.trim())}`] : []),
   ];
+  const send = async () => {
+    if (of) await patch(`${KEYS}/${of.id}`, body()).then(onDone);
+    else setText((await post<Key & { key: string }>(KEYS, body())).key);
+  };
   if (text !== null) {
     return (
-      <Dialog firm title={w.madeTitle} onClose={onClose}>
+      <Dialog firm title={w.madeTitle} onClose={onDone}>
         <Notice kind="warning">{first ? w.onceFirst : w.once}</Notice>
         <Code text={text} />
-        <div class="row"><Button kind="primary" onClick={onClose}>{w.copied}</Button></div>
+        <div class="row"><Button kind="primary" onClick={onDone}>{w.copied}</Button></div>
       </Dialog>
     );
   }
   return (
-    <Dialog title={w.newKey} onClose={() => !busy && onClose()}>
+    <Dialog title={of ? fill(w.changeTitle, { key: nameOf(of) }) : w.newKey} onClose={() => !busy && onClose()}>
       <form class="stack" noValidate onSubmit={(event) => {
         event.preventDefault();
         if (LIMITS.some(wrong)) showWrong(event.currentTarget);
-        else if (!busy) run(async () => setText((await post<Key & { key: string }>(KEYS, body())).key));
+        else if (!busy) run(send);
       }}>
         {first && <Notice kind="warning">{w.firstHint}</Notice>}
+        {of && <p class="hint">{w.changeHint}</p>}
         <SelectField label={w.role} value={role} onValue={(value) => setRole(value as Role)} hint={w.may[role]}
           options={ROLES.map((value) => ({ value, text: shell.role[value] }))} />
-        {own === MAIN && <TextField label={w.tenant} value={tenant} onValue={setTenant} autocomplete="off" spellcheck={false} hint={w.tenantHint} />}
-        <SelectField label={w.expires} value={days} onValue={setDays}
-          options={DAYS.map((value) => ({ value, text: value ? fill(w.inDays, { n: number(Number(value)) }) : w.asYours }))} />
+        {!of && own === MAIN && <TextField label={w.tenant} value={tenant} onValue={setTenant} autocomplete="off" spellcheck={false} hint={w.tenantHint} />}
+        {!of && (
+          <SelectField label={w.expires} value={days} onValue={setDays}
+            options={DAYS.map((value) => ({ value, text: value ? fill(w.inDays, { n: number(Number(value)) }) : w.asYours }))} />
+        )}
         <TextField label={w.note} value={note} onValue={setNote} autocomplete="off" maxLength={200} hint={w.noteHint} />
-        <details>
+        <details open={of !== null}>
           <summary>{w.limits}</summary>
           <div class="limits">
             {LIMITS.map((limit) => (
@@ -78,14 +88,20 @@ export function NewKey({ first, onClose }: { first: boolean; onClose: () => void
         </details>
         {failure && <Failure error={failure} />}
         <div class="row">
-          <Button kind="primary" type="submit" busy={busy}>{w.make}</Button>
+          <Button kind="primary" type="submit" busy={busy}>{of ? w.save : w.make}</Button>
           <Button onClick={onClose}>{parts.cancel}</Button>
         </div>
         <Terminal commands={[
-          { id: "halka", title: "halka", text: `halka keys add ${flags.join(" ")}` },
-          { id: "curl", title: "curl", text: curl(KEYS, { json: body() }) },
+          ...(of ? [] : [{ id: "halka", title: "halka", text: `halka keys add ${flags.join(" ")}` }]),
+          { id: "curl", title: "curl", text: curl(of ? `${KEYS}/${of.id}` : KEYS, { ...(of && { method: "PATCH" }), json: body() }) },
         ]} />
       </form>
     </Dialog>
   );
+}
+
+/** What the fields show of a key's limits. */
+function limitsIn(key: Key | null): Record<Limit, string> {
+  const shown = (limit: Limit) => String((key?.limits[limit] ?? NaN) / unitOf(limit)).replace("NaN", "");
+  return { requests: shown("requests"), tokens: shown("tokens"), concurrency: shown("concurrency"), storage: shown("storage") };
 }
