@@ -22,7 +22,7 @@ def percent(share: float) -> str:
 
 @pytest.fixture(scope="module")
 def shelf(base, store, tmp_path_factory):
-    """A server with a real comparison, whose answers have markup, and a damaged one."""
+    """A server with a real comparison, whose answers have markup, and many damaged ones."""
     root = tmp_path_factory.mktemp("comparisons")
     shutil.copytree(RESULTS / "demo", root / "demo")
     for path in (root / "demo" / "runs").glob("*.json"):
@@ -30,8 +30,9 @@ def shelf(base, store, tmp_path_factory):
         for sample in run.get("samples") or ():
             sample["prediction"] += f" {HOSTILE}"
         path.write_text(json.dumps(run))
-    (root / "broken").mkdir()
-    (root / "broken" / "summary.json").write_text("{")
+    for name in ("broken", *(f"c{n}" for n in range(24))):
+        (root / name).mkdir()
+        (root / name / "summary.json").write_text("{")
     with Running(base, store, tmp_path_factory.mktemp("compared"), comparisons=(root,)) as running:
         yield running.url
 
@@ -40,6 +41,8 @@ def test_a_report_is_browsed(read, shelf):
     page = read(shelf).page
     page.goto("/compare")
     expect(page.get_by_role("article", name="broken").get_by_role("alert")).to_contain_text("summary.json is no JSON")
+    expect(page.get_by_text("1 to 24")).to_be_visible()
+    page.get_by_role("button", name="Next").click()
     page.get_by_role("link", name="demo").press("Enter")
     page.wait_for_url("**/compare/demo")
     expect(page.locator("#content")).to_be_focused()
@@ -71,6 +74,12 @@ def test_a_report_is_browsed(read, shelf):
     page.get_by_role("button", name="Next").click()
     expect(page.get_by_role("article", name="Item 4")).to_be_visible()
     expect(page.get_by_role("button", name="Next")).to_be_focused()
+    page.get_by_label("Item number").fill("99")
+    page.get_by_label("Item number").press("Enter")
+    expect(page.get_by_text("There is no item 99.")).to_be_visible()
+    page.get_by_label("Item number").fill("২")
+    page.get_by_role("button", name="Show").click()
+    expect(page.get_by_role("article", name="Item 2")).to_be_visible()
     expect(page).to_have_title("demo · Compare · Halka")
 
 

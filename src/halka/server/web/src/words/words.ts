@@ -62,6 +62,9 @@ export function typed(text: string): number {
   return latin === "" ? NaN : Number(latin);
 }
 
+/** Words that commas or spaces divide, as tags are typed. */
+export const labelsIn = (text: string) => text.split(/[\s,]+/).filter(Boolean);
+
 /** Three figures at most: 0.123, 1.23, 12.3, 1,230. */
 export function short(value: number): string {
   return number(value, { maximumSignificantDigits: 3 });

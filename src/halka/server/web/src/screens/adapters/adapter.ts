@@ -55,6 +55,12 @@ export function methodOf({ method }: Adapter): string {
   return [method?.name ?? "", ...(size ? [size.join(" ")] : [])].join(", ");
 }
 
+/** Whether every word of a search is in an adapter's name, method, task or `#tags`. */
+export function matches(adapter: Adapter, search: string): boolean {
+  const text = [adapter.id, methodOf(adapter), adapter.task, ...adapter.tags.map((tag) => `#${tag}`)].join(" ").toLowerCase();
+  return search.toLowerCase().split(/\s+/).every((word) => text.includes(word));
+}
+
 /** The figures in what was measured, one level deep: `support.exact_match`. */
 export function figuresOf(measurements: Record<string, unknown> | null): [string, string][] {
   return Object.entries(measurements ?? {}).flatMap(([name, value]): [string, string][] => {

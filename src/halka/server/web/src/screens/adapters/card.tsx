@@ -30,6 +30,9 @@ export function Card({ adapter, base }: { adapter: Adapter; base: string | null 
   );
 }
 
+/** The address of the adapters that a search finds. */
+export const searchFor = (text: string) => `${link("adapters")}?${new URLSearchParams({ find: text })}`;
+
 export function Badges({ adapter }: { adapter: Adapter }) {
   const w = words.value.adapters;
   return (
@@ -38,7 +41,7 @@ export function Badges({ adapter }: { adapter: Adapter }) {
       {adapter.pinned && <span class="badge gold">{w.pinned}</span>}
       {adapter.loaded && !adapter.pinned && <span class="badge">{w.loaded}</span>}
       {adapter.task && <span class="badge">{adapter.task}</span>}
-      {adapter.tags.map((tag) => <span key={tag} class="badge">#{tag}</span>)}
+      {adapter.tags.map((tag) => <a key={tag} class="badge" href={searchFor(`#${tag}`)}>#{tag}</a>)}
     </p>
   );
 }

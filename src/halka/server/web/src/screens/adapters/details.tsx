@@ -17,6 +17,7 @@ import { Heading } from "../shown";
 import { archiveOf, change, fieldsOf, figuresOf, getAdapter, methodOf, pathOf, removeAdapter, textOf, type Whole } from "./adapter";
 import { Badges, TryIt } from "./card";
 import { Merge } from "./merge";
+import { Tags } from "./tags";
 import { Upload } from "./upload";
 
 export function Details({ name, base }: { name: string; base: string | null }) {
@@ -57,8 +58,9 @@ export function Details({ name, base }: { name: string; base: string | null }) {
 function Actions({ adapter, again }: { adapter: Whole; again: () => void }) {
   const w = words.value.adapters;
   const { busy, failure, run } = useAction();
-  const [open, setOpen] = useState<"replace" | "remove" | null>(null);
+  const [open, setOpen] = useState<"replace" | "tags" | "remove" | null>(null);
   const { id } = adapter;
+  const close = () => setOpen(null);
   const act = (how: Parameters<typeof change>[1]) => run(() => change(id, how).then(again));
   return (
     <div class="stack">
@@ -68,18 +70,23 @@ function Actions({ adapter, again }: { adapter: Whole; again: () => void }) {
           : <Button busy={busy} onClick={() => act("load")}>{w.load}</Button>)}
         {!adapter.error && <Button busy={busy} onClick={() => act(adapter.pinned ? "unpin" : "pin")}>{adapter.pinned ? w.unpin : w.pin}</Button>}
         <Button icon="upload" onClick={() => setOpen("replace")}>{w.replace}</Button>
+        <Button onClick={() => setOpen("tags")}>{w.tags}</Button>
         {!adapter.error && <a class="button" href={archiveOf(id, adapter.version)} download><Icon name="download" />{w.download}</a>}
         <Button kind="danger" icon="trash" onClick={() => setOpen("remove")}>{w.remove}</Button>
       </div>
       {!adapter.error && <p class="hint">{adapter.pinned ? w.pinnedHint : adapter.loaded ? w.loadedHint : w.unloadedHint}{adapter.requests > 0 && ` ${count(w.inUse, adapter.requests)}`}</p>}
       {failure && <Failure error={failure} />}
-      {open === "replace" && <Upload name={id} onClose={() => setOpen(null)} onDone={() => {
-        setOpen(null);
+      {open === "tags" && <Tags adapter={adapter} onClose={close} onDone={() => {
+        close();
+        again();
+      }} />}
+      {open === "replace" && <Upload name={id} onClose={close} onDone={() => {
+        close();
         go(link("adapters", id), { replace: true });
         again();
       }} />}
       {open === "remove" && <Confirm title={fill(w.removeTitle, { name: id })} hint={count(w.removeHint, adapter.versions.length)} yes={fill(w.removeYes, { name: id })}
-        onYes={() => removeAdapter(id, null).then(() => go(link("adapters")))} onClose={() => setOpen(null)} />}
+        onYes={() => removeAdapter(id, null).then(() => go(link("adapters")))} onClose={close} />}
     </div>
   );
 }

@@ -1,8 +1,10 @@
 // What the methods answered to items of the test split, beside what was expected, with the differences marked.
 import { useState } from "preact/hooks";
 import { Button } from "../../parts/button";
+import { TextField } from "../../parts/field";
 import { Loaded, useLoading } from "../../parts/loading";
-import { fill, words } from "../../words/words";
+import { Pager } from "../../parts/pager";
+import { fill, typed, words } from "../../words/words";
 import { getAnswers, type Item } from "./comparison";
 import { differences } from "./differences";
 
@@ -20,13 +22,28 @@ export function Answers({ name }: { name: string }) {
       {none ? <p>{w.noAnswers}</p> : <p class="hint">{w.answersHint}</p>}
       <Loaded of={items}>{(all) => all.slice(0, PAGE).map((item) => <OneItem key={item.item} item={item} />)}</Loaded>
       {!none && (
-        <div class="row">
-          <Button busy={start === 0} onClick={() => setStart(Math.max(0, start - PAGE))}>{w.before}</Button>
-          <span class="hint" role="status">{there > 0 && fill(w.items, { from: start + 1, to: start + Math.min(there, PAGE) })}</span>
-          <Button busy={there <= PAGE} onClick={() => setStart(start + PAGE)}>{w.next}</Button>
+        <div class="row turning">
+          <Pager start={start} size={PAGE} there={Math.min(there, PAGE)} more={there > PAGE} onStart={setStart} />
+          <Jump onItem={(item) => setStart(item - 1)} />
         </div>
       )}
+      {items.value !== null && there === 0 && start > 0 && <p role="status">{fill(w.noItem, { n: start + 1 })}</p>}
     </section>
+  );
+}
+
+/** Goes to an item by its number. */
+function Jump({ onItem }: { onItem: (item: number) => void }) {
+  const w = words.value.compare;
+  const [item, setItem] = useState("");
+  return (
+    <form class="row" noValidate onSubmit={(event) => {
+      event.preventDefault();
+      if (Number.isInteger(typed(item)) && typed(item) > 0) onItem(typed(item));
+    }}>
+      <TextField label={w.toItem} inputMode="numeric" autocomplete="off" value={item} onValue={setItem} />
+      <Button type="submit">{w.show}</Button>
+    </form>
   );
 }
 

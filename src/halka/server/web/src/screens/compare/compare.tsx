@@ -1,8 +1,10 @@
 // Reports of `halka compare`, to be browsed; one of them, by its address.
 import "./compare.css";
+import { useState } from "preact/hooks";
 import { curl } from "../../parts/curl";
 import { Loaded, useLoading } from "../../parts/loading";
 import { Empty, Notice } from "../../parts/notice";
+import { Pager } from "../../parts/pager";
 import { Code, Terminal } from "../../parts/terminal";
 import { link } from "../../router";
 import { count, fill, moment, words } from "../../words/words";
@@ -11,6 +13,7 @@ import { Heading } from "../shown";
 import { COMPARISONS, listComparisons, type Head } from "./comparison";
 import { Report } from "./report";
 
+const PAGE = 24;
 const FIRST = "halka compare experiment.yaml -o comparisons/mine\nhalka serve --base smollm2-135m --store adapters --comparisons comparisons";
 
 export default function Compare({ rest: [name] }: ScreenProps) {
@@ -19,14 +22,18 @@ export default function Compare({ rest: [name] }: ScreenProps) {
 
 function All() {
   const w = words.value.compare;
-  const all = useLoading(listComparisons, []);
+  const [start, setStart] = useState(0);
+  const all = useLoading(() => listComparisons(start, PAGE), [start]);
   return (
     <div class="stack">
       <Heading title={w.title} lead={w.lead} />
       <Loaded of={all}>
-        {(listed) => listed.length
-          ? <div class="cards">{listed.map((one) => <Card key={one.name} of={one} />)}</div>
-          : <Empty icon="compare" title={w.empty} hint={w.emptyHint}><Code text={FIRST} /></Empty>}
+        {({ data, total }) => total ? (
+          <>
+            <div class="cards">{data.map((one) => <Card key={one.name} of={one} />)}</div>
+            {total > PAGE && <Pager start={start} size={PAGE} there={data.length} more={start + PAGE < total} onStart={setStart} />}
+          </>
+        ) : <Empty icon="compare" title={w.empty} hint={w.emptyHint}><Code text={FIRST} /></Empty>}
       </Loaded>
       <Terminal commands={[{ id: "halka", title: "halka", text: FIRST }, { id: "curl", title: "curl", text: curl(COMPARISONS) }]} />
     </div>

@@ -79,7 +79,7 @@ export interface Item {
 export const COMPARISONS = "/v1/comparisons";
 export const pathOf = (name: string) => `${COMPARISONS}${link(name)}`;
 export const answersOf = (name: string, start: number, count: number) => `${pathOf(name)}/answers?start=${start}&count=${count}`;
-export const listComparisons = async () => (await get<List<Head>>(COMPARISONS)).data;
+export const listComparisons = (start: number, count: number) => get<List<Head> & { total: number }>(`${COMPARISONS}?start=${start}&count=${count}`);
 export const getComparison = (name: string) => get<Comparison>(pathOf(name));
 export const getAnswers = async (name: string, start: number, count: number) => (await get<List<Item>>(answersOf(name, start, count))).data;
 

@@ -37,6 +37,3 @@ export const pathOf = (collection: string) => `${COLLECTIONS}${link(collection)}
 export const documentsIn = async (collection: string) => (await get<List<Document>>(`${pathOf(collection)}/documents`)).data;
 export const removeCollection = (collection: string) => remove(pathOf(collection));
 export const removeDocument = (collection: string, document: string) => remove(`${pathOf(collection)}/documents${link(...document.split("/"))}`);
-
-/** Words that commas or spaces divide. */
-export const labelsIn = (text: string) => text.split(/[\s,]+/).filter(Boolean);

@@ -1,6 +1,6 @@
 // One collection: asked a question, and its documents with who may read them and since when they are there.
 import { useState } from "preact/hooks";
-import { models } from "../../api";
+import { baseName } from "../../api";
 import { Button } from "../../parts/button";
 import { Confirm } from "../../parts/confirm";
 import { curl } from "../../parts/curl";
@@ -19,7 +19,7 @@ import { Upload } from "./upload";
 export function OneCollection({ name }: { name: string }) {
   const w = words.value.documents;
   const documents = useLoading(() => documentsIn(name), [name]);
-  const base = useLoading(async () => (await models())[0]?.id ?? null, []).value;
+  const base = useLoading(baseName, []).value;
   const [removing, setRemoving] = useState(false);
   return (
     <div class="stack">

@@ -7,8 +7,8 @@ import { FilesField } from "../../parts/files";
 import { messageOf } from "../../parts/notice";
 import { Progress } from "../../parts/progress";
 import { send } from "../../sending";
-import { count, fill, words } from "../../words/words";
-import { labelsIn, pathOf, type Taken } from "./collection";
+import { count, fill, labelsIn, words } from "../../words/words";
+import { pathOf, type Taken } from "./collection";
 
 interface Outcome {
   name: string;

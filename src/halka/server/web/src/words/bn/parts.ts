@@ -12,7 +12,9 @@ export default {
   chartValues: "মানগুলো সারণিতে",
   leaveOut: "{name} বাদ দিন",
   none: "নেই",
-  otherFile: "অন্যটি বেছে নিন",
-  removeFile: "ফাইলটি সরান",
+  otherFile: "অন্য ফাইল বেছে নিন",
   interval: "{low} থেকে {high}",
+  before: "আগের",
+  next: "পরের",
+  range: "{from} থেকে {to}",
 } satisfies Same<typeof en>;

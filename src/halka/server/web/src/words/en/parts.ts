@@ -9,7 +9,9 @@ export default {
   chartValues: "The values as a table",
   leaveOut: "Leave {name} out",
   none: "none",
-  otherFile: "choose another",
-  removeFile: "Remove the file",
+  otherFile: "Choose another file",
   interval: "{low} to {high}",
+  before: "Before",
+  next: "Next",
+  range: "{from} to {to}",
 };
