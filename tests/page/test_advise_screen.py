@@ -60,8 +60,8 @@ def test_what_is_advised_is_trained(read, working):
         "confidence": 0.9,
         "prospects": [{"choice": "peft", "score": score, "how": HOSTILE}],
         "reasons": [{"rule": "best", "text": HOSTILE}],
-        "change": [],
-        "missing": [],
+        "change": [{"rule": "held out", "text": "more"}, {"rule": "what is new", "text": HOSTILE}],
+        "missing": [{"rule": "fit", "text": "fit: skipped"}],
         "commands": ["halka train"],
         "settings": {"method": "ia3", "lr": 0.002, "steps": 40, "dtype": "float32"},
     }
@@ -75,7 +75,9 @@ def test_what_is_advised_is_trained(read, working):
     page.route("**/events", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
     page.goto("/advise/job-1")
     expect(page.get_by_text("৭৫%")).to_be_visible()
-    expect(page.get_by_role("listitem").filter(has_text=HOSTILE)).to_be_visible()
+    expect(page.get_by_role("definition").filter(has_text=HOSTILE)).to_have_count(2)
+    terms = ["প্রত্যাশিত স্কোর সবচেয়ে বেশি", "যাচাইয়ের আরও উদাহরণ", "what is new", "এখানে মেমরি ও সময়"]
+    expect(page.get_by_role("term")).to_have_text(terms)
     assert page.locator("main img").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.get_by_role("button", name="এভাবে প্রশিক্ষণ দিন").click()

@@ -38,11 +38,12 @@ def draft(page: Page, rows: list[dict[str, str]], steps: int) -> None:
 
 
 def test_a_file_becomes_an_adapter_that_is_scored_beside_the_base(read, working):
-    page = read(working.url).page
+    reader = read(working.url)
+    page = reader.page
     draft(page, BAD, steps=6)
-    reader = page.get_by_role("region", name="As the model reads it: line 1")
-    expect(reader).to_contain_text(HOSTILE)
-    expect(reader.locator("mark")).to_have_text(["<b>bold</b>", "<|im_end|>"])
+    shown = page.get_by_role("region", name="As the model reads it: line 1")
+    expect(shown).to_contain_text(HOSTILE)
+    expect(shown.locator("mark")).to_have_text(["<b>bold</b>", "<|im_end|>"])
     expect(page.get_by_role("row", name="38 no 'completion'")).to_be_visible()
     expect(page.locator("summary", has_text="1 example occurs twice")).to_be_visible()
     assert page.locator("main img, main b").count() == 0
@@ -83,12 +84,20 @@ def test_a_file_becomes_an_adapter_that_is_scored_beside_the_base(read, working)
     page.get_by_role("link", name="sums-more", exact=True).click()
     page.get_by_role("link", name="Try it beside the base").click()
     page.wait_for_url("**/playground?model=tiny&model=sums-more")
+    assert [url for url in reader.requests if url.endswith(("/files", "/upload"))] == [f"{working.url}/v1/files"] * 2
 
 
 def test_a_training_is_stopped_and_resumed_by_the_keyboard(read, working):
     page = read(working.url, viewport={"width": 390, "height": 800}).page
     draft(page, BAD, steps=20_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_label("Name of the adapter").fill("")
+    page.get_by_role("button", name="Start training").press("Enter")
+    expect(page.get_by_text("Give it a name.")).to_be_visible()
+    expect(page.get_by_label("Name of the adapter")).to_be_focused()
+    page.get_by_label("Name of the adapter").fill("sums-more")
+    for kept in working.service.tenants.of("main").files.glob("file-*"):
+        kept.unlink()  # as after an hour: it is sent once more
     page.get_by_label("Name of the adapter").press("Enter")
     expect(page.get_by_text("Time left")).to_be_visible(timeout=PATIENCE)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -1,8 +1,9 @@
 // Jobs of the server: what they are, how one begins, and how one is watched to its end.
 import type { Signal } from "@preact/signals";
-import { get, post, remove, upload, type List } from "../api";
+import { get, post, remove, type List } from "../api";
 import { lastingEvents } from "../events";
 import { link } from "../router";
+import { withFiles, type Files } from "./files";
 
 export type Status = "queued" | "running" | "stopping" | "stopped" | "interrupted" | "failed" | "done";
 export const ENDED: readonly Status[] = ["stopped", "interrupted", "failed", "done"];
@@ -65,19 +66,8 @@ export const stopJob = (id: string) => post<Job>(at(id, "stop"));
 export const resumeJob = (id: string) => post<Job>(at(id, "resume"));
 export const deleteJob = (id: string) => remove(at(id));
 
-/** A form of files beside a request as JSON, as /v1/jobs/upload and what looks at a draft take it. */
-export function formOf(job: object, files: { data: File | null; validation?: File | null }): FormData {
-  const form = new FormData();
-  form.append("job", JSON.stringify(job));
-  if (files.data) form.append("data", files.data);
-  if (files.validation) form.append("validation", files.validation);
-  return form;
-}
-
-/** Queue a job, whose data may come as files. */
-export function startJob(job: object, files: { data: File | null; validation?: File | null }): Promise<Job> {
-  return files.data ? upload<Job>("/v1/jobs/upload", formOf(job, files)) : post<Job>("/v1/jobs", job);
-}
+/** Queue a job, whose data may be files. */
+export const startJob = (job: object, files: Files) => withFiles(files, job, (body) => post<Job>("/v1/jobs", body));
 
 export interface Watched {
   job: Job | null;

@@ -1,7 +1,8 @@
 // The jobs there were and those to come, with their state; looked at again while one is under way.
-import { useEffect, useState } from "preact/hooks";
+import { useEffect } from "preact/hooks";
 import { curl } from "../parts/curl";
-import { Empty, Failure } from "../parts/notice";
+import { Loaded, useLoading } from "../parts/loading";
+import { Empty } from "../parts/notice";
 import { Table } from "../parts/table";
 import { Terminal } from "../parts/terminal";
 import { link } from "../router";
@@ -13,35 +14,29 @@ const EVERY = 3000; // milliseconds between two looks
 
 export function JobList({ kinds }: { kinds: string[] }) {
   const w = words.value.jobs;
-  const [jobs, setJobs] = useState<Job[] | null>(null);
-  const [failure, setFailure] = useState<unknown>(null);
-  const load = () => void listJobs().then((all) => {
-    setFailure(null);
-    setJobs(all.filter((job) => job.kind === null || kinds.includes(job.kind)));
-  }, setFailure);
-  useEffect(load, []);
-  const underWay = jobs?.some((job) => !ENDED.includes(job.status)) ?? false;
+  const jobs = useLoading(async () => (await listJobs()).filter((job) => job.kind === null || kinds.includes(job.kind)), []);
+  const underWay = jobs.value?.some((job) => !ENDED.includes(job.status)) ?? false;
   useEffect(() => {
     if (!underWay) return;
-    const timer = setInterval(() => document.visibilityState === "visible" && load(), EVERY);
+    const timer = setInterval(() => document.visibilityState === "visible" && jobs.again(), EVERY);
     return () => clearInterval(timer);
   }, [underWay]);
   return (
     <section class="stack jobs">
       <h2>{w.title}</h2>
-      {failure !== null && <Failure error={failure} again={load} />}
-      {jobs?.length === 0 && <Empty icon={kinds[0] === "advise" ? "advise" : "train"} title={w.empty} hint={w.emptyHint} />}
-      {jobs && jobs.length > 0 && (
-        <>
-          <Table caption={w.title} rows={jobs} keyOf={(job) => job.id} columns={[
-            { title: w.job, cell: (job) => <a href={link(job.kind === "advise" ? "advise" : "train", job.id)}>{titleOf(job)}</a> },
-            { title: w.status, cell: (job) => <StatusBadge status={job.status} /> },
-            { title: w.came, cell: outcome },
-            { title: w.when, cell: (job) => moment(job.created_at) },
-          ]} />
-          <Terminal commands={[{ id: "curl", title: "curl", text: curl("/v1/jobs") }]} />
-        </>
-      )}
+      <Loaded of={jobs}>
+        {(all) => all.length ? (
+          <>
+            <Table caption={w.title} rows={all} keyOf={(job) => job.id} columns={[
+              { title: w.job, cell: (job) => <a href={link(job.kind === "advise" ? "advise" : "train", job.id)}>{titleOf(job)}</a> },
+              { title: w.status, cell: (job) => <StatusBadge status={job.status} /> },
+              { title: w.came, cell: outcome },
+              { title: w.when, cell: (job) => moment(job.created_at) },
+            ]} />
+            <Terminal commands={[{ id: "curl", title: "curl", text: curl("/v1/jobs") }]} />
+          </>
+        ) : <Empty icon={kinds[0] === "advise" ? "advise" : "train"} title={w.empty} hint={w.emptyHint} />}
+      </Loaded>
     </section>
   );
 }

@@ -1,10 +1,10 @@
 // Ask for advice: the data, the documents, the time, and what is good enough.
-import { useEffect, useState } from "preact/hooks";
-import { ApiError, collections as listCollections, models as listModels, type Collection } from "../../api";
+import { ApiError, baseName, collections as listCollections } from "../../api";
 import { JobList } from "../../jobs/list";
 import { Button } from "../../parts/button";
-import { FileDrop } from "../../parts/drop";
 import { Checkbox, SelectField, TextField } from "../../parts/field";
+import { FileField } from "../../parts/files";
+import { useAction, useLoading } from "../../parts/loading";
 import { Failure } from "../../parts/notice";
 import { Terminal } from "../../parts/terminal";
 import { go, link } from "../../router";
@@ -15,29 +15,25 @@ import { change, commandsFor, PROBES, question, start, wrongIn } from "./questio
 
 export function AskScreen() {
   const w = words.value.advise;
-  const [collections, setCollections] = useState<Collection[]>([]);
-  const [base, setBase] = useState("BASE");
-  const [failure, setFailure] = useState<unknown>(null);
-  const [busy, setBusy] = useState(false);
-  useEffect(() => {
-    listCollections().then(setCollections, () => setCollections([]));
-    listModels().then(([first]) => first && setBase(first.id), setFailure);
-  }, []);
+  const collections = useLoading(listCollections, []).value ?? [];
+  const base = useLoading(baseName, []).value ?? "BASE";
+  const { busy, failure, run } = useAction();
   const one = question.value;
   const wrong = wrongIn(one);
   const begin = (event: Event) => {
     event.preventDefault();
     if (busy || !one.file || wrong.minutes || wrong.target) return;
-    setBusy(true);
-    setFailure(null);
-    start(one).then((job) => go(link("advise", job.id)), setFailure).finally(() => setBusy(false));
+    run(async (signal) => {
+      const { id } = await start(one);
+      if (!signal.aborted) go(link("advise", id));
+    });
   };
   const of = (param: string) => (failure instanceof ApiError && failure.param === param ? failure.message : null);
   return (
     <div class="train">
       <Heading title={w.title} lead={w.lead} />
       <form class="sheet stack" onSubmit={begin} noValidate>
-        <FileDrop label={w.drop} hint={words.value.train.dropHint} accept={KINDS} file={one.file} onFile={(file) => change({ file })} />
+        <FileField label={w.drop} hint={words.value.train.dropHint} accept={KINDS} file={one.file} onFile={(file) => change({ file })} />
         <div class="grid">
           <SelectField label={w.collection} hint={w.collectionHint} value={one.collection} onValue={(collection) => change({ collection })}
             options={[{ value: "", text: w.noCollection }, ...collections.map(({ id }) => ({ value: id, text: id }))]} />
@@ -51,7 +47,7 @@ export function AskScreen() {
         <details class="more">
           <summary>{words.value.train.more}</summary>
           <div class="stack">
-            <FileDrop label={w.dropValidation} hint={w.validationHint} accept={KINDS} file={one.validation} onFile={(validation) => change({ validation })} />
+            <FileField label={w.dropValidation} hint={w.validationHint} accept={KINDS} file={one.validation} onFile={(validation) => change({ validation })} />
             <fieldset class="probes">
               <legend>{w.skip}</legend>
               {PROBES.map((probe) => (

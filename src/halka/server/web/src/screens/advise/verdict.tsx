@@ -8,15 +8,21 @@ import { fill, percent, words } from "../../words/words";
 import { chooseFile } from "../train/draft";
 import { question } from "./question";
 
+/** A rule, or what was measured or is open, and what the advisor says of it. */
+interface Reason {
+  rule: string;
+  text: string;
+}
+
 export interface Advised {
   advice: {
     choice: string;
     title: string;
     confidence: number;
     prospects: { choice: string; score: Score; how: string }[];
-    reasons: { rule: string; text: string }[];
-    change: string[];
-    missing: string[];
+    reasons: Reason[];
+    change: Reason[];
+    missing: Reason[];
     commands: string[];
     settings: Record<string, unknown>;
   };
@@ -47,9 +53,9 @@ export function Verdict({ job }: { job: Job<Advised> }) {
       )}
       <section class="sheet stack">
         <h2>{w.why}</h2>
-        <Lines lines={advice.reasons.map(({ text }) => text)} />
-        {advice.change.length > 0 && <><h3>{w.change}</h3><Lines lines={advice.change} /></>}
-        {advice.missing.length > 0 && <><h3>{w.missing}</h3><Lines lines={advice.missing} /></>}
+        <Reasons of={advice.reasons} as="why" />
+        {advice.change.length > 0 && <><h3>{w.change}</h3><Reasons of={advice.change} as="change" /></>}
+        {advice.missing.length > 0 && <><h3>{w.missing}</h3><Reasons of={advice.missing} as="missing" /></>}
       </section>
       {advice.commands.length > 0 && (
         <section class="sheet stack">
@@ -61,13 +67,22 @@ export function Verdict({ job }: { job: Job<Advised> }) {
   );
 }
 
-/** Sentences of the server, which speaks English. */
-const Lines = ({ lines }: { lines: string[] }) => <ul class="lines" lang="en">{lines.map((line) => <li key={line}>{line}</li>)}</ul>;
+/** What each is about, in the reader's words, with the advisor's own, which are English. */
+function Reasons({ of, as }: { of: Reason[]; as: "why" | "change" | "missing" }) {
+  const titleOf = (rule: string) => named(rule, ...[as, "probe"].map((of) => `${of}_${rule.replaceAll(" ", "_")}`));
+  return (
+    <dl class="reasons">
+      {of.map(({ rule, text }) => <div key={rule}><dt>{titleOf(rule)}</dt><dd lang="en">{text}</dd></div>)}
+    </dl>
+  );
+}
 
-function choiceOf(choice: string, as: "choice" | "row" = "choice"): string {
+const choiceOf = (choice: string, as: "choice" | "row" = "choice") => named(choice, `${as}_${choice.replace("+", "_")}`);
+
+/** What something of the advisor's is called on the page, by the first of these words that is there; else by its own name. */
+function named(name: string, ...keys: string[]): string {
   const w = words.value.advise as Record<string, unknown>;
-  const title = w[`${as}_${choice.replace("+", "_")}`];
-  return typeof title === "string" ? title : choice;
+  return String(keys.map((key) => w[key]).find((text) => typeof text === "string") ?? name);
 }
 
 function trainThis(settings: Record<string, unknown>): void {

@@ -4,6 +4,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { collections as listCollections, models as listModels, type Collection, type Model } from "../../api";
 import { Button } from "../../parts/button";
 import { SelectField } from "../../parts/field";
+import { useLoading } from "../../parts/loading";
 import { Empty, Failure } from "../../parts/notice";
 import { Waiting } from "../../parts/progress";
 import { Terminal } from "../../parts/terminal";
@@ -18,20 +19,14 @@ import { ask, askAgain, bodyOf, busy, closeColumn, forget, turns, type Turn } fr
 
 export default function Playground() {
   const w = words.value.playground;
-  const [models, setModels] = useState<Model[] | null>(null);
-  const [collections, setCollections] = useState<Collection[]>([]);
-  const [failure, setFailure] = useState<unknown>(null);
+  const { value: models, failure, again } = useLoading(async () => {
+    const loaded = await listModels();
+    if (query.peek().has("model") || !columns.peek().length) columnsFrom(query.peek(), loaded);
+    return loaded;
+  }, []);
+  const collections = useLoading(listCollections, []).value ?? [];
   const [draft, setDraft] = useState(query.peek().get("prompt") ?? "");
   const end = useRef<HTMLDivElement>(null);
-  const load = () => {
-    setFailure(null);
-    listModels().then((loaded) => {
-      if (query.peek().has("model") || !columns.peek().length) columnsFrom(query.peek(), loaded);
-      setModels(loaded);
-    }, setFailure);
-    listCollections().then(setCollections, () => setCollections([]));
-  };
-  useEffect(load, []);
   const prompt = draft || turns.value.at(-1)?.prompt || "";
   const address = addressOf(draft);
   useEffect(() => {
@@ -44,7 +39,7 @@ export default function Playground() {
     setDraft("");
     requestAnimationFrame(() => end.current?.scrollIntoView({ block: "end" }));
   };
-  if (failure) return <><Heading title={w.title} lead={w.lead} /><Failure error={failure} again={load} /></>;
+  if (failure) return <><Heading title={w.title} lead={w.lead} /><Failure error={failure} again={again} /></>;
   if (!models) return <Waiting label={words.value.shell.loading} />;
   return (
     <div class="playground" style={{ "--columns": String(columns.value.length) }}>

@@ -3,8 +3,9 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { ApiError, models as listModels, type Model } from "../../api";
 import { Button } from "../../parts/button";
-import { FileDrop } from "../../parts/drop";
 import { SelectField, TextField } from "../../parts/field";
+import { FileField } from "../../parts/files";
+import { Loaded, useAction, useLoading } from "../../parts/loading";
 import { Failure } from "../../parts/notice";
 import { Waiting } from "../../parts/progress";
 import { Code, Terminal } from "../../parts/terminal";
@@ -22,22 +23,14 @@ import { remember } from "./sharing";
 
 export function DraftScreen() {
   const w = words.value.train;
-  const [all, setAll] = useState<Catalogue | null>(null);
-  const [models, setModels] = useState<Model[]>([]);
-  const [failure, setFailure] = useState<unknown>(null);
-  const load = () => {
-    setFailure(null);
-    catalogue().then((loaded) => {
-      settingsOfAddress(loaded);
-      setAll(loaded);
-    }, setFailure);
-    listModels().then(setModels, setFailure);
-  };
-  useEffect(load, []);
+  const all = useLoading(() => Promise.all([catalogue(), listModels()]).then(([methods, models]) => {
+    settingsOfAddress(methods);
+    return { methods, models };
+  }), []);
   return (
     <div class="train">
       <Heading title={w.title} lead={w.lead} />
-      {failure ? <Failure error={failure} again={load} /> : all ? <Draft all={all} models={models} /> : <Waiting label={words.value.shell.loading} />}
+      <Loaded of={all}>{({ methods, models }) => <Draft all={methods} models={models} />}</Loaded>
       <JobList kinds={["train", "evaluate"]} />
     </div>
   );
@@ -61,25 +54,26 @@ function Draft({ all, models }: { all: Catalogue; models: Model[] }) {
   const one = draft.value;
   const preview = useLook<Preview>("data/preview", all, 300);
   const needs = useLook<Needs>("estimate", all, 900);
-  const [starting, setStarting] = useState(false);
-  const [failure, setFailure] = useState<unknown>(null);
+  const { busy, failure, run } = useAction();
+  const [checked, setChecked] = useState(false);
   const exists = models.some((model) => model.id === one.name && model.parent !== null);
   const begin = (event: Event) => {
     event.preventDefault();
-    if (starting || !one.file) return;
-    if (anyWrong(all, one.method || all.default, one.values)) return showWrong(event.currentTarget);
-    setStarting(true);
-    setFailure(null);
-    start(all, one).then((job) => {
+    const form = event.currentTarget;
+    setChecked(true);
+    if (busy || !one.file) return;
+    if (!one.name || anyWrong(all, one.method || all.default, one.values)) requestAnimationFrame(() => showWrong(form));
+    else run(async (signal) => {
+      const job = await start(all, one);
       remember(job.id, preview.value?.packing ?? null);
-      go(link("train", job.id));
-    }, setFailure).finally(() => setStarting(false));
+      if (!signal.aborted) go(link("train", job.id));
+    });
   };
   const ofName = failure instanceof ApiError && failure.param === "name" ? failure.message : null;
   return (
     <form class="stack" onSubmit={begin} onKeyDown={keepSettings} noValidate>
       <Part at={1} title={w.data}>
-        <FileDrop label={w.drop} hint={w.dropHint} accept={KINDS} file={one.file} onFile={chooseFile} />
+        <FileField label={w.drop} hint={w.dropHint} accept={KINDS} file={one.file} onFile={chooseFile} />
         {!one.file && <details class="more"><summary>{w.forms}</summary><Code text={FORMS} /></details>}
         <Looked looked={preview} label={w.reading}>{(read) => <PreviewOf preview={read} />}</Looked>
         {one.file && (
@@ -87,7 +81,7 @@ function Draft({ all, models }: { all: Catalogue; models: Model[] }) {
             <SelectField label={w.held} hint={w.heldHint} value={one.held} onValue={(held) => change({ held })}
               options={["0.1", "0.2", "file", ""].map((value) => ({ value, text: heldText(value) }))} />
             {one.held === "file" && (
-              <FileDrop label={w.dropValidation} hint={w.dropHint} accept={KINDS} file={one.validation} onFile={(validation) => change({ validation })} />
+              <FileField label={w.dropValidation} hint={w.dropHint} accept={KINDS} file={one.validation} onFile={(validation) => change({ validation })} />
             )}
           </div>
         )}
@@ -98,9 +92,9 @@ function Draft({ all, models }: { all: Catalogue; models: Model[] }) {
       <Part at={3} title={w.begin}>
         <Looked looked={needs} label={w.estimating}>{(taken) => <NeedsOf needs={taken} />}</Looked>
         <div class="begin">
-          <TextField label={w.name} hint={exists ? fill(w.nameExists, { name: one.name }) : w.nameHint} error={ofName} value={one.name}
+          <TextField label={w.name} hint={exists ? fill(w.nameExists, { name: one.name }) : w.nameHint} error={checked && !one.name ? w.nameMissing : ofName} value={one.name}
             autocomplete="off" spellcheck={false} onValue={(name) => change({ name })} />
-          <Button kind="primary" icon="train" type="submit" busy={starting || !one.file || !one.name}>{w.start}</Button>
+          <Button kind="primary" icon="train" type="submit" busy={busy || !one.file}>{w.start}</Button>
         </div>
         {!one.file && <p class="hint">{w.emptyHint}</p>}
         {failure !== null && !ofName && <Failure error={failure} />}

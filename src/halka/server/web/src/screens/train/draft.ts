@@ -1,8 +1,9 @@
 // A training that may become a job: its data, name, method and settings, as they stand in the form.
 import { signal } from "@preact/signals";
-import { post, upload } from "../../api";
+import { post } from "../../api";
 import { curlUpload } from "../../jobs/commands";
-import { formOf, startJob, type Job } from "../../jobs/jobs";
+import { withFiles, type Files } from "../../jobs/files";
+import { startJob, type Job } from "../../jobs/jobs";
 import { quoted, type Command } from "../../parts/terminal";
 import { flagsOf, settingsOf, valuesOf, type Catalogue, type Values } from "./catalogue";
 
@@ -53,14 +54,13 @@ export function jobOf(all: Catalogue, one: Draft): Record<string, unknown> {
   };
 }
 
-const filesOf = (one: Draft) => ({ data: one.file, validation: one.held === "file" ? one.validation : null });
+const filesOf = (one: Draft): Files => ({ data: one.file, validation: one.held === "file" ? one.validation : null });
 
 export const start = (all: Catalogue, one: Draft): Promise<Job> => startJob(jobOf(all, one), filesOf(one));
 
 /** What a training would read (`data/preview`), or need (`estimate`). */
 export function look<T>(what: "data/preview" | "estimate", all: Catalogue, one: Draft, signal: AbortSignal): Promise<T> {
-  if (one.file) return upload<T>(`/v1/${what}/upload`, formOf(jobOf(all, one), filesOf(one)), signal);
-  return post<T>(`/v1/${what}`, jobOf(all, one), signal);
+  return withFiles(filesOf(one), jobOf(all, one), (body) => post<T>(`/v1/${what}`, body, signal));
 }
 
 // ── the same in a terminal ───────────────────────────────────────────────────────────────────────────────────────────

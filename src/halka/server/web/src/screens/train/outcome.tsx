@@ -1,12 +1,12 @@
 // What came of a training: try it, and score it beside the base.
-import { useEffect, useState } from "preact/hooks";
-import { models as listModels } from "../../api";
+import { useState } from "preact/hooks";
+import { baseName } from "../../api";
 import { curlUpload } from "../../jobs/commands";
 import { listJobs, startJob, type Job, type Trained } from "../../jobs/jobs";
 import { Button } from "../../parts/button";
 import { curl } from "../../parts/curl";
-import { FileDrop } from "../../parts/drop";
-import { useAction } from "../../parts/loading";
+import { FileField } from "../../parts/files";
+import { useAction, useLoading } from "../../parts/loading";
 import { Failure, Notice } from "../../parts/notice";
 import { Terminal } from "../../parts/terminal";
 import { link } from "../../router";
@@ -16,9 +16,7 @@ import { Watching } from "./evaluation";
 
 export function Outcome({ job }: { job: Job<Trained> }) {
   const w = words.value.train;
-  const [base, setBase] = useState<string | null>(null);
-  const [failure, setFailure] = useState<unknown>(null);
-  useEffect(() => void listModels().then((models) => setBase(models[0]?.id ?? null), setFailure), []);
+  const { value: base, failure, again } = useLoading(baseName, []);
   const { adapter, result } = job;
   if (!adapter) return null;
   const tryIt = `/playground?model=${encodeURIComponent(base ?? "")}&model=${encodeURIComponent(adapter.name)}`;
@@ -31,7 +29,7 @@ export function Outcome({ job }: { job: Job<Trained> }) {
           <a class="button" href={link("adapters", adapter.name)}>{w.toAdapter}</a>
         </div>
       </Notice>
-      {failure !== null && <Failure error={failure} />}
+      {failure !== null && <Failure error={failure} again={again} />}
       <Scoring adapter={`${adapter.name}@${adapter.version}`} training={job} />
     </>
   );
@@ -41,15 +39,15 @@ export function Outcome({ job }: { job: Job<Trained> }) {
 function Scoring({ adapter, training }: { adapter: string; training: Job<Trained> }) {
   const w = words.value.train;
   const [file, setFile] = useState<File | null>(null);
-  const [scored, setScored] = useState<string | null>(null);
   const { busy, failure, run } = useAction();
-  useEffect(() => {
+  const evaluations = useLoading(async () => {
     const own = (job: Job) => job.kind === "evaluate" && (job.settings["adapters"] as string[] | undefined)?.includes(adapter);
-    listJobs().then((jobs) => setScored(jobs.find(own)?.id ?? null), () => setScored(null));
+    return (await listJobs()).filter(own);
   }, [adapter]);
+  const scored = evaluations.value?.[0]?.id;
   const heldOut = training.result?.validation_loss != null;
   const asked = { kind: "evaluate", adapters: [adapter], with_base: true, ...(heldOut && !file ? { held_out_of: training.id } : {}) };
-  const begin = () => run(() => startJob(asked, { data: file }).then((job) => setScored(job.id)));
+  const begin = () => run(() => startJob(asked, { data: file }).then(evaluations.again));
   const command = file || !heldOut
     ? curlUpload("/v1/jobs/upload", asked, { data: file?.name ?? "test.jsonl" })
     : curl("/v1/jobs", { json: asked });
@@ -58,11 +56,11 @@ function Scoring({ adapter, training }: { adapter: string; training: Job<Trained
       <h2>{w.better}</h2>
       {scored && <Watching key={scored} id={scored} />}
       <p class="hint">{heldOut ? w.betterHeldOut : w.betterHint}</p>
-      {!heldOut && <FileDrop label={w.dropTest} hint={w.dropHint} accept={KINDS} file={file} onFile={setFile} />}
+      {!heldOut && <FileField label={w.dropTest} hint={w.dropHint} accept={KINDS} file={file} onFile={setFile} />}
       {heldOut && (
         <details class="more">
           <summary>{w.otherExamples}</summary>
-          <FileDrop label={w.dropTest} hint={w.dropHint} accept={KINDS} file={file} onFile={setFile} />
+          <FileField label={w.dropTest} hint={w.dropHint} accept={KINDS} file={file} onFile={setFile} />
         </details>
       )}
       {failure !== null && <Failure error={failure} />}

@@ -81,6 +81,7 @@ export default {
   fileSize: "File",
   name: "Name of the adapter",
   nameHint: "Letters, digits, dots, hyphens and underscores.",
+  nameMissing: "Give it a name.",
   nameExists: "There is an adapter {name}: this becomes its next version.",
   start: "Start training",
   progress: "Progress",
