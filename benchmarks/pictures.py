@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from browser_for_tests import OPTIONS, browser_path
 from halka.server.page import SCREENS
@@ -38,49 +40,55 @@ def main() -> None:
     parser.add_argument("--url", required=True, help="where the server is")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the pictures")
     parser.add_argument("--ask", help="a question for the Playground")
+    parser.add_argument("--whole", action="store_true", help="each screen to its end, not what a window shows")
     parser.add_argument("--readme", action="store_true", help="README's pictures alone")
     parser.add_argument("paths", nargs="*", default=[f"/{name}" for name in SCREENS], help="which, if not every screen")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path(playwright), args=[*OPTIONS])
-        for name, (path, language, theme) in README.items() if options.readme else ():
-            size = {"width": 1180, "height": 700}
-            context = browser.new_context(
-                base_url=options.url, locale=LANGUAGES[language], color_scheme=theme, viewport=size
-            )
-            page = context.new_page()
-            page.goto(path)
-            page.get_by_role("heading", level=1).wait_for()
-            if name == "playground":
-                ask(page, LETTER)
-            page.wait_for_load_state("networkidle")
-            page.evaluate("scrollTo(0, 0)")
-            file = options.out / f"{name}.png"
-            page.screenshot(path=file)
-            Image.open(file).convert("RGB").quantize(64).save(file, optimize=True)
-            context.close()
-        for language, theme, width in () if options.readme else product(LANGUAGES, THEMES, WIDTHS):
-            context = browser.new_context(
-                base_url=options.url,
-                locale=LANGUAGES[language],
-                color_scheme=theme,
-                viewport={"width": WIDTHS[width], "height": 844},
-                reduced_motion="reduce",
-            )
-            if key := os.environ.get("HALKA_API_KEY"):
-                sign_in(context.new_page(), key)
-            page = context.new_page()
-            for path in options.paths:
-                page.goto(path)
-                page.get_by_role("heading", level=1).wait_for()
-                page.wait_for_load_state("networkidle")
-                if options.ask and path.startswith("/playground"):
-                    ask(page, options.ask)
-                name = path.partition("?")[0].strip("/").replace("/", "-") or "index"
-                page.screenshot(path=options.out / f"{name}-{language}-{theme}-{width}.png")
-            context.close()
+        if options.readme:
+            for name, (path, language, theme) in README.items():
+                with opened(browser, options.url, language, theme, 1180, 700) as page:
+                    show(page, path, LETTER if name == "playground" else None)
+                    file = options.out / f"{name}.png"
+                    page.screenshot(path=file)
+                    Image.open(file).convert("RGB").quantize(64).save(file, optimize=True)
+        else:
+            for language, theme, width in product(LANGUAGES, THEMES, WIDTHS):
+                with opened(browser, options.url, language, theme, WIDTHS[width], 844) as page:
+                    for path in options.paths:
+                        show(page, path, options.ask if path.startswith("/playground") else None)
+                        name = path.partition("?")[0].strip("/").replace("/", "-") or "index"
+                        file = options.out / f"{name}-{language}-{theme}-{width}.png"
+                        page.screenshot(path=file, full_page=options.whole)
         browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, url: str, language: str, theme: str, width: int, height: int) -> Iterator[Page]:
+    """A window of somebody who is signed in, where a key is there."""
+    context = browser.new_context(
+        base_url=url,
+        locale=LANGUAGES[language],
+        color_scheme=theme,  # type: ignore[arg-type]
+        viewport={"width": width, "height": height},
+        reduced_motion="reduce",
+    )
+    if key := os.environ.get("HALKA_API_KEY"):
+        sign_in(context.new_page(), key)
+    yield context.new_page()
+    context.close()
+
+
+def show(page: Page, path: str, question: str | None) -> None:
+    """Go to a screen, wait until it is there, and ask it a question."""
+    page.goto(path)
+    page.get_by_role("heading", level=1).wait_for()
+    if question:
+        ask(page, question)
+    page.wait_for_load_state("networkidle")
+    page.evaluate("scrollTo(0, 0)")
 
 
 def sign_in(page: Page, key: str) -> None:
