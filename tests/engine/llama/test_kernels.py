@@ -238,21 +238,24 @@ def test_queries_and_keys_are_turned_and_kept(dtype, normed):
 
 @pytest.mark.parametrize("pieces", [1, 3])
 @pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize(("queries", "heads", "width"), [(6, 2, 8), (10, 2, 64), (3, 1, 64), (4, 2, 32), (2, 2, 96)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_attention_to_blocks(dtype, window, pieces):
+def test_attention_to_blocks(dtype, queries, heads, width, window, pieces):
     """Texts of several lengths, with virtual blocks and shared ones; one text has a chunk in the line."""
-    kv = KVBlocks(8, (4, 2, 8), dtype)
+    kv = KVBlocks(28, (4, heads, width), dtype)
     kv.data.copy_(random(*kv.data.shape))
+    many = range(20)  # blocks, more than are computed at a time
     texts = [
         PagedText(1, (5,), (3,), (0,)),
         PagedText(4, (1, 2), (SIZE, 9), (0, SIZE)),
         PagedText(1, (7, 1, 3), (6, SIZE, 2), (ALWAYS, 6, 6 + SIZE)),
         PagedText(1, (7, 1, 4, 6), (6, SIZE, SIZE, 1), (ALWAYS, 6, 6 + SIZE, 6 + 2 * SIZE)),
+        PagedText(1, [8 + m for m in many], [SIZE for _ in many], [SIZE * m for m in many]),
     ]
-    positions = [2, 21, 22, 23, 24, 7 + SIZE, 6 + 2 * SIZE]
-    plan = PagedPlan(kv, texts, positions, [0] * 7, [7])
-    q, out = random(7, 6, 8, dtype=dtype, seed=3), torch.zeros(7, 48, dtype=dtype)
-    places, singles = np.array([0, 5, 6]), np.array([0, 2, 3])
+    positions = [2, 21, 22, 23, 24, 7 + SIZE, 6 + 2 * SIZE, 20 * SIZE - 1]
+    plan = PagedPlan(kv, texts, positions, [0] * 8, [8])
+    q, out = random(8, queries, width, dtype=dtype, seed=3), torch.zeros(8, queries * width, dtype=dtype)
+    places, singles = np.array([0, 5, 6, 7]), np.array([0, 2, 3, 4])
     kernels.attend(
         *(2, array(q), array(kv.data), 1, places, singles, plan.tables.numpy(), plan.counts.numpy()),
         *(
@@ -260,11 +263,11 @@ def test_attention_to_blocks(dtype, window, pieces):
             plan.positions.numpy(),
             window or 0,
             np.float32(0.4),
-            *kernels.partial_sums(3, pieces, kv.data, 6),
+            *kernels.partial_sums(4, pieces, queries, width),
             array(out),
         ),
     )
-    expected = torch.zeros(7, 48)
+    expected = torch.zeros(8, queries * width)
     for group, (length, numbers, own) in enumerate(plan.groups):
         if length == 1:
             keys, values = (tensor.float() for tensor in kv.read(1, plan.tables[numbers]))

@@ -143,8 +143,8 @@ class _Pass:
         self._parts = RowParts(rows, plan.forest.runs, *own, threads, step.pairs)
         self._single = np.array([number for number, text in enumerate(plan.texts) if text.tokens == 1], np.int64)
         self._places = np.array(plan.forest.starts)[self._single]
-        pieces = pieces_of(len(self._single) * step.dims.H, threads)
-        self._sums = kernels.partial_sums(len(self._single), pieces, plan.kv.data, step.dims.Q)
+        pieces = pieces_of(len(self._single), threads)
+        self._sums = kernels.partial_sums(len(self._single), pieces, step.dims.Q, step.dims.W)
         long = [number for number, text in enumerate(plan.texts) if text.tokens > 1]
         windows = {layer.window for layer in step.weights.layers}
         self._tiles = {

@@ -70,7 +70,7 @@ def exp(x):
 def dot(w_I, x_I):
     total = ZERO
     for i in range(x_I.shape[0]):
-        total += widened(w_I[i]) * x_I[i]
+        total += widened(w_I[i]) * widened(x_I[i])
     return total
 
 

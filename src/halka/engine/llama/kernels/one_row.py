@@ -108,7 +108,7 @@ def _one_row(
     logits,
 ):  # fmt: skip
     hidden, heads, width = embed_VD.shape[1], kv.shape[3], kv.shape[5]
-    groups, attended, pieces = queries // heads, queries * width, sums.shape[1]
+    attended, pieces = queries * width, sums.shape[0]
     x, h, out = room(hidden, np.float32), room(hidden, np.float32), room(attended, np.float32)
     gate_up, weight = room(2 * inner, np.float32), room(3, np.int64)
     own_y, read = room(hidden, np.float32), room(hidden, np.float32)
@@ -127,17 +127,14 @@ def _one_row(
             q_norm, k_norm = stored(own[4], width, embed_VD), stored(own[5], width, embed_VD)
             keep_token(qkv, q_norm, k_norm, eps, cos_W, sin_W, kv, layer, slot, q_QW)
         meet(gate, threads)
-        for task in range(*part(heads * pieces, thread, threads)):
-            head, piece = task // pieces, task % pieces
+        for piece in range(*part(pieces, thread, threads)):
             first, last = part(tables.shape[0], piece, pieces)
-            own_q = q_QW[head * groups : (head + 1) * groups]
             attend_blocks(
-                own_q, kv, layer, head, tables[first:last], counts[first:last], begins[first:last], position, window,
-                scale, sums[head, piece], states[head, piece],
+                q_QW, kv, layer, tables[first:last], counts[first:last], begins[first:last], position, window, scale,
+                sums[piece], states[piece],
             )  # fmt: skip
         meet(gate, threads)
-        for head in range(heads):
-            gathered(sums[head], states[head], out, out[head * groups * width : (head + 1) * groups * width])
+        gathered(sums, states, out, out)
         scale_slots(embed_VD, scales[7:8], of_qkv[:1], 0, attended, out)
         _product(embed_VD, own[6:9], out, y, low_rank[3:4], scales[3:4], of_hidden, low, high)
         meet(gate, threads)
@@ -171,12 +168,8 @@ def one_row(
     queries, inner  Q and F                           low_ranks, bottlenecks, factors: the tables of its adapter
     """
     heads, width = kv.shape[3], kv.shape[5]
-    groups, pieces = queries // heads, 1 if heads % threads == 0 else threads
     qkv, q = room((queries + 2 * heads) * width, np.float32), room((queries, width), np.float32)
-    sums, states = (
-        room((heads, pieces, groups, width), np.float32),
-        room((heads, pieces, groups, 2), np.float32),
-    )
+    sums, states = room((threads, queries, width), np.float32), room((threads, queries, 2), np.float32)
     z, y = room(inner, np.float32), room(embed_VD.shape[1], np.float32)
     read = (embed_VD, weights, norm_D, head_VD, token, eps, cos_W, sin_W)
     past = (kv, slot, tables, counts, begins, position)
