@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 import halka
 from contract import (
@@ -275,6 +276,7 @@ def test_torch_compile_agrees(base, method):
     model = base.adapted(method, num_hidden_layers=1)
     compiled = torch.compile(model.base, backend="eager")
     inputs = {"input_ids": ids(), **({"use_cache": False} if base.generates else {})}
+    counters.clear()
     try:
         with torch.no_grad():
             for names in ("a",) if method.name != "lora" else ("a", None, ["a", None, "a"]):
@@ -282,6 +284,8 @@ def test_torch_compile_agrees(base, method):
                     close(compiled(**inputs).logits, model.base(**inputs).logits)
     finally:
         torch.compiler.reset()
+    ends = [reason for reason in counters["graph_break"] if "torch.compiler.disable" not in reason]
+    assert not ends  # graphs end where they are asked to, and nowhere else
 
 
 # ── architectures of decoders ───────────────────────────────────────────────────────────────────────────────────────

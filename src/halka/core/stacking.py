@@ -68,6 +68,8 @@ class StackedParts:
             assert own[0], f"{type(self.distinct[0]).__name__} has no tensors to stack: its stack_key is to be None"
             return tuple(join(tensors) for tensors in zip(*own, strict=True))
 
+        if torch.compiler.is_compiling():  # Python 3.11 locks a cached property, where the graph would end
+            return make()
         return self._tensors.get(self._parameters, make, like.dtype, like.device, look=look)
 
     def _by_row(self, tensors: Sequence[Tensor]) -> Tensor:
