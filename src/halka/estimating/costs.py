@@ -52,14 +52,14 @@ class Work(NamedTuple):
     call: Call | None = None
 
 
-def work_of(func: Any, args: Any, kwargs: Any, out: Any, fresh: int = 0, call: Call | None = None) -> Work | None:
-    """The work of computing `out`; None for a view, which is free."""
-    if _free(func):
+def work_of(func: Any, args: Any, kwargs: Any, out: Any, call: Call | None = None) -> Work | None:
+    """The work of computing `out` in memory that the process has; None for a view, which is free."""
+    if is_free(func):
         return None
     packet = func._overloadpacket
     flops = _FLOPS.get(packet) or flop_registry.get(packet)
     moved = sum(tensor.numel() * tensor.element_size() for tensor in _moved(func, args, kwargs, out))
-    return Work(flops(*args, **kwargs, out_val=out) if flops else 0, moved, fresh, call)
+    return Work(flops(*args, **kwargs, out_val=out) if flops else 0, moved, call=call)
 
 
 def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -77,7 +77,8 @@ def grouped_flops(tokens: Tensor, weights: Tensor, *rest: Any, out_val: Any = No
 
 
 @functools.cache
-def _free(func: Any) -> bool:
+def is_free(func: Any) -> bool:
+    """Whether an operation only makes a view."""
     shared = [value.alias_info for value in func._schema.returns if value.alias_info is not None]
     return func._overloadpacket is aten._unsafe_view or (bool(shared) and not any(alias.is_write for alias in shared))
 

@@ -11,7 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import ItemsView
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-from halka.estimating.costs import Call, Layout, Plain, Work, aten, tensors, work_of
+from halka.estimating.costs import Call, Layout, Plain, Work, aten, is_free, tensors, work_of
 from halka.models.attention.forest_flex import attend_by_flex, keys_of_tokens
 
 REAL = 2**22  # values; larger integer tensors are fake, too
@@ -85,6 +85,17 @@ class Allocator(Protocol):
     def free(self, place: int) -> None: ...
 
 
+class _Known(NamedTuple):
+    """What is known of a call: that its tensors are real, else the layouts of its results, and its work."""
+
+    outputs: Any = None
+    work: Work | None = None
+    real: bool = False
+
+
+_VIEW = _Known()
+
+
 class DryRunMode(TorchDispatchMode):
     """Within its block tensors are fake. `live` bytes of tensors exist now, `peak` at most since `reset`.
 
@@ -98,7 +109,7 @@ class DryRunMode(TorchDispatchMode):
         self.work: Counter[Work] = Counter()
         self._allocator = allocator
         self._storages: dict[int, Any] = {}  # address -> weak reference that sees the storage freed
-        self._outputs: dict[tuple[Call, torch.dtype], Any] = {}  # layouts by call: layers are alike
+        self._known: dict[tuple[Call, bool, torch.dtype], _Known] = {}
         self._kind = FakeGPUTensor if gpu else FakeTensor
         self._gpu = gpu
         self._entered = ExitStack()
@@ -119,33 +130,46 @@ class DryRunMode(TorchDispatchMode):
         self.held = 0 if self._allocator is None else self._allocator.held
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # what is looked at here is none of the step's operations
+            return self._dispatch(func, args, kwargs or {})
+
+    def _dispatch(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func in _REPLACED:
             result = _REPLACED[func](*args, **kwargs)
             if result is not NotImplemented:
                 return result
         if func in _INDEXING:
             args = (args[0], _integer_indices(args[1]), *args[2:])
-        inputs = tensors((*args, *kwargs.values()))
-        if any(isinstance(tensor, FakeTensor) for tensor in inputs) or not _stays_real(func, args, kwargs):
-            call = _call(func, args, kwargs)
-            out = self._fake_output(call, args, kwargs)
+        fake = any(isinstance(tensor, FakeTensor) for tensor in tensors((*args, *kwargs.values())))
+        if fake and is_free(func):
+            known, out = _VIEW, self._shared(func, args, kwargs)
         else:
-            call, out = None, func(*args, **kwargs)
+            known = self._known_call(_call(func, args, kwargs), fake, args, kwargs)
+            if known.real:
+                out = func(*args, **kwargs)
+            elif _in_place(func):
+                out = args[0]
+            else:
+                out = self._shared(func, args, kwargs) if _shares(func) else self.fake(_from_layout(known.outputs))
         fresh = sum(self._track(it.inner if isinstance(it, FakeTensor) else it) for it in tensors((out,)))
-        if (work := work_of(func, args, kwargs, out, fresh, call)) is not None:
-            self.work[work] += 1
+        work = work_of(func, args, kwargs, out) if known.real else known.work
+        if work is not None:
+            self.work[work._replace(fresh=fresh) if fresh else work] += 1
         return out
 
-    def _fake_output(self, call: Call, args: Any, kwargs: Any) -> Any:
-        if _shares(call.func):
-            return return_and_correct_aliasing(call.func, args, kwargs, self.fake(_on_meta(call.func, args, kwargs)))
-        key = (call, torch.get_default_dtype())  # transformers sets it while it makes a base's weights
-        if key not in self._outputs:
-            out = _on_meta(call.func, args, kwargs)
-            self._outputs[key] = _like(out)
-            return self.fake(out)
-        return self.fake(_from_layout(self._outputs[key]))
+    def _known_call(self, call: Call, fake: bool, args: Any, kwargs: Any) -> _Known:
+        """What an operation does, looked at once for all calls that are equal: layers are alike."""
+        key = (call, fake, torch.get_default_dtype())  # transformers sets it while it makes a base's weights
+        if key not in self._known:
+            if not fake and _stays_real(call.func, args, kwargs):
+                self._known[key] = _Known(real=True)
+            else:
+                out = _on_meta(call.func, args, kwargs)
+                self._known[key] = _Known(_like(out), work_of(call.func, args, kwargs, out, call=call))
+        return self._known[key]
+
+    def _shared(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return return_and_correct_aliasing(func, args, kwargs, self.fake(_on_meta(func, args, kwargs)))
 
     def fake(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -184,6 +208,18 @@ class DryRunMode(TorchDispatchMode):
 def _shares(func: Any) -> bool:
     """Whether an operation returns its input or a view of it."""
     return func._overloadpacket is aten._unsafe_view or any(value.alias_info for value in func._schema.returns)
+
+
+@functools.cache
+def _in_place(func: Any) -> bool:
+    """Whether an operation returns its first argument, of which it changes nothing but the values."""
+    first, returned = func._schema.arguments[:1], func._schema.returns
+    aliases = [it.alias_info for it in (*first, *returned)]
+    return (
+        len(aliases) == 2
+        and all(alias is not None and alias.is_write for alias in aliases)
+        and torch.Tag.inplace_view not in func.tags
+    )
 
 
 def _stays_real(func: Any, args: Any, kwargs: Any) -> bool:
