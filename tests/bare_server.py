@@ -1,6 +1,8 @@
 """A server of bare routes, in a process of its own, which prints its port:
 
 python bare_server.py FOLDER PATIENCE DRAIN CONNECTIONS
+
+It needs no torch, and so begins at once.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from guarded_for_tests import Guarded
 from halka.server.guards.logs import log_to
@@ -15,7 +19,9 @@ from halka.server.uvicorn_server import server
 
 if __name__ == "__main__":
     folder, patience, seconds, connections = sys.argv[1:]
-    guarded = Guarded(Path(folder), body_size=0.001)
+    nobody_stores: Any = SimpleNamespace(reserve=None)
+    guarded = Guarded(Path(folder), nobody_stores, body_size=0.001)
+    assert "torch" not in sys.modules
     log_to(sys.stderr, texts=False)
     listening = socket.create_server(("127.0.0.1", 0))
     print(listening.getsockname()[1], flush=True)

@@ -23,7 +23,6 @@ from halka.server.guards.guards import Guards
 from halka.server.guards.keys import Keys, Limits, Role
 from halka.server.guards.quota import Quota
 from halka.server.settings import ServerSettings
-from halka.server.tenants import Tenants
 from halka.server.threads import Threads
 
 LOCAL = "http://127.0.0.1:8000"
@@ -35,11 +34,11 @@ ENGINE: Any = SimpleNamespace(adapters=SimpleNamespace(residents=RESIDENTS))
 class Guarded:
     """Routes behind the guards, called in this process. `events` has what the routes saw happen."""
 
-    def __init__(self, data: Path, **settings: Any):
+    def __init__(self, data: Path, quota: Quota | None = None, **settings: Any):
         self.events: list[str] = []
         self.keys = Keys(data / "keys.json")
         chosen = replace(ServerSettings("tiny", data=data), **settings)
-        self.guards = Guards.of(chosen, self.keys, ENGINE, Quota(Tenants(chosen), Threads()))
+        self.guards = Guards.of(chosen, self.keys, ENGINE, quota or own_quota(chosen))
         routes = [
             Route("/healthz", ok),
             Route("/who", who, methods=["GET", "POST", "OPTIONS", "DELETE"]),
@@ -116,6 +115,13 @@ class Guarded:
 
         await to_thread.run_sync(work)
         return JSONResponse({})
+
+
+def own_quota(settings: ServerSettings) -> Quota:
+    """That of the tenants in `data`, whose folders need torch."""
+    from halka.server.tenants import Tenants
+
+    return Quota(Tenants(settings), Threads())
 
 
 async def ok(request: Request) -> PlainTextResponse:

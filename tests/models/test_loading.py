@@ -26,9 +26,10 @@ from transformers import AutoConfig, BertConfig, BertModel, LlamaConfig, LlamaFo
 from halka.models import fetching as cached
 from halka.models import loading
 from halka.models.description import describe_base
-from halka.models.fetching import BaseInfo, cache_dir, known_bases, list_bases, pull, pull_base, smollm2
+from halka.models.fetching import BaseInfo, known_bases, list_bases, pull, pull_base, smollm2
 from halka.models.fetching.smollm2 import SMOLLM2, Release
 from halka.models.loading import load_base
+from halka.util.places import cache_dir
 from halka.util.text import chat_template_fingerprint
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -324,16 +325,6 @@ def test_show_wants_the_base_on_this_machine() -> None:
 def test_list_before_a_pull(cache: Path) -> None:
     found, _ = list_bases()
     assert found == cached.CachedBase("smollm2-135m", cache / "bases" / "smollm2-135m", False, 0, None)
-
-
-def test_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HALKA_CACHE", "~/elsewhere")
-    assert cache_dir() == Path.home() / "elsewhere"
-    monkeypatch.delenv("HALKA_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
-    assert cache_dir() == Path("/var/cache/halka")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_dir() == Path.home() / ".cache" / "halka"
 
 
 # ---- pulling

@@ -82,10 +82,13 @@ def test_sigterm_ends_what_has_begun_and_refuses_the_rest(base, store, tmp_path,
 
 
 def test_sigkill_in_mid_load_leaves_keys_and_adapters_whole(base, store, tmp_path, key):
-    """Twice, while clients ask and other processes add keys."""
+    """Twice, while clients ask and other processes add keys; and the next server answers."""
     keys = Keys(tmp_path / "data" / "keys.json")
+    asked = ASKED | {"stream": False, "max_tokens": 4}
     for _ in range(2):
         serving = Serving(base, store, tmp_path)
+        answer = httpx.post(f"{serving.url}/v1/chat/completions", json=asked, headers=key, timeout=60)
+        assert answer.status_code == 200
 
         def ask(number: int, url: str = serving.url) -> None:
             with suppress(httpx.HTTPError):
@@ -101,13 +104,7 @@ def test_sigkill_in_mid_load_leaves_keys_and_adapters_whole(base, store, tmp_pat
         assert keys.find(added.encode()) is not None
         assert keys.find(key["authorization"].removeprefix("Bearer ").encode()) is not None
     for name in halka.AdapterStore(store).names():
-        halka.AdapterStore(store).get(name)
-    serving = Serving(base, store, tmp_path)
-    answer = httpx.post(
-        f"{serving.url}/v1/chat/completions", json=ASKED | {"stream": False, "max_tokens": 4}, headers=key, timeout=60
-    )
-    assert answer.status_code == 200
-    assert serving.end(signal.SIGTERM) == 0
+        halka.AdapterStore(store).get(name).open().verify()
 
 
 def test_a_first_key_closes_a_running_server(base, store, tmp_path):
@@ -121,7 +118,10 @@ def test_a_first_key_closes_a_running_server(base, store, tmp_path):
 
 
 def test_what_others_can_reach_needs_a_key_before_anything_is_loaded(base, tmp_path):
-    refused = process(f"serve --base {base} --data {tmp_path / 'data'} --host 0.0.0.0 --port 0", tmp_path)
+    flags = f"--base {base} --data {tmp_path / 'data'} --host 0.0.0.0 --port 0"
+    refused = process(f"serve {flags}", tmp_path, PYTHONPROFILEIMPORTTIME="1")
     _, errors = refused.communicate(timeout=60)
     assert refused.returncode == 2
     assert "host is '0.0.0.0', which others can reach, and there are no keys" in errors
+    assert re.search(r"\| +halka\.cli$", errors, flags=re.M)
+    assert not re.search(r"\| +torch$", errors, flags=re.M)

@@ -15,8 +15,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from halka.evaluation.metrics import Score
 from halka.methods import all_methods, build_method, described
-from halka.models.quantised import Quantize
-from halka.util.dtypes import Dtype
+from halka.util.dtypes import Dtype, Quantize
 
 T = TypeVar("T")
 

@@ -32,9 +32,8 @@ from halka.data.duplicates import prompt_key
 from halka.data.examples import Example
 from halka.data.task import split_off
 from halka.evaluation.metrics import score
-from halka.models.quantised import Quantize
 from halka.rag.sources import digest_of
-from halka.util.dtypes import Dtype
+from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import DataError, HalkaError
 from halka.util.files import write_text
 

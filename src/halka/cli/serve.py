@@ -54,6 +54,10 @@ class Serve(Deferred):
 def _serve(settings: ServerSettings) -> None:
     bound_arenas()
     try:
+        from halka.server.guards.access import check_host
+        from halka.server.guards.keys import Keys
+
+        check_host(settings.host, Keys(settings.data / "keys.json"))  # what follows loads torch
         from halka.server import create_app
         from halka.server.guards.logs import log_to
         from halka.server.service import Service

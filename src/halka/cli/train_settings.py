@@ -13,11 +13,10 @@ from halka.core import Method
 from halka.data.task import is_task_file
 from halka.methods import all_methods, method_named
 from halka.methods.prompt import check_start
-from halka.models.loading import is_base_folder
-from halka.models.quantised import Quantize
 from halka.training import TrainConfig
-from halka.util.dtypes import Dtype
+from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
+from halka.util.places import is_base_folder
 from halka.util.settings import (
     Entry,
     Setting,

@@ -18,9 +18,8 @@ from halka.core import AdaptedModel
 from halka.interop.views import view
 from halka.models import adapt, context
 from halka.models.loading import load_base
-from halka.models.quantised import Quantize
 from halka.storage.save_load import load
-from halka.util.dtypes import Dtype
+from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
 from halka.util.suggest import suggest
 

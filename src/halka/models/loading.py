@@ -10,31 +10,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from halka.models.fetching import cache_dir, is_pulled, known_bases, known_names, pull
+from halka.models.fetching import is_pulled, known_bases, known_names, pull
 from halka.models.fetching.hub import from_hub
 from halka.models.heads import NEW, configured_labels, label_rows
 from halka.models.kinds import KINDS, class_names, usual_kind
 from halka.models.layouts import LAYOUTS
-from halka.util.dtypes import Dtype, dtype_name
+from halka.util.dtypes import Dtype, Quantize, dtype_name
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import release_pages_except
 from halka.util.kinds import LABELLED, Kind
+from halka.util.places import cache_dir
 from halka.util.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from halka.models.quantised import Quantize
-
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors", "README.md"]
 HUB_LEFT_OUT = ["*/*", "model.*.safetensors"]  # subfolders, weights in other precisions
-
-
-def is_base_folder(path: Path) -> bool:
-    """Whether `path` holds a base, as `save_pretrained` writes one."""
-    return (path / "config.json").is_file()
 
 
 def load_base(

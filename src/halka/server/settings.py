@@ -10,13 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from halka.models.fetching import cache_dir
-from halka.models.loading import is_base_folder
-from halka.models.quantised import Quantize
 from halka.server.folders import Folders
 from halka.server.guards.keys import MAIN
-from halka.util.dtypes import Dtype
+from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
+from halka.util.places import cache_dir, is_base_folder
 from halka.util.settings import documented, split_key
 
 MB, GB = 10**6, 10**9

@@ -25,12 +25,12 @@ from filelock import FileLock, Timeout
 
 from halka.core import AdaptedModel, Adapter
 from halka.models.fingerprint import own_fingerprint
-from halka.models.loading import is_base_folder
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import Card, read_card
 from halka.storage.save_load import Allowed, load, save
 from halka.util.errors import DamagedFolderError, HalkaError, UnknownAdapterError, WrongBaseError
 from halka.util.files import flush, is_portable_name, new_folder, portable_name, write_text
+from halka.util.places import is_base_folder
 
 BASE, TAGS, LOCKS = "store.json", "tags.json", ".locks"
 

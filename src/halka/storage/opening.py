@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Unpack
 from halka.core import AdaptedModel
 from halka.models import adapt
 from halka.models.loading import load_base
-from halka.models.quantised import Quantize
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import Allowed, load
-from halka.util.dtypes import Dtype
+from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:

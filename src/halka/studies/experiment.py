@@ -16,13 +16,12 @@ from halka.data.task import SPLITS, TASK_FILES, Task, is_task_file, limit, load_
 from halka.evaluation.metrics import score
 from halka.methods import method_named
 from halka.methods.prompt import check_start
-from halka.models.loading import is_base_folder
-from halka.models.quantised import Quantize
 from halka.report.units import listed
 from halka.studies.measure import BASE
 from halka.training import TrainConfig
-from halka.util.dtypes import Dtype
+from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
+from halka.util.places import is_base_folder
 from halka.util.settings import converted, settings_of, yaml_of
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from halka.methods.prompt import started_from
 from halka.models import adapt
 from halka.models.kinds import kind_of
 from halka.models.loading import load_base
-from halka.models.quantised import Quantize, bytes_of
+from halka.models.quantised import bytes_of
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import save
 from halka.studies.notes import Notes
@@ -39,7 +39,7 @@ from halka.studies.runner import Result, now, origin, report_step, serve
 from halka.training import Job, Step, TrainConfig, as_tokens, batch_plan, mean_loss, train, train_many
 from halka.training.run_folder import RunFolder
 from halka.util import machine
-from halka.util.dtypes import Dtype, dtype_name
+from halka.util.dtypes import Dtype, Quantize, dtype_name
 from halka.util.errors import TrainingError
 from halka.util.files import write_text
 from halka.util.kinds import Kind

@@ -1,4 +1,4 @@
-"""The precisions that a base may have, by name."""
+"""The precisions that a base may have, and the forms that its layers may be quantised to, by name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Dtype = Literal["bfloat16", "float32", "float16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+Quantize = Literal["nf4", "int8"]
 
 
 def dtype_name(dtype: str | torch.dtype, *others: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from halka.models.fetching import minilm, smollm2
 from halka.util.errors import HalkaError
 from halka.util.files import new_folder
+from halka.util.places import cache_dir
 from halka.util.suggest import suggest
 
 Progress = Callable[[str], None]
@@ -46,14 +46,6 @@ def known_bases() -> dict[str, BaseInfo]:
         base.NAME: BaseInfo(base.NAME, base.HUB_NAME, base.LICENCE, base.PARAMETERS, base.BYTES, base.fetch)
         for base in (smollm2, minilm)
     }
-
-
-def cache_dir() -> Path:
-    """`$HALKA_CACHE`, else `$XDG_CACHE_HOME/halka`, else `~/.cache/halka`. It need not exist."""
-    if own := os.environ.get("HALKA_CACHE"):
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "halka"
 
 
 def pull(name: str, on_progress: Progress | None = None) -> Path:

@@ -7,7 +7,7 @@ nf4.py     four bits a weight, by bitsandbytes
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -20,9 +20,8 @@ from halka.models.targets import linear_targets
 from halka.util.errors import HalkaError
 from halka.util.files import release_pages
 
-__all__ = ["LAYERS", "Quantize", "QuantizedLinear", "bytes_of", "check_quantize", "quantise"]
+__all__ = ["LAYERS", "QuantizedLinear", "bytes_of", "check_quantize", "quantise"]
 
-Quantize = Literal["nf4", "int8"]
 LAYERS: dict[str, type[QuantizedLinear]] = {"nf4": NF4Linear, "int8": Int8Linear}
 
 

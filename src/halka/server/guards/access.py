@@ -22,11 +22,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from halka.server.errors import ApiError
 from halka.server.folders import NO_FOLDERS, Folders
 from halka.server.guards.browser import SAFE, check_page, values_of
-from halka.server.guards.keys import Key, Keys, Role
+from halka.server.guards.keys import MAIN, Key, Keys, Role
 from halka.server.guards.limits import Lease
 from halka.server.guards.sessions import Session, Sessions, cookie_of, unauthorized
 from halka.server.page import is_page
-from halka.server.tenants import MAIN
 from halka.util.errors import HalkaError
 
 OPEN = frozenset({"/healthz", "/readyz"})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from halka.engine import Engine
 from halka.server.guards.access import Access
 from halka.server.guards.bodies import Bodies
 from halka.server.guards.cancellation import Cancellation
@@ -20,6 +20,9 @@ from halka.server.guards.quota import Quota
 from halka.server.guards.sessions import Sessions
 from halka.server.guards.usage import Usage
 from halka.server.settings import GB, MB, ServerSettings
+
+if TYPE_CHECKING:
+    from halka.engine import Engine
 
 METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH")
 

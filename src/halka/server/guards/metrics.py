@@ -7,6 +7,7 @@ from collections import Counter as Tally
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from anyio import to_thread
 from fastapi import APIRouter
@@ -17,8 +18,10 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from halka.engine import Answer, Engine, Request
 from halka.server.guards.usage import OTHER, Usage
+
+if TYPE_CHECKING:
+    from halka.engine import Answer, Engine, Request
 
 BASE = "(base)"  # no adapter's name, as OTHER
 SECONDS = tuple(round(0.005 * 1.3**step, 4) for step in range(40))  # up to 140 s
@@ -47,7 +50,7 @@ class Tracked:
     n: int
     answers: Collection[Answer]
     since: float
-    first: dict[Answer, float] = field(default_factory=dict[Answer, float])
+    first: dict[Answer, float] = field(default_factory=dict)
 
     def see(self, answer: Answer) -> None:
         """The answer has become longer, or has ended."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import anyio
 
 from halka.server.errors import ApiError
 from halka.server.guards.access import Caller
 from halka.server.storage import Reservation, StorageFullError
-from halka.server.tenants import Tenants
 from halka.server.threads import Threads
+
+if TYPE_CHECKING:
+    from halka.server.tenants import Tenants
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from halka.engine import Answer, Request
+if TYPE_CHECKING:
+    from halka.engine import Answer, Request
 
 OTHER = "(other)"  # no adapter's name, which begins with a letter or a digit
 FINISHES = ("stop", "length", "cancelled", "error")
