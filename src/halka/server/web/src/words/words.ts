@@ -70,7 +70,9 @@ export function short(value: number): string {
   return number(value, { maximumSignificantDigits: 3 });
 }
 
+/** A share, of which a small one is never shown as nothing. */
 export function percent(share: number): string {
+  if (share > 0 && share < 0.001) return `< ${percent(0.001)}`;
   return number(share, { style: "percent", maximumFractionDigits: 1 });
 }
 

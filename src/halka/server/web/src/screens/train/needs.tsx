@@ -22,16 +22,11 @@ export function NeedsOf({ needs }: { needs: Needs }) {
       <dl class="tiles">
         <Tile name={w.time} value={needs.seconds === null ? w.unknown : fill(w.about, { value: duration(needs.seconds) })} hint={count(w.steps, needs.steps)} />
         <Tile name={w.memory} value={bytes(needs.memory.all)} hint={fill(w.free, { value: bytes(needs.available) })} />
-        <Tile name={w.trains} value={percentOf(needs.trained / needs.parameters)} hint={fill(w.parameters, { n: number(needs.trained) })} />
+        <Tile name={w.trains} value={percent(needs.trained / needs.parameters)} hint={fill(w.parameters, { n: number(needs.trained) })} />
         <Tile name={w.fileSize} value={bytes(needs.stored)} />
       </dl>
     </>
   );
-}
-
-/** A share that is never shown as nothing. */
-function percentOf(share: number): string {
-  return share > 0 && share < 0.001 ? `< ${percent(0.001)}` : percent(share);
 }
 
 export function Tile({ name, value, hint }: { name: string; value: string; hint?: string | undefined }) {
