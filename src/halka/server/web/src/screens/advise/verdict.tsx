@@ -48,7 +48,7 @@ export function Verdict({ job }: { job: Job<Advised> }) {
       {advice.prospects.length > 0 && (
         <section class="sheet stack">
           <Intervals caption={fill(w.expected, { metric: subject.metric.replaceAll("_", " "), held_out: subject.held_out })}
-            rows={advice.prospects.map(({ choice, score, how }) => ({ name: choiceOf(choice, "row"), note: how, chosen: choice === advice.choice, ...score }))} />
+            rows={advice.prospects.map(({ choice, score, how }) => ({ name: choiceOf(choice, "row"), note: named(how, keyOf("how", how)), chosen: choice === advice.choice, ...score }))} />
         </section>
       )}
       <section class="sheet stack">
@@ -69,15 +69,15 @@ export function Verdict({ job }: { job: Job<Advised> }) {
 
 /** What each is about, in the reader's words, with the advisor's own, which are English. */
 function Reasons({ of, as }: { of: Reason[]; as: "why" | "change" | "missing" }) {
-  const titleOf = (rule: string) => named(rule, ...[as, "probe"].map((of) => `${of}_${rule.replaceAll(" ", "_")}`));
   return (
     <dl class="reasons">
-      {of.map(({ rule, text }) => <div key={rule}><dt>{titleOf(rule)}</dt><dd lang="en">{text}</dd></div>)}
+      {of.map(({ rule, text }) => <div key={rule}><dt>{named(rule, keyOf(as, rule), keyOf("probe", rule))}</dt><dd lang="en">{text}</dd></div>)}
     </dl>
   );
 }
 
-const choiceOf = (choice: string, as: "choice" | "row" = "choice") => named(choice, `${as}_${choice.replace("+", "_")}`);
+const keyOf = (as: string, name: string) => `${as}_${name.replace(/\W+/g, "_")}`;
+const choiceOf = (choice: string, as: "choice" | "row" = "choice") => named(choice, keyOf(as, choice));
 
 /** What something of the advisor's is called on the page, by the first of these words that is there; else by its own name. */
 function named(name: string, ...keys: string[]): string {

@@ -56,6 +56,10 @@ export default {
   train: "এভাবে প্রশিক্ষণ দিন",
   withPassages: "পাতাটি শুধু আপনার উদাহরণে প্রশিক্ষণ দেয়; নিচের কমান্ড নথির অংশসহ দেয়।",
   expected: "প্রত্যাশিত {metric}, তুলে রাখা {held_out}টি উদাহরণে, ৯৫% আস্থা ব্যবধানসহ",
+  how_measured_question_alone: "শুধু প্রশ্ন দিয়ে মাপা",
+  how_measured_with_examples: "উদাহরণ দিয়ে মাপা",
+  how_measured_with_passages: "নথির অংশ দিয়ে মাপা",
+  how_measured_with_both: "দুটোই দিয়ে মাপা",
   why: "কেন",
   why_hardware: "এই যন্ত্রে কী কী প্রশিক্ষণ দেওয়া যায়",
   why_useless: "এখনো কিছুই যথেষ্ট ভালো নয়",
@@ -88,5 +92,7 @@ export default {
   missing_curve: "উদাহরণ বেশি বা কম হলে কী হয়",
   missing_validation: "যাচাইয়ের আলাদা উদাহরণ",
   missing_examples: "কিছু উদাহরণ",
+  missing_prompts_with_examples: "উদাহরণসহ প্রশ্ন",
+  missing_held_out_examples: "যাচাইয়ের উদাহরণ",
   next: "এরপর টার্মিনালে যা চালাবেন",
 } satisfies Same<typeof en>;

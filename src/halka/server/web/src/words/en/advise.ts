@@ -53,6 +53,10 @@ export default {
   train: "Train this",
   withPassages: "The page trains on your examples alone; the command below trains with the passages, too.",
   expected: "Expected {metric}, by {held_out} held-out examples, with 95 % intervals",
+  how_measured_question_alone: "measured, the question alone",
+  how_measured_with_examples: "measured, with examples",
+  how_measured_with_passages: "measured, with passages",
+  how_measured_with_both: "measured, with both",
   why: "Why",
   why_hardware: "What the hardware can train",
   why_useless: "Nothing is useful yet",
@@ -85,5 +89,7 @@ export default {
   missing_curve: "More and fewer examples",
   missing_validation: "Validation examples",
   missing_examples: "Some of the examples",
+  missing_prompts_with_examples: "Prompts with examples",
+  missing_held_out_examples: "Held-out examples",
   next: "What to run next, in a terminal",
 };
