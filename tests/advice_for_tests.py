@@ -140,10 +140,12 @@ def full_advice() -> Advice:
             Reason("full_no_better", "Full fine-tuning ends at 1.55, LoRA at 1.44, with 1.8 % of the parameters."),
         ),
         change=(
-            "Passages that hold the answer in fewer than half of the questions (83 % now) would speak for PEFT alone.",
-            "A target of 60 % would be met by more examples in the prompt and retrieval.",
+            Reason(
+                "found", "Passages that hold the answer in fewer than half of the questions would speak for PEFT alone."
+            ),
+            Reason("target", "A target of 60 % would be met by more examples in the prompt and retrieval."),
         ),
-        missing=(f"examples: {UNUSABLE}",),
+        missing=(Reason("examples", f"examples: {UNUSABLE}"),),
         commands=(
             "halka docs add support --from documents/",
             "halka docs examples support support.jsonl -o raft.jsonl",
