@@ -92,7 +92,7 @@ PIECES = {
     "engine-exactness": Piece("engine_exactness.py", minutes=15, timed=False),
     "serving": Piece("serving.py", minutes=20, tools={"--guidellm": "HALKA_GUIDELLM"}),
     "serving-exactness": Piece("serving_exactness.py", minutes=15),
-    "page": Piece("page.py", minutes=2),
+    "page": Piece("page.py", minutes=10),
     "storage": Piece("storage.py"),
     "merging": Piece("merging.py", minutes=40, timed=False),
     "llama-cpp": Piece("llama_cpp.py", minutes=15, tools={"--python": LLAMA}, timed=False),
