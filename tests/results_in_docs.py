@@ -384,6 +384,16 @@ def page(found: Any) -> list[list[str]]:
     return rows
 
 
+def page_walks(found: Any) -> list[list[str]]:
+    """How long somebody new needs to an answer on the page."""
+    names = {
+        "own": "from a file of 200 letters, by a training as it is offered, to an answer beside the base's",
+        "served": "from `halka serve` with that adapter to an answer beside the base's",
+    }
+    head = ["Somebody new, on the same two cores", "Minutes"]
+    return [head, *([name, f"{found['walks'][key] / 60:.1f}"] for key, name in names.items())]
+
+
 def vllm_exchange(found: Any) -> list[list[str]]:
     """vLLM's greedy answers beside ours."""
     rows = [["Greedy answers by vLLM, beside ours", "fp32: the same", "bf16: the same", "Largest gap where they part"]]
@@ -472,6 +482,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "engine_families": ("engine", engine_families),
     "engine_loads": ("engine", engine_loads),
     "page": ("page", page),
+    "page_walks": ("page", page_walks),
     "serving": ("serving", serving),
     "serving_exactness": ("serving_exactness", serving_exactness),
     "engine_exactness": ("engine_exactness", engine_exactness),
