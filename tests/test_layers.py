@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -105,6 +106,15 @@ def test_only_main_starts_the_command_line():
 @pytest.mark.parametrize("piece", OUTSIDE)
 def test_what_stands_lowest_needs_no_library_but_torch(piece):
     assert outside(piece) <= OUTSIDE[piece]
+
+
+def test_stores_and_previews_of_data_load_no_code_of_models():
+    """Which takes seconds: transformers' models and torch's compiler."""
+    heavy = "transformers.modeling_utils", "torch._dynamo"
+    loading = "import sys, halka.server.previews.process, halka.storage.adapter_store"
+    code = f"{loading}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_the_reader_of_imports_sees_all_of_them(tmp_path):

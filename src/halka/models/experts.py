@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, ExpertsInterface
 
 from halka.core import Edits, ExpertEdits, Grouped, StackedParts, linear
 from halka.util.errors import HalkaError
@@ -29,10 +28,13 @@ NAME = "halka"
 @contextmanager
 def use_experts(base: Any) -> Iterator[None]:
     """Within the block the base's experts take edits; its own implementation is set again afterwards."""
+    from transformers.integrations.moe import ExpertsInterface
+
     config = base.config.get_text_config()
     own = config._experts_implementation
     name = f"{NAME} instead of {own}"
-    ExpertsInterface.register(name, partial(compute, own=own))
+    eager: Any = torch.compiler.disable  # how many tokens an expert has differs from pass to pass
+    ExpertsInterface.register(name, partial(eager(compute), own=own))
     config._experts_implementation = name
     try:
         yield
@@ -71,7 +73,6 @@ def one_by_one(edit: ExpertEdits, x: Tensor, weight: Tensor, choices: Choices) -
     return result
 
 
-@torch.compiler.disable  # how many tokens an expert has differs from pass to pass
 def compute(
     module: Any,
     hidden: Tensor,
@@ -91,6 +92,8 @@ def compute(
     """
     edit = gate_up or down
     if edit is None:
+        from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
         eager = type(module).forward.__wrapped__  # what transformers' decorator wraps
         return ALL_EXPERTS_FUNCTIONS.get_interface(own, eager)(module, hidden, chosen, weights)
     if module._is_expert_parallel:

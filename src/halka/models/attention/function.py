@@ -20,8 +20,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import sdpa_mask
 
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.forest_flex import attend_by_flex, block_mask
@@ -36,6 +34,9 @@ SMALL_SCORES = 2**16  # T·S up to which the two products win on a CPU
 @contextmanager
 def use_attention(base: Any) -> Iterator[None]:
     """Within the block the base computes attention here; its own choice returns afterwards. Blocks nest."""
+    from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+    from transformers.masking_utils import sdpa_mask
+
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     models = [module for module in base.modules() if isinstance(module, PreTrainedModel)]

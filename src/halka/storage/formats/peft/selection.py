@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import regex
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from halka.models.quantised import QuantizedLinear
 from halka.storage.formats.format import json_list, json_object
@@ -26,6 +25,8 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
 
     Raises HalkaError for a name in a list that no layer has, and as `Pattern` does.
     """
+    from transformers.pytorch_utils import Conv1D
+
     wanted, left_out = config.get("target_modules"), config.get("exclude_modules")
     if not wanted:
         return None
