@@ -110,9 +110,8 @@ def test_validation_examples_of_their_own_leave_the_data_whole(client):
         "data_file": keep(client, "a.jsonl", lines(ROWS)),
         "validation_file": keep(client, "b.jsonl", lines(ROWS[:2])),
     }
-    jobs = [{"settings": {"rank": 4, "train": {"batch_size": 1}}, **share} for share in ({}, {"validation": 0.5})]
-    steps = [client.post("/v1/estimate", json=job | files).json()["steps"] for job in jobs]
-    assert steps[0] == steps[1]
+    job = {"settings": {"rank": 4, "train": {"batch_size": 1, "epochs": 1}}, "validation": 0.5}
+    assert client.post("/v1/estimate", json=job | files).json()["steps"] == len(ROWS)
 
 
 def test_what_a_training_would_need(client):
