@@ -62,7 +62,8 @@ class Engine:
         adapter_memory  bytes for adapters that are loaded from the store or were `put`
         read            tokens of prompts that are read in a step
         read_beside     the same while others wait for their next token, which they do the longer: fewer behind a long
-                        beginning, whose attention costs more; up to eight times as many where rows have none to decode
+                        beginning, whose attention costs more; up to eight times as many where rows have none to decode;
+                        from 16 on a few more, which fill up what is computed at once
         ends            tokens that end every answer; those of the base's generation config if not given
         allowed         what `halka.load` may accept of folders: other bases, other templates, pickles
         kept            what an engine before this one left, with its store; `close` leaves it there

@@ -11,7 +11,8 @@ from halka.engine.text import Text
 from halka.engine.waiting import Waiting
 from halka.models.attention.paged import SIZE
 
-PAST = 4  # tokens per width of the base to which a token's attention takes as long as its linear layers
+PAST = 2  # tokens per width of the base behind which a token is taken to cost twice as much as at the beginning
+TOGETHER = 16  # tokens that a processor multiplies a weight with at once: a line is filled up to whole ones
 MOST = 8  # times as much is read beside answers where so many rows have nothing to decode
 
 Work = list[tuple[Text, list[int]]]
@@ -30,7 +31,7 @@ class Schedule:
         """
         rows         texts that run at a time
         read         tokens of prompts a step
-        read_beside  the same beside answers, if they stand at the beginning of a text
+        read_beside  the same beside answers, if they stand at the beginning of a text; TOGETHER or more are filled up
         width        of the base's states: it says behind how many others a token costs twice as much
         """
         self.running, self.waiting, self.preempted = list[Text](), Waiting(), 0
@@ -121,7 +122,10 @@ class Schedule:
         """What may be read beside texts that decode: more where more than one row has nothing to decode."""
         decoding = sum(text.left == 1 for text in self.running)
         others = min(self._rows, len(self.running) + len(self.waiting)) - decoding
-        return min(self._read, self._read_beside * max(1, min(others, MOST)))
+        tokens = self._read_beside * max(1, min(others, MOST))
+        if self._read_beside >= TOGETHER:
+            tokens = math.ceil((decoding + tokens) / TOGETHER) * TOGETHER - decoding
+        return min(self._read, tokens)
 
     def _next_reader(self, reading: list[Text], tenant: str | None) -> Text | None:
         """Which text reads next, of those that have a row or can get one: the tenant with the fewest tokens first."""

@@ -25,6 +25,8 @@ from halka.engine.llama.shared import Shared, shared
 from halka.engine.llama.weights import LlamaLayer, LlamaWeights
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan, PagedText
 
+SHORT = 512  # tokens of a text by the blocks they see, up to which each attends by itself: tiles take longer to set up
+
 
 class Scratch:
     """What is computed between products, for up to N tokens."""
@@ -141,11 +143,13 @@ class _Pass:
         self._scratch = step.scratch(len(line.tokens))
         own = self._scratch.h, self._scratch.x
         self._parts = RowParts(rows, plan.forest.runs, *own, threads, step.pairs)
-        self._single = np.array([number for number, text in enumerate(plan.texts) if text.tokens == 1], np.int64)
-        self._places = np.array(plan.forest.starts)[self._single]
+        short = [number for number, text in enumerate(plan.texts) if _short(text, step.pairs)]
+        runs = [range(start, start + plan.texts[n].tokens) for n in short for start in plan.forest.starts[n : n + 1]]
+        self._single = np.repeat(np.array(short, np.int64), [len(run) for run in runs])
+        self._places = np.array([place for run in runs for place in run], np.int64)
         pieces = pieces_of(len(self._single), threads)
         self._sums = kernels.partial_sums(len(self._single), pieces, step.dims.Q, step.dims.W)
-        long = [number for number, text in enumerate(plan.texts) if text.tokens > 1]
+        long = [number for number in range(len(plan.texts)) if number not in short]
         windows = {layer.window for layer in step.weights.layers}
         self._tiles = {
             window: batched([tile for number in long for tile in tiles_of(plan, number, window)]) for window in windows
@@ -197,3 +201,8 @@ class _Pass:
         self._parts.edit_input(number, layer, name, x)
         self._step.products[number][name](self._threads, x, y)
         self._parts.edit_output(number, layer, name, x, y)
+
+
+def _short(text: PagedText, pairs: bool) -> bool:
+    """Whether a text's tokens attend one by one, all of them at once, by the kernel that reads pairs of bf16."""
+    return text.tokens == 1 or (pairs and text.tokens * len(text.blocks) <= SHORT)
