@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from transformers.initialization import no_init_weights
 
 import halka
 from contract import disturb, ids, weights_of
@@ -13,6 +14,8 @@ from halka.core.weights import merged_weights
 from halka.data.examples import Example, Message
 from halka.data.texts import shipped_text
 from halka.data.tokens import Tokens
+from halka.estimating.dry_runs import Setup, model_of
+from halka.estimating.fake_tensors import DryRunMode
 from halka.merging.error import Difference, difference
 from halka.merging.precision import in_precision
 from halka.merging.probes import probe_rows
@@ -226,3 +229,18 @@ def test_a_difference_of_distributions_is_no_difference_of_logits_that_are_shift
     assert (found.max, found.mean) == (pytest.approx(1), pytest.approx(1))
     assert found.kl == pytest.approx(0, abs=1e-12)
     assert found.same_token == 1
+
+
+def test_one_weight_is_merged_before_the_next_begins():
+    """Beside the merged weights, in bf16, some copies of one in fp32: not all weights in fp32."""
+    config = tiny("llama", hidden_size=256, intermediate_size=512, num_hidden_layers=8, vocab_size=64).config
+    with DryRunMode(gpu=True) as mode:
+        with no_init_weights():
+            model = model_of(config, Setup())
+        model.add("a", halka.LoRA(rank=4))
+        before = mode.live
+        mode.reset()
+        model.merge("a")
+        merged, largest = mode.live - before, 256 * 512
+        assert merged == sum(target.d_in * target.d_out for target in model.adapters["a"].targets.values()) * 2
+        assert mode.peak - before <= merged + 4 * largest * 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,14 +15,23 @@ from halka.util.errors import HalkaError
 def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The weights and biases that change where the adapter is inside them, by the base's names for them.
 
-    Computed in fp32 and rounded once, to the precision of each, or all to `dtype`. Raises HalkaError, by name, for a
-    part that is no weight's, a bias where the base has none, and a weight that is quantised.
+    Computed in fp32 and rounded once, to the precision of each, or all to `dtype`; one weight is finished before the
+    next begins, so no more than one is there in fp32. Raises HalkaError, by name, for a part that is no weight's, a
+    bias where the base has none, and a weight that is quantised.
     """
-    changed: dict[str, Tensor] = {}  # in fp32: several parts may act on one weight
+    at_weight: dict[str, list[str]] = {}  # paths of parts: several may act on one weight
+    for path, target in adapter.targets.items():
+        at_weight.setdefault(target.parameter, []).append(path)
+    return {key: tensor for paths in at_weight.values() for key, tensor in _merged(adapter, paths, dtype).items()}
+
+
+def _merged(adapter: Adapter, paths: Sequence[str], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """One weight, and its bias, with the parts at these paths inside."""
+    changed: dict[str, Tensor] = {}  # in fp32
     own: dict[str, Tensor] = {}
     with torch.no_grad():
-        for path, part in adapter.parts.items():
-            target = adapter.targets[path]
+        for path in paths:
+            part, target = adapter.parts[path], adapter.targets[path]
             if not isinstance(part, ModulePart) or not target.d_in:
                 raise HalkaError(f"{adapter.method.name} acts on {target.role}, which is no weight: not mergeable")
             if isinstance(target.module, Quantized):
