@@ -18,6 +18,7 @@ from halka.data.examples import Item
 from halka.data.tokens import Tokens
 from halka.estimating.allocator import AllocatorModel
 from halka.estimating.costs import Work
+from halka.estimating.cuda_allocator import CUDAAllocatorModel
 from halka.estimating.fake_tensors import DryRunMode
 from halka.models import adapt, context
 from halka.models.kinds import KINDS
@@ -62,7 +63,7 @@ class Memory:
     gradients, optimizer   fp32: one gradient and two moments for each trained number
     activations    all else at the peak: what the backward pass needs, and temporary results. Where the peak comes
                    before there are gradients, bytes up to their size are not counted again here
-    allocator      what the system's allocator holds beyond that, in holes that it cannot return (on a CPU)
+    allocator      what the system's allocator, or torch's on a GPU, holds beyond that, in holes that it cannot return
     """
 
     weights: int
@@ -107,7 +108,7 @@ def dry_run(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> 
     """
     from transformers.initialization import no_init_weights
 
-    allocator = None if gpu else AllocatorModel()
+    allocator = CUDAAllocatorModel() if gpu else AllocatorModel()
     with DryRunMode(allocator, gpu=gpu) as mode:
         with no_init_weights():
             model = model_of(config, setup)
@@ -137,7 +138,7 @@ def dry_run(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> 
         trained = adapter.count()
         weights = weights_of(model, NAME)
         gradients, moments = trained * FP32, trained * 2 * FP32
-        held = mode.peak if gpu else max(mode.held, mode.peak)
+        held = max(mode.held, mode.peak)
         return DryRun(
             parameters=parameter_count(model.base),
             base_bytes=bytes_of(model.base),
@@ -158,7 +159,7 @@ def dry_run(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> 
 class _Observer(Observer):
     """Counts the work of the last pass, and lets the model of the allocator return memory in place of the real one."""
 
-    def __init__(self, mode: DryRunMode, allocator: AllocatorModel | None):
+    def __init__(self, mode: DryRunMode, allocator: AllocatorModel | CUDAAllocatorModel):
         self._mode, self._allocator = mode, allocator
         self.last_pass = Counter[Work]()
 
@@ -169,7 +170,7 @@ class _Observer(Observer):
         self.last_pass = self._mode.work - before
 
     def returning_memory(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._allocator is None else self._allocator.returning()
+        return self._allocator.returning() if isinstance(self._allocator, AllocatorModel) else nullcontext()
 
 
 def weights_of(model: AdaptedModel, name: str) -> int:
