@@ -1,5 +1,6 @@
 """What acts where, on which tokens, in torch alone: targets, methods, parts, adapters, `AdaptedModel`."""
 
+from halka.core.casting import casting, pack
 from halka.core.forest import Forest
 from halka.core.model import AdaptedModel
 from halka.core.parts import Adapter, Method, ModulePart, Part, VirtualPart, WeightPart
@@ -44,8 +45,10 @@ __all__ = [
     "VirtualAttention",
     "VirtualPart",
     "WeightPart",
+    "casting",
     "init_parameter",
     "linear",
+    "pack",
     "parameter_count",
     "quantization_of",
     "repeats",

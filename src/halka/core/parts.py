@@ -16,12 +16,30 @@ import torch
 from torch import Tensor, nn
 
 from halka.core.targets import Target
-from halka.util.cached import Changes
+from halka.util.cached import Cached, Changes
 from halka.util.errors import HalkaError
 
 
 class Part(nn.Module):
-    """What a method puts at one target: a `ModulePart`, a `VirtualPart` or a `WeightPart`. Parameters are fp32."""
+    """What a method puts at one target: a `ModulePart`, a `VirtualPart` or a `WeightPart`. Parameters are fp32.
+
+    operands  names of the parameters that it reads by `cast` alone
+    """
+
+    operands: ClassVar[tuple[str, ...]] = ()
+    casts: Mapping[str, Tensor] = {}  # within `core.casting`, the operands in the base's precision
+
+    def scale_of(self, operand: str) -> float:
+        """What an operand is multiplied by once it is cast."""
+        return 1.0
+
+    def cast(self, name: str, dtype: torch.dtype) -> Tensor:
+        """A parameter in `dtype`, times its factor; within `core.casting`, what was cast for the whole step."""
+        cast = self.casts.get(name)
+        if cast is not None and cast.dtype == dtype:
+            return cast
+        cast, scale = self.get_parameter(name).to(dtype), self.scale_of(name)
+        return cast if scale == 1 else cast * scale
 
     def tie_parameters(self, others: Mapping[str, Part]) -> None:
         """Called once, when all parts of the adapter are built, by their targets' paths: some share parameters."""
@@ -35,6 +53,17 @@ class ModulePart(Part):
     """
 
     edits: ClassVar[Literal["input", "output"]] = "output"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._packed = Cached[tuple[Tensor, ...]]()
+
+    def packed(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """`tensors`, kept for all blocks until a parameter changes; made anew where they are differentiated."""
+        if torch.compiler.is_compiling():  # a graph makes them in every pass
+            return self.tensors(dtype)
+        scales = tuple(map(self.scale_of, self.operands))  # which somebody may set
+        return self._packed.get([*self.parameters()], lambda: self.tensors(dtype), dtype, scales)
 
     def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """What the edit computes with, in `dtype`: vectors (O,) and matrices (R, I).
@@ -131,6 +160,7 @@ class Adapter:
         self.method = method
         self.parts = dict(parts)
         self.targets = dict(targets)
+        self.packed = Cached[bool]()  # by `core.casting.pack`
         self.labels: tuple[str, ...] = ()  # what its head tells apart, by place; the base's own names if empty
 
     def __repr__(self) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from halka.core.parts import ModulePart
 from halka.util.cached import Cached
 from halka.util.products import stacked
+from halka.util.transfer import numbers
 
 
 class StackedParts:
@@ -30,7 +31,6 @@ class StackedParts:
         places = {part: place for place, part in enumerate(dict.fromkeys(parts))}
         self.distinct = tuple(places)
         self.which = [places[part] for part in parts]
-        self._places: Tensor | None = None  # the rows, on the batch's device
         self._tensors = Cached[tuple[Tensor, ...]]()
 
     @cached_property
@@ -40,15 +40,14 @@ class StackedParts:
     def edit(self, values: Sequence[Tensor]) -> Tensor:
         """The last of `values`, (rows of the batch, repeats of each, …), with these rows edited."""
         last, every = values[-1], len(self.rows) == len(values[-1])
-        if self._places is None or self._places.device != last.device:
-            self._places = torch.tensor(self.rows, device=last.device)
-        own = values if every else [value[self._places] for value in values]
+        places = None if every else numbers(tuple(self.rows), last.device)
+        own = values if places is None else [value[places] for value in values]
         if len(self.distinct) == 1:
             batch = [value.flatten(0, 1) for value in own]
         else:  # a row's tokens, and those of its repeats, are one row to the stack
             batch = [value.reshape(len(self.rows), -1, value.shape[-1]) for value in own]
         edited = self.distinct[0].edit(batch, self.tensors(batch[-1])).reshape(own[-1].shape)
-        return edited if every else last.index_copy(0, self._places, edited)
+        return edited if places is None else last.index_copy(0, places, edited)
 
     def tensors(self, like: Tensor) -> tuple[Tensor, ...]:
         """The rows' tensors for an input like this one, (…, T, I).
@@ -62,7 +61,7 @@ class StackedParts:
         """The tensors of one part as they are; of several parts, each first one, each second one … joined by `join`."""
 
         def make() -> tuple[Tensor, ...]:
-            own = [part.tensors(like.dtype) for part in self.distinct]
+            own = [part.packed(like.dtype) for part in self.distinct]
             if len(own) == 1:
                 return own[0]
             assert own[0], f"{type(self.distinct[0]).__name__} has no tensors to stack: its stack_key is to be None"
@@ -77,5 +76,5 @@ class StackedParts:
         stack = stacked(tensors, by_input=by_input)
         if len(self.distinct) == len(self.which):  # they are the rows already
             return stack
-        rows = torch.tensor(self.which, device=stack.device)
+        rows = numbers(tuple(self.which), stack.device)
         return stack.mT[rows].mT if by_input else stack[rows]

@@ -93,6 +93,8 @@ class BottleneckPart(ModulePart):
     A learned scale is `factor`, (1,) or one a channel (D,), which starts as the fixed scale.
     """
 
+    operands: ClassVar[tuple[str, ...]] = ("down.weight", "down.bias", "up.weight", "up.bias")
+
     def __init__(self, target: Target, method: Bottleneck):
         super().__init__()
         self.method, self.layer = method, target.layer
@@ -118,12 +120,17 @@ class BottleneckPart(ModulePart):
 
     def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Down (R, D), its bias (R,), s·up (D, R) and s·its bias (D,), with R padded for compute."""
-        down, up = padded(self.down.weight, self.up.weight, dtype)
-        bias = F.pad(self.down.bias.to(dtype), (0, down.shape[0] - self.down.bias.shape[0]))
+        own_down, down_bias, own_up, up_bias = (self.cast(name, dtype) for name in self.operands)
+        down, up = padded(own_down, own_up, dtype)
+        bias = F.pad(down_bias, (0, down.shape[0] - down_bias.shape[0]))
         if self.method.scaling == "fixed":
-            return down, bias, up * self.method.scale, self.up.bias.to(dtype) * self.method.scale
-        factor = self.factor.to(dtype)
-        return down, bias, up * factor[:, None], self.up.bias.to(dtype) * factor
+            return down, bias, up, up_bias
+        learned = self.factor.to(dtype)
+        return down, bias, up * learned[:, None], up_bias * learned
+
+    def scale_of(self, operand: str) -> float:
+        fixed = self.method.scaling == "fixed" and operand.startswith("up.")
+        return self.method.scale if fixed else 1.0
 
     def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
         return y + self.added(self.read(x, y), *tensors)

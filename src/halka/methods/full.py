@@ -43,4 +43,5 @@ class FullPart(WeightPart):
 
     def weights(self) -> Mapping[str, Tensor]:
         own = dict(self._base[0].named_parameters())
-        return {name: master.to(own[name].dtype) for name, master in self.named_parameters()}
+        masters = {name: self.cast(name, own[name].dtype) for name, _ in self.named_parameters()}
+        return {name: master.to(own[name].device) for name, master in masters.items()}

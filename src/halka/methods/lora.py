@@ -57,6 +57,8 @@ class LoRAPart(ModulePart):
     At experts, one of each for every expert: (E, R, I) and (E, O, R).
     """
 
+    operands: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
+
     def __init__(self, target: Target, rank: int, scale: float, dropout: float):
         super().__init__()
         self.scale, self.dropout = scale, dropout
@@ -65,8 +67,10 @@ class LoRAPart(ModulePart):
 
     def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """A (R, I) and s·B (O, R), with the rank padded for compute."""
-        A_RI, B_OR = padded(self.lora_A, self.lora_B, dtype)
-        return A_RI, B_OR * self.scale
+        return padded(self.cast("lora_A", dtype), self.cast("lora_B", dtype), dtype)
+
+    def scale_of(self, operand: str) -> float:
+        return self.scale if operand == "lora_B" else 1.0
 
     def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
         A_RI, B_OR = tensors

@@ -1,0 +1,87 @@
+"""`casting`: the fp32 masters of parts in the base's precision, cast once for all passes of an optimiser's step.
+
+`pack` does so once for all batches of an adapter that is not trained.
+
+The operands of parts that act at modules are cast by one operation for all, and so are their gradients, which wait for
+the end of the backward pass. Those of a full copy of the weights are not: each is too large to wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halka.core.parts import Adapter, ModulePart, Part, WeightPart
+
+aten: Any = torch.ops.aten
+
+
+@contextmanager
+def casting(parts: Iterable[Part], dtype: torch.dtype) -> Iterator[None]:
+    """Within the block `Part.cast` of these parts returns what was cast at its begin. Masters must not change in it."""
+    parts = [*parts] if dtype != torch.float32 else []
+    masters = [part.get_parameter(name) for part in parts for name in part.operands]
+    factors = [part.scale_of(name) for part in parts for name in part.operands]
+    casts = iter(_Cast.apply(dtype, factors, *masters) if masters else ())  # type: ignore[arg-type]
+    for part in parts:
+        if isinstance(part, WeightPart):
+            part.casts = {name: master.to(dtype) for name, master in part.named_parameters()}
+        else:
+            part.casts = {name: next(casts) for name in part.operands}
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.casts = {}
+
+
+def pack(adapter: Adapter, dtype: torch.dtype) -> None:
+    """Make what the adapter's parts compute with in `dtype`, unless it is there already, for all batches to come."""
+
+    def make() -> bool:
+        parts = [part for part in adapter.parts.values() if isinstance(part, ModulePart)]
+        with casting(parts, dtype):
+            for part in parts:
+                part.packed(dtype)
+        return True
+
+    adapter.packed.get(adapter.parameters(), make, dtype)
+
+
+class _Cast(torch.autograd.Function):
+    """Tensors in another precision, times factors. Nothing is saved, so several backward passes may go through it."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, factors: Sequence[float], *masters: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.factors = factors
+        casts = _cast(masters, dtype)
+        return tuple(_times(casts, factors))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        there = [
+            (gradient, factor) for gradient, factor in zip(gradients, ctx.factors, strict=True) if gradient is not None
+        ]
+        scaled = _times([gradient for gradient, _ in there], [factor for _, factor in there])
+        exact = iter(_cast(scaled, torch.float32))
+        return None, None, *(None if gradient is None else next(exact) for gradient in gradients)
+
+
+def _times(tensors: Sequence[Tensor], factors: Sequence[float]) -> Sequence[Tensor]:
+    """The tensors times their factors, by one operation if there is anything to multiply."""
+    if not tensors or {*factors} == {1.0}:
+        return tensors
+    return aten._foreach_mul([*tensors], [*factors])
+
+
+def _cast(tensors: Iterable[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    tensors = [*tensors]
+    results = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    if tensors:
+        aten._foreach_copy_(results, tensors)
+    return results

@@ -1,0 +1,36 @@
+"""Tensors to a device in one copy, for which the host does not wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def to_device(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
+    """These tensors, of one dtype, on a device. From the CPU all go in one copy, out of pinned memory.
+
+    A copy for each, out of memory that is not pinned, would let the host wait for the GPU's work so far each time.
+    """
+    device = torch.device(device)
+    if device.type == "cpu" or any(tensor.device.type != "cpu" for tensor in tensors):
+        return [tensor.to(device) for tensor in tensors]
+    line = torch.cat([tensor.flatten() for tensor in tensors])
+    line = (line.pin_memory() if device.type == "cuda" else line).to(device, non_blocking=True)
+    pieces = line.split([tensor.numel() for tensor in tensors])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+
+def numbers(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """These numbers on a device: one tensor for all modules of a batch whose rows they are."""
+    if torch.compiler.is_compiling():  # a graph holds them as constants
+        return torch.tensor(values, device=device)
+    return _kept(values, device)
+
+
+@lru_cache(maxsize=64)
+def _kept(values: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return to_device([torch.tensor(values, device="cpu")], device)[0]
