@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from halka.training import fit as fit
     from halka.training import train as train
     from halka.training import train_many as train_many
+    from halka.util.deterministic import deterministic as deterministic
     from halka.util.errors import DamagedFolderError as DamagedFolderError
     from halka.util.errors import DataError as DataError
     from halka.util.errors import HalkaError as HalkaError
@@ -92,6 +93,7 @@ _PUBLIC = {
     "storage.adapter_store": "AdapterStore",
     "storage.pool": "AdapterPool",
     "training": "Job Observer RunFolder Step TrainConfig TrainResult fit train train_many",
+    "util.deterministic": "deterministic",
     "util.errors": "DamagedFolderError DataError HalkaError OutOfMemoryError TrainingError UnknownAdapterError "
     "WrongBaseError",
 }

@@ -27,7 +27,7 @@ from halka.estimating.measured_device import LONG, SOME, MeasuredDevice, Operati
 from halka.methods import build_method
 from halka.models import hidden_states
 from halka.models.attention.forest import ForestPlan
-from halka.models.attention.function import attend_to_forest, use_attention
+from halka.models.attention.function import attend_to_forest, attend_to_rows, use_attention
 from halka.models.loading import base_config
 from halka.models.quantised import bytes_of
 from halka.training import TrainConfig, train
@@ -149,7 +149,7 @@ def test_full_fine_tuning_holds_weights_their_copies_and_masters():
 def test_a_gpu_that_is_not_there_can_be_estimated(architecture):
     here, there = (dry_run(config_of(architecture), halka.LoRA(), setup_of(architecture), gpu=gpu) for gpu in (0, 1))
     assert there.trained == here.trained
-    assert there.memory.allocator == 0
+    assert there.memory.total % (2 * 2**20) == 0  # whole segments of its allocator
     assert there.memory.weights == here.memory.weights
 
 
@@ -171,12 +171,26 @@ def test_a_gpu_keeps_no_scores_of_a_forest():
     assert 0.3 < flops / (4 * query.numel() * 1800) < 0.5  # half is hidden by order, some by the tree
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("masked", [False, True])
+def test_no_padded_batch_takes_the_kernel_that_stores_scores(dtype, masked):
+    """With grouped heads torch takes it where flash attention is out of question, unless heads are repeated."""
+    with DryRunMode(gpu=True) as mode:
+        query, key, value = (torch.randn(1, heads, 1800, 64, dtype=dtype).requires_grad_() for heads in (8, 2, 2))
+        mask = torch.ones(1, 1, 1800, 1800, dtype=torch.bool) if masked else None
+        mode.reset()
+        before = mode.live
+        output = attend_to_rows(query, key, value, mask, not masked, 0.125)
+        assert mode.peak - before < 6 * query.numel() * query.element_size() < 1800 * 1800 * 8
+        assert output.shape == query.shape
+
+
 def test_more_rows_and_more_tokens_need_more():
     config = config_of(**WIDE)
     by_rows = [dry_run(config, halka.LoRA(), replace(SIZES, rows=rows), gpu=True) for rows in (1, 2, 4, 8)]
     by_length = [dry_run(config, halka.LoRA(), replace(SIZES, length=length), gpu=True) for length in (8, 16, 64)]
     for several in (by_rows, by_length):
-        totals = [each.memory.total for each in several]
+        totals = [each.memory.total - each.memory.allocator for each in several]
         assert totals == sorted(set(totals))
         assert [each.flops for each in several] == sorted(each.flops for each in several)
 

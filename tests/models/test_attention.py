@@ -301,16 +301,18 @@ def test_padding_on_the_right_needs_no_mask(architecture, window):
         assert torch.equal(base(noise, use_cache=False).logits[mask == 1], expected[mask == 1])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("mask", [None, bool_mask()], ids=["causal", "bool"])
-def test_on_a_gpu_grouped_heads_and_a_mask_never_meet(mask):
-    """torch's kernels there take one or the other; `meta` stands for any device that is no CPU."""
-    query, key, value = (tensor.to("meta") for tensor in inputs(3))
+def test_on_a_gpu_heads_are_grouped_for_flash_attention_alone(mask, dtype):
+    """It has no mask and no fp32; other kernels there take no groups; `meta` stands for any device that is no CPU."""
+    query, key, value = (tensor.to("meta", dtype) for tensor in inputs(3))
     with torch_calls() as calls:
         output, _ = attend(MODULE, query, key, value, None if mask is None else mask.to("meta"))
     assert output.shape == (B, T, H * 3, W)
     (((_, keys, _, used, *_), options),) = calls.of(F.scaled_dot_product_attention)
-    assert options["enable_gqa"] == (used is None)
-    assert keys.shape[1] == (H if used is None else H * 3)
+    grouped = used is None and dtype == torch.bfloat16
+    assert options["enable_gqa"] == grouped
+    assert keys.shape[1] == (H if grouped else H * 3)
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text", "mistral"])

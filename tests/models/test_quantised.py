@@ -113,6 +113,14 @@ def test_nf4_packs_as_bitsandbytes_does():
     assert torch.equal(layer_of("nf4", weight).dequantize(), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_the_product_by_bitsandbytes_is_that_of_the_unpacked_weight(dtype, tokens):
+    """On a GPU it computes without W; elsewhere it unpacks W, too."""
+    layer, x = layer_of("nf4", torch.randn(40, 128).to(dtype)), torch.randn(2, tokens, 128).to(dtype)
+    torch.testing.assert_close(layer.packed_product(x), layer.product(x))
+
+
 @every_form
 def test_large_activations_and_small_gradients_have_room_in_fp16(form):
     """Whole numbers of up to 127 would overflow 65504 before the scale, and a gradient times it be nothing."""

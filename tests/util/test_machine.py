@@ -11,7 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from transformers import AutoConfig
 
+from halka.models import loading
+from halka.util import machine
 from halka.util.machine import available
 
 SET_BY_THE_ENVIRONMENT = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
@@ -41,6 +44,43 @@ def test_a_gpu_has_what_is_held_there_and_what_is_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 10))
     assert available(torch.device("cuda")) == 8
     assert available(torch.device("cpu")) > 10**6
+
+
+def test_a_second_gpu_is_measured_by_its_own_numbers(monkeypatch):
+    asked = []
+    for name in ("reset_peak_memory_stats", "max_memory_allocated", "memory_allocated", "get_device_name"):
+        monkeypatch.setattr(torch.cuda, name, lambda device=None, name=name: asked.append((name, device)))
+    second = torch.device("cuda:1")
+    for measure in (machine.reset_peak, machine.peak, machine.held, machine.describe):
+        measure(second)
+    assert {device for _, device in asked} == {second}
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory",
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_memory_that_ran_out_is_known_by_its_many_words(message):
+    assert machine.ran_out(RuntimeError(message))
+    assert not machine.ran_out(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+@pytest.mark.parametrize(("capability", "lacks"), [((7, 5), True), ((8, 0), False), ((9, 0), False)])
+def test_a_gpu_before_ampere_computes_in_float16(monkeypatch, capability, lacks):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert machine.lacks_bfloat16(torch.device("cuda:0")) == lacks
+    assert not machine.lacks_bfloat16(torch.device("cpu"))
+    stored = AutoConfig.for_model("llama", dtype="bfloat16")
+    expected = torch.float16 if lacks else torch.bfloat16
+    assert loading.precision_on(torch.device("cuda:0"), "bfloat16", stored) == expected
+    assert loading.precision_on(torch.device("cuda:0"), "auto", stored) == (torch.float16 if lacks else "auto")
+    assert loading.precision_on(torch.device("cuda:0"), "float32", stored) == torch.float32
 
 
 def test_a_group_above_may_leave_less(groups):

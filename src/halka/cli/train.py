@@ -71,13 +71,15 @@ def train_adapter(config: Path | None, flags: dict[str, Any], *, json: bool, **f
     """Settings → task → base → method → add → train → save."""
     from halka.cli.train_settings import read
     from halka.cli.training_run import TrainingRun, train_runs
+    from halka.util.deterministic import deterministic
 
     plan = read(config, flags, os.environ)
     run = TrainingRun(plan, "adapter", **folder)
     if run.finished:
         raise HalkaError(f"--out: {run.folder.path} holds a finished run: choose another folder, or add --overwrite")
     run.task = task_of(plan.run)
-    (result,) = train_runs(_model_for([run]), [run])
+    with deterministic(plan.run.deterministic):
+        (result,) = train_runs(_model_for([run]), [run])
     if "error" in result:
         raise Failed(result["error"])
     note_prefixes([result["adapter"]])
@@ -91,6 +93,7 @@ def train_adapters(file: Path, flags: dict[str, Any], *, json: bool, **folder: b
     """Train several runs together; finished ones stay as they are."""
     from halka.cli.train_settings import read_many
     from halka.cli.training_run import TrainingRun, train_runs
+    from halka.util.deterministic import deterministic
 
     runs = [TrainingRun(plan, str(plan.run.out), **folder) for plan in read_many(file, flags, os.environ)]
     for run in runs:
@@ -102,7 +105,8 @@ def train_adapters(file: Path, flags: dict[str, Any], *, json: bool, **folder: b
         settings = run.plan.run
         key = (settings.task, settings.data, settings.validation, settings.shape, settings.kind)
         run.task = tasks[key] = tasks.get(key) or task_of(settings)
-    results = train_runs(_model_for(runs), runs) if runs else []
+    with deterministic(any(run.plan.run.deterministic for run in runs)):
+        results = train_runs(_model_for(runs), runs) if runs else []
     note_prefixes(result["adapter"] for result in results if "adapter" in result)
     if json:
         emit(results)

@@ -69,9 +69,18 @@ class RunSettings:
     quantize: Quantize | None = field(
         default=None, metadata={"help": "pack the base's layers into fewer bits: nf4 or int8", "metavar": "QUANTIZE"}
     )
+    deterministic: bool = field(
+        default=False, metadata={"help": "on a GPU: the same bits in every run, by slower kernels"}
+    )
 
 
-ONE_FOR_ALL = ("base", "dtype", "device", "quantize")  # the same for all runs that are trained together
+ONE_FOR_ALL = (
+    "base",
+    "dtype",
+    "device",
+    "quantize",
+    "deterministic",
+)  # the same for all runs that are trained together
 
 
 @dataclass(frozen=True)

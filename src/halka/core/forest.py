@@ -92,6 +92,14 @@ class Forest:
         return tuple(reversed(path))
 
     @cached_property
+    def ends_of_tokens(self) -> Tensor:
+        """(N,) int64, the place in the line behind the subtree of each token's segment, up to which it is seen."""
+        ends, lengths = (torch.tensor(it, device="cpu") for it in (self.ends, self.lengths))
+        return ends.repeat_interleave(lengths)
+
+    @cached_property
     def positions(self) -> Tensor:
         """(N,) int64, each token's place counted from its root's first token."""
-        return torch.cat([torch.arange(at, at + n) for at, n in zip(self.offsets, self.lengths, strict=True)])
+        return torch.cat(
+            [torch.arange(at, at + n, device="cpu") for at, n in zip(self.offsets, self.lengths, strict=True)]
+        )

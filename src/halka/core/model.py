@@ -18,6 +18,7 @@ from halka.core.weights import merged_weights
 from halka.util.cached import Changes
 from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.initial import skip_init
+from halka.util.seeds import seeded
 
 
 class Pool(Protocol):
@@ -158,10 +159,9 @@ class AdaptedModel:
             wanted = select(method.name, method.roles(), self.targets, self._passes.modules)
         reading = any(target.role in VIRTUAL_ROLES for target in wanted)  # by `models.attention`
         turn = self._passes.turns.take() if reading else nullcontext()
-        with self.own_weights(), turn, torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        with self.own_weights(), turn, torch.inference_mode(False), seeded(seed), torch.device("cpu"):
             if name in self.adapters:
                 raise HalkaError(f"there is an adapter {name!r} already: remove it first, or choose another name")
-            torch.default_generator.manual_seed(seed)  # parts begin on the CPU; a GPU's own state is left alone
             self._put_parts()
             with nullcontext() if state is None else skip_init():
                 adapter = self._build(method, wanted)

@@ -16,6 +16,7 @@ import torch
 from halka.data.packing import computed_tokens, paths_of
 from halka.data.tokens import Tokens
 from halka.util.errors import HalkaError
+from halka.util.transfer import to_device
 
 IGNORE_INDEX = -100
 """A label without loss, as torch's cross entropy and transformers have it."""
@@ -51,8 +52,9 @@ class Batch:
         return int(self.attention_mask.sum())
 
     def to(self, device: torch.device | str) -> "Batch":
-        types = None if self.token_type_ids is None else self.token_type_ids.to(device)
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device), types)
+        """What the base reads goes there; labels stay on the CPU, where to count them waits for no GPU."""
+        ids, mask, *types = to_device([*self.inputs.values()], device)
+        return Batch(ids, mask, self.labels, *types)
 
 
 def plan(
@@ -183,10 +185,10 @@ def padded(rows: Sequence[Sequence[int]], fill: int, side: Side = "right") -> to
         raise HalkaError(f"side is {side!r}; choose left or right")
     if not rows:
         raise HalkaError("a batch needs at least one item")
-    tensor = torch.full((len(rows), max(map(len, rows))), fill, dtype=torch.int64)
+    tensor = torch.full((len(rows), max(map(len, rows))), fill, dtype=torch.int64, device="cpu")
     for row, values in zip(tensor, rows, strict=True):
         columns = slice(0, len(values)) if side == "right" else slice(len(row) - len(values), len(row))
-        row[columns] = torch.tensor(values, dtype=torch.int64)
+        row[columns] = torch.tensor(values, dtype=torch.int64, device="cpu")
     return tensor
 
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from halka.core import Forest
 from halka.data.tokens import Tokens
 from halka.util.errors import HalkaError
+from halka.util.transfer import to_device
 
 LEAST_SAVED = 4
 """Tokens that sharing a segment must save for each of the segments below it: two share 8 tokens or more, many 5.
@@ -57,15 +58,9 @@ class PackedBatch:
     own: torch.Tensor
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device),
-            position_ids=self.position_ids.to(device),
-            states=self.states.to(device),
-            labels=self.labels.to(device),
-            counts=self.counts.to(device),
-            own=self.own.to(device),
-        )
+        names = ("input_ids", "position_ids", "states", "labels", "counts", "own")
+        moved = to_device([getattr(self, name) for name in names], device)
+        return replace(self, **dict(zip(names, moved, strict=True)))
 
     def filled(self, multiple: int) -> PackedBatch:
         """The batch with its line filled up to a multiple of `multiple` tokens, behind all others: none sees them."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from halka.engine.logprobs import TokenLogprob, token_logprobs
-from halka.engine.sampling import choose, likeliest
+from halka.engine.sampling import choose, likeliest_with_logits
 from halka.engine.text import Text
 from halka.util.errors import HalkaError
 
@@ -17,8 +17,7 @@ Chosen = tuple[Text, int | Exception, TokenLogprob | None]
 
 def next_tokens(texts: Sequence[Text], logits: Tensor) -> Iterator[Chosen]:
     """Each text with its next token and, if its request asks for it, how likely that was: logits (len(texts), V)."""
-    tokens = likeliest(logits)
-    highest = logits[range(len(tokens)), tokens].tolist()
+    tokens, highest = likeliest_with_logits(logits)
     rows = list[int]()  # of the logits, whose token can be chosen
     allowed: list[Tensor | None] = []
     for row, text in enumerate(texts):

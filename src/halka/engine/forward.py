@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halka.core import AdaptedModel
+from halka.core import AdaptedModel, pack
 from halka.core.routing import Route, resolve
 from halka.engine.line import Line
 from halka.models import hidden_states, logits
 from halka.models.attention.function import use_attention
 from halka.models.layouts import layout_of
+from halka.util.transfer import to_device
 
 
 class TransformersForward:
@@ -27,8 +28,8 @@ class TransformersForward:
     def __call__(self, line: Line) -> Tensor:
         route = self._route_of(line.names)
         base: Any = self._model.base
-        ids = torch.tensor([line.tokens], device=base.device)
-        last = torch.tensor(line.last, dtype=torch.int64, device=base.device)
+        ids, last = (torch.tensor(it, dtype=torch.int64, device="cpu") for it in ([line.tokens], line.last))
+        ids, last = to_device([ids, last], base.device)
         with torch.inference_mode(), self._model.use(route), use_attention(base):
             inputs = {"input_ids": ids, "position_ids": line.plan.positions[None], **line.plan.inputs}
             hidden = hidden_states(self._model, **inputs)[0, last]
@@ -41,7 +42,11 @@ class TransformersForward:
         if self._model.merged is not None:  # its parts are in the base's weights
             return Route(names)
         if self._route is None or self._route.names != names:
-            route = resolve(names, {name: self._model.adapter(name) for name in names if name is not None})
+            adapters = {name: self._model.adapter(name) for name in names if name is not None}
+            with torch.inference_mode():
+                for adapter in adapters.values():
+                    pack(adapter, next(self._model.base.parameters()).dtype)
+            route = resolve(names, adapters)
             # the cache has the keys and values of all virtual tokens but those beside a gate
             gated = {role: parts for role, parts in route.virtual.items() if role == "memory.gated"}
             self._route = replace(route, virtual=gated)

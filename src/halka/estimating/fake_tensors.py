@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 
 from halka.estimating.costs import Call, Layout, Plain, Work, aten, is_free, tensors, work_of
 from halka.models.attention.forest_flex import attend_by_flex, keys_of_tokens
+from halka.models.attention.function import takes_groups
 
 REAL = 2**22  # values; larger integer tensors are fake, too
 FEW = 64  # values of integers that make two calls differ, as the offsets of experts' tokens do
@@ -343,6 +344,8 @@ class _FakeGPUMode(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             query, key, value, *rest = args
             mask = rest[0] if rest else kwargs.get("attn_mask")
+            if kwargs.get("enable_gqa") and not takes_groups(query, mask):
+                return _stored_scores(query, key, value, mask, causal=rest[2] if len(rest) > 2 else False)
             return _FusedAttention.apply(query, key, value, mask, key.shape[-2], self._mode.work)
         if func is attend_by_flex:
             query, key, value, blocks, *_ = args
@@ -355,6 +358,11 @@ class _FakeGPUMode(TorchFunctionMode):
                     *((root,), (torch.ones_like(root),), False, False, ()), allow_unreachable=True, accumulate_grad=True
                 )
         return func(*map(_on_cpu, args), **{name: _on_cpu(value) for name, value in kwargs.items()})
+
+
+def _stored_scores(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
+    """Attention as torch's math kernel computes it, which is its last choice: scores of T × S are stored."""
+    return aten._scaled_dot_product_attention_math.default(query, key, value, mask, 0.0, causal, enable_gqa=True)[0]
 
 
 def _on_cpu(value: Any) -> Any:

@@ -15,6 +15,7 @@ KERNELS = (
     15 * 10**6
 )  # bytes of a step beside its tensors: kernels compiled for its sizes, their scratch, Python objects
 PROCESS = 440 * 10**6 + KERNELS  # bytes of a CPU process beside its tensors: Python, torch, transformers (measured)
+FIRST = torch.device("cuda", 0)
 CONTEXT = 500 * 10**6  # bytes of a CUDA context, before there is a tensor (assumed, not measured)
 
 
@@ -56,11 +57,11 @@ def hardware_of(
     return Hardware("a processor" if memory is None else "a GPU", memory is not None, memory, None)
 
 
-def gpu_here() -> Hardware | None:
-    """The first GPU that torch sees, with the speed of the device in the table of that name; None without a GPU."""
+def gpu_here(place: torch.device = FIRST) -> Hardware | None:
+    """The GPU at that place, with the speed of the device in the table of that name; None where torch sees no GPU."""
     if not torch.cuda.is_available():
         return None
-    name = torch.cuda.get_device_name(0)
+    name = torch.cuda.get_device_name(place)
     plain = re.sub(r"\bRTX (?=\d)", "rtx", name, flags=re.I).lower()
     like = next((device for device in DEVICES.values() if re.search(rf"\b{device.name}\b", plain)), None)
-    return Hardware(name, True, torch.cuda.get_device_properties(0).total_memory, like)
+    return Hardware(name, True, torch.cuda.get_device_properties(place).total_memory, like)

@@ -61,7 +61,7 @@ def largest(tensor: Tensor, density: float, draw: torch.Generator) -> Tensor:
 
 def random_share(tensor: Tensor, density: float, draw: torch.Generator) -> Tensor:
     """Keep each value with probability `density`, rescaled so that the expectation stays; zeros elsewhere."""
-    probabilities = torch.full(tensor.shape, density)
+    probabilities = torch.full(tensor.shape, density, device="cpu")
     return tensor * torch.bernoulli(probabilities, generator=draw).to(tensor.device) / density
 
 
@@ -279,9 +279,10 @@ def _without_dropout(method: Method) -> Method:
 def _start(model: AdaptedModel, adapter: Adapter) -> dict[str, Tensor]:
     """The initial state of an adapter of this method and these targets."""
     state: dict[str, Tensor] = {}
-    with model.own_weights():
+    with model.own_weights(), torch.device("cpu"):
         for path, target in adapter.targets.items():
             part = adapter.method.build(target)
             assert part is not None
-            state.update(part.state_dict(prefix=f"{path}."))
+            place = next(adapter.parts[path].parameters()).device
+            state.update(part.to(place).state_dict(prefix=f"{path}."))
     return state

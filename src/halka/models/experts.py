@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from halka.core import Edits, ExpertEdits, Grouped, StackedParts, linear
 from halka.util.errors import HalkaError
 from halka.util.products import filled
+from halka.util.transfer import numbers, to_device
 
 NAME = "halka"
 
@@ -46,7 +47,7 @@ def product(edit: ExpertEdits, x: Tensor, weight: Tensor, choices: Choices) -> T
     """x (C, I) times each choice's own of the experts' weights (E, O, I), edited before and after."""
     if edit.inputs is not None:
         x = _edited(edit.inputs, choices, x)
-    y = linear(x, Grouped(weight.unbind(), choices.runs()))
+    y = linear(x, Grouped(weight, choices.ends))
     if edit.outputs is not None:
         y = _edited(edit.outputs, choices, x, y)
     return y
@@ -118,9 +119,9 @@ def _edited(edits: Edits, choices: Choices, *values: Tensor) -> Tensor:
                 f"{type(part).__name__} cannot act on experts, which share a module: a part there has `tensors`, one "
                 "for each expert, and a `stack_key` (docs/add-a-method.md)"
             )
-        mine, number, sizes = choices.of(stack)
+        mine, number, ends = choices.of(stack)
         own = [
-            tensor[number] if tensor.dim() == 2 else Grouped(tensor.unbind(), sizes)
+            tensor[number] if tensor.dim() == 2 else Grouped(tensor, ends)
             for tensor in stack.joined(_by_expert, result)
         ]
         some = (*values[:-1], result) if mine is None else (*(value[mine] for value in values[:-1]), result[mine])
@@ -146,32 +147,37 @@ class Choices:
         self._slots = [slot[name] for name in names]
         key = choice.flatten()
         if len(slot) > 1:
-            lengths = torch.tensor(runs or [count // len(names)] * len(names), device=choice.device) * per_token
-            key = key * len(slot) + torch.tensor(self._slots, device=choice.device).repeat_interleave(lengths)
+            lengths = torch.tensor(runs or [count // len(names)] * len(names), device="cpu") * per_token
+            slots = torch.tensor(self._slots, device="cpu").repeat_interleave(lengths)
+            key = key * len(slot) + to_device([slots], choice.device)[0]
         key, order = key.sort()
         self.tokens = order // per_token  # (C,)
         self.experts = key // len(slot)
         self._slot = key % len(slot)
         self._order, self._shape, self._count = order, choice.shape, experts
 
-    def runs(self) -> list[int]:
-        """How many choices each expert has."""
-        return self.experts.bincount(minlength=self._count).tolist()
+    @cached_property
+    def ends(self) -> Tensor:
+        """The place behind each expert's last choice (E,)."""
+        return _ends(self.experts, self._count)
 
-    def of(self, stack: StackedParts) -> tuple[Tensor | None, Tensor, list[int]]:
-        """The choices of a stack's rows (None: all), the number expert·N + part of each, how many each number has."""
+    def of(self, stack: StackedParts) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The choices of a stack's rows (None: all), the number expert·N + part of each, where each number ends.
+
+        Which choices are of rows without a part is to wait for a GPU.
+        """
         parts = len(stack.distinct)
         which = [-1] * (1 + max(self._slots))
         for row, part in zip(stack.rows, stack.which, strict=True):
             which[self._slots[row]] = part
         mine, experts, part = None, self.experts, torch.zeros_like(self._slot)
         if len(which) > 1:
-            part = torch.tensor(which, device=part.device)[self._slot]
+            part = numbers(tuple(which), part.device)[self._slot]
             if -1 in which:
                 mine = (part >= 0).nonzero()[:, 0]
                 experts, part = experts[mine], part[mine]
         number = experts * parts + part
-        return mine, number, number.bincount(minlength=self._count * parts).tolist()
+        return mine, number, _ends(number, self._count * parts)
 
     def summed(self, y: Tensor, weights: Tensor) -> Tensor:
         """(S, O): what a token's experts return (C, O), times their weights (S, K), in the order that the base sums."""
@@ -179,3 +185,8 @@ class Choices:
         back = torch.empty_like(self._order)
         back[self._order] = torch.arange(len(back), device=back.device)
         return weighted[back].view(*self._shape, -1).sum(1)
+
+
+def _ends(sorted_numbers: Tensor, count: int) -> Tensor:
+    """The place behind the last of each number from 0 to `count` - 1 (count,)."""
+    return torch.searchsorted(sorted_numbers, torch.arange(count, device=sorted_numbers.device), right=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,11 +17,13 @@ from halka.models.heads import NEW, configured_labels, label_rows
 from halka.models.kinds import KINDS, class_names, usual_kind
 from halka.models.layouts import LAYOUTS
 from halka.util.dtypes import Dtype, Quantize, dtype_name
-from halka.util.errors import DamagedFolderError, HalkaError
+from halka.util.errors import DamagedFolderError, HalkaError, OutOfMemoryError
 from halka.util.files import release_pages_except
 from halka.util.kinds import LABELLED, Kind
+from halka.util.machine import lacks_bfloat16, ran_out
 from halka.util.places import cache_dir
 from halka.util.quiet import quiet_libraries
+from halka.util.seeds import seeded
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -49,14 +52,15 @@ def load_base(
     kind          what the base is for; as its configuration says if not given
     labels        for sequence-classification and token-classification: what the head predicts. A head that the weights
                   lack is initialised from `seed`; labels that the stored head has too keep their rows, in any order
-    dtype         the precision; auto is the one that is stored
-    device        cuda, mps, cpu or the like; the first of these that this machine has if not given
+    dtype         the precision; auto is the one that is stored. float16 stands in for bfloat16 on a GPU that lacks it
+    device        cuda, mps, cpu or the like; the first of these that this machine has if not given. Weights go there
+                  directly where accelerate is installed, quantised ones layer by layer
     revision      a branch, tag or commit on the hub
     quantize      store the weights of the layers in fewer bits: nf4 or int8 (`halka.models.quantised`)
 
     Raises HalkaError for an unknown name, kind, dtype, device or form of quantisation; a folder without configuration
     or safetensors; an architecture that has no such kind; weights that lack more than the head. Raises
-    DamagedFolderError for weights that cannot be read.
+    DamagedFolderError for weights that cannot be read, OutOfMemoryError where the device does not hold them.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
@@ -69,7 +73,7 @@ def load_base(
     place = place_of(device)
     folder = resolve(name_or_path, revision, fetch=True)
     weight_files(folder)
-    with quiet_libraries():
+    with _advice_on_memory(name_or_path, place, quantize), quiet_libraries():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -78,7 +82,8 @@ def load_base(
                 check_class(config, kind)
             model = _from_folder(
                 *(folder, kind, labels, seed),
-                dtype=precision if precision == "auto" else getattr(torch, precision),
+                dtype=precision_on(place, precision, config),
+                device_map=None if quantize else _direct(place, kind),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -88,11 +93,14 @@ def load_base(
                 f"the weights in {folder} are damaged ({error}): remove it and fetch it anew"
             ) from error
         except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
+            if ran_out(error):
+                raise
             name = "causal language model" if kind in (None, "causal-lm") else kind
             raise HalkaError(f"{name_or_path} cannot be loaded as a {name}: {error}") from error
-    release_file_pages(model, folder)
-    if quantize is not None:
-        quantise(model, quantize)
+        release_file_pages(model, folder)
+        if quantize is not None:
+            quantise(model, quantize, place)
+        model = model.to(place)
     if info := known_bases().get(str(name_or_path)):
         model.config._name_or_path = info.hub_name  # adapter folders name this as their base, not a path
     if tokenizer.pad_token is None:
@@ -101,12 +109,43 @@ def load_base(
         model.config.pad_token_id = tokenizer.pad_token_id  # a classifier finds the end of a text by it
     if model.can_generate() and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id  # else generate() warns at every call
-    return model.to(place).eval(), tokenizer
+    return model.eval(), tokenizer
+
+
+@contextmanager
+def _advice_on_memory(name: str | Path, place: torch.device, quantize: str | None) -> Iterator[None]:
+    """Turns errors of memory that ran out into OutOfMemoryError, which says what would fit."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        smaller = "a smaller base" if quantize == "nf4" else "quantize=nf4, or a smaller base"
+        raise OutOfMemoryError(f"{name} does not fit in the memory of {place}: use {smaller}") from error
+
+
+def precision_on(place: torch.device, precision: str, config: Any) -> torch.dtype | Literal["auto"]:
+    """The precision as transformers takes it; float16 instead of bfloat16 on a GPU that lacks it."""
+    stored = getattr(config, "dtype", None)
+    if torch.bfloat16 == (stored if precision == "auto" else getattr(torch, precision)) and lacks_bfloat16(place):
+        return torch.float16
+    return "auto" if precision == "auto" else getattr(torch, precision)
+
+
+def _direct(place: torch.device, kind: Kind) -> dict[str, torch.device] | None:
+    """The `device_map` that lets each weight be read to that device; None for the CPU, from which weights move.
+
+    It takes accelerate. A new head begins on the CPU, so that it follows from the seed alone.
+    """
+    from transformers.utils.import_utils import is_accelerate_available
+
+    return {"": place} if place.type != "cpu" and kind not in LABELLED and is_accelerate_available() else None
 
 
 def release_file_pages(model: PreTrainedModel, folder: Path) -> None:
     """Unmap the parts of a base's files that hold none of its tensors: loading experts leaves them mapped."""
-    storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cpu"]
+    storages = [tensor.untyped_storage() for tensor in tensors]
     release_pages_except(folder.glob("*.safetensors"), [(storage.data_ptr(), storage.nbytes()) for storage in storages])
 
 
@@ -277,8 +316,7 @@ def _from_folder(folder: Path, kind: Kind, labels: Sequence[str] | None, seed: i
             "label2id": {label: place for place, label in enumerate(labels)},
         }
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed), torch.device("cpu"):
         model, report = getattr(transformers, KINDS[kind]).from_pretrained(
             folder,
             **named,

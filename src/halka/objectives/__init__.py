@@ -14,7 +14,7 @@ from torch import Tensor
 from halka.core import AdaptedModel
 from halka.data.batches import Batch
 from halka.data.examples import Example, Item
-from halka.data.packing import pack
+from halka.data.packing import PackedBatch, pack
 from halka.data.tokens import Tokens
 from halka.data.truncation import EncodedExamples, LengthPolicy
 from halka.models import pad_id
@@ -25,7 +25,7 @@ from halka.objectives.sequence_to_sequence import SequenceToSequence
 from halka.objectives.tagging import Tagging
 from halka.util.errors import HalkaError
 
-__all__ = ["OBJECTIVES", "Objective", "objective_of", "packs", "summed_losses"]
+__all__ = ["OBJECTIVES", "Objective", "batch_of", "objective_of", "packs", "summed_losses"]
 
 ItemT = TypeVar("ItemT", bound=Item)
 
@@ -100,22 +100,39 @@ def packs(model: AdaptedModel) -> bool:
     return isinstance(OBJECTIVES.get(kind_of(model.base)), LanguageModelling)
 
 
-def summed_losses(model: AdaptedModel, groups: Mapping[str | None, Sequence[Item]], *, packed: bool) -> Tensor:
-    """The summed loss of each adapter's items (R,), in one pass of the base.
+def batch_of(model: AdaptedModel, groups: Mapping[str | None, Sequence[Item]], *, packed: bool) -> PackedBatch | Batch:
+    """Each adapter's items in one batch, on the base's device.
 
     packed: the items are one line of tokens without padding, which computes what items of one adapter begin with once.
-    Call it within `model.use` of one name for each group, or one for each item where it is not packed, and within
-    `use_attention(model.base)`, both around backward too. Raises HalkaError for an objective whose batches cannot be
-    packed, and outside of these blocks.
+    Raises HalkaError for an objective whose batches cannot be packed.
     """
-    objective, names, device = objective_of(model), [*groups], next(model.base.parameters()).device
+    objective, device = objective_of(model), next(model.base.parameters()).device
     if packed:
         if not isinstance(objective, LanguageModelling):
             raise HalkaError(f"batches of {type(model.base).__name__} cannot be packed: train with batches=padded")
-        tokens = cast(Sequence[Sequence[Tokens]], [*groups.values()])
-        return objective.packed_losses(model, names, pack(tokens).to(device))
+        return pack(cast(Sequence[Sequence[Tokens]], [*groups.values()])).to(device)
     items = [item for own in groups.values() for item in own]
-    batch = objective.collate(items, pad_id(model)).to(device)
+    return objective.collate(items, pad_id(model)).to(device)
+
+
+def summed_losses(
+    model: AdaptedModel,
+    groups: Mapping[str | None, Sequence[Item]],
+    *,
+    packed: bool,
+    batch: PackedBatch | Batch | None = None,
+) -> Tensor:
+    """The summed loss of each adapter's items (R,), in one pass of the base.
+
+    batch: what `batch_of` made of them, if it was called before. Call it within `model.use` of one name for each group,
+    or one for each item where it is not packed, and within `use_attention(model.base)`, both around backward too.
+    Raises HalkaError as `batch_of` does, and outside of these blocks.
+    """
+    objective, names = objective_of(model), [*groups]
+    batch = batch_of(model, groups, packed=packed) if batch is None else batch
+    if isinstance(batch, PackedBatch):
+        assert isinstance(objective, LanguageModelling)
+        return objective.packed_losses(model, names, batch)
     outputs = objective.outputs(model, batch)
     sizes = [len(own) for own in groups.values()]
     rows = zip(names, outputs.split(sizes), batch.labels.split(sizes), strict=True)

@@ -71,7 +71,9 @@ class Classification:
     def collate(self, items: Sequence[Labelled], pad_id: int) -> Batch:
         ids = [item.ids for item in items]
         types = padded([item.types for item in items], 0) if items and items[0].types else None
-        return Batch(padded(ids, pad_id), mask_of(ids), torch.tensor([item.label for item in items]), types)
+        return Batch(
+            padded(ids, pad_id), mask_of(ids), torch.tensor([item.label for item in items], device="cpu"), types
+        )
 
     def outputs(self, model: AdaptedModel, batch: Batch) -> Tensor:
         return run(model, **batch.inputs).logits

@@ -18,40 +18,55 @@ from torch.utils.checkpoint import checkpoint
 
 from halka.data.batches import IGNORE_INDEX
 from halka.data.packing import PackedBatch
+from halka.util.transfer import to_device
 
 Head = Callable[[Tensor], Tensor]
-CHUNK = 256  # label positions whose logits exist at once
+CHUNK = 256  # label positions whose logits exist at once on a CPU, and at least elsewhere
+LOGITS = 2**27  # logits that exist at once on a GPU, to which few large products are better than many small ones
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, int]:
-    """The summed loss of labels (…) over the first `classes` of the logits (…, C), and the number of labels."""
+    """The summed loss of labels (…), on the CPU, over the first `classes` of the logits (…, C), and their number."""
     logits, labels = logits[..., :classes].flatten(0, -2).float(), labels.flatten()
-    loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    (there,) = to_device([labels], logits.device)
+    loss = F.cross_entropy(logits, there, ignore_index=IGNORE_INDEX, reduction="sum")
     return loss, int((labels != IGNORE_INDEX).sum())
 
 
-def next_token_loss(hidden_BTD: Tensor, labels_BT: Tensor, head: Head, *, head_trains: bool) -> tuple[Tensor, int]:
-    """A padded batch's summed loss over the N label positions, and N. Label t is predicted from hidden state t - 1."""
-    targets_BT = labels_BT[:, 1:]
-    chosen = targets_BT != IGNORE_INDEX
-    losses_N = label_losses(hidden_BTD[:, :-1][chosen], targets_BT[chosen], head, head_trains=head_trains)
+def chunk_for(device: torch.device, vocabulary: int) -> int:
+    """How many label positions' logits exist at once on a device."""
+    return CHUNK if device.type == "cpu" else max(CHUNK, LOGITS // vocabulary)
+
+
+def next_token_loss(
+    hidden_BTD: Tensor, labels_BT: Tensor, head: Head, *, head_trains: bool, chunk: int = CHUNK
+) -> tuple[Tensor, int]:
+    """A padded batch's summed loss over the N label positions, and N. Label t is predicted from hidden state t - 1.
+
+    Labels are on the CPU, so that which they are need not be asked of a GPU.
+    """
+    flat = labels_BT.flatten()
+    places_N = F.pad(labels_BT[:, 1:] != IGNORE_INDEX, (0, 1)).flatten().nonzero()[:, 0]
+    states_N, labels_N = to_device([places_N, flat[places_N + 1]], hidden_BTD.device)
+    chosen_ND = hidden_BTD.flatten(0, 1)[states_N]
+    losses_N = label_losses(chosen_ND, labels_N, head, head_trains=head_trains, chunk=chunk)
     return losses_N.sum(), len(losses_N)
 
 
 def summed_by_run(losses_N: Tensor, batch: PackedBatch) -> Tensor:
     """A packed batch's summed loss by run (R,). A label counts for each of the examples that have it."""
-    return torch.stack([own.sum() for own in (losses_N * batch.counts).split(batch.labels_of_run)])
+    return torch.stack([own.sum() for own in (losses_N * batch.counts.to(losses_N.device)).split(batch.labels_of_run)])
 
 
-def label_losses(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, head_trains: bool) -> Tensor:
-    """The loss of each label (N,), in fp32, from the hidden state that predicts it.
+def label_losses(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, head_trains: bool, chunk: int = CHUNK) -> Tensor:
+    """The loss of each label (N,), in fp32, from the hidden state that predicts it, `chunk` labels at a time.
 
     A frozen head's gradient is computed chunk by chunk during the forward pass; a trained head runs again in backward.
     """
     if not head_trains and hidden_ND.requires_grad:
-        return _FrozenHeadLosses.apply(hidden_ND, labels_N, head)  # type: ignore[return-value]
+        return _FrozenHeadLosses.apply(hidden_ND, labels_N, head, chunk)  # type: ignore[return-value]
     losses: list[Tensor] = []
-    for h, t in zip(hidden_ND.split(CHUNK), labels_N.split(CHUNK), strict=True):
+    for h, t in zip(hidden_ND.split(chunk), labels_N.split(chunk), strict=True):
         if torch.is_grad_enabled():
             losses.append(checkpoint(_losses, h, t, head, use_reentrant=False))  # type: ignore[arg-type]
         else:
@@ -66,7 +81,8 @@ def plain_next_token_loss(hidden_BTD: Tensor, labels_BT: Tensor, head: Head) -> 
 
 
 def _losses(hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
-    return F.cross_entropy(head(hidden_ND).float(), labels_N, reduction="none")
+    logits = head(hidden_ND).float()
+    return F.cross_entropy(logits, labels_N.to(logits.device), reduction="none")
 
 
 def _losses_and_slope(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,20 +104,20 @@ class _FrozenHeadLosses(torch.autograd.Function):
     what backward receives for a loss scales the gradient of its state."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, labels_N: Tensor, head: Head, chunk: int) -> Tensor:
         losses: list[Tensor] = []
         gradients: list[Tensor] = []
-        for h, t in zip(hidden_ND.split(CHUNK), labels_N.split(CHUNK), strict=True):
+        for h, t in zip(hidden_ND.split(chunk), labels_N.split(chunk), strict=True):
             with torch.enable_grad():
                 h = h.detach().requires_grad_()
                 logits = head(h)
-            chunk, slope = _losses_and_slope(logits.detach(), t)
-            losses.append(chunk)
+            losses_n, slope = _losses_and_slope(logits.detach(), t.to(logits.device))
+            losses.append(losses_n.to(h.device))
             gradients += torch.autograd.grad(logits, h, slope)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(losses)
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient_ND,) = ctx.saved_tensors
-        return (gradient_ND.float() * outer[0][:, None]).to(gradient_ND.dtype), None, None
+        return (gradient_ND.float() * outer[0][:, None]).to(gradient_ND.dtype), None, None, None

@@ -6,6 +6,7 @@ How a conversation becomes tokens is `halka.data.tokens`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from halka.data.truncation import EncodedExamples, LengthPolicy
 from halka.models import hidden_states, logits, pad_id
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import NAME as ATTENTION
-from halka.objectives.cross_entropy import label_losses, next_token_loss, summed_by_run
+from halka.objectives.cross_entropy import chunk_for, label_losses, next_token_loss, summed_by_run
 from halka.util.errors import HalkaError
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -58,8 +59,7 @@ class LanguageModelling:
         return hidden_states(model, input_ids=batch.input_ids)
 
     def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        head_trains = _trains_head(model, name)
-        return next_token_loss(outputs, labels, lambda hidden: logits(model, hidden), head_trains=head_trains)
+        return next_token_loss(outputs, labels, partial(logits, model), **_head(model, [name], outputs.device))
 
     def packed_losses(self, model: AdaptedModel, names: Sequence[str | None], batch: PackedBatch) -> Tensor:
         """The summed loss of each run (R,). Raises as `packed_label_losses` does."""
@@ -80,9 +80,9 @@ class LanguageModelling:
             batch = batch.filled(LINE)
         forest = ForestPlan(batch.forest, batch.input_ids.device)
         hidden = hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, **forest.inputs)
-        head_trains = any(_trains_head(model, name) for name in names)
+        batch = batch.to(hidden.device)  # of the last layer, if the base is on several
         states = hidden[0, batch.states]
-        return label_losses(states, batch.labels, lambda hidden: logits(model, hidden), head_trains=head_trains)
+        return label_losses(states, batch.labels, partial(logits, model), **_head(model, names, hidden.device))
 
     def answers(
         self,
@@ -102,6 +102,14 @@ class LanguageModelling:
         )
         texts = model.tokenizer.batch_decode(ids_BT[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+
+def _head(model: AdaptedModel, names: Sequence[str | None], device: torch.device) -> dict[str, Any]:
+    """Of the base's head, whether one of the adapters trains it, and the labels whose logits exist at once."""
+    base: Any = model.base
+    vocabulary = base.config.get_text_config().vocab_size
+    trains = any(_trains_head(model, name) for name in names)
+    return {"head_trains": trains, "chunk": chunk_for(device, vocabulary)}
 
 
 def _trains_head(model: AdaptedModel, name: str | None) -> bool:

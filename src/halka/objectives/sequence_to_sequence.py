@@ -70,7 +70,7 @@ class SequenceToSequence:
 
     def outputs(self, model: AdaptedModel, batch: Batch) -> Tensor:
         base: Any = model.base
-        decoder_input_ids = base.prepare_decoder_input_ids_from_labels(labels=batch.labels)
+        decoder_input_ids = base.prepare_decoder_input_ids_from_labels(labels=batch.labels.to(base.device))
         return run(model, **batch.inputs, decoder_input_ids=decoder_input_ids).logits
 
     def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:

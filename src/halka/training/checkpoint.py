@@ -25,7 +25,7 @@ PADDED: dict[str, Any] = {"batches": "padded", "group_shared": False}
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: steps, tokens without padding, seconds, and its best evaluation."""
+    """How far a run is: steps, tokens without padding, seconds, its best evaluation, and the scale of its loss."""
 
     step: int = 0
     tokens: int = 0
@@ -34,6 +34,8 @@ class Progress:
     best_loss: float = float("inf")
     waited: int = 0  # evaluations since the best
     stopped: bool = False
+    scale: float = 2.0**16  # of the loss in fp16 (`loss_scale.py`)
+    steady: int = 0  # steps since the scale changed
 
 
 def save_checkpoint(
@@ -43,7 +45,9 @@ def save_checkpoint(
     names = [name for name, _ in adapter.named_parameters()]
     tensors: dict[str, Tensor] = {f"adapter.{key}": tensor for key, tensor in adapter.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
-        tensors.update({f"optimizer.{names[index]}.{key}": torch.as_tensor(value) for key, value in state.items()})
+        tensors.update(
+            {f"optimizer.{names[index]}.{key}": torch.as_tensor(value, device="cpu") for key, value in state.items()}
+        )
     tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}
     metadata = {"run": json.dumps(run, sort_keys=True), "progress": json.dumps(asdict(progress))}
     write_file(path, lambda file: save_file(tensors, file, metadata))

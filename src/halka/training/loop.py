@@ -15,16 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halka.core import AdaptedModel
-from halka.data.batches import plan
+from halka.core import AdaptedModel, casting
+from halka.data.batches import Batch, plan
 from halka.data.examples import Item
+from halka.data.packing import PackedBatch
 from halka.models.attention.function import use_attention
-from halka.objectives import packs, summed_losses
+from halka.objectives import batch_of, packs, summed_losses
 from halka.training.config import Step
 from halka.training.run import Run
 from halka.util.errors import OutOfMemoryError, TrainingError
 from halka.util.machine import ran_out, returning_memory
 from halka.util.mode import in_mode
+from halka.util.seeds import seeded
+from halka.util.transfer import to_device
 
 SIMILAR = 1.25  # batches up to so many times as long as the shortest go through the base in one pass
 
@@ -55,24 +58,24 @@ def loop(
     """Train the runs together until each is over; yields by name the step of each, or the error that ends it."""
     for run in runs:
         run.resume()
+    ahead = StepWork(model, {run: run.next_batches() for run in runs if not run.over})
     try:
         while active := [run for run in runs if not run.over]:
             results: dict[str, Step | TrainingError] = {}
             started = time.perf_counter()
 
             # data: the batches whose gradients make each run's next step
-            batches = {run: run.next_batches() for run in active}
-            tokens = {run: sum(len(item) for batch in batches[run] for item in batch) for run in active}
-            labels = {run: max(1, sum(item.labels for batch in batches[run] for item in batch)) for run in active}
+            work = ahead if [*ahead.batches] == active else StepWork(model, {run: ahead.batches[run] for run in active})
 
             # forward, loss, backward: the gradients of all passes add up
-            losses = {run: torch.zeros(()) for run in active}
+            losses: dict[Run, Tensor | float] = dict.fromkeys(active, 0.0)
             with _training_mode(model, active, observer):
-                for shared in _passes(batches):
+                for shared, batch in work.passes:
                     with observer.one_pass():
-                        pass_losses = _forward_backward(model, shared, labels)
+                        pass_losses = _forward_backward(model, shared, batch, work.labels)
                     for run, loss in pass_losses.items():
-                        losses[run] = losses[run].to(loss.device) + loss
+                        losses[run] = losses[run] + loss
+            ahead = StepWork(model, {run: run.next_batches() for run in active if run.number < run.steps})  # meanwhile
             seconds = time.perf_counter() - started
 
             for run in active:
@@ -80,7 +83,7 @@ def loop(
                     # step
                     run.end_with(observer.last_step(run.number, run.steps))
                     with _advice_on_memory(f"at step {run.number}, in the optimiser"):
-                        step = run.optimise(float(losses[run]), tokens[run], seconds)
+                        step = run.optimise(float(losses[run]), work.tokens[run], seconds)
                     # evaluate
                     if run.evaluation_due:
                         try:
@@ -108,10 +111,37 @@ def loop(
         raise
 
 
-def _forward_backward(model: AdaptedModel, shared: dict[Run, list[Item]], labels: dict[Run, int]) -> dict[Run, Tensor]:
+class StepWork:
+    """What a step computes of each run's batches, made while a GPU computes the step before.
+
+    tokens   of each run's batches, without padding
+    labels   of each run's batches, one at least
+    passes   each pass's items by run, and the batch of all of them on the base's device
+    """
+
+    def __init__(self, model: AdaptedModel, batches: dict[Run, list[list[Item]]]):
+        self.batches = batches
+        items = {run: [item for batch in own for item in batch] for run, own in batches.items()}
+        self.tokens = {run: sum(map(len, own)) for run, own in items.items()}
+        self.labels = {run: max(1, sum(item.labels for item in own)) for run, own in items.items()}
+        self.passes = [
+            (shared, batch_of(model, _groups(shared), packed=_packed(shared))) for shared in _passes(batches)
+        ]
+
+
+def _groups(shared: dict[Run, list[Item]]) -> dict[str | None, list[Item]]:
+    return {run.name: items for run, items in shared.items()}
+
+
+def _packed(shared: dict[Run, list[Item]]) -> bool:
+    return all(run.packed for run in shared)
+
+
+def _forward_backward(
+    model: AdaptedModel, shared: dict[Run, list[Item]], batch: PackedBatch | Batch, labels: dict[Run, int]
+) -> dict[Run, Tensor]:
     """One pass forward and back over a batch of each run; returns what it adds to each run's mean loss."""
-    groups: dict[str | None, list[Item]] = {run.name: items for run, items in shared.items()}
-    packed = all(run.packed for run in shared)
+    groups, packed = _groups(shared), _packed(shared)
     names = [*groups] if packed else [run.name for run, items in shared.items() for _ in items]
     number = "/".join(map(str, sorted({run.number for run in shared})))
     items = [item for own in shared.values() for item in own]
@@ -120,9 +150,11 @@ def _forward_backward(model: AdaptedModel, shared: dict[Run, list[Item]], labels
         _advice_on_memory(f"at step {number}, with a batch of {len(items)} examples of up to {longest} tokens"),
         model.use(names if len(groups) > 1 else names[0]),
     ):
-        summed_R = summed_losses(model, groups, packed=packed)
-        mean_R = summed_R / torch.tensor([labels[run] for run in shared], device=summed_R.device)
-        mean_R.sum().backward()  # pyright: ignore[reportUnknownMemberType]
+        summed_R = summed_losses(model, groups, packed=packed, batch=batch)
+        (labels_R,) = to_device([torch.tensor([labels[run] for run in shared], device="cpu")], summed_R.device)
+        mean_R = summed_R / labels_R
+        scaled = [mean if run.scale == 1 else mean * run.scale for run, mean in zip(shared, mean_R, strict=True)]
+        torch.stack(scaled).sum().backward()  # pyright: ignore[reportUnknownMemberType]
     return dict(zip(shared, mean_R.detach(), strict=True))
 
 
@@ -152,13 +184,14 @@ def _passes(batches: dict[Run, list[list[Item]]]) -> Iterator[dict[Run, list[Ite
 def _training_mode(model: AdaptedModel, runs: list[Run], observer: Observer) -> Generator[None]:
     """The base and the runs' adapters in train mode; dropout follows from the seed and the step."""
     base: Any = model.base
-    rng: Any = torch.random
-    with model.use(None), use_attention(base), rng.fork_rng(), in_mode(True, base):
+    seed = runs[0].config.seed * 1_000_003 + runs[0].number
+    devices = {parameter.device for parameter in base.parameters()}
+    parts = [part for run in runs for part in run.adapter.parts.values()]
+    with model.use(None), use_attention(base), seeded(seed, devices), in_mode(True, base), casting(parts, base.dtype):
         recompute = any(run.config.checkpointing for run in runs) and not base.is_activation_checkpointing
         for run in runs:
             run.adapter.train()
         try:
-            rng.manual_seed(runs[0].config.seed * 1_000_003 + runs[0].number)
             if recompute:
                 base.activation_checkpointing_enable(
                     {"use_reentrant": False, "context_fn": lambda: (nullcontext(), model.as_now())}
@@ -193,8 +226,9 @@ def mean_loss(
 
     Batches are packed where the objective's can be and `packed` allows it.
     """
-    packed, total = packed and packs(model), 0.0
+    packed, losses = packed and packs(model), list[Tensor]()
     with torch.no_grad(), model.use(name), use_attention(model.base), in_mode(False, model.base):
         for indices in plan([len(item) for item in items], seed=0, epoch=0, batch_tokens=batch_tokens):
-            total += float(summed_losses(model, {name: [items[i] for i in indices]}, packed=packed))
-    return total / sum(item.labels for item in items)
+            losses.append(summed_losses(model, {name: [items[i] for i in indices]}, packed=packed))
+    of_batches = torch.cat(losses).cpu()  # for which the host waits once
+    return sum(float(loss) for loss in of_batches) / sum(item.labels for item in items)

@@ -24,6 +24,7 @@ from halka.models.fingerprint import own_fingerprint
 from halka.objectives import objective_of, packs
 from halka.training.checkpoint import Progress
 from halka.training.config import Step, TrainConfig, learning_rate
+from halka.training.loss_scale import after_step, unscale
 from halka.training.run_folder import RunFolder
 from halka.util.errors import HalkaError, TrainingError
 from halka.util.machine import held
@@ -64,7 +65,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             self.adapter.parameters(), lr=self.peak_lr, weight_decay=config.weight_decay, fused=True
         )
-        self.best: dict[str, Tensor] | None = None  # weights of the best evaluation, where there is no folder
+        self.best: dict[str, Tensor] | None = None  # on the CPU, weights of the best evaluation without a folder
         self.progress = Progress()
 
     def resume(self) -> None:
@@ -74,6 +75,11 @@ class Run:
         self._batches = self._batches_from(self.progress.step * self.config.accumulate)
         if self.over:
             self.restore_best()
+
+    @property
+    def scale(self) -> float:
+        """The factor on the loss that gradients are computed of: 1 but in fp16."""
+        return self.progress.scale if self.model.base.dtype == torch.float16 else 1.0
 
     @property
     def number(self) -> int:
@@ -95,12 +101,15 @@ class Run:
     def optimise(self, loss: float, tokens: int, seconds: float) -> Step:
         """Let the optimiser take a step with the gradients, which took `seconds` to compute.
 
-        Raises TrainingError, with the weights unchanged, where loss or gradients are not finite.
+        In fp16 a step whose gradients overflow changes no weights; its gradient norm is recorded as 0. Raises
+        TrainingError, with the weights unchanged, where else loss or gradients are not finite.
         """
         started = time.perf_counter()
         lr = learning_rate(self.number, self.steps, self.peak_lr, self.config)
+        unscale(self.adapter.parameters(), self.scale)
         norm = float(torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.clip or math.inf))
-        if not math.isfinite(loss + norm):
+        overflow = self.scale > 1 and math.isfinite(loss) and not math.isfinite(norm)
+        if not math.isfinite(loss + norm) and not overflow:
             raise TrainingError(
                 f"the loss became {loss} (gradient norm {norm}) at step {self.number} with learning rate {lr:.3g}: "
                 "try a lower learning rate, a longer warm-up, or fp32; the weights are those before this step"
@@ -108,20 +117,23 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with self.model.lock:  # no other thread computes with values half changed
-            self.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+            if not overflow:
+                self.optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         seconds += time.perf_counter() - started
         step = Step(
             step=self.number,
             steps=self.steps,
             loss=loss,
             lr=lr,
-            gradient_norm=norm,
+            gradient_norm=0.0 if overflow else norm,
             tokens=self.progress.tokens + tokens,
             seconds=self.progress.seconds + seconds,
             tokens_per_second=tokens / seconds,
             memory=held(self.optimizer.param_groups[0]["params"][0].device),
         )
         self.progress = replace(self.progress, step=step.step, tokens=step.tokens, seconds=step.seconds)
+        if self.scale != 1:
+            self.progress = after_step(self.progress, overflow=overflow)
         return step
 
     @property
@@ -142,7 +154,7 @@ class Run:
         progress = after_evaluation(self.progress, loss, self.config.patience)
         step = replace(step, validation=loss, best=progress.best_step == step.step)
         if step.best:
-            weights = {key: tensor.detach().clone() for key, tensor in self.adapter.state_dict().items()}
+            weights = {key: tensor.detach().to("cpu", copy=True) for key, tensor in self.adapter.state_dict().items()}
             if self.folder is None:
                 self.best = weights
             else:

@@ -37,15 +37,20 @@ def held(device: torch.device) -> int:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or in the machine."""
-    messages = ("not enough memory", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)
+    """Whether an error says that memory ran out, on a GPU, also in its libraries such as cuBLAS, or in the machine."""
+    messages = ("out of memory", "alloc_failed", "not enough memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error).lower() for message in messages)
+
+
+def lacks_bfloat16(device: torch.device) -> bool:
+    """Whether it is a GPU that computes in float16 but not in bfloat16, as NVIDIA's before Ampere do."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
 
 
 def reset_peak(device: torch.device) -> None:
     """Count `peak` from now on (on a CPU: only on Linux)."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR.exists():
         _CLEAR.write_text("5")
 
@@ -53,7 +58,7 @@ def reset_peak(device: torch.device) -> None:
 def peak(device: torch.device) -> int:
     """The most bytes held since `reset_peak`; on a CPU without Linux, since the process began."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     if _STATUS.exists():
         (line,) = [line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM")]
         return int(line.split()[1]) * 1024
@@ -148,7 +153,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory": psutil.virtual_memory().total,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -15,10 +16,10 @@ from torch import Tensor
 
 
 class Grouped(NamedTuple):
-    """A weight (O, I) for each run of tokens; run i is the next `sizes[i]` of them, or none."""
+    """Weights (G, O, I), one for each run of tokens; run i goes on to the token before `ends[i]`, ends (G,) int64."""
 
-    weights: Sequence[Tensor]
-    sizes: Sequence[int]
+    weights: Tensor
+    ends: Tensor
 
 
 def linear(x: Tensor, weight: Tensor | Grouped, bias: Tensor | None = None) -> Tensor:
@@ -27,14 +28,31 @@ def linear(x: Tensor, weight: Tensor | Grouped, bias: Tensor | None = None) -> T
     Of experts: x (C, I) times a weight for each run of tokens; bias (C, R).
     """
     if isinstance(weight, Grouped):
-        runs = zip(x.split(list(weight.sizes)), weight.weights, strict=True)
-        result = torch.cat([_of_run(run, own) for run, own in runs if len(run)])
+        result = _in_one_go(x, weight) if _fits_kernel(x, weight.weights) else _run_by_run(x, weight)
         return result if bias is None else result + bias
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
     by_input = weight.device.type == "cpu" and weight.mT.is_contiguous() and not torch.is_grad_enabled()
     result = _one_token(x, weight) if by_input and x.shape[1] == 1 else x @ weight.mT
     return result if bias is None else result + bias
+
+
+def _fits_kernel(x: Tensor, weights: Tensor) -> bool:
+    """Whether torch's grouped product takes them and is to: on a GPU, where to know the runs' sizes is to wait."""
+    aligned = all(width * x.element_size() % 16 == 0 for width in weights.shape[1:])
+    return x.device.type != "cpu" and x.dtype == torch.bfloat16 and aligned and len(x) > 0
+
+
+def _in_one_go(x: Tensor, grouped: Grouped) -> Tensor:
+    return torch.ops.aten._grouped_mm(x, grouped.weights.mT, offs=grouped.ends.int())
+
+
+def _run_by_run(x: Tensor, grouped: Grouped) -> Tensor:
+    """The slow twin of `_in_one_go`."""
+    ends = grouped.ends.tolist()
+    sizes = [end - start for start, end in pairwise([0, *ends])]
+    runs = zip(x.split(sizes), grouped.weights.unbind(), strict=True)
+    return torch.cat([_of_run(run, own) for run, own in runs if len(run)])
 
 
 def _of_run(x: Tensor, weight: Tensor) -> Tensor:
@@ -62,7 +80,7 @@ def _one_token(x: Tensor, weight: Tensor) -> Tensor:
 def _bags(count: int, length: int) -> tuple[Tensor, Tensor]:
     """The rows of `count` bags of `length` rows each, one after another, and where each bag starts."""
     with torch.inference_mode(False):
-        rows = torch.arange(count * length, dtype=torch.int32)
+        rows = torch.arange(count * length, dtype=torch.int32, device="cpu")
         return rows, rows[::length].contiguous()
 
 

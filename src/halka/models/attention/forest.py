@@ -17,6 +17,7 @@ from torch import Tensor
 
 from halka.core import Forest
 from halka.models.attention.places import LayerMemory
+from halka.util.transfer import to_device
 
 Value = TypeVar("Value")
 
@@ -64,13 +65,17 @@ class ForestPlan:
 
     def __init__(self, forest: Forest, device: torch.device | str = "cpu"):
         self.forest, self.device = forest, torch.device(device)
-        self.positions = forest.positions.to(self.device)
+        self.positions, self._ends = to_device([forest.positions, forest.ends_of_tokens], self.device)
         self._kept: dict[Any, Any] = {}
 
     @property
     def inputs(self) -> dict[str, Any]:
         """Keywords for the decoder's call. Transformers takes a mask of four dimensions as it is and builds none."""
         return {"forest": self, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)}
+
+    def on(self, device: torch.device) -> ForestPlan:
+        """The plan with its tensors there: of a base on several devices, each has one."""
+        return self if device == self.device else self.kept(("on", device), lambda: ForestPlan(self.forest, device))
 
     def is_one_text(self, window: int | None) -> bool:
         """Whether every token sees all before it."""
@@ -104,12 +109,11 @@ class ForestPlan:
     def _visibility(self, window: int | None, virtual: tuple[int, int], valid: Tensor | None) -> Visibility:
         forest = self.forest
         run_ends = [*accumulate(forest.runs)] if virtual[0] > 1 else [forest.tokens]
-        bounds = ([0, *run_ends[:-1]], run_ends)
-        starts, ends = (torch.tensor(bound, device=self.device).view(-1, 1).expand(virtual) for bound in bounds)
+        bounds = (torch.tensor(bound, device="cpu") for bound in ([0, *run_ends[:-1]], run_ends))
+        starts, ends = (bound.view(-1, 1).expand(virtual) for bound in to_device([*bounds], self.device))
         if valid is not None:
             ends = ends.where(valid, starts)
-        end = torch.tensor(forest.ends).repeat_interleave(torch.tensor(forest.lengths)).to(self.device)
-        own = (torch.arange(forest.tokens, device=self.device), end, self.positions)
+        own = (torch.arange(forest.tokens, device=self.device), self._ends, self.positions)
         fronts = (starts, ends, torch.full_like(starts, FAR))
         tables = [torch.cat([front.flatten(), line]) for front, line in zip(fronts, own, strict=True)]
         return Visibility(self.positions, *tables, window=window, virtual=virtual)

@@ -119,8 +119,8 @@ def _filled(forest: Forest, family: list[int], tokens: int) -> list[list[int]]:
 
 def _group(forest: Forest, blocks: list[list[int]], device: torch.device | str) -> Group:
     def places(segments: Sequence[int]) -> Tensor:
-        spans = [torch.arange(forest.lengths[segment]) + forest.starts[segment] for segment in segments]
-        return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64)
+        spans = [torch.arange(forest.lengths[segment], device="cpu") + forest.starts[segment] for segment in segments]
+        return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64, device="cpu")
 
     def table(rows: list[Tensor]) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(device)

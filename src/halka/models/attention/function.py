@@ -26,8 +26,10 @@ from halka.models.attention.forest_flex import attend_by_flex, block_mask
 from halka.models.attention.forest_products import attend_by_products
 from halka.models.attention.paged import PagedPlan
 from halka.models.attention.places import LayerMemory
+from halka.util.machine import lacks_bfloat16
 
 NAME = "halka"
+COMPILED = ("cuda", "xpu")  # devices for which torch compiles FlexAttention
 SMALL_SCORES = 2**16  # T·S up to which the two products win on a CPU
 
 
@@ -91,7 +93,12 @@ def attend(
     if record is not None:
         record[module.layer_idx] = (key, value)  # type: ignore[index]
     assert forest is None or (batch == 1 and position_bias is None), "a forest is one row, with positions of its tokens"
-    mine, beside = (None if layers is None else layers[module.layer_idx] for layers in (memory, gated))  # type: ignore[index]
+    mine, beside = (
+        None if layers is None or (layer := layers[module.layer_idx]) is None else layer.on(query.device)  # type: ignore[index]
+        for layers in (memory, gated)
+    )
+    if isinstance(forest, ForestPlan):
+        forest = forest.on(query.device)
     if (
         isinstance(forest, ForestPlan)
         and way is None
@@ -152,11 +159,21 @@ def attend_to_rows(
         return grouped_products(query, key, value, mask, scale, dropout, softcap)
     assert softcap is None, "torch's fused attention has no softcap"
     grouped = key.shape[1] != heads
-    if grouped and mask is not None and query.device.type != "cpu":
-        # kernels that take a mask have no grouped heads there: torch would fall back to one that stores the scores
+    if grouped and not takes_groups(query, mask):  # torch would fall back to a kernel that stores the scores
         key, value = (tensor.repeat_interleave(heads // key.shape[1], dim=1) for tensor in (key, value))
         grouped = False
     return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal, scale=scale, enable_gqa=grouped)
+
+
+def takes_groups(query: Tensor, mask: Tensor | None) -> bool:
+    """Whether torch's fused attention takes grouped heads: on GPUs only flash attention does.
+
+    That has no mask, no fp32, heads of up to 256, and needs a GPU that has bf16 (torch/nn/attention, sdp_utils).
+    """
+    if query.device.type == "cpu":
+        return True
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    return mask is None and half and query.shape[-1] <= 256 and not lacks_bfloat16(query.device)
 
 
 def way_of(device: str, scores: int, softcap: float | None = None) -> str:
@@ -216,6 +233,7 @@ def attend_to_blocks(
 
     query (1, Q, N, W), key and value (1, H, N, W). Texts with equally many tokens in the line are computed in one go.
     """
+    there, query, key, value = query.device, *(tensor.to(plan.device) for tensor in (query, key, value))
     plan.kv.write(layer, plan.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     output = torch.empty_like(query[0].transpose(0, 1))  # N Q W
     for group, (_, texts, places) in enumerate(plan.groups):
@@ -223,14 +241,14 @@ def attend_to_blocks(
         own = query[0][:, places].transpose(0, 1)  # G Q T W
         attended = grouped_products(own, keys, values, plan.mask(group, window), scale, softcap=softcap)
         output[places] = attended.transpose(1, 2)
-    return output.transpose(0, 1)[None]
+    return output.transpose(0, 1)[None].to(there)
 
 
 def _way(device: str, dropout: float) -> str:
-    """How a kind of device computes a forest's attention; the kernel on GPUs has no dropout, and none for Apple's."""
+    """How a kind of device computes a forest's attention; the kernel that is compiled for GPUs has no dropout."""
     if device == "cpu":
         return "products"
-    return "dense" if dropout or device == "mps" else "flex"
+    return "flex" if device in COMPILED and not dropout else "dense"
 
 
 def _of_runs(memory: LayerMemory | None, plan: ForestPlan) -> list[LayerMemory | None]:

@@ -19,6 +19,7 @@ from halka.core import VirtualPart
 from halka.models.attention.function import use_attention
 from halka.models.attention.places import LayerMemory, Stack, StackTokens
 from halka.models.layouts import Layout
+from halka.util.transfer import to_device
 
 
 class Gated(StackTokens[list[LayerMemory | None]]):
@@ -38,10 +39,11 @@ class Gated(StackTokens[list[LayerMemory | None]]):
         longest, count = (max(tokens.shape[side] for tokens, _ in tokens_and_gates) for side in (0, 1))
         tokens_NPKD = torch.stack([_filled(tokens, longest, count) for tokens, _ in tokens_and_gates])
         gates_NK = torch.stack([F.pad(gates, (count - gates.shape[0], 0)) for _, gates in tokens_and_gates])
-        valid_NP = torch.arange(longest) < torch.tensor([[tokens.shape[0]] for tokens, _ in tokens_and_gates])
+        lengths_N = torch.tensor([[tokens.shape[0]] for tokens, _ in tokens_and_gates], device="cpu")
+        valid_NP = torch.arange(longest, device="cpu") < lengths_N
         place = {id(part): number for number, part in enumerate(distinct)}
-        rows = torch.tensor([place.get(id(part), 0) for part in self.parts], device=gates_NK.device)
-        with_one = torch.tensor([part is not None for part in self.parts], device=gates_NK.device)
+        of_row = ([place.get(id(part), 0) for part in self.parts], [part is not None for part in self.parts])
+        rows, with_one = to_device([torch.tensor([*map(int, it)], device="cpu") for it in of_row], gates_NK.device)
         valid = None if valid_NP.all() else valid_NP.to(rows.device)[rows]
         contents: list[LayerMemory | None] = [None] * (self.stack.layers - count)
         for number, (keys, values) in enumerate(self._read(tokens_NPKD)):
@@ -67,6 +69,7 @@ class Gated(StackTokens[list[LayerMemory | None]]):
 
 def _replace_input(states: Tensor, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
     """The module's arguments with these (N, P, D) instead of the hidden states."""
+    states = states.to((args[0] if args else kwargs["hidden_states"]).device)
     return ((states, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": states})
 
 

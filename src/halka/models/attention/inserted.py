@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from halka.core import repeats
 from halka.models.attention.places import Stack
 from halka.util.errors import HalkaError
+from halka.util.transfer import numbers
 
 TOKENS, MEAN, ALL = "tokens", "mean", "all"  # what becomes of an encoder's output
 
@@ -28,8 +29,8 @@ class Inserted:
 
     def __init__(self, rows: Sequence[Tensor], batch: int):
         self.longest = max(len(row) for row in rows)
-        self.lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
-        self.uneven = bool((self.lengths != self.longest).any())
+        self.lengths = numbers(tuple(map(len, rows)), rows[0].device)
+        self.uneven = any(len(row) != self.longest for row in rows)
         self.rows = rows
         self.batch = batch
         self._times = repeats(batch, len(rows))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from halka.core import Forest
+from halka.util.transfer import to_device
 
 SIZE = 16  # tokens of a block
 ALWAYS = -1  # where a block begins whose tokens are virtual: all of a text see them, whatever the window
@@ -91,8 +92,8 @@ class PagedPlan:
     ):
         """runs: tokens of each stretch with one adapter, in the order of the line."""
         self.kv, self.texts, self.device = kv, tuple(texts), kv.data.device
-        self.positions = torch.tensor(positions, dtype=torch.int64, device=self.device)
-        self.slots = torch.tensor(slots, dtype=torch.int64, device=self.device)
+        of_tokens = [torch.tensor(it, dtype=torch.int64, device="cpu") for it in (positions, slots)]
+        self.positions, self.slots = to_device(of_tokens, self.device)
         self.forest = Forest(tuple(text.tokens for text in texts), (-1,) * len(texts), tuple(runs))
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
@@ -101,33 +102,46 @@ class PagedPlan:
         """Keywords for the decoder's call, as `ForestPlan.inputs`."""
         return {"forest": self, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)}
 
-    @cached_property
+    @property
     def tables(self) -> Tensor:
         """(R, M) each text's blocks, filled up with its last one, of which it then sees nothing."""
-        return self._table([text.blocks for text in self.texts], [text.blocks[-1] for text in self.texts])
+        return self._of_texts[0]
 
-    @cached_property
+    @property
     def counts(self) -> Tensor:
         """(R, M) how many tokens of each block are filled."""
-        return self._table([text.counts for text in self.texts])
+        return self._of_texts[1]
 
-    @cached_property
+    @property
     def begins(self) -> Tensor:
         """(R, M) the position of each block's first token, or ALWAYS."""
-        return self._table([text.begins for text in self.texts])
+        return self._of_texts[2]
 
     @cached_property
     def groups(self) -> list[tuple[int, Tensor, Tensor]]:
         """Texts of equal length in the line: that length, their numbers (G,), and their tokens' places (G, T)."""
+        pairs = zip(self._of_texts[3::2], self._of_texts[4::2], strict=True)
+        return [(length, *pair) for length, pair in zip(self._lengths, pairs, strict=True)]
+
+    @cached_property
+    def _lengths(self) -> dict[int, list[int]]:
+        """The numbers of the texts of each length in the line."""
         of_length: dict[int, list[int]] = defaultdict(list)
         for number, text in enumerate(self.texts):
             of_length[text.tokens].append(number)
-        starts = torch.tensor(self.forest.starts, device=self.device)
-        groups = []
-        for length, numbers in of_length.items():
-            texts = torch.tensor(numbers, device=self.device)
-            groups.append((length, texts, starts[texts][:, None] + torch.arange(length, device=self.device)))
-        return groups
+        return of_length
+
+    @cached_property
+    def _of_texts(self) -> list[Tensor]:
+        """Tables, counts, begins, then each group's texts and places: in one copy to the device."""
+        last = [text.blocks[-1] for text in self.texts]
+        tables = [_table([text.blocks for text in self.texts], last)]
+        tables += [_table([text.counts for text in self.texts]), _table([text.begins for text in self.texts])]
+        starts = torch.tensor(self.forest.starts, device="cpu")
+        for length, numbers in self._lengths.items():
+            texts = torch.tensor(numbers, device="cpu")
+            tables += [texts, starts[texts][:, None] + torch.arange(length, device="cpu")]
+        return to_device(tables, self.device)
 
     def mask(self, group: int, window: int | None) -> Tensor:
         """(G, 1, T, C), true where the group's tokens see a slot of their text's blocks."""
@@ -145,8 +159,9 @@ class PagedPlan:
             self._masks[group, window] = ((sees | always) & filled)[:, None]
         return self._masks[group, window]
 
-    def _table(self, rows: Sequence[Sequence[int]], fill: Sequence[int] | None = None) -> Tensor:
-        longest = max(len(row) for row in rows)
-        fill = [0] * len(rows) if fill is None else fill
-        filled = [[*row, *[rest] * (longest - len(row))] for row, rest in zip(rows, fill, strict=True)]
-        return torch.tensor(filled, device=self.device)
+
+def _table(rows: Sequence[Sequence[int]], fill: Sequence[int] | None = None) -> Tensor:
+    longest = max(len(row) for row in rows)
+    fill = [0] * len(rows) if fill is None else fill
+    filled = [[*row, *[rest] * (longest - len(row))] for row, rest in zip(rows, fill, strict=True)]
+    return torch.tensor(filled, dtype=torch.int64, device="cpu")

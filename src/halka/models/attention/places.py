@@ -75,8 +75,8 @@ class Stack:
             return {"position_ids": self.padding + (words.cumsum(1) + past + shift) * words}
         return {"position_ids": torch.arange(tokens.shape[1], device=tokens.device)[None] + self.first + past + shift}
 
-    def bias(self, lengths: Tensor, tokens: int, past: int) -> Tensor | None:
-        """With relative positions, what is added to scores of virtual tokens: (N, Q, T, P) for lengths (N,).
+    def bias(self, lengths: Tensor, tokens: int, past: int, device: torch.device) -> Tensor | None:
+        """With relative positions, what is added to scores of virtual tokens: (N, Q, T, P) for lengths (N,) on the CPU.
 
         A row's last one stands right before its text, of which `past` tokens came before this pass.
         """
@@ -84,7 +84,7 @@ class Stack:
             return None
         longest, rows = int(lengths.max()), []
         for length in lengths.tolist():
-            keys = self.attention.compute_bias(tokens, length, lengths.device, past + length)
+            keys = self.attention.compute_bias(tokens, length, device, past + length)
             rows.append(nn.functional.pad(keys, (0, longest - length)))
         return torch.cat(rows)
 
@@ -115,6 +115,13 @@ class LayerMemory:
     def shape(self) -> tuple[int, int]:
         """(R, P)."""
         return self.keys.shape[0], self.keys.shape[2]
+
+    def on(self, device: torch.device) -> LayerMemory:
+        """The same on the device of its layer."""
+        tensors = (self.keys, self.values, self.valid, self.bias, self.gates)
+        if all(tensor is None or tensor.device == device for tensor in tensors):
+            return self
+        return LayerMemory(*(None if tensor is None else tensor.to(device) for tensor in tensors))  # type: ignore[arg-type]
 
     def of_run(self, run: int) -> LayerMemory:
         """A run's own, or what all runs share."""

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from halka.core import VirtualPart, repeats
 from halka.models.attention.function import use_attention
 from halka.models.attention.places import LayerMemory, Stack, StackTokens, tokens_of
+from halka.util.transfer import to_device
 
 
 class VirtualKV(StackTokens[tuple[Tensor, Tensor]]):
@@ -41,7 +42,7 @@ class VirtualKV(StackTokens[tuple[Tensor, Tensor]]):
             else:
                 states = self._over.run_from_start(embeddings).last_hidden_state
                 self.stack.run_from_start(embeddings[:, :1], encoder_hidden_states=states, record_across=recorded)
-        pairs = [tensor for layer in range(self.stack.layers) for tensor in recorded[layer]]
+        pairs = [tensor.to(embeddings.device) for layer in range(self.stack.layers) for tensor in recorded[layer]]
         return torch.stack(pairs).permute(1, 3, 0, 2, 4)  # 2L N H P W -> N P 2L H W
 
     def join(self, kwargs: dict[str, Any], runs: Sequence[int]) -> dict[str, Any]:
@@ -53,26 +54,26 @@ class VirtualKV(StackTokens[tuple[Tensor, Tensor]]):
         cache = kwargs.get("cache") or kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
         longest = contents.shape[3]
-        taking = [part is not None and part.takes_positions for part in self.parts]
-        shift, limit = lengths * torch.tensor(taking, device=lengths.device), self.stack.limit
+        taking = torch.tensor([part is not None and part.takes_positions for part in self.parts], device="cpu")
+        shift, limit = lengths * taking, self.stack.limit
         if limit is not None and int(past) + length + longest > limit:
             text = int(kwargs["position_ids"].max()) + 1 if runs else int(past) + length
             self.stack.check(int(shift.max()), text)
-        valid = None
         if len(self.parts) > 1:
-            valid = torch.arange(longest, device=lengths.device) < lengths[:, None]
-            times = torch.tensor(runs, device=shift.device) if runs else repeats(batch, len(lengths))
+            times = torch.tensor(runs, device="cpu") if runs else repeats(batch, len(lengths))
             shift = shift.repeat_interleave(times)
+        shift, seen = to_device([shift, lengths], contents.device)
+        valid = None if len(self.parts) == 1 else torch.arange(longest, device=seen.device) < seen[:, None]
         shift = shift[None] if runs else shift[:, None]
         pairs = contents.unbind(0)
-        bias = None if self._over is not None else self.stack.bias(lengths, length, past)
+        bias = None if self._over is not None else self.stack.bias(lengths, length, past, contents.device)
         memory = [LayerMemory(pairs[2 * i], pairs[2 * i + 1], valid, bias) for i in range(self.stack.layers)]
         if self._over is not None:
             return {**kwargs, "across": memory}
         return {**kwargs, **self.stack.positions(kwargs, past, shift), "memory": memory}
 
     def compute(self, distinct: Sequence[VirtualPart]) -> tuple[Tensor, Tensor]:
-        """Keys and values (2·L, N, H, P, W) padded to the longest, and lengths (N,)."""
+        """Keys and values (2·L, N, H, P, W) padded to the longest, and lengths (N,) on the CPU."""
         virtual = [part.virtual() for part in distinct]
         embedded = [i for i, tokens in enumerate(virtual) if tokens.dim() == 2]
         if embedded:
@@ -83,5 +84,5 @@ class VirtualKV(StackTokens[tuple[Tensor, Tensor]]):
         by_part = {id(part): tokens.to(dtype) for part, tokens in zip(distinct, virtual, strict=True)}
         nothing = torch.zeros(0, *self.shape, dtype=dtype, device=device)
         rows = [nothing if part is None else by_part[id(part)] for part in self.parts]
-        lengths = torch.tensor([row.shape[0] for row in rows], device=device)
+        lengths = torch.tensor([row.shape[0] for row in rows], device="cpu")
         return pad_sequence(rows, batch_first=True).permute(2, 0, 3, 1, 4).contiguous(), lengths

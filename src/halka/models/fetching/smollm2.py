@@ -210,7 +210,7 @@ def read_weights(reader: GGUFReader) -> Iterator[tuple[str, Tensor]]:
     }
     for tensor in reader.tensors:
         *block, module, suffix = tensor.name.split(".")  # token_embd.weight, or blk.7.attn_q.weight
-        weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type)).to(torch.bfloat16)
+        weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type), device="cpu").to(torch.bfloat16)
         if module in heads:
             weight = rotary_halves(weight, heads[module])
         layer = f"model.layers.{block[1]}." if block else ""

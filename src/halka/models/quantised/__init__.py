@@ -33,11 +33,12 @@ def check_quantize(quantize: str) -> None:
         bitsandbytes()
 
 
-def quantise(base: Any, quantize: str) -> None:
+def quantise(base: Any, quantize: str, device: torch.device | None = None) -> None:
     """Quantise the linear layers of a transformers model's blocks in place; embeddings, norms, biases and head stay.
 
     Each layer's weight is freed before the next is quantised, and the tensors that stay are copied out of the file that
-    was mapped into memory: the model is never in memory twice.
+    was mapped into memory: the model is never in memory twice. With a device, weights go there one at a time and are
+    quantised there: it never holds more than the quantised layers and one weight.
 
     Raises HalkaError as `check_quantize` does, for an architecture without a layout, and for a quantised base.
     """
@@ -53,12 +54,13 @@ def quantise(base: Any, quantize: str) -> None:
             parent, _, leaf = path.rpartition(".")
             linear = base.get_submodule(path)
             weight = linear.weight
+            there = weight if device is None else weight.to(device)
             layer = LAYERS[quantize](
-                weight.T.contiguous() if transposed else weight, linear.bias, transposed, samples(weight)
+                there.T.contiguous() if transposed else there, linear.bias, transposed, samples(weight).to(there.device)
             )
             base.get_submodule(parent).register_module(leaf, layer.train(linear.training))
             release_pages(weight.data_ptr(), weight.numel() * weight.element_size())
-            del linear, weight
+            del linear, weight, there
         for module in base.modules():
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.clone()

@@ -105,4 +105,4 @@ def samples(weight: Tensor) -> Tensor:
 def _places(count: int) -> Tensor:
     """The places of the samples among that many values."""
     with torch.inference_mode(False):
-        return torch.linspace(0, count - 1, SAMPLES, dtype=torch.float64).long()
+        return torch.linspace(0, count - 1, SAMPLES, dtype=torch.float64, device="cpu").long()

@@ -44,6 +44,20 @@ class NF4Linear(QuantizedLinear):
         self.register_buffer("mean_scale", state.offset)
         self.register_buffer("levels", state.state2.code)
 
+    def product(self, x: Tensor) -> Tensor:
+        """x (…, I) to x Wᵀ (…, O), on a GPU by bitsandbytes' product, which unpacks few tokens' weights as it goes."""
+        fits = x.dtype in KNOWN and self.in_features % BLOCK == 0 and x.numel()
+        return self.packed_product(x) if fits and x.device.type == "cuda" else super().product(x)
+
+    def packed_product(self, x: Tensor) -> Tensor:
+        """`product` without W, for rows of whole blocks."""
+        return torch.ops.bitsandbytes.gemm_4bit(
+            *(x, self.values[:, None], (self.out_features, self.in_features), self.scales_of_scales, BLOCK, "nf4"),
+            absmax_8bit=self.scales,
+            absmax_code=self.levels,
+            absmax_offset=self.mean_scale,
+        )
+
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         ops, dtype = torch.ops.bitsandbytes, dtype or self.dtype
         computed = dtype if dtype in KNOWN else torch.float32

@@ -185,7 +185,9 @@ def _rotary_factors(base: Any) -> Tensor:
     config = base.config
     scaled = base.model.rotary_emb.inv_freq.float()
     width = 2 * len(scaled)
-    plain = 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+    plain = 1.0 / config.rope_parameters["rope_theta"] ** (
+        torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
+    )
     return plain / scaled.cpu()
 
 

@@ -62,6 +62,6 @@ def read(
         )
     pairs = flat.view(-1, *shape)
     if config.get("num_transformer_submodules") == 2:
-        layer = torch.arange(slots // 2) * 2 % (slots // 2)
+        layer = torch.arange(slots // 2, device="cpu") * 2 % (slots // 2)
         pairs = pairs[:, torch.stack([2 * layer, 2 * layer + 1], dim=1).flatten()].contiguous()
     return [Prefix(length=flat.shape[0], start="random")], {"memory.keys_values": pairs}, others

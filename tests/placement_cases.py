@@ -1,0 +1,199 @@
+"""Where tensors are put, and what the host waits for, on fake GPUs; `test_placement.py` runs it in another process.
+
+Autograd counts devices once, at a process's first backward pass: fake ones must be there before it.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fake_gpu
+import halka
+from halka.data.batches import collate
+from halka.data.packing import pack
+from halka.data.tokens import Tokens
+from halka.training import Step
+from halka.training.checkpoint import Progress
+from halka.training.run import Run
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
+
+FAMILIES = {
+    "lora": halka.LoRA(rank=4),
+    "bottleneck": halka.Bottleneck(width=8),
+    "prefix": halka.Prefix(length=5),
+    "prompt": halka.Prompt(length=6),
+    "llama_adapter": halka.LlamaAdapter(),
+    "full": halka.Full(),
+}
+WAITS = 4  # a training step, at most
+CPU, FIRST, SECOND = "cpu", "gpu:0", "gpu:1"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def gpus():
+    with fake_gpu.present():
+        yield
+
+
+def base_on(*devices: str, architecture: str = "llama", dtype=torch.float32, **config):
+    """A tiny base on a device, or with its last layer and norm on a second one, as accelerate puts them."""
+    base = tiny(architecture, **config).to(dtype).to(devices[0])
+    base.tie_weights()
+    if len(devices) > 1:
+        for module, device in (
+            *((base.model.layers[1], devices[1]), (base.model.norm, devices[1]), (base.lm_head, devices[0])),
+        ):
+            module.to(device)
+            module.register_forward_pre_hook(moving_to(device), with_kwargs=True)
+    return base
+
+
+def moving_to(device: torch.device):
+    def move(value):
+        if isinstance(value, tuple):
+            return tuple(map(move, value))
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    return lambda module, args, kwargs: (move(args), {key: move(value) for key, value in kwargs.items()})
+
+
+def items() -> list[Tokens]:
+    begin = [5, 6, 7, 8, 9, 10, 11, 12]
+    return [Tokens([*begin, *range(13, 13 + n)], [False] * 8 + [True] * n) for n in (3, 9, 5, 7, 4, 6, 8, 3)]
+
+
+def losses(base, method, seen=None, **config) -> list[float]:
+    """The losses of three steps; `seen` receives what the fake GPUs were asked in the second."""
+    model = halka.adapt(base)
+    model.add("a", method)
+    steps = halka.train(model, "a", items(), halka.TrainConfig(lr=1e-2, steps=3, batch_size=4, **config))
+    first = next(steps).loss
+    with fake_gpu.watching() as watched:
+        second = next(steps).loss
+    if seen is not None:
+        seen.append(watched)
+    return [first, second, *(step.loss for step in steps)]
+
+
+# ── training ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"), [*((name, "llama") for name in FAMILIES), ("lora", "gemma2"), ("prompt", "gemma2")]
+)
+def test_a_step_on_a_gpu_takes_the_losses_of_the_processor_and_few_waits(name, architecture):
+    seen = []
+    there = losses(base_on(FIRST, architecture=architecture), FAMILIES[name], seen)
+    assert there == pytest.approx(losses(base_on(CPU, architecture=architecture), FAMILIES[name]), rel=1e-5)
+    assert sum(seen[0].waits.values()) <= WAITS, seen[0].waits
+    assert [device for device, _ in seen[0].seeds] == [0]
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [*((name, {}) for name in FAMILIES), ("prompt", {"batches": "padded"}), ("lora", {"checkpointing": True})],
+)
+def test_a_base_on_two_devices_trains(name, config):
+    spread = losses(base_on(FIRST, CPU), FAMILIES[name], **config)
+    assert spread == pytest.approx(losses(base_on(CPU), FAMILIES[name], **config), rel=1e-5)
+
+
+def test_parts_are_where_their_targets_compute():
+    model = halka.adapt(base_on(FIRST, SECOND))
+    adapter = model.add("a", halka.LoRA(rank=4))
+    at = {target.layer: str(next(adapter.parts[path].parameters()).device) for path, target in adapter.targets.items()}
+    assert at == {0: FIRST, 1: SECOND}
+
+
+def test_best_weights_wait_on_the_processor():
+    model = halka.adapt(base_on(FIRST))
+    model.add("a", halka.LoRA(rank=4))
+    run = Run(model, "a", items(), items(), halka.TrainConfig(steps=1), None)
+    run.resume()
+    run.progress = Progress(step=1)
+    run.validated(Step(1, 1, 1.0, 1e-3, 0.1, 1, 1.0, 1.0, 0), loss=1.0)
+    assert {tensor.device.type for tensor in run.best.values()} == {CPU}
+
+
+# ── a default device ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", [*FAMILIES][:5])
+def test_a_default_device_changes_no_seed_and_no_batch(name):
+    expected = losses(base_on(CPU), FAMILIES[name])
+    base = base_on(CPU)
+    with torch.device("meta"):
+        batch, padded = pack([items()]), collate(items(), 0)
+        model = halka.adapt(base)
+        adapter = model.add("a", FAMILIES[name])
+    assert {str(it.device) for it in (batch.input_ids, batch.position_ids, padded.input_ids)} == {CPU}
+    twin = halka.adapt(base_on(CPU)).add("a", FAMILIES[name])
+    for key, tensor in twin.state_dict().items():
+        assert torch.equal(adapter.state_dict()[key], tensor)
+    base = base_on(CPU)
+    with torch.device("gpu:1"):
+        assert losses(base, FAMILIES[name]) == expected
+
+
+# ── loading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path, tokenizer = tmp_path_factory.mktemp("base"), chatml_tokenizer()
+    tiny("llama", vocab_size=len(tokenizer)).bfloat16().save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_each_weight_is_read_to_the_device_it_is_for(folder, quantize):
+    with fake_gpu.watching() as seen:
+        base, _ = halka.load_base(folder, device="gpu:1", quantize=quantize)
+    assert {str(tensor.device) for tensor in (*base.parameters(), *base.buffers())} == {SECOND}
+    linears = 14 if quantize else 0
+    assert seen.operations["aten.amax.default"] == linears  # each layer was quantised there
+
+
+def test_a_base_that_does_not_fit_says_what_would(folder, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("transformers.LlamaForCausalLM.from_pretrained", full)
+    with pytest.raises(halka.OutOfMemoryError, match="does not fit in the memory of gpu:1: use quantize=nf4"):
+        halka.load_base(folder, device="gpu:1")
+
+
+# ── the engine ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_the_engine_on_a_gpu_answers_as_on_the_processor_with_one_wait_a_step(architecture):
+    answers, names = [], [*[*FAMILIES][:4], None]
+    requests = [
+        halka.Request([*range(5, 20 + n)], names[n % len(names)], stopping=halka.Stopping(6)) for n in range(12)
+    ]
+    for device in (CPU, FIRST):
+        tokenizer = chatml_tokenizer()
+        model = halka.adapt(base_on(device, architecture=architecture, vocab_size=len(tokenizer)), tokenizer)
+        for seed, name in enumerate(names[:-1]):
+            disturbed(model, name, seed)
+        with halka.Engine(model, rows=6, read=32, ends=frozenset()) as engine:
+            own = [answer for request in requests for answer in engine.submit(request)]
+            more = True
+            while more:
+                with fake_gpu.watching() as seen:
+                    more = engine.step()
+                assert sum(seen.waits.values()) <= 1, seen.waits
+        answers.append([answer.tokens for answer in own])
+    assert answers[0] == answers[1]
+
+
+def disturbed(model, name: str, seed: int) -> None:
+    model.add(name, FAMILIES[name], seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters(name):
+            parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.1).to(parameter.device))
