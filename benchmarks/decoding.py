@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     random.seed(0)
     text = torch.randint(100, 40000, (ROWS, TEXT), generator=torch.Generator().manual_seed(0))
-    base, tokenizer = load_base("smollm2-135m")
+    base, tokenizer = load_base("smollm2-135m", device="cpu")
     model = halka.adapt(base, tokenizer)
     for number in range(ROWS):
         added(model, f"lora{number}", halka.LoRA(rank=16), number)
@@ -119,7 +119,7 @@ def peft_ways(text: torch.Tensor) -> Way:
     """peft's own mixed batch, on a base of its own."""
     import peft
 
-    base, _ = load_base("smollm2-135m")
+    base, _ = load_base("smollm2-135m", device="cpu")
     config = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     model = peft.get_peft_model(base, config, adapter_name="0", autocast_adapter_dtype=False)
     for number in range(1, ROWS):

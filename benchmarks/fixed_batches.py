@@ -80,9 +80,11 @@ class FixedRun(Run):
     """A training run that takes its batches, one a step, from a list instead of planning them."""
 
     batches: Sequence[Sequence[int]]
+    taken = 0
 
     def next_batches(self) -> list[list[Item]]:
-        return [[self.items[index] for index in self.batches[self.number - 1]]]
+        self.taken += 1
+        return [[self.items[index] for index in self.batches[self.taken - 1]]]
 
 
 def held_out_loss(

@@ -41,7 +41,7 @@ def main() -> None:
     from merging import BASE, TASKS, tasks, trained
 
     trained(arguments.adapters, 60)
-    model = halka.adapt(*load_base(BASE, dtype="float32"))
+    model = halka.adapt(*load_base(BASE, dtype="float32", device="cpu"))
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         files = Path(temporary)

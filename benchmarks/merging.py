@@ -74,7 +74,7 @@ def trained(folder: Path, steps: int) -> None:
     """The two adapters in `folder`, trained if they are not there."""
     if all((folder / name / "halka.json").exists() for name in TASKS):
         return
-    model = halka.adapt(*load_base(BASE))
+    model = halka.adapt(*load_base(BASE, device="cpu"))
     config = halka.TrainConfig(steps=steps, batch_size=4)
     jobs = []
     for name, task in tasks(None).items():
@@ -91,7 +91,7 @@ def tasks(test: int | None) -> dict[str, Task]:
 
 
 def measured(folder: Path, dtype: str) -> dict[str, Any]:
-    model = halka.adapt(*load_base(BASE, dtype=dtype))
+    model = halka.adapt(*load_base(BASE, dtype=dtype, device="cpu"))
     halka.load(model, folder, name="a")
     before = {name: parameter.clone() for name, parameter in model.base.named_parameters()}
     found = halka.merge_error(model, "a")
@@ -104,7 +104,7 @@ def in_peft(folder: Path, dtype: str, rows: list[Tokens]) -> dict[str, Any]:
     """The same of peft's merge: merged against unmerged, and what stays changed once it unmerged."""
     from peft import PeftModel
 
-    base, tokenizer = load_base(BASE, dtype=dtype)
+    base, tokenizer = load_base(BASE, dtype=dtype, device="cpu")
     seen = halka.adapt(base, tokenizer)  # for its passes alone: no adapter of ours is there
     before = {name: parameter.clone() for name, parameter in base.named_parameters()}
     with warnings.catch_warnings():
@@ -128,7 +128,7 @@ def changed(before: dict[str, torch.Tensor], base: Any) -> float:
 
 def combined(folder: Path, examples: int) -> list[dict[str, Any]]:
     """Losses on both tasks' test examples."""
-    model = halka.adapt(*load_base(BASE))
+    model = halka.adapt(*load_base(BASE, device="cpu"))
     for name in TASKS:
         halka.load(model, folder / name, name=name)
     items = {name: encode_all(task.test, model.tokenizer).items for name, task in tasks(examples).items()}

@@ -47,14 +47,14 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=140)
     arguments = parser.parse_args()
     task = limit(load_task(HERE / "tasks" / "snips_nlu.py"), train=400, test=arguments.prompts)
-    model = halka.adapt(*load_base("smollm2-135m"))
+    model = halka.adapt(*load_base("smollm2-135m", device="cpu"))
     items = encode_all(task.train, model.tokenizer).items
     config = halka.TrainConfig(steps=arguments.steps, batch_size=4)
     for name, method in METHODS.items():
         model.add(name, method)
     for told in halka.train_many(model, [halka.Job(name, items, config) for name in METHODS]):
         print({name: round(step.loss, 3) for name, step in told.items()}, flush=True)
-    exact = halka.adapt(*load_base("smollm2-135m", dtype="float32"))
+    exact = halka.adapt(*load_base("smollm2-135m", dtype="float32", device="cpu"))
     for name, adapter in model.adapters.items():
         exact.add(name, adapter.method, state=adapter.state_dict())
     prompts = sorted((encode_prompt(example, model.tokenizer) for example in task.test), key=len)

@@ -49,7 +49,7 @@ def main() -> None:
         return
     torch.set_num_threads(arguments.threads)
     random.seed(0)
-    load_base(BASE)  # fetched, if need be, before anything is measured
+    load_base(BASE, device="cpu")  # fetched, if need be, before anything is measured
     grown = {name(form): in_a_process(__file__, {"form": form}) for form in FORMS}
     models = {name(form): opened(form) for form in FORMS}
     layers = {key: packed_bytes(model) for key, model in models.items()}
@@ -83,7 +83,7 @@ def name(form: str | None) -> str:
 
 
 def opened(form: str | None) -> AdaptedModel:
-    model = halka.adapt(*load_base(BASE, quantize=form))
+    model = halka.adapt(*load_base(BASE, quantize=form, device="cpu"))
     model.add("a", halka.LoRA(rank=16))
     return model
 
@@ -135,7 +135,7 @@ def loading(form: str | None) -> dict[str, int]:
         check_quantize(form)  # the library itself is no part of it
     before = machine.resident(cpu)
     machine.reset_peak(cpu)
-    base, _ = load_base(BASE, quantize=form)
+    base, _ = load_base(BASE, quantize=form, device="cpu")
     most = machine.peak(cpu)
     with torch.inference_mode():
         base(text()[:1, :8])

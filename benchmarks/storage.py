@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=1000)
     parser.add_argument("--uses", type=int, default=2000)
     arguments = parser.parse_args()
-    base, tokenizer = load_base("smollm2-135m")
+    base, tokenizer = load_base("smollm2-135m", device="cpu")
     model = halka.adapt(base, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         found = {

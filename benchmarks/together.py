@@ -33,7 +33,7 @@ def worker(way: str, seeds: str, size: int, steps: int) -> dict:
     from halka.util import machine
 
     task = limit(load_task(HERE / "tasks" / "snips_nlu.py"), train=1000)
-    base, tokenizer = load_base("smollm2-135m")
+    base, tokenizer = load_base("smollm2-135m", device="cpu")
     items = encode_all(task.train, tokenizer).items
     with torch.no_grad():
         base(torch.tensor([items[0].ids]))  # brings the weights into memory

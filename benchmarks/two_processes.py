@@ -32,7 +32,7 @@ def worker(steps: int) -> None:
     import halka
     from halka.data.tokens import Tokens
 
-    base, tokenizer = halka.load_base("smollm2-135m")
+    base, tokenizer = halka.load_base("smollm2-135m", device="cpu")
     model = halka.adapt(base, tokenizer)
     model.add("a", halka.LoRA(rank=8))
     draw = random.Random(0)

@@ -57,7 +57,7 @@ def exchange(arguments: argparse.Namespace, work: Path) -> None:
     from halka.models.loading import load_base
 
     task = load_task("support")
-    models = {dtype: adapt(*load_base("smollm2-135m", dtype=dtype)) for dtype in DTYPES}
+    models = {dtype: adapt(*load_base("smollm2-135m", dtype=dtype, device="cpu")) for dtype in DTYPES}
     exact = models["float32"]
     tokenizer: Any = exact.tokenizer
     items = encode_all(task.train, tokenizer).items
@@ -92,7 +92,7 @@ def exchange(arguments: argparse.Namespace, work: Path) -> None:
 def trained_by_halka(items: list[Any], steps: int, folder: Path) -> None:
     import halka
 
-    model = halka.adapt(*halka.load_base("smollm2-135m"))
+    model = halka.adapt(*halka.load_base("smollm2-135m", device="cpu"))
     model.add("support", halka.LoRA(rank=16))
     for step in halka.train(model, "support", items, halka.TrainConfig(steps=steps, batch_size=4)):
         print("halka", step.step, round(step.loss, 3), flush=True)
@@ -107,7 +107,7 @@ def trained_by_peft(items: list[Any], steps: int, folder: Path) -> None:
     from halka import load_base
     from halka.data.batches import batches
 
-    base, _ = load_base("smollm2-135m")
+    base, _ = load_base("smollm2-135m", device="cpu")
     torch.manual_seed(0)
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, config)

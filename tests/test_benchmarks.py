@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,16 @@ def test_what_was_cut_off_or_is_of_other_code_is_due(every):
     assert every.is_due(piece, None)
     assert every.is_due(piece, {**here, "whole": False})
     assert every.is_due(piece, {**here, "commit": "0" * 40})
+
+
+def test_the_gpu_s_pieces_run_with_tiny_shapes_on_a_processor(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    gpu = importlib.import_module("gpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's and transformers' own
+        results = {name: piece(gpu.SIZES[True], "") for name, piece in gpu.PIECES.items()}
+    assert all(0 < loss["difference"] < 1e-3 or loss["cpu"] for loss in results["losses"].values())
+    assert {*results["training-8b"]} == {"full", "ragged", "shared", "full 2 × 4096"}
+    assert {*results["training-8b"]["ragged"]["halka_to"]} == {"peft with Trainer"}
+    assert {*results["decoding"]["3"]} == {"base", "one adapter", "an adapter a row", "families"}
+    assert all(case["estimated"]["held"] >= case["estimated"]["tensors"] for case in results["estimator"])
