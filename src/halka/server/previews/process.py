@@ -82,7 +82,8 @@ class Look:
         length = max(3, min(lengths.longest, lengths.max_length or lengths.longest))
         most = [rows for rows in (self.limits["batch_size"], tokens and tokens // length) if rows is not None]
         rows = max(1, min(most))
-        gpu = None if self.device == "cpu" else gpu_here()
+        place = torch.device(self.device or "cuda:0")
+        gpu = gpu_here(place) if place.type == "cuda" else None
         result = estimate(
             self.base,
             build_method(**self.method),
@@ -98,7 +99,7 @@ class Look:
         batches = max(1, round(packing.batches * (1 - self.held_out)))
         steps = config.steps or max(1, math.ceil(round(batches / config.accumulate * config.epochs, 6)))
         full, seconds = packing.computed / max(1, packing.batches) / (rows * length), result.rows[0].seconds
-        free = available(None if gpu is None else torch.device("cuda"))
+        free = available(None if gpu is None else place)
         return Needs(result, free, steps, None if seconds is None else seconds * min(1.0, full))
 
 
