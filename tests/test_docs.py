@@ -128,7 +128,9 @@ def test_shell_blocks_name_what_is_there():
         if command and command[0].startswith("scripts/"):
             assert (ROOT / command[0]).is_file(), line
         elif command and not line.startswith(" "):
-            assert command[0] in ("halka", ".venv/bin/halka", "python", "pip", "curl"), f"who runs this? {line}"
+            assert command[0] in ("halka", ".venv/bin/halka", "python", "torchrun", "pip", "curl"), (
+                f"who runs this? {line}"
+            )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

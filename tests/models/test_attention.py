@@ -12,7 +12,7 @@ from transformers import AttentionInterface, DynamicCache
 
 from contract import ids, padded
 from halka.models.attention.function import attend, grouped_products, use_attention, way_of
-from halka.models.attention.places import LayerMemory
+from halka.models.attention.places import LayerMemory, Recorded
 from numbers_for_tests import close
 from tiny import CONFIGS, tiny
 from torch_calls import torch_calls
@@ -227,7 +227,7 @@ def test_memory_stands_in_front_of_the_layers_own_keys(way, mask, rows):
 
 def test_record_receives_this_layers_own_keys_and_values():
     query, key, value = inputs(1)
-    memory, recorded = [LayerMemory(torch.zeros(1, H, 1, W), torch.zeros(1, H, 1, W), None)], {}
+    memory, recorded = [LayerMemory(torch.zeros(1, H, 1, W), torch.zeros(1, H, 1, W), None)], Recorded()
     attend(MODULE, query, key, value, None, memory=memory, record=recorded)
     assert recorded[0][0] is key
     assert recorded[0][1] is value

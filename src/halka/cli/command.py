@@ -214,7 +214,8 @@ class Commands(TyperGroup):
             if debug:
                 traceback.print_exc()
             message, code = explain(error)
-            say(f"Error: {one_line(message)}")
+            rank = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
+            say(f"{'' if rank == '0' else f'rank {rank}: '}Error: {one_line(message)}")
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:

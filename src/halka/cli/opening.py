@@ -70,13 +70,19 @@ def load_for(
     dtype: str,
     device: str | None,
     quantize: str | None,
+    shard: bool = False,
 ) -> AdaptedModel:
-    """Load a base as that kind (None: its own) with a head for these labels, ready for adapters."""
+    """Load a base as that kind (None: its own) with a head for these labels, ready for adapters.
+
+    With `shard`, each of the processes that train together loads a part.
+    """
     from halka.models import adapt
     from halka.models.loading import load_base
 
     say(f"loading {base}{f' as a {kind}' if kind else ''} …")
     options: dict[str, Any] = {"kind": kind, "dtype": dtype, "device": device, "quantize": quantize}
+    if shard:
+        from halka.models.sharded import load_sharded_base as load_base
     return adapt(*load_base(base, labels=labels or None, **options))
 
 

@@ -16,6 +16,7 @@ from halka.util.errors import HalkaError
 from halka.util.text import columns
 
 if TYPE_CHECKING:
+    from halka.cli.devices import Devices
     from halka.cli.train_settings import Plan, RunSettings
     from halka.cli.training_run import TrainingRun
     from halka.core import AdaptedModel, Method
@@ -28,6 +29,7 @@ EXAMPLES = examples(
     "    --data train.jsonl --validation 0.1 --lr 0.01 --epochs 5 -o runs/mine",
     "halka train --config runs/mine/run.yaml",
     "halka train --many runs.yaml --base smollm2-135m --task support",
+    "halka train --devices 2 --config runs/mine/run.yaml",
 )
 
 
@@ -41,25 +43,33 @@ def train() -> None:
 
     Several adapters are trained together, on one base in memory, by --many with a file that lists them under `runs:`,
     each with its folder (out) and what is its own; all else is said once, above them or as a flag.
+
+    --devices N starts N processes by torchrun, a GPU each or on the CPU, which share every step and write one adapter:
+    the same as one process trains, of the same batches. With --shard each holds a part of the base, which is in memory
+    once over all of them.
     """
 
 
 class Train(Deferred):
     def whole(self) -> Any:
+        from halka.cli.devices import Devices
         from halka.cli.train_settings import flags
 
         def run(config: Path | None, many: Path | None, json: bool, **values: Any) -> None:
+            devices = Devices(values.pop("devices"), shard=values.pop("shard"))
             folder = {key: values.pop(key) for key in ("overwrite", "tensorboard")}
             if many is None:
-                train_adapter(config, values, json=json, **folder)
+                train_adapter(config, values, devices, json=json, **folder)
             elif config is None:
-                train_adapters(many, values, json=json, **folder)
+                train_adapters(many, values, devices, json=json, **folder)
             else:
                 raise HalkaError("--config is for one run and --many for several: give one of them")
 
         own = [
             flag("config", Path | None, None, metavar="FILE", help="a YAML file with settings"),
             flag("many", Path | None, None, metavar="FILE", help="a YAML file with several runs, trained together"),
+            flag("devices", int | None, None, help="processes that train together, each on a device of its own"),
+            flag("shard", bool, False, help="each process holds a part of the base (FSDP)"),
             flag("overwrite", bool, False, help="train anew where a run is"),
             flag("tensorboard", bool, False, help="write FOLDER/tensorboard too"),
             flag("json", bool, False, help="print the result as JSON"),
@@ -67,7 +77,7 @@ class Train(Deferred):
         return command_of("train", run, [*flags(), *own], train.__doc__, EXAMPLES)
 
 
-def train_adapter(config: Path | None, flags: dict[str, Any], *, json: bool, **folder: bool) -> None:
+def train_adapter(config: Path | None, flags: dict[str, Any], devices: Devices, *, json: bool, **folder: bool) -> None:
     """Settings → task → base → method → add → train → save."""
     from halka.cli.train_settings import read
     from halka.cli.training_run import TrainingRun, train_runs
@@ -77,9 +87,14 @@ def train_adapter(config: Path | None, flags: dict[str, Any], *, json: bool, **f
     run = TrainingRun(plan, "adapter", **folder)
     if run.finished:
         raise HalkaError(f"--out: {run.folder.path} holds a finished run: choose another folder, or add --overwrite")
-    run.task = task_of(plan.run)
-    with deterministic(plan.run.deterministic):
-        (result,) = train_runs(_model_for([run]), [run])
+    if devices.start(lambda: task_of(plan.run)):
+        return
+    with devices.joined() as first, deterministic(plan.run.deterministic):
+        run.task = task_of(plan.run)
+        results = train_runs(_model_for([run], devices), [run])
+    if not first:
+        return
+    (result,) = results
     if "error" in result:
         raise Failed(result["error"])
     note_prefixes([result["adapter"]])
@@ -89,7 +104,7 @@ def train_adapter(config: Path | None, flags: dict[str, Any], *, json: bool, **f
         _show(result, plan.run)
 
 
-def train_adapters(file: Path, flags: dict[str, Any], *, json: bool, **folder: bool) -> None:
+def train_adapters(file: Path, flags: dict[str, Any], devices: Devices, *, json: bool, **folder: bool) -> None:
     """Train several runs together; finished ones stay as they are."""
     from halka.cli.train_settings import read_many
     from halka.cli.training_run import TrainingRun, train_runs
@@ -100,13 +115,13 @@ def train_adapters(file: Path, flags: dict[str, Any], *, json: bool, **folder: b
         if run.finished:
             say(f"{run.name} holds a finished run: left as it is (--overwrite trains it anew)")
     runs = [run for run in runs if not run.finished]
-    tasks: dict[tuple, Task] = {}
-    for run in runs:
-        settings = run.plan.run
-        key = (settings.task, settings.data, settings.validation, settings.shape, settings.kind)
-        run.task = tasks[key] = tasks.get(key) or task_of(settings)
-    with deterministic(any(run.plan.run.deterministic for run in runs)):
-        results = train_runs(_model_for(runs), runs) if runs else []
+    if runs and devices.start(lambda: _read_tasks(runs)):
+        return
+    with devices.joined() as first, deterministic(any(run.plan.run.deterministic for run in runs)):
+        _read_tasks(runs)
+        results = train_runs(_model_for(runs, devices), runs) if runs else []
+    if not first:
+        return
     note_prefixes(result["adapter"] for result in results if "adapter" in result)
     if json:
         emit(results)
@@ -116,8 +131,19 @@ def train_adapters(file: Path, flags: dict[str, Any], *, json: bool, **folder: b
         raise Failed("\n".join(failed))
 
 
-def _model_for(runs: list[TrainingRun]) -> AdaptedModel:
+def _read_tasks(runs: list[TrainingRun]) -> None:
+    """Give each run its task; runs of the same data share one."""
+    tasks: dict[tuple, Task] = {}
+    for run in runs:
+        settings = run.plan.run
+        key = (settings.task, settings.data, settings.validation, settings.shape, settings.kind)
+        run.task = tasks[key] = tasks.get(key) or task_of(settings)
+
+
+def _model_for(runs: list[TrainingRun], devices: Devices) -> AdaptedModel:
     """The base that the runs share, with an adapter for each. Raises HalkaError for tasks of several kinds."""
+    from halka.training.ranks import device_of_rank
+
     settings = runs[0].plan.run
     kinds = {run.task.kind: run.task.name for run in runs}
     if len(kinds) > 1:
@@ -126,8 +152,9 @@ def _model_for(runs: list[TrainingRun]) -> AdaptedModel:
     model = load_for(
         *(settings.base, next(iter(kinds)), max((run.task.labels for run in runs), key=len)),
         dtype=settings.dtype,
-        device=settings.device,
+        device=device_of_rank(settings.device),
         quantize=settings.quantize,
+        shard=devices.shard,
     )
     for run in runs:
         method = method_of(run.plan, model)

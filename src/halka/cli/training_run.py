@@ -20,7 +20,7 @@ from halka.core import AdaptedModel
 from halka.data.task import Task
 from halka.methods import primary
 from halka.storage.adapter_folder import AdapterFolder
-from halka.training import Job, RunFolder, Step, as_tokens, train_many
+from halka.training import Job, Ranks, RunFolder, Step, as_tokens, train_many
 from halka.training.run_folder import METRICS, RUN
 from halka.util.errors import HalkaError, TrainingError
 
@@ -93,14 +93,17 @@ class TrainingRun:
 def train_runs(model: AdaptedModel, runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
     """Train the runs' adapters together and save them; returns the result of each, or its error.
 
-    Raises Failed where all of them fail, and typer.Exit after Ctrl-C.
+    Where several processes train together, the first one alone writes and has results. Raises Failed where all of them
+    fail, and typer.Exit after Ctrl-C.
     """
     jobs = [run.job(model) for run in runs]
+    writing = Ranks.here().first
     with ExitStack() as folders:
-        for run in runs:
-            folders.enter_context(run.folder.locked())
-        for run in runs:
-            run.begin(model)
+        if writing:
+            for run in runs:
+                folders.enter_context(run.folder.locked())
+            for run in runs:
+                run.begin(model)
         errors: dict[str, TrainingError] = {}
         try:
             stopped = _watch(train_many(model, jobs), {run.name: run for run in runs}, errors)
@@ -109,6 +112,8 @@ def train_runs(model: AdaptedModel, runs: Sequence[TrainingRun]) -> list[dict[st
         if stopped:
             _say_how_to_resume(runs)
             raise typer.Exit(128 + stopped)
+        if not writing:
+            return []
         return [run.failed(errors[run.name]) if run.name in errors else run.finish(model) for run in runs]
 
 
@@ -118,11 +123,12 @@ def _watch(
     errors: dict[str, TrainingError],
 ) -> int:
     """Show every step, and collect the errors; returns the number of the signal that stopped it, or 0 at the end."""
+    ranks = Ranks.here()
     try:
         with ExitStack() as open_now:
             signals = open_now.enter_context(stop_signals())
             progress = open_now.enter_context(StepProgress())
-            logs = {name: open_now.enter_context(run.log()) for name, run in runs.items()}
+            logs = {name: open_now.enter_context(run.log()) for name, run in runs.items() if ranks.first}
             for results in open_now.enter_context(closing(steps)):
                 for name, step in results.items():
                     if isinstance(step, TrainingError):
@@ -131,9 +137,10 @@ def _watch(
                             say(f"{name}: {step}")
                         continue
                     progress.step(step, name if len(runs) > 1 else "")
-                    logs[name](step)
-                if signals:
-                    return signals[0]  # closing the steps saves checkpoints
+                    if name in logs:
+                        logs[name](step)
+                if ranks.any(bool(signals)):  # all end after the same step
+                    return signals[0] if signals else signal.SIGTERM  # closing the steps saves checkpoints
     except KeyboardInterrupt:
         return signal.SIGINT
     return 0

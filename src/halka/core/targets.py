@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,16 @@ def quantization_of(base: nn.Module) -> str | None:
 def parameter_count(base: nn.Module) -> int:
     """The number of the base's parameters; a quantised weight counts as many as it stands for."""
     quantised = sum(layer.in_features * layer.out_features for layer in base.modules() if isinstance(layer, Quantized))
-    return quantised + sum(parameter.numel() for parameter in base.parameters())
+    return quantised + sum(parameter.numel() for parameter in base.parameters() if parameter.is_floating_point())
+
+
+def is_divided(module: nn.Module) -> bool:
+    """Whether each process holds a part of the module's parameters now (`halka.models.sharded`)."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 @dataclass(frozen=True)
@@ -115,10 +124,16 @@ class Target:
 
     def weight(self) -> Tensor:
         """The weight (O, I) that the linear layer computes with now, dequantised; of experts, all (E, O, I)."""
+        divided = is_divided(self.module)
         if isinstance(self.module, Quantized):
+            if divided:
+                raise HalkaError(
+                    f"{self.name} is quantised to {self.module.quantization} and each process holds a part: its weight "
+                    "cannot be read, as this method must. Train without --shard, or without --quantize"
+                )
             return self.module.dequantize()
-        weight = getattr(self.module, self.parameter.rpartition(".")[2])
-        assert isinstance(weight, Tensor)
+        weight: Any = getattr(self.module, self.parameter.rpartition(".")[2])
+        weight = weight.full_tensor() if divided else weight
         return weight.T if self.transposed else weight
 
     @property

@@ -184,7 +184,7 @@ class _Tree:
 
 
 def _segments(leaves: Sequence[TokenBytes], least_saved: int) -> list[_Segment]:
-    common = [_common(*neighbours) for neighbours in pairwise(leaves)]
+    common = [common_tokens(*neighbours) for neighbours in pairwise(leaves)]
     segments: list[_Segment] = []
     to_do = [(0, len(leaves), 0, -1)]  # leaves from, to; tokens of them that stand above; the parent
     while to_do:
@@ -203,7 +203,7 @@ def _segments(leaves: Sequence[TokenBytes], least_saved: int) -> list[_Segment]:
     return segments
 
 
-def _common(a: TokenBytes, b: TokenBytes) -> int:
+def common_tokens(a: TokenBytes, b: TokenBytes) -> int:
     """The number of tokens with which both begin."""
     sizes = range(WIDTH, min(len(a), len(b)) + 1, WIDTH)
     return bisect_left(sizes, True, key=lambda size: a[:size] != b[:size])

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from halka.core import Part, Target, WeightPart, quantization_of
+from halka.core import Part, Target, WeightPart, is_divided, quantization_of
 from halka.methods._fields import method
 from halka.methods.modules import module_at
 from halka.util.errors import HalkaError
@@ -28,6 +28,8 @@ class Full:
     def build(self, target: Target) -> Part:
         if (form := quantization_of(target.module)) is not None:
             raise HalkaError(f"full: the base is quantised to {form} and cannot be trained: load it without quantize")
+        if is_divided(target.module):
+            raise HalkaError("full: each process holds a part of the base, and full trains it whole: leave --shard out")
         return FullPart(target.module)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from halka.core import WHOLE, ModulePart, Part, Target, init_parameter, quantization_of
+from halka.core import WHOLE, ModulePart, Part, Target, init_parameter, is_divided, quantization_of
 from halka.methods._fields import method, option
 from halka.util.errors import HalkaError
 
@@ -40,6 +40,10 @@ class Modules:
         if (form := quantization_of(target.module)) is not None:
             raise HalkaError(
                 f"modules: {target.name} is quantised to {form} and cannot be trained: load the base without quantize"
+            )
+        if is_divided(target.module):
+            raise HalkaError(
+                f"modules: each process holds a part of {target.name}, which would be trained whole: leave --shard out"
             )
         inputs = signature(target.module.forward).parameters.values()
         needed = [one.name for one in inputs if one.default is Parameter.empty and one.kind in ONE_BY_ONE]

@@ -13,6 +13,8 @@ from halka.core import AdaptedModel
 from halka.models.heads import head_of
 from halka.models.quantised.linear import QuantizedLinear, samples
 
+_KEPT = "_halka_samples"
+
 
 def fingerprint(base: Any, *, head: bool = False) -> dict[str, Any]:
     """A base's architecture, its sizes, and a hash over samples of every weight.
@@ -33,8 +35,16 @@ def fingerprint(base: Any, *, head: bool = False) -> dict[str, Any]:
     return {"architecture": config.model_type, **sizes, "weights": digest.hexdigest()[:16]}
 
 
+def keep_samples(base: Any) -> None:
+    """Keep what `fingerprint` reads, for a base whose weights will be in parts."""
+    setattr(base, _KEPT, [*_sampled(base)])
+
+
 def _sampled(base: Any) -> Iterator[tuple[str, Sequence[int], Tensor]]:
     """Name, shape and samples of every parameter and quantised weight, in the order of `named_parameters`."""
+    if _KEPT in vars(base):
+        yield from vars(base)[_KEPT]
+        return
     seen: set[nn.Parameter] = set()
     for path, module in base.named_modules():
         prefix = f"{path}." if path else ""

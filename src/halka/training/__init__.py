@@ -4,12 +4,14 @@ from halka.training.config import Step, TrainConfig, TrainResult
 from halka.training.data import as_tokens
 from halka.training.jobs import Job, fit, train, train_many
 from halka.training.loop import Observer, mean_loss
+from halka.training.ranks import Ranks, joined_ranks
 from halka.training.run import batch_plan
 from halka.training.run_folder import RunFolder
 
 __all__ = [
     "Job",
     "Observer",
+    "Ranks",
     "RunFolder",
     "Step",
     "TrainConfig",
@@ -17,6 +19,7 @@ __all__ = [
     "as_tokens",
     "batch_plan",
     "fit",
+    "joined_ranks",
     "mean_loss",
     "train",
     "train_many",

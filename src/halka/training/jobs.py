@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from halka.core import AdaptedModel, quantization_of
 from halka.data.examples import ExamplesOrItems, examples_and_items
@@ -17,6 +17,7 @@ from halka.models.kinds import kind_of
 from halka.training.config import Step, TrainConfig, TrainResult, config_of
 from halka.training.data import as_tokens
 from halka.training.loop import Observer, loop
+from halka.training.ranks import Ranks
 from halka.training.run import Run
 from halka.training.run_folder import RunFolder
 from halka.util.errors import HalkaError, TrainingError
@@ -43,8 +44,9 @@ def train(
     Raises DataError for data without labels, HalkaError for a wrong config or the folder of another run, TrainingError
     where training itself fails, OutOfMemoryError (one of these) where memory does not suffice.
     """
-    run = _run_of(model, Job(name, examples, config_of(config), validation, folder))
-    return _Steps(_steps_of_one(model, run, observe or Observer()), "train")
+    ranks = Ranks.here()
+    run = _run_of(model, Job(name, examples, config_of(config), validation, folder), ranks)
+    return _Steps(_steps_of_one(model, run, observe or Observer(), ranks), "train")
 
 
 def fit(
@@ -65,23 +67,27 @@ def fit(
     """
     steps: list[Step] = []
     config = config_of(config)
-    run_folder = None if folder is None else RunFolder(folder)
+    ranks = Ranks.here()
+    run_folder = None if folder is None or not ranks.first else RunFolder(folder)
     if run_folder is not None:
         run_folder.check()
     with nullcontext() if run_folder is None else run_folder.locked():
         if run_folder is not None and run_folder.finished:
             raise HalkaError(f"{run_folder.path} holds a finished run: load its adapter, or choose another folder")
         raw, items = examples_and_items(examples)
-        run = _run_of(model, Job(name, [*items, *raw], config, validation, folder))
+        run = _run_of(model, Job(name, [*items, *raw], config, validation, folder), ranks)
         if run.folder is not None:
             run.folder.begin(_settings(run))
-        for step in _steps_of_one(model, run, Observer()):
+        for step in _steps_of_one(model, run, Observer(), ranks):
             steps.append(step)
             if on_step is not None:
                 on_step(step)
+        result = None
         if run.folder is not None:
-            return run.folder.finish(model, name, run.config, examples=len(items) + len(raw))
-    return TrainResult.of(steps, run.adapter.count())
+            result = run.folder.finish(model, name, run.config, examples=len(items) + len(raw))
+        elif ranks.first:
+            result = TrainResult.of(steps, run.adapter.count())
+    return cast(TrainResult, ranks.from_first(result))
 
 
 @dataclass(frozen=True)
@@ -114,20 +120,21 @@ def train_many(
         if double := {value for value in values if values.count(value) > 1}:
             raise HalkaError(f"two jobs have the {kind} {', '.join(sorted(double))}: give each its own")
     runs: list[Run] = []
+    ranks = Ranks.here()
     for job in jobs:
         try:
-            runs.append(_run_of(model, job))
+            runs.append(_run_of(model, job, ranks))
         except HalkaError as error:
             error.args = (f"{job.name}: {error}",)
             raise
-    return _Steps(loop(model, runs, observe or Observer()), "train_many")
+    return _Steps(loop(model, runs, observe or Observer(), ranks), "train_many")
 
 
-def _run_of(model: AdaptedModel, job: Job) -> Run:
-    """The job with its examples encoded. Raises as `as_tokens` does."""
+def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:
+    """The job with its examples encoded, and its folder on the first rank. Raises as `as_tokens` does."""
     items = as_tokens(model, job.examples, job.config, job.name)
     held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
-    return Run(model, job.name, items, held_out, job.config, job.folder)
+    return Run(model, job.name, items, held_out, job.config, job.folder if ranks.first else None)
 
 
 def _settings(run: Run) -> dict[str, Any]:
@@ -148,9 +155,9 @@ def _settings(run: Run) -> dict[str, Any]:
     }
 
 
-def _steps_of_one(model: AdaptedModel, run: Run, observer: Observer) -> Generator[Step, None, None]:
+def _steps_of_one(model: AdaptedModel, run: Run, observer: Observer, ranks: Ranks) -> Generator[Step, None, None]:
     """The steps of a single run; an error that ends it is raised."""
-    steps = loop(model, [run], observer)
+    steps = loop(model, [run], observer, ranks)
     try:
         for results in steps:
             step = results[run.name]

@@ -2,13 +2,15 @@
 
 It trains several adapters on one base together: rows of all of them go through the base in one pass, each with its own
 adapter, loss, gradients and optimiser. One adapter is the simplest case. `jobs.py` holds the functions that start it.
+Where several processes train together (`ranks.py`), each makes its share of a step's passes.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -22,8 +24,10 @@ from halka.data.packing import PackedBatch
 from halka.models.attention.function import use_attention
 from halka.objectives import batch_of, packs, summed_losses
 from halka.training.config import Step
+from halka.training.ranks import Ranks
 from halka.training.run import Run
-from halka.util.errors import OutOfMemoryError, TrainingError
+from halka.training.sharing import Pass, own_passes
+from halka.util.errors import LostRankError, OutOfMemoryError, TrainingError
 from halka.util.machine import ran_out, returning_memory
 from halka.util.mode import in_mode
 from halka.util.seeds import seeded
@@ -53,29 +57,33 @@ class Observer:
 
 
 def loop(
-    model: AdaptedModel, runs: list[Run], observer: Observer
+    model: AdaptedModel, runs: list[Run], observer: Observer, ranks: Ranks
 ) -> Generator[dict[str, Step | TrainingError], None, None]:
     """Train the runs together until each is over; yields by name the step of each, or the error that ends it."""
     for run in runs:
-        run.resume()
-    ahead = StepWork(model, {run: run.next_batches() for run in runs if not run.over})
+        run.resume(ranks)
+    ahead = StepWork(model, {run: run.next_batches() for run in runs if not run.over}, ranks)
     try:
         while active := [run for run in runs if not run.over]:
             results: dict[str, Step | TrainingError] = {}
             started = time.perf_counter()
 
             # data: the batches whose gradients make each run's next step
-            work = ahead if [*ahead.batches] == active else StepWork(model, {run: ahead.batches[run] for run in active})
+            same = [*ahead.batches] == active
+            work = ahead if same else StepWork(model, {run: ahead.batches[run] for run in active}, ranks)
 
             # forward, loss, backward: the gradients of all passes add up
             losses: dict[Run, Tensor | float] = dict.fromkeys(active, 0.0)
-            with _training_mode(model, active, observer):
-                for shared, batch in work.passes:
+            with _training_mode(model, active, observer, ranks.rank):
+                for shared, batch, labels in work.passes:
                     with observer.one_pass():
-                        pass_losses = _forward_backward(model, shared, batch, work.labels)
+                        pass_losses = _forward_backward(model, shared, batch, labels)
                     for run, loss in pass_losses.items():
                         losses[run] = losses[run] + loss
-            ahead = StepWork(model, {run: run.next_batches() for run in active if run.number < run.steps})  # meanwhile
+            following = {run: run.next_batches() for run in active if run.number < run.steps}
+            ahead = StepWork(model, following, ranks)  # meanwhile
+            for run in active:
+                losses[run] = ranks.reduce(run.adapter.parameters(), losses[run])
             seconds = time.perf_counter() - started
 
             for run in active:
@@ -88,14 +96,15 @@ def loop(
                     if run.evaluation_due:
                         try:
                             with _advice_on_memory(f"in the evaluation after step {step.step}"):
-                                step = run.validated(step, mean_loss(model, run.name, run.held_out, packed=run.packed))
-                        except OutOfMemoryError:
+                                loss = mean_loss(model, run.name, run.held_out, packed=run.packed, ranks=ranks)
+                                step = run.validated(step, loss)
+                        except (OutOfMemoryError, LostRankError):
                             run.record(step)  # the optimiser's part is done: resuming goes on after it
                             raise
                     # record
                     run.record(step)
                     results[run.name] = step
-                except OutOfMemoryError:  # all runs end
+                except (OutOfMemoryError, LostRankError):  # all runs end
                     raise
                 except TrainingError as error:  # this run ends, the others go on
                     results[run.name] = error
@@ -106,7 +115,8 @@ def loop(
     except BaseException as error:
         for run in runs:
             run.optimizer.zero_grad()
-            if isinstance(error, OutOfMemoryError | GeneratorExit) and not run.over:  # the last step is whole
+            whole = isinstance(error, OutOfMemoryError | LostRankError | GeneratorExit)  # the last step is
+            if whole and not run.over:
                 run.save()
         raise
 
@@ -116,29 +126,35 @@ class StepWork:
 
     tokens   of each run's batches, without padding
     labels   of each run's batches, one at least
-    passes   each pass's items by run, and the batch of all of them on the base's device
+    passes   each of this rank's passes: its items by run, the batch of all of them on the base's device, and what each
+             run's loss there is divided by
     """
 
-    def __init__(self, model: AdaptedModel, batches: dict[Run, list[list[Item]]]):
+    def __init__(self, model: AdaptedModel, batches: dict[Run, list[list[Item]]], ranks: Ranks):
         self.batches = batches
         items = {run: [item for batch in own for item in batch] for run, own in batches.items()}
         self.tokens = {run: sum(map(len, own)) for run, own in items.items()}
-        self.labels = {run: max(1, sum(item.labels for item in own)) for run, own in items.items()}
+        self.labels: dict[Run, float] = {run: max(1, sum(item.labels for item in own)) for run, own in items.items()}
         self.passes = [
-            (shared, batch_of(model, _groups(shared), packed=_packed(shared))) for shared in _passes(batches)
+            (
+                shared,
+                batch_of(model, _groups(shared), packed=_packed(shared)),
+                self.labels | dict.fromkeys(idle, math.inf),
+            )
+            for shared, idle in own_passes([*_passes(batches)], ranks)
         ]
 
 
-def _groups(shared: dict[Run, list[Item]]) -> dict[str | None, list[Item]]:
+def _groups(shared: Pass) -> dict[str | None, Sequence[Item]]:
     return {run.name: items for run, items in shared.items()}
 
 
-def _packed(shared: dict[Run, list[Item]]) -> bool:
+def _packed(shared: Pass) -> bool:
     return all(run.packed for run in shared)
 
 
 def _forward_backward(
-    model: AdaptedModel, shared: dict[Run, list[Item]], batch: PackedBatch | Batch, labels: dict[Run, int]
+    model: AdaptedModel, shared: Pass, batch: PackedBatch | Batch, labels: Mapping[Run, float]
 ) -> dict[Run, Tensor]:
     """One pass forward and back over a batch of each run; returns what it adds to each run's mean loss."""
     groups, packed = _groups(shared), _packed(shared)
@@ -181,10 +197,10 @@ def _passes(batches: dict[Run, list[list[Item]]]) -> Iterator[dict[Run, list[Ite
 
 
 @contextmanager
-def _training_mode(model: AdaptedModel, runs: list[Run], observer: Observer) -> Generator[None]:
-    """The base and the runs' adapters in train mode; dropout follows from the seed and the step."""
+def _training_mode(model: AdaptedModel, runs: list[Run], observer: Observer, rank: int) -> Generator[None]:
+    """The base and the runs' adapters in train mode; dropout follows from the seed, the step and the rank."""
     base: Any = model.base
-    seed = runs[0].config.seed * 1_000_003 + runs[0].number
+    seed = runs[0].config.seed * 1_000_003 + runs[0].number + rank * 1_000_000_007
     devices = {parameter.device for parameter in base.parameters()}
     parts = [part for run in runs for part in run.adapter.parts.values()]
     with model.use(None), use_attention(base), seeded(seed, devices), in_mode(True, base), casting(parts, base.dtype):
@@ -220,15 +236,26 @@ def _advice_on_memory(when: str) -> Generator[None]:
 
 
 def mean_loss(
-    model: AdaptedModel, name: str | None, items: Sequence[Item], batch_tokens: int = 4096, *, packed: bool = True
+    model: AdaptedModel,
+    name: str | None,
+    items: Sequence[Item],
+    batch_tokens: int = 4096,
+    *,
+    packed: bool = True,
+    ranks: Ranks | None = None,
 ) -> float:
     """The mean loss per label of `items` with adapter `name` (None: the bare base), without dropout.
 
-    Batches are packed where the objective's can be and `packed` allows it.
+    Batches are packed where the objective's can be and `packed` allows it. With `ranks`, all of which call this, each
+    computes its share of the batches.
     """
+    ranks = ranks or Ranks()
     packed, losses = packed and packs(model), list[Tensor]()
     with torch.no_grad(), model.use(name), use_attention(model.base), in_mode(False, model.base):
-        for indices in plan([len(item) for item in items], seed=0, epoch=0, batch_tokens=batch_tokens):
-            losses.append(summed_losses(model, {name: [items[i] for i in indices]}, packed=packed))
+        batches = plan([len(item) for item in items], seed=0, epoch=0, batch_tokens=batch_tokens)
+        for start in range(0, len(batches), ranks.count):  # as many passes on every rank
+            own = start + ranks.rank
+            batch = [items[i] for i in batches[min(own, len(batches) - 1)]]
+            losses.append(summed_losses(model, {name: batch}, packed=packed) * (own < len(batches)))
     of_batches = torch.cat(losses).cpu()  # for which the host waits once
-    return sum(float(loss) for loss in of_batches) / sum(item.labels for item in items)
+    return ranks.sum(sum(float(loss) for loss in of_batches)) / sum(item.labels for item in items)

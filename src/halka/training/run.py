@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from halka.objectives import objective_of, packs
 from halka.training.checkpoint import Progress
 from halka.training.config import Step, TrainConfig, learning_rate
 from halka.training.loss_scale import after_step, unscale
+from halka.training.ranks import Ranks
 from halka.training.run_folder import RunFolder
 from halka.util.errors import HalkaError, TrainingError
 from halka.util.machine import held
@@ -68,13 +69,36 @@ class Run:
         self.best: dict[str, Tensor] | None = None  # on the CPU, weights of the best evaluation without a folder
         self.progress = Progress()
 
-    def resume(self) -> None:
-        """Go on from the folder's checkpoint, if there is one. Raises HalkaError for that of another run."""
+    def resume(self, ranks: Ranks) -> None:
+        """Go on from the folder's checkpoint, if there is one; other ranks than the first do so by what that one read.
+
+        Raises HalkaError for the checkpoint of another run, and where ranks do not train the same.
+        """
         if self.folder is not None:
             self.progress = self.folder.resume(self._identity, self.adapter, self.optimizer)
+        if ranks.count > 1:
+            ranks.check_same(self._identity)
+            self._take(ranks.from_first(self._state() if ranks.first else {}))
         self._batches = self._batches_from(self.progress.step * self.config.accumulate)
         if self.over:
             self.restore_best()
+
+    def _state(self) -> dict[str, Any]:
+        """What other ranks go on from: progress and weights, and the optimiser's once a step was taken."""
+        begun = self.progress.step > 0
+        best = self.folder.load_best() if self.folder is not None and self.progress.best_step else self.best
+        return {
+            "progress": self.progress,
+            "weights": self.adapter.state_dict(),
+            "optimizer": self.optimizer.state_dict() if begun else None,
+            "best": best,
+        }
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        self.progress, self.best = state["progress"], state["best"]
+        self.adapter.load_state_dict(state["weights"])
+        if state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
 
     @property
     def scale(self) -> float:

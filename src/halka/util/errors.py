@@ -27,5 +27,9 @@ class TrainingError(HalkaError):
     """Training cannot go on; the message says why and what to do."""
 
 
+class LostRankError(TrainingError):
+    """Another of the processes that train together ended; its own message says why."""
+
+
 class OutOfMemoryError(TrainingError):
     """The device's memory does not hold what was asked for; the message names what to make smaller."""

@@ -25,7 +25,7 @@ from halka.models.attention.forest import ForestPlan
 from halka.models.attention.forest_flex import attend_by_flex, block_mask
 from halka.models.attention.forest_products import attend_by_products
 from halka.models.attention.paged import PagedPlan
-from halka.models.attention.places import LayerMemory
+from halka.models.attention.places import LayerMemory, Recorded
 from halka.util.machine import lacks_bfloat16
 
 NAME = "halka"
@@ -65,9 +65,9 @@ def attend(
     softcap: float | None = None,
     position_bias: Tensor | None = None,
     memory: Sequence[LayerMemory] | None = None,
-    record: dict[int, tuple[Tensor, Tensor]] | None = None,
+    record: Recorded | None = None,
     across: Sequence[LayerMemory] | None = None,
-    record_across: dict[int, tuple[Tensor, Tensor]] | None = None,
+    record_across: Recorded | None = None,
     gated: Sequence[LayerMemory | None] | None = None,
     forest: ForestPlan | PagedPlan | None = None,
     sliding_window: int | None = None,

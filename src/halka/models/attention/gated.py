@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from halka.core import VirtualPart
 from halka.models.attention.function import use_attention
-from halka.models.attention.places import LayerMemory, Stack, StackTokens
+from halka.models.attention.places import LayerMemory, Recorded, Stack, StackTokens
 from halka.models.layouts import Layout
 from halka.util.transfer import to_device
 
@@ -53,7 +53,7 @@ class Gated(StackTokens[list[LayerMemory | None]]):
 
     def _read(self, tokens_NPKD: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values (N, H, P, W) that the last K layers make of what they are given, differentiable."""
-        recorded: dict[int, tuple[Tensor, Tensor]] = {}
+        recorded = Recorded()
         count, length, last = tokens_NPKD.shape[:3]
         tokens = tokens_NPKD.to(self._base[0].dtype)
         nothing = tokens.new_zeros(count, length, self.stack.embed.get_parameter("weight").shape[1])

@@ -131,6 +131,19 @@ class LayerMemory:
         return LayerMemory(*(None if rows is None else rows[run : run + 1] for rows in tensors))  # type: ignore[arg-type]
 
 
+class Recorded:
+    """A pass's keys and values by layer. It is no dict, since FSDP copies those among a layer's arguments."""
+
+    def __init__(self) -> None:
+        self._by_layer: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __setitem__(self, layer: int, pair: tuple[Tensor, Tensor]) -> None:
+        self._by_layer[layer] = pair
+
+    def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self._by_layer[layer]
+
+
 def tokens_of(kwargs: dict[str, Any]) -> Tensor:
     """Token ids (B, T), or embeddings (B, T, D), of a pass."""
     return kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]

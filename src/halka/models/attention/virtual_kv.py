@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from halka.core import VirtualPart, repeats
 from halka.models.attention.function import use_attention
-from halka.models.attention.places import LayerMemory, Stack, StackTokens, tokens_of
+from halka.models.attention.places import LayerMemory, Recorded, Stack, StackTokens, tokens_of
 from halka.util.transfer import to_device
 
 
@@ -34,7 +34,7 @@ class VirtualKV(StackTokens[tuple[Tensor, Tensor]]):
 
     def read(self, embeddings: Tensor) -> Tensor:
         """The keys and values (N, P, 2·L, H, W) that the base computes for embeddings (N, P, D), differentiable."""
-        recorded: dict[int, tuple[Tensor, Tensor]] = {}
+        recorded = Recorded()
         embeddings = embeddings.to(self._base[0].dtype)
         with use_attention(self._base[0]), self.bare():  # virtual tokens see only each other
             if self._over is None:

@@ -20,7 +20,15 @@ from halka.models.targets import linear_targets
 from halka.util.errors import HalkaError
 from halka.util.files import release_pages
 
-__all__ = ["LAYERS", "QuantizedLinear", "bytes_of", "check_quantize", "quantise"]
+__all__ = [
+    "LAYERS",
+    "QuantizedLinear",
+    "bytes_of",
+    "check_quantize",
+    "quantisable",
+    "quantise",
+    "quantise_layer",
+]
 
 LAYERS: dict[str, type[QuantizedLinear]] = {"nf4": NF4Linear, "int8": Int8Linear}
 
@@ -31,6 +39,25 @@ def check_quantize(quantize: str) -> None:
         raise HalkaError(f"quantize {quantize!r} is none of {', '.join(LAYERS)}")
     if quantize == NF4Linear.quantization:
         bitsandbytes()
+
+
+def quantisable(base: Any) -> list[tuple[str, bool]]:
+    """The paths of the linear layers of the blocks, and whether the weight is stored as (I, O)."""
+    targets = linear_targets(base, layout_of(base))
+    return [(target.name, target.transposed) for target in targets if target.role in LINEAR_ROLES]
+
+
+def quantise_layer(base: Any, path: str, transposed: bool, quantize: str, device: torch.device | None = None) -> None:
+    """Quantise one linear layer in place, on the device, if one is named."""
+    parent, _, leaf = path.rpartition(".")
+    linear = base.get_submodule(path)
+    weight = linear.weight
+    there = weight if device is None else weight.to(device)
+    layer = LAYERS[quantize](
+        there.T.contiguous() if transposed else there, linear.bias, transposed, samples(weight).to(there.device)
+    )
+    base.get_submodule(parent).register_module(leaf, layer.train(linear.training))
+    release_pages(weight.data_ptr(), weight.numel() * weight.element_size())
 
 
 def quantise(base: Any, quantize: str, device: torch.device | None = None) -> None:
@@ -45,22 +72,9 @@ def quantise(base: Any, quantize: str, device: torch.device | None = None) -> No
     check_quantize(quantize)
     if (already := quantization_of(base)) is not None:
         raise HalkaError(f"the base is quantised to {already} already: load it again to quantise it to {quantize}")
-    layout = layout_of(base)
-    places = [
-        (target.name, target.transposed) for target in linear_targets(base, layout) if target.role in LINEAR_ROLES
-    ]
     with torch.no_grad():
-        for path, transposed in places:
-            parent, _, leaf = path.rpartition(".")
-            linear = base.get_submodule(path)
-            weight = linear.weight
-            there = weight if device is None else weight.to(device)
-            layer = LAYERS[quantize](
-                there.T.contiguous() if transposed else there, linear.bias, transposed, samples(weight).to(there.device)
-            )
-            base.get_submodule(parent).register_module(leaf, layer.train(linear.training))
-            release_pages(weight.data_ptr(), weight.numel() * weight.element_size())
-            del linear, weight, there
+        for path, transposed in quantisable(base):
+            quantise_layer(base, path, transposed, quantize, device)
         for module in base.modules():
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.clone()

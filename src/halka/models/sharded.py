@@ -1,0 +1,100 @@
+"""A base in parts, one on each of the processes that train together: torch's `fully_shard` (FSDP2).
+
+A layer's weights are gathered from all processes when a pass comes to the layer and dropped behind it, forward and
+backward. Embeddings, the last norm and the head are whole on each: a batch's loss calls the head as often as its labels
+need, which is not as often on every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from halka.models.fingerprint import keep_samples
+from halka.models.layouts import layout_of
+from halka.models.loading import load_base, place_of
+from halka.models.quantised import QuantizedLinear, check_quantize, quantisable, quantise_layer
+from halka.util.dtypes import Dtype, Quantize, dtype_name
+from halka.util.kinds import Kind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_sharded_base(
+    name_or_path: str | Path,
+    *,
+    kind: Kind | None = None,
+    labels: Sequence[str] | None = None,
+    dtype: Dtype | Literal["auto"] | torch.dtype = "bfloat16",
+    device: str | torch.device | None = None,
+    quantize: Quantize | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """As `load_base`, with this process's part of every layer in memory; all processes of the group call it together.
+
+    The weights are mapped from their safetensors files, and layer by layer this process's part is copied out.
+    Raises as `load_base` does.
+    """
+    if quantize is not None:
+        check_quantize(quantize)
+    precision, place = dtype_name(dtype, "auto"), place_of(device)
+    base, tokenizer = load_base(name_or_path, kind=kind, labels=labels, dtype="auto", device="cpu")
+    shard(base, place, None if precision == "auto" else getattr(torch, precision), quantize)
+    return base, tokenizer
+
+
+def shard(base: Any, device: torch.device, dtype: torch.dtype | None = None, quantize: Quantize | None = None) -> None:
+    """Leave of every layer's weights this process's part, in that precision or the base's own, on the device."""
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    keep_samples(base)
+    base.requires_grad_(False)
+    layout, places = layout_of(base), quantisable(base) if quantize is not None else []
+    stacks = [stack for stack in (layout.encoder, layout) if stack is not None]
+    for stack in stacks:
+        for number, layer in enumerate(base.get_submodule(stack.layers).children()):
+            layer.to(dtype)
+            for path, transposed in places:
+                if quantize is not None and path.startswith(f"{stack.layers}.{number}."):
+                    quantise_layer(base, path, transposed, quantize)
+            _shard_layer(layer.to(device), mesh, number)
+    whole = {parameter for parameter in base.parameters() if not isinstance(parameter, DTensor)}
+    with torch.no_grad():
+        for parameter in whole:
+            parameter.data = parameter.data.to(device, dtype, copy=True)
+        for module in base.modules():
+            for key, buffer in [*module.named_buffers(recurse=False)]:
+                setattr(module, key, buffer.to(device))
+    for stack in stacks:
+        fully_shard(base.get_submodule(stack.decoder), mesh=mesh, ignored_params=whole)
+
+
+def _shard_layer(layer: nn.Module, mesh: DeviceMesh, number: int) -> None:
+    """Shard the parameters of a stack's layer, and what its quantised layers keep."""
+    for module in layer.modules():
+        if isinstance(module, QuantizedLinear):
+            for key, buffer in [*module.named_buffers(recurse=False)]:
+                if buffer.dtype in (torch.uint8, torch.int8):
+                    delattr(module, key)
+                    module.register_parameter(key, nn.Parameter(buffer, requires_grad=False))
+    sharded = fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+
+    def gather(gradient: Tensor) -> None:
+        sharded.unshard()
+
+    def follow_recorded(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        """In backward FSDP gathers a layer at its output's gradient. A prompt's pass has none: its keys and values are
+        what is used.
+        """
+        if (recorded := kwargs.get("record")) is not None:
+            for tensor in recorded[number]:
+                if tensor.requires_grad:
+                    tensor.register_hook(gather)
+
+    layer.register_forward_hook(follow_recorded, with_kwargs=True)

@@ -1,0 +1,204 @@
+"""Processes that train together: `run` starts some that go through all cases, which one process goes through, too.
+
+python tests/ranks_for_tests.py FOLDER    as one of the processes; the first one writes FOLDER/trained.pt
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import halka
+from halka.core import Method
+from halka.data.tokens import Tokens
+from halka.models.quantised import quantise
+from halka.models.sharded import shard
+from halka.objectives.sequence_to_sequence import Pair
+from halka.training import Job, Ranks, RunFolder, TrainConfig, joined_ranks, train, train_many
+from halka.util.dtypes import Quantize
+from halka.util.errors import HalkaError
+from tiny import tiny
+from training_for_tests import items, recorded_gradients
+
+CONFIG = TrainConfig(steps=3, batch_size=5, lr=1e-3, clip=0, seed=1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An adapter to train on a tiny base; `settings` are of `TrainConfig`."""
+
+    method: Method
+    settings: dict[str, Any] = field(default_factory=dict)
+    architecture: str = "llama"
+    quantize: Quantize | None = None
+    shard: bool = False  # the base is in parts; one process has it whole
+
+
+METHODS: dict[str, Method] = {
+    "lora": halka.LoRA(rank=4),
+    "bottleneck": halka.Bottleneck(width=5),
+    "prefix": halka.Prefix(length=3),
+    "prompt": halka.Prompt(length=5),
+    "full": halka.Full(),
+}
+CASES: dict[str, Case] = {
+    **{
+        f"{name}, {how}": Case(method, {"batches": how})
+        for name, method in METHODS.items()
+        for how in ("packed", "padded")
+    },
+    "whole batches": Case(METHODS["lora"], {"accumulate": 4}),
+    "whole batches and one more": Case(METHODS["lora"], {"accumulate": 3}),
+    "fewer examples than ranks": Case(METHODS["lora"], {"batch_size": 1}),
+    "recomputed": Case(METHODS["lora"], {"checkpointing": True}),
+    "experts": Case(METHODS["lora"], {}, "mixtral"),
+    "encoder and decoder": Case(METHODS["lora"], {}, "t5"),
+    "nf4": Case(METHODS["lora"], quantize="nf4"),
+    **{
+        f"{name} on parts, {how}": Case(METHODS[name], {"batches": how}, shard=True)
+        for name in ("lora", "bottleneck", "prefix", "prompt")
+        for how in ("packed", "padded")
+    },
+    "recomputed on parts": Case(METHODS["lora"], {"checkpointing": True}, shard=True),
+    "recomputed prompt on parts": Case(METHODS["prompt"], {"checkpointing": True}, shard=True),
+    "fewer examples than ranks on parts": Case(METHODS["lora"], {"batch_size": 1}, shard=True),
+    "magnitudes on parts": Case(halka.DoRA(rank=4), shard=True),
+    "experts on parts": Case(METHODS["lora"], {}, "mixtral", shard=True),
+    "encoder and decoder on parts": Case(METHODS["lora"], {}, "t5", shard=True),
+    "nf4 on parts": Case(METHODS["lora"], quantize="nf4", shard=True),
+    "int8 on parts": Case(METHODS["lora"], quantize="int8", shard=True),
+}
+
+
+def data(architecture: str = "llama") -> list[Any]:
+    """Examples of which some begin alike."""
+    if architecture == "t5":
+        return [Pair(item.ids[:5], item.ids[5:]) for item in items(13)]
+    begins = [token + 3 for token in range(9)]
+    return [Tokens(begins + item.ids, [False] * 9 + item.loss) for item in items(7)] + items(6, seed=1)
+
+
+def trained(case: Case) -> dict[str, Any]:
+    """What training by this case comes to, in this process and those that it trains with."""
+    base = tiny(case.architecture)
+    if case.shard and Ranks.here().count > 1:
+        shard(base, base.device, quantize=case.quantize)
+    elif case.quantize:
+        quantise(base, case.quantize)
+    model = halka.adapt(base)
+    model.add("a", case.method)
+    with recorded_gradients() as gradients:
+        config = TrainConfig(**{**vars(CONFIG), **case.settings})
+        steps = [*train(model, "a", data(case.architecture), config, validation=data(case.architecture)[:5])]
+    return {
+        "losses": [step.loss for step in steps],
+        "validation": [step.validation for step in steps],
+        "tokens": steps[-1].tokens,
+        "gradients": gradients,
+        "weights": model.adapter("a").state_dict(),
+    }
+
+
+def refusal(method: Method, quantize: Quantize | None = None) -> str:
+    """What is said of a method that cannot be added to a base in parts."""
+    base = tiny()
+    shard(base, base.device, quantize=quantize)
+    try:
+        halka.adapt(base).add("a", method)
+    except HalkaError as error:
+        return str(error)
+    return ""
+
+
+def trained_together() -> dict[str, Any]:
+    """The losses of several adapters that are trained in the same passes."""
+    model = halka.adapt(tiny())
+    for name, method in METHODS.items():
+        model.add(name, method)
+    jobs = [Job(name, data(), CONFIG) for name in METHODS]
+    return {"losses": [step.loss for steps in train_many(model, jobs) for step in steps.values()]}  # type: ignore[union-attr]
+
+
+def run(count: int, *arguments: str, **environment: str) -> list[subprocess.CompletedProcess[str]]:
+    """What so many processes print that run this file together, each in its own thread."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    together = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(Path(halka.__file__).parents[1]), str(Path(__file__).parent)])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, *arguments],
+            env={
+                **os.environ,
+                **together,
+                "PYTHONPATH": path,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                **environment,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, output)
+        for process, output in zip(processes, outputs, strict=True)
+    ]
+
+
+def main(folder: Path) -> None:
+    """As one of several processes: all cases, and the run in FOLDER/run, which one process began, to its end."""
+    torch.set_num_threads(1)
+    with joined_ranks() as ranks:
+        results: dict[str, Any] = {}
+        for name, case in CASES.items():
+            print(name, flush=True)  # for whoever reads why it failed
+            results[name] = trained(case)
+        results["together"] = trained_together()
+        results["refused"] = [refusal(halka.Full()), refusal(halka.DoRA(rank=2), "nf4")]
+        results["resumed"] = resumed(folder / "run")
+        stopped(folder / "stopped", steps=3)
+        if ranks.first:
+            torch.save(results, folder / "trained.pt")
+
+
+RUN = {"steps": 6, "batch_size": 5, "lr": 1e-3, "save_every": 2}
+
+
+def stopped(folder: Path, steps: int) -> None:
+    """Begin a run in that folder and stop it after so many steps."""
+    if Ranks.here().first:
+        RunFolder(folder).begin({})
+    model = halka.adapt(tiny())
+    model.add("a", METHODS["lora"])
+    with closing(train(model, "a", data(), RUN, validation=items(5, seed=2), folder=folder)) as running:
+        for _ in range(steps):
+            next(running)
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """What a run comes to that goes on in that folder, or begins there."""
+    model = halka.adapt(tiny())
+    model.add("a", METHODS["lora"])
+    result = halka.fit(model, "a", data(), RUN, validation=items(5, seed=2), folder=folder)
+    return {"loss": result.loss, "validation": result.validation_loss, "weights": model.adapter("a").state_dict()}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,89 @@
+"""Two processes train as one does: losses, gradients, checkpoints; the base whole on each, or in parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ranks_for_tests as ranks
+from halka.training.ranks import BUCKET, Ranks, _buckets
+from ranks_for_tests import CASES
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes leave that went through all cases and went on with a run that one process had begun."""
+    folder = tmp_path_factory.mktemp("two")
+    ranks.stopped(folder / "run", steps=3)
+    for process in ranks.run(2, str(folder)):
+        assert process.returncode == 0, process.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "trained.pt")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The run from its begin to its end in one process."""
+    return ranks.resumed(tmp_path_factory.mktemp("straight"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_as_one_does(two: dict[str, Any], name: str):
+    one, both = ranks.trained(CASES[name]), two[name]
+    assert both["tokens"] == one["tokens"]
+    torch.testing.assert_close(both["losses"], one["losses"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(both["validation"], one["validation"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(both["gradients"], one["gradients"], rtol=1e-5, atol=1e-5)
+
+
+def test_several_adapters_are_trained_in_the_same_passes(two: dict[str, Any]):
+    torch.testing.assert_close(two["together"]["losses"], ranks.trained_together()["losses"], rtol=1e-5, atol=1e-5)
+
+
+def test_methods_that_need_the_base_whole_are_refused_on_parts(two: dict[str, Any]):
+    full, quantised = two["refused"]
+    assert full.startswith("full: each process holds a part of the base")
+    assert "is quantised to nf4 and each process holds a part" in quantised
+
+
+def test_a_run_of_one_process_goes_on_with_two(two: dict[str, Any], straight: dict[str, Any]):
+    torch.testing.assert_close(two["resumed"], straight, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_of_two_processes_goes_on_with_one(folder: Path, straight: dict[str, Any]):
+    torch.testing.assert_close(ranks.resumed(folder / "stopped"), straight, rtol=1e-5, atol=1e-5)
+
+
+def test_the_first_process_alone_writes_the_run(folder: Path):
+    lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == ranks.RUN["steps"]
+    assert {path.name for path in (folder / "run" / "adapter").iterdir()} == {
+        *("adapter_config.json", "adapter_model.safetensors", "halka.json")
+    }
+
+
+def test_buckets_are_of_one_kind_and_no_larger_than_allowed():
+    sizes = (BUCKET // 2, BUCKET // 2, 1, BUCKET + 1, 5)
+    tensors = [torch.empty(size, device="meta") for size in sizes]
+    tensors.append(torch.empty(2, device="meta", dtype=torch.bfloat16))
+    assert [[tensor.numel() for tensor in bucket] for bucket in _buckets(tensors)] == [
+        *([BUCKET // 2, BUCKET // 2], [1], [BUCKET + 1], [5], [2])
+    ]
+
+
+def test_one_process_alone_exchanges_nothing():
+    alone = Ranks.here()
+    assert (alone.count, alone.first, alone.sum(2.5), alone.any(False), alone.from_first("x")) == (
+        1,
+        True,
+        2.5,
+        False,
+        "x",
+    )
