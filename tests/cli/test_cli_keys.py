@@ -1,4 +1,4 @@
-"""`halka keys`: keys are added, listed without their texts, and revoked."""
+"""`halka keys`: keys are added, listed without their texts, changed and revoked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from commands import failure, halka, parsed
-from halka.server.guards.keys import Keys
+from halka.server.guards.keys import Keys, Limits
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +50,38 @@ def test_all_that_a_key_may_have():
     assert "requests 60, tokens 1,000, concurrency 4, storage 2,000,000,000" in halka("keys list").stdout
 
 
+def test_a_key_is_changed_and_keeps_its_text():
+    text = halka("keys add --role manager --requests 60 --storage 2GB --note laptop").stdout.strip()
+    before = keys().find(text.encode())
+    shown = halka(f"keys change {before.id} --role user --requests none --tokens 1000 --storage 3.5GB").stdout
+    assert shown == f"{before.id}: user of main; tokens 1,000, storage 3,500,000,000\n"
+    key = keys().find(text.encode())
+    assert (key.role, key.note, key.limits) == ("user", "laptop", Limits(tokens=1000, storage=3_500_000_000))
+    assert parsed(f"keys change {before.id} --note night --concurrency 4")["note"] == "night"
+    assert keys().find(text.encode()).limits == Limits(None, 1000, 4, 3_500_000_000)
+    shown = halka(f"keys change {before.id} --tokens none --concurrency none --storage none").stdout
+    assert "the server's limits" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ("", "there is nothing to change: give --role, --note or a limit"),
+        ("--requests 0", "--requests: '0' is no limit: give a number from 1 on, or none for the server's"),
+        ("--tokens 1152921504606846976", "--tokens: "),
+        ("--storage much", "--storage: "),
+        ("--storage 0", "--storage: "),
+        ("--role root", "Invalid value for '--role'"),
+        ("--role monitor", "a monitor's key is of tenant main"),
+    ],
+)
+def test_a_key_does_not_become_what_is_none(flags, shown):
+    parsed("keys add --tenant acme")
+    before = keys().all()
+    assert failure(f"keys change {next(iter(before))} {flags}").startswith(shown)
+    assert keys().all() == before
+
+
 def test_the_folder_is_the_servers(monkeypatch):
     monkeypatch.setenv("HALKA_SERVE_DATA", "elsewhere")
     halka("keys add")
@@ -68,6 +100,8 @@ def test_the_folder_is_the_servers(monkeypatch):
         ("keys add --storage much", "--storage: "),
         ("keys add --role root", "Invalid value for '--role'"),
         ("keys add --requests 0", "Invalid value for '--requests'"),
+        ("keys add --storage 0", "--storage: "),
+        ("keys change abc --role user", "there is no key 'abc': `halka keys list` shows the ids"),
         ("keys revoke abc", "there is no key 'abc': `halka keys list` shows the ids"),
         ("keys list --data file", "--data: file is a file: name the server's folder"),
     ],
