@@ -247,7 +247,20 @@ def test_nobody_makes_more_of_a_key_than_the_own(server, admin):
     raised = change(server, own, more, role="manager").json()
     within = {"requests": 10, "tokens": 7, "concurrency": 64, "storage": 1000}
     assert (raised["limits"], raised["expires"]) == (within, SOON.isoformat())
-    assert change(server, own, more, limits={}).json()["limits"] == {"requests": 10, "storage": 1000}
+    assert change(server, own, more, limits={}).json()["limits"] == within
+
+
+def test_a_tenants_admin_only_lowers_the_limits_of_what_the_operator_made(server, admin):
+    """They share no root: raised to the admin's own one by one, they would multiply what the tenant has."""
+    own = server.key("acme", "admin", limits=Limits(requests=100, tokens=100))
+    other = add(server, admin, tenant="acme", limits={"requests": 10}).json()["id"]
+    refused = change(server, own, other, limits={"requests": 11})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (403, "limits.requests")
+    assert change(server, own, other, limits={}).json()["limits"] == {"requests": 10, "tokens": 100}
+    assert change(server, own, other, limits={"requests": 5}).json()["limits"] == {"requests": 5, "tokens": 100}
+    assert change(server, admin, other, limits={"requests": 11}).json()["limits"] == {"requests": 11}
+    child = add(server, own, limits={"requests": 3}).json()["id"]
+    assert change(server, own, child, limits={"requests": 9}).json()["limits"]["requests"] == 9, "it shares the own's"
 
 
 def test_keys_that_made_each_other_go_down_together(server, admin):

@@ -89,7 +89,6 @@ async def add_key(body: NewKey, service: ServiceDep, caller: AdminDep) -> Respon
 @router.patch("/v1/keys/{id}")
 async def change_key(id: str, body: ChangedKey, service: ServiceDep, caller: AdminDep, last: Last = False) -> Response:
     """Change a key's role, limits or note. What is under way with it ends; its sessions go on, as what it is then."""
-    limits = body.limits and _limits_within(body.limits, caller)
 
     def check(keys: Mapping[str, Key]) -> None:
         key = _key_of(keys, id, caller)
@@ -99,7 +98,8 @@ async def change_key(id: str, body: ChangedKey, service: ServiceDep, caller: Adm
     def changed(key: Key) -> Key:
         more = body.role is not None and not RIGHTS[body.role] <= RIGHTS[key.role]
         note = key.note if body.note is None else one_line(body.note)
-        key = replace(key, role=body.role or key.role, limits=limits or key.limits, note=note)
+        limits = key.limits if body.limits is None else _limits_within(body.limits, caller, key)
+        key = replace(key, role=body.role or key.role, limits=limits, note=note)
         return _bounded(key, caller) if more else key
 
     key = await service.threads.manage(service.guards.keys.change, id, changed, check)
@@ -179,13 +179,19 @@ def _most(caller: Caller) -> Limits:
     return caller.key.limits if caller.tenant == MAIN else caller.lease.limits
 
 
-def _limits_within(limits: Limits, caller: Caller) -> Limits:
-    """The limits that the caller gives a key; what is left out is as the own key's. Raises ApiError for one beyond."""
-    own = caller.key.limits if caller.key else Limits()
-    for name, bound in vars(_most(caller)).items():
+def _limits_within(limits: Limits, caller: Caller, before: Key | None = None) -> Limits:
+    """The limits that the caller gives a new key, or one that had others `before`. Raises ApiError for one beyond.
+
+    What is left out is as the own key's. Where the operator made a key, which shares its limits with no other, a
+    tenant's admin lowers them alone: each key raised to the own's would multiply what the tenant has.
+    """
+    own, most = caller.key.limits if caller.key else Limits(), _most(caller)
+    if caller.tenant != MAIN and before is not None and before.root is None:
+        own, most = own.within(before.limits), most.within(before.limits)
+    for name, bound in vars(most).items():
         value = getattr(limits, name)
         if bound is not None and value is not None and value > bound:
-            raise ApiError(403, f"your own limit is {bound:,}: no other key may more", param=f"limits.{name}")
+            raise ApiError(403, f"{bound:,} is the most that you may give this key", param=f"limits.{name}")
     return limits.within(own)
 
 
