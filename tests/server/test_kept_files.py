@@ -12,6 +12,7 @@ from halka.server.resources.uploads import remove_stale
 from serving_for_tests import InProcess
 
 ROWS = b'{"prompt": "Why?", "completion": "So."}\n' * 3
+LONG = ROWS * 1000
 TRAIN = {"kind": "train", "name": "why"}
 
 
@@ -68,6 +69,19 @@ def test_it_is_its_tenants_and_counts_as_stored(server):
     assert (full.status_code, full.json()["error"]["code"]) == (413, "storage_full")
     user = server.client.post("/v1/files", files={"file": ("a.jsonl", ROWS)}, headers=server.key("acme", "user"))
     assert user.status_code == 403
+
+
+def test_it_counts_once_however_many_jobs_have_it(server):
+    """They share its bytes: a tenant with room for them would else be refused, or its job not begin."""
+    mine = server.key("main", limits=Limits(storage=3 * len(LONG)))
+    id, storage = keep(server, LONG, headers=mine), server.service.tenants.of("main").storage
+    before = storage.used()
+    for _ in range(3):
+        job = server.client.post("/v1/jobs", json=TRAIN | {"data_file": id}, headers=mine)
+        assert job.status_code == 201, job.text
+    assert storage.used() < before + len(LONG)
+    server.service.tenants.of("main").files.joinpath(f"{id}.jsonl").unlink()
+    assert storage.used() > len(LONG), "as long as a job has it"
 
 
 def test_the_newest_stay_and_none_for_long(server, monkeypatch):

@@ -112,10 +112,11 @@ def _full(limit: int, why: str) -> StorageFullError:
 
 
 def bytes_below(folders: Iterable[Path]) -> int:
-    """The bytes of all files below these folders; links are not followed."""
-    total = 0
+    """The bytes of all files below these folders; links are not followed, and a file with several names counts once."""
+    sizes = dict[tuple[int, int], int]()
     for path, _, files in chain.from_iterable(map(os.walk, folders)):
         for file in files:
             with suppress(FileNotFoundError):  # it was removed meanwhile
-                total += os.lstat(os.path.join(path, file)).st_size
-    return total
+                status = os.lstat(os.path.join(path, file))
+                sizes[status.st_dev, status.st_ino] = status.st_size
+    return sum(sizes.values())

@@ -1,6 +1,6 @@
 """`/v1/files`: data that is sent once, and named by the requests that look at it, estimate with it and train on it.
 
-tenants/acme/files/file-5f3a….jsonl    counts as stored, for an hour at most; it ends with the server
+tenants/acme/files/file-5f3a….jsonl    counts as stored, for an hour at most; none outlives a restart
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ async def keep_file(service: ServiceDep, caller: ManagerDep, file: UploadFile) -
     async with staging(service) as folder:
         path = (await save_data(service, caller, {"file": file}, folder))["file"]
         check_suffix("file", path)
+        about = path.stat()
         kept = await service.threads.manage(_kept, path, service.tenants.of(caller.tenant).files)
     asyncio.get_running_loop().call_later(LIFE, kept.unlink, True)
-    about = kept.stat()
     made = {"created_at": int(about.st_mtime), "expires_at": int(about.st_mtime) + LIFE}
     return Json({"id": kept.stem, "object": "file", "filename": file_name(file), "bytes": about.st_size, **made}, 201)
 
