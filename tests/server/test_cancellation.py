@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
 from guarded_for_tests import Guarded
+from halka.server.guards.keys import Keys
 
 
 class Client:
@@ -47,6 +49,10 @@ async def until(true) -> None:
     async with asyncio.timeout(20):
         while not true():
             await asyncio.sleep(0.005)
+
+
+def raised(keys: Keys, id: str) -> None:
+    keys.change(id, lambda key: replace(key, role="manager"))
 
 
 @pytest.fixture
@@ -111,22 +117,30 @@ def test_a_client_that_does_not_read_is_let_go(tmp_path):
     assert guarded.events == ["stream ended"]
 
 
-def test_a_key_that_is_revoked_ends_a_stream_with_an_error(guarded):
+@pytest.mark.parametrize(
+    ("change", "message", "code"),
+    [
+        (Keys.revoke, "the API key was revoked or has expired", "invalid_api_key"),
+        (raised, "the API key was changed: ask again", "key_changed"),
+    ],
+)
+def test_a_key_that_is_revoked_or_changed_ends_a_stream_with_an_error(guarded, change, message, code):
     headers = guarded.key()
 
-    async def revoke():
+    async def ended():
         client = Client(guarded, "/stream", headers)
         await until(lambda: len(client.messages) > 3)
         (id,) = guarded.keys.all()
-        guarded.keys.revoke(id)
+        change(guarded.keys, id)
         await client.task
         return client
 
-    client = asyncio.run(revoke())
+    client = asyncio.run(ended())
     assert guarded.events == ["stream ended"]
     *_, last, empty = client.body.decode().split("\n\n")
     assert empty == ""
-    assert json.loads(last.removeprefix("data: "))["error"]["message"] == "the API key was revoked or has expired"
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert (error["message"], error["code"]) == (message, code)
     assert not client.messages[-1].get("more_body")
 
 
@@ -176,7 +190,7 @@ def test_a_key_whose_rights_change_ends_its_requests(guarded):
         await client.task
         return client
 
-    assert asyncio.run(change()).status == 401
+    assert asyncio.run(change()).status == 409
 
 
 @pytest.mark.parametrize("path", ["/stream", "/never"])

@@ -1,4 +1,4 @@
-"""Requests that end early: their client has left, nothing was sent for long, their key is no longer valid, or the
+"""Requests that end early: their client has left, nothing was sent for long, their key was revoked or changed, or the
 server has drained for as long as it may.
 
 Whatever makes the answer is cancelled, so that its row is free at once. A client that is still there gets an error: as
@@ -74,6 +74,9 @@ class Cancellation:
             if time.monotonic() - request.active > self.timeout:
                 return ApiError(503, f"nothing came of this for {self.timeout:g} s", code="timeout", headers=LATER)
             await asyncio.sleep(min(LOOK, self.timeout / 4))
+        now = self.keys.all().get(key.id)
+        if now is not None and now.hash == key.hash and not now.expired:
+            return ApiError(409, "the API key was changed: ask again", code="key_changed")
         return ApiError(401, "the API key was revoked or has expired", code="invalid_api_key")
 
 

@@ -51,7 +51,7 @@ export async function* lastingEvents(path: string, signal: AbortSignal, last: (e
 }
 
 /** Whether the same call may go well in a moment; what ends a stream has no status of its own. */
-const isPassing = ({ status, code }: ApiError) => [0, 502, 503].includes(status) || ["keys_unreadable", "timeout"].includes(code ?? "");
+const isPassing = ({ status, code }: ApiError) => [0, 502, 503].includes(status) || ["key_changed", "keys_unreadable", "timeout"].includes(code ?? "");
 
 async function* parsed(response: Response): AsyncGenerator<ServerEvent> {
   if (!response.body) return;
