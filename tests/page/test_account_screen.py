@@ -6,6 +6,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
+from halka.server.guards.keys import Limits
 from serving_for_tests import Running
 
 CHAT = {"model": "lora", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
@@ -70,6 +71,9 @@ def test_keys_are_made_used_and_revoked(read, own_server):
     form = page.get_by_role("dialog", name="Change <b>nightly</b>")
     expect(form.get_by_label("Storage of its tenant")).to_have_value("2")
     form.get_by_label("Role", exact=True).select_option("user")
+    form.get_by_label("Storage of its tenant").fill("")
+    form.get_by_text("The same in a terminal").click()
+    expect(form.get_by_text("--role user --storage none")).to_contain_text("halka keys change")
     form.get_by_label("Storage of its tenant").fill("3.5")
     form.get_by_role("button", name="Save").press("Enter")
     expect(row).to_contain_text("3.5 GB stored")
@@ -85,6 +89,27 @@ def test_keys_are_made_used_and_revoked(read, own_server):
     expect(dialog.get_by_role("alert")).to_contain_text("this is the last admin's key of tenant main")
     dialog.get_by_role("button", name="all the same").click()
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+def test_a_changed_note_changes_no_limits(read, own_server):
+    """Limits come all together: those of a key without any would become the admin's own."""
+    keys = own_server.service.guards.keys
+    keys.add("main", "admin")
+    text, _ = keys.add("acme", "admin", limits=Limits(storage=10**9))
+    _, other = keys.add("acme", "user", limits=Limits(requests=500), note="laptop")
+    page = read(own_server.url).page
+    page.goto("/account")
+    page.get_by_label("API key").fill(text)
+    page.keyboard.press("Enter")
+    rows = page.get_by_role("region", name="Keys")
+    rows.get_by_role("row", name="laptop").get_by_role("button", name="Change").click()
+    form = page.get_by_role("dialog", name="Change laptop")
+    form.get_by_label("Note").fill("desk")
+    form.get_by_text("The same in a terminal").click()
+    expect(form.get_by_text("halka keys change")).to_have_text(f"halka keys change {other.id} --note desk")
+    form.get_by_role("button", name="Save").click()
+    expect(rows.get_by_role("row", name="desk")).to_be_visible()
+    assert keys.all()[other.id].limits == Limits(requests=500)
 
 
 def test_a_user_sees_the_own_use_and_no_keys(read, own_server):

@@ -26,7 +26,9 @@ def test_an_adapter_is_loaded_replaced_downloaded_and_deleted(read, shelf):
     page = read(running.url).page
     page.goto("/adapters")
     broken = page.get_by_role("article", name="broken")
-    expect(broken.get_by_role("alert")).to_contain_text("halka.json is not a Card that this version reads")
+    expect(broken.get_by_role("alert").locator("[lang=en]")).to_contain_text(
+        "halka.json is not a Card that this version reads"
+    )
     expect(broken.get_by_role("link", name="Try")).to_have_count(0)
 
     page.get_by_role("link", name="Details of lora").press("Enter")
@@ -45,6 +47,12 @@ def test_an_adapter_is_loaded_replaced_downloaded_and_deleted(read, shelf):
     expect(tags.get_by_role("alert")).to_contain_text("tags")
     tags.get_by_label("Tags").fill("#live ঘর")
     tags.get_by_role("button", name="Save").click()
+    expect(tags).to_have_count(0)
+    page.get_by_role("button", name="Tags").click()
+    tags.get_by_label("Tags").fill("#live")
+    tags.get_by_text("The same in a terminal").click()
+    expect(tags.get_by_text("halka adapters tag lora live")).to_contain_text("tag lora 'ঘর' --remove --store adapters")
+    tags.get_by_role("button", name="Cancel").click()
     page.get_by_role("link", name="#live").click()
     page.wait_for_url("**/adapters?find=%23live")
     expect(page.get_by_role("article")).to_have_count(1)

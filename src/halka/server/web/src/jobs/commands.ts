@@ -17,5 +17,6 @@ export function commandsOf({ id }: Job): Command[] {
     { id: "events", title: w.watching, text: curl(`/v1/jobs/${id}/events`) },
     { id: "stop", title: w.stop, text: curl(`/v1/jobs/${id}/stop`, { method: "POST" }) },
     { id: "resume", title: w.resume, text: curl(`/v1/jobs/${id}/resume`, { method: "POST" }) },
+    { id: "remove", title: w.remove, text: curl(`/v1/jobs/${id}`, { method: "DELETE" }) },
   ];
 }

@@ -30,23 +30,35 @@ export function KeyForm({ of, first, onDone, onClose }: { of: Key | null; first:
   const [limits, setLimits] = useState(() => limitsIn(of));
   const [text, setText] = useState<string | null>(null);
   const { busy, failure, run } = useAction();
+  const close = () => busy || onClose(); // else the text of the key that comes would be lost
   const wrong = (limit: Limit) => {
     const value = typed(limits[limit]);
     return limits[limit].trim() !== "" && !(value > 0 && (limit === "storage" || Number.isInteger(value)));
   };
   const filled = LIMITS.filter((limit) => limits[limit].trim() !== "" && !wrong(limit));
-  const limited = Object.fromEntries(filled.map((limit) => [limit, Math.round(typed(limits[limit]) * unitOf(limit))]));
-  const body = () => (of ? { role, limits: limited, note: note.trim() } : {
+  const limited: Key["limits"] = Object.fromEntries(filled.map((limit) => [limit, Math.round(typed(limits[limit]) * unitOf(limit))]));
+  const newLimits = !of || LIMITS.some((limit) => limited[limit] !== of.limits[limit]);
+  const newNote = note.trim() !== (of?.note ?? "");
+  const body = () => (of ? {
+    ...(role !== of.role && { role }),
+    ...(newLimits && { limits: limited }), // else what is left out would become as the own key's
+    ...(newNote && { note: note.trim() }),
+  } : {
     ...(tenant.trim() !== own && { tenant: tenant.trim() }),
     role,
     ...(days && { expires: new Date(Date.now() + Number(days) * 86_400_000).toISOString() }),
     ...(filled.length && { limits: limited }),
-    ...(note.trim() && { note: note.trim() }),
+    ...(newNote && { note: note.trim() }),
   });
   const flags = [
-    ...(tenant.trim() !== MAIN ? [`--tenant ${quoted(tenant.trim())}`] : []), `--role ${role}`, ...(days ? [`--expires ${days}d`] : []),
-    ...filled.map((limit) => `--${limit} ${typed(limits[limit])}${limit === "storage" ? "GB" : ""}`), ...(note.trim() ? [`--note ${quoted(note.trim())}`] : []),
+    ...(!of && tenant.trim() !== MAIN ? [`--tenant ${quoted(tenant.trim())}`] : []),
+    ...(role !== of?.role ? [`--role ${role}`] : []),
+    ...(days ? [`--expires ${days}d`] : []),
+    ...LIMITS.filter((limit) => limited[limit] !== of?.limits[limit])
+      .map((limit) => `--${limit} ${limited[limit] === undefined ? "none" : typed(limits[limit])}${limited[limit] && limit === "storage" ? "GB" : ""}`),
+    ...(newNote ? [`--note ${quoted(note.trim())}`] : []),
   ];
+  const command = ["halka keys", of ? `change ${of.id}` : "add", ...flags].join(" ");
   const send = async () => {
     if (of) await patch(`${KEYS}/${of.id}`, body()).then(onDone);
     else setText((await post<Key & { key: string }>(KEYS, body())).key);
@@ -61,7 +73,7 @@ export function KeyForm({ of, first, onDone, onClose }: { of: Key | null; first:
     );
   }
   return (
-    <Dialog title={of ? fill(w.changeTitle, { key: nameOf(of) }) : w.newKey} onClose={() => !busy && onClose()}>
+    <Dialog title={of ? fill(w.changeTitle, { key: nameOf(of) }) : w.newKey} onClose={close}>
       <form class="stack" noValidate onSubmit={(event) => {
         event.preventDefault();
         if (LIMITS.some(wrong)) showWrong(event.currentTarget);
@@ -89,10 +101,10 @@ export function KeyForm({ of, first, onDone, onClose }: { of: Key | null; first:
         {failure && <Failure error={failure} />}
         <div class="row">
           <Button kind="primary" type="submit" busy={busy}>{of ? w.save : w.make}</Button>
-          <Button onClick={onClose}>{parts.cancel}</Button>
+          <Button onClick={close}>{parts.cancel}</Button>
         </div>
         <Terminal commands={[
-          ...(of ? [] : [{ id: "halka", title: "halka", text: `halka keys add ${flags.join(" ")}` }]),
+          { id: "halka", title: "halka", text: command },
           { id: "curl", title: "curl", text: curl(of ? `${KEYS}/${of.id}` : KEYS, { ...(of && { method: "PATCH" }), json: body() }) },
         ]} />
       </form>

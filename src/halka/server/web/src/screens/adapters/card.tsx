@@ -13,7 +13,7 @@ export function Card({ adapter, base }: { adapter: Adapter; base: string | null 
         <h2 class="named"><a href={link("adapters", adapter.id)}>{adapter.id}</a></h2>
         <Badges adapter={adapter} />
       </header>
-      {adapter.error && <Notice kind="error">{adapter.error}</Notice>}
+      {adapter.error && <Notice kind="error"><p lang="en">{adapter.error}</p></Notice>}
       {!adapter.error && <p>{adapter.method ? methodOf(adapter) : w.noCard}</p>}
       <Terms of={[
         ...figuresOf(adapter.measurements).slice(0, 3).map(([name, value]): [string, string] => [name, value]),

@@ -34,7 +34,7 @@ export function Details({ name, base }: { name: string; base: string | null }) {
               {!one.error && <TryIt adapter={one} base={base} />}
             </Heading>
             <Badges adapter={one} />
-            {one.error && <Notice kind="error"><p>{one.error}</p><p>{w.damagedHint}</p></Notice>}
+            {one.error && <Notice kind="error"><p lang="en">{one.error}</p><p>{w.damagedHint}</p></Notice>}
             {may("manager") && <Actions adapter={one} again={adapter.again} />}
             <div class="details">
               <div class="stack">

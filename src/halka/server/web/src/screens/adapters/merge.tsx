@@ -87,7 +87,7 @@ function Result({ job, open, again }: { job: Merged; open: boolean; again: () =>
         {!runs(job) && <Button kind="quiet" icon="trash" label={fill(w.removeResult, { title })} busy={busy} onClick={() => run(() => deleteJob(job.id).then(again))} />}
       </header>
       {runs(job) && <Waiting label={w.merging} />}
-      {job.error && <Notice kind="error">{job.error}</Notice>}
+      {job.error && <Notice kind="error"><p lang="en">{job.error}</p></Notice>}
       {failure && <Failure error={failure} />}
       {error && (
         <>

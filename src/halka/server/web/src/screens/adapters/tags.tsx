@@ -17,6 +17,10 @@ export function Tags({ adapter, onDone, onClose }: { adapter: Adapter; onDone: (
   const [text, setText] = useState(adapter.tags.join(", "));
   const { busy, failure, run } = useAction();
   const tags = labelsIn(text.replaceAll("#", ""));
+  const gone = adapter.tags.filter((tag) => !tags.includes(tag));
+  const tagging = (which: string[], more = "") =>
+    which.length ? [`halka adapters tag ${[adapter.id, ...which].map(quoted).join(" ")}${more} --store adapters`] : [];
+  const halka = [...tagging(tags), ...tagging(gone, " --remove")].join("\n");
   return (
     <Dialog title={fill(w.tagsTitle, { name: adapter.id })} onClose={onClose}>
       <form class="stack" noValidate onSubmit={(event) => {
@@ -30,7 +34,7 @@ export function Tags({ adapter, onDone, onClose }: { adapter: Adapter; onDone: (
           <Button onClick={onClose}>{words.value.parts.cancel}</Button>
         </div>
         <Terminal commands={[
-          { id: "halka", title: "halka", text: `halka adapters tag ${[adapter.id, ...tags].map(quoted).join(" ")} --store adapters` },
+          ...(halka ? [{ id: "halka", title: "halka", text: halka }] : []),
           { id: "curl", title: "curl", text: curl(path, { method: "PATCH", json: { tags } }) },
         ]} />
       </form>

@@ -23,7 +23,7 @@ export function AdviceScreen({ id }: { id: string }) {
       </Heading>
       {failure !== null && <Failure error={failure} again={again} />}
       {!job && failure === null && <Waiting label={words.value.shell.loading} />}
-      {job?.error && <Notice kind="error"><p>{job.error}</p></Notice>}
+      {job?.error && <Notice kind="error"><p lang="en">{job.error}</p></Notice>}
       {job?.status === "interrupted" && <Notice kind="warning"><p>{w.interruptedHint}</p></Notice>}
       {job?.status === "queued" && <Waiting label={w.queuedHint} />}
       {job && job.status !== "queued" && job.status !== "done" && <Probes job={job} />}

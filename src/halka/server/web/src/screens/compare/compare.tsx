@@ -1,6 +1,6 @@
 // Reports of `halka compare`, to be browsed; one of them, by its address.
 import "./compare.css";
-import { useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 import { curl } from "../../parts/curl";
 import { Loaded, useLoading } from "../../parts/loading";
 import { Empty, Notice } from "../../parts/notice";
@@ -24,17 +24,19 @@ function All() {
   const w = words.value.compare;
   const [start, setStart] = useState(0);
   const all = useLoading(() => listComparisons(start, PAGE), [start]);
+  const listed = useRef(0); // stays while a page is loaded, as does what turns it, which has the focus
+  listed.current = all.value?.total ?? listed.current;
   return (
     <div class="stack">
       <Heading title={w.title} lead={w.lead} />
       <Loaded of={all}>
         {({ data, total }) => total ? (
-          <>
-            <div class="cards">{data.map((one) => <Card key={one.name} of={one} />)}</div>
-            {total > PAGE && <Pager start={start} size={PAGE} there={data.length} more={start + PAGE < total} onStart={setStart} />}
-          </>
+          <div class="cards">{data.map((one) => <Card key={one.name} of={one} />)}</div>
         ) : <Empty icon="compare" title={w.empty} hint={w.emptyHint}><Code text={FIRST} /></Empty>}
       </Loaded>
+      {listed.current > PAGE && (
+        <Pager start={start} size={PAGE} there={all.value?.data.length ?? 0} more={start + PAGE < listed.current} onStart={setStart} />
+      )}
       <Terminal commands={[{ id: "halka", title: "halka", text: FIRST }, { id: "curl", title: "curl", text: curl(COMPARISONS) }]} />
     </div>
   );

@@ -32,7 +32,7 @@ function All() {
             {listed.map((one) => (
               <article key={one.id} class="sheet stack" aria-label={one.id}>
                 <h2 class="named"><a href={link("documents", one.id)}>{one.id}</a></h2>
-                {one.error !== undefined && <Notice kind="error">{one.error}</Notice>}
+                {one.error !== undefined && <Notice kind="error"><p lang="en">{one.error}</p></Notice>}
                 {one.documents !== null && one.passages !== null && (
                   <p class="hint">{count(w.documents, one.documents)} · {count(w.passages, one.passages)}</p>
                 )}

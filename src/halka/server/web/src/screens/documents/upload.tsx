@@ -4,7 +4,7 @@ import type { List } from "../../api";
 import { Button } from "../../parts/button";
 import { TextField } from "../../parts/field";
 import { FilesField } from "../../parts/files";
-import { messageOf } from "../../parts/notice";
+import { languageOf, messageOf } from "../../parts/notice";
 import { Progress } from "../../parts/progress";
 import { send } from "../../sending";
 import { count, fill, labelsIn, words } from "../../words/words";
@@ -64,7 +64,7 @@ export function Upload({ collection, open, onDone }: { collection: string; open:
         <ul class="outcomes" role="status">
           {outcomes.map(({ name, taken, failure }) => (
             <li key={name} class={failure || taken?.status === "skipped" ? "wrong" : ""}>
-              <strong dir="auto">{name}</strong>: {failure ? messageOf(failure) : taken?.reason ?? `${w.status[taken?.status ?? "added"]}, ${count(w.passages, taken?.passages ?? 0)}`}
+              <strong dir="auto">{name}</strong>: {failure ? <span lang={languageOf(failure)}>{messageOf(failure)}</span> : taken?.reason ? <span lang="en">{taken.reason}</span> : `${w.status[taken?.status ?? "added"]}, ${count(w.passages, taken?.passages ?? 0)}`}
             </li>
           ))}
         </ul>

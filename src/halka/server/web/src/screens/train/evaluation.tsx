@@ -10,7 +10,7 @@ import { Scores } from "./scores";
 export function Evaluation({ job }: { job: Job<Evaluated> }) {
   const w = words.value.jobs;
   if (job.result !== null) return <Scores job={job} />;
-  if (job.error !== null) return <Notice kind="error"><p>{job.error}</p></Notice>;
+  if (job.error !== null) return <Notice kind="error"><p lang="en">{job.error}</p></Notice>;
   return ENDED.includes(job.status) ? null : <Progress label={job.status === "queued" ? w.queuedHint : w.scoring} share={shareOf(job)} />;
 }
 

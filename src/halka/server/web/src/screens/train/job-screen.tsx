@@ -25,7 +25,7 @@ export function JobScreen({ id }: { id: string }) {
       </Heading>
       {failure !== null && <Failure error={failure} again={again} />}
       {!job && failure === null && <Waiting label={words.value.shell.loading} />}
-      {job?.error && job.kind !== "evaluate" && <Notice kind="error"><p>{job.error}</p></Notice>}
+      {job?.error && job.kind !== "evaluate" && <Notice kind="error"><p lang="en">{job.error}</p></Notice>}
       {job?.status === "interrupted" && <Notice kind="warning"><p>{w.interruptedHint}</p></Notice>}
       {job?.status === "queued" && <Waiting label={w.queuedHint} />}
       {job?.kind === "train" && <Running job={job} steps={steps} />}
