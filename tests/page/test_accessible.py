@@ -47,3 +47,14 @@ def test_an_open_playground(read):
     page.get_by_text("3 tokens", exact=True).wait_for()
     page.get_by_role("alert").wait_for()
     assert objections(page) == []
+
+
+def test_what_opens_over_a_screen(read):
+    page = read(viewport={"width": 390, "height": 800}).page
+    for path, button in (("account", "New key"), ("adapters/lora", "Tags"), ("adapters/lora", "Delete")):
+        page.goto(f"/{path}")
+        page.get_by_role("button", name=button, exact=True).click()
+        for folded in page.get_by_role("dialog").locator("summary").all():
+            folded.click()
+        page.get_by_role("dialog").get_by_role("button").last.wait_for()
+        assert objections(page) == [], (path, button)
