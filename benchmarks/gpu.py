@@ -41,6 +41,7 @@ from halka.data.batches import IGNORE_INDEX, collate
 from halka.data.tokens import Tokens
 from halka.models.quantised import quantise
 from halka.training.loop import Observer, loop
+from halka.training.ranks import Ranks
 from halka.util import machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -286,7 +287,7 @@ def run_halka(base: Any, batches: list[list[Tokens]], sizes: Sizes) -> list[floa
     model.add("a", halka.LoRA(rank=16))
     run = FixedRun(model, "a", items, [], halka.TrainConfig(steps=len(batches), batch_size=len(batches[0])), None)
     run.batches = [[next(numbers) for _ in batch] for batch in batches]
-    times = [clock(sizes.device) for _ in loop(model, [run], Observer())]
+    times = [clock(sizes.device) for _ in loop(model, [run], Observer(), Ranks())]
     model.remove("a")
     return times
 

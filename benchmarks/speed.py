@@ -82,6 +82,7 @@ def run_halka(side, base, tokenizer, train, batches, pair, seed) -> tuple[list[f
     import halka
     from halka.methods import method_named
     from halka.training.loop import Observer, loop
+    from halka.training.ranks import Ranks
 
     fields = dict(PAIRS[pair]["halka"])
     method = method_named(fields.pop("method"))(**fields)
@@ -91,7 +92,7 @@ def run_halka(side, base, tokenizer, train, batches, pair, seed) -> tuple[list[f
     config = halka.TrainConfig(lr=PAIRS[pair]["lr"], steps=len(batches), batch_size=SIZE, batches=form, seed=seed)
     run = FixedRun(model, "a", train, [], config, None)
     run.batches = batches
-    times = [time.perf_counter() for _ in loop(model, [run], Observer())]
+    times = [time.perf_counter() for _ in loop(model, [run], Observer(), Ranks())]
 
     def logits_of(inputs):
         with model.use("a"):

@@ -15,6 +15,7 @@ from halka.data.packing import pack
 from halka.data.tokens import Tokens
 from halka.training import Step
 from halka.training.checkpoint import Progress
+from halka.training.ranks import Ranks
 from halka.training.run import Run
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -111,7 +112,7 @@ def test_best_weights_wait_on_the_processor():
     model = halka.adapt(base_on(FIRST))
     model.add("a", halka.LoRA(rank=4))
     run = Run(model, "a", items(), items(), halka.TrainConfig(steps=1), None)
-    run.resume()
+    run.resume(Ranks())
     run.progress = Progress(step=1)
     run.validated(Step(1, 1, 1.0, 1e-3, 0.1, 1, 1.0, 1.0, 0), loss=1.0)
     assert {tensor.device.type for tensor in run.best.values()} == {CPU}

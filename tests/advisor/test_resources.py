@@ -25,10 +25,12 @@ from tiny import CONFIGS
 
 CONFIG = AutoConfig.for_model(
     "llama",
-    **{**CONFIGS["llama"], "hidden_size": 128, "num_hidden_layers": 1, "intermediate_size": 384, "vocab_size": 997},
+    **CONFIGS["llama"]
+    | {"hidden_size": 2048, "num_hidden_layers": 1, "intermediate_size": 8192, "vocab_size": 9973}
+    | {"max_position_embeddings": 1024},
 )
-SIZES = {"length": 32, "batch_size": 4}
-SETUP = Setup(rows=4, length=32)
+SIZES = {"length": 512, "batch_size": 4}
+SETUP = Setup(rows=4, length=512)
 
 
 def fit(
@@ -130,7 +132,7 @@ def test_a_form_that_is_not_installed_is_no_way():
 
 
 def test_parts_are_of_every_method_as_it_is_and_make_its_memory():
-    found = fit(CONFIG, memory=10**10, **SIZES)
+    found = fit(CONFIG, memory=10**12, **SIZES)
     assert [each.method for each in found.options] == ["lora", "bottleneck", "prefix", "prompt", "full"]
     assert list(found.parts) == [each.method for each in found.options]
     for each in found.options:
@@ -154,7 +156,7 @@ def test_tasks_take_their_storage_each_and_share_the_base():
 
 
 def test_what_the_base_refuses_is_left_out():
-    config = AutoConfig.for_model("mixtral", **CONFIGS["mixtral"])
+    config = AutoConfig.for_model("mixtral", **CONFIGS["mixtral"] | {"max_position_embeddings": 1024})
     told = []
     found = fit(config, methods=["ia3", "lora"], memory=10**10, progress=told.append, **SIZES)
     assert told[:3] == ["ia3", "lora", f"lora, a batch of {resources.MOST_ROWS}"]

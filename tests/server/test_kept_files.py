@@ -26,7 +26,7 @@ def keep(server: InProcess, content: bytes = ROWS, name: str = "mine.jsonl", **m
 def test_a_file_is_looked_at_estimated_with_and_trained_on(server):
     made = server.client.post("/v1/files", files={"file": ("মেঘ.CSV", b"prompt,completion\nWhy?,So.\n")}).json()
     about = made["filename"], made["bytes"], made["expires_at"] - made["created_at"]
-    assert about == ("মেঘ.CSV", 27, files.LIFE)
+    assert about == ("মেঘ.CSV", 27, server.service.file_life)
     named = {"data_file": made["id"], "validation_file": keep(server)}
     seen = server.client.post("/v1/data/preview", json=named).json()
     assert (seen["examples"], seen["shown"][0]["where"], seen["shared"]["count"]) == (1, "data.csv:2", 1)
@@ -90,7 +90,7 @@ def test_the_newest_stay_and_none_for_long(server, monkeypatch):
     assert {path.stem for path in folder.glob("file-*")} == {*ids[1:]}
     gone = server.client.post("/v1/estimate", json={"data_file": ids[0]})
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "no_file")
-    monkeypatch.setattr(files, "LIFE", 0)
+    monkeypatch.setattr(server.service, "file_life", 0)
     id = keep(server)
     assert server.client.get("/healthz").status_code == 200, "the loop has turned"
     assert server.client.post("/v1/estimate", json={"data_file": id}).status_code == 404

@@ -104,13 +104,13 @@ def test_the_citation():
 
 
 def test_the_commands(tmp_path):
-    """Keys are added, listed and revoked; what `halka serve` is started with are settings."""
+    """Keys are added, listed, changed and revoked; what `halka serve` is started with are settings."""
     for line in lines("halka"):
         command = shlex.split(line)[1:]
         if command[0] == "serve":
             assert {word[2:] for word in command if word.startswith("--")} <= {*settings_of(ServerSettings)}
-        elif command[1] == "revoke":
+        elif command[1] in ("change", "revoke"):
             (id, *_) = (row.split()[0] for row in halka("keys list", tmp_path).stdout.splitlines() if "laptop" in row)
-            halka(f"keys revoke {id}", tmp_path)
+            halka(shlex.join([*command[:2], id, *command[3:]]), tmp_path)
         else:
             halka(shlex.join(command), tmp_path)

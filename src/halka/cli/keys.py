@@ -137,7 +137,7 @@ def change(
     data: Data = HERE,
     json: Json = False,
 ) -> None:
-    """Change what a key may do, or its note; what is left out stays, and so does its text.
+    """Change what a key may do, or its note; all else stays, its text too.
 
     What is under way with it ends within a second. Keys that were made with it never may more than it may.
     """

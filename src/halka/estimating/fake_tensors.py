@@ -143,17 +143,17 @@ class DryRunMode(TorchDispatchMode):
             args = (args[0], _integer_indices(args[1]), *args[2:])
         fake = any(isinstance(tensor, FakeTensor) for tensor in tensors((*args, *kwargs.values())))
         if fake and is_free(func):
-            known, out = _VIEW, self._shared(func, args, kwargs)
+            work, out = _VIEW, self._shared(func, args, kwargs)
         else:
-            known = self._known_call(_call(func, args, kwargs), fake, args, kwargs)
-            if known.real:
+            work = self._known_call(_call(func, args, kwargs), fake, args, kwargs)
+            if work.real:
                 out = func(*args, **kwargs)
             elif _in_place(func):
                 out = args[0]
             else:
-                out = self._shared(func, args, kwargs) if _shares(func) else self.fake(_from_layout(known.outputs))
+                out = self._shared(func, args, kwargs) if _shares(func) else self.fake(_from_layout(work.outputs))
         fresh = sum(self._track(it.inner if isinstance(it, FakeTensor) else it) for it in tensors((out,)))
-        work = work_of(func, args, kwargs, out) if known.real else known.work
+        work = work_of(func, args, kwargs, out) if work.real else work.work
         if work is not None:
             self.work[work._replace(fresh=fresh) if fresh else work] += 1
         return out

@@ -42,6 +42,7 @@ class Service:
     parquet   whose turn it is to have a Parquet file read
     stored    when the bytes that a tenant stores were counted, by `time.monotonic`, and how many they were
     created   when the server began, in seconds of Unix time
+    file_life  seconds that a file of data is kept which nothing uses yet
     """
 
     settings: ServerSettings
@@ -56,6 +57,7 @@ class Service:
     parquet: Turns = field(default_factory=Turns)
     stored: dict[str, tuple[float, int]] = field(default_factory=dict[str, tuple[float, int]])
     created: int = field(default_factory=lambda: int(time.time()))
+    file_life: int = 3600
 
     @classmethod
     def open(

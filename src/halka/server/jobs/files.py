@@ -27,7 +27,7 @@ from halka.server.wire import Json
 
 router = APIRouter(tags=["jobs"], route_class=UploadRoute)
 
-LIFE, MOST = 3600, 8  # seconds that a file is kept, and how many of a tenant: another ends the oldest
+MOST = 8  # files that are kept of a tenant: another ends the oldest
 FILES = "file-*"
 
 
@@ -39,9 +39,9 @@ async def keep_file(service: ServiceDep, caller: ManagerDep, file: UploadFile) -
         check_suffix("file", path)
         about = path.stat()
         kept = await service.threads.manage(_kept, path, service.tenants.of(caller.tenant).files)
-    asyncio.get_running_loop().call_later(LIFE, kept.unlink, True)
-    made = {"created_at": int(about.st_mtime), "expires_at": int(about.st_mtime) + LIFE}
-    return Json({"id": kept.stem, "object": "file", "filename": file_name(file), "bytes": about.st_size, **made}, 201)
+    asyncio.get_running_loop().call_later(service.file_life, kept.unlink, True)
+    times = {"created_at": int(about.st_mtime), "expires_at": int(about.st_mtime) + service.file_life}
+    return Json({"id": kept.stem, "object": "file", "filename": file_name(file), "bytes": about.st_size, **times}, 201)
 
 
 def _kept(path: Path, folder: Path) -> Path:
