@@ -15,7 +15,7 @@ from words_of_the_page import words_in
 
 PATIENCE = 240_000  # milliseconds for a training of the real base on a busy machine
 DRAFT = json.dumps({"train": {"steps": 20, "batch_size": 4}})
-PHONE = {"width": 390, "height": 844}
+WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def rows() -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("language", "locale", "size"), [("bn", "bn-BD", PHONE)])
+@pytest.mark.parametrize(("language", "locale", "size"), [("en", "en-GB", WIDE), ("bn", "bn-BD", PHONE)])
 def test_from_a_file_to_an_adapter_that_answers(read, real, language, locale, size):
-    """Everything but the choice of files is done by the keyboard. The other tests of the page are wide, in English."""
+    """Everything but the choice of files is done by the keyboard."""
     word = words_in(language)
     page: Page = read(real.url, locale=locale, viewport=size).page
     key, _ = real.service.guards.keys.add("main", "admin")
