@@ -143,13 +143,13 @@ class _Pass:
         self._scratch = step.scratch(len(line.tokens))
         own = self._scratch.h, self._scratch.x
         self._parts = RowParts(rows, plan.forest.runs, *own, threads, step.pairs)
-        short = [number for number, text in enumerate(plan.texts) if _short(text, step.pairs)]
-        runs = [range(start, start + plan.texts[n].tokens) for n in short for start in plan.forest.starts[n : n + 1]]
-        self._single = np.repeat(np.array(short, np.int64), [len(run) for run in runs])
-        self._places = np.array([place for run in runs for place in run], np.int64)
+        short = np.array([_short(text, step.pairs) for text in plan.texts])
+        texts = np.repeat(np.arange(len(plan.texts)), [text.tokens for text in plan.texts])  # of each token
+        self._places = np.flatnonzero(short[texts])
+        self._single = texts[self._places]
         pieces = pieces_of(len(self._single), threads)
         self._sums = kernels.partial_sums(len(self._single), pieces, step.dims.Q, step.dims.W)
-        long = [number for number in range(len(plan.texts)) if number not in short]
+        long = np.flatnonzero(~short).tolist()
         windows = {layer.window for layer in step.weights.layers}
         self._tiles = {
             window: batched([tile for number in long for tile in tiles_of(plan, number, window)]) for window in windows

@@ -15,7 +15,7 @@ from numba.extending import intrinsic, overload
 
 from halka.engine.llama.kernels.compiled import kernel
 from halka.engine.llama.kernels.numbers import dot, widened
-from halka.engine.llama.kernels.products import BF16, LANES, LONG, PAIRS, SUMS, WORDS
+from halka.engine.llama.kernels.products import BF16, LANES, LONG, PAIRS, SUMS, WORDS, spread
 from halka.models.attention.paged import SIZE
 
 STEP = 2 * LANES  # numbers of a head that a register of bf16 holds
@@ -101,9 +101,7 @@ def _add_values(heads: int) -> Any:
                 two = [builder.bitcast(it, SUMS) for it in (builder.shl(pair, sixteen), builder.and_(pair, upper))]
                 for head in range(heads):
                     there = builder.add(builder.mul(row, LONG(head)), LONG(4 * token))
-                    weight = builder.load(_at(builder, weights, there, ir.FloatType()))
-                    vector = builder.insert_element(ir.Constant(SUMS, ir.Undefined), weight, ir.IntType(32)(0))
-                    vector = builder.shuffle_vector(vector, vector, ir.Constant(WORDS, [0] * LANES))
+                    vector = spread(builder, builder.load(_at(builder, weights, there, ir.FloatType())), SUMS)
                     for half, value in enumerate(two):
                         product = builder.fmul(value, vector, flags=["contract"])
                         totals[2 * head + half] = builder.fadd(totals[2 * head + half], product, flags=["contract"])

@@ -43,6 +43,12 @@ INT, LONG, BYTES = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
 SUMS, WORDS, BF16 = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(INT, LANES), ir.VectorType(_BFloat(), 32)
 
 
+def spread(builder: Any, number: Any, kind: Any) -> Any:
+    """A register that holds the number in every lane."""
+    vector = builder.insert_element(ir.Constant(kind, ir.Undefined), number, INT(0))
+    return builder.shuffle_vector(vector, vector, ir.Constant(WORDS, [0] * LANES))
+
+
 def _tile(registers: int) -> Any:
     """tile(x, w, last, pairs, out), of addresses: out = W xᵀ for `registers` · LANES tokens.
 
@@ -75,9 +81,7 @@ def _tile(registers: int) -> Any:
             places = [builder.add(first, LONG(register)) for register in range(registers)]
             states = [builder.bitcast(builder.load(at(x, it, 64, WORDS), align=64), BF16) for it in places]
             for start, own in zip(starts, sums, strict=True):
-                word = builder.load(at(start, pair, 4, INT), align=2)
-                vector = builder.insert_element(ir.Constant(WORDS, ir.Undefined), word, INT(0))
-                vector = builder.shuffle_vector(vector, vector, ir.Constant(WORDS, [0] * LANES))
+                vector = spread(builder, builder.load(at(start, pair, 4, INT), align=2), WORDS)
                 for total, state in zip(own, states, strict=True):
                     product = builder.call(multiply, [builder.load(total), state, builder.bitcast(vector, BF16)])
                     builder.store(product, total)
