@@ -86,15 +86,15 @@ class Allocator(Protocol):
     def free(self, place: int) -> None: ...
 
 
-class _Known(NamedTuple):
-    """What is known of a call: that its tensors are real, else the layouts of its results, and its work."""
+class _Outcome(NamedTuple):
+    """What comes of a call: that its tensors are real, else the layouts of its results, and its work."""
 
     outputs: Any = None
     work: Work | None = None
     real: bool = False
 
 
-_VIEW = _Known()
+_VIEW = _Outcome()
 
 
 class DryRunMode(TorchDispatchMode):
@@ -110,7 +110,7 @@ class DryRunMode(TorchDispatchMode):
         self.work: Counter[Work] = Counter()
         self._allocator = allocator
         self._storages: dict[int, Any] = {}  # address -> weak reference that sees the storage freed
-        self._known: dict[tuple[Call, bool, torch.dtype], _Known] = {}
+        self._outcomes: dict[tuple[Call, bool, torch.dtype], _Outcome] = {}
         self._kind = FakeGPUTensor if gpu else FakeTensor
         self._gpu = gpu
         self._entered = ExitStack()
@@ -143,31 +143,31 @@ class DryRunMode(TorchDispatchMode):
             args = (args[0], _integer_indices(args[1]), *args[2:])
         fake = any(isinstance(tensor, FakeTensor) for tensor in tensors((*args, *kwargs.values())))
         if fake and is_free(func):
-            work, out = _VIEW, self._shared(func, args, kwargs)
+            outcome, out = _VIEW, self._shared(func, args, kwargs)
         else:
-            work = self._known_call(_call(func, args, kwargs), fake, args, kwargs)
-            if work.real:
+            outcome = self._outcome_of(_call(func, args, kwargs), fake, args, kwargs)
+            if outcome.real:
                 out = func(*args, **kwargs)
             elif _in_place(func):
                 out = args[0]
             else:
-                out = self._shared(func, args, kwargs) if _shares(func) else self.fake(_from_layout(work.outputs))
+                out = self._shared(func, args, kwargs) if _shares(func) else self.fake(_from_layout(outcome.outputs))
         fresh = sum(self._track(it.inner if isinstance(it, FakeTensor) else it) for it in tensors((out,)))
-        work = work_of(func, args, kwargs, out) if work.real else work.work
+        work = work_of(func, args, kwargs, out) if outcome.real else outcome.work
         if work is not None:
             self.work[work._replace(fresh=fresh) if fresh else work] += 1
         return out
 
-    def _known_call(self, call: Call, fake: bool, args: Any, kwargs: Any) -> _Known:
+    def _outcome_of(self, call: Call, fake: bool, args: Any, kwargs: Any) -> _Outcome:
         """What an operation does, looked at once for all calls that are equal: layers are alike."""
         key = (call, fake, torch.get_default_dtype())  # transformers sets it while it makes a base's weights
-        if key not in self._known:
+        if key not in self._outcomes:
             if not fake and _stays_real(call.func, args, kwargs):
-                self._known[key] = _Known(real=True)
+                self._outcomes[key] = _Outcome(real=True)
             else:
                 out = _on_meta(call.func, args, kwargs)
-                self._known[key] = _Known(_like(out), work_of(call.func, args, kwargs, out, call=call))
-        return self._known[key]
+                self._outcomes[key] = _Outcome(_like(out), work_of(call.func, args, kwargs, out, call=call))
+        return self._outcomes[key]
 
     def _shared(self, func: Any, args: Any, kwargs: Any) -> Any:
         return return_and_correct_aliasing(func, args, kwargs, self.fake(_on_meta(func, args, kwargs)))
