@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from halka.models.fingerprint import keep_samples
 from halka.models.layouts import layout_of
-from halka.models.loading import load_base, place_of
+from halka.models.loading import load_base, place_of, precision_on
 from halka.models.quantised import QuantizedLinear, check_quantize, quantisable, quantise_layer
 from halka.util.dtypes import Dtype, Quantize, dtype_name
 from halka.util.kinds import Kind
@@ -44,9 +44,10 @@ def load_sharded_base(
     """
     if quantize is not None:
         check_quantize(quantize)
-    precision, place = dtype_name(dtype, "auto"), place_of(device)
+    named, place = dtype_name(dtype, "auto"), place_of(device)
     base, tokenizer = load_base(name_or_path, kind=kind, labels=labels, dtype="auto", device="cpu")
-    shard(base, place, None if precision == "auto" else getattr(torch, precision), quantize)
+    precision = precision_on(place, named, base.config)
+    shard(base, place, None if precision == "auto" else precision, quantize)
     return base, tokenizer
 
 
