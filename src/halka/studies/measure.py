@@ -263,8 +263,9 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
             memory = {"peak": machine.peak(device), "baseline": baseline}
             notes.add(step.step, memory=memory, scored=_scored(model, task, text) if scored else None)
             machine.reset_peak(device)
-    steps = RunFolder(folder).steps()  # those of earlier processes among them
-    memory = max((note["memory"] for note in notes.all()), key=lambda memory: memory["peak"] - memory["baseline"])
+    steps, noted = RunFolder(folder).steps(), notes.all()  # those of earlier processes among them
+    seen = [*(note["memory"] for note in noted), {"peak": machine.peak(device), "baseline": baseline}]
+    memory = max(seen, key=lambda memory: memory["peak"] - memory["baseline"])
     trained, weights = adapter.count(), weights_of(model, NAME)
     copies = weights - bytes_of(model.base)
     gradients, moments = trained * FP32, trained * 2 * FP32
@@ -273,7 +274,7 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
         last, best = steps[-1].step, training["train"]["best_step"]
         training["train"]["scores"] = [
             {"step": note["step"], **note["scored"]}
-            for note in notes.all()
+            for note in noted
             if note["scored"] and (note["step"] != last or best == last)  # the last step leaves the best weights
         ]
     return training | {
