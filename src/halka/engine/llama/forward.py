@@ -33,7 +33,7 @@ def unsupported(model: AdaptedModel) -> str | None:
 
 
 class LlamaForward:
-    """Implements `Forward`. Until `close`, the base's linear layers that share an input share their storage."""
+    """Implements `Forward`. Until `close`, the linear layers of a layer of the base share their storage."""
 
     def __init__(self, model: AdaptedModel):
         """`unsupported(model)` must be None."""

@@ -1,4 +1,7 @@
-"""Linear layers that read the same input as one matrix: their parameters become views of it, and no weight is twice."""
+"""Linear layers that read the same input as one matrix: their parameters become views of it, and no weight is twice.
+
+The matrix is in huge pages, and so is that of a layer alone.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from halka.models.quantised.int8 import Int8Linear
+from halka.util.huge_pages import Room
+
+TENSORS = ("weight", "values", "scale", "bias")
+
+
+def tensors_of(layer: nn.Module) -> list[Tensor]:
+    """What a linear layer computes with, plain or int8."""
+    return [tensor for name in TENSORS if (tensor := getattr(layer, name, None)) is not None]
 
 
 class FusedLinears:
@@ -22,24 +33,22 @@ class FusedLinears:
     them sees no difference.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear | Int8Linear]):
-        """Layers of one kind, input width and precision, all with a bias or none."""
+    def __init__(self, layers: Sequence[nn.Linear | Int8Linear], room: Room):
+        """Layers of one kind, input width and precision, all with a bias or none, and room for their `tensors_of`."""
         quantised = isinstance(layers[0], Int8Linear)
         self.widths = [layer.out_features for layer in layers]
         self.places: list[tuple[nn.Module, str]] = []
         self._views: list[tuple[Tensor, int]] = []
-        self.weight = self._fuse(layers, "values" if quantised else "weight")
-        self.scale = self._fuse(layers, "scale") if quantised else None
-        self.bias = None if layers[0].bias is None else self._fuse(layers, "bias")
+        self.weight = self._fuse(layers, "values" if quantised else "weight", room)
+        self.scale = self._fuse(layers, "scale", room) if quantised else None
+        self.bias = None if layers[0].bias is None else self._fuse(layers, "bias", room)
 
-    def _fuse(self, layers: Sequence[nn.Module], name: str) -> Tensor:
+    def _fuse(self, layers: Sequence[nn.Module], name: str, room: Room) -> Tensor:
         own: list[Tensor] = [getattr(layer, name) for layer in layers]
         self.places += [(layer, name) for layer in layers]
-        if len(own) == 1:
-            return own[0].data
         with torch.inference_mode(False):
-            whole = torch.cat([tensor.data for tensor in own])
-            for tensor, view in zip(own, whole.split(self.widths), strict=True):
+            whole = room.cat([tensor.data for tensor in own])
+            for tensor, view in zip(own, whole.split([len(tensor) for tensor in own]), strict=True):
                 tensor.data = view
                 self._views.append((tensor, view.data_ptr()))
         return whole

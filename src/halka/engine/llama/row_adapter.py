@@ -19,6 +19,7 @@ from halka.engine.llama.weights import PLACES, PRODUCTS, ROLES
 from halka.methods.bottleneck import ACTIVATIONS, BottleneckPart
 from halka.methods.ia3 import InputScale, OutputScale
 from halka.methods.lora import LoRAPart, padded_rank
+from halka.util import huge_pages
 
 Slot = tuple[int, int]  # a layer, and a row of a table
 PRODUCT_OF = [name for name, roles in PRODUCTS.items() for _ in roles]  # by slot
@@ -118,7 +119,7 @@ class RowAdapter:
             for slot, part in sorted(loras, key=itemgetter(0))
         ]
         size = sum(padded_rank(len(A), dtype) * (A.shape[1] + len(B)) for _, A, B, _ in own)
-        self._storage = torch.empty(size, dtype=dtype)
+        self._storage = huge_pages.empty(size, dtype=dtype)
         offset = 0
 
         def room(*shape: int) -> Tensor:
@@ -167,5 +168,5 @@ class RowAdapter:
 def _packed(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Copies of these, one after another in one storage."""
     sizes = [tensor.numel() for tensor in tensors]
-    rooms = torch.empty(sum(sizes), dtype=dtype).split(sizes)
+    rooms = huge_pages.empty(sum(sizes), dtype=dtype).split(sizes)
     return [room.view(tensor.shape).copy_(tensor) for room, tensor in zip(rooms, tensors, strict=True)]

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.engine.llama.fused import FusedLinears
+from halka.engine.llama.fused import FusedLinears, tensors_of
 from halka.engine.llama.watched import Watched
 from halka.models.kinds import kind_of
 from halka.models.layouts import Layout, layout_of
 from halka.models.quantised.int8 import Int8Linear
+from halka.util.huge_pages import Room
 
 QKV, GATE_UP = ("attn.q", "attn.k", "attn.v"), ("mlp.gate", "mlp.up")
 OUTPUTS = {"attn": "attn.o", "mlp": "mlp.down"}  # where a sublayer ends
@@ -77,8 +78,9 @@ class LlamaLayer:
         return norms + [place for product in self.products.values() for place in product.places]
 
     def fuse(self) -> None:
+        room = Room(tensor for linear in self.linears.values() for tensor in tensors_of(linear))
         for name, roles in PRODUCTS.items():
-            self.products[name] = FusedLinears([self.linears[role] for role in roles])
+            self.products[name] = FusedLinears([self.linears[role] for role in roles], room)
 
 
 def window_of(attention: Any, config: Any) -> int | None:
@@ -178,9 +180,11 @@ class LlamaWeights:
             layer.fuse()
         attention = base.get_submodule(f"{layout.layers}.0.{layout.attention}")
         first = self.layers[0].linears
+        head = base.get_submodule(layout.head)
+        self._to_logits = FusedLinears([head], Room(tensors_of(head)))
+        self.head: Tensor = self._to_logits.weight
         self.embed: Tensor = decoder.embed_tokens.weight.data
         self.norm: Tensor = decoder.norm.weight.data
-        self.head: Tensor = base.get_submodule(layout.head).weight.data
         self.rotary = decoder.rotary_emb
         self.eps: float = config.rms_norm_eps
         self.scale: float = self.layers[0].scale
@@ -212,9 +216,8 @@ class LlamaWeights:
         ]
 
     def undo(self) -> None:
-        for layer in self.layers:
-            for product in layer.products.values():
-                product.undo()
+        for product in (self._to_logits, *(product for layer in self.layers for product in layer.products.values())):
+            product.undo()
 
 
 def _addresses(product: FusedLinears) -> list[int]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from halka.core import Forest
+from halka.util import huge_pages
 from halka.util.transfer import to_device
 
 SIZE = 16  # tokens of a block
@@ -32,7 +33,7 @@ class KVBlocks:
     def __init__(self, count: int, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device | str = "cpu"):
         """shape: of a token in all layers, (2·L, H, W)."""
         pairs, heads, width = shape
-        self.data = torch.empty(count, pairs // 2, 2, heads, SIZE, width, dtype=dtype, device=device)
+        self.data = huge_pages.empty(count, pairs // 2, 2, heads, SIZE, width, dtype=dtype, device=device)
 
     @staticmethod
     def bytes_of(shape: tuple[int, int, int], dtype: torch.dtype) -> int:
