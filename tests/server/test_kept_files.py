@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 
 import pytest
 
@@ -94,5 +96,40 @@ def test_the_newest_stay_and_none_for_long(server, monkeypatch):
     id = keep(server)
     assert server.client.get("/healthz").status_code == 200, "the loop has turned"
     assert server.client.post("/v1/estimate", json={"data_file": id}).status_code == 404
-    remove_stale(server.service.settings.data, server.service.tenants.all())
-    assert not folder.exists(), "an earlier server's"
+
+
+def test_files_are_listed_and_removed(server):
+    mine, theirs = server.key("main"), server.key("acme")
+    ids = [keep(server, ROWS * count, headers=mine) for count in (1, 2)]
+    listed = server.client.get("/v1/files", headers=mine).json()["data"]
+    assert [(file["id"], file["bytes"]) for file in listed] == [(ids[1], 2 * len(ROWS)), (ids[0], len(ROWS))]
+    assert server.client.get(f"/v1/files/{ids[0]}", headers=mine).json() == listed[1]
+    assert server.client.get("/v1/files", headers=theirs).json()["data"] == []
+    for method in ("GET", "DELETE"):
+        for id in (ids[0], "file-*", "..%2Fkeys", "file-0123456789abcdef"):
+            response = server.client.request(method, f"/v1/files/{id}", headers=theirs)
+            assert response.status_code == 404, response.text
+    gone = server.client.delete(f"/v1/files/{ids[0]}", headers=mine).json()
+    assert gone == {"id": ids[0], "object": "file", "deleted": True}
+    assert [file["id"] for file in server.client.get("/v1/files", headers=mine).json()["data"]] == [ids[1]]
+    job = server.client.post("/v1/jobs", json=TRAIN | {"data_file": ids[0]}, headers=mine)
+    assert (job.status_code, job.json()["error"]["code"]) == (404, "no_file")
+
+
+def test_another_server_at_the_same_data_leaves_files_that_are_not_old(server):
+    old, new = keep(server), keep(server)
+    tenant, life = server.service.tenants.of("main"), server.service.file_life
+    past = time.time() - life
+    os.utime(tenant.files / f"{old}.jsonl", (past, past))
+    remove_stale(server.service.settings.data, server.service.tenants.all(), life)
+    assert [path.stem for path in tenant.files.glob("file-*")] == [new]
+    assert server.client.post("/v1/estimate", json={"data_file": new}).status_code == 200
+
+
+def test_what_an_earlier_server_kept_ends_with_its_hour(server):
+    id = keep(server)
+    past = time.time() - server.service.file_life
+    os.utime(server.service.tenants.of("main").files / f"{id}.jsonl", (past, past))
+    assert server.client.post("/v1/estimate", json={"data_file": id}).status_code == 404
+    assert server.client.get("/v1/files").json()["data"] == []
+    assert not [*server.service.tenants.of("main").files.glob("file-*")]

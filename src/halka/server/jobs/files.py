@@ -1,6 +1,6 @@
 """`/v1/files`: data that is sent once, and named by the requests that look at it, estimate with it and train on it.
 
-tenants/acme/files/file-5f3a….jsonl    counts as stored, for an hour at most; none outlives a restart
+tenants/acme/files/file-5f3a….jsonl    counts as stored, for an hour at most
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +17,87 @@ from fastapi import APIRouter, UploadFile
 from starlette.responses import Response
 
 from halka.server.errors import ApiError
-from halka.server.guards.access import ManagerDep
+from halka.server.guards.access import Caller, ManagerDep
 from halka.server.jobs.data import DATA, VALIDATION, check_suffix
 from halka.server.jobs.uploading import save_data
 from halka.server.locks import locked
-from halka.server.resources.uploads import UploadRoute, file_name, staging
-from halka.server.service import ServiceDep
+from halka.server.resources.uploads import UploadRoute, file_name, kept_files, staging
+from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
 from halka.server.wire import Json
 
 router = APIRouter(tags=["jobs"], route_class=UploadRoute)
 
 MOST = 8  # files that are kept of a tenant: another ends the oldest
-FILES = "file-*"
 
 
 @router.post("/v1/files")
 async def keep_file(service: ServiceDep, caller: ManagerDep, file: UploadFile) -> Response:
     """Keep a file of data for an hour, to be named as `data_file`: .jsonl, .json, .csv, .tsv or .parquet."""
+    tenant = service.tenants.of(caller.tenant)
+    await service.threads.manage(kept_files, tenant, service.file_life)  # what has ended takes no room
     async with staging(service) as folder:
         path = (await save_data(service, caller, {"file": file}, folder))["file"]
         check_suffix("file", path)
-        about = path.stat()
-        kept = await service.threads.manage(_kept, path, service.tenants.of(caller.tenant).files)
+        kept = await service.threads.manage(_kept, path, tenant, service.file_life)
     asyncio.get_running_loop().call_later(service.file_life, kept.unlink, True)
+    return Json(_view(kept, service) | {"filename": file_name(file)}, 201)
+
+
+@router.get("/v1/files")
+async def list_files(service: ServiceDep, caller: ManagerDep) -> Response:
+    """List the files that are kept of the caller's tenant, the newest first."""
+
+    def views() -> list[dict[str, Any]]:
+        views = list[dict[str, Any]]()
+        for path in kept_files(service.tenants.of(caller.tenant), service.file_life):
+            with suppress(FileNotFoundError):  # it has ended meanwhile
+                views.append(_view(path, service))
+        return views
+
+    return Json({"object": "list", "data": await service.threads.manage(views)})
+
+
+@router.get("/v1/files/{id}")
+async def get_file(id: str, service: ServiceDep, caller: ManagerDep) -> Response:
+    """A file that is kept: how large it is, and until when it is there."""
+    return Json(await service.threads.manage(lambda: _view(_find(id, service, caller), service)))
+
+
+@router.delete("/v1/files/{id}")
+async def delete_file(id: str, service: ServiceDep, caller: ManagerDep) -> Response:
+    """Remove a file that is kept; jobs that were queued with it have their own."""
+    await service.threads.manage(lambda: _find(id, service, caller).unlink(missing_ok=True))
+    return Json({"id": id, "object": "file", "deleted": True})
+
+
+def _view(path: Path, service: Service) -> dict[str, Any]:
+    about = path.stat()
     times = {"created_at": int(about.st_mtime), "expires_at": int(about.st_mtime) + service.file_life}
-    return Json({"id": kept.stem, "object": "file", "filename": file_name(file), "bytes": about.st_size, **times}, 201)
+    return {"id": path.stem, "object": "file", "filename": path.name, "bytes": about.st_size, **times}
 
 
-def _kept(path: Path, folder: Path) -> Path:
+def _kept(path: Path, tenant: Tenant, life: int) -> Path:
     """A file moved to where it is kept."""
-    with locked(folder):
-        for old in sorted(folder.glob(FILES), key=os.path.getmtime)[: 1 - MOST]:
-            old.unlink()
-        return path.rename(folder / f"file-{secrets.token_hex(8)}{path.suffix}")
+    with locked(tenant.files):
+        for old in kept_files(tenant, life)[MOST - 1 :]:
+            old.unlink(missing_ok=True)
+        return path.rename(tenant.files / f"file-{secrets.token_hex(8)}{path.suffix}")
 
 
-def named_files(asked: Any, came: Mapping[str, Path], tenant: Tenant, folder: Path) -> dict[str, Path]:
+def _find(id: str, service: Service, caller: Caller) -> Path:
+    """A file that is kept. Raises ApiError for none."""
+    for path in kept_files(service.tenants.of(caller.tenant), service.file_life):
+        if path.stem == id:
+            return path
+    raise _no_file(id, "id")
+
+
+def _no_file(id: str, param: str) -> ApiError:
+    return ApiError(404, f"there is no file {id!r} any more: POST /v1/files keeps it anew", param=param, code="no_file")
+
+
+def named_files(asked: Any, came: Mapping[str, Path], tenant: Tenant, folder: Path, life: int) -> dict[str, Path]:
     """The files that came with a request, and those that it names, linked into a folder, by what they are for.
 
     Raises ApiError for one that is not there any more, and for what came in both ways.
@@ -65,14 +110,9 @@ def named_files(asked: Any, came: Mapping[str, Path], tenant: Tenant, folder: Pa
         if name in came:
             raise ApiError(400, f"{name} came with the request and by its id: give one of them", param=f"{name}_file")
         try:
-            (kept,) = tenant.files.glob(f"{id}.*")
+            (kept,) = (path for path in kept_files(tenant, life) if path.stem == id)
             files[name] = folder / f"{name}{kept.suffix}"
             os.link(kept, files[name], follow_symlinks=False)
         except (ValueError, FileNotFoundError):
-            raise ApiError(
-                404,
-                f"there is no file {id!r} any more: POST /v1/files keeps it anew",
-                param=f"{name}_file",
-                code="no_file",
-            ) from None
+            raise _no_file(id, f"{name}_file") from None
     return files

@@ -156,7 +156,7 @@ async def delete_job(id: str, service: ServiceDep, caller: ManagerDep) -> Respon
 async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: Caller) -> Response:
     async with staging(service) as folder:
         tenant = service.tenants.of(caller.tenant)
-        files = await service.threads.manage(named_files, job, files, tenant, folder)
+        files = await service.threads.manage(named_files, job, files, tenant, folder, service.file_life)
         new = await service.threads.manage(_check, job, files, tenant, service)
         size = sum(len(content) for content in new.files.values() if isinstance(content, bytes))
         if isinstance(job, AdviseJob) and job.collection is not None:

@@ -40,7 +40,8 @@ async def estimate_training(draft: Draft, service: ServiceDep, caller: ManagerDe
 
 async def _look_at(what: What, draft: Draft, service: Service, caller: Caller) -> Response:
     async with staging(service) as folder:
-        files = await service.threads.manage(named_files, draft, {}, service.tenants.of(caller.tenant), folder)
+        tenant = service.tenants.of(caller.tenant)
+        files = await service.threads.manage(named_files, draft, {}, tenant, folder, service.file_life)
         look = await service.threads.manage(_prepare, what, draft, files, folder, service)
         result = await service.looks(look, caller.tenant)
     if (reason := result.get("reason")) is not None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from halka.server.tenants import Tenant
 
 STALE = 24 * 3600  # seconds after which nobody is at work with an upload
+KEPT = "file-*"
 LONGEST = 200  # characters of a file's name
 FILES, FIELDS = 64, 128  # the most of an upload: of each, up to a MB is kept in memory
 SEPARATORS = re.compile(r"[/\\\x00]")
@@ -58,10 +59,22 @@ async def staging(service: Service) -> AsyncIterator[Path]:
             await service.threads.manage(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-def remove_stale(data: Path, tenants: Sequence[Tenant]) -> None:
-    """Remove what earlier servers have left: files that were kept; of killed ones, uploads and halves of jobs."""
+def kept_files(tenant: Tenant, life: float) -> list[Path]:
+    """The files of data that are kept of a tenant, the newest first. Those older than `life`, in seconds, end here."""
+    ages, now = list[tuple[float, Path]](), time.time()
+    for path in tenant.files.glob(KEPT):
+        with suppress(FileNotFoundError):  # it has ended meanwhile
+            ages.append((now - path.lstat().st_mtime, path))
+    for age, path in ages:
+        if age >= life:
+            path.unlink(missing_ok=True)
+    return [path for age, path in sorted(ages) if age < life]
+
+
+def remove_stale(data: Path, tenants: Sequence[Tenant], life: float) -> None:
+    """Remove what earlier servers have left: files older than `life`; of killed ones, uploads and halves of jobs."""
     for tenant in tenants:
-        shutil.rmtree(tenant.files, ignore_errors=True)
+        kept_files(tenant, life)
     for folder in chain((data / "uploads").glob("*"), *(tenant.jobs.glob(".job-*") for tenant in tenants)):
         with suppress(OSError):
             if time.time() - folder.lstat().st_mtime > STALE:
