@@ -1,6 +1,7 @@
 """Memory in huge pages is memory as any other: as large as asked for, aligned, and free once nothing refers to it."""
 
 import gc
+import mmap
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from halka.util import huge_pages
 from halka.util.huge_pages import ALIGNED, PAGE, Room
 
-HOLDS = Path("/proc/self/smaps")
+HOLDS, THP = Path("/proc/self/smaps"), Path("/sys/kernel/mm/transparent_hugepage")
 
 
 def mapped() -> int:
@@ -27,15 +28,38 @@ def test_a_tensor_is_as_torch_makes_it(shape, dtype):
     tensor.fill_(1)
     assert tensor[0].eq(1).all()
     assert tensor[-1].eq(1).all()
-    assert tensor.data_ptr() % ALIGNED == 0
+    assert tensor.data_ptr() % (PAGE if tensor.nbytes >= PAGE else ALIGNED) == 0
+    assert tensor.untyped_storage().nbytes() == twin.untyped_storage().nbytes()
 
 
 def test_on_another_device_it_is_torchs():
     assert huge_pages.empty(PAGE, dtype=torch.uint8, device="meta").device.type == "meta"
 
 
+def test_where_there_are_no_huge_pages_memory_is_as_usual(monkeypatch):
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 12345, raising=False)  # no advice that a kernel knows
+    assert huge_pages.empty(PAGE, dtype=torch.uint8).fill_(1).eq(1).all()
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
+    assert huge_pages.empty(PAGE, dtype=torch.uint8).fill_(1).eq(1).all()
+
+
+@pytest.mark.skipif(not THP.exists(), reason="this system has no huge pages")
+@pytest.mark.skipif(not HOLDS.exists(), reason="the system does not list what a process has mapped")
+def test_whole_pages_are_advised_to_be_huge():
+    tensor = huge_pages.empty(5 * PAGE // 2, dtype=torch.uint8)
+    flags = dict[int, str]()
+    for line in HOLDS.read_text().splitlines():
+        if begin := re.match(r"([0-9a-f]+)-[0-9a-f]+ ", line):
+            start = int(begin[1], 16)
+        elif line.startswith("VmFlags:"):
+            flags[start] = line
+    assert " hg" in flags[tensor.data_ptr()]
+    assert " hg" not in flags.get(tensor.data_ptr() + 2 * PAGE, "")
+
+
 @pytest.mark.skipif(not HOLDS.exists(), reason="the system does not list what a process has mapped")
 def test_memory_is_free_once_no_tensor_refers_to_it():
+    gc.collect()
     before = mapped()
     tensor = huge_pages.empty(64 * PAGE, dtype=torch.uint8)
     part = tensor[:1]

@@ -22,11 +22,13 @@ def empty(*shape: int, dtype: torch.dtype, device: torch.device | str = "cpu") -
     size = math.prod(shape) * dtype.itemsize
     if torch.device(device).type != "cpu" or size < PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    start = -whole.data_ptr() % PAGE
-    memory.madvise(mmap.MADV_HUGEPAGE, start, size // PAGE * PAGE)
-    return whole[start : start + size].view(dtype).view(shape)
+    try:
+        memory = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        start = -torch.frombuffer(memory, dtype=torch.uint8, count=1).data_ptr() % PAGE
+        memory.madvise(mmap.MADV_HUGEPAGE, start, size // PAGE * PAGE)
+    except OSError:  # a kernel without huge pages, or too little memory, which torch says in its way
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(memory, dtype=dtype, offset=start, count=math.prod(shape)).view(shape)
 
 
 class Room:

@@ -20,10 +20,12 @@ from halka.core import AdaptedModel, Adapter, ModulePart, Part, Target
 from halka.engine.forward import TransformersForward
 from halka.engine.llama.forward import LlamaForward, unsupported
 from halka.engine.llama.kernels import TOKENS
+from halka.engine.llama.weights import LlamaWeights
 from halka.methods.lora import LoRAPart
 from halka.models.fingerprint import fingerprint
 from halka.models.quantised import quantise
 from halka.models.quantised.int8 import Int8Linear
+from halka.util.huge_pages import PAGE
 from lines_for_tests import Lines
 from tiny import tiny
 
@@ -38,6 +40,7 @@ BASES = {
         "layer_types": ["full_attention", "sliding_attention"],
     },
     "llama, biases, its own head width": {"attention_bias": True, "mlp_bias": True, "head_dim": 32},
+    "llama, in huge pages": {"intermediate_size": 8192, "num_hidden_layers": 1},
     "llama, int8": {},
     "qwen2, int8": {},
 }
@@ -361,7 +364,7 @@ def storages(base) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "llama, in huge pages"])
 def test_the_base_stays_what_it_was(name, tmp_path):
     model = adapted(name, a=halka.LoRA(rank=4))
     base = model.base
@@ -377,6 +380,8 @@ def test_the_base_stays_what_it_was(name, tmp_path):
     )
     assert shares
     assert any(storages(base))
+    if name == "llama, in huge pages":
+        assert attention.q_proj.weight.untyped_storage().nbytes() >= PAGE
     assert all(a is b for a, b in zip(objects, base.parameters(), strict=True))
     assert fingerprint(base) == prints
     with torch.no_grad():
@@ -390,6 +395,28 @@ def test_the_base_stays_what_it_was(name, tmp_path):
         assert all(torch.equal(state[key], tensor) for key, tensor in before.items())
     with torch.no_grad():
         assert torch.equal(base(ids).logits, logits)
+
+
+def test_one_that_begins_in_inference_mode_leaves_a_base_that_trains():
+    model = adapted(a=halka.LoRA(rank=4))
+    expected = one_row(Lines(model, TransformersForward(model)), ("a",))
+    with torch.inference_mode():
+        forward = LlamaForward(model)
+    torch.testing.assert_close(one_row(Lines(model, forward), ("a",)), expected)
+    for close in (lambda: None, forward.close):
+        close()
+        assert not any(parameter.is_inference() for parameter in model.base.parameters())
+        with model.use("a"):
+            model.base(torch.arange(3, 20)[None]).logits.sum().backward()
+
+
+def test_matrices_are_free_as_soon_as_they_are_undone():
+    """Else a base that fills the memory would not fit once more when its engine closes."""
+    weights = LlamaWeights(adapted().base)
+    matrices = [weakref.ref(product.weight) for layer in weights.layers for product in layer.products.values()]
+    weights.undo()
+    assert matrices
+    assert not any(matrix() is not None for matrix in matrices)
 
 
 def test_two_engines_on_one_base():

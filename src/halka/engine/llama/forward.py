@@ -83,9 +83,9 @@ class LlamaForward:
         self.forget()
         self._twin.close()
         if self._step is not None:
+            weights, self._step = self._step.weights, None  # and with the step all that has the matrices
             with self._model.own_weights():
-                self._step.weights.undo()
-        self._step = None  # with the matrices: somebody may hold this for long
+                weights.undo()
 
 
 def forward_of(model: AdaptedModel) -> Forward:

@@ -216,8 +216,12 @@ class LlamaWeights:
         ]
 
     def undo(self) -> None:
-        for product in (self._to_logits, *(product for layer in self.layers for product in layer.products.values())):
-            product.undo()
+        """Let the base have its own weights again, layer by layer: each layer's matrices are free before the next."""
+        while self.layers:
+            products = self.layers.pop().products
+            while products:
+                products.popitem()[1].undo()
+        self._to_logits.undo()
 
 
 def _addresses(product: FusedLinears) -> list[int]:
