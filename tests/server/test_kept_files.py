@@ -11,7 +11,7 @@ import pytest
 from halka.server.guards.keys import Limits
 from halka.server.jobs import files
 from halka.server.resources.uploads import remove_stale
-from serving_for_tests import InProcess
+from serving_for_tests import InProcess, until
 
 ROWS = b'{"prompt": "Why?", "completion": "So."}\n' * 3
 LONG = ROWS * 1000
@@ -105,31 +105,43 @@ def test_files_are_listed_and_removed(server):
     assert [(file["id"], file["bytes"]) for file in listed] == [(ids[1], 2 * len(ROWS)), (ids[0], len(ROWS))]
     assert server.client.get(f"/v1/files/{ids[0]}", headers=mine).json() == listed[1]
     assert server.client.get("/v1/files", headers=theirs).json()["data"] == []
+    nobodys = ((theirs, ids[0]), *((mine, id) for id in ("file-*", f"{ids[0][:-1]}?", f"{ids[0]}.jsonl", ".", "")))
     for method in ("GET", "DELETE"):
-        for id in (ids[0], "file-*", "..%2Fkeys", "file-0123456789abcdef"):
-            response = server.client.request(method, f"/v1/files/{id}", headers=theirs)
-            assert response.status_code == 404, response.text
+        for headers, id in nobodys[: 4 if method == "GET" else None]:
+            response = server.client.request(method, f"/v1/files/{id}", headers=headers)
+            assert response.status_code in (404, 405), response.text
+    assert len(server.client.get("/v1/files", headers=mine).json()["data"]) == 2
     gone = server.client.delete(f"/v1/files/{ids[0]}", headers=mine).json()
     assert gone == {"id": ids[0], "object": "file", "deleted": True}
     assert [file["id"] for file in server.client.get("/v1/files", headers=mine).json()["data"]] == [ids[1]]
+    assert server.client.delete(f"/v1/files/{ids[0]}", headers=mine).status_code == 404
     job = server.client.post("/v1/jobs", json=TRAIN | {"data_file": ids[0]}, headers=mine)
     assert (job.status_code, job.json()["error"]["code"]) == (404, "no_file")
 
 
+def age(server: InProcess, id: str, seconds: float) -> None:
+    """Let a file be so old."""
+    then = time.time() - seconds
+    os.utime(server.service.tenants.of("main").files / f"{id}.jsonl", (then, then))
+
+
 def test_another_server_at_the_same_data_leaves_files_that_are_not_old(server):
-    old, new = keep(server), keep(server)
-    tenant, life = server.service.tenants.of("main"), server.service.file_life
-    past = time.time() - life
-    os.utime(tenant.files / f"{old}.jsonl", (past, past))
-    remove_stale(server.service.settings.data, server.service.tenants.all(), life)
-    assert [path.stem for path in tenant.files.glob("file-*")] == [new]
+    life, tenant = server.service.file_life, server.service.tenants.of("main")
+    old, new, future = (keep(server) for _ in range(3))
+    for id, seconds in ((old, life), (new, life / 2), (future, -life)):
+        age(server, id, seconds)
+    (tenant.files / "file-folder").mkdir()
+    remove_stale(server.service.settings.data, server.service.tenants.all())
+    assert len([*tenant.files.glob("file-*.jsonl")]) == 3
+    sweep = server.client.portal.start_task_soon(files.end_old_files, server.service)
+    until(lambda: [path.stem for path in tenant.files.glob("file-*.jsonl")] == [new], "old files end")
+    sweep.cancel()
+    assert not {old, future} & {file["id"] for file in server.client.get("/v1/files").json()["data"]}
     assert server.client.post("/v1/estimate", json={"data_file": new}).status_code == 200
 
 
-def test_what_an_earlier_server_kept_ends_with_its_hour(server):
+def test_a_file_is_not_named_beyond_its_hour(server):
     id = keep(server)
-    past = time.time() - server.service.file_life
-    os.utime(server.service.tenants.of("main").files / f"{id}.jsonl", (past, past))
+    age(server, id, server.service.file_life)
     assert server.client.post("/v1/estimate", json={"data_file": id}).status_code == 404
-    assert server.client.get("/v1/files").json()["data"] == []
     assert not [*server.service.tenants.of("main").files.glob("file-*")]

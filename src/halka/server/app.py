@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -56,7 +57,9 @@ def create_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.jobs.start()
+        sweep = asyncio.create_task(files.end_old_files(service))
         yield
+        sweep.cancel()
         await service.aclose()
 
     app = FastAPI(

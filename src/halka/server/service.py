@@ -86,7 +86,7 @@ class Service:
             memory=None if settings.memory is None else int(settings.memory * GB),
             adapter_memory=int(settings.adapter_memory * GB),
         )
-        remove_stale(settings.data, tenants.all(), cls.file_life)
+        remove_stale(settings.data, tenants.all())
         jobs = JobQueue(tenants.job_folders, settings.data / "jobs.lock", settings.jobs)
         guards = Guards.of(settings, keys, engine, Quota(tenants, threads := Threads()))
         return cls(settings, model, AsyncEngine(engine), tenants, guards, embedders or Embedders(), jobs, threads)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, UploadFile
 from starlette.responses import Response
@@ -27,21 +27,20 @@ from halka.server.tenants import Tenant
 from halka.server.wire import Json
 
 router = APIRouter(tags=["jobs"], route_class=UploadRoute)
+T = TypeVar("T")
 
+EVERY = 60  # seconds between two looks for files that are too old
 MOST = 8  # files that are kept of a tenant: another ends the oldest
 
 
 @router.post("/v1/files")
 async def keep_file(service: ServiceDep, caller: ManagerDep, file: UploadFile) -> Response:
     """Keep a file of data for an hour, to be named as `data_file`: .jsonl, .json, .csv, .tsv or .parquet."""
-    tenant = service.tenants.of(caller.tenant)
-    await service.threads.manage(kept_files, tenant, service.file_life)  # what has ended takes no room
     async with staging(service) as folder:
         path = (await save_data(service, caller, {"file": file}, folder))["file"]
         check_suffix("file", path)
-        kept = await service.threads.manage(_kept, path, tenant, service.file_life)
-    asyncio.get_running_loop().call_later(service.file_life, kept.unlink, True)
-    return Json(_view(kept, service) | {"filename": file_name(file)}, 201)
+        view = await service.threads.manage(_keep, path, service.tenants.of(caller.tenant), service.file_life)
+    return Json(view | {"filename": file_name(file)}, 201)
 
 
 @router.get("/v1/files")
@@ -52,7 +51,7 @@ async def list_files(service: ServiceDep, caller: ManagerDep) -> Response:
         views = list[dict[str, Any]]()
         for path in kept_files(service.tenants.of(caller.tenant), service.file_life):
             with suppress(FileNotFoundError):  # it has ended meanwhile
-                views.append(_view(path, service))
+                views.append(_view(path, service.file_life))
         return views
 
     return Json({"object": "list", "data": await service.threads.manage(views)})
@@ -61,40 +60,55 @@ async def list_files(service: ServiceDep, caller: ManagerDep) -> Response:
 @router.get("/v1/files/{id}")
 async def get_file(id: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """A file that is kept: how large it is, and until when it is there."""
-    return Json(await service.threads.manage(lambda: _view(_find(id, service, caller), service)))
+    return Json(await _with_file(service, caller, id, lambda path: _view(path, service.file_life)))
 
 
 @router.delete("/v1/files/{id}")
 async def delete_file(id: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Remove a file that is kept; jobs that were queued with it have their own."""
-    await service.threads.manage(lambda: _find(id, service, caller).unlink(missing_ok=True))
+    await _with_file(service, caller, id, Path.unlink)
     return Json({"id": id, "object": "file", "deleted": True})
 
 
-def _view(path: Path, service: Service) -> dict[str, Any]:
-    about = path.stat()
-    times = {"created_at": int(about.st_mtime), "expires_at": int(about.st_mtime) + service.file_life}
-    return {"id": path.stem, "object": "file", "filename": path.name, "bytes": about.st_size, **times}
+async def end_old_files(service: Service) -> None:
+    """Remove files as they grow old, of all tenants, without end."""
+    while True:
+        for tenant in await service.threads.manage(service.tenants.all):
+            await service.threads.manage(kept_files, tenant, service.file_life)
+        await asyncio.sleep(EVERY)
 
 
-def _kept(path: Path, tenant: Tenant, life: int) -> Path:
-    """A file moved to where it is kept."""
+def _view(path: Path, life: int) -> dict[str, Any]:
+    about = path.lstat()
+    times = {"created_at": int(about.st_mtime), "expires_at": int(about.st_mtime) + life}
+    return {"id": path.stem, "object": "file", "format": path.suffix[1:], "bytes": about.st_size, **times}
+
+
+def _keep(path: Path, tenant: Tenant, life: int) -> dict[str, Any]:
+    """The view of a file that is moved to where it is kept."""
     with locked(tenant.files):
         for old in kept_files(tenant, life)[MOST - 1 :]:
             old.unlink(missing_ok=True)
-        return path.rename(tenant.files / f"file-{secrets.token_hex(8)}{path.suffix}")
+        return _view(path.rename(tenant.files / f"file-{secrets.token_hex(8)}{path.suffix}"), life)
 
 
-def _find(id: str, service: Service, caller: Caller) -> Path:
-    """A file that is kept. Raises ApiError for none."""
-    for path in kept_files(service.tenants.of(caller.tenant), service.file_life):
-        if path.stem == id:
-            return path
-    raise _no_file(id, "id")
+async def _with_file(service: Service, caller: Caller, id: str, do: Callable[[Path], T]) -> T:
+    """What `do` makes of a file that is kept. Raises ApiError for none."""
+
+    def done() -> T:
+        for path in kept_files(service.tenants.of(caller.tenant), service.file_life):
+            if path.stem == id:
+                with suppress(FileNotFoundError):  # it has ended meanwhile
+                    return do(path)
+        raise _no_file(id, "id")
+
+    return await service.threads.manage(done)
 
 
 def _no_file(id: str, param: str) -> ApiError:
-    return ApiError(404, f"there is no file {id!r} any more: POST /v1/files keeps it anew", param=param, code="no_file")
+    return ApiError(
+        404, f"there is no file {id[:100]!r} any more: POST /v1/files keeps it anew", param=param, code="no_file"
+    )
 
 
 def named_files(asked: Any, came: Mapping[str, Path], tenant: Tenant, folder: Path, life: int) -> dict[str, Path]:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import chain
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from anyio import CancelScope
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 STALE = 24 * 3600  # seconds after which nobody is at work with an upload
 KEPT = "file-*"
+AHEAD = -60  # seconds: a file from the future was kept while the clock was wrong
 LONGEST = 200  # characters of a file's name
 FILES, FIELDS = 64, 128  # the most of an upload: of each, up to a MB is kept in memory
 SEPARATORS = re.compile(r"[/\\\x00]")
@@ -63,18 +65,19 @@ def kept_files(tenant: Tenant, life: float) -> list[Path]:
     """The files of data that are kept of a tenant, the newest first. Those older than `life`, in seconds, end here."""
     ages, now = list[tuple[float, Path]](), time.time()
     for path in tenant.files.glob(KEPT):
-        with suppress(FileNotFoundError):  # it has ended meanwhile
-            ages.append((now - path.lstat().st_mtime, path))
-    for age, path in ages:
-        if age >= life:
-            path.unlink(missing_ok=True)
-    return [path for age, path in sorted(ages) if age < life]
+        with suppress(OSError):  # it has ended meanwhile, or is somebody else's
+            about = path.lstat()
+            if not S_ISREG(about.st_mode):
+                continue
+            if AHEAD < (age := now - about.st_mtime) < life:
+                ages.append((age, path))
+            else:
+                path.unlink()
+    return [path for _, path in sorted(ages)]
 
 
-def remove_stale(data: Path, tenants: Sequence[Tenant], life: float) -> None:
-    """Remove what earlier servers have left: files older than `life`; of killed ones, uploads and halves of jobs."""
-    for tenant in tenants:
-        kept_files(tenant, life)
+def remove_stale(data: Path, tenants: Sequence[Tenant]) -> None:
+    """Remove what killed servers have left: uploads, and halves of jobs."""
     for folder in chain((data / "uploads").glob("*"), *(tenant.jobs.glob(".job-*") for tenant in tenants)):
         with suppress(OSError):
             if time.time() - folder.lstat().st_mtime > STALE:
