@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, UploadFile
@@ -21,7 +23,7 @@ from halka.server.guards.access import Caller, ManagerDep
 from halka.server.jobs.data import DATA, VALIDATION, check_suffix
 from halka.server.jobs.uploading import save_data
 from halka.server.locks import locked
-from halka.server.resources.uploads import UploadRoute, file_name, kept_files, staging
+from halka.server.resources.uploads import UploadRoute, file_name, staging
 from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
 from halka.server.wire import Json
@@ -30,6 +32,7 @@ router = APIRouter(tags=["jobs"], route_class=UploadRoute)
 T = TypeVar("T")
 
 EVERY = 60  # seconds between two looks for files that are too old
+AHEAD = -60  # seconds: a file from the future was kept while the clock was wrong
 MOST = 8  # files that are kept of a tenant: another ends the oldest
 
 
@@ -49,7 +52,7 @@ async def list_files(service: ServiceDep, caller: ManagerDep) -> Response:
 
     def views() -> list[dict[str, Any]]:
         views = list[dict[str, Any]]()
-        for path in kept_files(service.tenants.of(caller.tenant), service.file_life):
+        for path in _kept(service.tenants.of(caller.tenant), service.file_life).values():
             with suppress(FileNotFoundError):  # it has ended meanwhile
                 views.append(_view(path, service.file_life))
         return views
@@ -74,8 +77,23 @@ async def end_old_files(service: Service) -> None:
     """Remove files as they grow old, of all tenants, without end."""
     while True:
         for tenant in await service.threads.manage(service.tenants.all):
-            await service.threads.manage(kept_files, tenant, service.file_life)
+            await service.threads.manage(_kept, tenant, service.file_life)
         await asyncio.sleep(EVERY)
+
+
+def _kept(tenant: Tenant, life: float) -> dict[str, Path]:
+    """A tenant's files by their ids, the newest first. Those older than `life`, in seconds, end here."""
+    ages, now = list[tuple[float, Path]](), time.time()
+    for path in tenant.files.glob("file-*"):
+        with suppress(OSError):  # it has ended meanwhile, or is somebody else's
+            about = path.lstat()
+            if not S_ISREG(about.st_mode):
+                continue
+            if AHEAD < (age := now - about.st_mtime) < life:
+                ages.append((age, path))
+            else:
+                path.unlink()
+    return {path.stem: path for _, path in sorted(ages)}
 
 
 def _view(path: Path, life: int) -> dict[str, Any]:
@@ -87,7 +105,7 @@ def _view(path: Path, life: int) -> dict[str, Any]:
 def _keep(path: Path, tenant: Tenant, life: int) -> dict[str, Any]:
     """The view of a file that is moved to where it is kept."""
     with locked(tenant.files):
-        for old in kept_files(tenant, life)[MOST - 1 :]:
+        for old in [*_kept(tenant, life).values()][MOST - 1 :]:
             old.unlink(missing_ok=True)
         return _view(path.rename(tenant.files / f"file-{secrets.token_hex(8)}{path.suffix}"), life)
 
@@ -96,11 +114,10 @@ async def _with_file(service: Service, caller: Caller, id: str, do: Callable[[Pa
     """What `do` makes of a file that is kept. Raises ApiError for none."""
 
     def done() -> T:
-        for path in kept_files(service.tenants.of(caller.tenant), service.file_life):
-            if path.stem == id:
-                with suppress(FileNotFoundError):  # it has ended meanwhile
-                    return do(path)
-        raise _no_file(id, "id")
+        try:
+            return do(_kept(service.tenants.of(caller.tenant), service.file_life)[id])
+        except (KeyError, FileNotFoundError):  # it may end meanwhile
+            raise _no_file(id, "id") from None
 
     return await service.threads.manage(done)
 
@@ -124,9 +141,9 @@ def named_files(asked: Any, came: Mapping[str, Path], tenant: Tenant, folder: Pa
         if name in came:
             raise ApiError(400, f"{name} came with the request and by its id: give one of them", param=f"{name}_file")
         try:
-            (kept,) = (path for path in kept_files(tenant, life) if path.stem == id)
+            kept = _kept(tenant, life)[id]
             files[name] = folder / f"{name}{kept.suffix}"
             os.link(kept, files[name], follow_symlinks=False)
-        except (ValueError, FileNotFoundError):
+        except (KeyError, FileNotFoundError):
             raise _no_file(id, f"{name}_file") from None
     return files

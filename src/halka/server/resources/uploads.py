@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from anyio import CancelScope
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from halka.server.tenants import Tenant
 
 STALE = 24 * 3600  # seconds after which nobody is at work with an upload
-KEPT = "file-*"
-AHEAD = -60  # seconds: a file from the future was kept while the clock was wrong
 LONGEST = 200  # characters of a file's name
 FILES, FIELDS = 64, 128  # the most of an upload: of each, up to a MB is kept in memory
 SEPARATORS = re.compile(r"[/\\\x00]")
@@ -59,21 +56,6 @@ async def staging(service: Service) -> AsyncIterator[Path]:
     finally:
         with CancelScope(shield=True):  # also where the client has left
             await service.threads.manage(lambda: shutil.rmtree(folder, ignore_errors=True))
-
-
-def kept_files(tenant: Tenant, life: float) -> list[Path]:
-    """The files of data that are kept of a tenant, the newest first. Those older than `life`, in seconds, end here."""
-    ages, now = list[tuple[float, Path]](), time.time()
-    for path in tenant.files.glob(KEPT):
-        with suppress(OSError):  # it has ended meanwhile, or is somebody else's
-            about = path.lstat()
-            if not S_ISREG(about.st_mode):
-                continue
-            if AHEAD < (age := now - about.st_mtime) < life:
-                ages.append((age, path))
-            else:
-                path.unlink()
-    return [path for _, path in sorted(ages)]
 
 
 def remove_stale(data: Path, tenants: Sequence[Tenant]) -> None:
