@@ -48,7 +48,7 @@ class FusedLinears:
         self.places += [(layer, name) for layer in layers]
         with torch.inference_mode(False):
             whole = room.cat([tensor.data for tensor in own])
-            for tensor, view in zip(own, whole.split([len(tensor) for tensor in own]), strict=True):
+            for tensor, view in zip(own, whole.split(self.widths), strict=True):
                 tensor.data = view
                 self._views.append((tensor, view.data_ptr()))
         return whole
