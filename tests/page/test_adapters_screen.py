@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import httpx
 import pytest
 from playwright.sync_api import expect
 
@@ -85,6 +86,19 @@ def test_an_adapter_is_loaded_replaced_downloaded_and_deleted(read, shelf):
     expect(page.get_by_role("article", name="bottleneck")).to_be_visible()
     expect(page.get_by_role("article", name="lora")).to_have_count(0)
     assert "lora" not in running.service.tenants.of("main").store.names()
+
+
+def test_a_card_shows_base_and_curve(read, shelf):
+    running, _ = shelf
+    page = read(running.url).page
+    listed = httpx.get(f"{running.url}/v1/adapters").json()
+    listed["data"][0] |= {"losses": [2.25, 1.5, 0.5], "base": "<b>tiny"}
+    page.route("**/v1/adapters", lambda route: route.fulfill(json=listed))
+    page.goto("/adapters")
+    card = page.get_by_role("article", name=listed["data"][0]["id"])
+    expect(card.locator("svg.spark polyline")).to_have_attribute("points", "2.0,2.0 48.0,10.6 94.0,22.0")
+    expect(card.get_by_role("definition").filter(has_text="2.25 to 0.5")).to_be_visible()
+    expect(card.get_by_role("definition").filter(has_text="<b>tiny")).to_be_visible()
 
 
 def test_an_upload_that_is_none_says_why(read, shelf):

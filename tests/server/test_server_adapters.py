@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 import halka
 from engine_for_tests import filled
 from halka.server.resources.adapter_files import close, copy_files, files_below, sizes_of
+from halka.server.resources.adapter_views import losses_of
 from halka.server.resources.adapters import verify
 from halka.server.resources.uploads import staging
 from serving_for_tests import InProcess, make_base, make_store
@@ -369,7 +370,21 @@ def test_what_a_store_has_of_unlike_adapters_is_described(client, server, base, 
     assert entry["versions_used"]["halka"]
     assert str(store.parent) not in json.dumps(entry)
     (listed,) = [listed for listed in client.get("/v1/adapters").json()["data"] if listed["id"] == "a"]
-    assert "curve" not in listed
+    assert ("curve" not in listed, listed["losses"]) == (True, [0.5])
+
+
+@pytest.mark.parametrize(
+    ("curve", "losses"),
+    [
+        (None, []),
+        ("high", []),
+        ([None, 3, {"loss": "<b>"}, {"loss": float("nan")}, {"step": 2}, {"loss": 0.25}], [0.25]),
+        ([{"loss": float(loss)} for loss in range(48)], [0.5 + 2 * pair for pair in range(24)]),
+        ([{"loss": 1.0}] * 100, [1.0] * 20),
+    ],
+)
+def test_any_curve_comes_to_a_few_losses(curve, losses):
+    assert losses_of(curve) == losses
 
 
 def test_an_adapter_says_which_content_it_is(client, store):

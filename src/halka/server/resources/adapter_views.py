@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil, isfinite
+from statistics import fmean
 from typing import Any
 
 from halka.server.errors import ApiError, api_error
@@ -12,6 +14,8 @@ from halka.server.resources.adapter_files import folder_inside
 from halka.server.service import Service
 from halka.storage.card import Card
 from halka.util.errors import DamagedFolderError, UnknownAdapterError
+
+DRAWN = 24  # losses of an adapter, for a small picture of its training
 
 
 def view_of(service: Service, caller: Caller, name: str, version: int | None = None) -> dict[str, Any]:
@@ -50,13 +54,24 @@ def view_of(service: Service, caller: Caller, name: str, version: int | None = N
     }
 
 
+def losses_of(curve: Any) -> list[float]:
+    """A curve's training losses, at most `DRAWN`: means of neighbours. A Card may hold anything as its curve."""
+    points = [point for point in curve if isinstance(point, dict)] if isinstance(curve, list) else []
+    losses = [loss for point in points if isinstance(loss := point.get("loss"), float) and isfinite(loss)]
+    size = ceil(len(losses) / DRAWN) or 1
+    return [round(fmean(losses[at : at + size]), 4) for at in range(0, len(losses), size)]
+
+
 def _from_card(card: Card | None, caller: Caller) -> dict[str, Any]:
     """What else a Card says; nothing of it names a folder of the server's."""
     if card is None:
-        return dict.fromkeys(("base", "kind", "chat_template", "training", "curve", "versions_used", "trained_at"))
+        names = ("base", "kind", "chat_template", "training", "curve", "losses", "versions_used", "trained_at")
+        return dict.fromkeys(names)
     training = {**card.training}
+    curve = training.pop("curve", None)
     return {
-        "curve": training.pop("curve", None),
+        "curve": curve,
+        "losses": losses_of(curve),
         "base": caller.folders.hidden_in(card.base.get("name")),
         "kind": card.kind,
         "chat_template": card.chat_template,

@@ -17,6 +17,8 @@ export interface Adapter {
   base: string | null;
   chat_template: string | null;
   training: Record<string, unknown> | null;
+  /** A few, from the first step to the last. */
+  losses: number[] | null;
   trained_at: string | null;
   files: Record<string, number>;
   bytes: number;

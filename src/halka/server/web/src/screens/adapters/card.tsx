@@ -1,8 +1,9 @@
 // An adapter in the list: what it is, how well it did, whether it is loaded.
 import { Notice } from "../../parts/notice";
+import { Spark } from "../../parts/spark";
 import { Terms } from "../../parts/terms";
 import { link } from "../../router";
-import { ago, bytes, fill, number, words } from "../../words/words";
+import { ago, bytes, fill, number, short, words } from "../../words/words";
 import { figuresOf, methodOf, type Adapter } from "./adapter";
 
 export function Card({ adapter, base }: { adapter: Adapter; base: string | null }) {
@@ -17,6 +18,8 @@ export function Card({ adapter, base }: { adapter: Adapter; base: string | null 
       {!adapter.error && <p>{adapter.method ? methodOf(adapter) : w.noCard}</p>}
       <Terms of={[
         ...figuresOf(adapter.measurements).slice(0, 3).map(([name, value]): [string, string] => [name, value]),
+        [w.loss, lossesOf(adapter)],
+        [w.base, adapter.base],
         [w.size, bytes(adapter.bytes)],
         [w.parameters, adapter.parameters === null ? null : number(adapter.parameters, { notation: "compact", maximumSignificantDigits: 3 })],
         [w.version, fill(w.versionOf, { n: adapter.version, all: adapter.versions.length })],
@@ -28,6 +31,14 @@ export function Card({ adapter, base }: { adapter: Adapter; base: string | null 
       </div>
     </article>
   );
+}
+
+/** How the loss fell in training; null: nobody knows. */
+function lossesOf({ losses }: Adapter) {
+  const [first, ...more] = losses ?? [];
+  const last = more.at(-1);
+  if (first === undefined || last === undefined) return null;
+  return <><Spark values={[first, ...more]} /> {fill(words.value.adapters.lossFromTo, { from: short(first), to: short(last) })}</>;
 }
 
 /** The address of the adapters that a search finds. */

@@ -77,6 +77,7 @@ export default {
   filesHint: "ফোল্ডারটি peft-এর লেখা ফোল্ডারের মতোই; vLLM ও অন্যান্য টুল সরাসরি লোড করতে পারে।",
   training: "যেভাবে প্রশিক্ষিত",
   loss: "লস",
+  lossFromTo: "{from} থেকে {to}",
   trainingLoss: "প্রশিক্ষণ",
   validationLoss: "যাচাই",
   step: "ধাপ",

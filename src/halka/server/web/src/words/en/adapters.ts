@@ -74,6 +74,7 @@ export default {
   filesHint: "The folder is what peft writes; vLLM and others load it as it is.",
   training: "How it was trained",
   loss: "Loss",
+  lossFromTo: "{from} to {to}",
   trainingLoss: "training",
   validationLoss: "validation",
   step: "Step",
