@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def test_a_report_is_browsed(read, shelf):
     expect(page.get_by_text("1 to 24")).to_be_visible()
     page.get_by_role("button", name="Next").press("Enter")
     expect(page.get_by_text("25 to 26")).to_be_visible()
+    page.wait_for_url("**/compare?from=25")
     expect(page.get_by_role("button", name="Next")).to_be_focused()
     page.get_by_role("link", name="demo").press("Enter")
     page.wait_for_url("**/compare/demo")
@@ -63,6 +65,7 @@ def test_a_report_is_browsed(read, shelf):
     ):
         expect(row).to_contain_text(text)
     page.get_by_label("Metric").select_option("line_accuracy")
+    page.wait_for_url("**/compare/demo?metric=line_accuracy")
     expect(row).to_contain_text(percent(lora["scores"]["line_accuracy"]["value"]))
     for plot in ("Quality against trained parameters", "Memory of a training", "Forgetting"):
         expect(page.get_by_role("img", name=plot, exact=True)).to_be_visible()
@@ -73,9 +76,9 @@ def test_a_report_is_browsed(read, shelf):
     expect(item.get_by_role("heading", level=4)).to_have_count(1 + len(SUMMARY["rows"]))
     expect(item.locator("mark").filter(has_text=HOSTILE).first).to_be_visible()
     assert page.locator("main img").count() == 0
-    page.get_by_role("button", name="Next").click()
+    page.get_by_role("button", name="Next", exact=True).click()
     expect(page.get_by_role("article", name="Item 4")).to_be_visible()
-    expect(page.get_by_role("button", name="Next")).to_be_focused()
+    expect(page.get_by_role("button", name="Next", exact=True)).to_be_focused()
     page.get_by_label("Item number").fill("99")
     page.get_by_label("Item number").press("Enter")
     expect(page.get_by_text("There is no item 99.")).to_be_visible()
@@ -83,6 +86,41 @@ def test_a_report_is_browsed(read, shelf):
     page.get_by_role("button", name="Show").click()
     expect(page.get_by_role("article", name="Item 2")).to_be_visible()
     expect(page).to_have_title("demo · Compare · Halka")
+
+
+def test_an_address_opens_what_is_shown(read, shelf):
+    page = read(shelf).page
+    page.goto("/compare/demo?metric=line_accuracy&item=5")
+    expect(page.get_by_label("Metric")).to_have_value("line_accuracy")
+    expect(page.get_by_role("article", name="Item 5")).to_be_visible()
+    page.get_by_role("button", name="Before").click()
+    page.wait_for_url("**/compare/demo?metric=line_accuracy&item=2")
+    page.goto("/compare/demo?metric=nothing&item=-3")
+    expect(page.get_by_label("Metric")).to_have_value(SUMMARY["primary"]["name"])
+    expect(page.get_by_role("article", name="Item 1")).to_be_visible()
+
+
+def test_the_next_answer_that_differs(read, shelf):
+    """Of ten items the method answers the seventh alone otherwise than expected."""
+    page = read(shelf).page
+    answers = [{"label": "full", "prediction": "no" if number == 6 else " yes"} for number in range(10)]
+    items = [
+        {"item": number, "prompt": f"Question {number + 1}", "reference": "yes", "answers": [answer]}
+        for number, answer in enumerate(answers)
+    ]
+
+    def some(route):
+        start = int(re.search(r"start=(\d+)", route.request.url)[1])
+        route.fulfill(json={"object": "list", "start": start, "data": items[start:]})
+
+    page.route("**/answers?*", some)
+    page.goto("/compare/demo")
+    page.get_by_label("Where it differs").select_option("full")
+    page.get_by_role("button", name="Next one").click()
+    expect(page.get_by_text("Question 7")).to_be_visible()
+    page.wait_for_url("**/compare/demo?item=7")
+    page.get_by_role("button", name="Next one").click()
+    expect(page.get_by_text("No later answer differs.")).to_be_visible()
 
 
 def test_in_bengali_on_a_narrow_screen(read, shelf):

@@ -15,6 +15,22 @@ export function go(to: string, { replace = false } = {}): void {
   address.value = here();
 }
 
+/** Change what the address says after its path, so that it opens what is shown; null leaves a name out. */
+export function changeQuery(change: Record<string, string | null>): void {
+  const now = new URLSearchParams(location.search);
+  for (const [name, value] of Object.entries(change)) {
+    if (value === null) now.delete(name);
+    else now.set(name, value);
+  }
+  go(location.pathname + (now.size ? `?${now}` : ""), { replace: true });
+}
+
+/** A whole number above 0 in the address, else 1. */
+export function wholeNumberIn(name: string): number {
+  const value = Number(query.value.get(name));
+  return Number.isSafeInteger(value) && value > 0 ? value : 1;
+}
+
 /** Keep the address in step: links within the page load nothing anew. */
 export function follow(): void {
   addEventListener("popstate", () => {

@@ -1,18 +1,22 @@
 // What the methods answered to items of the test split, beside what was expected, with the differences marked.
 import { useState } from "preact/hooks";
 import { Button } from "../../parts/button";
-import { TextField } from "../../parts/field";
-import { Loaded, useLoading } from "../../parts/loading";
+import { SelectField, TextField } from "../../parts/field";
+import { Loaded, useAction, useLoading } from "../../parts/loading";
+import { Failure } from "../../parts/notice";
 import { Pager } from "../../parts/pager";
+import { changeQuery, wholeNumberIn } from "../../router";
 import { fill, typed, words } from "../../words/words";
-import { getAnswers, type Item } from "./comparison";
+import { getAnswers, isExpected, nextOther, type Item } from "./comparison";
 import { differences } from "./differences";
 
 const PAGE = 3;
 
-export function Answers({ name }: { name: string }) {
+/** `labels`: the methods that answered. The address has the first item that is shown. */
+export function Answers({ name, labels }: { name: string; labels: string[] }) {
   const w = words.value.compare;
-  const [start, setStart] = useState(0);
+  const start = wholeNumberIn("item") - 1;
+  const turn = (to: number) => changeQuery({ item: to ? String(to + 1) : null });
   const items = useLoading(() => getAnswers(name, start, PAGE + 1), [name, start]);
   const there = items.value?.length ?? 0;
   const none = items.value !== null && there === 0 && start === 0;
@@ -23,8 +27,9 @@ export function Answers({ name }: { name: string }) {
       <Loaded of={items}>{(all) => all.slice(0, PAGE).map((item) => <OneItem key={item.item} item={item} />)}</Loaded>
       {!none && (
         <div class="row turning">
-          <Pager start={start} size={PAGE} there={Math.min(there, PAGE)} more={there > PAGE} onStart={setStart} />
-          <Jump onItem={(item) => setStart(item - 1)} />
+          <Pager start={start} size={PAGE} there={Math.min(there, PAGE)} more={there > PAGE} onStart={turn} />
+          <Jump onItem={(item) => turn(item - 1)} />
+          <NextOther name={name} labels={labels} start={start + 1} onItem={turn} />
         </div>
       )}
       {items.value !== null && there === 0 && start > 0 && <p role="status">{fill(w.noItem, { n: start + 1 })}</p>}
@@ -47,6 +52,31 @@ function Jump({ onItem }: { onItem: (item: number) => void }) {
   );
 }
 
+/** Goes to the next item that a method answers otherwise than expected. */
+function NextOther({ name, labels, start, onItem }: { name: string; labels: string[]; start: number; onItem: (start: number) => void }) {
+  const w = words.value.compare;
+  const [label, setLabel] = useState(labels[0] ?? "");
+  const [none, setNone] = useState(false);
+  const { busy, failure, run } = useAction();
+  const find = () => run(async (signal) => {
+    const item = await nextOther(name, label, start, signal);
+    if (signal.aborted) return;
+    setNone(item === null);
+    if (item !== null) onItem(item);
+  });
+  return (
+    <form class="row" noValidate onSubmit={(event) => {
+      event.preventDefault();
+      if (!busy) find();
+    }}>
+      <SelectField label={w.otherOf} value={label} onValue={setLabel} options={labels.map((value) => ({ value, text: value }))} />
+      <Button type="submit" busy={busy}>{w.nextOther}</Button>
+      <span class="hint" role="status">{none && w.noOther}</span>
+      {failure && <Failure error={failure} again={find} />}
+    </form>
+  );
+}
+
 function OneItem({ item }: { item: Item }) {
   const w = words.value.compare;
   return (
@@ -58,11 +88,11 @@ function OneItem({ item }: { item: Item }) {
           <h4>{w.expected}</h4>
           <p class="plain-text" dir="auto">{item.reference}</p>
         </div>
-        {item.answers.map(({ label, prediction }) => (
-          <div key={label}>
-            <h4>{label} {prediction.trim() === item.reference.trim() && <span class="badge">{w.same}</span>}</h4>
+        {item.answers.map((answer) => (
+          <div key={answer.label}>
+            <h4>{answer.label} {isExpected(answer, item) && <span class="badge">{w.same}</span>}</h4>
             <p class="plain-text" dir="auto">
-              {prediction ? differences(prediction, item.reference).map(({ text, same }, at) => (same ? text : <mark key={at}>{text}</mark>)) : <span class="hint">{w.nothing}</span>}
+              {answer.prediction ? differences(answer.prediction, item.reference).map(({ text, same }, at) => (same ? text : <mark key={at}>{text}</mark>)) : <span class="hint">{w.nothing}</span>}
             </p>
           </div>
         ))}

@@ -1,12 +1,12 @@
 // Reports of `halka compare`, to be browsed; one of them, by its address.
 import "./compare.css";
-import { useRef, useState } from "preact/hooks";
+import { useRef } from "preact/hooks";
 import { curl } from "../../parts/curl";
 import { Loaded, useLoading } from "../../parts/loading";
 import { Empty, Notice } from "../../parts/notice";
 import { Pager } from "../../parts/pager";
 import { Code, Terminal } from "../../parts/terminal";
-import { link } from "../../router";
+import { changeQuery, link, wholeNumberIn } from "../../router";
 import { count, fill, moment, words } from "../../words/words";
 import type { ScreenProps } from "../screens";
 import { Heading } from "../shown";
@@ -22,8 +22,9 @@ export default function Compare({ rest: [name] }: ScreenProps) {
 
 function All() {
   const w = words.value.compare;
-  const [start, setStart] = useState(0);
+  const start = wholeNumberIn("from") - 1;
   const all = useLoading(() => listComparisons(start, PAGE), [start]);
+  const turn = (to: number) => changeQuery({ from: to ? String(to + 1) : null });
   const listed = useRef(0); // stays while a page is loaded, as does what turns it, which has the focus
   listed.current = all.value?.total ?? listed.current;
   return (
@@ -35,7 +36,7 @@ function All() {
         ) : <Empty icon="compare" title={w.empty} hint={w.emptyHint}><Code text={FIRST} /></Empty>}
       </Loaded>
       {listed.current > PAGE && (
-        <Pager start={start} size={PAGE} there={all.value?.data.length ?? 0} more={start + PAGE < listed.current} onStart={setStart} />
+        <Pager start={start} size={PAGE} there={all.value?.data.length ?? 0} more={start + PAGE < listed.current} onStart={turn} />
       )}
       <Terminal commands={[{ id: "halka", title: "halka", text: FIRST }, { id: "curl", title: "curl", text: curl(COMPARISONS) }]} />
     </div>

@@ -81,7 +81,23 @@ export const pathOf = (name: string) => `${COMPARISONS}${link(name)}`;
 export const answersOf = (name: string, start: number, count: number) => `${pathOf(name)}/answers?start=${start}&count=${count}`;
 export const listComparisons = (start: number, count: number) => get<List<Head> & { total: number }>(`${COMPARISONS}?start=${start}&count=${count}`);
 export const getComparison = (name: string) => get<Comparison>(pathOf(name));
-export const getAnswers = async (name: string, start: number, count: number) => (await get<List<Item>>(answersOf(name, start, count))).data;
+export const getAnswers = async (name: string, start: number, count: number, signal?: AbortSignal) =>
+  (await get<List<Item>>(answersOf(name, start, count), signal)).data;
+
+const MANY = 100; // items that one request gives at most
+
+/** Whether an answer is the expected one. */
+export const isExpected = ({ prediction }: Item["answers"][number], { reference }: Item) => prediction.trim() === reference.trim();
+
+/** The first item from `start` on that a method answers otherwise than expected; null: there is none. */
+export async function nextOther(name: string, label: string, start: number, signal: AbortSignal): Promise<number | null> {
+  for (let at = start; ; at += MANY) {
+    const items = await getAnswers(name, at, MANY, signal);
+    const other = items.find((item) => item.answers.some((answer) => answer.label === label && !isExpected(answer, item)));
+    if (other) return other.item;
+    if (items.length < MANY) return null;
+  }
+}
 
 /** A change, with its sign. */
 export const signed = (value: number) => number(value, { maximumSignificantDigits: 3, signDisplay: "exceptZero" });

@@ -1,5 +1,4 @@
 // One comparison: what it came to, its table and plots, what limits it, and the answers side by side.
-import { useState } from "preact/hooks";
 import { curl } from "../../parts/curl";
 import { SelectField } from "../../parts/field";
 import { Loaded, useLoading } from "../../parts/loading";
@@ -7,7 +6,7 @@ import { Notice } from "../../parts/notice";
 import { Table } from "../../parts/table";
 import { Terminal } from "../../parts/terminal";
 import { Terms } from "../../parts/terms";
-import { link } from "../../router";
+import { changeQuery, link, query } from "../../router";
 import { bytes, duration, fill, moment, number, percent, short, words } from "../../words/words";
 import { Heading } from "../shown";
 import { Answers } from "./answers";
@@ -27,7 +26,7 @@ export function Report({ name }: { name: string }) {
             {one.error !== undefined && <Notice kind="error"><p lang="en">{one.error}</p></Notice>}
             {one.headline && <p class="headline" lang="en">{one.headline}</p>}
             {one.summary && <Figures summary={one.summary} />}
-            {one.summary && <Answers name={name} />}
+            {one.summary && <Answers name={name} labels={one.summary.rows.map((row) => row.label)} />}
             {one.summary && <Origin summary={one.summary} />}
           </>
         )}
@@ -43,14 +42,13 @@ export function Report({ name }: { name: string }) {
 function Figures({ summary }: { summary: Summary }) {
   const w = words.value.compare;
   const metrics = summary.metrics ?? [summary.primary];
-  const [chosen, choose] = useState(summary.primary.name);
-  const shown = metrics.find((metric) => metric.name === chosen) ?? summary.primary;
+  const shown = metrics.find((metric) => metric.name === query.value.get("metric")) ?? summary.primary;
   const share = shown.high === 1 ? percent : short;
   const between = ({ low, high }: Interval, as: (value: number) => string) => <span class="hint range">{fill(w.range, { low: as(low), high: as(high) })}</span>;
   return (
     <>
       {metrics.length > 1 && (
-        <SelectField label={w.metric} value={chosen} onValue={choose}
+        <SelectField label={w.metric} value={shown.name} onValue={(name) => changeQuery({ metric: name === summary.primary.name ? null : name })}
           options={metrics.map(({ name, higher_is_better }) => ({ value: name, text: higher_is_better ? name : fill(w.lower, { name }) }))} />
       )}
       <Table caption={w.table} rows={summary.rows} keyOf={(row) => row.label} columns={[
@@ -93,7 +91,7 @@ function Origin({ summary }: { summary: Summary }) {
         [w.commits, from?.commits?.join(", ")],
         [w.data, from?.source],
         [w.when, from?.last && moment(from.last)],
-        [w.intervals, summary.intervals],
+        [w.intervals, summary.intervals && <span lang="en">{summary.intervals}</span>],
       ]} />
     </details>
   );

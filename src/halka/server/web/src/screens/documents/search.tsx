@@ -7,7 +7,7 @@ import { Choice, SelectField, TextField } from "../../parts/field";
 import { useAction } from "../../parts/loading";
 import { Empty, Failure } from "../../parts/notice";
 import { quoted, Terminal } from "../../parts/terminal";
-import { query } from "../../router";
+import { changeQuery, query } from "../../router";
 import { fill, number, words } from "../../words/words";
 import { pathOf, type Document, type Hit } from "./collection";
 
@@ -24,7 +24,7 @@ interface Found {
 export function Search({ collection, documents }: { collection: string; documents: Document[] }) {
   const w = words.value.documents;
   const [question, setQuestion] = useState(query.peek().get("question") ?? "");
-  const [mode, setMode] = useState<Mode>("hybrid");
+  const [mode, setMode] = useState<Mode>(() => MODES.find((one) => one === query.peek().get("mode")) ?? "hybrid");
   const [document, setDocument] = useState(query.peek().get("document") ?? "");
   const [found, setFound] = useState<Found | null>(null);
   const { busy, failure, run } = useAction();
@@ -34,7 +34,10 @@ export function Search({ collection, documents }: { collection: string; document
     if (signal.aborted) return;
     setFound({ question: question.trim(), mode, hits: data });
   });
-  useEffect(() => void search(), [mode, document]);
+  useEffect(() => {
+    changeQuery({ mode: mode === "hybrid" ? null : mode, document: document || null });
+    search();
+  }, [mode, document]);
   const best = Math.max(...(found?.hits.map((hit) => hit.score) ?? []), 1e-9);
   const asked = quoted(question.trim() || w.exampleQuestion);
   return (
