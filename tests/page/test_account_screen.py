@@ -91,6 +91,26 @@ def test_keys_are_made_used_and_revoked(read, own_server):
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
+def test_the_last_admin_is_changed_all_the_same(read, own_server):
+    """The reason comes in the reader's language, with the API's words, and a way out."""
+    text, own = own_server.service.guards.keys.add("main", "admin", note="mine")
+    page = read(own_server.url, locale="bn-BD").page
+    page.goto("/account")
+    page.locator("input[type=password]").fill(text)
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="mine বদলান").click()
+    form = page.get_by_role("dialog", name="mine বদলান")
+    form.get_by_label("ভূমিকা").select_option("manager")
+    form.get_by_role("button", name="সংরক্ষণ করুন").click()
+    alert = form.get_by_role("alert")
+    expect(alert).to_contain_text("এই টেন্যান্টে প্রশাসকের আর কোনো চাবি নেই।")
+    expect(alert.locator("[lang=en]")).to_contain_text("this is the last admin's key of tenant main")
+    expect(form.get_by_text("আরেকজন প্রশাসকের চাবি")).to_be_visible()
+    form.get_by_role("button", name="তবু সংরক্ষণ করুন").click()
+    expect(page.get_by_role("button", name="নতুন চাবি")).to_have_count(0)
+    assert own_server.service.guards.keys.all()[own.id].role == "manager"
+
+
 def test_a_changed_note_changes_no_limits(read, own_server):
     """Limits come all together: those of a key without any would become the admin's own."""
     keys = own_server.service.guards.keys

@@ -86,6 +86,12 @@ def test_bengali_words_are_bengali(path):
     assert not untranslated
 
 
+def test_meanings_are_of_errors_that_there_are():
+    sources = [path.read_text(encoding="utf-8") for path in (WEB.parent).rglob("*.py")]
+    codes = {code for source in sources for code in re.findall(r'(?:code=|\d+: |, )"(\w+)"', source)}
+    assert {key for key in entries(WORDS / "en" / "errors.ts") if not key.startswith("status_")} <= codes
+
+
 def test_revoking_and_leaving_are_different_words():
     revoke, cancel = entries(WORDS / "bn" / "account.ts")["revoke"], entries(WORDS / "bn" / "parts.ts")["cancel"]
     assert not {*revoke.split()} & {*cancel.split()}

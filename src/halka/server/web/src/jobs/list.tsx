@@ -1,4 +1,5 @@
 // The jobs there were and those to come, with their state; looked at again while one is under way.
+import type { ComponentChildren } from "preact";
 import { useEffect } from "preact/hooks";
 import { curl } from "../parts/curl";
 import { Loaded, useLoading } from "../parts/loading";
@@ -48,10 +49,10 @@ export function titleOf(job: Job): string {
   return job.kind === "advise" ? w.advice : job.id;
 }
 
-function outcome(job: Job): string {
+function outcome(job: Job): ComponentChildren {
   const w = words.value.jobs;
   const step = job.last_step;
-  if (job.error !== null) return job.error;
+  if (job.error !== null) return <span lang="en">{job.error}</span>;
   if (job.status === "done") return step ? fill(w.lossAt, { loss: short(step.loss) }) : "";
   return step ? fill(w.progress, { share: percent(step.step / step.steps), loss: short(step.loss) }) : "";
 }

@@ -5,7 +5,7 @@ import { useId } from "preact/hooks";
 interface Frame {
   label: string;
   hint?: ComponentChildren;
-  error?: string | null;
+  error?: ComponentChildren;
 }
 
 interface Control extends Frame {

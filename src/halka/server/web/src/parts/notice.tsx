@@ -1,9 +1,8 @@
 // What went wrong or well, announced to screen readers as it appears; and what an empty place says to do first.
 import type { ComponentChildren } from "preact";
-import { ApiError } from "../api";
-import { BrokenStream } from "../events";
 import { words } from "../words/words";
 import { Button } from "./button";
+import { ErrorText } from "./error-text";
 import { Icon, type IconName } from "./icons";
 
 export function Notice({ kind, children }: { kind: "error" | "warning" | "info" | "done"; children: ComponentChildren }) {
@@ -19,20 +18,10 @@ export function Notice({ kind, children }: { kind: "error" | "warning" | "info" 
 export function Failure({ error, again }: { error: unknown; again?: () => void }) {
   return (
     <Notice kind="error">
-      <p lang={languageOf(error)}>{messageOf(error)}</p>
+      <p><ErrorText of={error} /></p>
       {again && <Button icon="again" onClick={again}>{words.value.parts.tryAgain}</Button>}
     </Notice>
   );
-}
-
-/** The API speaks English, whatever the page does. */
-export const languageOf = (error: unknown) => (error instanceof ApiError && error.status !== 0 ? "en" : undefined);
-
-export function messageOf(error: unknown): string {
-  const { shell } = words.value;
-  if (error instanceof ApiError) return error.status === 0 ? shell.unreachable : error.message;
-  if (error instanceof BrokenStream) return shell.brokenStream;
-  return `${shell.unexpected}: ${error instanceof Error ? error.message : String(error)}`;
 }
 
 export function Empty({ icon, title, hint, children }: {

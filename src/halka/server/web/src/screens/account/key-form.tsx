@@ -1,6 +1,6 @@
 // Makes a key, whose text is shown once, or changes what one may do.
 import { useState } from "preact/hooks";
-import { patch, post } from "../../api";
+import { ApiError, patch, post } from "../../api";
 import { Button } from "../../parts/button";
 import { curl } from "../../parts/curl";
 import { Dialog } from "../../parts/dialog";
@@ -30,6 +30,7 @@ export function KeyForm({ of, first, onDone, onClose }: { of: Key | null; first:
   const [limits, setLimits] = useState(() => limitsIn(of));
   const [text, setText] = useState<string | null>(null);
   const { busy, failure, run } = useAction();
+  const last = failure instanceof ApiError && failure.code === "last_admin"; // asked for again, it is done all the same
   const close = () => busy || onClose(); // else the text of the key that comes would be lost
   const wrong = (limit: Limit) => {
     const value = typed(limits[limit]);
@@ -59,8 +60,9 @@ export function KeyForm({ of, first, onDone, onClose }: { of: Key | null; first:
     ...(newNote ? [`--note ${quoted(note.trim())}`] : []),
   ];
   const command = ["halka keys", of ? `change ${of.id}` : "add", ...flags].join(" ");
+  const path = of ? `${KEYS}/${of.id}${last && role !== "admin" ? "?last=true" : ""}` : KEYS;
   const send = async () => {
-    if (of) await patch(`${KEYS}/${of.id}`, body()).then(onDone);
+    if (of) await patch(path, body()).then(onDone);
     else setText((await post<Key & { key: string }>(KEYS, body())).key);
   };
   if (text !== null) {
@@ -99,13 +101,14 @@ export function KeyForm({ of, first, onDone, onClose }: { of: Key | null; first:
           </div>
         </details>
         {failure && <Failure error={failure} />}
+        {last && <p>{w.lastHint}</p>}
         <div class="row">
-          <Button kind="primary" type="submit" busy={busy}>{of ? w.save : w.make}</Button>
+          <Button kind={last ? "danger" : "primary"} type="submit" busy={busy}>{last ? w.saveLast : of ? w.save : w.make}</Button>
           <Button onClick={close}>{parts.cancel}</Button>
         </div>
         <Terminal commands={[
           { id: "halka", title: "halka", text: command },
-          { id: "curl", title: "curl", text: curl(of ? `${KEYS}/${of.id}` : KEYS, { ...(of && { method: "PATCH" }), json: body() }) },
+          { id: "curl", title: "curl", text: curl(path, { ...(of && { method: "PATCH" }), json: body() }) },
         ]} />
       </form>
     </Dialog>

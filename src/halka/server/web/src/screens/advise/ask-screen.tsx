@@ -2,6 +2,7 @@
 import { ApiError, baseName, collections as listCollections } from "../../api";
 import { JobList } from "../../jobs/list";
 import { Button } from "../../parts/button";
+import { ErrorText } from "../../parts/error-text";
 import { Checkbox, SelectField, TextField } from "../../parts/field";
 import { FileField } from "../../parts/files";
 import { useAction, useLoading } from "../../parts/loading";
@@ -28,7 +29,7 @@ export function AskScreen() {
       if (!signal.aborted) go(link("advise", id));
     });
   };
-  const of = (param: string) => (failure instanceof ApiError && failure.param === param ? failure.message : null);
+  const of = (param: string) => (failure instanceof ApiError && failure.param === param ? <ErrorText of={failure} /> : null);
   return (
     <div class="train">
       <Heading title={w.title} lead={w.lead} />

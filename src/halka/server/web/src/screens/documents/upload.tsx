@@ -2,9 +2,9 @@
 import { useEffect, useState } from "preact/hooks";
 import type { List } from "../../api";
 import { Button } from "../../parts/button";
+import { ErrorText } from "../../parts/error-text";
 import { TextField } from "../../parts/field";
 import { FilesField } from "../../parts/files";
-import { languageOf, messageOf } from "../../parts/notice";
 import { Progress } from "../../parts/progress";
 import { send } from "../../sending";
 import { count, fill, labelsIn, words } from "../../words/words";
@@ -64,7 +64,7 @@ export function Upload({ collection, open, onDone }: { collection: string; open:
         <ul class="outcomes" role="status">
           {outcomes.map(({ name, taken, failure }) => (
             <li key={name} class={failure || taken?.status === "skipped" ? "wrong" : ""}>
-              <strong dir="auto">{name}</strong>: {failure ? <span lang={languageOf(failure)}>{messageOf(failure)}</span> : taken?.reason ? <span lang="en">{taken.reason}</span> : `${w.status[taken?.status ?? "added"]}, ${count(w.passages, taken?.passages ?? 0)}`}
+              <strong dir="auto">{name}</strong>: {failure ? <ErrorText of={failure} /> : taken?.reason ? <span lang="en">{taken.reason}</span> : `${w.status[taken?.status ?? "added"]}, ${count(w.passages, taken?.passages ?? 0)}`}
             </li>
           ))}
         </ul>

@@ -3,6 +3,7 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { ApiError, models as listModels, type Model } from "../../api";
 import { Button } from "../../parts/button";
+import { ErrorText } from "../../parts/error-text";
 import { SelectField, TextField } from "../../parts/field";
 import { FileField } from "../../parts/files";
 import { Loaded, useAction, useLoading } from "../../parts/loading";
@@ -69,7 +70,7 @@ function Draft({ all, models }: { all: Catalogue; models: Model[] }) {
       if (!signal.aborted) go(link("train", job.id));
     });
   };
-  const ofName = failure instanceof ApiError && failure.param === "name" ? failure.message : null;
+  const ofName = failure instanceof ApiError && failure.param === "name" ? <ErrorText of={failure} /> : null;
   return (
     <form class="stack" onSubmit={begin} onKeyDown={keepSettings} noValidate>
       <Part at={1} title={w.data}>

@@ -1,6 +1,8 @@
 // How to train: a few methods in plain words, and under "more settings" all others with every field.
+import type { ComponentChildren } from "preact";
 import { useId } from "preact/hooks";
 import { ApiError } from "../../api";
+import { ErrorText } from "../../parts/error-text";
 import { SelectField, TextField } from "../../parts/field";
 import { number, words } from "../../words/words";
 import { fits, shown, type Catalogue, type Method, type Setting } from "./catalogue";
@@ -20,7 +22,7 @@ export function MethodChoice({ all, failure }: { all: Catalogue; failure: unknow
   const wrong = failure instanceof ApiError ? failure : null;
   const field = (setting: Setting) => (
     <SettingField key={setting.path} setting={setting.path === "train.lr" ? { ...setting, default: method?.lr ?? null } : setting}
-      wrong={wrong?.param === `settings.${setting.path}` ? wrong.message : null} />
+      wrong={wrong?.param === `settings.${setting.path}` ? <ErrorText of={wrong} /> : null} />
   );
   return (
     <>
@@ -59,7 +61,7 @@ export function plainOf(method: Method): string {
   return typeof own === "string" ? own : method.plain;
 }
 
-function SettingField({ setting, wrong }: { setting: Setting; wrong: string | null }) {
+function SettingField({ setting, wrong }: { setting: Setting; wrong: ComponentChildren }) {
   const w = words.value.train;
   const fields = words.value.fields as Record<string, string>;
   const text = draft.value.values[setting.path] ?? "";

@@ -61,7 +61,7 @@ export function PreviewOf({ preview }: { preview: Preview }) {
         {" "}{fill(w.fieldsRead, { fields: preview.fields.join(", ") })}
         {preview.unread.length > 0 && <>{" "}{fill(w.fieldsUnread, { fields: preview.unread.join(", ") })}</>}
       </p>
-      {preview.notes.map((note) => <Notice key={note} kind="warning"><p>{note}</p></Notice>)}
+      {preview.notes.map((note) => <Notice key={note} kind="warning"><p lang="en">{note}</p></Notice>)}
       {lengths.too_long > 0 && (
         <Notice kind="warning">
           <p>{fill(w.tooLong, { examples: count(w.examples, lengths.too_long), most: lengths.max_length ?? 0, lost: lengths.lost })}</p>
@@ -100,7 +100,7 @@ function Problems({ problems }: { problems: Preview["problems"] }) {
       <summary><strong>{count(w.problems, problems.count)}</strong></summary>
       <Table caption={count(w.problems, problems.count)} rows={problems.first} keyOf={(row) => row.where} columns={[
         { title: w.line, cell: (row) => (row.line === null ? row.where : number(row.line)) },
-        { title: w.reason, cell: (row) => row.reason },
+        { title: w.reason, cell: (row) => <span lang="en">{row.reason}</span> },
       ]} />
     </details>
   );

@@ -70,6 +70,8 @@ export default {
   changeTitle: "Change {key}",
   changeHint: "What is under way with it ends. Keys that were made with it never may more than it may.",
   save: "Save",
+  lastHint: "Make another admin's key first, by New key. Or save it all the same: then only halka keys add, on the server's machine, makes keys.",
+  saveLast: "Save it all the same",
   revoke: "Revoke {key}",
   revokeTitle: "Revoke {key}?",
   revokeHint: "What is under way with it ends within a second.",

@@ -3,6 +3,7 @@ import adapters from "./adapters";
 import advise from "./advise";
 import compare from "./compare";
 import documents from "./documents";
+import errors from "./errors";
 import fields from "./fields";
 import jobs from "./jobs";
 import parts from "./parts";
@@ -10,4 +11,4 @@ import playground from "./playground";
 import shell from "./shell";
 import train from "./train";
 
-export default { account, adapters, advise, compare, documents, fields, jobs, parts, playground, shell, train };
+export default { account, adapters, advise, compare, documents, errors, fields, jobs, parts, playground, shell, train };
