@@ -192,7 +192,7 @@ def measured(ablation: Ablation, out: Path, who: tuple[str, ...] = ("base", "ada
     own = runner(out)
     runs = [each for each in runs_of(ablation, out) if each.who in who]
     if missing := [each for each in runs if own.result(each) is None]:
-        measure.main(own.prepare(missing))
+        measure.main([str(file) for pair in own.prepare(missing).files for file in pair])
     return [own.result(each) for each in runs]
 
 

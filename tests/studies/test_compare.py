@@ -17,6 +17,7 @@ import yaml
 from halka.studies.ablation import Ablation
 from halka.studies.compare import Plan, measurements, run, runner, write_outputs
 from halka.studies.experiment import Entry, Experiment, demo_experiment, read_experiment
+from halka.studies.places import Here
 from halka.studies.runner import Event, Runner
 from halka.util.errors import HalkaError
 from runs_for_tests import base_and_task, written_task
@@ -608,8 +609,8 @@ def test_a_run_keeps_what_a_stopped_one_left(stage):
     left = stage.folder / "work" / spec.key / "checkpoint.safetensors"
     left.parent.mkdir(parents=True)
     left.write_text("of a run that was stopped")
-    arguments = Runner(stage.folder, "program", str).prepare([spec])
-    assert arguments == [str(left.with_name("run.json")), str(stage.folder / "runs" / f"{spec.key}.json")]
+    group = Runner(stage.folder, Here("program"), str).prepare([spec])
+    assert group.files == ((left.with_name("run.json"), stage.folder / "runs" / f"{spec.key}.json"),)
     assert left.exists()
 
 

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 
 from halka.studies.experiment import Entry, Experiment, digest, task_of
 from halka.studies.measure import BASE, Purpose, Spec
-from halka.studies.runner import Event, Result, Runner, alone_in
+from halka.studies.places import Here, Place, Result
+from halka.studies.runner import Event, Runner, alone_in
 from halka.training import TrainConfig
 from halka.util.files import write_text
 
 if TYPE_CHECKING:
     from halka.report.html import Section
+
+PROGRAM = "halka.studies.measure"
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,11 @@ def run(experiment: Experiment, folder: str | Path, *, retry: bool = False) -> I
         yield from runner(experiment, folder, retry).go(plan.due)
 
 
-def runner(experiment: Experiment, folder: str | Path, retry: bool = False) -> Runner[Spec]:
-    """The runner of the experiment's runs in `folder`."""
-    return Runner(Path(folder), "halka.studies.measure", _outcome, jobs=experiment.jobs, retry=retry)
+def runner(
+    experiment: Experiment, folder: str | Path, retry: bool = False, place: Place[Spec] | None = None
+) -> Runner[Spec]:
+    """The runner of the experiment's runs in `folder`, by default on this machine."""
+    return Runner(Path(folder), place or Here(PROGRAM, experiment.jobs), _outcome, retry=retry)
 
 
 def measurements(folder: str | Path) -> list[Result]:
@@ -91,7 +96,8 @@ class Plan:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        self.data = digest(task_of(experiment))
+        self.task = task_of(experiment)
+        self.data = digest(self.task)
 
     def due(self, results: Mapping[str, Result]) -> tuple[list[list[Spec]], int]:
         """The runs that can be named, in groups that share a process, and how many follow from searches under way."""

@@ -8,18 +8,13 @@ A study's folder:
 
 A run's process is `python -m PROGRAM work/KEY/run.json runs/KEY.json …`, with several pairs of paths for runs that
 share a process. `serve` is its main function: it writes each result and prints a line of JSON a step, a skipped
-document and a result (`report`), which `Runner` turns into events.
+document and a result (`report`), which `Runner` turns into events. Where the process runs is the `Place`'s.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import platform
-import queue
-import subprocess
-import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -27,10 +22,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
+from halka.studies.places import Group, Place, R, Result
 from halka.util.files import locked, write_text
-from halka.util.openmp import wait_briefly
 from halka.util.plain import plain
 
 if TYPE_CHECKING:
@@ -38,38 +33,14 @@ if TYPE_CHECKING:
 
     from halka.training import Step
 
-Kind = Literal["started", "step", "done", "failed", "skipped"]
-Result = dict[str, Any]  # a run's result, as its JSON file holds it
-
-
-class Run(Protocol):
-    """One part of a study: a dataclass whose fields its process reads."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def key(self) -> str:
-        """Its files' name, the same for the same work."""
-        ...
-
-    @property
-    def title(self) -> str:
-        """Its name in messages."""
-        ...
-
-    def failed(self, error: str) -> Result:
-        """The result that records why the run failed; its "status" is "failed"."""
-        ...
-
-
-R = TypeVar("R", bound=Run)
+Kind = Literal["started", "step", "lost", "done", "failed", "skipped"]
 Plan = Callable[[Mapping[str, Result]], tuple[Sequence[Sequence[R]], int]]
 """From the results so far, by key: all runs that are due, those of one list in one process, and how many may follow."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to one run; `done` of `total` runs have ended."""
+    """Something that happened to one run, on a `node` of a cluster; `done` of `total` runs have ended."""
 
     kind: Kind
     run: str
@@ -79,6 +50,7 @@ class Event:
     steps: int | None = None
     loss: float | None = None
     message: str = ""
+    node: str = ""
 
 
 def alone_in(folder: Path) -> AbstractContextManager[None]:
@@ -89,26 +61,14 @@ def alone_in(folder: Path) -> AbstractContextManager[None]:
 class Runner(Generic[R]):
     """Runs the missing runs of a study in `folder`.
 
-    program   the module that serves the runs
+    place     where their processes run
     outcome   a line on a finished run's result
-    jobs      processes at a time; they share the processor's cores
     retry     whether runs that failed earlier are run again
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        program: str,
-        outcome: Callable[[Result], str],
-        *,
-        jobs: int = 1,
-        retry: bool = False,
-    ):
-        self.folder, self.outcome, self.jobs, self.retry = folder, outcome, jobs, retry
-        self.command = [sys.executable, "-m", program]
-        self.threads = max(1, (os.cpu_count() or 1) // jobs)
-        self.lines: queue.Queue[tuple[list[R], dict[str, Any] | None]] = queue.Queue()
-        self.processes: dict[str, tuple[list[R], subprocess.Popen[str]]] = {}  # by the first run's key
+    def __init__(self, folder: Path, place: Place[R], outcome: Callable[[Result], str], *, retry: bool = False):
+        self.folder, self.place, self.outcome, self.retry = folder, place, outcome, retry
+        self.running: dict[str, Group[R]] = {}
 
     def result(self, run: R) -> Result | None:
         """The run's result, if its file is there."""
@@ -128,11 +88,11 @@ class Runner(Generic[R]):
         def event(kind: Kind, title: str, **more: Any) -> Event:
             return Event(kind, title, len(ended), sum(map(len, groups)) + to_come, **more)
 
-        def starting(runs: Iterable[R]) -> Iterator[Event]:
+        def starting(runs: Iterable[R], node: str = "") -> Iterator[Event]:
             for run in runs:
                 if run.key not in begun:
                     begun.add(run.key)
-                    yield event("started", run.title)
+                    yield event("started", run.title, node=node)
 
         def ending(run: R, result: Result, kind: Kind | None = None) -> Event:
             nonlocal groups, to_come
@@ -144,7 +104,7 @@ class Runner(Generic[R]):
 
         try:
             while True:
-                if len(self.processes) < self.jobs and (due := self._due(groups, ended, alone)):
+                if self.place.has_room() and (due := self._due(groups, ended, alone)):
                     missing = []
                     for run in due:
                         if (result := self._kept(run)) is not None:
@@ -152,51 +112,54 @@ class Runner(Generic[R]):
                         else:
                             missing.append(run)
                     if missing:
-                        yield from starting(missing[:1])
                         self._start(missing)
                     continue
-                if not self.processes:
+                if not self.running:
                     return
-                runs, line = self.lines.get()
-                if line is None:
-                    code = self._ended(runs)
-                    for run in (run for run in runs if run.key not in ended):
+                group, line = self.place.report()
+                node, unfinished = line.get("node", ""), [run for run in group.runs if run.key not in ended]
+                if "over" in line:
+                    del self.running[group.key]
+                    for run in unfinished:
                         result = self.result(run)
-                        if result is None and len(runs) > 1:
+                        if result is None and len(group.runs) > 1:
                             alone.add(run.key)
                             continue
                         yield from starting([run])
-                        yield ending(run, result or self._lost(run, code))
+                        yield ending(run, result or self._failed(run, line["over"]))
                     continue
-                run = runs[line.get("run", 0)]
-                yield from starting([run])
+                if "lost" in line:
+                    for run in (run for run in unfinished if run.key in begun):
+                        begun.remove(run.key)
+                        yield event("lost", run.title, message=line["lost"], node=node)
+                    continue
+                run = group.runs[line.get("run", 0)]
+                yield from starting([run], node)
                 if "skipped" in line:
                     yield event("skipped", line["skipped"], message=line["reason"])
                 elif "step" in line:
-                    yield event("step", run.title, step=line["step"], steps=line["steps"], loss=line["loss"])
-                elif (result := self.result(run)) is not None:
+                    yield event("step", run.title, step=line["step"], steps=line["steps"], loss=line["loss"], node=node)
+                elif "ended" in line and (result := self.result(run)) is not None:
                     yield ending(run, result)
         finally:
-            for _, process in self.processes.values():
-                process.kill()
-                process.wait()
+            self.place.close()
 
-    def prepare(self, runs: Sequence[R]) -> list[str]:
-        """Write the runs' files for their process, and return its arguments."""
-        arguments = []
+    def prepare(self, runs: Sequence[R]) -> Group[R]:
+        """Write the runs' files for their process."""
+        files = []
         for run in runs:
-            work = self.folder / "work" / run.key
-            write_text(work / "run.json", json.dumps(asdict(run), indent=1) + "\n")
-            self._path(run).unlink(missing_ok=True)
-            arguments += [str(work / "run.json"), str(self._path(run))]
-        return arguments
+            source, target = self.folder / "work" / run.key / "run.json", self._path(run)
+            write_text(source, json.dumps(asdict(run), indent=1) + "\n")
+            target.unlink(missing_ok=True)
+            files.append((source, target))
+        return Group((*runs,), (*files,))
 
     def _path(self, run: R) -> Path:
         return self.folder / "runs" / f"{run.key}.json"
 
     def _due(self, groups: Sequence[Sequence[R]], ended: Mapping[str, Result], alone: set[str]) -> list[R]:
         """The first group's runs that have neither ended nor begun; one run where it is to run alone."""
-        running = {run.key for runs, _ in self.processes.values() for run in runs}
+        running = {run.key for group in self.running.values() for run in group.runs}
         for group in groups:
             due = [run for run in group if run.key not in ended and run.key not in running]
             if due:
@@ -208,36 +171,14 @@ class Runner(Generic[R]):
         result = self.result(run)
         return None if result is None or (self.retry and result.get("status") == "failed") else result
 
-    def _start(self, runs: list[R]) -> None:
-        arguments = self.prepare(runs)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
-        wait_briefly(environment)
-        with self._log(runs[0]).open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(
-                [*self.command, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
-            )
-        self.processes[runs[0].key] = runs, process
-        threading.Thread(target=self._listen, args=(runs, process), daemon=True).start()
+    def _start(self, runs: Sequence[R]) -> None:
+        group = self.prepare(runs)
+        self.place.start(group)
+        self.running[group.key] = group
 
-    def _listen(self, runs: list[R], process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        with process.stdout:
-            for text in process.stdout:
-                if (line := _reported(text)) is not None:
-                    self.lines.put((runs, line))
-        self.lines.put((runs, None))
-
-    def _ended(self, runs: Sequence[R]) -> int:
-        """The exit code of the runs' process, which is no longer under way."""
-        return self.processes.pop(runs[0].key)[1].wait()
-
-    def _log(self, run: R) -> Path:
-        return self.folder / "work" / run.key / "log.txt"
-
-    def _lost(self, run: R, code: int) -> Result:
-        """Record a run whose process ended without a result, most often killed for its memory."""
-        log = self._log(run).read_text(encoding="utf-8", errors="replace")[-500:]
-        result = run.failed(f"the process ended with {code} (−9: killed, often for its memory). {log}".strip())
+    def _failed(self, run: R, reason: str) -> Result:
+        """Record a run whose process ended without a result."""
+        result = run.failed(reason)
         write_text(self._path(run), json.dumps(result, indent=1) + "\n")
         return result
 
@@ -301,13 +242,3 @@ def origin(device: torch.device) -> dict[str, Any]:
 def now() -> str:
     """The date and time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _reported(text: str) -> dict[str, Any] | None:
-    """A line that `report` printed; None for what libraries print."""
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    shapes = ({"step", "steps", "loss"}, {"skipped", "reason"}, {"run", "ended"})
-    return line if isinstance(line, dict) and any(keys <= line.keys() for keys in shapes) else None

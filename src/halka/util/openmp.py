@@ -23,3 +23,10 @@ def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
     """
     if not environment.keys() & BRIEFLY:
         environment.update(BRIEFLY)
+
+
+def environment(threads: int) -> dict[str, str]:
+    """The environment of a new process that computes in so many threads."""
+    own = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    wait_briefly(own)
+    return own

@@ -36,7 +36,8 @@ from halka.studies.ablation.probes import attack_of, attacks, change_of, inject
 from halka.studies.ablation.runs import SCHEMA, Run
 from halka.studies.ablation.scores import Answered, answer_in, as_rows
 from halka.studies.ablation.settings import Ablation, Questions, collection_of, matcher, read_questions
-from halka.studies.runner import Result, origin, report, report_step, serve
+from halka.studies.places import Result
+from halka.studies.runner import origin, report, report_step, serve
 from halka.training import TrainConfig, train
 from halka.training.run_folder import METRICS
 from halka.util.errors import HalkaError

@@ -17,7 +17,8 @@ from typing import Any, Literal
 from halka.rag.sources import digest_of
 from halka.studies.ablation.scores import from_row, scored
 from halka.studies.ablation.settings import Ablation, read_questions
-from halka.studies.runner import Event, Result, Runner, alone_in
+from halka.studies.places import Here, Result
+from halka.studies.runner import Event, Runner, alone_in
 
 SCHEMA = 2
 Who = Literal["base", "adapter", "tuned"]
@@ -61,7 +62,7 @@ def run(ablation: Ablation, folder: str | Path, *, retry: bool = False) -> Itera
 
 def runner(folder: str | Path, retry: bool = False) -> Runner[Run]:
     """The runner of an ablation's runs in `folder`."""
-    return Runner(Path(folder), "halka.studies.ablation.measure", _outcome, retry=retry)
+    return Runner(Path(folder), Here("halka.studies.ablation.measure"), _outcome, retry=retry)
 
 
 def results(ablation: Ablation, folder: str | Path) -> list[Result]:
