@@ -24,6 +24,7 @@ from halka.estimating import Memory, Setup, at_least_one, dry_run, largest_batch
 from halka.estimating.devices import Device
 from halka.estimating.dry_runs import DryRun
 from halka.estimating.hardware import PROCESS, Hardware, gpu_here, hardware_of
+from halka.estimating.lengths import percentile_90
 from halka.estimating.measured_device import measure_device
 from halka.methods import Full, build_method
 from halka.models import context
@@ -39,7 +40,6 @@ MOST_ROWS = 256  # tried for the largest batch
 TIMED = 8  # examples that are timed
 GLANCE = 32  # tokens of a pass that tells how fast the base is
 MEASURED = 24  # examples whose length with passages is measured
-CHARACTERS = 3  # per token, before the tokenizer is loaded: more in Latin script, fewer in others
 PILOT_SHARE = 0.5  # of the available memory, above which the pilot checkpoints, to leave some to other processes
 
 
@@ -251,23 +251,11 @@ def typical_lengths(base: ProbedBase) -> tuple[int, int | None]:
     limit = context(base.model, None)
 
     def typical(examples: Sequence[Example]) -> int:
-        length = _percentile_90([len(tokens) for tokens in encode_all(examples, base.model.tokenizer).items])
+        length = percentile_90([len(tokens) for tokens in encode_all(examples, base.model.tokenizer).items])
         return length if limit is None else min(length, limit)
 
     prompts = [base.prompt(example, DOCUMENTS) for example in base.train[:MEASURED]] if base.retrieve else []
     return typical(base.train), typical(prompts) if prompts else None
-
-
-def length_by_characters(examples: Sequence[Example]) -> int:
-    """An estimate of the same without a tokenizer."""
-    return _percentile_90(
-        [sum(len(message.content) for message in example.messages) // CHARACTERS for example in examples]
-    )
-
-
-def _percentile_90(lengths: Sequence[int]) -> int:
-    """The 90th percentile, at least 16."""
-    return max(16, int(statistics.quantiles([*lengths, *lengths], n=10, method="inclusive")[-1]))
 
 
 # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -52,7 +52,6 @@ from halka.advisor.resources import (
     base_too_large,
     find_hardware,
     fit,
-    length_by_characters,
     pilot_room,
     time_prompts,
     typical_lengths,
@@ -60,6 +59,7 @@ from halka.advisor.resources import (
 from halka.advisor.words import CONDITIONS, PROBES
 from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
+from halka.estimating.lengths import length_by_characters
 from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
 from halka.util.machine import ran_out
 

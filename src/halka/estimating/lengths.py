@@ -1,0 +1,22 @@
+"""How long most of some examples are, in tokens: the 90th percentile."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from halka.data.examples import Example
+
+CHARACTERS = 3  # per token, before the tokenizer is loaded: more in Latin script, fewer in others
+
+
+def length_by_characters(examples: Sequence[Example]) -> int:
+    """An estimate without a tokenizer."""
+    return percentile_90(
+        [sum(len(message.content) for message in example.messages) // CHARACTERS for example in examples]
+    )
+
+
+def percentile_90(lengths: Sequence[int]) -> int:
+    """The 90th percentile, at least 16."""
+    return max(16, int(statistics.quantiles([*lengths, *lengths], n=10, method="inclusive")[-1]))
