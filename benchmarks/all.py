@@ -103,6 +103,7 @@ PIECES = {
     "retrieval": Piece("retrieval.py", minutes=20),
     "mixed-answers": Piece("mixed_answers.py", timed=False),
     "two-processes": Piece("two_processes.py"),
+    "study-on-cluster": Piece("study_on_cluster.py", minutes=5, timed=False),
     "advisor": Piece("advisor.py", minutes=90, timed=False),
     "advisor-minutes": Piece("advisor_minutes.py", minutes=20, timed=False),
     **{name: study(name) for name in STUDIES},

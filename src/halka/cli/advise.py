@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
@@ -19,6 +21,7 @@ EXAMPLES = examples(
     "halka advise --base smollm2-135m --task support",
     "halka advise --base smollm2-135m --data questions.jsonl --documents handbook/ --minutes 20",
     "halka advise --base Qwen/Qwen2.5-7B --data train.jsonl --device rtx4090 --tasks 40 --skip learnability",
+    "halka advise --base smollm2-135m --task support --on ray",
 )
 
 
@@ -67,6 +70,10 @@ def advise(
     ] = None,
     dtype: Dtype = "bfloat16",
     quantize: Quantize = None,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="CLUSTER", help="probe a node of a Ray cluster: ray, or ray://HOST:10001"),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="results, advice and report")] = Path(
         "advice"
     ),
@@ -79,9 +86,11 @@ def advise(
     command resumes an interrupted one.
     """
     from dataclasses import asdict
+    from functools import partial
     from json import dumps
 
     from halka.advisor import Request, advise_from, probe
+    from halka.advisor.on_ray import probe_on
     from halka.advisor.rendering import to_terminal, write_advice
     from halka.cli.progress import ProbesProgress
     from halka.util.files import write_text
@@ -105,6 +114,7 @@ def advise(
         "--passages": None if passages == 3 else passages,
         "--dtype": None if dtype == "bfloat16" else dtype,
         "--quantize": quantize,
+        "--on": on,
         "--out": None if str(out) == "advice" else out,
     }
     request = Request(
@@ -126,7 +136,9 @@ def advise(
         flags=(*source.flags, *source.kind_flags),
         again=(*source.flags, *_flags(others), *(["--full"] if full else [])),
     )
-    evidence = probe(request, out, minutes=minutes, skip=skip or (), progress=ProbesProgress())
+    run = probe if on is None else partial(probe_on, on)
+    with nullcontext() if on is None else redirect_stdout(io.StringIO()):  # Ray prints there
+        evidence = run(request, out, minutes=minutes, skip=skip or (), progress=ProbesProgress())
     advice = advise_from(evidence)
     result = {"advice": {**asdict(advice), "title": advice.title}, "evidence": asdict(evidence)}
     write_text(out / "advice.json", dumps(result, indent=1, ensure_ascii=False) + "\n")

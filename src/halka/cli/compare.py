@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -25,11 +26,17 @@ if TYPE_CHECKING:
     from halka.studies.runner import Event
 
 Retry = Annotated[bool, typer.Option("--retry", help="run failed runs again")]
-
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on", metavar="CLUSTER", help="run on a Ray cluster: ray (this machine is part of it), or ray://HOST:10001"
+    ),
+]
 
 EXAMPLES = examples(
     "halka compare experiment.yaml -o results",
     "halka compare --rag ablation.yaml -o results",
+    "halka compare experiment.yaml -o results --on ray",
 )
 
 
@@ -44,6 +51,7 @@ def compare(
             "--rag", metavar="FILE", help="a YAML file: documents, questions, form, to compare adapter and retrieval"
         ),
     ] = None,
+    on: On = None,
     retry: Retry = False,
     json: Json = False,
 ) -> None:
@@ -57,6 +65,10 @@ def compare(
 
     if experiment is None and rag is None:
         raise HalkaError("there is nothing to compare: give an EXPERIMENT, or --rag FILE")
+    if rag is not None and on is not None:
+        raise HalkaError(
+            "--on is for an EXPERIMENT: the runs of --rag share a process with their documents; leave it out"
+        )
     positional = [] if experiment is None else [str(experiment)]
     command = shlex.join(
         ["halka", "compare", *positional, *([] if rag is None else ["--rag", str(rag)]), "-o", str(out)]
@@ -68,7 +80,7 @@ def compare(
         assert ablation is not None
         return _ablate(ablation, out, command, retry, json)
     read = read_experiment(existing_file(experiment, "EXPERIMENT"))
-    _run(read, out, command, retry, json, ablation)
+    _run(read, out, command, retry, json, ablation, on)
 
 
 def _ablate(ablation: Ablation, out: Path, command: str, retry: bool, json: bool) -> None:
@@ -143,11 +155,17 @@ def _keep_best(experiment: Experiment, out: Path) -> None:
 
 
 def _run(
-    experiment: Experiment, out: Path, command: str, retry: bool, json: bool, ablation: Ablation | None = None
+    experiment: Experiment,
+    out: Path,
+    command: str,
+    retry: bool,
+    json: bool,
+    ablation: Ablation | None = None,
+    on: str | None = None,
 ) -> None:
     from halka.studies.compare import run, write_outputs
 
-    _follow(run(experiment, out, retry=retry), experiment.base, out)
+    _follow(run(experiment, out, retry=retry, on=on), experiment.base, out)
     outputs = write_outputs(experiment, out, command)
     failed = sum(measurement["status"] != "done" for measurement in outputs.measurements)
     runs = len(outputs.measurements)
@@ -180,7 +198,11 @@ def _follow(events: Iterable[Event], base: str, out: Path) -> None:
     if base in known_bases():
         pull(base, say)  # once, with its messages, before the runs need it
     try:
-        with terminated_as_interrupted(), RunsProgress() as progress:
+        with (
+            terminated_as_interrupted(),
+            redirect_stdout(io.StringIO()),
+            RunsProgress() as progress,
+        ):  # Ray prints there
             for event in events:
                 progress.event(event)
     except KeyboardInterrupt:

@@ -123,7 +123,8 @@ class RunsProgress(_Bars):
         """Show what happened to a run."""
         if event.kind != "step" and (self.bars is None or event.kind != "started"):
             text = f": {one_line(event.message)}" if event.message else ""
-            self._line(f"[{event.done}/{event.total}] {event.kind} {event.run}{text}")
+            node = f" on {event.node}" if event.kind == "started" and event.node else ""
+            self._line(f"[{event.done}/{event.total}] {event.kind} {event.run}{node}{text}")
         if self.bars is None:
             self._tell_of(event)
             return
@@ -135,7 +136,8 @@ class RunsProgress(_Bars):
         elif event.run in self.running:
             task = self.running[event.run]
             if event.kind == "step":
-                text = "" if event.loss is None else f"loss {event.loss:.4f}"
+                texts = ("" if event.loss is None else f"loss {event.loss:.4f}", event.node)
+                text = ", ".join(filter(None, texts))
                 self.bars.update(task, completed=event.step, total=event.steps, text=text)
             else:
                 self.bars.remove_task(self.running.pop(event.run))
@@ -144,7 +146,8 @@ class RunsProgress(_Bars):
         """A quarter of a run's steps at a time, where there are no bars."""
         if event.kind == "step" and event.step and event.steps and event.step % -(-event.steps // 4) == 0:
             text = "" if event.loss is None else f", loss {event.loss:.4f}"
-            self._line(f"[{event.done}/{event.total}] step {event.step}/{event.steps} of {event.run}{text}")
+            node = f" on {event.node}" if event.node else ""
+            self._line(f"[{event.done}/{event.total}] step {event.step}/{event.steps} of {event.run}{node}{text}")
 
     def _line(self, text: str) -> None:
         if self.bars is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from halka.studies.experiment import Entry, Experiment, digest, task_of
 from halka.studies.measure import BASE, Purpose, Spec
+from halka.studies.on_ray import on_ray
 from halka.studies.places import Here, Place, Result
 from halka.studies.runner import Event, Runner, alone_in
 from halka.training import TrainConfig
@@ -35,14 +36,18 @@ class Outputs:
     others: int  # measurements in the folder that this experiment, as it is now, did not make
 
 
-def run(experiment: Experiment, folder: str | Path, *, retry: bool = False) -> Iterator[Event]:
+def run(experiment: Experiment, folder: str | Path, *, retry: bool = False, on: str | None = None) -> Iterator[Event]:
     """Run the experiment's missing runs in `folder`, at most `experiment.jobs` at a time, and yield what happens.
 
-    Raises HalkaError, before anything runs, for what would fail every run, and where another process runs there.
+    on   a Ray cluster (`halka.util.ray_cluster`): "ray", or the address of another machine's, "ray://HOST:10001"
+
+    Raises HalkaError, before anything runs, for what would fail every run, and where another process runs there; and
+    for a cluster that cannot be reached, or has no node for a run.
     """
     plan = Plan(experiment)
     with alone_in(Path(folder)):
-        yield from runner(experiment, folder, retry).go(plan.due)
+        place = None if on is None else on_ray(experiment, plan.task, PROGRAM, folder, on)
+        yield from runner(experiment, folder, retry, place).go(plan.due)
 
 
 def runner(

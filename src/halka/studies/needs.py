@@ -1,0 +1,51 @@
+"""The memory that a comparison's runs need, as the estimator predicts it from the base's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from halka.data.task import Task
+from halka.estimating import dry_run, prepared
+from halka.estimating.hardware import PROCESS
+from halka.estimating.lengths import length_by_characters
+from halka.methods import build_method
+from halka.models.loading import base_config
+from halka.studies.measure import BASE, Spec
+from halka.training import TrainConfig
+from halka.util.errors import HalkaError
+
+
+def memory_of(runs: Sequence[Spec], task: Task, gpu: bool) -> int | None:
+    """Bytes of main memory that a process of these runs takes; None where that cannot be estimated.
+
+    Runs that are trained together have the rows of all in a pass. With a `gpu` the weights alone pass through main
+    memory.
+    """
+    run, config = runs[0], TrainConfig(**runs[0].train)
+    try:
+        base = base_config(run.base)
+        longest = config.max_length or length_by_characters(task.train)
+        length = min(longest, getattr(base.get_text_config(), "max_position_embeddings", None) or longest)
+        _, setup = prepared(
+            base,
+            task.kind,
+            labels=len(task.labels) or None,
+            rows=len(runs) * _rows(config, length, len(task.train)),
+            length=length,
+            accumulate=config.accumulate,
+            checkpointing=config.checkpointing,
+            dtype="float32" if run.dtype == "auto" else run.dtype,
+            quantize=run.quantize,
+        )
+        method = build_method("prompt", {}) if run.method == BASE else build_method(run.method, run.fields)
+        predicted = dry_run(base, method, setup)
+    except HalkaError:
+        return None
+    return PROCESS + (predicted.base_bytes if gpu else predicted.memory.total)
+
+
+def _rows(config: TrainConfig, length: int, examples: int) -> int:
+    """The most rows of that length in a batch."""
+    limits = config.limits()
+    tokens, rows = limits["batch_tokens"], limits["batch_size"] or examples
+    return max(1, min(rows, examples, rows if tokens is None else tokens // length))

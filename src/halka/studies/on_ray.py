@@ -1,0 +1,126 @@
+"""`OnRay`: a study's runs on a Ray cluster; each group is a task, which takes its data along and brings its files back.
+
+A node needs the base by the same name or path, but nothing of the study's folder, which this machine alone writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Generic
+
+from halka.data.task import Task
+from halka.studies.experiment import Experiment
+from halka.studies.measure import Spec
+from halka.studies.needs import memory_of
+from halka.studies.places import Group, Line, R, reported, without_result
+from halka.training.run_folder import BEST, CHECKPOINT
+from halka.util.files import write_file
+from halka.util.ray_cluster import RayCluster
+from halka.util.ray_node import Program
+
+TASK, FORGETTING = "task", "forgetting"  # folders of what a program gets
+UNPICKLED = """\
+import pickle
+from pathlib import Path
+
+
+def task():
+    return pickle.loads(Path(__file__).with_suffix(".pickle").read_bytes())
+"""
+"""A task's file, beside the task's own examples, whatever files they were read from."""
+
+
+class OnRay(Generic[R]):
+    """The nodes of a Ray cluster.
+
+    program   the module that serves the runs
+    folder    the study's
+    carried   a run as it is on a node, where files have other paths
+    memory    bytes that runs of one group need
+    """
+
+    def __init__(
+        self,
+        cluster: RayCluster,
+        program: str,
+        folder: Path,
+        *,
+        carried: Callable[[R], R] = lambda run: run,
+        memory: Callable[[Sequence[R]], int | None] = lambda runs: None,
+    ):
+        self.cluster, self.program, self.folder, self.carried, self.memory = cluster, program, folder, carried, memory
+        self.groups: dict[str, Group[R]] = {}
+
+    def has_room(self) -> bool:
+        return True  # the cluster has a queue of its own
+
+    def start(self, group: Group[R]) -> None:
+        runs = [json.dumps(asdict(self.carried(run))).encode() for run in group.runs]
+        sources = [self._own(source) for source, _ in group.files]
+        self.groups[group.key] = group
+        self.cluster.start(
+            group.key,
+            Program(
+                title=" and ".join(run.title for run in group.runs),
+                module=self.program,
+                arguments=tuple(self._own(file) for pair in group.files for file in pair),
+                files=dict(zip(sources, runs, strict=True)),
+                log=self._own(group.log),
+                memory=self.memory(group.runs),
+                stays=(CHECKPOINT, BEST),
+            ),
+        )
+
+    def report(self) -> tuple[Group[R], Line]:
+        while True:
+            key, news = self.cluster.report()
+            line: Line | None
+            if news.kind == "line":
+                line = reported(news.text)
+            elif news.kind == "over":
+                reason = news.text
+                for name in sorted(news.files, key=lambda name: name.startswith("runs/")):  # results at the end
+                    content = news.files[name]
+                    write_file(self.folder / name, lambda beside, content=content: beside.write_bytes(content))
+                if news.code is not None:
+                    log = self.groups[key].log.read_text(encoding="utf-8", errors="replace")
+                    reason = without_result(news.code, log)
+                line = {"over": reason}
+            else:
+                line = {news.kind: news.text}
+            if line is not None:
+                return self.groups[key], {**line, "node": news.node}
+
+    def close(self) -> None:
+        self.cluster.close()
+
+    def _own(self, file: Path) -> str:
+        """A file's path in the study's folder, and in that of a program."""
+        return file.relative_to(self.folder).as_posix()
+
+
+def on_ray(experiment: Experiment, task: Task, program: str, folder: str | Path, address: str) -> OnRay[Spec]:
+    """The Ray cluster at `address` for an experiment's runs, which get its task and its text for forgetting.
+
+    Raises HalkaError as `RayCluster` does.
+    """
+    name, text = Path(experiment.task).stem, experiment.forgetting and Path(experiment.forgetting)
+    places: dict[str, Any] = {"task": f"{TASK}/{name}.py"}
+    shared: dict[str, Any] = {f"{TASK}/{name}.py": UNPICKLED.encode(), f"{TASK}/{name}.pickle": task}
+    if text:
+        places["forgetting"] = f"{FORGETTING}/{text.name}"
+        shared[places["forgetting"]] = text.read_bytes()
+    cluster = RayCluster(address, jobs=experiment.jobs, shared=shared)
+
+    predicted: dict[tuple[str, str, str | None, int], int | None] = {}
+
+    def memory(runs: Sequence[Spec]) -> int | None:
+        alike = runs[0].method, repr(runs[0].fields), runs[0].quantize, len(runs)  # rates and seeds take no memory
+        if alike not in predicted:
+            predicted[alike] = memory_of(runs, task, gpu=cluster.gpus > 0)
+        return predicted[alike]
+
+    return OnRay(cluster, program, Path(folder), carried=lambda run: replace(run, **places), memory=memory)

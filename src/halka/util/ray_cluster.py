@@ -1,0 +1,255 @@
+"""Programs on a Ray cluster: each is a task that runs a process; files go to it, and what it leaves comes back.
+
+`pip install 'halka[ray]'` brings Ray, which this machine and every node need, beside Halka (docs/distributed.md).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import signal
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from halka.util.errors import HalkaError
+from halka.util.ray_node import Mailbox, Program, run
+from halka.util.text import one_line, plural
+
+LOSSES = 3  # times that a program loses its node before it is given up
+PATIENCE = 300.0  # seconds that a program waits for a node, where all that could run it are gone
+LOOK = 5.0  # seconds without news after which the nodes are looked at
+
+
+@dataclass(frozen=True)
+class News:
+    """What happened to a program on a node.
+
+    kind    it has "begun"; it printed a "line"; its node was "lost", and it runs again; it is "over"
+    text    the line; how the node was lost; without a `code`, why there is none
+    code    the process's exit code
+    files   that the process left, by their paths in its folder
+    """
+
+    kind: Literal["begun", "line", "lost", "over"]
+    node: str = ""
+    text: str = ""
+    code: int | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass
+class _Attempt:
+    """A program that was submitted; `node` is "" until it runs, `losses` counts earlier nodes, `letters` its lines."""
+
+    key: str
+    program: Program
+    number: int
+    losses: int = 0
+    node: str = ""
+    letters: int = 0
+
+
+class RayCluster:
+    """Runs programs on a Ray cluster, as many at a time as its nodes have room for.
+
+    Each takes a GPU where the cluster has some, else a node's processor; with `jobs`, a share of it, so that so many
+    run side by side. The smallest node decides on the number of threads, which is the same for all.
+
+    address   "ray", the cluster that this machine is part of (or $RAY_ADDRESS), or "ray://HOST:10001"
+    shared    files that every program gets: bytes, or other values, which are pickled
+    patience  seconds that a program waits for a node, where all that could run it are gone
+
+    Raises HalkaError where Ray is not installed, the cluster cannot be reached, or no node takes tasks.
+    """
+
+    def __init__(
+        self, address: str, *, jobs: int = 1, shared: Mapping[str, Any] | None = None, patience: float = PATIENCE
+    ):
+        self.address, self.patience = address, patience
+        self.ray, self.owned = _connected(address)
+        self.gpus, self.threads = self._share(jobs)
+        files = {
+            name: value if isinstance(value, bytes) else self.ray.cloudpickle.dumps(value)
+            for name, value in (shared or {}).items()
+        }
+        self.shared = self.ray.put(files)
+        self.task = self.ray.remote(run)
+        self.post = self._mailbox()
+        self.mail = self.post.take.remote()
+        self.tasks: dict[Any, _Attempt] = {}
+        self.numbers = itertools.count()
+        self.news: deque[tuple[str, News]] = deque()
+        self.alone_since: float | None = None
+
+    def start(self, key: str, program: Program) -> None:
+        """Submit a program; `key` names it in `report`. Raises HalkaError where no node could ever run it."""
+        if reason := self._lacking(program):
+            raise HalkaError(reason)
+        self._submit(_Attempt(key, program, next(self.numbers)))
+
+    def report(self) -> tuple[str, News]:
+        """Wait for what happens next to one of the programs, and return it with the program's key.
+
+        Raises HalkaError where the connection is lost, and where a program waits in vain for a node.
+        """
+        try:
+            while not self.news:
+                ready, _ = self.ray.wait([self.mail, *self.tasks], num_returns=1, timeout=LOOK)
+                if not ready:
+                    self._look()
+                elif ready[0] == self.mail:
+                    self._read()
+                else:
+                    self._end(ready[0])
+        except (ConnectionError, self.ray.exceptions.LocalRayletDiedError) as error:
+            raise HalkaError(f"the connection to the Ray cluster was lost ({one_line(str(error))})") from error
+        return self.news.popleft()
+
+    def close(self) -> None:
+        """End the programs that run, and leave the cluster."""
+        with suppress(ConnectionError, self.ray.exceptions.RayError):
+            for task in self.tasks:
+                self.ray.cancel(task, force=True)
+            if self.tasks:
+                self.ray.wait([*self.tasks], num_returns=len(self.tasks), timeout=LOOK)
+            self.ray.kill(self.post)
+        if self.owned:
+            self.ray.shutdown()
+
+    # ── nodes ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """What each node that takes tasks has."""
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        return [resources for resources in nodes if resources.get("CPU")]
+
+    def _share(self, jobs: int) -> tuple[float, int]:
+        """The GPUs and the threads that each program gets."""
+        nodes = self._nodes()
+        if not nodes:
+            raise HalkaError(
+                "no node of the Ray cluster has a processor for tasks: start one there by "
+                "`ray start --address=HEAD:6379`"
+            )
+        if with_gpus := [node for node in nodes if node.get("GPU")]:
+            least = min(node["CPU"] / node["GPU"] for node in with_gpus)
+        else:
+            least = min(node["CPU"] for node in nodes)
+        return 1 / jobs if with_gpus else 0, max(1, int(least) // jobs)
+
+    def _lacking(self, program: Program) -> str | None:
+        """Why no node can run the program; None if one can."""
+        needs = {"CPU": self.threads, "GPU": self.gpus, "memory": program.memory or 0}
+        nodes = self._nodes()
+        if any(all(node.get(name, 0) >= need for name, need in needs.items()) for node in nodes):
+            return None
+        present = "; ".join(sorted({_described(node) for node in nodes})) or "none"
+        return (
+            f"{program.title} takes {_described(needs)}, and no node of the Ray cluster has that (its nodes: "
+            f"{present}): add one by `ray start --address=HEAD:6379`, with --memory=BYTES if Ray is to give more of it"
+        )
+
+    def _look(self) -> None:
+        """Raises HalkaError where a program has waited too long for a node."""
+        waiting = [attempt.program for attempt in self.tasks.values() if not attempt.node]
+        reason = next(filter(None, map(self._lacking, waiting)), None)
+        if reason is None:
+            self.alone_since = None
+            return
+        self.alone_since = self.alone_since or time.monotonic()
+        if time.monotonic() - self.alone_since >= self.patience:
+            raise HalkaError(reason)
+
+    # ── tasks ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _mailbox(self) -> Any:
+        """The actor that programs send their lines to, beside this process or, by ray://, on the head node."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+        return self.ray.remote(Mailbox).options(**options).remote()
+
+    def _submit(self, attempt: _Attempt) -> None:
+        program = attempt.program
+        options = {"num_cpus": self.threads, "num_gpus": self.gpus, "memory": program.memory, "max_retries": 0}
+        task = self.task.options(name=program.title, **options)
+        self.tasks[task.remote(program, self.shared, self.threads, attempt.number, self.post)] = attempt
+
+    def _read(self) -> None:
+        """Take what programs have sent; of those that are over or lost, nothing counts."""
+        attempts = {attempt.number: attempt for attempt in self.tasks.values()}
+        for number, kind, text in self.ray.get(self.mail):
+            if (attempt := attempts.get(number)) is not None:
+                attempt.letters += 1
+                attempt.node = text if kind == "begun" else attempt.node
+                self.news.append((attempt.key, News(kind, attempt.node, text)))
+        self.mail = self.post.take.remote()
+
+    def _end(self, task: Any) -> None:
+        """Take what a task returns, or run its program again where its node was lost."""
+        attempt, errors = self.tasks[task], self.ray.exceptions
+        lost = errors.NodeDiedError, errors.WorkerCrashedError, errors.OutOfMemoryError, errors.ObjectLostError
+        try:
+            code, files, letters = self.ray.get(task)
+            while attempt.letters < letters and self.ray.wait([self.mail], timeout=LOOK)[0]:
+                self._read()
+            news = News("over", attempt.node, code=code, files=files)
+        except lost as error:
+            losses = attempt.losses + 1
+            news = News("lost" if losses < LOSSES else "over", attempt.node, _loss(attempt.node, error, losses))
+            if losses < LOSSES:
+                self._submit(_Attempt(attempt.key, attempt.program, next(self.numbers), losses))
+        except errors.RayError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            reason = f"its task failed: {lines[-1].strip()}. Has every node this version of Halka, and of Ray?"
+            news = News("over", attempt.node, reason)
+        del self.tasks[task]
+        self.news.append((attempt.key, news))
+
+
+def _connected(address: str) -> tuple[Any, bool]:
+    """Ray, connected to the cluster, and whether it was not before."""
+    try:
+        import ray
+    except ImportError:
+        raise HalkaError("--on needs Ray, which is not installed: pip install 'halka[ray]'") from None
+    if address != "ray" and not address.startswith("ray://"):
+        raise HalkaError(f"--on: {address!r} is no cluster: write ray, or ray://HOST:10001")
+    if ray.is_initialized():
+        return ray, False
+    ends = signal.getsignal(signal.SIGTERM)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of what it will do one day
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init("auto" if address == "ray" else address, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (OSError, RuntimeError, ValueError) as error:
+        way = "does its head node run, with the client port (10001) open, and the same versions of Python and Ray?"
+        if address == "ray":
+            way = "start one by `ray start --head`, or name another machine's: --on ray://HOST:10001"
+        reason = one_line(str(error)).rstrip(". ")
+        raise HalkaError(f"--on {address}: no Ray cluster was reached ({reason}): {way}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ends)  # Ray has set its own
+    return ray, True
+
+
+def _loss(node: str, error: Exception, losses: int) -> str:
+    reason = f"{node or 'its node'} was lost ({type(error).__name__})"
+    if losses < LOSSES:
+        return f"{reason}: it begins anew, for the {('second', 'third')[losses - 1]} time"
+    return f"{reason}, as {losses - 1} others before"
+
+
+def _described(resources: Mapping[str, float]) -> str:
+    cores, gpus, memory = (resources.get(name, 0) for name in ("CPU", "GPU", "memory"))
+    named = [plural(int(cores), "core"), f"{gpus:g} GPU" if gpus else "", f"{memory / 1e9:.1f} GB" if memory else ""]
+    return ", ".join(filter(None, named))

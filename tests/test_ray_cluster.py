@@ -1,0 +1,201 @@
+"""Studies and advice on a Ray cluster of two nodes on this machine, which are real; the runs' program is not."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from halka.advisor import Request, probe
+from halka.advisor.on_ray import probe_on
+from halka.data.task import load_task
+from halka.studies.compare import Plan, measurements, run, runner, write_outputs
+from halka.studies.experiment import Experiment
+from halka.studies.needs import memory_of
+from halka.studies.on_ray import UNPICKLED, OnRay
+from halka.studies.runner import Event
+from halka.util.errors import HalkaError
+from halka.util.ray_cluster import RayCluster
+from halka.util.ray_node import Program
+from runs_for_tests import a_run, base_and_task, written_task
+from staged_runs import Stage, is_alive, staged, within_seconds
+
+LORA = {"method": "lora", "label": "lora", "lrs": (0.1, 0.2), "rank": 4}
+IA3 = {"method": "ia3", "label": "ia3"}
+FIRST = "ia3, lr 0.01, seed 0"
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory) -> Iterator[tuple[Stage, Any]]:
+    """A stage, and a cluster whose two workers have a core each and the stage's program."""
+    utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: pip install 'halka[ray]'")
+    folder = tmp_path_factory.mktemp("ray")
+    with pytest.MonkeyPatch.context() as patch, staged(folder) as stage:
+        paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        small = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
+        cluster = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, **small)
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        yield stage, cluster
+        cluster.shutdown()
+        gc.collect()
+
+
+def experiment(*methods: dict, **changes) -> Experiment:
+    settings = {"name": "test", "task": "support", "methods": methods, "seeds": (0, 1), "train": {"steps": 8}}
+    return Experiment(**settings | {"search_beyond": 0, **changes})
+
+
+def events_of(plan: Experiment, folder: Path) -> Iterator[Event]:
+    place = OnRay(RayCluster("ray"), "program", folder)
+    return runner(plan, folder, place=place).go(Plan(plan).due)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "runs").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_six_runs_on_two_workers_of_which_one_is_killed(nodes, tmp_path):
+    stage, cluster = nodes
+    plan, seen = experiment(LORA, IA3), []
+    stage.plan(**{"ia3_0.01_0": {"sleep": 60}})
+    with within_seconds(120):
+        for event in events_of(plan, tmp_path / "ray"):
+            seen.append(event)
+            if (event.kind, event.run, event.step) == ("step", FIRST, 2) and len(cluster.worker_nodes) == 2:
+                stage.plan()
+                (node,) = [node for node in cluster.worker_nodes if event.node.endswith(f"({node.node_id[:6]})")]
+                cluster.remove_node(node, allow_graceful=False)
+    kinds = Counter(event.kind for event in seen)
+    assert (kinds["lost"], kinds["done"], kinds["failed"], kinds["started"]) == (1, 6, 0, 7)
+    (lost,) = [event for event in seen if event.kind == "lost"]
+    assert lost.run == FIRST
+    assert "was lost (NodeDiedError): it begins anew, for the second time" in lost.message
+    assert len({event.node for event in seen if event.kind == "started"}) == 2
+    ended = Counter(note["name"] for note in stage.notes("ends"))
+    assert len(ended) == 6
+    assert set(ended.values()) == {1}
+    assert Counter(stage.names())["ia3 0.01 0 final"] == 2
+    list(run(plan, tmp_path / "here"))
+    assert files_of(tmp_path / "ray") == files_of(tmp_path / "here")
+    own, other = (write_outputs(plan, tmp_path / place) for place in ("ray", "here"))
+    for ours, theirs in ((own.table, other.table), (own.summary, other.summary), (own.report, other.report)):
+        assert ours.read_text() == theirs.read_text()
+    assert {event.kind for event in events_of(plan, tmp_path / "ray")} == {"skipped"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_fails_by_itself_is_recorded_and_not_tried_again(nodes, tmp_path):
+    stage, _ = nodes
+    stage.plan(**{"ia3_0.01_0": {"error": "ValueError: no"}, "ia3_0.01_1": {"kill": True}})
+    before = len(stage.names())
+    with within_seconds(60):
+        seen = Counter(event.kind for event in events_of(experiment(IA3), tmp_path))
+    assert (seen["failed"], seen["lost"], len(stage.names()) - before) == (2, 0, 2)
+    errors = sorted(result["error"] for result in measurements(tmp_path))
+    assert errors[0] == "ValueError: no"
+    assert errors[1].startswith("the process ended with -9 ")
+    assert errors[1].endswith("here it goes wrong")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_who_stops_leaves_no_process_behind(nodes, tmp_path):
+    stage, _ = nodes
+    stage.plan(ia3={"sleep": 60})
+    with within_seconds(60):
+        stream = events_of(experiment(IA3, seeds=(5,)), tmp_path)
+        assert [next(stream).kind for _ in range(3)] == ["started", "step", "step"]
+        stream.close()
+        pid = stage.notes()[-1]["pid"]
+        while is_alive(pid):
+            pass
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_gets_its_data_and_no_node_is_waited_for_that_will_not_come(nodes, tmp_path):
+    task = load_task(written_task(tmp_path, metrics="exact_match"))
+    cluster = RayCluster("ray", shared={"task/sums.py": UNPICKLED.encode(), "task/sums.pickle": task}, patience=0)
+    code = (
+        "import sys\nfrom halka.data.task import load_task\nopen('out.txt', 'w').write(repr(load_task(sys.argv[1])))\n"
+    )
+    probe = Program("probe", "probe", ("task/sums.py",), {"probe.py": code.encode()}, "log.txt")
+    try:
+        with within_seconds(60):
+            cluster.start("a", probe)
+            while (news := cluster.report()[1]).kind != "over":
+                pass
+            assert (news.code, news.files) == (0, {"out.txt": repr(task).encode(), "log.txt": b""})
+            large = Program("LoRA r16", "probe", (), {}, "log.txt", memory=10**15)
+            with pytest.raises(
+                HalkaError, match=r"LoRA r16 takes 1 core, 1000000\.0 GB, and no node of the Ray cluster"
+            ):
+                cluster.start("b", large)
+    finally:
+        cluster.close()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_an_advice_is_that_of_this_machine(nodes, tmp_path):
+    """The node is this machine, so hardware and advice are the same."""
+    base_and_task(tmp_path)
+    task = load_task(tmp_path / "task.yaml")
+    request = Request(str(tmp_path / "base"), task.train, (), "accuracy", memory=10**9, dtype="float32")
+    skip, stages = ("strength", "knowledge", "learnability"), []
+    here = probe(request, tmp_path / "here", skip=skip)
+    with within_seconds(120):
+        there = probe_on("ray", request, tmp_path / "ray", skip=skip, progress=lambda *news: stages.append(news))
+    assert replace(there, subject=here.subject) == here
+    assert there.subject.out == str(tmp_path / "ray")
+    assert there.subject.flags[:2] == ("--data", str(tmp_path / "ray" / "train.jsonl"))
+    assert stages[0][0] == "cluster"
+    assert {"cleanliness", "fit"} <= {stage for stage, _ in stages}
+    kept = (tmp_path / "ray" / "fit.json").read_bytes()
+    assert kept == (tmp_path / "here" / "fit.json").read_bytes()
+    with pytest.raises(HalkaError, match="there is no probe nothing: choose from"):
+        probe_on("ray", request, tmp_path / "ray", skip=("nothing",))
+
+
+# ── without a cluster ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_cluster_that_is_none_is_refused_with_the_way_out(monkeypatch):
+    def nowhere(*_: object, **__: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(HalkaError, match=r"pip install 'halka\[ray\]'"):
+        RayCluster("ray")
+    absent = SimpleNamespace(is_initialized=lambda: False, init=nowhere)
+    monkeypatch.setitem(sys.modules, "ray", absent)
+    with pytest.raises(HalkaError, match=r"--on: 'slurm' is no cluster: write ray, or ray://HOST:10001"):
+        RayCluster("slurm")
+    with pytest.raises(HalkaError, match=r"Could not find any running Ray instance\): start one by `ray start --head`"):
+        RayCluster("ray")
+    with pytest.raises(HalkaError, match="client port"):
+        RayCluster("ray://there:10001")
+
+
+def test_a_runs_memory_is_what_the_estimator_predicts(tmp_path):
+    base_and_task(tmp_path)
+    task, one = load_task(tmp_path / "task.yaml"), a_run(tmp_path)
+    alone, three = memory_of([one], task, gpu=False), memory_of([one] * 3, task, gpu=False)
+    assert alone is not None
+    assert three is not None
+    assert memory_of([one], task, gpu=True) < alone < three < 1.2 * alone
+    assert memory_of([a_run(tmp_path, base=str(tmp_path / "none"))], task, gpu=False) is None
