@@ -27,11 +27,16 @@ from halka.server.page import SCREENS
 
 LETTER = "My lamp flickers since Monday, order 4711."
 README = {
-    "playground": ("/playground?model=smollm2-135m&model=support", "en", "light"),
-    "compare": ("/compare/demo", "en", "light"),
-    "documents": ("/documents/handbook?question=On+which+hook+is+the+key+of+a+meeting+room+hung%3F", "bn", "dark"),
+    "playground": ("/playground?model=smollm2-135m&model=support", "en", "light", 800),
+    "compare": ("/compare/demo", "en", "light", 1040),
+    "documents": (
+        "/documents/handbook?question=On+which+hook+is+the+key+of+a+meeting+room+hung%3F",
+        "bn",
+        "dark",
+        1040,
+    ),
 }
-"""Address, language and theme of README's pictures, by their names."""
+"""Address, language, theme and height of README's pictures, by their names."""
 LANGUAGES, THEMES, WIDTHS = {"en": "en-GB", "bn": "bn-BD"}, ("light", "dark"), {"wide": 1280, "narrow": 390}
 
 
@@ -48,12 +53,12 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path(playwright), args=[*OPTIONS])
         if options.readme:
-            for name, (path, language, theme) in README.items():
-                with opened(browser, options.url, language, theme, 1180, 700) as page:
+            for name, (path, language, theme, height) in README.items():
+                with opened(browser, options.url, language, theme, 1280, height) as page:
                     show(page, path, LETTER if name == "playground" else None)
                     file = options.out / f"{name}.png"
                     page.screenshot(path=file)
-                    Image.open(file).convert("RGB").quantize(64).save(file, optimize=True)
+                    Image.open(file).convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE).save(file, optimize=True)
         else:
             for language, theme, width in product(LANGUAGES, THEMES, WIDTHS):
                 with opened(browser, options.url, language, theme, WIDTHS[width], 844) as page:

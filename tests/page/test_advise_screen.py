@@ -47,6 +47,8 @@ def test_probes_end_in_a_verdict(read, working):
     expect(page.get_by_role("table", name="Expected")).to_contain_text("Prompting")
     expect(page.get_by_role("heading", name="What was not measured")).to_be_visible()
     page.get_by_role("link", name="All advice").click()
+    chosen = page.get_by_role("region", name="Jobs").get_by_role("row", name="Advice").get_by_role("cell").nth(1)
+    expect(chosen).not_to_be_empty()
     page.get_by_role("link", name="Advice").click()
     expect(page.get_by_text("The advice", exact=True)).to_be_visible()
 

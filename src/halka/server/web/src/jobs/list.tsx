@@ -53,6 +53,8 @@ function outcome(job: Job): ComponentChildren {
   const w = words.value.jobs;
   const step = job.last_step;
   if (job.error !== null) return <span lang="en">{job.error}</span>;
+  const choice = (job.result as { advice?: { choice: string } } | null)?.advice?.choice;
+  if (choice !== undefined) return (words.value.advise as Record<string, unknown>)[`row_${choice.replace(/\W+/g, "_")}`] as string ?? choice;
   if (job.status === "done") return step ? fill(w.lossAt, { loss: short(step.loss) }) : "";
   return step ? fill(w.progress, { share: percent(step.step / step.steps), loss: short(step.loss) }) : "";
 }

@@ -88,7 +88,7 @@ export function KeyForm({ of, first, onDone, onClose }: { of: Key | null; first:
         {!of && own === MAIN && <TextField label={w.tenant} value={tenant} onValue={setTenant} autocomplete="off" spellcheck={false} hint={w.tenantHint} />}
         {!of && (
           <SelectField label={w.expires} value={days} onValue={setDays}
-            options={DAYS.map((value) => ({ value, text: value ? fill(w.inDays, { n: number(Number(value)) }) : w.asYours }))} />
+            options={DAYS.map((value) => ({ value, text: value ? fill(w.inDays, { n: number(Number(value)) }) : first ? w.never : w.asYours }))} />
         )}
         <TextField label={w.note} value={note} onValue={setNote} autocomplete="off" maxLength={200} hint={w.noteHint} />
         <details open={of !== null}>

@@ -1,7 +1,7 @@
 // An adapter as the API describes it, and what can be done with one.
 import { get, post, remove, type List } from "../../api";
 import { link } from "../../router";
-import { number, short } from "../../words/words";
+import { number, short, words } from "../../words/words";
 
 export interface Adapter {
   id: string;
@@ -63,10 +63,11 @@ export function matches(adapter: Adapter, search: string): boolean {
   return search.toLowerCase().split(/\s+/).every((word) => text.includes(word));
 }
 
-/** The figures in what was measured, one level deep: `support.exact_match`. */
+/** The figures in what was measured, one level deep: `support.exact_match`; what the page knows by the reader's words. */
 export function figuresOf(measurements: Record<string, unknown> | null): [string, string][] {
+  const w: Record<string, string> = words.value.adapters.of;
   return Object.entries(measurements ?? {}).flatMap(([name, value]): [string, string][] => {
-    if (typeof value === "number") return [[name, short(value)]];
+    if (typeof value === "number") return [[w[name] ?? name, short(value)]];
     if (typeof value !== "object" || value === null) return [];
     const inner = Object.entries(value).filter((entry): entry is [string, number] => typeof entry[1] === "number");
     return inner.map(([of, figure]) => [`${name}.${of}`, short(figure)]);

@@ -17,7 +17,7 @@ export function Card({ adapter, base }: { adapter: Adapter; base: string | null 
       {adapter.error && <Notice kind="error"><p lang="en">{adapter.error}</p></Notice>}
       {!adapter.error && <p>{adapter.method ? methodOf(adapter) : w.noCard}</p>}
       <Terms of={[
-        ...figuresOf(adapter.measurements).slice(0, 3).map(([name, value]): [string, string] => [name, value]),
+        ...figuresOf(adapter.measurements).slice(0, 3),
         [w.loss, lossesOf(adapter)],
         [w.base, adapter.base],
         [w.size, bytes(adapter.bytes)],
@@ -38,7 +38,7 @@ function lossesOf({ losses }: Adapter) {
   const [first, ...more] = losses ?? [];
   const last = more.at(-1);
   if (first === undefined || last === undefined) return null;
-  return <><Spark values={[first, ...more]} /> {fill(words.value.adapters.lossFromTo, { from: short(first), to: short(last) })}</>;
+  return <><Spark values={[first, ...more]} /> <span class="range">{fill(words.value.adapters.lossFromTo, { from: short(first), to: short(last) })}</span></>;
 }
 
 /** The address of the adapters that a search finds. */

@@ -93,13 +93,14 @@ function Actions({ adapter, again }: { adapter: Whole; again: () => void }) {
 
 function Facts({ adapter }: { adapter: Whole }) {
   const w = words.value.adapters;
+  const fields: Record<string, string> = words.value.fields;
   return (
     <section class="sheet stack">
       <h2>{w.facts}</h2>
       <Terms of={[
         [w.base, adapter.base],
         [w.method, adapter.method?.name],
-        ...fieldsOf(adapter.method),
+        ...fieldsOf(adapter.method).map(([name, value]): [string, string] => [fields[name] ?? name, value]),
         [w.parameters, adapter.parameters === null ? null : number(adapter.parameters)],
         [w.size, bytes(adapter.bytes)],
         [w.added, moment(adapter.created_at)],

@@ -7,8 +7,9 @@ import { PARTS, signed, type Mean, type Row } from "./comparison";
 
 const HEIGHT = 360;
 const EDGE = { left: 56, right: 16, top: 16, bottom: 40 };
-const LETTER = 7; // pixels of a letter, and of a line of them
+const LETTER = 7.5; // pixels of a letter, and of a line of them
 const BELOW = 15;
+const HEIGHTS = [0, -8, 8, -15, 15, -22, 22, -30, 30]; // of a name, from its dot
 const LINE = 34; // pixels of a method in a plot of lines
 const NAMES = 118; // pixels for their names
 
@@ -48,7 +49,7 @@ export function Quality({ rows, metric, as }: { rows: Row[]; metric: string; as:
                 </g>
               ))}
               {Array.from({ length: to - from + 1 }, (_, at) => from + at).map((power) => (
-                <text key={power} x={across(power)} y={HEIGHT - EDGE.bottom + 18} text-anchor="middle">{number(10 ** power, { notation: "compact" })}</text>
+                <text key={power} x={across(power)} y={HEIGHT - EDGE.bottom + 18} text-anchor={power === to ? "end" : "middle"} dx={power === to ? EDGE.right : 0}>{number(10 ** power, { notation: "compact" })}</text>
               ))}
             </g>
             {base !== undefined && <line class="base" x1={EDGE.left} x2={width - EDGE.right} y1={up(base)} y2={up(base)} />}
@@ -66,18 +67,22 @@ export function Quality({ rows, metric, as }: { rows: Row[]; metric: string; as:
   );
 }
 
-/** Dots with places for their names: on the side with more room, below each other where they would touch. */
+/** Dots with places for their names: beside them, at the first height where they touch no other name and no dot. */
 function placed<Dot extends { label: string; x: number; y: number }>(dots: Dot[], width: number) {
-  const taken: { from: number; to: number; y: number }[] = [];
+  const taken = dots.map(({ x, y }) => ({ from: x - 6, to: x + 6, y, half: 6 }));
   return dots.map((dot) => {
-    const left = dot.x > width / 2;
     const long = dot.label.length * LETTER;
-    const nameX = dot.x + (left ? -10 : 10);
-    const [from, to] = left ? [nameX - long, nameX] : [nameX, nameX + long];
-    let nameY = dot.y;
-    while (taken.some((other) => from < other.to && to > other.from && Math.abs(nameY - other.y) < BELOW)) nameY += 1;
-    taken.push({ from, to, y: nameY });
-    return { ...dot, left, nameX, nameY };
+    const sides = dot.x > width / 2 ? [true, false] : [false, true];
+    const places = HEIGHTS.flatMap((up) => sides.map((left) => {
+      const from = left ? dot.x - 10 - long : dot.x + 10;
+      return { left, from, to: from + long, y: dot.y + up, half: BELOW / 2 };
+    }));
+    const free = places.filter(({ from, to }) => from >= 0 && to <= width).find((place) => !taken.some((other) => (
+      place.from < other.to && place.to > other.from && Math.abs(place.y - other.y) < place.half + other.half
+    )));
+    const place = free ?? places[0];
+    if (place) taken.push(place);
+    return { ...dot, left: place?.left ?? false, nameX: dot.x + (place?.left ? -10 : 10), nameY: place?.y ?? dot.y };
   });
 }
 

@@ -46,7 +46,7 @@ export default {
   heldNone: "কিছুই নয়",
   dropValidation: "যাচাইয়ের ফাইল এখানে টেনে আনুন, বা বেছে নিন",
   method: "কীভাবে প্রশিক্ষণ",
-  usual: "সাধারণত এটিই বেছে নেওয়া হয়",
+  usual: "সাধারণ পছন্দ",
   more: "আরও সেটিং",
   otherMethod: "পদ্ধতি",
   ofMethod: "এই পদ্ধতির",

@@ -88,6 +88,7 @@ export default {
     tokens: "Tokens",
     lr: "Learning rate",
     loss: "Last loss",
+    validation_loss: "Validation loss",
   },
   merge: "Merge and export",
   mergeHint: "Merging adds the adapter to the base's weights, which rounds them. First see what that changes; then write the result for other tools.",
