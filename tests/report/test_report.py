@@ -322,6 +322,28 @@ def test_the_headline_says_what_is_missing() -> None:
     assert "the best of 6 methods, against 0.0 %" in summarise(without(runs, "Full")).headline
 
 
+def sweep() -> Runs:
+    """The searches of LoRA r8 and of full fine-tuning with two seeds, of which the second finds other rates better."""
+    first = [r for label in ("Full", "LoRA r8") for r in of(measurements(), label, "search") if r["status"] == "done"]
+    second = [{**run, "seed": 1, "validation_loss": 3 - run["validation_loss"]} for run in first]
+    return [*first, *second[:-1], {**second[-1], "validation_loss": 0.1}]
+
+
+def test_a_sweep_counts_the_runs_of_the_rate_that_is_best_in_the_mean() -> None:
+    runs = sweep()
+    row = next(row for row in summarise(runs).rows if row.label == "LoRA r8")
+    assert (row.lr, row.seeds, row.runs, row.final) == (runs[-1]["lr"], (0, 1), 2, False)
+    assert row.validation_loss is not None
+    assert row.validation_loss.low == 0.1
+    assert re.match(
+        r"No final runs; of the learning rates tried the best are .* for Full and .* for LoRA r8",
+        summarise(runs).headline,
+    )
+    plot = next(plot for plot in draw_plots(summarise(runs), runs) if plot.name == "search")
+    assert "LoRA r8" in plot.svg
+    assert "PolyCollection" in plot.svg or "FillBetween" in plot.svg
+
+
 # ---- caveats ----
 
 

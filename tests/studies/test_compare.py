@@ -163,6 +163,49 @@ def test_a_search_is_shorter_and_uses_the_first_seed(stage):
     assert {each["steps"] for each in measurements(stage.folder) if each["purpose"] == "search"} == {3, 4}
 
 
+def test_a_sweep_tries_every_rate_with_every_seed_and_ends(stage):
+    means = {"0.1": 0.4, "0.2": 0.5, "0.3": 0.6, "0.05": 0.45}
+    stage.plan(**{f"lora_{rate}": {"loss": loss} for rate, loss in means.items()})
+    events = stage.go(experiment(LORA, sweep=True))
+    rates = ["0.1", "0.2", "0.3"]
+    assert stage.names() == [
+        f"lora {rate} {seed} search" for tried in (rates, ["0.05"]) for seed in (0, 1) for rate in tried
+    ]
+    assert add_up(events)
+    assert {each["steps"] for each in measurements(stage.folder)} == {8}
+    stage.forget()
+    stage.go(experiment(LORA, sweep=True))
+    assert stage.names() == []
+
+
+def test_a_sweeps_seeds_share_a_process_each(stage):
+    stage.go(experiment(LORA, sweep=True, search_together=True, search_beyond=0))
+    names: dict[int, list[str]] = {}
+    for note in stage.notes():
+        names.setdefault(note["pid"], []).append(note["name"])
+    assert [*names.values()] == [[f"lora {rate} {seed} search" for rate in (0.1, 0.2, 0.3)] for seed in (0, 1)]
+
+
+def test_a_sweep_does_not_go_on_from_a_rate_at_which_a_seed_failed(stage):
+    stage.plan(**{"lora_0.3_1": {"error": "diverged"}, "lora_0.3": {"loss": 0.4}})
+    assert add_up(stage.go(experiment(LORA, sweep=True)))
+    assert not [name for name in stage.names() if name.split()[1] not in ("0.1", "0.2", "0.3")]
+
+
+@pytest.mark.parametrize(
+    ("methods", "changes", "reason"),
+    [
+        ((LORA,), {"search_steps": 3}, "search_steps: a sweep has no final runs"),
+        ((LORA,), {"score_every": 3}, "score_every: a sweep has no final runs"),
+        ((LORA, BASE), {}, "two rates or more .* bare"),
+        ((IA3,), {}, "two rates or more .* ia3"),
+    ],
+)
+def test_a_sweep_has_rates_and_no_final_runs(methods, changes, reason):
+    with pytest.raises(HalkaError, match=reason):
+        experiment(*methods, sweep=True, **changes)
+
+
 def test_events_say_what_happens(stage):
     events = stage.go(experiment(BASE, {**LORA, "lrs": (0.1, 0.2)}, seeds=(0,)))
     assert [(event.kind, event.run, event.step, event.steps, event.loss) for event in events[:4]] == [

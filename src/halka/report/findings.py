@@ -27,6 +27,10 @@ def headline(rows: Sequence[Row], metric: MetricInfo, finished: int, failed: int
         return f"{best.label} scores {_score(best, metric)} in {metric.title}{among}{against}."
     tried = [row for row in rows if not row.is_base and row.runs]
     lost = f"; {plural(failed, 'run')} failed" if failed else ""
+    swept = [row for row in tried if row.lr is not None and len(row.seeds) > 1]
+    if swept:
+        rates = listed([f"{learning_rate(row.lr)} for {row.label}" for row in swept if row.lr is not None])
+        return f"No final runs; of the learning rates tried the best are {rates}, as the mean over seeds{lost}."
     if tried:
         return f"No final run has finished yet: {plural(finished, 'run')} done so far, for {_names(tried)}{lost}."
     if base:

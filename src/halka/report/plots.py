@@ -182,9 +182,13 @@ def curves(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | N
 
 
 def search(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | None:
-    """Validation loss for each learning rate tried; a ring marks the chosen one, crosses at the top failed runs."""
+    """Validation loss for each learning rate tried; a ring marks the chosen one, crosses at the top failed runs.
+
+    Where several seeds tried a rate, the line is their mean and a band goes from the least to the greatest.
+    """
     look = looks(summary.rows)
     searches: list[tuple[Row, list[tuple[float, float]], list[float]]] = []
+    bands: list[tuple[Row, list[tuple[float, float, float]]]] = []
     for row in summary.rows:
         runs = [run for run in measurements if label_of(run) == row.label and run.get("purpose") == "search"]
         tried: dict[float, list[float]] = {}
@@ -196,16 +200,19 @@ def search(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | N
         if tried:
             points = sorted((lr, mean(losses)) for lr, losses in tried.items())
             searches.append((row, points, sorted(lost - tried.keys())))
+            bands.append((row, sorted((lr, min(losses), max(losses)) for lr, losses in tried.items())))
     if not searches:
         return None
     figure, axes = new_figure(left=46, right=26)
     axes.set_xscale("log")
     names, dots = [], []
     rates = [lr for _, points, lost in searches for lr in (*(x for x, _ in points), *lost)]
-    losses = [loss for _, points, _ in searches for _, loss in points]
+    losses = [loss for _, band in bands for _, *ends in band for loss in ends]
     pad = 0.12 * (max(losses) - min(losses) or max(losses) or 1.0)
     axes.set_ylim(min(losses) - pad, max(losses) + 1.6 * pad)
     axes.set_xlim(min(rates) / 2, max(rates) * 2)
+    for row, band in bands:
+        axes.fill_between(*zip(*band, strict=True), color=look[row.label].colour, alpha=0.18, linewidth=0)
     for row, points, lost in searches:
         style = look[row.label]
         axes.plot(*zip(*points, strict=True), color=style.colour, linewidth=1.4, alpha=0.9)

@@ -143,14 +143,20 @@ def is_done(measurement: Measurement) -> bool:
 def counting_runs(runs: Sequence[Measurement]) -> tuple[list[Measurement], bool]:
     """The finished runs that a method's figures are computed from, and whether these are final ones.
 
-    These are the final runs, or the base's run; without any, the search run with the least validation loss.
+    These are the final runs, or the base's run; without any, the searches of the rate with the least validation loss.
     """
     done = [run for run in runs if is_done(run)]
     final = [run for run in done if run.get("purpose") == "final" or name_of(run) == "base"]
     if final:
         return final, True
-    searched = [run for run in done if number(run, "validation_loss") is not None]
-    return ([min(searched, key=lambda run: number(run, "validation_loss") or 0.0)] if searched else done[:1]), False
+    losses: dict[float | None, list[float]] = {}
+    for run in done:
+        if (loss := number(run, "validation_loss")) is not None:
+            losses.setdefault(number(run, "lr"), []).append(loss)
+    if not losses:
+        return done[:1], False
+    best = min(losses, key=lambda rate: mean(losses[rate]))
+    return [run for run in done if number(run, "lr") == best and number(run, "validation_loss") is not None], False
 
 
 def metric_info(name: str) -> MetricInfo:

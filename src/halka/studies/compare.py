@@ -1,6 +1,7 @@
 """Compares methods: a small search for each one's learning rate, then all seeds with the best rate, then the report.
 
-A search whose best rate is the lowest or the highest that was tried goes on beyond it.
+A search whose best rate is the lowest or the highest that was tried goes on beyond it. A sweep is such a search with
+every seed, of runs as long as final ones, and has nothing after it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING
 
 from halka.studies.experiment import Entry, Experiment, digest, task_of
@@ -101,6 +103,7 @@ class Plan:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
+        self.searching = experiment.seeds if experiment.sweep else experiment.seeds[:1]  # the seeds of search runs
         self.task = task_of(experiment)
         self.data = digest(self.task)
 
@@ -108,16 +111,18 @@ class Plan:
         """The runs that can be named, in groups that share a process, and how many follow from searches under way."""
         groups: list[list[Spec]] = []
         to_come = 0
+        final_seeds = () if self.experiment.sweep else self.experiment.seeds
         for entry in self.experiment.methods:
             grid, beyond = self._grid(entry), self._beyond(entry, results)
             shared = self.experiment.search_together and entry.method != "full"  # its copies share no pass
-            groups += [grid] if grid and shared else [[run] for run in grid]
+            groups += grid if shared else [[run] for runs in grid for run in runs]
             groups += [[run] for run in beyond]
-            searches = [*grid, *beyond]
+            searches = [*(run for runs in grid for run in runs), *beyond]
             if all(run.key in results for run in searches):
                 groups += [[run] for run in self._finals(entry, searches, results)]
             else:
-                to_come += len(self.experiment.seeds) + self.experiment.search_beyond - len(beyond)
+                most = self.experiment.search_beyond * len(self.searching)
+                to_come += len(final_seeds) + most - len(beyond)
         return groups, to_come
 
     def measurements(self, runner: Runner[Spec]) -> list[Result]:
@@ -130,30 +135,34 @@ class Plan:
                 return [results[run.key] for run in runs if run.key in results]
             results |= new
 
-    def _grid(self, entry: Entry) -> list[Spec]:
-        """A search run for each of the entry's learning rates; none where there is nothing to choose from."""
+    def _grid(self, entry: Entry) -> list[list[Spec]]:
+        """By seed, a search run for each of the entry's rates; none where there is nothing to choose from."""
         several = entry.method != BASE and len(entry.rates()) > 1
-        return [self._search(entry, rate) for rate in entry.rates()] if several else []
+        return [[self._search(entry, rate, seed) for rate in entry.rates()] for seed in self.searching if several]
 
     def _beyond(self, entry: Entry, results: Mapping[str, Result]) -> list[Spec]:
         """Search runs at further rates, one by one while the best is at an edge; they follow from the results."""
-        grid = self._grid(entry)
-        searches = {run.train["lr"]: run for run in grid}
-        most = len(grid) + self.experiment.search_beyond if grid else 0
-        while len(searches) < most and all(run.key in results for run in searches.values()):
-            rate = _further(sorted(searches), _losses(searches.values(), results))
+        searches = [run for runs in self._grid(entry) for run in runs]
+        tried, beyond = sorted({run.train["lr"] for run in searches}), list[Spec]()
+        while searches and len(beyond) < self.experiment.search_beyond * len(self.searching):
+            if not all(run.key in results for run in [*searches, *beyond]):
+                break
+            rate = _further(tried, _losses([*searches, *beyond], results))
             if rate is None:
                 break
-            searches[rate] = self._search(entry, rate)
-        return [*searches.values()][len(grid) :]
+            tried = sorted([*tried, rate])
+            beyond += [self._search(entry, rate, seed) for seed in self.searching]
+        return beyond
 
-    def _search(self, entry: Entry, rate: float) -> Spec:
-        steps = TrainConfig(**self.experiment.train).steps
+    def _search(self, entry: Entry, rate: float, seed: int) -> Spec:
+        steps = TrainConfig(**self.experiment.train_of(entry)).steps
         shorter = {"steps": self.experiment.search_steps or max(1, steps // 2)} if steps else {}
-        return self._run(entry, rate, self.experiment.seeds[0], "search", shorter)
+        return self._run(entry, rate, seed, "search", {} if self.experiment.sweep else shorter)
 
     def _finals(self, entry: Entry, searches: Sequence[Spec], results: Mapping[str, Result]) -> list[Spec]:
         """A run a seed, with the learning rate whose search has the lowest validation loss; none if all failed."""
+        if self.experiment.sweep:
+            return []
         if entry.method == BASE:
             return [self._run(entry, None, self.experiment.seeds[0], "final", {})]
         losses = _losses(searches, results)
@@ -172,7 +181,7 @@ class Plan:
             label=entry.title(),
             fields=entry.fields(),
             text=entry.text,
-            train={**self.experiment.train, **changes, "lr": lr, "seed": seed},
+            train={**self.experiment.train_of(entry), **changes, "lr": lr, "seed": seed},
             purpose=purpose,
             examples=dict(self.experiment.examples),
             forgetting=self.experiment.forgetting,
@@ -181,12 +190,14 @@ class Plan:
 
 
 def _losses(searches: Iterable[Spec], results: Mapping[str, Result]) -> dict[float, float]:
-    """The validation loss by learning rate, of the searches that have one."""
-    return {
-        run.train["lr"]: result["validation_loss"]
-        for run in searches
-        if (result := results.get(run.key)) and result["status"] == "done" and result["validation_loss"] is not None
-    }
+    """The mean validation loss by learning rate, of the rates at which every search has one."""
+    losses: dict[float, list[float | None]] = {}
+    for run in searches:
+        result = results.get(run.key, {"status": "missing"})
+        loss = result["validation_loss"] if result["status"] == "done" else None
+        losses.setdefault(run.train["lr"], []).append(loss)
+    finished = {rate: [loss for loss in values if loss is not None] for rate, values in losses.items()}
+    return {rate: mean(values) for rate, values in finished.items() if len(values) == len(losses[rate])}
 
 
 def _further(tried: Sequence[float], losses: Mapping[float, float]) -> float | None:

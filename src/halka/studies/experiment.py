@@ -49,49 +49,6 @@ def _reason(wrong: ErrorDetails) -> str:
     return f"{place}: {message}" if place else message
 
 
-class Entry(Settings):
-    """One method of an experiment, with its fields beside it and the learning rates to search.
-
-    text   what virtual tokens start as
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    method: str
-    label: str = ""
-    quantize: Quantize | None = None
-    lrs: tuple[Rate, ...] = ()
-    text: Annotated[str, Field(min_length=1)] | None = None
-
-    @model_validator(mode="after")
-    def _builds(self) -> Entry:
-        if self.method == BASE:
-            tuned = [name for name in ("lrs", "text") if getattr(self, name)]
-            if wrong := [*(self.model_extra or {}), *tuned]:
-                raise HalkaError(f"the bare base is not tuned: it takes no {', '.join(wrong)}")
-        else:
-            built = method_named(self.method)(**self.fields())
-            if self.text is not None:
-                check_start(built, "text")
-        if len({*self.lrs}) < len(self.lrs):
-            raise HalkaError("lrs: a rate is named twice")
-        return self
-
-    def fields(self) -> dict[str, Any]:
-        """The method's own fields that the file sets, each in its own type."""
-        fields = self.model_extra or {}
-        return converted(settings_of(method_named(self.method)), fields) if fields else {}
-
-    def rates(self) -> tuple[float, ...]:
-        """The learning rates to search; the method's own where the file names none."""
-        return self.lrs or (method_named(self.method).lr,)
-
-    def title(self) -> str:
-        """The entry's label, or its method with the fields that the file sets."""
-        shown = " ".join(f"{key}={value}" for key, value in self.fields().items())
-        return self.label or " ".join(filter(None, (self.method, shown, self.quantize)))
-
-
 def _by_split(examples: dict[str, int]) -> dict[str, int]:
     if unknown := examples.keys() - {*SPLITS}:
         raise HalkaError(f"the splits are {listed(SPLITS)}, not {', '.join(sorted(unknown))}")
@@ -119,6 +76,51 @@ TrainFields = Annotated[dict[str, Any], AfterValidator(_train_fields)]
 Seeds = Annotated[tuple[int, ...], AfterValidator(_seeds)]
 
 
+class Entry(Settings):
+    """One method of an experiment, with its fields beside it and the learning rates to search.
+
+    text   what virtual tokens start as
+    train  what of the experiment's training differs for this method
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    method: str
+    label: str = ""
+    quantize: Quantize | None = None
+    lrs: tuple[Rate, ...] = ()
+    text: Annotated[str, Field(min_length=1)] | None = None
+    train: TrainFields = {}
+
+    @model_validator(mode="after")
+    def _builds(self) -> Entry:
+        if self.method == BASE:
+            tuned = [name for name in ("lrs", "text", "train") if getattr(self, name)]
+            if wrong := [*(self.model_extra or {}), *tuned]:
+                raise HalkaError(f"the bare base is not tuned: it takes no {', '.join(wrong)}")
+        else:
+            built = method_named(self.method)(**self.fields())
+            if self.text is not None:
+                check_start(built, "text")
+        if len({*self.lrs}) < len(self.lrs):
+            raise HalkaError("lrs: a rate is named twice")
+        return self
+
+    def fields(self) -> dict[str, Any]:
+        """The method's own fields that the file sets, each in its own type."""
+        fields = self.model_extra or {}
+        return converted(settings_of(method_named(self.method)), fields) if fields else {}
+
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates to search; the method's own where the file names none."""
+        return self.lrs or (method_named(self.method).lr,)
+
+    def title(self) -> str:
+        """The entry's label, or its method with the fields that the file sets."""
+        shown = " ".join(f"{key}={value}" for key, value in self.fields().items())
+        return self.label or " ".join(filter(None, (self.method, shown, self.quantize)))
+
+
 class Experiment(Settings):
     """The methods to compare, the task and base on which, and how they are trained."""
 
@@ -144,6 +146,10 @@ class Experiment(Settings):
     score_every: Count | None = Field(
         default=None, description="steps between scores on the validation examples in final runs, with their forgetting"
     )
+    sweep: bool = Field(
+        default=False,
+        description="every rate with every seed, all steps long, and no final run: how the loss depends on it",
+    )
     search_together: bool = Field(default=True, description="a method's searches share one process and its passes")
     seeds: Seeds = (0, 1, 2)
     jobs: Annotated[int, Field(ge=1, description="runs at a time")] = 1
@@ -156,7 +162,21 @@ class Experiment(Settings):
             raise HalkaError(f"methods: two are called {', '.join(double)}: give each its own label")
         if not self.methods:
             raise HalkaError("methods: name at least one")
+        for entry in self.methods:
+            TrainConfig(**self.train_of(entry))
+        if self.sweep:
+            self._sweeps()
         return self
+
+    def train_of(self, entry: Entry) -> dict[str, Any]:
+        """TrainConfig's fields of the entry's runs, without lr and seed."""
+        return {**self.train, **entry.train}
+
+    def _sweeps(self) -> None:
+        if final := [name for name in ("search_steps", "score_every") if getattr(self, name) is not None]:
+            raise HalkaError(f"{listed(final)}: a sweep has no final runs; its own are as long as train says")
+        if single := [entry.title() for entry in self.methods if len(entry.lrs) < 2]:
+            raise HalkaError(f"methods: a sweep needs two rates or more (lrs) of each method, also of {listed(single)}")
 
 
 def read_experiment(path: str | Path) -> Experiment:
