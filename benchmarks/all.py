@@ -45,7 +45,8 @@ TOOLS = {
     "--guidellm": "HALKA_GUIDELLM",
 }
 LLAMA, VLLM = "HALKA_LLAMA", "HALKA_VLLM"
-STUDIES = ("snips", "e2e", "classification", "demo", "quantised", "rag_nq_oracle", "rag_tofu")
+SWEEPS = ("laws/rates", "laws/places", "laws/batches")
+STUDIES = ("snips", "e2e", "classification", "demo", "quantised", "rag_nq_oracle", "rag_tofu", *SWEEPS)
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ PIECES = {
     "mixed-answers": Piece("mixed_answers.py", timed=False),
     "two-processes": Piece("two_processes.py"),
     "study-on-cluster": Piece("study_on_cluster.py", minutes=5, timed=False),
+    "laws": Piece("laws.py", minutes=1, timed=False),
     "advisor": Piece("advisor.py", minutes=90, timed=False),
     "advisor-minutes": Piece("advisor_minutes.py", minutes=20, timed=False),
     **{name: study(name) for name in STUDIES},

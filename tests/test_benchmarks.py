@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import math
 import warnings
 from pathlib import Path
 
@@ -78,3 +79,65 @@ def test_the_gpu_s_pieces_run_with_tiny_shapes_on_a_processor(monkeypatch):
     assert {*results["training-8b"]["ragged"]["halka_to"]} == {"peft with Trainer"}
     assert {*results["decoding"]["3"]} == {"base", "one adapter", "an adapter a row", "families"}
     assert all(case["estimated"]["held"] >= case["estimated"]["tensors"] for case in results["estimator"])
+
+
+@pytest.fixture
+def laws(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("laws")
+
+
+def sweep(best, floor=0.1, seeds=(0, 1, 2)):
+    """A method's losses by seed and rate: a parabola over the logarithm of the rate, a little other for each seed."""
+    tried = [best * 2.0**step for step in (-1.3, -0.3, 0.7)]
+    return {
+        seed: {rate: floor + 0.05 * math.log(rate / best / 1.02**seed) ** 2 + seed / 1000 for rate in tried}
+        for seed in seeds
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "swept", "verdict"),
+    [
+        ("ten times", {"full": sweep(2e-4), "r16, α 32": sweep(2.4e-3)}, "held"),
+        ("ten times", {"full": sweep(2e-4), "r16, α 32": sweep(8e-4)}, "did not hold"),
+        ("rank, α fixed", {"r1, α 32": sweep(2e-3), "r64, α 32": sweep(2.2e-3)}, "held"),
+        ("rank, α fixed", {"r1, α 32": sweep(2e-3), "r64, α 32": sweep(2e-4)}, "did not hold"),
+        (
+            "places",
+            {"attention r42": sweep(2e-3, 0.2), "MLP r26": sweep(2e-3), "all r16": sweep(2e-3)},
+            "held",
+        ),
+        (
+            "places",
+            {"attention r42": sweep(2e-3), "MLP r26": sweep(2e-3), "all r16": sweep(2e-3)},
+            "cannot be told here",
+        ),
+    ],
+)
+def test_laws_are_judged_by_their_rules(laws, name, swept, verdict):
+    law = next(law for law in laws.LAWS if law.name == name)
+    finding = laws.judged(law, swept)
+    assert (finding.verdict, finding.seeds) == (verdict, 3)
+    assert "nan" not in finding.finding
+
+
+def test_a_batch_law_sees_a_gap_that_grows(laws):
+    law = next(law for law in laws.LAWS if law.name == "batches")
+    floors = {f"full, batch {size}": 0.1 for size in (4, 16, 64)} | {
+        f"LoRA r16, batch {size}": floor for size, floor in ((4, 0.11), (16, 0.15), (64, 0.2))
+    }
+    assert laws.judged(law, {label: sweep(2e-3, floor) for label, floor in floors.items()}).verdict == "held"
+    level = {label: sweep(2e-3) for label in floors}
+    assert laws.judged(law, level).verdict == "cannot be told here"
+
+
+def test_a_law_waits_for_its_sweeps(laws):
+    assert laws.judged(laws.LAWS[0], {}) is None
+    assert laws.judged(laws.LAWS[0], {"full": sweep(2e-4), "r16, α 32": sweep(2e-3, seeds=(0,))}) is None
+
+
+def test_laws_name_methods_of_their_sweeps(laws):
+    for law in laws.LAWS:
+        experiment = laws.read_experiment(FOLDER / "experiments" / "laws" / f"{law.sweep}.yaml")
+        assert {*law.needs} <= {entry.title() for entry in experiment.methods}

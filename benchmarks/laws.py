@@ -1,0 +1,189 @@
+"""Judges what is said of LoRA ("LoRA Without Regret", Schulman et al. 2025) by sweeps on SmolLM2-135M and SNIPS.
+
+    halka compare benchmarks/experiments/laws/rates.yaml -o benchmarks/results/laws/rates     # and places, batches
+    python benchmarks/laws.py        # judges what is there: results/laws.json, and a figure beside each sweep
+
+Each law has a rule that was written before its sweep was run: it held, it did not, or it cannot be told here. Rates
+are compared by the best between those tried, losses at the best of those tried, seed by seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from halka.report.intervals import Interval
+from halka.report.plots import search
+from halka.report.rates import loss_gap, losses_of, rate_ratio
+from halka.report.rows import label_of
+from halka.report.summary import summarise
+from halka.report.svg import drawn
+from halka.studies.compare import Plan, measurements, runner
+from halka.studies.experiment import read_experiment
+from halka.util.files import write_text
+
+BENCHMARKS = Path(__file__).parent
+RESULTS = BENCHMARKS / "results" / "laws"
+Verdict = Literal["held", "did not hold", "cannot be told here"]
+Losses = Mapping[str, Mapping[int, Mapping[float, float]]]
+"""Validation losses by the method's label, seed and rate."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law, the sweep that tests it, and the rule by which it is judged."""
+
+    name: str
+    sweep: str
+    law: str
+    needs: tuple[str, ...]
+    judge: Callable[[Losses], tuple[Verdict, str]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of a law: the verdict, the sentence, and how many seeds stand behind it."""
+
+    name: str
+    sweep: str
+    law: str
+    verdict: Verdict
+    finding: str
+    seeds: int
+
+
+def main() -> None:
+    findings: list[Finding] = []
+    for name in dict.fromkeys(law.sweep for law in LAWS):
+        runs = swept(name)
+        if runs:
+            draw(name, runs)
+        losses = by_label(runs)
+        findings += [found for law in LAWS if law.sweep == name and (found := judged(law, losses)) is not None]
+    for finding in findings:
+        print(f"{finding.law}\n  {finding.verdict}: {finding.finding}")
+    write_text(RESULTS.with_suffix(".json"), json.dumps([asdict(each) for each in findings], indent=1) + "\n")
+
+
+def swept(name: str) -> list[Mapping[str, Any]]:
+    """The sweep's finished runs."""
+    experiment = read_experiment(BENCHMARKS / "experiments" / "laws" / f"{name}.yaml")
+    folder = RESULTS / name
+    if not measurements(folder):
+        return []
+    return [run for run in Plan(experiment).measurements(runner(experiment, folder)) if run["status"] == "done"]
+
+
+def by_label(runs: Sequence[Mapping[str, Any]]) -> Losses:
+    labels = dict.fromkeys(map(label_of, runs))
+    return {label: losses_of([run for run in runs if label_of(run) == label]) for label in labels}
+
+
+def judged(law: Law, losses: Losses) -> Finding | None:
+    """The law's finding; None while a method that it needs has not been swept with two seeds and two rates."""
+    needed = [losses.get(label, {}) for label in law.needs]
+    if any(len(each) < 2 or min(map(len, each.values())) < 2 for each in needed):
+        return None
+    verdict, finding = law.judge(losses)
+    return Finding(law.name, law.sweep, law.law, verdict, finding, min(map(len, needed)))
+
+
+def draw(name: str, runs: Sequence[Mapping[str, Any]]) -> None:
+    """The sweep's figure: loss over rate, a band over the seeds."""
+    plot = drawn(search, summarise(runs), runs)
+    if plot is not None:
+        names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        write_text(RESULTS / f"{name}.svg", plot.svg.replace("<svg ", f"<svg {names} ", 1) + "\n")
+
+
+# ── the rules ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def tenfold(losses: Losses) -> tuple[Verdict, str]:
+    """Held: some ratio from 10 to 15 is within the interval, which spans less than a factor of four."""
+    ratio = rate_ratio(losses["r16, α 32"], losses["full"])
+    wide = ratio.high / ratio.low > 4
+    held = ratio.low <= 15 and ratio.high >= 10
+    verdict = "did not hold" if not held else "cannot be told here" if wide else "held"
+    return verdict, f"the best rate of LoRA r16 is {_times(ratio)} that of full fine-tuning"
+
+
+def independent(one: str, other: str) -> Callable[[Losses], tuple[Verdict, str]]:
+    """Held: the best rates of both ranks differ by less than a factor of two, its interval included."""
+
+    def judge(losses: Losses) -> tuple[Verdict, str]:
+        ratio = rate_ratio(losses[other], losses[one])
+        inside, outside = ratio.low > 0.5 and ratio.high < 2, ratio.low > 2 or ratio.high < 0.5
+        verdict = "held" if inside else "did not hold" if outside else "cannot be told here"
+        return verdict, f"the best rate of {other} is {_times(ratio)} that of {one}"
+
+    return judge
+
+
+def everywhere(losses: Losses) -> tuple[Verdict, str]:
+    """Held: attention's layers alone end with a greater loss than the MLP's, more than chance explains."""
+    gap = loss_gap(losses["attention r42"], losses["MLP r26"])
+    beside = loss_gap(losses["MLP r26"], losses["all r16"])
+    verdict = "held" if gap.low > 0 else "did not hold" if gap.high < 0 else "cannot be told here"
+    return verdict, (
+        f"on attention alone the loss is {_by(gap)} than on the MLP alone, there {_by(beside)} than on all layers"
+    )
+
+
+def larger_batches(losses: Losses) -> tuple[Verdict, str]:
+    """Held: LoRA's loss beside full fine-tuning's grows from batches of 4 to those of 64, more than chance explains."""
+    gaps = {size: loss_gap(losses[f"LoRA r16, batch {size}"], losses[f"full, batch {size}"]) for size in (4, 16, 64)}
+    small, large = gaps[4], gaps[64]
+    verdict = "held" if large.low > small.high else "did not hold" if large.high < small.low else "cannot be told here"
+    shown = ", ".join(f"{_by(gap)} with {size} examples a step" for size, gap in gaps.items())
+    return verdict, f"beside full fine-tuning's LoRA's loss is {shown}"
+
+
+def _times(ratio: Interval) -> str:
+    return f"{ratio.value:.2g} [{ratio.low:.2g}–{ratio.high:.2g}] times"
+
+
+def _by(gap: Interval) -> str:
+    side = "higher" if gap.value > 0 else "lower"
+    low, high = sorted((abs(gap.low), abs(gap.high))) if gap.low * gap.high > 0 else (gap.low, gap.high)
+    return f"{abs(gap.value):.3f} [{low:.3f} to {high:.3f}] {side}"
+
+
+LAWS = (
+    Law("ten times", "rates", "LoRA's best rate is 10 to 15 times full fine-tuning's.", ("full", "r16, α 32"), tenfold),
+    Law(
+        "rank, α fixed",
+        "rates",
+        "With α fixed the best rate does not depend on the rank.",
+        ("r1, α 32", "r64, α 32"),
+        independent("r1, α 32", "r64, α 32"),
+    ),
+    Law(
+        "rank, α twice the rank",
+        "rates",
+        "With α twice the rank the best rate does not depend on the rank.",
+        ("r1, α 2", "r64, α 128"),
+        independent("r1, α 2", "r64, α 128"),
+    ),
+    Law(
+        "places",
+        "places",
+        "LoRA on attention alone is worse than on the MLP with as many parameters.",
+        ("all r16", "MLP r26", "attention r42"),
+        everywhere,
+    ),
+    Law(
+        "batches",
+        "batches",
+        "LoRA loses more than full fine-tuning as the batch grows.",
+        tuple(f"{method}, batch {size}" for size in (4, 16, 64) for method in ("full", "LoRA r16")),
+        larger_batches,
+    ),
+)
+
+
+if __name__ == "__main__":
+    main()
