@@ -237,6 +237,19 @@ def test_from_files_to_a_report(files, tmp_path):
     assert {path for path in before if before[path] != after[path]} == {*(out / "runs").glob("tuned-seed1-*")}
 
 
+def test_full_fine_tuning_stands_beside_the_adapter_where_the_ablation_wants_it(files, tmp_path):
+    plain = read_ablation(files / "ablation.yaml").model_copy(update={"seeds": (0,)})
+    ablation = plain.at(plain.folder).model_copy(update={"full_lr": 1e-4})
+    before, runs = runs_of(plain, tmp_path / "out"), runs_of(ablation, tmp_path / "out")
+    assert [run.key for run in runs[:3]] == [run.key for run in before]
+    assert [(run.who, run.is_tuned) for run in runs[3:]] == [("full", False), ("tuned-full", True)]
+    full, tuned = measured(ablation, tmp_path / "out", ("full", "tuned-full"))
+    assert full["method"] == {"name": "full", "label": "full", "lr": 1e-4}
+    assert full["train"]["parameters"] == tuned["train"]["parameters"] > 10_000
+    assert ("alone" in full, "alone" in tuned, "changes" in full, "changes" in tuned) == (True, False, False, True)
+    assert [way.label for way in summarise([full, tuned]).ways] == ["full", "full + passages", "tuned full + passages"]
+
+
 def test_beside_an_experiment_what_is_wrong_is_told_first_and_what_is_done_is_kept(files, tmp_path):
     out = tmp_path / "out"
     experiment, ablation = tmp_path / "experiment.yaml", tmp_path / "ablation.yaml"
@@ -472,6 +485,7 @@ def test_what_cannot_be_changed_has_no_change(answer, others):
         ({"questions": {"train": "train.jsonl"}}, "name a file for each of train, validation, test"),
         ({"documents": ["nowhere"]}, "there is no .*nowhere"),
         ({"train": {"lr": 0.1}}, "lr is searched or set by seeds"),
+        ({"method": {"method": "lora", "lrs": [1e-3], "train": {"steps": 3}}}, "say train beside method"),
         ({"method": {"method": "lora", "lrs": [0.1, 0.2]}}, "with one learning rate"),
         ({"method": {"method": "prompt", "lrs": [0.1], "text": "a"}}, "method: .* do not start as a text"),
         ({"method": {"method": "base"}}, "an adapter's"),

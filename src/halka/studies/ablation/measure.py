@@ -33,9 +33,10 @@ from halka.rag.sources import listed, taken_in
 from halka.rag.store import Scope
 from halka.storage.save_load import save
 from halka.studies.ablation.probes import attack_of, attacks, change_of, inject
-from halka.studies.ablation.runs import SCHEMA, Run
+from halka.studies.ablation.runs import FULL, SCHEMA, Run
 from halka.studies.ablation.scores import Answered, answer_in, as_rows
 from halka.studies.ablation.settings import Ablation, Questions, collection_of, matcher, read_questions
+from halka.studies.experiment import Entry
 from halka.studies.places import Result
 from halka.studies.runner import origin, report, report_step, serve
 from halka.training import TrainConfig, train
@@ -90,10 +91,11 @@ def measure_run(subject: Subject, run: Run, folder: Path, number: int = 0) -> Re
 
 
 def _train(subject: Subject, run: Run, folder: Path, number: int) -> dict[str, Any]:
-    """Train the run's adapter in `subject.model`, report its steps and save it; what training took."""
+    """Train the run's adapter, or all weights, in `subject.model`, report its steps and save it; what training took."""
     ablation, model = subject.ablation, subject.model
-    config = TrainConfig(**{**ablation.train, "lr": ablation.lr, "seed": run.seed})
-    adapter = model.add(NAME, build_method(ablation.method.method, ablation.method.fields()), seed=run.seed)
+    entry = _entry(ablation, run)
+    config = TrainConfig(**{**ablation.train, "lr": entry.rates()[0], "seed": run.seed})
+    adapter = model.add(NAME, build_method(entry.method, entry.fields()), seed=run.seed)
     examples = subject.lessons(subject.questions.train, run)
     held_out = subject.lessons(subject.questions.validation, run)
     for step in train(model, NAME, examples, config, validation=held_out, folder=folder):
@@ -106,8 +108,14 @@ def _train(subject: Subject, run: Run, folder: Path, number: int) -> dict[str, A
     return took | {"examples": len(examples), "parameters": adapter.count()}
 
 
+def _entry(ablation: Ablation, run: Run) -> Entry:
+    """The method that the run trains, with its one rate."""
+    full = ablation.full if run.who in FULL else None
+    return full or ablation.method
+
+
 def _identity(subject: Subject, run: Run) -> Result:
-    ablation = subject.ablation
+    ablation, entry = subject.ablation, _entry(subject.ablation, run)
     return {
         "schema": SCHEMA,
         "status": "done",
@@ -116,7 +124,7 @@ def _identity(subject: Subject, run: Run) -> Result:
         "seed": run.seed,
         "base": ablation.base,
         "dtype": ablation.dtype,
-        "method": {"name": ablation.method.method, "label": ablation.method.title(), "lr": ablation.lr},
+        "method": {"name": entry.method, "label": entry.title(), "lr": entry.rates()[0]},
         "config": ablation.train,
         "form": ablation.form,
         "passages_shown": ablation.passages,
@@ -184,9 +192,9 @@ class Subject:
         return shown, hits[0].score if hits else None
 
     def lessons(self, asked: Iterable[Asked], run: Run) -> list[Example]:
-        """The run's training examples: answers in the form; for the tuned adapter from passages and with citations."""
+        """The run's training examples: answers in the form; where it is tuned, from passages and with citations."""
         template = self.ablation.form
-        if run.who == "adapter":
+        if not run.is_tuned:
             rows = [(one.question, in_form(template, one.answers[0])) for one in asked if one.answers]
         else:
             raft = Raft(self.ablation.passages, self.ablation.without, form=template, seed=run.seed)
@@ -197,7 +205,7 @@ class Subject:
     def answers(self, name: str | None, run: Run) -> dict[str, Any]:
         """The run's answers: to the test alone and with passages, with attacks, and after changes of facts."""
         test, result = self.questions.test, {}
-        if run.who != "tuned":
+        if not run.is_tuned:
             texts = self.ask(name, [asked.question for asked in test])
             alone = [Answered(asked.question, asked.answers, text) for asked, text in zip(test, texts, strict=True)]
             result["alone"] = as_rows(alone)
@@ -205,7 +213,7 @@ class Subject:
         read = [_answered(*row) for row in zip(test, texts, self.shown, self.best, strict=True)]
         result |= {"passages": as_rows(read), "floor": self.floor}
         result["injections"] = self._attacked(name)
-        if run.who == "tuned":
+        if run.is_tuned:
             result["changes"] = self._changed(name, read)
         return result
 

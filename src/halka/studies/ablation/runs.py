@@ -1,5 +1,7 @@
 """An ablation's runs: the base, and of each seed a plain adapter and one tuned for passages; each answers the test.
 
+Where the ablation says so, full fine-tuning is beside them, plain and tuned for passages, too.
+
 folder/
   collection/    the documents, as MiniLM embeds them; collection-…/ where the ablation names another embedder
   work/, runs/   see `halka.studies.runner`; a run whose process was stopped in training goes on from its checkpoint
@@ -21,13 +23,14 @@ from halka.studies.places import Here, Result
 from halka.studies.runner import Event, Runner, alone_in
 
 SCHEMA = 2
-Who = Literal["base", "adapter", "tuned"]
-TUNED: tuple[Who, ...] = ("adapter", "tuned")
+Who = Literal["base", "adapter", "tuned", "full", "tuned-full"]
+ADAPTERS: tuple[Who, ...] = ("adapter", "tuned")
+FULL: tuple[Who, ...] = ("full", "tuned-full")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Who answers: the base, an adapter trained on questions alone, or one tuned for answering from passages.
+    """Who answers: the base, what was trained on questions alone, or tuned for answering from passages.
 
     ablation   the ablation as plain data, and (`beside`) the folder of its file
     folder     the study's
@@ -43,6 +46,11 @@ class Run:
     @property
     def title(self) -> str:
         return self.who if self.who == "base" else f"{self.who}, seed {self.seed}"
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether it is tuned for answering from passages."""
+        return self.who in ("tuned", "tuned-full")
 
     def failed(self, error: str) -> Result:
         """The result that records why the run failed."""
@@ -73,14 +81,17 @@ def results(ablation: Ablation, folder: str | Path) -> list[Result]:
 
 def runs_of(ablation: Ablation, folder: str | Path) -> list[Run]:
     """The ablation's runs; other documents, questions or settings give other keys. Raises HalkaError as `run` does."""
-    answerers: list[tuple[Who, int]] = [("base", 0), *((who, seed) for seed in ablation.seeds for who in TUNED)]
-    left_out = dict.fromkeys(("documents", "questions", "examples", "seeds", "name"), True) | {"method": {"text"}}
+    trained = ADAPTERS if ablation.full_lr is None else (*ADAPTERS, *FULL)
+    answerers: list[tuple[Who, int]] = [("base", 0), *((who, seed) for seed in ablation.seeds for who in trained)]
+    names = ("documents", "questions", "examples", "seeds", "name", "full_lr")
+    left_out = dict.fromkeys(names, True) | {"method": {"text", "train"}}
     work = ablation.model_dump(exclude=left_out)
     work |= {"questions": read_questions(ablation).digest, "documents": digest_of(ablation.documents), "schema": SCHEMA}
     settings, beside, place = ablation.model_dump(mode="json"), str(ablation.folder), str(Path(folder).resolve())
 
     def key(who: Who, seed: int) -> str:
-        text = json.dumps({**work, "who": who, "seed": seed}, sort_keys=True, default=str)
+        own = {"full_lr": ablation.full_lr} if who in FULL else {}
+        text = json.dumps({**work, **own, "who": who, "seed": seed}, sort_keys=True, default=str)
         return f"{who}-seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     return [Run(who, seed, key(who, seed), settings, beside, place) for who, seed in answerers]

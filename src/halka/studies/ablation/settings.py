@@ -16,7 +16,7 @@ from halka.rag.collection import Collection
 from halka.rag.embed import SentenceEmbedder
 from halka.rag.prompt import ANSWER, in_form
 from halka.rag.raft import Asked, asked_in
-from halka.studies.experiment import BySplit, Count, Entry, Precision, Seeds, Settings, TrainFields, read_settings
+from halka.studies.experiment import BySplit, Count, Entry, Precision, Rate, Seeds, Settings, TrainFields, read_settings
 from halka.util.errors import HalkaError
 
 
@@ -37,6 +37,7 @@ class Ablation(Settings):
     passages: Count = 4
     without: Annotated[float, Field(ge=0, lt=1)] = 0.2
     method: Entry = Entry(method="lora", label="LoRA")
+    full_lr: Rate | None = Field(default=None, description="full fine-tuning beside the adapter, at this rate")
     train: TrainFields = Field(default={}, description="as for `halka train`, without lr and seed")
     seeds: Seeds = (0, 1, 2)
     max_new_tokens: Count = 48
@@ -68,6 +69,8 @@ class Ablation(Settings):
         in_form(self.form, "")
         if self.method.method == "base" or len(self.method.rates()) != 1:
             raise HalkaError("method: an adapter's, with one learning rate (lrs)")
+        if self.method.train:
+            raise HalkaError("method: an ablation trains all alike: say train beside method, not in it")
         if self.method.text is not None:
             raise HalkaError("method: in an ablation, virtual tokens do not start as a text: leave text out")
         return self
@@ -75,6 +78,11 @@ class Ablation(Settings):
     @property
     def lr(self) -> float:
         return self.method.rates()[0]
+
+    @property
+    def full(self) -> Entry | None:
+        """Full fine-tuning with its rate, where the ablation has it beside the adapter."""
+        return None if self.full_lr is None else Entry(method="full", label="full", lrs=(self.full_lr,))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ WAYS = {
     "adapter + passages": ("adapter", "passages", False),
     "tuned adapter + passages": ("tuned", "passages", False),
     "tuned adapter + passages above the floor": ("tuned", "passages", True),
+    "full": ("full", "alone", False),
+    "full + passages": ("full", "passages", False),
+    "tuned full + passages": ("tuned-full", "passages", False),
 }
 """Who answers, without or with passages, and whether it abstains below the floor; in the order of the tables."""
 
