@@ -212,7 +212,8 @@ def search(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | N
     axes.set_ylim(min(losses) - pad, max(losses) + 1.6 * pad)
     axes.set_xlim(min(rates) / 2, max(rates) * 2)
     for row, band in bands:
-        axes.fill_between(*zip(*band, strict=True), color=look[row.label].colour, alpha=0.18, linewidth=0)
+        tried_rates, low, high = zip(*band, strict=True)
+        axes.fill_between(tried_rates, low, high, color=look[row.label].colour, alpha=0.18, linewidth=0)
     for row, points, lost in searches:
         style = look[row.label]
         axes.plot(*zip(*points, strict=True), color=style.colour, linewidth=1.4, alpha=0.9)
