@@ -101,6 +101,7 @@ PIECES = {
     "quantised-steps": Piece("quantised.py"),
     "experts": Piece("experts.py"),
     "estimator": Piece("estimator.py", minutes=30),
+    "large-bases": Piece("large_bases.py", timed=False),
     "retrieval": Piece("retrieval.py", minutes=20),
     "mixed-answers": Piece("mixed_answers.py", timed=False),
     "two-processes": Piece("two_processes.py"),

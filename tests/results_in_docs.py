@@ -433,6 +433,23 @@ def estimator_published(found: Any) -> list[list[str]]:
     return rows
 
 
+def large_bases(found: Any) -> list[list[str]]:
+    """Estimates of what tuning large bases takes."""
+    from halka.report.units import count, percent, size, step_time
+
+    head = ["Base", "Method", "Trained", "Memory", "A step on an H100", "100 tasks on disk", "100 tasks in memory"]
+    names = {("full", None): "full", ("lora", None): "LoRA r16", ("lora", "nf4"): "LoRA r16, base in NF4"}
+    rows = [head]
+    for each in found["rows"]:
+        trained = f"{count(each['trained'])} ({percent(each['trained'] / each['parameters'])})"
+        sizes = [size(each[key]) for key in ("memory", "stored", "served")]
+        cells = [trained, sizes[0], step_time(each["seconds"]), *sizes[1:]]
+        rows.append([each["base"], names[each["method"], each["quantize"]], *cells])
+    gpt3 = found["gpt3"]
+    trained = f"{count(gpt3['trained'])} ({percent(gpt3['share'])})"
+    return [*rows, [gpt3["base"], "LoRA r4 on queries and values", trained, *["–"] * 4]]
+
+
 def advisor(found: Any) -> list[list[str]]:
     """The advisor's advice beside the truth, case by case."""
     rows = [["Case", "What is to be learned", "Truth", "Advised", "Confidence", "Regret", "What each option scored"]]
@@ -494,6 +511,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "quantised_runs": ("quantised/summary", quantised_runs),
     "estimator": ("estimator", estimator),
     "estimator_published": ("estimator", estimator_published),
+    "large_bases": ("large_bases", large_bases),
     "experts": ("experts", experts),
     "advisor": ("advisor/advisor", advisor),
     "advisor_summary": ("advisor/advisor", advisor_summary),
