@@ -445,9 +445,10 @@ def large_bases(found: Any) -> list[list[str]]:
         sizes = [size(each[key]) for key in ("memory", "stored", "served")]
         cells = [trained, sizes[0], step_time(each["seconds"]), *sizes[1:]]
         rows.append([each["base"], names[each["method"], each["quantize"]], *cells])
-    gpt3 = found["gpt3"]
-    trained = f"{count(gpt3['trained'])} ({percent(gpt3['share'])})"
-    return [*rows, [gpt3["base"], "LoRA r4 on queries and values", trained, *["–"] * 4]]
+    for each in found["gpt3"]:
+        trained = f"{count(each['trained'])} ({percent(each['share'])})"
+        rows.append(["GPT-3 175B", f"LoRA r{each['rank']} on queries and values", trained, *["–"] * 4])
+    return rows
 
 
 def advisor(found: Any) -> list[list[str]]:
