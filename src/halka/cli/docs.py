@@ -60,6 +60,10 @@ def add(
             help="where a new collection keeps its passages: postgresql://HOST/DB, qdrant:URL [its folder]",
         ),
     ] = None,
+    exact: Annotated[
+        bool | None,
+        typer.Option("--exact/--indexed", help="compare all vectors, or use an index where there are many [indexed]"),
+    ] = None,
     collections: Place = HERE,
     json: Json = False,
 ) -> None:
@@ -74,7 +78,7 @@ def add(
     for path in paths:
         if not path.expanduser().exists():
             raise HalkaError(f"PATH: there is no file or folder {path}: check the path, it is seen from {Path.cwd()}")
-    is_new, collection = open_or_begin(name, collections, embedder, at)
+    is_new, collection = open_or_begin(name, collections, embedder, at, exact)
     counts = report(collection.add(paths, readers=reader or [EVERYONE], tags=tag or []), json)
     if counts and counts.keys() == {"skipped"}:
         if is_new and not collection.documents():
@@ -216,7 +220,9 @@ def collection_named(name: str, among: Path) -> Collection:
     return open_collection(name, _no_file(among))
 
 
-def open_or_begin(name: str, among: Path, embedder: str | None, at: str | None = None) -> tuple[bool, Collection]:
+def open_or_begin(
+    name: str, among: Path, embedder: str | None, at: str | None = None, exact: bool | None = None
+) -> tuple[bool, Collection]:
     """Open the collection, or create it; returns whether it is new, and the collection."""
     from halka.rag.collection import Collection
     from halka.rag.collection_folder import CollectionFolder, collection_folder
@@ -224,7 +230,7 @@ def open_or_begin(name: str, among: Path, embedder: str | None, at: str | None =
 
     folder = collection_folder(name, _no_file(among))
     is_new = not CollectionFolder(folder).exists
-    return is_new, Collection(folder, None if embedder is None else SentenceEmbedder(embedder), at=at)
+    return is_new, Collection(folder, None if embedder is None else SentenceEmbedder(embedder), at=at, exact=exact)
 
 
 def _no_file(collections: Path) -> Path:

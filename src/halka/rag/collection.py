@@ -52,12 +52,15 @@ class Collection:
         store: VectorStore | None = None,
         *,
         at: str | None = None,
+        exact: bool | None = None,
         at_once: int = AT_ONCE,
     ):
         """Open the collection in a folder, or create one.
 
         embedder  default: the one it was created with; MiniLM for a new one
         at        where a new collection keeps its passages (`stores.place`), by default in its folder; it is recorded
+        exact     whether vectors are always compared one by one, or by an index where there are many; it is recorded
+                  until it is set again, by default False
         store     keeps the passages instead; it is not recorded, so pass it each time
         at_once   characters, about, to embed and store in one step; a crash loses at most one step's work
 
@@ -92,6 +95,8 @@ class Collection:
                 if at is not None:  # first, so that no collection is created at a place that does not open
                     store = store_at(at, where["key"], self.folder, self.embedder.width)
                 self._folder.write({"embedder": self.embedder.name, **where, "roots": []})
+            if exact is not None:
+                self._folder.write(self._folder.settings() | {"exact": exact})
             self.store: VectorStore = self._open_store() if store is None else store
         self._at_once = at_once
 
@@ -352,7 +357,8 @@ class Collection:
 
     def _open_store(self) -> VectorStore:
         settings = self._folder.settings()
-        return store_at(settings.get("at"), settings.get("key", ""), self.folder, self.embedder.width)
+        exact = settings.get("exact", False)
+        return store_at(settings.get("at"), settings.get("key", ""), self.folder, self.embedder.width, exact=exact)
 
     def _current(self) -> dict[str, Document]:
         return {document.name: document for document in self.store.documents()}

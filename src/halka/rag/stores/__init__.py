@@ -64,14 +64,17 @@ def new_key(name: str) -> str:
     return f"{re.sub('[^a-z0-9]+', '_', name.lower())[:30]}_{secrets.token_hex(6)}"
 
 
-def store_at(at: str | None, key: str, folder: Path, width: int) -> VectorStore:
-    """The store of a collection at a place; without one, in its folder. Raises HalkaError as the stores do."""
+def store_at(at: str | None, key: str, folder: Path, width: int, *, exact: bool = False) -> VectorStore:
+    """The store of a collection at a place; without one, in its folder. Raises HalkaError as the stores do.
+
+    With `exact`, all vectors of a scope are compared, without an index, as LanceDB does anyway.
+    """
     if at is None:
         return LanceStore(folder, width)
     if at.startswith(QDRANT):
         from halka.rag.stores.qdrant import QdrantStore
 
-        return QdrantStore(at.removeprefix(QDRANT), key, width)
-    from halka.rag.stores.postgres import PostgresStore
+        return QdrantStore(at.removeprefix(QDRANT), key, width, exact)
+    from halka.rag.stores.postgres import INDEX_FROM, PostgresStore
 
-    return PostgresStore(at, key, width)
+    return PostgresStore(at, key, width, None if exact else INDEX_FROM)

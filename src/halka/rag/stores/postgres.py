@@ -1,18 +1,18 @@
-"""A collection's passages in PostgreSQL with pgvector: two tables of its own, for any number of processes and machines.
+"""A collection's passages in PostgreSQL with pgvector: three tables of its own, for many processes and machines.
 
-`documents` has a row a document; `passages` has the passages' texts, words and vectors. Every change is one
+`documents` has a row a document; `passages` has the passages' texts, words and vectors; `words` is the inverted index
+that BM25 reads (`postgres_statements.py`). Every change is one
 transaction, and an advisory lock lets one writer of a collection work at a time; every query is one statement, so
 that it sees all of a change or none. The scope is part of each statement, and BM25 counts words within it, so that
 passages which the caller may not read do not affect a ranking.
 
-A search compares all vectors of the scope, without an index. So results are exact in every scope, unlike those of an
-HNSW index with a filter; ten thousand passages take about ten milliseconds.
+Vectors are compared one by one, exactly, up to `index_from` passages; `tidy` then gives them an HNSW index. A scope of
+up to `narrow` passages is still searched exactly, and so is one in which the index finds fewer than were asked for.
 """
 
 from __future__ import annotations
 
 import re
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, LiteralString
@@ -21,18 +21,31 @@ import numpy as np
 
 from halka.rag.passages import Passage
 from halka.rag.store import BM25_B, BM25_K1, Document, Entry, Found, Scope, below, last_of_each
+from halka.rag.stores.postgres_connections import Connections
 from halka.rag.stores.postgres_statements import (
+    ADD_WORDS,
     BEGIN,
+    BLOCK,
+    BY_INDEX,
     DOCUMENTS,
+    IN_INDEX,
+    INDEX,
+    INDEXED,
+    LAST_BLOCK,
     MATCHING,
     NEAREST,
+    OLD_INDEX,
     PUT_DOCUMENT,
     PUT_LENGTHS,
     PUT_PASSAGE,
+    PUT_WORDS,
     REMOVE,
+    REMOVE_WORDS,
     SCOPE,
     SET_ACCESS,
     SOME,
+    TO_INDEX,
+    UPGRADE,
 )
 from halka.util.errors import HalkaError
 
@@ -41,15 +54,22 @@ if TYPE_CHECKING:
     from psycopg.sql import Composed
 
 SCHEMA = "halka"
-WAIT = 10  # seconds for a server to answer
+INDEX_FROM = 100_000  # passages: exact searches take about a tenth of a second there
+NARROW = 20_000  # passages of a scope that are compared one by one though there is an index
+WIDEST = 4000  # numbers in a vector that pgvector indexes
+BUILDING = 2**21  # kilobytes of memory for making an index, at most
+FILTERING = (0, 8)  # the first pgvector whose index goes on where a filter leaves out too many
 NAME = re.compile(r"[A-Za-z0-9_-]{1,50}")  # of a table's name, PostgreSQL reads 63 characters
 
 
 class PostgresStore:
     """Implements `store.VectorStore` in a database."""
 
-    def __init__(self, url: str, name: str, width: int):
+    def __init__(self, url: str, name: str, width: int, index_from: int | None = INDEX_FROM, narrow: int = NARROW):
         """Open or make the tables called `name` in a database (`postgresql://host/database`), for vectors of `width`.
+
+        index_from  passages from which vectors are indexed, by pgvector 0.8 or newer; None: searches are always exact
+        narrow      passages in a scope that is searched exactly in spite of the index
 
         Creates the extension `vector` if it is missing. Raises HalkaError if the extra `postgres` is missing, for a
         server that does not answer or lacks pgvector, and for vectors of another width.
@@ -62,8 +82,8 @@ class PostgresStore:
         if not NAME.fullmatch(name):
             raise HalkaError(f"{name!r} cannot name tables: use up to 50 letters, digits, dashes and underscores")
         self._url, self._name, self._width, self._sql = url, name, width, sql
-        self._idle: list[Connection[Any]] = []
-        weakref.finalize(self, _close, self._idle)
+        self._index_from, self._narrow = index_from, narrow
+        self._connections = Connections(url)
         try:
             self._open()
         except psycopg.errors.FeatureNotSupported as error:
@@ -86,18 +106,30 @@ class PostgresStore:
 
     def _open(self) -> None:
         with self._change(of_all=True) as connection:
+            passages, words = (self._query(table).as_string(connection) for table in ("{passages}", "{words}"))
             row = connection.execute(
-                "SELECT atttypmod FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'vector'",
-                [self._query("{passages}").as_string(connection)],
+                "SELECT atttypmod, to_regclass(%s) IS NULL FROM pg_attribute WHERE attrelid = to_regclass(%s) "
+                "AND attname = 'vector'",
+                [words, passages],
             ).fetchone()
             if row is None:
                 for statement in BEGIN:
                     connection.execute(self._query(statement))
+            elif row[1]:
+                self._upgrade(connection, passages)
         if row is not None and row[0] != self._width:
             raise HalkaError(
                 f"{self} holds vectors of width {row[0]} for {self._name}, not {self._width}: another embedder made "
                 "them. Open the collection with its own"
             )
+
+    def _upgrade(self, connection: Connection[Any], passages: str) -> None:
+        """Give the tables of an older version their inverted index."""
+        self._exclude_writers(connection, f"{SCHEMA}.{self._name}")
+        for statement in UPGRADE:
+            connection.execute(self._query(statement))
+        for (index,) in connection.execute(OLD_INDEX, [passages]).fetchall():
+            connection.execute(self._sql.SQL("DROP INDEX {}").format(self._sql.Identifier(SCHEMA, index)))
 
     # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -115,10 +147,15 @@ class PostgresStore:
                 passages.append({**vars(passage), **texts, "vector": vector.astype(np.float32).tolist()})
         names = [entry.document.name for entry in entries]
         with self._change() as connection, connection.cursor() as cursor:
-            cursor.execute(self._query(REMOVE), {"names": names})
+            self._remove(connection, names)
+            block, filled = cursor.execute(self._query(LAST_BLOCK)).fetchone() or (0, 0)
+            for document in documents:
+                block, filled = (block, filled) if filled < BLOCK else (block + 1, 0)
+                document["block"], filled = block, filled + document["passages"]
             cursor.executemany(self._query(PUT_DOCUMENT), documents)
             cursor.executemany(self._query(PUT_PASSAGE), passages)
             cursor.execute(self._query(PUT_LENGTHS), {"names": names})
+            cursor.execute(self._query(ADD_WORDS, PUT_WORDS), {"names": names})
 
     def set_access(self, names: Sequence[str], readers: tuple[str, ...], tags: tuple[str, ...]) -> None:
         values = {"names": _possible(names), "readers": [*readers], "tags": [*tags]}
@@ -127,17 +164,42 @@ class PostgresStore:
 
     def remove(self, names: Sequence[str]) -> int:
         with self._change() as connection:
-            row = connection.execute(self._query(REMOVE), {"names": _possible(names)}).fetchone()
+            return self._remove(connection, _possible(names))
+
+    def _remove(self, connection: Connection[Any], names: list[str]) -> int:
+        connection.execute(self._query(REMOVE_WORDS), {"names": names})
+        row = connection.execute(self._query(REMOVE), {"names": names}).fetchone()
         return int(row[0]) if row else 0
 
     def tidy(self) -> None:
-        """Let the server reuse the space of removed rows now, instead of whenever it vacuums by itself."""
-        with self._connection() as connection:
-            connection.execute(self._query("VACUUM (ANALYZE, SKIP_LOCKED) {documents}, {passages}"))
+        """Let the server reuse the space of removed rows now, and index the vectors once there are many.
+
+        Writers wait while the index is made, a minute or two for a hundred thousand passages; readers do not.
+        """
+        with self._connections.one() as connection:
+            connection.execute(self._query("VACUUM (ANALYZE, SKIP_LOCKED) {documents}, {passages}, {words}"))
+            passages, indexed = connection.execute(self._query(TO_INDEX), {"index": self._index_name}).fetchone() or (
+                0,
+                0,
+            )
+        if self._index_from is None:
+            if indexed:
+                with self._change() as connection:
+                    connection.execute(self._query("DROP INDEX IF EXISTS {index}"))
+        elif passages >= self._index_from and not indexed and self._width <= WIDEST:
+            self._index(passages)
+
+    def _index(self, passages: int) -> None:
+        with self._change() as connection:
+            row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
+            if row is not None and tuple(map(int, row[0].split(".")[:2])) >= FILTERING:
+                memory = min(BUILDING, 2**16 + passages * (2 * self._width + 512) // 1024)
+                connection.execute(self._sql.SQL("SET LOCAL maintenance_work_mem = {}").format(memory))
+                connection.execute(self._query(INDEX))
 
     def drop(self) -> None:
         with self._change() as connection:
-            connection.execute(self._query("DROP TABLE IF EXISTS {passages}, {documents}"))
+            connection.execute(self._query("DROP TABLE IF EXISTS {passages}, {documents}, {words}"))
 
     # ── questions ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -151,7 +213,8 @@ class PostgresStore:
 
     def nearest(self, vector: np.ndarray, count: int, scope: Scope) -> list[Found]:
         values = _values(scope) | {"vector": vector.astype(np.float32).tolist(), "count": count}
-        return [_found(row) for row in self._ask(NEAREST, values, ", vector_send(p.vector), 1.0 - near.away")]
+        more: LiteralString = ", vector_send(p.vector), 1.0 - near.away"
+        return [_found(row) for row in self._by_index(values, more) or self._ask(NEAREST, values, more)]
 
     def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
         """BM25 over PostgreSQL's `english` stems; a word's rarity counts within the scope."""
@@ -164,10 +227,27 @@ class PostgresStore:
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _by_index(self, values: dict[str, Any], more: LiteralString) -> list[tuple[Any, ...]]:
+        """The nearest passages' rows by the index; none where an exact search is due."""
+        if self._index_from is None or "\0" in values["under"]:
+            return []
+        with self._connections.one() as connection, connection.transaction():
+            limits = {"index": self._index_name, "narrow": self._narrow}
+            (passages,) = connection.execute(self._query(IN_INDEX), values | limits).fetchone() or (0,)
+            if passages <= self._narrow:
+                return []
+            connection.execute(BY_INDEX)
+            rows = connection.execute(self._query(INDEXED, more), values, binary=True).fetchall()
+        return rows if len(rows) >= values["count"] else []
+
+    @property
+    def _index_name(self) -> str:
+        return self._query("{index}").as_string(None)
+
     def _ask(self, statement: LiteralString, values: dict[str, Any], more: LiteralString = "") -> list[tuple[Any, ...]]:
         if any("\0" in value for value in values.values() if isinstance(value, str)):
             return []  # no text in PostgreSQL has a zero byte
-        with self._connection() as connection:
+        with self._connections.one() as connection:
             return connection.execute(self._query(statement, more), values, binary=True).fetchall()
 
     def _query(self, statement: LiteralString, more: LiteralString = "") -> Composed:
@@ -176,6 +256,10 @@ class PostgresStore:
             schema=self._sql.Identifier(SCHEMA),
             documents=self._sql.Identifier(SCHEMA, f"{self._name}.documents"),
             passages=self._sql.Identifier(SCHEMA, f"{self._name}.passages"),
+            words=self._sql.Identifier(SCHEMA, f"{self._name}.words"),
+            index=self._sql.Identifier(SCHEMA, f"{self._name}.vectors"),
+            new_index=self._sql.Identifier(f"{self._name}.vectors"),
+            block=self._sql.Literal(BLOCK),
             width=self._sql.Literal(self._width),
             more=self._sql.SQL(more),
         )
@@ -183,44 +267,12 @@ class PostgresStore:
     @contextmanager
     def _change(self, *, of_all: bool = False) -> Iterator[Connection[Any]]:
         """A transaction that excludes the collection's other writers, or with `of_all` those who make collections."""
-        with self._connection() as connection, connection.transaction():
-            turn = SCHEMA if of_all else f"{SCHEMA}.{self._name}"
-            connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [turn])
+        with self._connections.one() as connection, connection.transaction():
+            self._exclude_writers(connection, SCHEMA if of_all else f"{SCHEMA}.{self._name}")
             yield connection
 
-    @contextmanager
-    def _connection(self) -> Iterator[Connection[Any]]:
-        """A connection for the caller alone: threads that query at once have one each."""
-        connection = self._alive() or self._connect()
-        try:
-            yield connection
-        finally:
-            if not connection.closed:
-                self._idle.append(connection)
-
-    def _alive(self) -> Connection[Any] | None:
-        """An idle connection that the server has not closed."""
-        from psycopg import OperationalError
-
-        while self._idle:
-            try:
-                connection = self._idle.pop()
-            except IndexError:  # another thread took it
-                break
-            try:
-                connection.execute("SELECT 1")
-            except OperationalError:
-                connection.close()
-            else:
-                return connection
-        return None
-
-    def _connect(self) -> Connection[Any]:
-        from psycopg import connect
-        from psycopg.conninfo import conninfo_to_dict
-
-        options = {"connect_timeout": WAIT} | conninfo_to_dict(self._url)
-        return connect(**options, autocommit=True, prepare_threshold=None)  # type: ignore[arg-type]
+    def _exclude_writers(self, connection: Connection[Any], turn: str) -> None:
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [turn])
 
 
 def _values(scope: Scope) -> dict[str, Any]:
@@ -251,8 +303,3 @@ def _storable(text: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def _close(connections: list[Connection[Any]]) -> None:
-    for connection in connections:
-        connection.close()

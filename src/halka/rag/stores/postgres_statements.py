@@ -1,15 +1,29 @@
-"""The SQL of a collection in PostgreSQL; `{documents}`, `{passages}` and `{schema}` become the names of its tables."""
+"""The SQL of a collection in PostgreSQL; `{documents}`, `{passages}`, `{words}`, `{schema}` become its tables' names.
+
+`words` is the inverted index. A row holds one word's postings in one block of documents, as arrays of one length: in
+which passages the word is, how often, and how long they are. A row a posting would take three times the space. Putting
+or removing a document changes the rows of its words in its block, and no others.
+"""
 
 from __future__ import annotations
 
 from typing import LiteralString
 
+BLOCK = 1024  # passages, about, in a block
+WORDS: tuple[LiteralString, ...] = (
+    """CREATE TABLE {words} (
+        word text COLLATE "C", block int, documents int[] NOT NULL, numbers int[] NOT NULL, times int[] NOT NULL,
+        lengths int[] NOT NULL, PRIMARY KEY (word, block))""",
+    "CREATE UNIQUE INDEX ON {documents} (id)",
+    "CREATE INDEX ON {documents} (block)",
+)
 BEGIN: tuple[LiteralString, ...] = (
     "CREATE EXTENSION IF NOT EXISTS vector",
     "CREATE SCHEMA IF NOT EXISTS {schema}",
     """CREATE TABLE {documents} (
         name text COLLATE "C" PRIMARY KEY, digest text NOT NULL, readers text[] NOT NULL, tags text[] NOT NULL,
-        added text NOT NULL, passages int NOT NULL, length bigint NOT NULL DEFAULT 0)""",
+        added text NOT NULL, passages int NOT NULL, length bigint NOT NULL DEFAULT 0,
+        id int GENERATED ALWAYS AS IDENTITY, block int NOT NULL)""",
     """CREATE TABLE {passages} (
         document text COLLATE "C" REFERENCES {documents} ON DELETE CASCADE, number int, text text NOT NULL,
         "start" int NOT NULL, "end" int NOT NULL, page int, heading text NOT NULL,
@@ -17,10 +31,11 @@ BEGIN: tuple[LiteralString, ...] = (
         PRIMARY KEY (document, number))""",
     "ALTER TABLE {passages} ALTER COLUMN vector SET STORAGE MAIN",  # in the row, where a scan reads it fastest
     "CREATE INDEX ON {documents} USING gin (readers, tags)",
-    "CREATE INDEX ON {passages} USING gin (words)",
+    *WORDS,
 )
-PUT_DOCUMENT: LiteralString = """INSERT INTO {documents} (name, digest, readers, tags, added, passages)
-    VALUES (%(name)s, %(digest)s, %(readers)s, %(tags)s, %(added)s, %(passages)s)"""
+
+PUT_DOCUMENT: LiteralString = """INSERT INTO {documents} (name, digest, readers, tags, added, passages, block)
+    VALUES (%(name)s, %(digest)s, %(readers)s, %(tags)s, %(added)s, %(passages)s, %(block)s)"""
 PUT_PASSAGE: LiteralString = """INSERT INTO {passages}
     SELECT %(document)s, %(number)s, %(text)s, %(start)s, %(end)s, %(page)s, %(heading)s, words,
         (SELECT coalesce(sum(cardinality(positions)), 0) FROM unnest(words)), %(vector)s::real[]::vector
@@ -28,10 +43,49 @@ PUT_PASSAGE: LiteralString = """INSERT INTO {passages}
 PUT_LENGTHS: LiteralString = """UPDATE {documents} AS d SET length = total
     FROM (SELECT document, sum(length) AS total FROM {passages} WHERE document = ANY(%(names)s) GROUP BY document) AS p
     WHERE d.name = p.document"""
+ALL_WORDS: LiteralString = """INSERT INTO {words} AS before
+    SELECT lexeme, block, array_agg(id), array_agg(number), array_agg(cardinality(positions)), array_agg(p.length)
+    FROM {passages} AS p JOIN {documents} AS d ON d.name = p.document, unnest(p.words){more} GROUP BY lexeme, block"""
+PUT_WORDS: LiteralString = """ WHERE d.name = ANY(%(names)s)"""
+ADD_WORDS: LiteralString = f"""{ALL_WORDS}
+    ON CONFLICT (word, block) DO UPDATE SET documents = before.documents || EXCLUDED.documents,
+        numbers = before.numbers || EXCLUDED.numbers, times = before.times || EXCLUDED.times,
+        lengths = before.lengths || EXCLUDED.lengths"""
+LAST_BLOCK: LiteralString = """SELECT block, sum(passages) FROM {documents}
+    WHERE block = (SELECT max(block) FROM {documents}) GROUP BY block"""
 SET_ACCESS: LiteralString = """UPDATE {documents} SET readers = %(readers)s, tags = %(tags)s
     WHERE name = ANY(%(names)s)"""
+REMOVE_WORDS: LiteralString = """WITH
+    gone AS MATERIALIZED (SELECT id, name, block FROM {documents} WHERE name = ANY(%(names)s)),
+    touched AS MATERIALIZED (
+        SELECT DISTINCT lexeme AS word, block FROM {passages} JOIN gone ON name = document, unnest(words)),
+    kept AS MATERIALIZED (
+        SELECT word, block, array_agg(posting.document) AS documents, array_agg(posting.number) AS numbers,
+            array_agg(posting.times) AS times, array_agg(posting.length) AS lengths
+        FROM touched JOIN {words} AS w USING (word, block),
+            unnest(w.documents, w.numbers, w.times, w.lengths) AS posting (document, number, times, length)
+        WHERE NOT EXISTS (SELECT FROM gone WHERE id = posting.document) GROUP BY word, block),
+    shorter AS (
+        UPDATE {words} AS w SET documents = kept.documents, numbers = kept.numbers, times = kept.times,
+            lengths = kept.lengths
+        FROM kept WHERE w.word = kept.word AND w.block = kept.block)
+    DELETE FROM {words} AS w USING touched WHERE w.word = touched.word AND w.block = touched.block
+        AND NOT EXISTS (SELECT FROM kept WHERE kept.word = w.word AND kept.block = w.block)"""
 REMOVE: LiteralString = """WITH gone AS (DELETE FROM {documents} WHERE name = ANY(%(names)s) RETURNING passages)
     SELECT coalesce(sum(passages), 0) FROM gone"""
+
+# Collections of before 2026-11-28 have no table of words, but a GIN index over the passages' words.
+UPGRADE: tuple[LiteralString, ...] = (
+    "ALTER TABLE {documents} ADD COLUMN id int GENERATED ALWAYS AS IDENTITY, ADD COLUMN block int",
+    """UPDATE {documents} AS d SET block = before / {block}
+        FROM (SELECT name, sum(passages) OVER (ORDER BY id) - passages AS before FROM {documents}) AS counted
+        WHERE d.name = counted.name""",
+    "ALTER TABLE {documents} ALTER COLUMN block SET NOT NULL",
+    *WORDS,
+    ALL_WORDS,
+)
+OLD_INDEX: LiteralString = """SELECT relname FROM pg_index JOIN pg_class ON oid = indexrelid
+    WHERE indrelid = to_regclass(%s) AND relam = (SELECT oid FROM pg_am WHERE amname = 'gin')"""
 
 DOCUMENTS: LiteralString = "SELECT name, digest, readers, tags, added, passages FROM {documents} AS d"
 SCOPE: LiteralString = """d.readers && %(readers)s::text[] AND d.tags @> %(tags)s::text[]
@@ -39,32 +93,50 @@ SCOPE: LiteralString = """d.readers && %(readers)s::text[] AND d.tags @> %(tags)
 PASSAGES: LiteralString = """SELECT p.document, p.number, p.text, p."start", p."end", p.page, p.heading, d.readers{more}
     FROM {passages} AS p JOIN {documents} AS d ON d.name = p.document"""
 SOME: LiteralString = f"{PASSAGES} WHERE {SCOPE} AND d.name = %(document)s AND p.number = ANY(%(numbers)s) ORDER BY 2"
-NEAREST: LiteralString = f"""WITH near AS (
-        SELECT p.document, p.number, p.vector <=> %(vector)s::real[]::vector AS away
-        FROM {{passages}} AS p JOIN {{documents}} AS d ON d.name = p.document
-        WHERE {SCOPE} ORDER BY away, p.document, p.number LIMIT %(count)s)
-    {PASSAGES} JOIN near USING (document, number) ORDER BY away, p.document, p.number"""
-# `asked` has the question's words and how often they occur in it, `hits` those words in passages.
+CANDIDATES: LiteralString = f"""SELECT p.document, p.number, p.vector <=> %(vector)s::real[]::vector AS away
+        FROM {{passages}} AS p JOIN {{documents}} AS d ON d.name = p.document WHERE {SCOPE}"""
+BY_DISTANCE: LiteralString = f"{PASSAGES} JOIN near USING (document, number) ORDER BY away, p.document, p.number"
+NEAREST: LiteralString = f"""WITH near AS ({CANDIDATES} ORDER BY away, p.document, p.number LIMIT %(count)s)
+    {BY_DISTANCE}"""
+
+# The index over vectors has them in half precision; what it finds is compared in full.
+INDEX: LiteralString = """CREATE INDEX IF NOT EXISTS {new_index} ON {passages}
+    USING hnsw ((vector::halfvec({width})) halfvec_cosine_ops)"""
+INDEXED: LiteralString = f"""WITH near AS MATERIALIZED ({CANDIDATES}
+        ORDER BY p.vector::halfvec({{width}}) <=> %(vector)s::real[]::halfvec({{width}}) LIMIT %(count)s)
+    {BY_DISTANCE}"""
+TO_INDEX: LiteralString = """SELECT coalesce(sum(passages), 0)::int8, to_regclass(%(index)s) IS NOT NULL
+    FROM {documents}"""
+# How many passages the scope has, or enough of them; none without an index.
+IN_INDEX: LiteralString = f"""SELECT coalesce(sum(passages), 0)::int8 FROM (
+    SELECT d.passages FROM {{documents}} AS d
+    WHERE to_regclass(%(index)s) IS NOT NULL AND d.passages > 0 AND {SCOPE} LIMIT %(narrow)s + 1) AS enough"""
+# The index yields passages by distance, on and on while the scope leaves out too many. A sort would read all of them.
+BY_INDEX: LiteralString = """SET LOCAL hnsw.iterative_scan = strict_order; SET LOCAL hnsw.ef_search = 200;
+    SET LOCAL enable_sort = off; SET LOCAL jit = off"""
+# `asked` has the question's words and how often they occur in it, `postings` these words in the passages of the scope.
 MATCHING: LiteralString = f"""WITH
     asked AS MATERIALIZED (
-        SELECT lexeme, cardinality(positions) AS times
-        FROM unnest(to_tsvector('pg_catalog.english', %(words)s))),
-    any_of AS MATERIALIZED (
-        SELECT string_agg('''' || replace(replace(lexeme, '\\', '\\\\'), '''', '''''') || '''', ' | ')::tsquery AS query
-        FROM asked),
+        SELECT lexeme AS word, cardinality(positions) AS times, place::int
+        FROM unnest(to_tsvector('pg_catalog.english', %(words)s))
+            WITH ORDINALITY AS word (lexeme, positions, weights, place)),
+    allowed AS MATERIALIZED (SELECT d.id, d.passages, d.length FROM {{documents}} AS d WHERE {SCOPE}),
     whole AS MATERIALIZED (
-        SELECT sum(d.passages)::float8 AS count, sum(d.length)::float8 / nullif(sum(d.passages), 0) AS length
-        FROM {{documents}} AS d WHERE {SCOPE}),
-    hits AS MATERIALIZED (
-        SELECT p.document, p.number, p.length, word.lexeme, cardinality(word.positions) AS times
-        FROM {{passages}} AS p JOIN {{documents}} AS d ON d.name = p.document, unnest(p.words) AS word
-        WHERE p.words @@ (SELECT query FROM any_of) AND {SCOPE} AND word.lexeme IN (SELECT lexeme FROM asked)),
-    weights AS (
-        SELECT hits.lexeme, asked.times * ln(1 + (whole.count - count(*) + 0.5) / (count(*) + 0.5)) AS weight
-        FROM hits JOIN asked USING (lexeme), whole GROUP BY hits.lexeme, asked.times, whole.count),
+        SELECT sum(passages)::float8 AS count, sum(passages)::float8 / nullif(sum(length), 0) AS by_length
+        FROM allowed),
+    postings AS MATERIALIZED (
+        SELECT place, id, number, every.times::float8, every.length::float8
+        FROM (SELECT place, unnest(w.documents) AS id, unnest(w.numbers) AS number, unnest(w.times) AS times,
+                unnest(w.lengths) AS length
+            FROM asked JOIN {{words}} AS w USING (word)) AS every
+        JOIN allowed USING (id)),
+    weights AS MATERIALIZED (
+        SELECT place, (%(k1)s + 1) * asked.times * ln(1 + (whole.count - hits + 0.5) / (hits + 0.5)) AS weight,
+            %(k1)s * (1 - %(b)s::float8) AS always, %(k1)s * %(b)s::float8 * by_length AS by_length
+        FROM (SELECT place, count(*) AS hits FROM postings GROUP BY place) AS counted JOIN asked USING (place), whole),
     best AS (
-        SELECT hits.document, hits.number, sum(weight * hits.times * (%(k1)s + 1.0) / (
-            hits.times + %(k1)s * (1.0 - %(b)s + %(b)s * hits.length / whole.length))) AS score
-        FROM hits JOIN weights USING (lexeme), whole GROUP BY hits.document, hits.number
-        ORDER BY score DESC, hits.document, hits.number LIMIT %(count)s)
-    {PASSAGES} JOIN best USING (document, number) ORDER BY score DESC, p.document, p.number"""
+        SELECT id, number, sum(weight * times / (times + always + by_length * length)) AS score
+        FROM postings JOIN weights USING (place) GROUP BY id, number
+        ORDER BY score DESC FETCH FIRST %(count)s ROWS WITH TIES)
+    {PASSAGES} JOIN best ON (best.id, best.number) = (d.id, p.number)
+    ORDER BY score DESC, p.document, p.number LIMIT %(count)s"""

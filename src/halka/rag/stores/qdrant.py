@@ -48,8 +48,9 @@ INDEXES = {
 class QdrantStore:
     """Implements `store.VectorStore` at a server's URL or in a folder."""
 
-    def __init__(self, place: str, name: str, width: int):
+    def __init__(self, place: str, name: str, width: int, exact: bool = False):
         """Open or make a collection: `place` is a URL or a folder, `name` its name there, `width` that of the vectors.
+        With `exact`, vectors are compared one by one, without the server's index.
 
         Raises HalkaError if the extra `qdrant` is missing, for a server that does not answer or is too old, for a
         folder that another process has open, and for vectors of another width.
@@ -60,7 +61,7 @@ class QdrantStore:
             from qdrant_client.http.exceptions import ApiException
         except ImportError:
             raise HalkaError("collections in Qdrant need the extra: pip install 'halka[qdrant]'") from None
-        self._place, self._width, self._models = place, width, models
+        self._place, self._width, self._exact, self._models = place, width, exact, models
         self._documents, self._passages = f"{name}-documents", f"{name}-passages"
         self._local = "://" not in place
         try:
@@ -179,7 +180,8 @@ class QdrantStore:
         return sorted(documents, key=lambda document: document.name)
 
     def nearest(self, vector: np.ndarray, count: int, scope: Scope) -> list[Found]:
-        return self._found(vector.astype(np.float32).tolist(), MEANING, None, count, scope)
+        params = self._models.SearchParams(exact=self._exact)
+        return self._found(vector.astype(np.float32).tolist(), MEANING, params, count, scope)
 
     def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
         """BM25 with a word's rarity within the scope, and a fixed length in place of the average passage's."""

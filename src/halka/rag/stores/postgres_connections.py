@@ -1,0 +1,61 @@
+"""Connections to a PostgreSQL server: threads that query at once have one each, and idle ones are used again."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+WAIT = 10  # seconds for a server to answer
+
+
+class Connections:
+    """Connections to the database at a URL; they are closed when this is collected."""
+
+    def __init__(self, url: str):
+        self._url = url
+        self._idle: list[Connection[Any]] = []
+        weakref.finalize(self, _close, self._idle)
+
+    @contextmanager
+    def one(self) -> Iterator[Connection[Any]]:
+        """A connection for the caller alone."""
+        connection = self._alive() or self._connect()
+        try:
+            yield connection
+        finally:
+            if not connection.closed:
+                self._idle.append(connection)
+
+    def _alive(self) -> Connection[Any] | None:
+        """An idle connection that the server has not closed."""
+        from psycopg import OperationalError
+
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:  # another thread took it
+                break
+            try:
+                connection.execute("SELECT 1")
+            except OperationalError:
+                connection.close()
+            else:
+                return connection
+        return None
+
+    def _connect(self) -> Connection[Any]:
+        from psycopg import connect
+        from psycopg.conninfo import conninfo_to_dict
+
+        options = {"connect_timeout": WAIT} | conninfo_to_dict(self._url)
+        return connect(**options, autocommit=True, prepare_threshold=None)  # type: ignore[arg-type]
+
+
+def _close(connections: list[Connection[Any]]) -> None:
+    for connection in connections:
+        connection.close()
