@@ -103,6 +103,7 @@ PIECES = {
     "estimator": Piece("estimator.py", minutes=30),
     "large-bases": Piece("large_bases.py", timed=False),
     "retrieval": Piece("retrieval.py", minutes=20),
+    "growth": Piece("growth.py", ("both", "folder", "100000"), minutes=20),
     "mixed-answers": Piece("mixed_answers.py", timed=False),
     "two-processes": Piece("two_processes.py"),
     "study-on-cluster": Piece("study_on_cluster.py", minutes=5, timed=False),

@@ -257,6 +257,30 @@ def retrieval(found: Any) -> list[list[str]]:
     return rows
 
 
+def growth(found: Any) -> list[list[str]]:
+    """How each store's searches grow, for a reader of all passages."""
+    kinds = ("rare words", "common words", "vectors", "joined")
+    rows = [["Store", "Passages", *kinds, "Recall", "On disk", "Memory", "Taken in a second"]]
+    for store, sizes in found["stores"].items():
+        for size, each in sorted(sizes.items(), key=lambda pair: int(pair[0])):
+            times = [f"{each['all'][kind]['median']:.0f}, {each['all'][kind]['p95']:.0f}" for kind in kinds]
+            size_of = [f"{each['disk'] / 1e6:,.0f} MB", f"{each['memory'] / 1e6:,.0f} MB"]
+            taken = f"{each['put_per_second']:.0f}"
+            rows.append([store, f"{int(size):,}", *times, f"{each['all']['recall']:.2f}", *size_of, taken])
+    return rows
+
+
+def growth_scopes(found: Any) -> list[list[str]]:
+    """The same searches for readers of fewer passages."""
+    kinds = ("common words", "vectors", "joined")
+    rows = [["Store", "Passages", *(f"{kind}, {of}" for of in ("a half", "one in 100") for kind in kinds)]]
+    for store, sizes in found["stores"].items():
+        for size, each in sorted(sizes.items(), key=lambda pair: int(pair[0])):
+            times = [f"{each[scope][kind]['median']:.0f}" for scope in ("half", "one in 100") for kind in kinds]
+            rows.append([store, f"{int(size):,}", *times])
+    return rows
+
+
 def searching(found: Any) -> list[list[str]]:
     """What a search and taking in cost."""
     search, ingest = found["search"], found["ingest"]
@@ -519,6 +543,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "advisor_confusion": ("advisor/advisor", advisor_confusion),
     "retrieval": ("retrieval", retrieval),
     "searching": ("retrieval", searching),
+    "growth": ("growth", growth),
+    "growth_scopes": ("growth", growth_scopes),
 }
 
 

@@ -12,7 +12,14 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(FOLDER.rglob("*.py"))
-SHARED = {"side_by_side", "fixed_batches", "advisor_cases", "engine_load", "serving_client"}  # modules of the scripts
+SHARED = {
+    "side_by_side",
+    "fixed_batches",
+    "advisor_cases",
+    "growth_passages",
+    "engine_load",
+    "serving_client",
+}  # modules of the scripts
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
