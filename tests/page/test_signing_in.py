@@ -43,7 +43,8 @@ def test_a_key_signs_in_and_out(read, closed):
     assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
     page.goto("/playground")
     expect(page.locator("option", has_text="lora").first).to_be_attached()
-    page.get_by_role("button", name="Sign out").click()
+    with page.expect_navigation(url=f"{closed.url}/"):
+        page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
     assert reader.context.cookies() == []
     page.go_back()
