@@ -74,6 +74,8 @@ def test_an_adapter_is_loaded_replaced_downloaded_and_deleted(read, shelf):
     upload.get_by_role("button", name="Upload").click()
     expect(upload).to_have_count(0)
     expect(page.get_by_role("link", name="Download version 2")).to_be_visible()
+    page.get_by_text("The same in a terminal").last.click()
+    expect(page.get_by_text("halka adapters remove lora --version 2 --store adapters")).to_be_visible()
     page.get_by_role("button", name="Delete version 1").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete version 1").click()
     page.wait_for_url("**/adapters")

@@ -182,12 +182,21 @@ function Commands({ adapter }: { adapter: Whole }) {
   const path = pathOf(adapter.id);
   const name = quoted(adapter.id);
   const text = (how: string) => curl(`${path}/${how}`, { method: "POST" });
+  const version = adapter.versions.length > 1 ? adapter.version : null;
   return (
     <Terminal commands={[
-      { id: "halka", title: "halka", text: [`halka adapters show ${name} --store adapters`, `halka adapters tag ${name} live --store adapters`, `halka adapters remove ${name} --store adapters`].join("\n") },
+      { id: "halka", title: "halka", text: [
+        `halka adapters show ${name} --store adapters`,
+        `halka adapters tag ${name} live --store adapters`,
+        ...(version === null ? [] : [`halka adapters remove ${name} --version ${version} --store adapters`]),
+        `halka adapters remove ${name} --store adapters`,
+      ].join("\n") },
       { id: "memory", title: w.memory, text: ["load", "pin", "unpin", "unload"].map(text).join("\n") },
-      { id: "download", title: w.download, text: curl(`${path}/archive`, { into: `${adapter.id}.zip` }) },
-      { id: "remove", title: w.remove, text: curl(path, { method: "DELETE" }) },
+      { id: "download", title: w.download, text: curl(archiveOf(adapter.id, version), { into: `${adapter.id}.zip` }) },
+      { id: "remove", title: w.remove, text: [
+        ...(version === null ? [] : [curl(`${path}?version=${version}`, { method: "DELETE" })]),
+        curl(path, { method: "DELETE" }),
+      ].join("\n") },
     ]} />
   );
 }

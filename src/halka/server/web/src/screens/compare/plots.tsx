@@ -10,6 +10,7 @@ const EDGE = { left: 56, right: 16, top: 16, bottom: 40 };
 const LETTER = 7.5; // pixels of a letter, and of a line of them
 const BELOW = 15;
 const HEIGHTS = [0, -8, 8, -15, 15, -22, 22, -30, 30]; // of a name, from its dot
+const TICK = 56; // pixels for a number below
 const LINE = 34; // pixels of a method in a plot of lines
 const NAMES = 118; // pixels for their names
 
@@ -38,6 +39,7 @@ export function Quality({ rows, metric, as }: { rows: Row[]; metric: string; as:
     <Plot title={w.quality} hint={w.qualityHint}>
       {(width) => {
         const across = (power: number) => EDGE.left + ((power - from) / (to - from)) * (width - EDGE.left - EDGE.right);
+        const every = Math.ceil(((to - from + 1) * TICK) / (width - EDGE.left)); // powers a label
         const up = (value: number) => HEIGHT - EDGE.bottom - ((value - bottom) / (top - bottom || 1)) * (HEIGHT - EDGE.top - EDGE.bottom);
         return (
           <svg viewBox={`0 0 ${width} ${HEIGHT}`} role="img" aria-label={w.quality}>
@@ -48,7 +50,7 @@ export function Quality({ rows, metric, as }: { rows: Row[]; metric: string; as:
                   <text x={EDGE.left - 8} y={up(value)} text-anchor="end" dominant-baseline="middle">{as(value)}</text>
                 </g>
               ))}
-              {Array.from({ length: to - from + 1 }, (_, at) => from + at).map((power) => (
+              {Array.from({ length: to - from + 1 }, (_, at) => from + at).filter((power) => (to - power) % every === 0).map((power) => (
                 <text key={power} x={across(power)} y={HEIGHT - EDGE.bottom + 18} text-anchor={power === to ? "end" : "middle"} dx={power === to ? EDGE.right : 0}>{number(10 ** power, { notation: "compact" })}</text>
               ))}
             </g>
