@@ -28,6 +28,7 @@ from halka.rag.stores.postgres_statements import (
     BLOCK,
     BY_INDEX,
     DOCUMENTS,
+    IDS,
     IN_INDEX,
     INDEX,
     INDEXED,
@@ -167,7 +168,10 @@ class PostgresStore:
             return self._remove(connection, _possible(names))
 
     def _remove(self, connection: Connection[Any], names: list[str]) -> int:
-        connection.execute(self._query(REMOVE_WORDS), {"names": names})
+        ids = [id for (id,) in connection.execute(self._query(IDS), {"names": names})]
+        if not ids:
+            return 0
+        connection.execute(self._query(REMOVE_WORDS), {"names": names, "ids": ids})
         row = connection.execute(self._query(REMOVE), {"names": names}).fetchone()
         return int(row[0]) if row else 0
 

@@ -55,22 +55,24 @@ LAST_BLOCK: LiteralString = """SELECT block, sum(passages) FROM {documents}
     WHERE block = (SELECT max(block) FROM {documents}) GROUP BY block"""
 SET_ACCESS: LiteralString = """UPDATE {documents} SET readers = %(readers)s, tags = %(tags)s
     WHERE name = ANY(%(names)s)"""
+# Each row by the index: the planner takes the words for few, and must have no other join to choose.
 REMOVE_WORDS: LiteralString = """WITH
-    gone AS MATERIALIZED (SELECT id, name, block FROM {documents} WHERE name = ANY(%(names)s)),
     touched AS MATERIALIZED (
-        SELECT DISTINCT lexeme AS word, block FROM {passages} JOIN gone ON name = document, unnest(words)),
+        SELECT DISTINCT lexeme AS word, block
+        FROM {documents} JOIN {passages} AS p ON name = document, unnest(p.words) WHERE name = ANY(%(names)s)),
     kept AS MATERIALIZED (
-        SELECT word, block, array_agg(posting.document) AS documents, array_agg(posting.number) AS numbers,
-            array_agg(posting.times) AS times, array_agg(posting.length) AS lengths
-        FROM touched JOIN {words} AS w USING (word, block),
-            unnest(w.documents, w.numbers, w.times, w.lengths) AS posting (document, number, times, length)
-        WHERE NOT EXISTS (SELECT FROM gone WHERE id = posting.document) GROUP BY word, block),
+        SELECT w.word, w.block, kept.* FROM touched JOIN {words} AS w USING (word, block), LATERAL (
+            SELECT array_agg(document) AS documents, array_agg(number) AS numbers, array_agg(times) AS times,
+                array_agg(length) AS lengths
+            FROM unnest(w.documents, w.numbers, w.times, w.lengths) AS posting (document, number, times, length)
+            WHERE document <> ALL(%(ids)s)) AS kept),
     shorter AS (
         UPDATE {words} AS w SET documents = kept.documents, numbers = kept.numbers, times = kept.times,
             lengths = kept.lengths
-        FROM kept WHERE w.word = kept.word AND w.block = kept.block)
-    DELETE FROM {words} AS w USING touched WHERE w.word = touched.word AND w.block = touched.block
-        AND NOT EXISTS (SELECT FROM kept WHERE kept.word = w.word AND kept.block = w.block)"""
+        FROM kept WHERE w.word = kept.word AND w.block = kept.block AND kept.documents IS NOT NULL)
+    DELETE FROM {words} AS w USING kept
+    WHERE w.word = kept.word AND w.block = kept.block AND kept.documents IS NULL"""
+IDS: LiteralString = "SELECT id FROM {documents} WHERE name = ANY(%(names)s)"
 REMOVE: LiteralString = """WITH gone AS (DELETE FROM {documents} WHERE name = ANY(%(names)s) RETURNING passages)
     SELECT coalesce(sum(passages), 0) FROM gone"""
 
