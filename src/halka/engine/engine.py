@@ -98,22 +98,10 @@ class Engine:
 
         matcher  of the request's constraint, which is compiled here if it is not given
 
-        Raises UnknownAdapterError for an adapter that nobody has, HalkaError for an empty prompt, tokens that the base
-        does not have, a prompt that leaves no room for the answer, an answer that the cache cannot hold, and an engine
-        that is closed.
+        Raises UnknownAdapterError for an adapter that nobody has, HalkaError as `check` does, for a prompt that leaves
+        no room for the answer, an answer that the cache cannot hold, and an engine that is closed.
         """
-        if not len(request.prompt):
-            raise HalkaError("the prompt has no tokens")
-        if unknown := [token for token in request.prompt if not 0 <= token < self._vocabulary]:
-            raise HalkaError(f"the prompt has token {unknown[0]}: this base has those from 0 to {self._vocabulary - 1}")
-        if unknown := [token for token in request.sampling.bias if token >= self._vocabulary]:
-            raise HalkaError(f"bias has token {unknown[0]}: this base has those from 0 to {self._vocabulary - 1}")
-        if request.logprobs is not None and not 0 <= request.logprobs <= self._vocabulary:
-            raise HalkaError(f"logprobs is a number of tokens from 0 to {self._vocabulary}, not {request.logprobs}")
-        if request.constraint is not None and request.stopping.ignore_ends:
-            raise HalkaError("a constrained answer ends where its constraint does: it cannot ignore end tokens")
-        if n < 1:
-            raise HalkaError(f"n is 1 or more, not {n}")
+        self.check(request, n)
         seed = new_seed() if request.sampling.seed is None else request.sampling.seed
         if matcher is None and request.constraint is not None:
             matcher = self.constraints.matcher(request.constraint)
@@ -133,6 +121,21 @@ class Engine:
                 self._texts[text.answer] = text
                 self.schedule.enter(text)
         return answers
+
+    def check(self, request: Request, n: int = 1) -> None:
+        """Raises HalkaError for what no engine of this base answers: an empty prompt, tokens that the base lacks."""
+        if not len(request.prompt):
+            raise HalkaError("the prompt has no tokens")
+        if unknown := [token for token in request.prompt if not 0 <= token < self._vocabulary]:
+            raise HalkaError(f"the prompt has token {unknown[0]}: this base has those from 0 to {self._vocabulary - 1}")
+        if unknown := [token for token in request.sampling.bias if token >= self._vocabulary]:
+            raise HalkaError(f"bias has token {unknown[0]}: this base has those from 0 to {self._vocabulary - 1}")
+        if request.logprobs is not None and not 0 <= request.logprobs <= self._vocabulary:
+            raise HalkaError(f"logprobs is a number of tokens from 0 to {self._vocabulary}, not {request.logprobs}")
+        if request.constraint is not None and request.stopping.ignore_ends:
+            raise HalkaError("a constrained answer ends where its constraint does: it cannot ignore end tokens")
+        if n < 1:
+            raise HalkaError(f"n is 1 or more, not {n}")
 
     def cancel(self, answer: Answer) -> None:
         """Give an answer up; its row and blocks are free at once."""
