@@ -79,7 +79,8 @@ def open_service(
     service = Service.open(settings(base, store, data, **changes), embedders=Embedders(WordEmbedder()))
     if says is None:
         return service
-    return replace(service, engine=cast(AsyncEngine, Scripted(service.engine, says)))
+    scripted = cast(AsyncEngine, Scripted(service.engine, says))
+    return replace(service, engine=scripted, backend=scripted)
 
 
 @dataclass

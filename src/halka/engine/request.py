@@ -76,6 +76,7 @@ class Answer:
     finish       why it ended; None while it has not
     error        why it failed
     times        when it came and was written
+    backend      who makes it, where others than an engine in this process may; empty: the engine
     """
 
     request: Request
@@ -87,3 +88,4 @@ class Answer:
     finish: Finish | None = None
     error: Exception | None = None
     times: Times = field(default_factory=lambda: Times(time.monotonic()))
+    backend: str = ""

@@ -16,6 +16,10 @@ from halka.engine.adapters import Adapters
 from halka.models import adapt, context
 from halka.models.loading import load_base
 from halka.server.answers.logprobs import TokenTexts
+from halka.server.backends.router import Backend, Router
+from halka.server.backends.vllm.backend import Vllm
+from halka.server.backends.vllm.loras import Loras
+from halka.server.backends.vllm.process import open_processes
 from halka.server.guards.access import check_host
 from halka.server.guards.guards import Guards
 from halka.server.guards.keys import Keys
@@ -34,7 +38,8 @@ from halka.server.turns import Turns
 class Service:
     """What requests are answered with.
 
-    engine    makes the answers, with a thread of its own
+    engine    makes answers here, with a thread of its own, and has the adapters in memory
+    backend   makes the answers to requests: the engine, or others with it
     tenants   where each has adapters, collections and jobs
     guards    what a request passes before its route
     threads   where blocking work is done
@@ -48,6 +53,7 @@ class Service:
     settings: ServerSettings
     model: AdaptedModel
     engine: AsyncEngine
+    backend: Backend
     tenants: Tenants
     guards: Guards
     embedders: Embedders
@@ -64,7 +70,7 @@ class Service:
         cls, settings: ServerSettings, model: AdaptedModel | None = None, embedders: Embedders | None = None
     ) -> Service:
         """Load the base, if there is no `model` of it yet, and start its engine. Raises HalkaError as these do,
-        and where others could call without keys.
+        where others could call without keys, and for a vLLM process that is not there, or has another base.
         """
         settings = settings.absolute()
         keys = Keys(settings.data / "keys.json")
@@ -78,6 +84,8 @@ class Service:
                 kind="causal-lm",
             )
             model = adapt(*base)
+        folder = settings.vllm_folder or settings.data / "vllm"
+        processes = open_processes(settings.vllm, model, folder, settings.timeout)
         tenants = Tenants(settings)
         engine = Engine(
             model,
@@ -89,7 +97,12 @@ class Service:
         remove_stale(settings.data, tenants.all())
         jobs = JobQueue(tenants.job_folders, settings.data / "jobs.lock", settings.jobs)
         guards = Guards.of(settings, keys, engine, Quota(tenants, threads := Threads()))
-        return cls(settings, model, AsyncEngine(engine), tenants, guards, embedders or Embedders(), jobs, threads)
+        running = AsyncEngine(engine)
+        backend: Backend = running
+        if processes:
+            vllm = Vllm(running, Loras(running, tenants, folder), processes, settings.vllm_base)
+            guards.metrics.backends, backend = vllm.states, Router([vllm], running)
+        return cls(settings, model, running, backend, tenants, guards, embedders or Embedders(), jobs, threads)
 
     @property
     def name(self) -> str:
@@ -122,7 +135,7 @@ class Service:
     async def aclose(self) -> None:
         """Cancel what is under way and give everything back; jobs go on by themselves."""
         await self.jobs.aclose()
-        await self.engine.aclose()
+        await self.backend.aclose()
 
 
 async def service_of(request: HttpRequest) -> Service:

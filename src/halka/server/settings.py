@@ -89,6 +89,22 @@ class ServerSettings:
     quantize: Quantize | None = field(
         default=None, metadata={"help": "pack the base's layers into fewer bits: nf4 or int8", "metavar": "QUANTIZE"}
     )
+    vllm: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "vLLM processes with the same base, which answer what they do as the engine does; several with "
+            "commas between",
+            "metavar": "URL",
+        },
+    )
+    vllm_base: bool = field(default=True, metadata={"help": "let them answer for the bare base, too"})
+    vllm_folder: Path | None = field(
+        default=None,
+        metadata={
+            "help": "where they read LoRAs, under the same path as the server; in --data if not given",
+            "metavar": "FOLDER",
+        },
+    )
 
     requests_per_minute: int | None = field(
         default=None, metadata={"help": "of a key that has no limit of its own; none: no limit"}
@@ -134,12 +150,16 @@ class ServerSettings:
         for name in ("body_size", "upload_size", "timeout"):
             if getattr(self, name) <= 0:
                 raise HalkaError(f"{name} is {getattr(self, name)}: it is more than 0")
+        for url in self.vllm:
+            if not url.startswith(("http://", "https://")):
+                raise HalkaError(f"vllm is {url!r}: it is an address such as http://127.0.0.1:8001")
         if not 0 <= self.port < 2**16:
             raise HalkaError(f"port is {self.port}: it is a number from 0 to 65535")
 
     def absolute(self) -> ServerSettings:
         """The same with whole paths: messages hide these from clients."""
         base, folders = Path(self.base), {"data": self.data, "store": self.store, "collections": self.collections}
+        folders |= {"vllm_folder": self.vllm_folder}
         return replace(
             self,
             base=str(base.absolute()) if is_base_folder(base) else self.base,
@@ -155,6 +175,7 @@ class ServerSettings:
             self.data,
             self.store,
             self.collections,
+            self.vllm_folder,
             *(folder for _, folder in _keyed(self.adapter_roots + self.comparisons)),
         ]
         own += [Path(self.base)] if is_base_folder(Path(self.base)) else []

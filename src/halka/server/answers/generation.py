@@ -1,4 +1,4 @@
-"""From a request to the engine's answers: the adapter of its model's name, and what comes of it."""
+"""From a request to its answers: the adapter of its model's name, and what comes of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 
 from halka.engine import Answer, Request
 from halka.engine.logprobs import TokenLogprob
@@ -64,7 +64,7 @@ async def deltas(
     answers: dict[Answer, _Sent] = {}  # those that have begun
     track = service.guards.metrics.track(request, n, answers, caller.since)
     with _within_limits(caller, request, n, answers), track as tracked:
-        async with aclosing(service.engine.follow(request, n, pieces=pieces)) as progress:
+        async with aclosing(service.backend.follow(request, n, pieces=pieces)) as progress:
             async for answer in progress:
                 sent = answers.setdefault(answer, _Sent(len(answers)))
                 tracked.see(answer)
@@ -121,7 +121,8 @@ async def merged(parts: Sequence[AsyncGenerator[Delta]]) -> AsyncGenerator[tuple
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        with CancelScope(shield=True):  # a second cancellation would end them while they close
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def usage(requests: Sequence[Request], answers: Collection[Answer]) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter as Tally
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from anyio import to_thread
 from fastapi import APIRouter
@@ -23,6 +23,8 @@ from halka.server.guards.usage import OTHER, Usage
 if TYPE_CHECKING:
     from halka.engine import Answer, Engine, Request
 
+ENGINE = "engine"
+"""The label of what the engine in this process has answered."""
 BASE = "(base)"  # no adapter's name, as OTHER
 SECONDS = tuple(round(0.005 * 1.3**step, 4) for step in range(40))  # up to 140 s
 GATEWAYS = "vllm:lora_requests_info"
@@ -36,6 +38,14 @@ async def metrics(request: HttpRequest) -> Response:
     """What the server counts, as Prometheus reads it."""
     text = await to_thread.run_sync(generate_latest, request.app.state.service.guards.metrics.registry)
     return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+class BackendState(NamedTuple):
+    """Who else than the engine makes answers: its name, whether it can be asked, how many adapters it has."""
+
+    name: str
+    up: bool
+    adapters: int
 
 
 @dataclass(eq=False)
@@ -64,16 +74,19 @@ class Metrics:
     adapters  the most adapters with a label of their own; all others are counted as one
     tenants   whether labels are "tenant/adapter"; without, adapters of one name are counted as one
     usage     what is counted for the tenants themselves
+    backends  who else makes answers
     """
 
     def __init__(self, engine: Engine, rows: int, adapters: int, tenants: bool, usage: Usage):
         self.usage = usage
+        self.backends: Callable[[], Iterable[BackendState]] = tuple
         self.registry = CollectorRegistry()
         self._most, self._tenants, self._labels = adapters, tenants, set[str]()
         self._under_way = dict[Tracked, None]()
         self._requests = self._counter("halka_requests", "Requests", "route", "status")
         self._seconds = self._histogram("halka_request_seconds", "From a request's head to its end", "route")
         self._answers = self._counter("halka_answers", "Answers by how they ended", "adapter", "finish")
+        self._by_backend = self._counter("halka_backend_answers", "Answers by who made them", "backend", "finish")
         self._tokens = self._counter("halka_tokens", "Tokens: prompt, cached of these, completion", "adapter", "kind")
         self._first = self._histogram("halka_time_to_first_token_seconds", "From request to first token", "adapter")
         self._between = self._histogram("halka_time_between_tokens_seconds", "Mean of each answer", "adapter")
@@ -123,6 +136,7 @@ class Metrics:
         for answer in tracked.answers:
             times = answer.times
             self._answers.labels(label, answer.finish or "cancelled").inc()
+            self._by_backend.labels(answer.backend or ENGINE, answer.finish or "cancelled").inc()
             self._tokens.labels(label, "cached").inc(answer.cached)
             self._tokens.labels(label, "completion").inc(len(answer.tokens))
             if times.begun is not None:
@@ -159,6 +173,10 @@ class _Gauges(Collector):
         yield _gauge("halka_adapter_bytes", "Memory of the adapters that are loaded", loaded)
         yield CounterMetricFamily("halka_adapter_loads", "Adapters that were loaded", residents.loads)
         yield CounterMetricFamily("halka_adapter_evictions", "Adapters that were evicted", residents.evictions)
+        others = [*self.metrics.backends()]
+        up, have = {state.name: state.up for state in others}, {state.name: state.adapters for state in others}
+        yield _gauge("halka_backend_up", "Whether another backend than the engine can be asked", up, "backend")
+        yield _gauge("halka_backend_adapters", "Adapters of this server that it has", have, "backend")
         names = ("running_lora_adapters", "waiting_lora_adapters", "max_lora")
         info = GaugeMetricFamily(GATEWAYS, "Adapters with answers under way", labels=names)
         adapters = [",".join(sorted({*labels} - {BASE, OTHER})) for labels in (running, waiting)]
@@ -166,8 +184,8 @@ class _Gauges(Collector):
         yield info
 
 
-def _gauge(name: str, help: str, values: Tally[str]) -> GaugeMetricFamily:
-    gauge = GaugeMetricFamily(name, help, labels=("adapter",))
+def _gauge(name: str, help: str, values: Mapping[str, float], by: str = "adapter") -> GaugeMetricFamily:
+    gauge = GaugeMetricFamily(name, help, labels=(by,))
     for label, value in values.items():
         gauge.add_metric([label], value)
     return gauge

@@ -7,10 +7,12 @@ import os
 import stat
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 from halka.server.errors import ApiError
+from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.adapter_store import AdapterStore, Stored
 from halka.storage.card import CARD
 from halka.storage.formats import FORMATS
@@ -36,6 +38,20 @@ def check_names(sizes: Mapping[str, int]) -> None:
             )
         if size > SMALL and name not in WEIGHTS:
             raise ApiError(413, f"{name} is larger than {SMALL} bytes", param="files")
+
+
+def content_id(folder: Path) -> str:
+    """The id of an adapter's content, kept while the folder's files are the same by inode, time and bytes.
+
+    Raises HalkaError for what is no adapter, FileNotFoundError for a folder that is removed meanwhile.
+    """
+    files = [path.lstat() for path in sorted(folder.iterdir())]
+    return _content_id(folder, *((file.st_ino, file.st_mtime_ns, file.st_size) for file in files))
+
+
+@lru_cache(maxsize=10_000)
+def _content_id(folder: Path, *files: tuple[int, int, int]) -> str:
+    return AdapterFolder.open(folder).id
 
 
 def files_below(roots: Sequence[Path], folder: str) -> dict[str, BinaryIO]:

@@ -9,7 +9,6 @@ import os
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
@@ -25,6 +24,7 @@ from halka.server.resources.adapter_files import (
     check_inside,
     check_names,
     close,
+    content_id,
     copy_files,
     files_below,
     folder_inside,
@@ -40,7 +40,6 @@ from halka.server.resources.uploads import UploadRoute, file_names, save, stagin
 from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
 from halka.server.wire import Json
-from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.adapter_store import Stored
 from halka.util.errors import HalkaError
 from halka.util.files import is_portable_name
@@ -172,16 +171,9 @@ def _fingerprint(service: Service, caller: Caller, shown: Mapping[str, Any]) -> 
     try:
         with missing_is_404(name, version):
             stored = stored_inside(service.tenants.of(caller.tenant).store, name, version)
-            stats = [path.lstat() for path in sorted(stored.folder.iterdir())]
-            return {"fingerprint": content_id(stored.folder, *((s.st_ino, s.st_mtime_ns, s.st_size) for s in stats))}
+            return {"fingerprint": content_id(stored.folder)}
     except (HalkaError, OSError) as error:
         return {"fingerprint": None, "error": api_error(error, caller).message}
-
-
-@lru_cache(maxsize=1000)
-def content_id(folder: Path, *files: tuple[int, int, int]) -> str:
-    """The id of an adapter's content, kept while the folder's files are the same by inode, time and bytes."""
-    return AdapterFolder.open(folder).id
 
 
 def _open_files(tenant: Tenant, name: str, version: int | None) -> tuple[Stored, dict[str, BinaryIO]]:

@@ -84,7 +84,7 @@ async def _change(
     engine_name = tenant.engine_name(name)
     try:
         if load:
-            await service.engine.load(engine_name)
+            await (service.backend if change is None else service.engine).load(engine_name)
         if change is not None:
             await service.engine.call(partial(change, engine_name))
     except UnknownAdapterError:

@@ -1,0 +1,60 @@
+"""`Backend`: whoever makes answers, as the engine does. `Router`: each request to the first backend that takes it.
+
+A backend declines what the engine would answer otherwise than it does; the engine comes last and declines nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
+from typing import Protocol
+
+from halka.engine import Answer, AsyncEngine, Request
+
+
+class Backend(Protocol):
+    """What the server asks of whoever makes answers; `AsyncEngine` is one."""
+
+    def follow(self, request: Request, n: int = 1, *, pieces: bool = True) -> AsyncGenerator[Answer]:
+        """One of the `n` answers whenever it has become longer, and at its end, as `AsyncEngine.follow`.
+
+        Raises Declined, before the first answer, for a request that the next backend is to answer.
+        """
+        ...
+
+    async def load(self, name: str) -> None:
+        """Load an adapter before a request wants it. Raises Declined for one that the next backend is to answer."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give everything back."""
+        ...
+
+
+class Declined(Exception):
+    """A backend leaves a request to the next, for the reason that this says."""
+
+
+class Router:
+    """The backend of a server that has several."""
+
+    def __init__(self, others: Sequence[Backend], engine: AsyncEngine):
+        self.others, self.engine = others, engine
+
+    async def follow(self, request: Request, n: int = 1, *, pieces: bool = True) -> AsyncGenerator[Answer]:
+        for backend in (*self.others, self.engine):
+            with suppress(Declined):
+                async with aclosing(backend.follow(request, n, pieces=pieces)) as answers:
+                    async for answer in answers:
+                        yield answer
+                return
+
+    async def load(self, name: str) -> None:
+        """Load it where it is answered."""
+        for backend in (*self.others, self.engine):
+            with suppress(Declined):
+                return await backend.load(name)
+
+    async def aclose(self) -> None:
+        for backend in (*self.others, self.engine):
+            await backend.aclose()

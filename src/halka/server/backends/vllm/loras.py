@@ -1,0 +1,122 @@
+"""`Loras`: what adapters' names mean now, each content in a folder that vLLM reads, under a name that has its id.
+
+vLLM knows a LoRA by name and path and never looks again: another content needs another name and another path.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from asyncio import Lock
+from collections import Counter
+from collections.abc import Collection, Iterable
+from functools import partial
+from pathlib import Path
+
+from anyio import to_thread
+
+from halka.engine import AsyncEngine
+from halka.engine.adapters import Source
+from halka.merging.exporting import export
+from halka.server.backends.router import Declined
+from halka.server.resources.adapter_files import content_id
+from halka.util.errors import HalkaError, UnknownAdapterError
+
+NAME = re.compile("halka-[0-9a-f]{64}")
+
+
+def lora_of(id: str) -> str:
+    """What vLLM calls the content of this id."""
+    return f"halka-{id}"
+
+
+class Loras:
+    """The LoRAs of a server's adapters.
+
+    store   where adapters are, by name
+    folder  where vLLM reads them
+    """
+
+    def __init__(self, engine: AsyncEngine, store: Source, folder: Path):
+        self.engine, self.store, self.folder = engine, store, folder
+        self.wanted = Counter[str]()  # what vLLM calls the contents that names mean, and how many names
+        self._ids = dict[str, str]()  # what each name meant at its last request
+        self._declined = dict[str, str]()  # why vLLM does not serve the content of an id
+        self._changing = Lock()
+
+    async def id_of(self, adapter: str) -> str:
+        """The id of an adapter's content now, which is written. Raises Declined for one that is no LoRA for vLLM."""
+        try:
+            id = await to_thread.run_sync(self._now, adapter)
+            if id not in self._declined and id != self._ids.get(adapter):
+                if not self._is_written(id):
+                    await self.engine.load(adapter)  # as strictly as for an answer of its own
+                async with self._changing:
+                    if not self._is_written(id):
+                        id = await self.engine.call(partial(self._write, adapter))
+                    self._means(adapter, id)
+        except (HalkaError, OSError) as error:  # the engine says the same of it
+            raise Declined(str(error)) from None
+        if (reason := self._declined.get(id)) is not None:
+            self._means(adapter, None)
+            raise Declined(reason)
+        return id
+
+    def decline(self, id: str, reason: str) -> None:
+        """From now on the engine answers for this content."""
+        self._declined[id] = reason
+
+    async def forget_removed(self) -> None:
+        """The names of adapters that the store has no more mean nothing."""
+        async with self._changing:
+            for name in await to_thread.run_sync(self._removed, [*self._ids]):
+                self._means(name, None)
+
+    async def remove_folders(self, used: Collection[str]) -> None:
+        """Remove those that are neither wanted nor used."""
+        async with self._changing:
+            await to_thread.run_sync(self._remove_but, {*self.wanted, *used})
+
+    def _means(self, adapter: str, id: str | None) -> None:
+        """From now on the name means this content; None: none of vLLM's."""
+        if (before := self._ids.pop(adapter, None)) is not None:
+            self.wanted[lora_of(before)] -= 1
+            if not self.wanted[lora_of(before)]:
+                del self.wanted[lora_of(before)]
+        if id is not None:
+            self._ids[adapter] = id
+            self.wanted[lora_of(id)] += 1
+
+    def _removed(self, names: Iterable[str]) -> list[str]:
+        removed = list[str]()
+        for name in names:
+            try:
+                self.store.get(name)
+            except UnknownAdapterError:
+                removed.append(name)
+            except (HalkaError, OSError):  # damaged: its requests fail
+                continue
+        return removed
+
+    def _remove_but(self, kept: Collection[str]) -> None:
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if NAME.fullmatch(path.name) and path.name not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _now(self, adapter: str) -> str:
+        return content_id(self.store.get(adapter).folder)
+
+    def _is_written(self, id: str) -> bool:
+        return (self.folder / lora_of(id)).is_dir()
+
+    def _write(self, adapter: str) -> str:
+        """Export it, on the engine's thread: it is the content that the engine has loaded. Returns its id."""
+        version = self.engine.engine.adapters.version(adapter)
+        if not version.here or version.id is None:
+            raise HalkaError(f"adapter {adapter!r} was evicted, or replaced, while it was loaded")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            export(self.engine.engine.model, version.key, self.folder / lora_of(version.id), format="vllm")
+        except HalkaError as error:
+            self._declined[version.id] = str(error)
+        return version.id

@@ -1,0 +1,226 @@
+"""`Process`: one vLLM process, at its address: whether it can be asked, the LoRAs that it has, a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Container, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from anyio import to_thread
+
+from halka.core import AdaptedModel
+from halka.server.backends.vllm.base_check import OtherBase, Probe, Served, check_base, message_of
+from halka.util.errors import HalkaError
+
+KEY = "VLLM_API_KEY"
+CONNECT = 5.0  # seconds
+BROKEN = ("abort", "error")  # reasons for an answer's end that are none
+PAUSE = 2.0  # seconds between two checks of a process that fails them
+log = logging.getLogger("halka.server")
+
+
+class Unavailable(Exception):
+    """The process cannot be asked now, or broke off: why, for the log."""
+
+
+class Refused(Exception):
+    """The process does not take a request: why."""
+
+
+class LoraRefused(Refused):
+    """The process does not take a LoRA, and never will: why."""
+
+
+class Forgotten(Exception):
+    """The process does not have the LoRA, or the base of that name: it was started again."""
+
+
+class Process:
+    """One vLLM process.
+
+    url         where it is
+    served      what it serves, as it was checked; None: it is checked before the next request
+    loaded      the LoRAs that it has of ours, by name
+    users       requests under way, by the LoRA that they need; None: the bare base
+    """
+
+    def __init__(self, url: str, probe: Probe, timeout: float):
+        key = os.environ.get(KEY)
+        self.url = url.rstrip("/")
+        self.served: Served | None = None
+        self.loaded, self.users = set[str](), Counter[str | None]()
+        self._probe, self._problem, self._again = probe, "", 0.0
+        self._options: dict[str, Any] = {
+            "base_url": self.url,
+            "headers": {"authorization": f"Bearer {key}"} if key else {},
+            "timeout": httpx.Timeout(timeout, connect=CONNECT, pool=None),
+            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            "trust_env": False,
+        }
+        self._client = httpx.AsyncClient(**self._options)
+        self._checking, self._changing = asyncio.Lock(), asyncio.Lock()
+
+    @property
+    def busy(self) -> int:
+        """How many requests are under way."""
+        return self.users.total()
+
+    def client(self) -> httpx.Client:
+        """A client for threads."""
+        return httpx.Client(**self._options)
+
+    # ── whether it can be asked ─────────────────────────────────────────────────────────────────────────────────
+
+    def check(self) -> Served:
+        """Compare its base with ours, and see which LoRAs it has. Raises Unavailable, or OtherBase."""
+        try:
+            with self.client() as client:
+                self.served = check_base(client, self._probe)
+        except (OtherBase, httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+            problem = error if isinstance(error, OtherBase) else _broken(error)
+            self._problem, self._again = str(problem), time.monotonic() + PAUSE
+            raise self._away(problem) from None
+        self.loaded &= self.served.adapters.keys()
+        return self.served
+
+    async def ready(self) -> Served:
+        """What it serves; checked now, if it was away. Raises Unavailable."""
+        async with self._checking:
+            if self.served is not None:
+                return self.served
+            if time.monotonic() < self._again:
+                raise Unavailable(self._problem)
+            try:
+                return await to_thread.run_sync(self.check)
+            except OtherBase as error:
+                raise Unavailable(str(error)) from None
+
+    def _away(self, error: Exception) -> Exception:
+        """The same error, after which it is checked before it is asked again."""
+        self.served = None
+        log.error("a vLLM process cannot be asked", extra={"fields": {"vllm": self.url, "reason": str(error)}})
+        return error
+
+    # ── its LoRAs ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    @asynccontextmanager
+    async def using(self, lora: str | None, folder: Path) -> AsyncIterator[None]:
+        """Within the block it has this LoRA of the folder. Raises Unavailable, or Refused."""
+        self.users[lora] += 1
+        try:
+            if lora is not None and lora not in self.loaded:
+                async with self._changing:
+                    if lora not in self.loaded:
+                        await self._load(lora, str(folder / lora))
+            yield
+        finally:
+            self.users[lora] -= 1
+            if not self.users[lora]:
+                del self.users[lora]
+
+    def forget(self, lora: str | None) -> None:
+        """It was started again: it has nothing of ours, and perhaps another base."""
+        self.loaded.discard(lora or "")
+        self.served = None
+
+    @property
+    def needed(self) -> set[str]:
+        """The LoRAs of ours that it has, or is about to have."""
+        return self.loaded | {lora for lora in self.users if lora is not None}
+
+    def unwanted(self, wanted: Container[str]) -> list[str]:
+        """Its LoRAs that no name means any more, and no answer needs."""
+        return [lora for lora in self.loaded if lora not in wanted and not self.users[lora]]
+
+    async def unload(self, wanted: Container[str]) -> None:
+        """Let it have no LoRA that is unwanted; what is wanted may change meanwhile."""
+        async with self._changing:
+            while unwanted := self.unwanted(wanted):
+                self.loaded.discard(unwanted[0])  # a request that needs it again waits, and loads it
+                try:
+                    await self._client.post("/v1/unload_lora_adapter", json={"lora_name": unwanted[0]})
+                except httpx.HTTPError as error:
+                    self._away(error)
+
+    async def _load(self, lora: str, folder: str) -> None:
+        try:
+            response = await self._client.post("/v1/load_lora_adapter", json={"lora_name": lora, "lora_path": folder})
+            message = message_of(response)
+            if response.status_code == 404:
+                raise Refused(f"vLLM does not see {folder}: name a folder that both see with vllm_folder")
+            if response.status_code != 200 and "already been loaded" not in message:  # equal names have equal content
+                if response.status_code >= 500:
+                    (await self._client.get("/health")).raise_for_status()
+                raise LoraRefused(f"vLLM does not load it: {message}")
+        except httpx.HTTPError as error:
+            raise self._away(_broken(error)) from None
+        self.loaded.add(lora)
+
+    # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def events(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """What it says to a request, event by event. Whoever stops reading ends its work.
+
+        Raises Refused for what it does not take, Forgotten for a LoRA that it does not have, Unavailable.
+        """
+        try:
+            async with self._client.stream("POST", "/v1/completions", json=body) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise self._error(response)
+                async for line in response.aiter_lines():
+                    if not line.startswith("data:"):
+                        continue
+                    data = line.removeprefix("data:").strip()
+                    if data == "[DONE]":
+                        return
+                    event = json.loads(data)
+                    if "error" in event or any(c.get("finish_reason") in BROKEN for c in event["choices"]):
+                        raise self._away(Unavailable(f"it broke off: {data[:200]}"))
+                    yield event
+            raise self._away(Unavailable("its answer has no end"))
+        except (httpx.HTTPError, ValueError) as error:
+            raise self._away(_broken(error)) from None
+
+    def _error(self, response: httpx.Response) -> Exception:
+        reason = f"{response.status_code}: {message_of(response)}"
+        if response.status_code == 404:
+            return Forgotten(reason)
+        if response.status_code in (400, 413, 422):
+            return Refused(f"vLLM refuses it: {reason}")
+        return self._away(Unavailable(reason))
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+
+def open_processes(urls: Sequence[str], model: AdaptedModel, folder: Path, timeout: float) -> list[Process]:
+    """The processes at these addresses, rid of the LoRAs that a server before this one left in the folder.
+
+    Raises HalkaError for one that is not there, or whose base is not the model's.
+    """
+    processes, probe = list[Process](), Probe.of(model) if urls else None
+    for url in urls:
+        assert probe is not None
+        process = Process(url, probe, timeout)
+        try:
+            adapters = process.check().adapters
+            with process.client() as client:
+                for name in [name for name, path in adapters.items() if Path(path).parent == folder]:
+                    client.post("/v1/unload_lora_adapter", json={"lora_name": name})
+        except (Unavailable, OtherBase, httpx.HTTPError) as error:
+            raise HalkaError(f"vLLM at {url}: {error}") from None
+        processes.append(process)
+    return processes
+
+
+def _broken(error: Exception) -> Unavailable:
+    return Unavailable(f"{type(error).__name__}: {error}".rstrip(": "))

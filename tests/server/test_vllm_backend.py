@@ -1,0 +1,367 @@
+"""vLLM processes behind the server: clients see no difference, and what vLLM has is what adapters' names mean now."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+import halka
+from halka.storage.adapter_folder import AdapterFolder
+from halka.util.errors import HalkaError
+from serving_for_tests import InProcess, Running, make_store, open_service, until
+from vllm_for_tests import StandIn
+
+PROMPT = {"prompt": "The capital of", "max_tokens": 9}
+CHAT = {"messages": [{"role": "user", "content": "Where is my parcel?"}], "max_tokens": 12}
+
+
+@pytest.fixture
+def vllm(base):
+    with StandIn(base) as vllm:
+        yield vllm
+
+
+@pytest.fixture
+def gateway(base, store, vllm, tmp_path):
+    """A server in this process with a vLLM process."""
+    with InProcess.open(base, store, tmp_path / "gateway", vllm=(vllm.url,)) as server:
+        yield server
+
+
+def ask(server: InProcess, path: str = "completions", **body: Any) -> dict[str, Any]:
+    answer = server.client.post(f"/v1/{path}", json={"model": "lora", **body})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+class Near(float):
+    """A number, equal to those that other sums may come to."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, float) and abs(self - other) < 1e-4
+
+    __hash__ = float.__hash__
+
+
+def same(answer: Any) -> Any:
+    """What two servers say alike: all but ids, times, and what a cache had."""
+    if isinstance(answer, dict):
+        own = ("id", "created", "created_at", "completed_at", "cached_tokens", "item_id")
+        return {key: same(value) for key, value in answer.items() if key not in own}
+    if isinstance(answer, list):
+        return [same(item) for item in answer]
+    return Near(answer) if isinstance(answer, float) else answer
+
+
+def made_by(server: InProcess) -> dict[str, int]:
+    """How many answers each backend has made."""
+    text = server.client.get("/metrics").text
+    found = re.findall(r'^halka_backend_answers_total\{backend="([^"]+)",finish="[a-z]+"\} (\S+)', text, re.MULTILINE)
+    counts = dict.fromkeys((name for name, _ in found), 0)
+    for name, count in found:
+        counts[name] += int(float(count))
+    return {name: count for name, count in counts.items() if count}
+
+
+def lora(folder) -> str:
+    return f"halka-{AdapterFolder.open(folder).id}"
+
+
+# ── clients see no difference ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("model", ["lora", "tiny"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("completions", {**PROMPT, "logprobs": 3}),
+        ("completions", {"prompt": [[5, 6, 7], [8, 9]], "max_tokens": 4, "logprobs": 0}),
+        ("completions", {**PROMPT, "ignore_eos": True, "logit_bias": {"9": 50, "2": -5}}),
+        ("chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 2}),
+        ("responses", {"input": "Where is my parcel?", "max_output_tokens": 8, "store": False}),
+    ],
+)
+def test_an_answer_is_the_engines(server, gateway, vllm, model, path, body):
+    expected, answer = (ask(one, path, **body, model=model) for one in (server, gateway))
+    assert same(answer) == same(expected)
+    assert vllm.asked
+    assert made_by(gateway).keys() == {vllm.url}
+    assert made_by(server).keys() == {"engine"}
+
+
+def test_stop_strings_end_an_answer_where_the_engine_ends_it(server, gateway, vllm):
+    text = ask(server, **PROMPT)["choices"][0]["text"]
+    for stop in ([text[3:5]], [text[4:9], "nowhere"], text[-1]):
+        expected, answer = (ask(one, **PROMPT, stop=stop, logprobs=1) for one in (server, gateway))
+        assert same(answer) == same(expected)
+        assert len(answer["choices"][0]["text"]) < len(text)
+
+
+def test_a_stream_is_the_whole_answer_in_pieces(gateway, vllm):
+    whole = ask(gateway, "chat/completions", **CHAT)
+    usage = {"stream_options": {"include_usage": True}}
+    response = gateway.client.post("/v1/chat/completions", json={"model": "lora", **CHAT, "stream": True, **usage})
+    *events, done, _ = response.content.split(b"\n\n")
+    assert done == b"data: [DONE]"
+    *chunks, last = [json.loads(event.removeprefix(b"data: ")) for event in events]
+    pieces = [chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks]
+    assert "".join(pieces) == whole["choices"][0]["message"]["content"]
+    assert len(list(filter(None, pieces))) > 3
+    assert {chunk["system_fingerprint"] for chunk in chunks} == {whole["system_fingerprint"]}
+    assert last["usage"] == whole["usage"]
+    assert whole["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}, "what vLLM's cache had"
+
+
+def test_sources_come_from_documents_all_the_same(gateway, vllm):
+    manage = gateway.client
+    assert manage.post("/v1/collections", json={"name": "faq"}).status_code == 201
+    files = [("files", ("parcels.md", b"Parcels leave Dhaka at nine and come on Friday."))]
+    assert manage.post("/v1/collections/faq/documents", files=files).status_code in (200, 201)
+    ask_for = {"collection": "faq", "passages": 1}
+    answer = ask(gateway, "chat/completions", **CHAT, halka=ask_for)
+    assert [source["document"] for source in answer["halka"]["sources"]] == ["parcels.md"]
+    asked = gateway.service.tokenizer.decode(vllm.asked[-1]["prompt"])
+    assert "Parcels leave Dhaka at nine" in asked
+
+
+# ── who answers what ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_other_families_are_answered_by_the_engine(server, gateway, vllm):
+    for model in ("bottleneck", "prefix"):
+        assert same(ask(gateway, **PROMPT, model=model)) == same(ask(server, **PROMPT, model=model))
+    assert not vllm.asked
+    assert not vllm.loras
+    assert made_by(gateway) == {"engine": 2}
+
+
+def test_the_bare_base_may_stay_with_the_engine(base, store, vllm, tmp_path):
+    with InProcess.open(base, store, tmp_path / "gateway", vllm=(vllm.url,), vllm_base=False) as gateway:
+        ask(gateway, **PROMPT, model="tiny")
+        ask(gateway, **PROMPT)
+        assert made_by(gateway) == {"engine": 1, vllm.url: 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("completions", {**PROMPT, "n": 2}),
+        ("completions", {**PROMPT, "temperature": 0.5, "seed": 1, "min_p": 0.1, "top_p": 0.9}),
+        ("completions", {"prompt": [3, 3, 3], "max_tokens": 3}),
+        ("completions", {"prompt": [5] * 50, "max_tokens": 20}),
+        ("chat/completions", {**CHAT, "response_format": {"type": "json_object"}}),
+    ],
+    ids=["n greedy", "min_p", "refused", "long", "json"],
+)
+def test_what_vllm_answers_otherwise_is_answered_by_the_engine(server, base, store, tmp_path, path, body):
+    with (
+        StandIn(base, longest=64) as vllm,
+        InProcess.open(base, store, tmp_path / "gateway", vllm=(vllm.url,)) as gateway,
+    ):
+        assert same(ask(gateway, path, **body)) == same(ask(server, path, **body))
+        assert made_by(gateway).keys() == {"engine"}
+
+
+def test_a_lora_that_vllm_does_not_load_is_the_engines_from_then_on(server, gateway, vllm):
+    vllm.most_rank = 2
+    for _ in range(2):
+        assert same(ask(gateway, **PROMPT)) == same(ask(server, **PROMPT))
+    assert made_by(gateway) == {"engine": 2}
+    vllm.most_rank = 16
+    ask(gateway, **PROMPT)
+    assert not vllm.loras, "its content is known"
+
+
+def test_errors_are_the_engines(server, gateway):
+    for one in (server, gateway):
+        ask(one, **PROMPT)  # the engine knows how much room the adapter leaves once it was loaded
+    for body in ({"prompt": [10**6], "max_tokens": 3}, {"prompt": [5], "max_tokens": 10**5}, {**PROMPT, "model": "no"}):
+        expected, answer = (
+            one.client.post("/v1/completions", json={"model": "lora", **body}) for one in (server, gateway)
+        )
+        assert answer.status_code == expected.status_code >= 400
+        assert answer.json() == expected.json()
+
+
+# ── identity by content ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_new_version_answers_at_once_and_the_old_one_leaves_after_its_last_answer(base, store, vllm, tmp_path):
+    other = halka.AdapterStore(make_store(tmp_path / "other", base, {"prefix": halka.Prefix(2), "lora": halka.LoRA(8)}))
+    vllm.pause = 0.02
+    with Running(base, store, tmp_path / "gateway", vllm=(vllm.url,)) as running:
+        url, body = f"{running.url}/v1/completions", {"model": "lora", "prompt": "The", "ignore_eos": True}
+        old, new = lora(store / "lora" / "1"), lora(other.get("lora").folder)
+        with httpx.stream("POST", url, json={**body, "max_tokens": 100, "stream": True}, timeout=60) as stream:
+            lines = stream.iter_lines()
+            assert old.endswith(json.loads(next(lines).removeprefix("data: "))["system_fingerprint"])
+            halka.AdapterStore(store).add(other.get("lora").folder, "lora")
+            answer = httpx.post(url, json={**body, "max_tokens": 3}, timeout=60).json()
+            assert new.endswith(answer["system_fingerprint"])
+            assert vllm.log == [f"load {old}", f"load {new}"]
+            rest = [line for line in lines if line]
+            assert rest[-1] == "data: [DONE]"
+            assert all("error" not in line for line in rest)
+        until(lambda: vllm.log[-1] == f"unload {old}", "the old version stays")
+        until(lambda: not (tmp_path / "gateway" / "vllm" / old).exists(), "its folder stays")
+        assert httpx.post(url, json={**body, "max_tokens": 3}, timeout=60).json()["choices"] == answer["choices"]
+
+
+def test_another_family_under_the_name_is_the_engines_at_once(gateway, store, vllm):
+    ask(gateway, **PROMPT)
+    halka.AdapterStore(store).add(store / "bottleneck" / "1", "lora")
+    assert same(ask(gateway, **PROMPT)["choices"]) == same(ask(gateway, **PROMPT, model="bottleneck")["choices"])
+    assert made_by(gateway) == {vllm.url: 1, "engine": 2}
+    until(lambda: not vllm.loras, "the LoRA stays")
+
+
+def test_equal_content_is_loaded_once_and_its_cache_is_each_tenants_own(gateway, store, vllm):
+    acme, main = gateway.key("acme"), gateway.key("main")
+    files = [("files", (path.name, path.read_bytes())) for path in (store / "lora" / "1").iterdir()]
+    assert gateway.client.post("/v1/adapters", data={"name": "mine"}, files=files, headers=acme).status_code == 201
+    for model, headers in (("mine", acme), ("lora", main), ("lora", main)):
+        body = {"model": model, **PROMPT}
+        assert gateway.client.post("/v1/completions", json=body, headers=headers).status_code == 200
+    assert len(vllm.log) == 1
+    mine, first, second = (body["cache_salt"] for body in vllm.asked)
+    assert mine != first == second
+
+
+def test_a_removed_adapter_is_unloaded(gateway, vllm):
+    ask(gateway, **PROMPT)
+    assert vllm.loras
+    gateway.service.backend.others[0].look = 0.0
+    gateway.client.delete("/v1/adapters/lora")
+    ask(gateway, **PROMPT, model="tiny")
+    until(lambda: not vllm.loras, "it stays")
+
+
+def test_an_adapter_can_be_loaded_before_a_request(gateway, vllm):
+    assert gateway.client.post("/v1/adapters/lora/load").status_code == 200
+    assert gateway.client.post("/v1/adapters/bottleneck/load").json()["loaded"]
+    assert len(vllm.loras) == 1
+    ask(gateway, **PROMPT)
+    assert len(vllm.log) == 1
+
+
+def test_what_a_server_before_left_is_unloaded(base, store, vllm, tmp_path):
+    folder = tmp_path / "gateway" / "vllm"
+    left, foreign = folder / f"halka-{'0' * 64}", tmp_path / "foreign"
+    for name, path in {left.name: left, "theirs": foreign}.items():
+        shutil.copytree(store / "lora" / "1", path)
+        assert httpx.post(f"{vllm.url}/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)})
+    with InProcess.open(base, store, tmp_path / "gateway", vllm=(vllm.url,)) as gateway:
+        assert [*vllm.loras] == ["theirs"]
+        ask(gateway, **PROMPT)
+        until(lambda: not left.exists(), "its folder stays")
+        assert len([*folder.iterdir()]) == 1
+
+
+# ── processes that come and go ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_process_that_was_started_again_gets_its_loras_again(gateway, vllm):
+    answer = ask(gateway, **PROMPT)
+    vllm.restart()
+    assert same(ask(gateway, **PROMPT)) == same(answer)
+    assert len(vllm.log) == 2
+    vllm.restart()
+    assert ask(gateway, **PROMPT, model="tiny")
+
+
+def test_one_that_was_started_again_with_another_base_is_not_asked(gateway, vllm):
+    ask(gateway, **PROMPT)
+    vllm.shift = 0.5
+    vllm.restart()
+    refused = gateway.client.post("/v1/completions", json={"model": "lora", **PROMPT})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "backend_unavailable")
+
+
+def test_without_a_process_requests_fail_with_the_reason(gateway, vllm):
+    ask(gateway, **PROMPT)
+    vllm.stop()
+    refused = gateway.client.post("/v1/completions", json={"model": "lora", **PROMPT})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "backend_unavailable")
+    assert refused.headers["retry-after"]
+    assert vllm.url.rpartition(":")[2] not in refused.text
+    assert f'halka_backend_up{{backend="{vllm.url}"}} 0.0' in gateway.client.get("/metrics").text
+    assert ask(gateway, **PROMPT, model="bottleneck"), "the engine goes on"
+    vllm.start()
+    until(lambda: gateway.client.post("/v1/completions", json={"model": "lora", **PROMPT}).status_code == 200, "away")
+    assert f'halka_backend_up{{backend="{vllm.url}"}} 1.0' in gateway.client.get("/metrics").text
+
+
+def test_another_process_answers_for_one_that_fails(base, store, vllm, tmp_path):
+    with (
+        StandIn(base) as second,
+        InProcess.open(base, store, tmp_path / "gateway", vllm=(vllm.url, second.url)) as gateway,
+    ):
+        ask(gateway, **PROMPT)
+        vllm.fails = 0
+        ask(gateway, **PROMPT)
+        second.stop()
+        vllm.fails = None
+        ask(gateway, **PROMPT)
+        second.start()
+        assert made_by(gateway) == {vllm.url: 2, second.url: 1}
+
+
+def test_an_answer_that_breaks_off_is_an_error(gateway, vllm):
+    vllm.fails = 3
+    broken = gateway.client.post("/v1/completions", json={"model": "lora", **PROMPT})
+    assert broken.status_code == 503
+    stream = gateway.client.post("/v1/completions", json={"model": "lora", **PROMPT, "stream": True})
+    assert '"backend_unavailable"' in stream.text.strip().splitlines()[-1]
+    assert "DONE" not in stream.text
+    vllm.fails = None
+    assert ask(gateway, **PROMPT)
+
+
+def test_a_client_who_leaves_ends_vllms_work(base, store, vllm, tmp_path):
+    vllm.pause = 0.02
+    with Running(base, store, tmp_path / "gateway", vllm=(vllm.url,)) as running:
+        body = {"model": "lora", "prompt": "The", "ignore_eos": True, "max_tokens": 400, "stream": True}
+        with httpx.stream("POST", f"{running.url}/v1/completions", json=body, timeout=60) as stream:
+            next(stream.iter_lines())
+        until(lambda: vllm.log[-1] == "left", "vLLM goes on")
+
+
+# ── at the start ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def broken(base, **how: Any):
+    vllm = StandIn(base)
+    for name, value in how.items():
+        setattr(vllm, name, value)
+    with vllm:
+        yield vllm
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"shift": 0.5}, "log probabilities of a text are 0.500 from this base's on average"),
+        ({"tokens_off": 1}, "its tokenizer makes other tokens"),
+        ({"longest": 1024}, "it reads 1024 tokens, and this base 512"),
+        ({"runtime": False}, "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
+        ({"enabled": False}, "--enable-lora"),
+    ],
+)
+def test_a_process_that_would_answer_otherwise_is_refused_at_the_start(base, store, tmp_path, how, reason):
+    with broken(base, **how) as vllm, pytest.raises(HalkaError, match=reason) as error:
+        open_service(base, store, tmp_path / "gateway", vllm=(vllm.url,))
+    assert vllm.url in str(error.value)
+
+
+def test_an_address_where_nobody_answers_is_refused_at_the_start(base, store, tmp_path):
+    with pytest.raises(HalkaError, match=r"vLLM at http://127\.0\.0\.1:1: "):
+        open_service(base, store, tmp_path / "gateway", vllm=("http://127.0.0.1:1",))
+    with pytest.raises(HalkaError, match="it is an address such as"):
+        open_service(base, store, tmp_path / "gateway", vllm=("127.0.0.1:1",))
