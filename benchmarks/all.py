@@ -97,6 +97,7 @@ PIECES = {
     "storage": Piece("storage.py"),
     "merging": Piece("merging.py", minutes=40, timed=False),
     "llama-cpp": Piece("llama_cpp.py", minutes=15, tools={"--python": LLAMA}, timed=False),
+    "vllm-gateway": Piece("vllm_gateway.py", minutes=8, tools={"--vllm": VLLM}, timed=False),
     "vllm-exchange": Piece("vllm_exchange.py", minutes=20, tools={"--vllm-python": VLLM}, timed=False),
     "quantised-steps": Piece("quantised.py"),
     "experts": Piece("experts.py"),

@@ -430,6 +430,24 @@ def vllm_exchange(found: Any) -> list[list[str]]:
     return rows
 
 
+def vllm_gateway(found: Any) -> list[list[str]]:
+    """Answers of a server with vLLM behind it, beside one without."""
+    rows = [
+        ["Chats in fp32, with vLLM behind the server and without", "The same", "Largest gap of log probabilities", "By"]
+    ]
+    names = {
+        "lora": "a LoRA",
+        "replaced": "its next version, under its name",
+        "base": "the bare base",
+        "bottleneck": "a bottleneck adapter",
+    }
+    for key, name in names.items():
+        one = found[key]
+        by = " and ".join(backend for backend, count in one["answered_by"].items() if count)
+        rows.append([name, f"{one['same']} of {one['of']}", f"{one['largest_gap_of_logprobs']:.5f}", by])
+    return rows
+
+
 def estimator(found: Any) -> list[list[str]]:
     """Estimated memory and time beside measured, by what the cases have in common."""
     head = ["Estimated, of what was measured", "Cases", "Memory, at the median", "at worst", "on average"]
@@ -529,6 +547,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "serving_exactness": ("serving_exactness", serving_exactness),
     "engine_exactness": ("engine_exactness", engine_exactness),
     "vllm_exchange": ("vllm_exchange", vllm_exchange),
+    "vllm_gateway": ("vllm_gateway", vllm_gateway),
     "merging": ("merging", merging),
     "combining": ("merging", combining),
     "llama_cpp": ("llama_cpp", llama_cpp),
