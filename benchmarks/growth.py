@@ -66,8 +66,8 @@ class Growing:
         """Bytes of this process, or of the server and all that serve a connection."""
         processes = [psutil.Process()]
         if self.place.startswith("postgresql"):
-            server = psutil.Process(self.sql("SELECT pg_backend_pid()")[0][0]).parent()
-            processes = [server, *server.children()]
+            ids = "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            processes = [psutil.Process(id) for (id,) in self.sql(ids) if psutil.pid_exists(id)]
         return sum(process.memory_full_info().pss for process in processes)
 
     def sql(self, statement: str) -> list[Any]:
