@@ -151,6 +151,27 @@ def test_a_program_gets_its_data_and_no_node_is_waited_for_that_will_not_come(no
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+def test_what_loses_its_worker_three_times_is_given_up(nodes):
+    code = b"import os, time\nos.kill(os.getppid(), 9)\ntime.sleep(60)\n"
+    cluster = RayCluster("ray")
+    try:
+        with within_seconds(60):
+            cluster.start("a", Program("probe", "probe", (), {"probe.py": code}, "log.txt"))
+            news = [cluster.report()[1]]
+            while news[-1].kind != "over":
+                news.append(cluster.report()[1])
+    finally:
+        cluster.close()
+    assert [one.text.partition("was ")[2] for one in news if one.kind == "lost"] == [
+        "lost (WorkerCrashedError): it begins anew, for the second time",
+        "lost (WorkerCrashedError): it begins anew, for the third time",
+    ]
+    assert news[-1].text.endswith("was lost (WorkerCrashedError), as 2 others before")
+    assert (news[-1].code, news[-1].files) == (None, {})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_an_advice_is_that_of_this_machine(nodes, tmp_path):
     """The node is this machine, so hardware and advice are the same."""
     base_and_task(tmp_path)

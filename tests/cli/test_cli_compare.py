@@ -63,6 +63,12 @@ def test_compare_stopped_ends_its_runs_and_says_how_to_go_on(stage, by):
     assert signal.getsignal(by) is own
 
 
+def test_on_is_for_a_ray_cluster_and_for_an_experiment(stage):
+    assert "--on: 'slurm' is no cluster: write ray, or ray://HOST:10001" in failure(f"{COMPARE} --on slurm")
+    assert "--on is for an EXPERIMENT" in failure("compare --rag ablation.yaml -o results --on ray")
+    assert stage.names() == []
+
+
 def test_demo_pulls_its_base_first(stage, monkeypatch):
     monkeypatch.setenv("HALKA_CACHE", str(Path("cache").absolute()))
     monkeypatch.setenv("PIP_NO_INDEX", "1")

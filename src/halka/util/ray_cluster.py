@@ -24,6 +24,7 @@ from halka.util.text import one_line, plural
 
 LOSSES = 3  # times that a program loses its node before it is given up
 PATIENCE = 300.0  # seconds that a program waits for a node, where all that could run it are gone
+VERSIONS = "Have all nodes, the head too, this version of Halka, and of Ray?"
 LOOK = 5.0  # seconds without news after which the nodes are looked at
 
 
@@ -99,6 +100,7 @@ class RayCluster:
 
         Raises HalkaError where the connection is lost, and where a program waits in vain for a node.
         """
+        errors = self.ray.exceptions
         try:
             while not self.news:
                 ready, _ = self.ray.wait([self.mail, *self.tasks], num_returns=1, timeout=LOOK)
@@ -108,8 +110,10 @@ class RayCluster:
                     self._read()
                 else:
                     self._end(ready[0])
-        except (ConnectionError, self.ray.exceptions.LocalRayletDiedError) as error:
-            raise HalkaError(f"the connection to the Ray cluster was lost ({one_line(str(error))})") from error
+        except (ConnectionError, errors.LocalRayletDiedError, errors.RayActorError) as error:
+            raise HalkaError(
+                f"the Ray cluster was lost ({_last_line(error)}); what is finished is kept. {VERSIONS}"
+            ) from error
         return self.news.popleft()
 
     def close(self) -> None:
@@ -208,21 +212,22 @@ class RayCluster:
             if losses < LOSSES:
                 self._submit(_Attempt(attempt.key, attempt.program, next(self.numbers), losses))
         except errors.RayError as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            reason = f"its task failed: {lines[-1].strip()}. Has every node this version of Halka, and of Ray?"
-            news = News("over", attempt.node, reason)
+            news = News("over", attempt.node, f"its task failed: {_last_line(error)}. {VERSIONS}")
         del self.tasks[task]
         self.news.append((attempt.key, news))
 
 
 def _connected(address: str) -> tuple[Any, bool]:
     """Ray, connected to the cluster, and whether it was not before."""
+    if address != "ray" and not address.startswith("ray://"):
+        raise HalkaError(f"--on: {address!r} is no cluster: write ray, or ray://HOST:10001")
+    os.environ.setdefault(
+        "RAY_NUM_REDIS_GET_RETRIES", "1"
+    )  # of 40 s each, to an address where nothing answers; else 20
     try:
         import ray
     except ImportError:
         raise HalkaError("--on needs Ray, which is not installed: pip install 'halka[ray]'") from None
-    if address != "ray" and not address.startswith("ray://"):
-        raise HalkaError(f"--on: {address!r} is no cluster: write ray, or ray://HOST:10001")
     if ray.is_initialized():
         return ray, False
     ends = signal.getsignal(signal.SIGTERM)
@@ -247,6 +252,11 @@ def _loss(node: str, error: Exception, losses: int) -> str:
     if losses < LOSSES:
         return f"{reason}: it begins anew, for the {('second', 'third')[losses - 1]} time"
     return f"{reason}, as {losses - 1} others before"
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return one_line(lines[-1]).rstrip(".") if lines else type(error).__name__
 
 
 def _described(resources: Mapping[str, float]) -> str:
