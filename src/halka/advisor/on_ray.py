@@ -61,7 +61,7 @@ def probe_on(
         raise HalkaError((log.splitlines() or [news.text])[-1])
     for name, content in news.files.items():
         own = Path(name)
-        if own.parts[0] == ADVICE and COLLECTION not in own.parts:  # which knows the node's paths
+        if own.parts[0] == ADVICE and not {COLLECTION, ".."} & {*own.parts}:  # a collection knows the node's paths
             write_file(kept.path / own.relative_to(ADVICE), lambda beside, content=content: beside.write_bytes(content))
     if request.documents:
         indexing = taken_in(Collection(kept.path / COLLECTION), *listed(request.documents), kept.path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from halka.data.task import Task
 from halka.estimating import dry_run, prepared
@@ -13,6 +13,21 @@ from halka.models.loading import base_config
 from halka.studies.measure import BASE, Spec
 from halka.training import TrainConfig
 from halka.util.errors import HalkaError
+
+
+def memory_by_group(task: Task, gpu: bool) -> Callable[[Sequence[Spec]], int | None]:
+    """`memory_of` as a function of a group's runs; one prediction for all that differ in rate, seed or steps alone."""
+    predicted: dict[str, int | None] = {}
+
+    def memory(runs: Sequence[Spec]) -> int | None:
+        run = runs[0]
+        train = {name: value for name, value in run.train.items() if name not in ("lr", "seed", "steps")}
+        alike = repr((run.method, run.fields, run.quantize, sorted(train.items()), len(runs)))
+        if alike not in predicted:
+            predicted[alike] = memory_of(runs, task, gpu)
+        return predicted[alike]
+
+    return memory
 
 
 def memory_of(runs: Sequence[Spec], task: Task, gpu: bool) -> int | None:

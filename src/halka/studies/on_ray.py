@@ -6,7 +6,8 @@ A node needs the base by the same name or path, but nothing of the study's folde
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Generic
@@ -14,9 +15,9 @@ from typing import Any, Generic
 from halka.data.task import Task
 from halka.studies.experiment import Experiment
 from halka.studies.measure import Spec
-from halka.studies.needs import memory_of
+from halka.studies.needs import memory_by_group
 from halka.studies.places import Group, Line, R, reported, without_result
-from halka.training.run_folder import BEST, CHECKPOINT
+from halka.training.run_folder import BEST, CHECKPOINT, RunFolder
 from halka.util.files import write_file
 from halka.util.ray_cluster import RayCluster
 from halka.util.ray_node import Program
@@ -82,9 +83,7 @@ class OnRay(Generic[R]):
                 line = reported(news.text)
             elif news.kind == "over":
                 reason = news.text
-                for name in sorted(news.files, key=lambda name: name.startswith("runs/")):  # results at the end
-                    content = news.files[name]
-                    write_file(self.folder / name, lambda beside, content=content: beside.write_bytes(content))
+                self._take(self.groups[key], news.files)
                 if news.code is not None:
                     log = self.groups[key].log.read_text(encoding="utf-8", errors="replace")
                     reason = without_result(news.code, log)
@@ -96,6 +95,19 @@ class OnRay(Generic[R]):
 
     def close(self) -> None:
         self.cluster.close()
+
+    def _take(self, group: Group[R], files: Mapping[str, bytes]) -> None:
+        """Write the group's files to the study's folder, results at the end; files elsewhere are left out.
+
+        A node's process begins anew: a checkpoint that an earlier one left here is of another attempt, and is dropped.
+        """
+        folders, results = {source.parent for source, _ in group.files}, {target for _, target in group.files}
+        for folder in folders if files else ():
+            RunFolder(folder).drop_checkpoint()
+        for name in sorted(files, key=lambda name: name.startswith("runs/")):
+            path, content = self.folder / posixpath.normpath(name), files[name]
+            if path in results or folders & {*path.parents}:
+                write_file(path, lambda beside, content=content: beside.write_bytes(content))
 
     def _own(self, file: Path) -> str:
         """A file's path in the study's folder, and in that of a program."""
@@ -114,13 +126,5 @@ def on_ray(experiment: Experiment, task: Task, program: str, folder: str | Path,
         places["forgetting"] = f"{FORGETTING}/{text.name}"
         shared[places["forgetting"]] = text.read_bytes()
     cluster = RayCluster(address, jobs=experiment.jobs, shared=shared)
-
-    predicted: dict[tuple[str, str, str | None, int], int | None] = {}
-
-    def memory(runs: Sequence[Spec]) -> int | None:
-        alike = runs[0].method, repr(runs[0].fields), runs[0].quantize, len(runs)  # rates and seeds take no memory
-        if alike not in predicted:
-            predicted[alike] = memory_of(runs, task, gpu=cluster.gpus > 0)
-        return predicted[alike]
-
+    memory = memory_by_group(task, gpu=cluster.gpus > 0)
     return OnRay(cluster, program, Path(folder), carried=lambda run: replace(run, **places), memory=memory)

@@ -1,0 +1,69 @@
+"""What a study's place on a cluster does with runs and files, without a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from halka.data.task import load_task
+from halka.studies.compare import runner
+from halka.studies.experiment import Experiment
+from halka.studies.needs import memory_by_group, memory_of
+from halka.studies.on_ray import OnRay
+from halka.training.run_folder import CHECKPOINT
+from halka.util.ray_cluster import News
+from halka.util.ray_node import Program
+from runs_for_tests import a_run, base_and_task
+
+
+class OneNode:
+    """A cluster whose node ends each program at once, with the files that it names."""
+
+    def __init__(self, *files: str):
+        self.files, self.news = files, list[tuple[str, News]]()
+
+    def start(self, key: str, program: Program) -> None:
+        files = dict.fromkeys((program.log, *self.files), b"{}")
+        self.news.append((key, News("over", "node", code=1, files=files)))
+
+    def report(self) -> tuple[str, News]:
+        return self.news.pop()
+
+    def close(self) -> None:
+        pass
+
+
+def on_one_node(run, folder: Path, *files: str) -> set[str]:
+    """The files of a study's folder after a node has run this run and has left these files."""
+    place = OnRay(OneNode(*files), "program", folder)
+    experiment = Experiment(name="test", task="support", methods=({"method": "lora"},))
+    place.start(runner(experiment, folder).prepare([run]))
+    place.report()
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_of_a_nodes_files_those_of_the_run_come_into_the_studys_folder(tmp_path):
+    run, folder = a_run(tmp_path), tmp_path / "out"
+    own, result = f"work/{run.key}", f"runs/{run.key}.json"
+    strays = ("stray.txt", "runs/other.json", "../up.txt", f"{own}/../../../up.txt", str(tmp_path / "up.txt"))
+    files = on_one_node(run, folder, f"{own}/adapter/weights", result, *strays)
+    assert files == {f"{own}/run.json", f"{own}/log.txt", f"{own}/adapter/weights", result}
+    assert not (tmp_path / "up.txt").exists()
+
+
+def test_a_checkpoint_that_was_here_is_not_gone_on_from_after_an_attempt_on_a_node(tmp_path):
+    run, folder = a_run(tmp_path), tmp_path / "out"
+    checkpoint = folder / "work" / run.key / CHECKPOINT
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"of an earlier process here")
+    on_one_node(run, folder)
+    assert not checkpoint.exists()
+
+
+def test_runs_with_other_batches_have_a_memory_of_their_own(tmp_path):
+    base_and_task(tmp_path)
+    task, small = load_task(tmp_path / "task.yaml"), a_run(tmp_path)
+    large = replace(small, train={**small.train, "batch_size": 12})
+    memory = memory_by_group(task, gpu=False)
+    assert (memory([small]), memory([large])) == (memory_of([small], task, False), memory_of([large], task, False))
+    assert memory([large]) > memory([small])
