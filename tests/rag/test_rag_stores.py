@@ -514,20 +514,40 @@ def test_many_passages_are_in_several_blocks(postgres):
     check_postings(postgres, "blocks")
 
 
-def test_an_older_version_s_tables_are_upgraded(postgres):
-    """They have no inverted index, but a GIN index over the passages' words."""
+def make_older(url: str, name: str) -> None:
+    """As of an older version: no inverted index, but a GIN index over the passages' words."""
     import psycopg
 
+    with psycopg.connect(url) as connection:
+        for statement in (
+            f'DROP TABLE halka."{name}.words"',
+            f'ALTER TABLE halka."{name}.documents" DROP COLUMN id, DROP COLUMN block',
+            f'CREATE INDEX ON halka."{name}.passages" USING gin (words)',
+        ):
+            connection.execute(statement.encode())
+
+
+def waits_for_a_lock(url: str) -> bool:
+    """Whether it comes to somebody's waiting for a lock within ten seconds."""
+    until = time.monotonic() + 10
+    while not (waiting := bool(rows_of(url, "SELECT 1 FROM pg_locks WHERE NOT granted"))) and time.monotonic() < until:
+        time.sleep(0.02)
+    return waiting
+
+
+def impatient(url: str) -> str:
+    """The URL of connections that wait two seconds for a lock, then fail."""
+    return f"{url}&options=-clock_timeout%3D2000"
+
+
+def test_an_older_version_s_tables_are_upgraded(postgres):
     from halka.rag.stores.postgres import PostgresStore
 
     entries = drawn()
     before = PostgresStore(postgres, "older", EMBEDDER.width)
     before.put(entries)
     expected = [before.matching("parcels sent on monday", 10, scope) for scope in SCOPES]
-    with psycopg.connect(postgres) as connection:
-        connection.execute('DROP TABLE halka."older.words"')
-        connection.execute('ALTER TABLE halka."older.documents" DROP COLUMN id, DROP COLUMN block')
-        connection.execute('CREATE INDEX ON halka."older.passages" USING gin (words)')
+    make_older(postgres, "older")
     with ThreadPoolExecutor(3) as pool:
         *_, store = pool.map(lambda _: PostgresStore(postgres, "older", EMBEDDER.width), range(3))
     check_postings(postgres, "older")
@@ -541,6 +561,38 @@ def test_an_older_version_s_tables_are_upgraded(postgres):
     store.put([entry("a/1", "another text")])
     store.remove(["a/2"])
     check_postings(postgres, "older")
+
+
+def test_an_upgrade_keeps_nobody_from_other_collections_and_takes_turns_with_a_search(postgres):
+    """The search is at a place where it has the passages' table, and waits for that of the documents."""
+    import psycopg
+
+    from halka.rag.stores.postgres import PostgresStore
+
+    PostgresStore(postgres, "searched", EMBEDDER.width).put([entry("a", "parcel")])
+    make_older(postgres, "searched")
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(impatient(postgres)) as search:
+        search.execute('LOCK TABLE halka."searched.passages" IN ACCESS SHARE MODE')
+        upgrading = pool.submit(PostgresStore, postgres, "searched", EMBEDDER.width)
+        assert waits_for_a_lock(postgres)
+        PostgresStore(impatient(postgres), "another", EMBEDDER.width)
+        search.execute('SELECT FROM halka."searched.documents"')
+        search.commit()
+        assert len(upgrading.result().matching("parcel", 9, EVERY)) == 1
+    check_postings(postgres, "searched")
+
+
+def test_who_may_not_upgrade_is_told_who_may(postgres):
+    import psycopg
+
+    from halka.rag.stores.postgres import PostgresStore
+
+    PostgresStore(postgres, "owned", EMBEDDER.width).put([entry("a", "parcel")])
+    make_older(postgres, "owned")
+    with psycopg.connect(postgres) as connection:
+        connection.execute("CREATE ROLE reader_only LOGIN IN ROLE pg_read_all_data")
+    with pytest.raises(ValueError, match="older version are upgraded when their owner opens the collection"):
+        PostgresStore(postgres.replace("postgres@/", "reader_only@/"), "owned", EMBEDDER.width)
 
 
 def drawn_vectors(count: int, readers: Sequence[Sequence[str]]) -> list[Entry]:

@@ -91,8 +91,9 @@ class PostgresStore:
             raise HalkaError(f"{self} lacks pgvector: install it on the server ({_first_line(error)})") from None
         except psycopg.errors.InsufficientPrivilege as error:
             raise HalkaError(
-                f"{self} does not let this user make tables for a collection ({_first_line(error)}): let its "
-                f"administrator run CREATE EXTENSION vector, and GRANT CREATE ON DATABASE to the user"
+                f"{self} does not let this user make or upgrade a collection's tables ({_first_line(error)}): let its "
+                "administrator run CREATE EXTENSION vector, and GRANT CREATE ON DATABASE to the user; tables of an "
+                "older version are upgraded when their owner opens the collection"
             ) from None
         except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
             raise HalkaError(
@@ -107,30 +108,40 @@ class PostgresStore:
 
     def _open(self) -> None:
         with self._change(of_all=True) as connection:
-            passages, words = (self._query(table).as_string(connection) for table in ("{passages}", "{words}"))
             row = connection.execute(
-                "SELECT atttypmod, to_regclass(%s) IS NULL FROM pg_attribute WHERE attrelid = to_regclass(%s) "
-                "AND attname = 'vector'",
-                [words, passages],
+                "SELECT atttypmod FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'vector'",
+                [self._name_of("{passages}")],
             ).fetchone()
             if row is None:
                 for statement in BEGIN:
                     connection.execute(self._query(statement))
-            elif row[1]:
-                self._upgrade(connection, passages)
+            is_older = row is not None and self._is_older(connection)
         if row is not None and row[0] != self._width:
             raise HalkaError(
                 f"{self} holds vectors of width {row[0]} for {self._name}, not {self._width}: another embedder made "
                 "them. Open the collection with its own"
             )
+        if is_older:
+            self._upgrade()
 
-    def _upgrade(self, connection: Connection[Any], passages: str) -> None:
-        """Give the tables of an older version their inverted index."""
-        self._exclude_writers(connection, f"{SCHEMA}.{self._name}")
-        for statement in UPGRADE:
-            connection.execute(self._query(statement))
-        for (index,) in connection.execute(OLD_INDEX, [passages]).fetchall():
-            connection.execute(self._sql.SQL("DROP INDEX {}").format(self._sql.Identifier(SCHEMA, index)))
+    def _is_older(self, connection: Connection[Any]) -> bool:
+        """Whether an older version made the tables, without an inverted index."""
+        # Not by to_regclass of the words' table: a connection keeps a name that it has not found.
+        asked = "SELECT FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'block'"
+        return connection.execute(asked, [self._name_of("{documents}")]).fetchone() is None
+
+    def _upgrade(self) -> None:
+        """Give the tables of an older version their inverted index; who searches this collection waits meanwhile.
+
+        Their own index of words goes first, in a transaction of its own: a search holds `passages` while it waits for
+        `documents`, so that whoever has `documents` must not wait for all of `passages`.
+        """
+        with self._change() as connection:
+            for (index,) in connection.execute(OLD_INDEX, [self._name_of("{passages}")]).fetchall():
+                connection.execute(self._sql.SQL("DROP INDEX {}").format(self._sql.Identifier(SCHEMA, index)))
+        with self._change() as connection:
+            for statement in UPGRADE if self._is_older(connection) else ():  # another process may have done it
+                connection.execute(self._query(statement))
 
     # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -182,10 +193,8 @@ class PostgresStore:
         """
         with self._connections.one() as connection:
             connection.execute(self._query("VACUUM (ANALYZE, SKIP_LOCKED) {documents}, {passages}, {words}"))
-            passages, indexed = connection.execute(self._query(TO_INDEX), {"index": self._index_name}).fetchone() or (
-                0,
-                0,
-            )
+            index = {"index": self._name_of("{index}")}
+            passages, indexed = connection.execute(self._query(TO_INDEX), index).fetchone() or (0, 0)
         if self._index_from is None:
             if indexed:
                 with self._change() as connection:
@@ -236,7 +245,7 @@ class PostgresStore:
         if self._index_from is None or "\0" in values["under"]:
             return []
         with self._connections.one() as connection, connection.transaction():
-            limits = {"index": self._index_name, "narrow": self._narrow}
+            limits = {"index": self._name_of("{index}"), "narrow": self._narrow}
             (passages,) = connection.execute(self._query(IN_INDEX), values | limits).fetchone() or (0,)
             if passages <= self._narrow:
                 return []
@@ -244,9 +253,8 @@ class PostgresStore:
             rows = connection.execute(self._query(INDEXED, more), values, binary=True).fetchall()
         return rows if len(rows) >= values["count"] else []
 
-    @property
-    def _index_name(self) -> str:
-        return self._query("{index}").as_string(None)
+    def _name_of(self, table: LiteralString) -> str:
+        return self._query(table).as_string(None)
 
     def _ask(self, statement: LiteralString, values: dict[str, Any], more: LiteralString = "") -> list[tuple[Any, ...]]:
         if any("\0" in value for value in values.values() if isinstance(value, str)):
@@ -272,11 +280,9 @@ class PostgresStore:
     def _change(self, *, of_all: bool = False) -> Iterator[Connection[Any]]:
         """A transaction that excludes the collection's other writers, or with `of_all` those who make collections."""
         with self._connections.one() as connection, connection.transaction():
-            self._exclude_writers(connection, SCHEMA if of_all else f"{SCHEMA}.{self._name}")
+            turn = SCHEMA if of_all else f"{SCHEMA}.{self._name}"
+            connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [turn])
             yield connection
-
-    def _exclude_writers(self, connection: Connection[Any], turn: str) -> None:
-        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [turn])
 
 
 def _values(scope: Scope) -> dict[str, Any]:
