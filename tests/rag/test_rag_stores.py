@@ -392,6 +392,21 @@ def test_a_collection_stays_exact_until_it_is_set_otherwise(tmp_path, postgres):
     assert not json.loads((tmp_path / "faq" / "collection.json").read_text())["exact"]
 
 
+def test_a_new_collection_is_exact_from_the_start(tmp_path, monkeypatch):
+    """As the requests to Qdrant say."""
+    asked = []
+
+    def query_points(client: QdrantClient, *arguments: Any, search_params: Any = None, **options: Any) -> Any:
+        asked.append(search_params.exact)
+        return SimpleNamespace(points=[])
+
+    monkeypatch.setattr(QdrantClient, "query_points", query_points)
+    for exact in (True, False):
+        collection = Collection(tmp_path / str(exact), EMBEDDER, at=f"qdrant:{tmp_path}/qdrant", exact=exact)
+        collection.store.nearest(EMBEDDER.query("parcel"), 1, EVERY)
+    assert asked == [True, False]
+
+
 def test_a_server_that_does_not_answer_begins_no_collection(tmp_path):
     with pytest.raises(ValueError, match=r"Qdrant at http://127.0.0.1:9 cannot be opened: .*QDRANT_API_KEY"):
         Collection(tmp_path / "faq", EMBEDDER, at="qdrant:http://127.0.0.1:9")

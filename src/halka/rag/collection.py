@@ -93,7 +93,7 @@ class Collection:
             elif not self._folder.exists:
                 where = {} if at is None else {"at": at, "key": new_key(self.folder.name)}
                 if at is not None:  # first, so that no collection is created at a place that does not open
-                    store = store_at(at, where["key"], self.folder, self.embedder.width)
+                    store = store_at(at, where["key"], self.folder, self.embedder.width, exact=bool(exact))
                 self._folder.write({"embedder": self.embedder.name, **where, "roots": []})
             if exact is not None:
                 self._folder.write(self._folder.settings() | {"exact": exact})
