@@ -344,6 +344,34 @@ def test_a_sweep_counts_the_runs_of_the_rate_that_is_best_in_the_mean() -> None:
     assert "PolyCollection" in plot.svg or "FillBetween" in plot.svg
 
 
+def test_of_a_sweep_a_rate_at_which_a_seed_failed_is_not_the_best() -> None:
+    runs = sweep()
+    best = runs[-1]
+    failed = [{**run, "status": "failed", "error": "diverged"} if run is best else run for run in runs]
+    row = next(row for row in summarise(failed).rows if row.label == "LoRA r8")
+    assert row.lr != best["lr"]
+    assert row.seeds == (0, 1)
+    (first,) = [run for run in of(runs, "LoRA r8", "search") if run["lr"] == best["lr"] and run["seed"] == 0]
+    (only,) = summarise([first, {**best, "status": "failed", "error": "diverged"}]).rows
+    assert (only.lr, only.seeds) == (best["lr"], (0,))
+
+
+def test_the_time_of_runs_that_were_trained_together_is_nobodys() -> None:
+    runs = [{**run, "together": 3} if run["method"]["label"] == "LoRA r8" else run for run in sweep()]
+    rows = {row.label: row for row in summarise(runs).rows}
+    assert (rows["LoRA r8"].tokens_per_second, rows["LoRA r8"].seconds) == (None, None)
+    assert rows["Full"].tokens_per_second is not None
+
+
+def test_a_run_that_is_validated_once_says_nothing_of_more_steps() -> None:
+    def validated(at: list[int]) -> Summary:
+        train = {"best_step": 60, "steps": 60, "validation": [{"step": step, "loss": 0.5} for step in at]}
+        return summarise([{**run, "train": {**run["train"], **train}} for run in sweep()])
+
+    assert about(validated([30, 60]), "best at the last step")
+    assert not about(validated([60]), "best at the last step")
+
+
 # ---- caveats ----
 
 

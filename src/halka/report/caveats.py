@@ -239,6 +239,7 @@ def still_falling(evidence: Evidence) -> list[str]:
             and (best := number(run, "train", "best_step")) is not None
             and (last := number(run, "train", "steps")) is not None
             and last > 0
+            and len(entry(run, "train", "validation") or ()) != 1  # one that is validated once is best there
         ]
         if ends and sum(ends) * 2 > len(ends):
             names.append(f"{row.label} ({sum(ends)} of {plural(len(ends), 'run')})")

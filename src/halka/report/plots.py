@@ -199,7 +199,7 @@ def search(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | N
         lost = {lr for run in runs if not is_done(run) and (lr := number(run, "lr")) is not None and lr > 0}
         if tried:
             points = sorted((lr, mean(losses)) for lr, losses in tried.items())
-            searches.append((row, points, sorted(lost - tried.keys())))
+            searches.append((row, points, sorted(lost)))
             bands.append((row, sorted((lr, min(losses), max(losses)) for lr, losses in tried.items())))
     if not searches:
         return None

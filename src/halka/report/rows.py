@@ -143,19 +143,24 @@ def is_done(measurement: Measurement) -> bool:
 def counting_runs(runs: Sequence[Measurement]) -> tuple[list[Measurement], bool]:
     """The finished runs that a method's figures are computed from, and whether these are final ones.
 
-    These are the final runs, or the base's run; without any, the searches of the rate with the least validation loss.
+    These are the final runs, or the base's run; without any, the searches of the rate with the least mean validation
+    loss. A rate that not every seed came through counts only where there is no other.
     """
     done = [run for run in runs if is_done(run)]
     final = [run for run in done if run.get("purpose") == "final" or name_of(run) == "base"]
     if final:
         return final, True
     losses: dict[float | None, list[float]] = {}
-    for run in done:
-        if (loss := number(run, "validation_loss")) is not None:
+    broken: set[float | None] = set()
+    for run in (run for run in runs if run.get("purpose") != "final"):
+        loss = number(run, "validation_loss") if is_done(run) else None
+        if loss is None:
+            broken.add(number(run, "lr"))
+        else:
             losses.setdefault(number(run, "lr"), []).append(loss)
     if not losses:
         return done[:1], False
-    best = min(losses, key=lambda rate: mean(losses[rate]))
+    best = min(losses, key=lambda rate: (rate in broken, mean(losses[rate])))
     return [run for run in done if number(run, "lr") == best and number(run, "validation_loss") is not None], False
 
 
@@ -210,6 +215,7 @@ def _row(label: str, runs: Sequence[Measurement]) -> Row:
     used, final = counting_runs(runs)
     first = (used or list(runs))[0]
     trainable, total = average(used, "parameters", "trainable"), average(used, "parameters", "total")
+    alone = [run for run in used if not run.get("together")]  # others' time is that of all in their passes
     names = dict.fromkeys(name for run in used for name in entry(run, "scores") or {}) if final else {}
     scores = {name: estimate([_score(run, name) for run in used], metric_info(name).bounds) for name in names}
     tried = {lr for run in runs if (lr := number(run, "lr")) is not None}
@@ -235,8 +241,8 @@ def _row(label: str, runs: Sequence[Measurement]) -> Row:
         beyond=spread(_beyond(run) for run in used),
         memory=_parts(used, "memory"),
         predicted=_parts(used, "memory", "predicted"),
-        tokens_per_second=spread(number(run, "train", "tokens_per_second") for run in used),
-        seconds=spread(number(run, "train", "seconds") for run in used),
+        tokens_per_second=spread(number(run, "train", "tokens_per_second") for run in alone),
+        seconds=spread(number(run, "train", "seconds") for run in alone),
         adapter_bytes=average(used, "adapter_bytes"),
         storage={},
         latency=spread(number(run, "latency", "added") for run in used),
