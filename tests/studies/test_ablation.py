@@ -248,6 +248,7 @@ def test_full_fine_tuning_stands_beside_the_adapter_where_the_ablation_wants_it(
     assert full["train"]["parameters"] == tuned["train"]["parameters"] > 10_000
     assert ("alone" in full, "alone" in tuned, "changes" in full, "changes" in tuned) == (True, False, False, True)
     assert [way.label for way in summarise([full, tuned]).ways] == ["full", "full + passages", "tuned full + passages"]
+    assert {path.parent.name for path in (tmp_path / "out" / "work").rglob("*.safetensors")} == {"adapter"}
 
 
 def test_beside_an_experiment_what_is_wrong_is_told_first_and_what_is_done_is_kept(files, tmp_path):

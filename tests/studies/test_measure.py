@@ -109,6 +109,14 @@ def test_a_run_whose_evaluation_was_stopped_is_not_trained_again(made, tmp_path,
     assert again["memory"]["peak"] >= again["memory"]["baseline"] > 0
 
 
+def test_a_run_that_begins_anew_has_no_scores_of_an_earlier_attempt(made, tmp_path):
+    earlier = {"step": 5, "memory": {"peak": 10**15, "baseline": 0}, "scored": {"score": 1.0}}
+    (tmp_path / "notes.jsonl").write_text(json.dumps(earlier) + "\n")
+    result = measure(a_run(made, score_every=4), tmp_path)
+    assert [scored["step"] for scored in result["train"]["scores"]] == [4]
+    assert result["memory"]["peak"] < 10**15
+
+
 def test_the_process_of_a_run_leaves_no_checkpoint(made, tmp_path):
     for name in ("work", "runs"):
         (tmp_path / name).mkdir()

@@ -257,6 +257,8 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
     items, held_out = (as_tokens(model, split, config, NAME) for split in (task.train, task.validation))
     machine.reset_peak(device)
     notes = Notes(folder)
+    if not RunFolder(folder).resumable:
+        notes.drop()
     for step in train(model, NAME, items, config, validation=held_out, folder=folder):
         report_step(step)
         scored = run.purpose == "final" and run.score_every and step.step % run.score_every == 0

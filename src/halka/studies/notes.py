@@ -20,6 +20,10 @@ class Notes:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
+    def drop(self) -> None:
+        """Forget all steps: the run begins anew."""
+        self.path.unlink(missing_ok=True)
+
     def all(self) -> list[Note]:
         """The notes in the order of their steps; a line that was cut short is left out."""
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []

@@ -40,7 +40,7 @@ from halka.studies.experiment import Entry
 from halka.studies.places import Result
 from halka.studies.runner import origin, report, report_step, serve
 from halka.training import TrainConfig, train
-from halka.training.run_folder import METRICS
+from halka.training.run_folder import METRICS, RunFolder
 from halka.util.errors import HalkaError
 
 NAME = "run"
@@ -49,7 +49,7 @@ EDGES = 8  # the most tokens that a text takes more where an attack cuts it in t
 
 
 def measure(runs: Sequence[Run], folders: Sequence[Path]) -> Iterator[Result]:
-    """Measure runs of one ablation in turn; `folders` get checkpoints and adapters.
+    """Measure runs of one ablation in turn; `folders` get adapters, and a checkpoint until the result is written.
 
     Data that cannot be used fails every run.
     """
@@ -62,6 +62,7 @@ def measure(runs: Sequence[Run], folders: Sequence[Path]) -> Iterator[Result]:
         return
     for number, (run, folder) in enumerate(zip(runs, folders, strict=True)):
         yield measure_run(subject, run, folder, number)
+        RunFolder(folder).drop_checkpoint()
 
 
 def subject_of(ablation: Ablation, folder: Path, model: AdaptedModel) -> Subject:
