@@ -103,6 +103,12 @@ def sweep(best, floor=0.1, seeds=(0, 1, 2)):
     }
 
 
+def apart(*bests):
+    """A method's losses whose best rate is another for each seed."""
+    tried = [max(bests) * 2.0**step for step in (-2, -1, 0, 1)]
+    return {seed: {rate: math.log(rate / best) ** 2 for rate in tried} for seed, best in enumerate(bests)}
+
+
 @pytest.mark.parametrize(
     ("name", "swept", "verdict"),
     [
@@ -110,6 +116,7 @@ def sweep(best, floor=0.1, seeds=(0, 1, 2)):
         ("ten times", {"full": sweep(2e-4), "r16, α 32": sweep(8e-4)}, "did not hold"),
         ("rank, α fixed", {"r1, α 32": sweep(2e-3), "r64, α 32": sweep(2.2e-3)}, "held"),
         ("rank, α fixed", {"r1, α 32": sweep(2e-3), "r64, α 32": sweep(2e-4)}, "did not hold"),
+        ("ten times", {"full": sweep(2e-4), "r16, α 32": apart(1e-3, 1.3e-3, 1.6e-3)}, "cannot be told here"),
         (
             "places",
             {"attention r42": sweep(2e-3, 0.2), "MLP r26": sweep(2e-3), "all r16": sweep(2e-3)},
@@ -139,9 +146,40 @@ def test_a_batch_law_sees_a_gap_that_grows(laws):
     assert laws.judged(law, level).verdict == "cannot be told here"
 
 
+def test_a_batch_law_sees_a_gap_that_grows_with_every_seed(laws):
+    """What the seeds differ by is far more than the growth, and the same for both."""
+    law = next(law for law in laws.LAWS if law.name == "batches")
+    losses = {label: sweep(2e-3) for label in law.needs}
+    for size, growth in ((4, 0), (16, 0.01), (64, 0.02)):
+        label = f"LoRA r16, batch {size}"
+        losses[label] = {
+            seed: {rate: loss + growth + seed / 10 for rate, loss in losses[label][seed].items()} for seed in (0, 1, 2)
+        }
+    finding = laws.judged(law, losses)
+    assert finding.verdict == "held"
+    assert finding.finding.endswith("with 64 that is 0.020 [0.020 to 0.020] higher than with 4")
+
+
+def test_nothing_is_told_where_the_best_rate_is_an_edge(laws):
+    edge = {seed: {1e-3: 0.1, 2e-3: 0.2, 4e-3: 0.3} for seed in (0, 1, 2)}
+    law = next(law for law in laws.LAWS if law.name == "rank, α fixed")
+    finding = laws.judged(law, {"r1, α 32": edge, "r64, α 32": edge})
+    assert finding.verdict == "cannot be told here"
+    assert finding.finding.endswith("at an edge of the rates tried: r1, α 32 and r64, α 32")
+
+
+def test_the_bounds_of_a_loss_that_is_lower_are_of_how_much_lower(laws):
+    shown = laws._by(laws.Interval(-0.01, -0.03, 0.01))
+    assert shown == "0.010 [-0.010 to 0.030] lower"
+    assert laws._by(laws.Interval(0.02, 0.01, 0.03)) == "0.020 [0.010 to 0.030] higher"
+
+
 def test_a_law_waits_for_its_sweeps(laws):
     assert laws.judged(laws.LAWS[0], {}) is None
     assert laws.judged(laws.LAWS[0], {"full": sweep(2e-4), "r16, α 32": sweep(2e-3, seeds=(0,))}) is None
+    assert (
+        laws.judged(laws.LAWS[0], {"full": sweep(2e-4, seeds=(0, 1)), "r16, α 32": sweep(2e-3, seeds=(1, 2))}) is None
+    )
 
 
 def test_laws_name_methods_of_their_sweeps(laws):
