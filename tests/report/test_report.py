@@ -372,6 +372,16 @@ def test_a_run_that_is_validated_once_says_nothing_of_more_steps() -> None:
     assert not about(validated([60]), "best at the last step")
 
 
+def test_care_names_settings_that_a_method_has_of_its_own() -> None:
+    batches = {
+        "Full": {"batch_size": 4, "steps": 240, "lr": 1e-4},
+        "LoRA r8": {"batch_size": 64, "steps": 15, "lr": 1e-3},
+    }
+    runs = [{**run, "config": batches[run["method"]["label"]]} for run in sweep()]
+    assert about(summarise(runs), "differ in") == ["The methods differ in batch_size: 4 for Full; 64 for LoRA r8."]
+    assert not about(summarise([{**run, "config": batches["Full"]} for run in runs]), "differ in")
+
+
 # ---- caveats ----
 
 

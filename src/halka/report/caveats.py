@@ -55,6 +55,7 @@ def caveats(evidence: Evidence) -> tuple[str, ...]:
         still_falling,
         small_test_set,
         unequal_budgets,
+        unequal_settings,
         noisy_timings,
         noisy_latency,
         memory_off_prediction,
@@ -295,6 +296,21 @@ def unequal_budgets(evidence: Evidence) -> list[str]:
             rest = "each" if len(groups[common]) == 1 else "the others"
             rest = listed(groups[common]) if len(groups[common]) == 1 else rest
             sentences.append(f"The {noun} of training differ: {'; '.join(others)}; {rest} {common}.")
+    return sentences
+
+
+def unequal_settings(evidence: Evidence) -> list[str]:
+    """Settings that methods were trained with otherwise; rates and seeds are to differ, and steps are a budget."""
+    configs = {row.label: entry(used[0], "config") or {} for row in evidence.tuned if (used := evidence.used(row))}
+    names = {name for config in configs.values() for name in config} - {"lr", "seed", "steps", "save_every"}
+    sentences = []
+    for name in sorted(names):
+        groups: dict[str, list[str]] = {}
+        for label, config in configs.items():
+            groups.setdefault(one_line(config.get(name, "not set")), []).append(label)
+        if len(groups) > 1:
+            shown = "; ".join(f"{value} for {listed(labels)}" for value, labels in groups.items())
+            sentences.append(f"The methods differ in {name}: {shown}.")
     return sentences
 
 
