@@ -212,6 +212,16 @@ def test_a_cluster_that_is_none_is_refused_with_the_way_out(monkeypatch):
         RayCluster("ray://there:10001")
 
 
+def test_a_cluster_without_a_processor_is_left(monkeypatch):
+    calls = list[str]()
+    empty = SimpleNamespace(is_initialized=lambda: False, nodes=list, shutdown=lambda: calls.append("shutdown"))
+    empty.init = lambda *_, **__: calls.append("init")
+    monkeypatch.setitem(sys.modules, "ray", empty)
+    with pytest.raises(HalkaError, match="no node of the Ray cluster has a processor for tasks"):
+        RayCluster("ray")
+    assert calls == ["init", "shutdown"]
+
+
 def test_a_runs_memory_is_what_the_estimator_predicts(tmp_path):
     base_and_task(tmp_path)
     task, one = load_task(tmp_path / "task.yaml"), a_run(tmp_path)

@@ -75,7 +75,11 @@ class RayCluster:
     ):
         self.address, self.patience = address, patience
         self.ray, self.owned = _connected(address)
-        self.gpus, self.threads = self._share(jobs)
+        try:
+            self.gpus, self.threads = self._share(jobs)
+        except HalkaError:
+            self._leave()
+            raise
         files = {
             name: value if isinstance(value, bytes) else self.ray.cloudpickle.dumps(value)
             for name, value in (shared or {}).items()
@@ -124,6 +128,9 @@ class RayCluster:
             if self.tasks:
                 self.ray.wait([*self.tasks], num_returns=len(self.tasks), timeout=LOOK)
             self.ray.kill(self.post)
+        self._leave()
+
+    def _leave(self) -> None:
         if self.owned:
             self.ray.shutdown()
 
