@@ -657,6 +657,38 @@ def test_many_vectors_are_indexed_and_what_the_reader_may_see_is_not_lost(postgr
     assert uses_of_the_index(postgres, "indexed") >= len(questions)
 
 
+def test_nobody_waits_while_an_index_is_made(postgres):
+    """It waits for a writer here. What is left of one that was ended is not used, and made anew."""
+    import psycopg
+
+    from halka.rag.stores.postgres import PostgresStore
+
+    def valid() -> list[Any]:
+        return rows_of(
+            postgres, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'halka.\"long.vectors\"'::regclass"
+        )
+
+    entries = drawn_vectors(40, [["*"]])
+    store = PostgresStore(postgres, "long", EMBEDDER.width, index_from=40, narrow=5)
+    store.put(entries)
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(postgres) as writer:
+        writer.execute('LOCK TABLE halka."long.passages" IN ROW EXCLUSIVE MODE')
+        making = pool.submit(store.tidy)
+        assert waits_for_a_lock(postgres)
+        other = PostgresStore(impatient(postgres), "long", EMBEDDER.width, index_from=40, narrow=5)
+        other.put([entry("b", "zebra")])
+        other.tidy()
+        assert names(other.matching("zebra", 9, EVERY)) == ["b#0"]
+        assert len(other.nearest(entries[0].vectors[0], 41, EVERY)) == 41
+        rows_of(postgres, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX%'")
+        with pytest.raises(psycopg.OperationalError):
+            making.result()
+    assert valid() == [(False,)]
+    other.tidy()
+    assert valid() == [(True,)]
+    other.nearest(entries[0].vectors[0], 10, EVERY)
+
+
 @pytest.mark.parametrize("name", ["", "a\0b", "ü", "a" * 51, 'a"; DROP SCHEMA halka; --', "100%", "a.b"])
 def test_what_cannot_name_tables_is_refused(postgres, name):
     from halka.rag.stores.postgres import PostgresStore

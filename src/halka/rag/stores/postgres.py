@@ -1,10 +1,9 @@
 """A collection's passages in PostgreSQL with pgvector: three tables of its own, for many processes and machines.
 
 `documents` has a row a document; `passages` has the passages' texts, words and vectors; `words` is the inverted index
-that BM25 reads (`postgres_statements.py`). Every change is one
-transaction, and an advisory lock lets one writer of a collection work at a time; every query is one statement, so
-that it sees all of a change or none. The scope is part of each statement, and BM25 counts words within it, so that
-passages which the caller may not read do not affect a ranking.
+that BM25 reads (`postgres_statements.py`). Every change is one transaction, and an advisory lock lets one writer of a
+collection work at a time; every query is one statement, so that it sees all of a change or none. The scope is part of
+each statement, and BM25 counts words within it, so that passages which the caller may not read do not affect a ranking.
 
 Vectors are compared one by one, exactly, up to `index_from` passages; `tidy` then gives them an HNSW index. A scope of
 up to `narrow` passages is still searched exactly, and so is one in which the index finds fewer than were asked for.
@@ -14,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import numpy as np
@@ -28,6 +27,7 @@ from halka.rag.stores.postgres_statements import (
     BLOCK,
     BY_INDEX,
     DOCUMENTS,
+    DROP_INDEX,
     IDS,
     IN_INDEX,
     INDEX,
@@ -189,25 +189,42 @@ class PostgresStore:
     def tidy(self) -> None:
         """Let the server reuse the space of removed rows now, and index the vectors once there are many.
 
-        Writers wait while the index is made, a minute or two for a hundred thousand passages; readers do not.
+        Making the index takes a minute or two for a hundred thousand passages. Readers and writers go on meanwhile.
         """
         with self._connections.one() as connection:
             connection.execute(self._query("VACUUM (ANALYZE, SKIP_LOCKED) {documents}, {passages}, {words}"))
-            index = {"index": self._name_of("{index}")}
-            passages, indexed = connection.execute(self._query(TO_INDEX), index).fetchone() or (0, 0)
-        if self._index_from is None:
-            if indexed:
-                with self._change() as connection:
-                    connection.execute(self._query("DROP INDEX IF EXISTS {index}"))
-        elif passages >= self._index_from and not indexed and self._width <= WIDEST:
-            self._index(passages)
+            if self._index_from is None:
+                connection.execute(self._query(DROP_INDEX))
+            elif self._to_index(connection):
+                self._index()
 
-    def _index(self, passages: int) -> None:
-        with self._change() as connection:
-            row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
-            if row is not None and tuple(map(int, row[0].split(".")[:2])) >= FILTERING:
-                memory = min(BUILDING, 2**16 + passages * (2 * self._width + 512) // 1024)
-                connection.execute(self._sql.SQL("SET LOCAL maintenance_work_mem = {}").format(memory))
+    def _to_index(self, connection: Connection[Any]) -> int:
+        """How many passages are to be indexed; none where they are few, or indexed."""
+        index = {"index": self._name_of("{index}")}
+        passages, indexed = connection.execute(self._query(TO_INDEX), index).fetchone() or (0, False)
+        is_due = not indexed and self._index_from is not None and passages >= self._index_from and self._width <= WIDEST
+        return passages if is_due else 0
+
+    def _index(self) -> None:
+        """Make the index, unless another process is at it."""
+        from psycopg.errors import DiskFull
+
+        with self._connections.one() as connection, closing(connection):  # its settings and lock end with it
+            version = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
+            turn = [f"{SCHEMA}.{self._name}.vectors"]
+            mine = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", turn).fetchone()
+            if version is None or tuple(map(int, version[0].split(".")[:2])) < FILTERING or mine != (True,):
+                return
+            if not (passages := self._to_index(connection)):
+                return
+            memory = min(BUILDING, 2**16 + passages * (2 * self._width + 512) // 1024)
+            connection.execute(self._sql.SQL("SET maintenance_work_mem = {}").format(memory))
+            connection.execute(self._query(DROP_INDEX))  # what a process that was ended left unfinished
+            try:
+                connection.execute(self._query(INDEX))
+            except DiskFull:  # perhaps of shared memory, which workers need: a container has 64 MB
+                connection.execute("SET max_parallel_maintenance_workers = 0")
+                connection.execute(self._query(DROP_INDEX))
                 connection.execute(self._query(INDEX))
 
     def drop(self) -> None:

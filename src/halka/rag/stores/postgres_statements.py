@@ -101,18 +101,19 @@ BY_DISTANCE: LiteralString = f"{PASSAGES} JOIN near USING (document, number) ORD
 NEAREST: LiteralString = f"""WITH near AS ({CANDIDATES} ORDER BY away, p.document, p.number LIMIT %(count)s)
     {BY_DISTANCE}"""
 
-# The index over vectors has them in half precision; what it finds is compared in full.
-INDEX: LiteralString = """CREATE INDEX IF NOT EXISTS {new_index} ON {passages}
+# The index over vectors has them in half precision; what it finds is compared in full. Nobody waits while it is made.
+INDEX: LiteralString = """CREATE INDEX CONCURRENTLY {new_index} ON {passages}
     USING hnsw ((vector::halfvec({width})) halfvec_cosine_ops)"""
+DROP_INDEX: LiteralString = "DROP INDEX CONCURRENTLY IF EXISTS {index}"
+HAS_INDEX: LiteralString = "EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(%(index)s) AND indisvalid)"
 INDEXED: LiteralString = f"""WITH near AS MATERIALIZED ({CANDIDATES}
         ORDER BY p.vector::halfvec({{width}}) <=> %(vector)s::real[]::halfvec({{width}}) LIMIT %(count)s)
     {BY_DISTANCE}"""
-TO_INDEX: LiteralString = """SELECT coalesce(sum(passages), 0)::int8, to_regclass(%(index)s) IS NOT NULL
-    FROM {documents}"""
+TO_INDEX: LiteralString = f"SELECT coalesce(sum(passages), 0)::int8, {HAS_INDEX} FROM {{documents}}"
 # How many passages the scope has, or enough of them; none without an index.
 IN_INDEX: LiteralString = f"""SELECT coalesce(sum(passages), 0)::int8 FROM (
     SELECT d.passages FROM {{documents}} AS d
-    WHERE to_regclass(%(index)s) IS NOT NULL AND d.passages > 0 AND {SCOPE} LIMIT %(narrow)s + 1) AS enough"""
+    WHERE {HAS_INDEX} AND d.passages > 0 AND {SCOPE} LIMIT %(narrow)s + 1) AS enough"""
 # The index yields passages by distance, on and on while the scope leaves out too many. A sort would read all of them.
 BY_INDEX: LiteralString = """SET LOCAL hnsw.iterative_scan = strict_order; SET LOCAL hnsw.ef_search = 200;
     SET LOCAL enable_sort = off; SET LOCAL jit = off"""
