@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import halka
 from engine_for_tests import filled
 from halka.server.resources.adapter_files import close, copy_files, files_below, sizes_of
-from halka.server.resources.adapter_views import losses_of
+from halka.server.resources.adapter_views import losses_of, points_of
 from halka.server.resources.adapters import verify
 from halka.server.resources.uploads import staging
 from serving_for_tests import InProcess, make_base, make_store
@@ -381,10 +381,12 @@ def test_what_a_store_has_of_unlike_adapters_is_described(client, server, base, 
         ([None, 3, {"loss": "<b>"}, {"loss": float("nan")}, {"step": 2}, {"loss": 0.25}], [0.25]),
         ([{"loss": float(loss)} for loss in range(48)], [0.5 + 2 * pair for pair in range(24)]),
         ([{"loss": 1.0}] * 100, [1.0] * 20),
+        ([{"loss": 1.7e308}] * 100 + [{"loss": 10**400}, {"loss": 3}], [3.0]),
     ],
 )
 def test_any_curve_comes_to_a_few_losses(curve, losses):
     assert losses_of(curve) == losses
+    assert all(isinstance(point, dict) for point in points_of(curve))
 
 
 def test_an_adapter_says_which_content_it_is(client, store):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import ceil, isfinite
+from math import ceil
 from statistics import fmean
 from typing import Any
 
@@ -16,6 +16,7 @@ from halka.storage.card import Card
 from halka.util.errors import DamagedFolderError, UnknownAdapterError
 
 DRAWN = 24  # losses of an adapter, for a small picture of its training
+HIGHEST = 1e300  # of losses whose sum is a number, too
 
 
 def view_of(service: Service, caller: Caller, name: str, version: int | None = None) -> dict[str, Any]:
@@ -54,10 +55,15 @@ def view_of(service: Service, caller: Caller, name: str, version: int | None = N
     }
 
 
+def points_of(curve: Any) -> list[dict[str, Any]]:
+    """The points of a curve. A Card may hold anything as its curve."""
+    return [point for point in curve if isinstance(point, dict)] if isinstance(curve, list) else []
+
+
 def losses_of(curve: Any) -> list[float]:
-    """A curve's training losses, at most `DRAWN`: means of neighbours. A Card may hold anything as its curve."""
-    points = [point for point in curve if isinstance(point, dict)] if isinstance(curve, list) else []
-    losses = [loss for point in points if isinstance(loss := point.get("loss"), float) and isfinite(loss)]
+    """A curve's training losses, at most `DRAWN`: means of neighbours."""
+    losses = [point.get("loss") for point in points_of(curve)]
+    losses = [loss for loss in losses if isinstance(loss, int | float) and abs(loss) < HIGHEST]
     size = ceil(len(losses) / DRAWN) or 1
     return [round(fmean(losses[at : at + size]), 4) for at in range(0, len(losses), size)]
 
@@ -70,7 +76,7 @@ def _from_card(card: Card | None, caller: Caller) -> dict[str, Any]:
     training = {**card.training}
     curve = training.pop("curve", None)
     return {
-        "curve": curve,
+        "curve": None if curve is None else points_of(curve),
         "losses": losses_of(curve),
         "base": caller.folders.hidden_in(card.base.get("name")),
         "kind": card.kind,
