@@ -121,6 +121,18 @@ def test_the_next_answer_that_differs(read, shelf):
     page.wait_for_url("**/compare/demo?item=7")
     page.get_by_role("button", name="Next one").click()
     expect(page.get_by_text("No later answer differs.")).to_be_visible()
+    page.get_by_label("Item number").fill("1")
+    page.get_by_label("Item number").press("Enter")
+    expect(page.get_by_text("Question 1", exact=True)).to_be_visible()
+    expect(page.get_by_text("No later answer differs.")).to_have_count(0)
+
+
+def test_an_address_behind_the_last_comparison_leads_back(read, shelf):
+    page = read(shelf).page
+    page.route("**/v1/comparisons?*", lambda route: route.fulfill(json={"object": "list", "total": 1, "data": []}))
+    page.goto("/compare?from=25")
+    page.get_by_role("button", name="Before").click()
+    page.wait_for_url("**/compare")
 
 
 def test_in_bengali_on_a_narrow_screen(read, shelf):

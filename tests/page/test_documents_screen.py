@@ -56,6 +56,13 @@ def test_a_collection_is_made_filled_searched_and_deleted(read, shelf):
     expect(best).to_contain_text("hook 31")
     assert page.locator("main img, main b, main i").count() == 0
 
+    page.goto("/documents/faq?question=hook&mode=words")
+    expect(best).to_contain_text("hook 31")
+    page.get_by_label("Question").fill("When are parcels sent?")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/documents/faq?mode=words")
+    expect(best.locator("mark").first).to_have_text("Parcels")
+
     page.get_by_role("button", name="Delete keys.md").click()
     page.get_by_role("dialog", name="Delete keys.md?").get_by_role("button", name="Delete keys.md").click()
     expect(rows).to_have_count(1)

@@ -1,5 +1,5 @@
 // What the methods answered to items of the test split, beside what was expected, with the differences marked.
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { Button } from "../../parts/button";
 import { SelectField, TextField } from "../../parts/field";
 import { Loaded, useAction, useLoading } from "../../parts/loading";
@@ -58,6 +58,7 @@ function NextOther({ name, labels, start, onItem }: { name: string; labels: stri
   const [label, setLabel] = useState(labels[0] ?? "");
   const [none, setNone] = useState(false);
   const { busy, failure, run } = useAction();
+  useEffect(() => setNone(false), [label, start]);
   const find = () => run(async (signal) => {
     const item = await nextOther(name, label, start, signal);
     if (signal.aborted) return;

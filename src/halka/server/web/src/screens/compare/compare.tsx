@@ -35,7 +35,7 @@ function All() {
           <div class="cards">{data.map((one) => <Card key={one.name} of={one} />)}</div>
         ) : <Empty icon="compare" title={w.empty} hint={w.emptyHint}><Code text={FIRST} /></Empty>}
       </Loaded>
-      {listed.current > PAGE && (
+      {(listed.current > PAGE || start > 0) && (
         <Pager start={start} size={PAGE} there={all.value?.data.length ?? 0} more={start + PAGE < listed.current} onStart={turn} />
       )}
       <Terminal commands={[{ id: "halka", title: "halka", text: FIRST }, { id: "curl", title: "curl", text: curl(COMPARISONS) }]} />

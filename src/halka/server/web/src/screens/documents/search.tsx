@@ -30,6 +30,7 @@ export function Search({ collection, documents }: { collection: string; document
   const { busy, failure, run } = useAction();
   const body = { query: question.trim(), mode, count: COUNT, ...(document && { document }) };
   const search = () => question.trim() && run(async (signal) => {
+    if (query.peek().get("question") !== question.trim()) changeQuery({ question: null }); // it has another, and takes none
     const { data } = await post<List<Hit>>(`${pathOf(collection)}/search`, body, signal);
     if (signal.aborted) return;
     setFound({ question: question.trim(), mode, hits: data });
