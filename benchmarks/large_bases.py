@@ -36,12 +36,13 @@ GPT3: dict[str, Any] = {"layers": 96, "width": 12288, "matrices": 2, "total": 17
 
 def gpt3() -> list[dict[str, Any]]:
     """By rank, how many parameters LoRA has on GPT-3, and what share that is."""
-    each = GPT3["layers"] * GPT3["matrices"] * 2 * GPT3["width"]
-    return [{"rank": rank, "trained": rank * each, "share": rank * each / GPT3["total"]} for rank in GPT3["ranks"]]
+    of_rank_one = GPT3["layers"] * GPT3["matrices"] * 2 * GPT3["width"]
+    trained = {rank: rank * of_rank_one for rank in GPT3["ranks"]}
+    return [{"rank": rank, "trained": count, "share": count / GPT3["total"]} for rank, count in trained.items()]
 
 
 def main() -> None:
-    found = []
+    rows = []
     for name, (sizes, vocabulary, tied) in BASES.items():
         shape = dict(zip(SIZES, sizes, strict=True))
         config = LlamaConfig(**shape, vocab_size=vocabulary, max_position_embeddings=LENGTH, tie_word_embeddings=tied)
@@ -50,12 +51,12 @@ def main() -> None:
             estimate = halka.estimate(config, methods, device="h100", tasks=TASKS, **how)
             for row in estimate.rows:
                 assert row.memory is not None
-                each = {"base": name, "parameters": estimate.parameters, "method": row.method, "quantize": quantize}
-                each |= {"trained": row.trained, "memory": row.memory.total, "seconds": row.seconds}
-                found.append(each | {"stored": row.stored, "served": row.served})
-                print(found[-1], flush=True)
+                subject = {"base": name, "parameters": estimate.parameters, "method": row.method, "quantize": quantize}
+                costs = {"trained": row.trained, "memory": row.memory.total, "seconds": row.seconds}
+                rows.append(subject | costs | {"stored": row.stored, "served": row.served})
+                print(rows[-1], flush=True)
     about = {"setup": setup("halka", "torch", "transformers"), "length": LENGTH, "tasks": TASKS, "gpt3": gpt3()}
-    RESULT.write_text(json.dumps({**about, "rows": found}, indent=1) + "\n", encoding="utf-8")
+    RESULT.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
