@@ -70,6 +70,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_six_runs_on_two_workers_of_which_one_is_killed(nodes, tmp_path):
     stage, cluster = nodes
     plan, seen = experiment(LORA, IA3), []
+    if stage.notes():
+        stage.forget()  # what other tests ran on these nodes
     stage.plan(**{"ia3_0.01_0": {"sleep": 60}})
     with within_seconds(120):
         for event in events_of(plan, tmp_path / "ray"):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 from filelock import FileLock
 
-from halka.server.resources.adapters import content_id
+from halka.server.resources import adapter_files
 from halka.server.resources.collection_access import new_collection
 from halka.server.threads import MANAGERS, Threads
 from halka.storage.adapter_store import LOCKS
@@ -44,9 +44,10 @@ def test_users_look_at_what_they_may_while_managers_have_all_threads(server):
 
 def test_an_adapter_is_hashed_once(server, store):
     first = server.client.get("/v1/adapters/lora").json()
-    before = content_id.cache_info().misses
+    kept = adapter_files.hashed_id.cache_info
+    before = kept().misses
     assert server.client.get("/v1/adapters/lora").json() == first
-    assert content_id.cache_info().misses == before
+    assert kept().misses == before
     (weights,) = (store / "lora").rglob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert "error" in server.client.get("/v1/adapters/lora").json(), "its content is not what its Card says"

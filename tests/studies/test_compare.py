@@ -473,6 +473,7 @@ def test_an_experiment_is_read_as_it_is_written(tmp_path):
         "search_steps": 5,
         "search_beyond": 1,
         "score_every": 2,
+        "sweep": False,
         "search_together": False,
         "seeds": [3],
         "jobs": 2,

@@ -46,11 +46,11 @@ def content_id(folder: Path) -> str:
     Raises HalkaError for what is no adapter, FileNotFoundError for a folder that is removed meanwhile.
     """
     files = [path.lstat() for path in sorted(folder.iterdir())]
-    return _content_id(folder, *((file.st_ino, file.st_mtime_ns, file.st_size) for file in files))
+    return hashed_id(folder, *((file.st_ino, file.st_mtime_ns, file.st_size) for file in files))
 
 
 @lru_cache(maxsize=10_000)
-def _content_id(folder: Path, *files: tuple[int, int, int]) -> str:
+def hashed_id(folder: Path, *files: tuple[int, int, int]) -> str:
     return AdapterFolder.open(folder).id
 
 
