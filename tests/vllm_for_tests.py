@@ -36,6 +36,8 @@ class StandIn:
     tokens_off  is added to the ids of a text's tokens: another tokenizer has others
     most_rank   as --max-lora-rank
     fails       tokens after which an answer breaks off; None: it does not
+    garbage     what it says in the place of an answer
+    cut         whether an answer has no usage after it, and no end
     runtime     as VLLM_ALLOW_RUNTIME_LORA_UPDATING
     """
 
@@ -45,6 +47,7 @@ class StandIn:
         self.loras, self.asked, self.log = dict[str, str](), list[dict[str, Any]](), list[str]()
         self.pause, self.shift, self.tokens_off, self.most_rank = 0.0, 0.0, 0, 16
         self.fails: int | None = None
+        self.garbage, self.cut = b"", False
         self.runtime, self.enabled = True, True
         self._port = 0
 
@@ -160,6 +163,9 @@ class StandIn:
 
     async def _stream(self, body: dict[str, Any], lora: str | None) -> AsyncIterator[str]:
         tokens = [*body["prompt"]]
+        if self.garbage:
+            yield self.garbage.decode()
+            return
         yield ": keep-alive\n\n"
         try:
             for count in range(body["max_tokens"]):
@@ -175,7 +181,7 @@ class StandIn:
                 stop = token in body["stop_token_ids"]
                 finish = "stop" if stop else "length" if count + 1 == body["max_tokens"] else None
                 for index in range(body["n"]):
-                    choice = {"index": index, "text": "(not read)", "finish_reason": finish, "token_ids": [token]}
+                    choice = {"index": index, "text": "not\u2028read\x85", "finish_reason": finish, "token_ids": [token]}
                     choice["logprobs"] = (
                         None if body["logprobs"] is None else _logprobs(logits, token, body["logprobs"])
                     )
@@ -183,6 +189,8 @@ class StandIn:
                 if finish is not None:
                     break
                 await asyncio.sleep(self.pause)
+            if self.cut:
+                return
             written = len(tokens) - len(body["prompt"])
             usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": written}
             yield _event({"choices": [], "usage": usage | {"prompt_tokens_details": {"cached_tokens": 2}}})
@@ -205,7 +213,7 @@ def _logprobs(logits: torch.Tensor, token: int, top: int) -> dict[str, Any]:
 
 
 def _event(event: dict[str, Any]) -> str:
-    return f"data: {json.dumps(event)}\n\n"
+    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 
 def _error(status: int, message: str, kind: str = "InternalServerError") -> Response:

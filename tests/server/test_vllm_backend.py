@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
+from collections.abc import AsyncIterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +14,7 @@ import httpx
 import pytest
 
 import halka
+from halka.server.backends.vllm.events import data_of
 from halka.storage.adapter_folder import AdapterFolder
 from halka.util.errors import HalkaError
 from serving_for_tests import InProcess, Running, make_store, open_service, until
@@ -321,6 +324,63 @@ def test_an_answer_that_breaks_off_is_an_error(gateway, vllm):
     assert "DONE" not in stream.text
     vllm.fails = None
     assert ask(gateway, **PROMPT)
+
+
+def test_an_answer_is_whole_also_where_nothing_follows_it(gateway, vllm):
+    answer = ask(gateway, **PROMPT)
+    vllm.cut = True
+    assert same(ask(gateway, **PROMPT)) == same(answer)
+    stream = gateway.client.post("/v1/completions", json={"model": "lora", **PROMPT, "stream": True})
+    assert stream.text.endswith("data: [DONE]\n\n")
+
+
+CHOICE = {"index": 0, "text": "secret", "token_ids": [5], "finish_reason": None, "logprobs": None}
+LOGPROBS = {"token_logprobs": [-1.0], "top_logprobs": [{"token_id:5": -1.0}]}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [],
+        {"choices": None},
+        {"choices": [5]},
+        {"choices": [{**CHOICE, "index": 7}]},
+        {"choices": [{**CHOICE, "index": -1}]},
+        {"choices": [{**CHOICE, "token_ids": ["5"]}]},
+        {"choices": [{**CHOICE, "token_ids": [-5]}]},
+        {"choices": [{**CHOICE, "token_ids": [10**30]}]},
+        {"choices": [{**CHOICE, "logprobs": {**LOGPROBS, "token_logprobs": []}}]},
+        {"choices": [{**CHOICE, "logprobs": {**LOGPROBS, "top_logprobs": [{"five": -1.0}]}}]},
+        {"choices": [], "usage": {"prompt_tokens_details": {"cached_tokens": -1}}},
+        {"error": "secret"},
+    ],
+    ids=json.dumps,
+)
+def test_no_answer_comes_of_what_is_no_event_of_vllms(gateway, vllm, caplog, said):
+    vllm.garbage = b"data: %b\n\n" % json.dumps(said).encode()
+    refused = gateway.client.post("/v1/completions", json={"model": "lora", **PROMPT, "logprobs": 1})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "backend_unavailable")
+    assert not any(record.exc_info for record in caplog.records)
+    assert not any("secret" in str(record.__dict__) for record in caplog.records)
+
+
+def test_an_event_without_an_end_is_not_kept():
+    taken = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal taken
+        yield b"data: one\n\ndata:"
+        while True:
+            taken += 1
+            yield b" " * 100
+
+    async def read() -> None:
+        async for data in data_of(endless(), longest=1000):
+            assert data == b"one"
+
+    with pytest.raises(ValueError, match="longer than 1000 bytes"):
+        asyncio.run(read())
+    assert taken == 10
 
 
 def test_a_client_who_leaves_ends_vllms_work(base, store, vllm, tmp_path):

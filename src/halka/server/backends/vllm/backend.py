@@ -68,6 +68,8 @@ class Vllm:
                 process.forget(lora)
             except Unavailable as error:
                 failed.append(process)
+                if all(growing.answer.finish is not None for growing in answers):
+                    return  # only what follows an answer is missing
                 if fail(answers, error):
                     raise unavailable() from None
             finally:

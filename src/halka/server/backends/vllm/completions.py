@@ -11,6 +11,7 @@ from typing import Any
 
 from halka.engine import Request
 from halka.engine.logprobs import TokenLogprob
+from halka.server.backends.vllm.events import Choice, Event
 
 LEAST_SHARE = 1e-6  # vLLM takes no top_p of 0: both keep the likeliest token alone
 
@@ -71,30 +72,25 @@ def body_of(request: Request, n: int, model: str, ends: frozenset[int], salt: st
     }
 
 
-def pieces_of(event: dict[str, Any], top: int | None) -> list[Piece]:
+def pieces_of(event: Event, top: int | None) -> list[Piece]:
     """What an event adds to answers; `top` is the request's `logprobs`."""
     return [
         Piece(
-            choice["index"],
-            choice.get("token_ids") or (),
+            choice.index,
+            choice.token_ids or (),
             () if top is None else _logprobs(choice, top),
-            choice.get("finish_reason"),
+            choice.finish_reason,
         )
-        for choice in event.get("choices", ())
+        for choice in event.choices
     ]
 
 
-def cached_tokens(event: dict[str, Any]) -> int:
-    """Tokens of the prompt that vLLM's cache had, where it is started so that it says so."""
-    return ((event.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-
-
-def _logprobs(choice: dict[str, Any], top: int) -> list[TokenLogprob]:
+def _logprobs(choice: Choice, top: int) -> list[TokenLogprob]:
     """vLLM has the token itself among the likeliest, also where it is none of them."""
-    entries, tokens, logprobs = choice.get("logprobs"), choice.get("token_ids"), list[TokenLogprob]()
+    entries, tokens, logprobs = choice.logprobs, choice.token_ids, list[TokenLogprob]()
     if not entries or not tokens:
         return logprobs
-    for token, own, likeliest in zip(tokens, entries["token_logprobs"], entries["top_logprobs"], strict=True):
+    for token, own, likeliest in zip(tokens, entries.token_logprobs, entries.top_logprobs, strict=True):
         others = [(int(key.removeprefix("token_id:")), value) for key, value in (likeliest or {}).items()]
         best = sorted(others, key=lambda pair: -pair[1])[:top]
         logprobs.append(TokenLogprob(token, own, tuple(best)))

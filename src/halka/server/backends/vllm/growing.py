@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from typing import Any
 
 from halka.engine import Answer, Request
 from halka.engine.engine import Engine
 from halka.engine.stopping import StoppedText
-from halka.server.backends.vllm.completions import Piece, cached_tokens, pieces_of
+from halka.server.backends.vllm.completions import Piece, pieces_of
+from halka.server.backends.vllm.events import Event
 
 
 class Growing:
@@ -48,11 +48,10 @@ class Growing:
         return len(answer.tokens) > count or text.reason is not None
 
 
-def grown(answers: Sequence[Growing], event: dict[str, Any], backend: str) -> Iterator[Growing]:
+def grown(answers: Sequence[Growing], event: Event, backend: str) -> Iterator[Growing]:
     """The answers that an event makes longer, or ends."""
-    cached = cached_tokens(event)
-    for answer in answers if cached else ():
-        answer.answer.cached = cached
+    for answer in answers if event.cached else ():
+        answer.answer.cached = min(event.cached, len(answer.answer.request.prompt))
     for piece in pieces_of(event, answers[0].answer.request.logprobs):
         growing = answers[piece.index]
         growing.answer.backend = backend

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import time
@@ -18,6 +17,7 @@ from anyio import to_thread
 
 from halka.core import AdaptedModel
 from halka.server.backends.vllm.base_check import OtherBase, Probe, Served, check_base, message_of
+from halka.server.backends.vllm.events import Event, data_of, read_event
 from halka.util.errors import HalkaError
 
 KEY = "VLLM_API_KEY"
@@ -166,7 +166,7 @@ class Process:
 
     # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def events(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+    async def events(self, body: dict[str, Any]) -> AsyncGenerator[Event]:
         """What it says to a request, event by event. Whoever stops reading ends its work.
 
         Raises Refused for what it does not take, Forgotten for a LoRA that it does not have, Unavailable.
@@ -176,15 +176,13 @@ class Process:
                 if response.status_code != 200:
                     await response.aread()
                     raise self._error(response)
-                async for line in response.aiter_lines():
-                    if not line.startswith("data:"):
-                        continue
-                    data = line.removeprefix("data:").strip()
-                    if data == "[DONE]":
+                async for data in data_of(response.aiter_bytes()):
+                    if data == b"[DONE]":
                         return
-                    event = json.loads(data)
-                    if "error" in event or any(c.get("finish_reason") in BROKEN for c in event["choices"]):
-                        raise self._away(Unavailable(f"it broke off: {data[:200]}"))
+                    event = read_event(data, body["n"])
+                    reasons = {choice.finish_reason for choice in event.choices}
+                    if event.error is not None or not reasons.isdisjoint(BROKEN):
+                        raise self._away(Unavailable("it broke off an answer"))
                     yield event
             raise self._away(Unavailable("its answer has no end"))
         except (httpx.HTTPError, ValueError) as error:
