@@ -21,6 +21,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 import halka
 
@@ -37,6 +38,8 @@ class StandIn:
     most_rank   as --max-lora-rank
     fails       tokens after which an answer breaks off; None: it does not
     garbage     what it says in the place of an answer
+    hangs       whether it takes requests, and says nothing
+    loading     the status with which it takes no LoRA; None: it takes them
     cut         whether an answer has no usage after it, and no end
     runtime     as VLLM_ALLOW_RUNTIME_LORA_UPDATING
     """
@@ -47,7 +50,8 @@ class StandIn:
         self.loras, self.asked, self.log = dict[str, str](), list[dict[str, Any]](), list[str]()
         self.pause, self.shift, self.tokens_off, self.most_rank = 0.0, 0.0, 0, 16
         self.fails: int | None = None
-        self.garbage, self.cut = b"", False
+        self.garbage, self.cut, self.hangs = b"", False, False
+        self.loading: int | None = None
         self.runtime, self.enabled = True, True
         self._port = 0
 
@@ -75,7 +79,11 @@ class StandIn:
             routes.append(Route("/v1/load_lora_adapter", self._load, methods=["POST"]))
             routes.append(Route("/v1/unload_lora_adapter", self._unload, methods=["POST"]))
         missing = {404: lambda *_: JSONResponse({"detail": "Not Found"}, 404)}
-        app = Starlette(routes=routes, exception_handlers=missing)  # type: ignore[arg-type]
+        routed = Starlette(routes=routes, exception_handlers=missing)  # type: ignore[arg-type]
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await (asyncio.sleep(3600) if self.hangs else routed(scope, receive, send))
+
         self._server = uvicorn.Server(
             uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
         )
@@ -119,6 +127,8 @@ class StandIn:
     async def _load(self, request: Request) -> Response:
         body = await request.json()
         name, folder = body["lora_name"], Path(body["lora_path"])
+        if self.loading is not None:
+            return _error(self.loading, "not now")
         if name in self.loras:
             return _error(400, f"The lora adapter '{name}' has already been loaded.", "InvalidUserInput")
         if not self.enabled:

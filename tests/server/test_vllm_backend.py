@@ -15,6 +15,7 @@ import pytest
 
 import halka
 from halka.server.backends.vllm.events import data_of
+from halka.server.guards.logs import JsonLines
 from halka.storage.adapter_folder import AdapterFolder
 from halka.util.errors import HalkaError
 from serving_for_tests import InProcess, Running, make_store, open_service, until
@@ -192,6 +193,13 @@ def test_errors_are_the_engines(server, gateway):
         assert answer.json() == expected.json()
 
 
+def test_the_log_has_no_word_of_a_prompt_that_vllm_refuses(gateway, vllm, caplog):
+    ask(gateway, prompt=[3, 3, 3], max_tokens=3)
+    (record,) = (record for record in caplog.records if "refuses" in record.getMessage())
+    assert "threes" in JsonLines(texts=True).format(record)
+    assert "threes" not in JsonLines(texts=False).format(record)
+
+
 # ── identity by content ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -284,6 +292,41 @@ def test_one_that_was_started_again_with_another_base_is_not_asked(gateway, vllm
     vllm.restart()
     refused = gateway.client.post("/v1/completions", json={"model": "lora", **PROMPT})
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "backend_unavailable")
+
+
+def test_one_that_was_started_again_while_nobody_asked_is_compared_again(gateway, vllm):
+    (process,) = gateway.service.backend.others[0].processes
+    process.idle = 0.0
+    ask(gateway, **PROMPT, model="tiny")
+    vllm.shift = 0.5
+    vllm.restart()
+    refused = gateway.client.post("/v1/completions", json={"model": "tiny", **PROMPT})
+    assert refused.status_code == 503
+
+
+def test_a_process_that_hangs_holds_nobody_up_whom_another_answers(base, store, vllm, tmp_path):
+    with (
+        StandIn(base) as second,
+        InProcess.open(base, store, tmp_path / "gateway", vllm=(vllm.url, second.url), timeout=5) as gateway,
+    ):
+        vllm.fails = 0
+        ask(gateway, **PROMPT)
+        vllm.fails, vllm.hangs = None, True
+        for _ in range(3):
+            ask(gateway, **PROMPT)
+        assert made_by(gateway) == {second.url: 4}
+        vllm.hangs = False
+        until(lambda: bool(ask(gateway, **PROMPT)) and vllm.url in made_by(gateway), "it does not come back")
+
+
+@pytest.mark.parametrize("status", [401, 429, 503])
+def test_a_lora_that_a_process_cannot_load_now_is_loaded_later(gateway, vllm, status):
+    vllm.loading = status
+    refused = gateway.client.post("/v1/completions", json={"model": "lora", **PROMPT})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "backend_unavailable")
+    vllm.loading = None
+    ask(gateway, **PROMPT)
+    assert made_by(gateway) == {vllm.url: 1}
 
 
 def test_without_a_process_requests_fail_with_the_reason(gateway, vllm):

@@ -120,7 +120,9 @@ class Vllm:
         self, request: Request, n: int, lora: str | None, failed: Sequence[Process]
     ) -> tuple[Process, dict[str, object]]:
         """A process to ask, and what. Raises ApiError where none can be asked, Declined for what is too long."""
-        for process in sorted(self.processes, key=lambda process: (process.busy, lora not in process.loaded)):
+        for process in self.processes:
+            process.look()  # who is away comes back meanwhile
+        for process in sorted(self.processes, key=lambda process: process.turn(lora)):
             if process in failed:
                 continue
             try:
@@ -135,7 +137,9 @@ class Vllm:
 
     def _left_to_the_engine(self, id: str | None, error: Refused) -> Declined:
         """What vLLM refuses the engine answers; for a LoRA that it does not take, from now on."""
-        log.warning("vLLM refuses what the engine answers", extra={"fields": {"adapter": id, "reason": str(error)}})
+        fields = {"adapter": id} if (quotes := type(error) is Refused) else {"adapter": id, "reason": str(error)}
+        message = "vLLM refuses what the engine answers"
+        log.warning(message, exc_info=error if quotes else None, extra={"fields": fields})
         if id is not None and isinstance(error, LoraRefused):
             self.loras.decline(id, str(error))
         return Declined(str(error))

@@ -26,6 +26,7 @@ The capital of France is Paris, and 7 times 8 is 56."""
 
 NEAR = 0.1  # mean distance of log probabilities: SmolLM2-135M in bf16 is 0.034 from fp32
 NEAR_QUANTISED = 1.0  # in nf4 it is 0.55 from fp32: this tells another model alone, not another tuning of it
+LONGEST = 300  # letters of an error
 NOWHERE = "/nonexistent/halka"
 
 
@@ -79,7 +80,7 @@ def check_base(client: httpx.Client, probe: Probe) -> Served:
     models = _answer(client.get("/v1/models"))["data"]
     bases = [model for model in models if not model.get("parent")]
     adapters = {model["id"]: model["root"] for model in models if model.get("parent")}
-    served = Served(bases[0]["id"], bases[0]["max_model_len"], adapters)
+    served = Served(bases[0]["id"], int(bases[0]["max_model_len"]), adapters)
     if probe.context is not None and served.longest > probe.context:
         raise OtherBase(f"it reads {served.longest} tokens, and this base {probe.context}: it serves another base")
     text = {"model": served.base, "prompt": TEXT, "add_special_tokens": False}
@@ -89,7 +90,7 @@ def check_base(client: httpx.Client, probe: Probe) -> Served:
     asked = {"model": served.base, "prompt": tokens, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 0}
     (choice,) = _answer(client.post("/v1/completions", json=asked))["choices"]
     theirs = choice["logprobs"]["token_logprobs"][1 : len(tokens)]
-    distance = sum(abs(one - other) for one, other in zip(theirs, probe.logprobs, strict=False)) / len(theirs)
+    distance = sum(abs(one - other) for one, other in zip(theirs, probe.logprobs[: len(tokens) - 1], strict=True)) / len(theirs)
     if not distance <= probe.near:
         raise OtherBase(
             f"its log probabilities of a text are {distance:.3f} from this base's on average, more than {probe.near}: "
@@ -115,9 +116,9 @@ def _answer(response: httpx.Response) -> dict[str, Any]:
 
 
 def message_of(response: httpx.Response) -> str:
-    """What an error of vLLM's says; of the whole body where it is none of its."""
+    """The beginning of what an error of vLLM's says; of the whole body where it is none of its."""
     try:
         body = response.json()
-        return str(body["error"]["message"] if "error" in body else body["detail"])
+        return str(body["error"]["message"] if "error" in body else body["detail"])[:LONGEST]
     except (ValueError, KeyError, TypeError):
-        return response.text[:200]
+        return response.text[:LONGEST]

@@ -22,6 +22,10 @@ from halka.util.errors import HalkaError
 
 KEY = "VLLM_API_KEY"
 CONNECT = 5.0  # seconds
+CHECK = 30.0  # seconds for each answer to a check
+IDLE = 10.0  # seconds: no vLLM is started again faster
+KEPT = 2.0  # seconds that a connection is kept unused: vLLM closes it after 5, perhaps just when it is used again
+GARBAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)  # of an answer that is not vLLM's
 BROKEN = ("abort", "error")  # reasons for an answer's end that are none
 PAUSE = 2.0  # seconds between two checks of a process that fails them
 log = logging.getLogger("halka.server")
@@ -32,7 +36,11 @@ class Unavailable(Exception):
 
 
 class Refused(Exception):
-    """The process does not take a request: why."""
+    """The process does not take a request: why, in words that may quote it."""
+
+
+class LoraUnseen(Refused):
+    """The process does not see a LoRA's folder: why."""
 
 
 class LoraRefused(Refused):
@@ -50,23 +58,28 @@ class Process:
     served      what it serves, as it was checked; None: it is checked before the next request
     loaded      the LoRAs that it has of ours, by name
     users       requests under way, by the LoRA that they need; None: the bare base
+    idle        seconds without a word after which it is checked again: perhaps it was started again meanwhile
     """
 
     def __init__(self, url: str, probe: Probe, timeout: float):
-        key = os.environ.get(KEY)
-        self.url = url.rstrip("/")
+        key = api_key()
+        self.url, self.idle = url.rstrip("/"), IDLE
         self.served: Served | None = None
         self.loaded, self.users = set[str](), Counter[str | None]()
-        self._probe, self._problem, self._again = probe, "", 0.0
+        self._probe, self._problem, self._again, self._heard = probe, "", 0.0, 0.0
         self._options: dict[str, Any] = {
             "base_url": self.url,
             "headers": {"authorization": f"Bearer {key}"} if key else {},
-            "timeout": httpx.Timeout(timeout, connect=CONNECT, pool=None),
-            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64),
             "trust_env": False,
         }
-        self._client = httpx.AsyncClient(**self._options)
-        self._checking, self._changing = asyncio.Lock(), asyncio.Lock()
+        self._client = httpx.AsyncClient(
+            **self._options,
+            timeout=httpx.Timeout(0.9 * timeout, connect=CONNECT, pool=None),  # before the server ends the request
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEPT),
+        )
+        self._check_timeout = httpx.Timeout(min(timeout, CHECK), connect=CONNECT)
+        self._check: asyncio.Task[None] | None = None
+        self._changing = asyncio.Lock()
 
     @property
     def busy(self) -> int:
@@ -75,37 +88,64 @@ class Process:
 
     def client(self) -> httpx.Client:
         """A client for threads."""
-        return httpx.Client(**self._options)
+        return httpx.Client(**self._options, timeout=self._check_timeout)
 
     # ── whether it can be asked ─────────────────────────────────────────────────────────────────────────────────
 
     def check(self) -> Served:
-        """Compare its base with ours, and see which LoRAs it has. Raises Unavailable, or OtherBase."""
-        try:
-            with self.client() as client:
-                self.served = check_base(client, self._probe)
-        except (OtherBase, httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-            problem = error if isinstance(error, OtherBase) else _broken(error)
-            self._problem, self._again = str(problem), time.monotonic() + PAUSE
-            raise self._away(problem) from None
-        self.loaded &= self.served.adapters.keys()
-        return self.served
+        """Compare its base with ours, and see which LoRAs it has. Raises Unavailable."""
+        return self._take(self._compared())
 
     async def ready(self) -> Served:
-        """What it serves; checked now, if it was away. Raises Unavailable."""
-        async with self._checking:
-            if self.served is not None:
-                return self.served
-            if time.monotonic() < self._again:
-                raise Unavailable(self._problem)
-            try:
-                return await to_thread.run_sync(self.check)
-            except OtherBase as error:
-                raise Unavailable(str(error)) from None
+        """What it serves; checked now, where it was away or idle. Raises Unavailable."""
+        if self._doubtful:
+            self.look()
+            if self._check is not None:
+                await asyncio.shield(self._check)  # others wait for it, too
+        if self.served is None:
+            raise Unavailable(self._problem)
+        return self.served
+
+    def look(self) -> None:
+        """Begin to check it where it is away or idle, unless it has failed a moment ago."""
+        if self._doubtful and self._check is None and time.monotonic() >= self._again:
+            self._check = asyncio.get_running_loop().create_task(self._check_in_thread())
+
+    def turn(self, lora: str | None) -> tuple[bool, float, int, bool]:
+        """The process whose turn is the least is asked first: it is there, has little to do, and has the LoRA."""
+        return self.served is None, self._again, self.busy, lora not in self.loaded
+
+    @property
+    def _doubtful(self) -> bool:
+        return self.served is None or (not self.busy and time.monotonic() > self._heard + self.idle)
+
+    async def _check_in_thread(self) -> None:
+        try:
+            served = await to_thread.run_sync(self._compared, abandon_on_cancel=True)
+            self._take(served)
+        except Unavailable as error:
+            self._away(error)
+            self._again = time.monotonic() + PAUSE
+        finally:
+            self._check = None
+
+    def _compared(self) -> Served:
+        try:
+            with self.client() as client:
+                return check_base(client, self._probe)
+        except OtherBase as error:
+            raise Unavailable(str(error)) from None
+        except (httpx.HTTPError, *GARBAGE) as error:
+            raise _broken(error) from None
+
+    def _take(self, served: Served) -> Served:
+        self.served, self._again, self._heard = served, 0.0, time.monotonic()
+        self.loaded &= served.adapters.keys()
+        return served
 
     def _away(self, error: Exception) -> Exception:
         """The same error, after which it is checked before it is asked again."""
-        self.served = None
+        self.served, self._problem = None, str(error)
         log.error("a vLLM process cannot be asked", extra={"fields": {"vllm": self.url, "reason": str(error)}})
         return error
 
@@ -148,17 +188,19 @@ class Process:
                 try:
                     await self._client.post("/v1/unload_lora_adapter", json={"lora_name": unwanted[0]})
                 except httpx.HTTPError as error:
-                    self._away(error)
+                    self._away(_broken(error))
+                    return
 
     async def _load(self, lora: str, folder: str) -> None:
         try:
             response = await self._client.post("/v1/load_lora_adapter", json={"lora_name": lora, "lora_path": folder})
-            message = message_of(response)
-            if response.status_code == 404:
-                raise Refused(f"vLLM does not see {folder}: name a folder that both see with vllm_folder")
-            if response.status_code != 200 and "already been loaded" not in message:  # equal names have equal content
-                if response.status_code >= 500:
-                    (await self._client.get("/health")).raise_for_status()
+            status, message = response.status_code, message_of(response)
+            if status == 404:
+                raise LoraUnseen(f"vLLM does not see {folder}: name a folder that both see with vllm_folder")
+            if status != 200 and "already been loaded" not in message:  # equal names have equal content
+                if status not in (400, 500):
+                    raise self._away(Unavailable(f"{status}: {message}"))
+                (await self._client.get("/health")).raise_for_status()
                 raise LoraRefused(f"vLLM does not load it: {message}")
         except httpx.HTTPError as error:
             raise self._away(_broken(error)) from None
@@ -183,6 +225,7 @@ class Process:
                     reasons = {choice.finish_reason for choice in event.choices}
                     if event.error is not None or not reasons.isdisjoint(BROKEN):
                         raise self._away(Unavailable("it broke off an answer"))
+                    self._heard = time.monotonic()
                     yield event
             raise self._away(Unavailable("its answer has no end"))
         except (httpx.HTTPError, ValueError) as error:
@@ -197,6 +240,8 @@ class Process:
         return self._away(Unavailable(reason))
 
     async def aclose(self) -> None:
+        if self._check is not None:
+            self._check.cancel()
         await self._client.aclose()
 
 
@@ -214,10 +259,18 @@ def open_processes(urls: Sequence[str], model: AdaptedModel, folder: Path, timeo
             with process.client() as client:
                 for name in [name for name, path in adapters.items() if Path(path).parent == folder]:
                     client.post("/v1/unload_lora_adapter", json={"lora_name": name})
-        except (Unavailable, OtherBase, httpx.HTTPError) as error:
+        except (Unavailable, httpx.HTTPError) as error:
             raise HalkaError(f"vLLM at {url}: {error}") from None
         processes.append(process)
     return processes
+
+
+def api_key() -> str:
+    """vLLM's key. Raises HalkaError, without it, for what no header can hold: errors of headers would quote it."""
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise HalkaError(f"{KEY} has characters that no header can have: set it to vLLM's --api-key")
+    return key
 
 
 def _broken(error: Exception) -> Unavailable:
