@@ -38,6 +38,7 @@ class StandIn:
     most_rank   as --max-lora-rank
     fails       tokens after which an answer breaks off; None: it does not
     garbage     what it says in the place of an answer
+    key         as --api-key
     hangs       whether it takes requests, and says nothing
     loading     the status with which it takes no LoRA; None: it takes them
     cut         whether an answer has no usage after it, and no end
@@ -52,6 +53,7 @@ class StandIn:
         self.fails: int | None = None
         self.garbage, self.cut, self.hangs = b"", False, False
         self.loading: int | None = None
+        self.key: str | None = None
         self.runtime, self.enabled = True, True
         self._port = 0
 
@@ -82,7 +84,10 @@ class StandIn:
         routed = Starlette(routes=routes, exception_handlers=missing)  # type: ignore[arg-type]
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            await (asyncio.sleep(3600) if self.hangs else routed(scope, receive, send))
+            if self.hangs:
+                await asyncio.sleep(3600)
+            known = self.key is None or (b"authorization", b"Bearer " + self.key.encode()) in scope["headers"]
+            await (routed if known else JSONResponse({"error": "Unauthorized"}, 401))(scope, receive, send)
 
         self._server = uvicorn.Server(
             uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
@@ -191,7 +196,12 @@ class StandIn:
                 stop = token in body["stop_token_ids"]
                 finish = "stop" if stop else "length" if count + 1 == body["max_tokens"] else None
                 for index in range(body["n"]):
-                    choice = {"index": index, "text": "not\u2028read\x85", "finish_reason": finish, "token_ids": [token]}
+                    choice = {
+                        "index": index,
+                        "text": "not\u2028read\x85",
+                        "finish_reason": finish,
+                        "token_ids": [token],
+                    }
                     choice["logprobs"] = (
                         None if body["logprobs"] is None else _logprobs(logits, token, body["logprobs"])
                     )

@@ -18,7 +18,7 @@ from halka.server.backends.vllm.events import data_of
 from halka.server.guards.logs import JsonLines
 from halka.storage.adapter_folder import AdapterFolder
 from halka.util.errors import HalkaError
-from serving_for_tests import InProcess, Running, make_store, open_service, until
+from serving_for_tests import InProcess, Running, make_store, open_service, settings, until
 from vllm_for_tests import StandIn
 
 PROMPT = {"prompt": "The capital of", "max_tokens": 9}
@@ -264,14 +264,23 @@ def test_an_adapter_can_be_loaded_before_a_request(gateway, vllm):
 def test_what_a_server_before_left_is_unloaded(base, store, vllm, tmp_path):
     folder = tmp_path / "gateway" / "vllm"
     left, foreign = folder / f"halka-{'0' * 64}", tmp_path / "foreign"
+    (half := folder / f".{left.name}.12345678").mkdir(parents=True)
     for name, path in {left.name: left, "theirs": foreign}.items():
         shutil.copytree(store / "lora" / "1", path)
         assert httpx.post(f"{vllm.url}/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)})
     with InProcess.open(base, store, tmp_path / "gateway", vllm=(vllm.url,)) as gateway:
         assert [*vllm.loras] == ["theirs"]
         ask(gateway, **PROMPT)
-        until(lambda: not left.exists(), "its folder stays")
+        until(lambda: not left.exists() and not half.exists(), "its folder stays")
         assert len([*folder.iterdir()]) == 1
+
+
+def test_a_folder_that_somebody_removed_is_written_again(gateway, vllm, tmp_path):
+    ask(gateway, **PROMPT)
+    shutil.rmtree(tmp_path / "gateway" / "vllm")
+    vllm.restart()
+    ask(gateway, **PROMPT)
+    assert made_by(gateway) == {vllm.url: 2}
 
 
 # ── processes that come and go ──────────────────────────────────────────────────────────────────────────────────
@@ -466,5 +475,38 @@ def test_a_process_that_would_answer_otherwise_is_refused_at_the_start(base, sto
 def test_an_address_where_nobody_answers_is_refused_at_the_start(base, store, tmp_path):
     with pytest.raises(HalkaError, match=r"vLLM at http://127\.0\.0\.1:1: "):
         open_service(base, store, tmp_path / "gateway", vllm=("http://127.0.0.1:1",))
-    with pytest.raises(HalkaError, match="it is an address such as"):
-        open_service(base, store, tmp_path / "gateway", vllm=("127.0.0.1:1",))
+
+
+@pytest.mark.parametrize(
+    ("urls", "reason"),
+    [
+        (("127.0.0.1:1",), "it is an address such as"),
+        (("http://",), "it is an address such as"),
+        (("http://[::1",), "it is an address such as"),
+        (("http://127.0.0.1:99999",), "it is an address such as"),
+        (("http://127.0.0.1:1?key=pass@",), "VLLM_API_KEY"),
+        (("http://127.0.0.1:1 ",), "it is an address such as"),
+        (("http://me:pass@127.0.0.1:1",), "VLLM_API_KEY"),
+        (("http://127.0.0.1:1", "http://127.0.0.1:1/"), "twice"),
+    ],
+)
+def test_what_is_no_address_is_refused_and_no_password_is_shown(base, store, tmp_path, urls, reason):
+    with pytest.raises(HalkaError, match=reason) as error:
+        settings(base, store, tmp_path, vllm=urls)
+    assert "pass@" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["http://[::1]:8001/", "https://vllm.example/one/"])
+def test_addresses_may_be_of_any_kind(base, store, tmp_path, url):
+    assert settings(base, store, tmp_path, vllm=(url,)).vllm == (url,)
+
+
+def test_a_key_comes_without_the_space_around_it_and_is_never_shown(base, store, vllm, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "secret\n")
+    vllm.key = "secret"
+    with InProcess.open(base, store, tmp_path / "gateway", vllm=(vllm.url,)) as gateway:
+        ask(gateway, **PROMPT)
+    monkeypatch.setenv("VLLM_API_KEY", "sec\nret")
+    with pytest.raises(HalkaError, match="VLLM_API_KEY") as error:
+        open_service(base, store, tmp_path / "gateway", vllm=(vllm.url,))
+    assert "ret" not in str(error.value).replace("VLLM_API_KEY", "")

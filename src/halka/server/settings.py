@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from halka.server.folders import Folders
 from halka.server.guards.keys import MAIN
@@ -151,8 +152,9 @@ class ServerSettings:
             if getattr(self, name) <= 0:
                 raise HalkaError(f"{name} is {getattr(self, name)}: it is more than 0")
         for url in self.vllm:
-            if not url.startswith(("http://", "https://")):
-                raise HalkaError(f"vllm is {url!r}: it is an address such as http://127.0.0.1:8001")
+            _check_address(url)
+        if len({url.rstrip("/") for url in self.vllm}) < len(self.vllm):
+            raise HalkaError("vllm names an address twice: name each process once")
         if not 0 <= self.port < 2**16:
             raise HalkaError(f"port is {self.port}: it is a number from 0 to 65535")
 
@@ -194,6 +196,20 @@ class ServerSettings:
     def public_name(self) -> str:
         """What clients call the base."""
         return self.name or (Path(self.base).name if is_base_folder(Path(self.base)) else self.base)
+
+
+def _check_address(url: str) -> None:
+    """Raises HalkaError for what is no address of vLLM, without what may be a password in it."""
+    such = "an address such as http://127.0.0.1:8001"
+    if not {*"@?#"}.isdisjoint(url):
+        raise HalkaError(f"vllm has a user, a password or a query: it is {such}, and its key is VLLM_API_KEY's")
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of a host or port that is none
+        right = False
+    if not right or not (url.isascii() and url.isprintable()) or " " in url:
+        raise HalkaError(f"vllm is {url!r}: it is {such}")
 
 
 def _keyed(folders: Iterable[Path]) -> list[tuple[str, Path]]:

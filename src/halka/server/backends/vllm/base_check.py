@@ -79,8 +79,8 @@ def check_base(client: httpx.Client, probe: Probe) -> Served:
     """What it serves. Raises OtherBase with what differs, httpx.HTTPError where it does not answer as vLLM does."""
     models = _answer(client.get("/v1/models"))["data"]
     bases = [model for model in models if not model.get("parent")]
-    adapters = {model["id"]: model["root"] for model in models if model.get("parent")}
-    served = Served(bases[0]["id"], int(bases[0]["max_model_len"]), adapters)
+    adapters = {str(model["id"]): str(model["root"]) for model in models if model.get("parent")}
+    served = Served(str(bases[0]["id"]), int(bases[0]["max_model_len"]), adapters)
     if probe.context is not None and served.longest > probe.context:
         raise OtherBase(f"it reads {served.longest} tokens, and this base {probe.context}: it serves another base")
     text = {"model": served.base, "prompt": TEXT, "add_special_tokens": False}
