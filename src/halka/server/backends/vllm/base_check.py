@@ -90,7 +90,9 @@ def check_base(client: httpx.Client, probe: Probe) -> Served:
     asked = {"model": served.base, "prompt": tokens, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 0}
     (choice,) = _answer(client.post("/v1/completions", json=asked))["choices"]
     theirs = choice["logprobs"]["token_logprobs"][1 : len(tokens)]
-    distance = sum(abs(one - other) for one, other in zip(theirs, probe.logprobs[: len(tokens) - 1], strict=True)) / len(theirs)
+    distance = sum(
+        abs(one - other) for one, other in zip(theirs, probe.logprobs[: len(tokens) - 1], strict=True)
+    ) / len(theirs)
     if not distance <= probe.near:
         raise OtherBase(
             f"its log probabilities of a text are {distance:.3f} from this base's on average, more than {probe.near}: "

@@ -53,7 +53,9 @@ def read_event(data: bytes, n: int) -> Event:
         event = Event.model_validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors(include_input=False, include_context=False)[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))} of an event is not as vLLM has it: {first['type']}") from None
+        raise ValueError(
+            f"{'.'.join(map(str, first['loc']))} of an event is not as vLLM has it: {first['type']}"
+        ) from None
     for choice in event.choices:
         if choice.index >= n:
             raise ValueError(f"an event has answer {choice.index} of {n}")

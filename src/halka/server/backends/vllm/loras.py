@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 
 from halka.engine import AsyncEngine
 from halka.engine.adapters import Source
@@ -23,6 +23,7 @@ from halka.server.resources.adapter_files import content_id
 from halka.util.errors import HalkaError, UnknownAdapterError
 
 NAME = re.compile("halka-[0-9a-f]{64}")
+HALF_WRITTEN = re.compile(rf"\.{NAME.pattern}\.[0-9a-f]+")
 
 
 def lora_of(id: str) -> str:
@@ -47,13 +48,14 @@ class Loras:
     async def id_of(self, adapter: str) -> str:
         """The id of an adapter's content now, which is written. Raises Declined for one that is no LoRA for vLLM."""
         try:
-            id = await to_thread.run_sync(self._now, adapter)
-            if id not in self._declined and id != self._ids.get(adapter):
-                if not self._is_written(id):
+            id, written = await to_thread.run_sync(self._now, adapter)
+            if id not in self._declined and not (written and id == self._ids.get(adapter)):
+                if not written:
                     await self.engine.load(adapter)  # as strictly as for an answer of its own
                 async with self._changing:
                     if not self._is_written(id):
-                        id = await self.engine.call(partial(self._write, adapter))
+                        with CancelScope(shield=True):  # whoever waits: nothing else changes while it is written
+                            id = await self.engine.call(partial(self._write, adapter))
                     self._means(adapter, id)
         except (HalkaError, OSError) as error:  # the engine says the same of it
             raise Declined(str(error)) from None
@@ -100,11 +102,14 @@ class Loras:
 
     def _remove_but(self, kept: Collection[str]) -> None:
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if NAME.fullmatch(path.name) and path.name not in kept:
+            half_written = HALF_WRITTEN.fullmatch(path.name)  # by a server that was killed: nobody writes now
+            if half_written or (NAME.fullmatch(path.name) and path.name not in kept):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _now(self, adapter: str) -> str:
-        return content_id(self.store.get(adapter).folder)
+    def _now(self, adapter: str) -> tuple[str, bool]:
+        """The id of its content, and whether that is written."""
+        id = content_id(self.store.get(adapter).folder)
+        return id, self._is_written(id)
 
     def _is_written(self, id: str) -> bool:
         return (self.folder / lora_of(id)).is_dir()
