@@ -37,6 +37,7 @@ class StandIn:
     tokens_off  is added to the ids of a text's tokens: another tokenizer has others
     most_rank   as --max-lora-rank
     fails       tokens after which an answer breaks off; None: it does not
+    models      what it says that it serves, in the place of what it does
     garbage     what it says in the place of an answer
     key         as --api-key
     hangs       whether it takes requests, and says nothing
@@ -54,6 +55,7 @@ class StandIn:
         self.garbage, self.cut, self.hangs = b"", False, False
         self.loading: int | None = None
         self.key: str | None = None
+        self.models: list[Any] | None = None
         self.runtime, self.enabled = True, True
         self._port = 0
 
@@ -120,6 +122,8 @@ class StandIn:
     # ── routes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _models(self, request: Request) -> Response:
+        if self.models is not None:
+            return JSONResponse({"data": self.models})
         base = {"id": "the-base", "object": "model", "root": str(self.base), "parent": None}
         loras = [{"id": name, "root": path, "parent": "the-base"} for name, path in self.loras.items()]
         return JSONResponse({"object": "list", "data": [{**base, "max_model_len": self.longest}, *loras]})

@@ -135,8 +135,10 @@ class Process:
                 return check_base(client, self._probe)
         except OtherBase as error:
             raise Unavailable(str(error)) from None
-        except (httpx.HTTPError, *GARBAGE) as error:
+        except httpx.HTTPError as error:
             raise _broken(error) from None
+        except GARBAGE as error:
+            raise Unavailable(f"it does not answer as vLLM does: {_broken(error)}") from None
 
     def _take(self, served: Served) -> Served:
         self.served, self._again, self._heard = served, 0.0, time.monotonic()
