@@ -157,11 +157,12 @@ def test_the_bare_base_may_stay_with_the_engine(base, store, vllm, tmp_path):
     [
         ("completions", {**PROMPT, "n": 2}),
         ("completions", {**PROMPT, "temperature": 0.5, "seed": 1, "min_p": 0.1, "top_p": 0.9}),
+        ("completions", {**PROMPT, "temperature": 0.005, "seed": 1}),
         ("completions", {"prompt": [3, 3, 3], "max_tokens": 3}),
         ("completions", {"prompt": [5] * 50, "max_tokens": 20}),
         ("chat/completions", {**CHAT, "response_format": {"type": "json_object"}}),
     ],
-    ids=["n greedy", "min_p", "refused", "long", "json"],
+    ids=["n greedy", "min_p", "cold", "refused", "long", "json"],
 )
 def test_what_vllm_answers_otherwise_is_answered_by_the_engine(server, base, store, tmp_path, path, body):
     with (

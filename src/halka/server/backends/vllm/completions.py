@@ -13,6 +13,7 @@ from halka.engine import Request
 from halka.engine.logprobs import TokenLogprob
 from halka.server.backends.vllm.events import Choice, Event
 
+COLDEST = 0.01  # vLLM's lowest temperature above 0
 LEAST_SHARE = 1e-6  # vLLM takes no top_p of 0: both keep the likeliest token alone
 
 
@@ -31,6 +32,8 @@ def unlike_engine(request: Request, n: int) -> str | None:
     sampling = request.sampling
     if sampling.greedy and n > 1:
         return "vLLM refuses to make several greedy answers, which are equal"
+    if not sampling.greedy and (sampling.temperature or 0) < COLDEST:
+        return f"vLLM raises temperatures to {COLDEST}"
     if request.constraint is not None:
         return "the engine enforces schemas, whose white space and order of keys vLLM has otherwise"
     if not sampling.greedy and sampling.min_p and (sampling.top_k or sampling.top_p not in (None, 1)):
