@@ -351,6 +351,8 @@ def test_of_a_sweep_a_rate_at_which_a_seed_failed_is_not_the_best() -> None:
     row = next(row for row in summarise(failed).rows if row.label == "LoRA r8")
     assert row.lr != best["lr"]
     assert row.seeds == (0, 1)
+    plot = next(plot for plot in draw_plots(summarise(failed), failed) if plot.name == "search")
+    assert "×: failed" in plot.svg
     (first,) = [run for run in of(runs, "LoRA r8", "search") if run["lr"] == best["lr"] and run["seed"] == 0]
     (only,) = summarise([first, {**best, "status": "failed", "error": "diverged"}]).rows
     assert (only.lr, only.seeds) == (best["lr"], (0,))
