@@ -22,6 +22,11 @@ from halka.server.resources.collection_access import new_collection
 from serving_for_tests import Running, make_base, make_store
 
 LONG = "--max-new-tokens 400 --temperature 2"
+HEARS_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+from halka.cli import main; main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +176,7 @@ def interrupted(url: str, seed: int) -> bytes:
     ours, theirs = os.openpty()
     command = f"chat --url {url} --model lora {LONG} --seed {seed}".split()
     process = subprocess.Popen(
-        [sys.executable, "-c", "from halka.cli import main; main()", *command],
+        [sys.executable, "-c", HEARS_CTRL_C, *command],
         stdin=theirs,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
