@@ -19,7 +19,7 @@ from halka.rag.collection import Collection
 from halka.rag.roots import files_at
 from halka.rag.sources import listed, taken_in
 from halka.util.errors import HalkaError
-from halka.util.files import write_file
+from halka.util.files import write_bytes
 from halka.util.ray_cluster import News, RayCluster
 from halka.util.ray_node import Program
 
@@ -62,7 +62,7 @@ def probe_on(
     for name, content in news.files.items():
         own = Path(name)
         if own.parts[0] == ADVICE and not {COLLECTION, ".."} & {*own.parts}:  # a collection knows the node's paths
-            write_file(kept.path / own.relative_to(ADVICE), lambda beside, content=content: beside.write_bytes(content))
+            write_bytes(kept.path / own.relative_to(ADVICE), content)
     if request.documents:
         indexing = taken_in(Collection(kept.path / COLLECTION), *listed(request.documents), kept.path)
         for number, event in enumerate(indexing, start=1):

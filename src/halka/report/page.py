@@ -14,7 +14,7 @@ from typing import Any
 
 from halka.report.svg import css_variables
 from halka.util.errors import HalkaError
-from halka.util.files import write_file
+from halka.util.files import write_bytes
 
 UNITS = re.compile(r"(?<=\d) (?=(?:%|k|M|B|kB|MB|GB|TB|s|ms|min|h|points|tokens/s)(?!\w))")
 
@@ -73,5 +73,5 @@ def write_page(path: str | os.PathLike[str], render: Callable[[], str]) -> Path:
     if target.is_dir():
         raise HalkaError(f"{target} is a folder; name a file in it, such as {target / 'report.html'}")
     text = render()
-    write_file(target, lambda temporary: temporary.write_bytes(text.encode("utf-8", "replace")))
+    write_bytes(target, text.encode("utf-8", "replace"))
     return target

@@ -18,7 +18,7 @@ from halka.studies.measure import Spec
 from halka.studies.needs import memory_by_group
 from halka.studies.places import Group, Line, R, reported, without_result
 from halka.training.run_folder import BEST, CHECKPOINT, RunFolder
-from halka.util.files import write_file
+from halka.util.files import write_bytes
 from halka.util.ray_cluster import RayCluster
 from halka.util.ray_node import Program
 
@@ -105,9 +105,9 @@ class OnRay(Generic[R]):
         for folder in folders if files else ():
             RunFolder(folder).drop_checkpoint()
         for name in sorted(files, key=lambda name: name.startswith("runs/")):
-            path, content = self.folder / posixpath.normpath(name), files[name]
+            path = self.folder / posixpath.normpath(name)
             if path in results or folders & {*path.parents}:
-                write_file(path, lambda beside, content=content: beside.write_bytes(content))
+                write_bytes(path, files[name])
 
     def _own(self, file: Path) -> str:
         """A file's path in the study's folder, and in that of a program."""

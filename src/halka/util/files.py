@@ -47,6 +47,11 @@ def write_text(path: Path, text: str) -> None:
     write_file(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """`write_file` for bytes."""
+    write_file(path, lambda beside: beside.write_bytes(content))
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill beside `path`, which it replaces at the block's end; an error leaves `path` as it was."""
