@@ -95,7 +95,7 @@ def test_a_card_shows_base_and_curve(read, shelf):
     page = read(running.url).page
     listed = httpx.get(f"{running.url}/v1/adapters").json()
     listed["data"][0] |= {"losses": [2.25, 1.5, 0.5], "base": "<b>tiny"}
-    page.route("**/v1/adapters", lambda route: route.fulfill(json=listed))
+    page.route("**/v1/adapters?*", lambda route: route.fulfill(json=listed))
     page.goto("/adapters")
     card = page.get_by_role("article", name=listed["data"][0]["id"])
     expect(card.locator("svg.spark polyline")).to_have_attribute("points", "2.0,2.0 48.0,10.6 94.0,22.0")
@@ -135,3 +135,20 @@ def test_an_upload_that_is_none_says_why(read, shelf):
     page.wait_for_url("**/adapters/mine")
     expect(page.get_by_role("heading", level=1)).to_have_text("mine")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_many_adapters_come_in_pages(read, base, store, tmp_path):
+    shelf = tmp_path / "store"
+    for number in range(50):
+        shutil.copytree(store / "lora", shelf / f"a{number:02}")
+    with Running(base, shelf, tmp_path / "data") as running:
+        page = read(running.url).page
+        page.goto("/adapters")
+        expect(page.get_by_role("article")).to_have_count(48)
+        page.get_by_role("button", name="Next").click()
+        page.wait_for_url("**/adapters?from=49")
+        expect(page.get_by_role("article")).to_have_count(2)
+        page.get_by_label("Find an adapter").fill("a1")
+        expect(page.get_by_role("article")).to_have_count(10)
+        expect(page.get_by_role("article", name="a19")).to_be_visible()
+        expect(page.get_by_label("Find an adapter")).to_be_focused()

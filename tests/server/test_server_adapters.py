@@ -253,6 +253,32 @@ def test_a_deleted_adapter_finishes_what_is_under_way(server, lora):
     assert again.json()["error"]["code"] == "model_not_found"
 
 
+# ── lists ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_list_has_pages_and_is_searched(server, store):
+    """A damaged adapter is found by its name; a link is none of the caller's."""
+    tenant = server.service.tenants.of("main").store
+    tenant.set_tags("lora", ["live", "ঘর"])
+    (tenant.folder / "prefix" / "1" / CARD).write_text("{")
+    (tenant.folder / "linked").symlink_to(tenant.folder / "lora")
+
+    def listed(query: str) -> tuple[list[str], int, int]:
+        page = server.client.get(f"/v1/adapters?{query}").json()
+        return [entry["id"] for entry in page["data"]], page["matching"], page["total"]
+
+    assert listed("") == (["bottleneck", "lora", "prefix"], 3, 3)
+    assert listed("start=1&count=1") == (["lora"], 3, 3)
+    assert listed("start=2&count=5") == (["prefix"], 3, 3)
+    assert listed("start=3") == ([], 3, 3)
+    assert listed("find=RANK+4+%23live") == (["lora"], 1, 3)
+    assert listed("find=o&start=1") == (["lora"], 2, 3)
+    assert listed("find=pre") == (["prefix"], 1, 3)
+    assert listed("find=length") == ([], 0, 3)
+    for wrong in ("start=-1", "count=0", "count=x", "find=" + "a" * 201):
+        assert server.client.get(f"/v1/adapters?{wrong}").status_code == 400
+
+
 # ── where adapters come from, and where they go ─────────────────────────────────────────────────────────────────────
 
 

@@ -155,6 +155,7 @@ def test_an_adapter_of_another_base_is_refused(store, model, tmp_path):
     with pytest.raises(ValueError, match="was made for another base"):
         store.load(other, "a")
     assert store.names() == ["a"]
+    assert [name in store for name in ("a", "o", "../a", ".locks", 1)] == [True, False, False, False, False]
 
 
 def test_what_is_not_there_is_said_with_what_is(store, model):

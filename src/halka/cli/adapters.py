@@ -143,7 +143,7 @@ def remove(name: Name, store: Store, version: Version = None, json: Json = False
     """Remove an adapter from a store, or one version of it."""
     opened = _opened(store)
     opened.remove(name, version)
-    left = [] if name not in opened.names() else opened.versions(name)
+    left = opened.versions(name) if name in opened else []
     outcome = f"versions left: {', '.join(map(str, left))}" if left else "removed"
     emit({"name": name, "versions": left}) if json else show(f"{name}: {outcome}")
 

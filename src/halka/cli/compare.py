@@ -146,7 +146,7 @@ def _keep_best(experiment: Experiment, out: Path) -> None:
     if (best := best_adapter(experiment, out)) is None:
         return
     name, store = experiment.task, AdapterStore(out / "adapters")
-    if name not in store.names() or store.get(name).open().id != AdapterFolder.open(best).id:
+    if name not in store or store.get(name).open().id != AdapterFolder.open(best).id:
         store.add(best, name)
     program = "halka" if shutil.which("halka") else sys.argv[0]
     settings = ["--base", experiment.base, "--store", str(store.folder), "--comparisons", str(out)]

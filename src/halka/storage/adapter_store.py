@@ -74,6 +74,10 @@ class AdapterStore:
             return []
         return sorted(path.name for path in self.folder.iterdir() if is_portable_name(path.name) and _versions(path))
 
+    def __contains__(self, name: object) -> bool:
+        """Whether a name has a version."""
+        return isinstance(name, str) and is_portable_name(name) and bool(_versions(self.folder / name))
+
     def versions(self, name: str) -> list[int]:
         """A name's versions, oldest first. Raises UnknownAdapterError if there is none."""
         versions = _versions(self.folder / _named(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 from anyio import to_thread
@@ -26,24 +25,33 @@ async def list_models(service: ServiceDep, caller: CallerDep) -> Response:
 @router.get("/v1/models/{model:path}")
 async def get_model(model: str, service: ServiceDep, caller: CallerDep) -> Response:
     """One of the caller's models."""
-    models = await to_thread.run_sync(_models, service, caller)
-    entry = next((entry for entry in models if entry["id"] == model), None)
-    if entry is None:
+    if (entry := await to_thread.run_sync(_model, service, caller, model)) is None:
         raise unknown_model(model)
     return Json(entry)
 
 
 def _models(service: Service, caller: Caller) -> list[dict[str, Any]]:
+    names = [*_own(service), *service.tenants.of(caller.tenant).store.names()]
+    return [entry for name in dict.fromkeys(names) if (entry := _model(service, caller, name)) is not None]
+
+
+def _own(service: Service) -> list[str]:
+    """The base, and the embedder where there is one."""
+    return [service.name, *([service.embedders.default] if service.embedders.available else [])]
+
+
+def _model(service: Service, caller: Caller, name: str) -> dict[str, Any] | None:
+    """A model of this name that is the server's or the caller's; None if there is none."""
+    if name in _own(service):
+        return _entry(name, service.created, "halka", None)
     tenant = service.tenants.of(caller.tenant)
-    models = [_entry(service.name, service.created, "halka", None)]
-    if service.embedders.available:
-        models.append(_entry(service.embedders.default, service.created, "halka", None))
-    for name in tenant.store.names():
-        if name not in service.own_names and not (tenant.store.folder / name).is_symlink():
-            with suppress(FileNotFoundError):  # it was removed meanwhile
-                created = int((tenant.store.folder / name).stat().st_mtime)
-                models.append(_entry(name, created, tenant.name, service.name))
-    return models
+    if name in service.own_names or name not in tenant.store or (tenant.store.folder / name).is_symlink():
+        return None
+    try:
+        created = int((tenant.store.folder / name).stat().st_mtime)
+    except FileNotFoundError:  # it was removed meanwhile
+        return None
+    return _entry(name, created, tenant.name, service.name)
 
 
 def _entry(name: str, created: int, owner: str, parent: str | None) -> dict[str, Any]:

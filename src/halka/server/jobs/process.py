@@ -92,7 +92,7 @@ def _stored(job: JobFolder, request: JobRequest) -> dict[str, Any]:
     assert request.store is not None
     store, trained = AdapterStore(request.store), AdapterFolder.open(job.path / RUN)
     check_inside(store, request.name)
-    stored = store.get(request.name) if request.name in store.names() else None
+    stored = store.get(request.name) if request.name in store else None
     if stored is None or stored.open().id != trained.id:
         with ExitStack() as stack:
             if request.storage is not None:  # else it was queued before tenants had limits

@@ -34,6 +34,7 @@ from halka.server.resources.adapter_files import (
     stored_inside,
     zipped,
 )
+from halka.server.resources.adapter_list import page_of
 from halka.server.resources.adapter_views import missing_is_404, view_of
 from halka.server.resources.residency import check_successor, evict_removed
 from halka.server.resources.uploads import UploadRoute, file_names, save, staging
@@ -46,6 +47,9 @@ from halka.util.files import is_portable_name
 
 router = APIRouter(tags=["adapters"], route_class=UploadRoute)
 Version = Annotated[Count | None, Query()]
+Words = Annotated[str, Query(max_length=200)]
+Start = Annotated[int, Query(ge=0, lt=2**31)]
+Listed = Annotated[Count | None, Query()]
 
 
 class FromRoot(Body):
@@ -62,9 +66,11 @@ class Tags(Body):
 
 
 @router.get("/v1/adapters")
-async def list_adapters(service: ServiceDep, caller: CallerDep) -> Response:
-    """List the caller's adapters."""
-    return Json({"object": "list", "data": await service.threads.read(_views, service, caller)})
+async def list_adapters(
+    service: ServiceDep, caller: CallerDep, find: Words = "", start: Start = 0, count: Listed = None
+) -> Response:
+    """List the caller's adapters by name, from `start` on; with `find` those that have all its words."""
+    return Json({"object": "list", **await service.threads.read(page_of, service, caller, find, start, count)})
 
 
 @router.post("/v1/adapters")
@@ -155,7 +161,7 @@ async def delete_adapter(name: str, service: ServiceDep, caller: ManagerDep, ver
         with missing_is_404(name, version):
             folder_inside(tenant.store, name, version)
             tenant.store.remove(name, version)
-        return name not in tenant.store.names()
+        return name not in tenant.store
 
     if await service.threads.manage(remove):
         await service.engine.call(lambda: evict_removed(service, tenant.engine_name(name)))
@@ -217,16 +223,6 @@ def _remove_upload(service: Service, name: str) -> None:
     with suppress(HalkaError):  # it is not there
         service.adapters.unload(name)
         service.engine.engine.drop(name)
-
-
-def _views(service: Service, caller: Caller) -> list[dict[str, Any]]:
-    views = list[dict[str, Any]]()
-    for name in service.tenants.of(caller.tenant).store.names():
-        with suppress(ApiError):  # removed meanwhile, or a link
-            view = view_of(service, caller, name)
-            del view["curve"]  # each is long
-            views.append(view)
-    return views
 
 
 def _attachment(name: str) -> dict[str, str]:

@@ -12,8 +12,11 @@ export interface Loading<T> {
   again: () => void;
 }
 
-/** What `load` resolves to, loaded anew whenever one of `inputs` changes. */
-export function useLoading<T>(load: () => Promise<T>, inputs: unknown[]): Loading<T> {
+/** What `load` resolves to, loaded anew whenever one of `inputs` changes.
+ *
+ * Where one of `choices` does, what is there stays until the new is: it is of the same kind, and may have the focus.
+ */
+export function useLoading<T>(load: () => Promise<T>, inputs: unknown[], choices: unknown[] = []): Loading<T> {
   const [state, setState] = useState<{ value: T | null; failure: unknown }>({ value: null, failure: null });
   const newest = useRef(0);
   const again = () => {
@@ -29,6 +32,11 @@ export function useLoading<T>(load: () => Promise<T>, inputs: unknown[]): Loadin
     again();
     return () => void ++newest.current;
   }, inputs);
+  const isFirst = useRef(true);
+  useEffect(() => {
+    if (isFirst.current) isFirst.current = false;
+    else again();
+  }, choices);
   return { ...state, again };
 }
 

@@ -38,7 +38,9 @@ export interface Whole extends Adapter {
 
 export const ADAPTERS = "/v1/adapters";
 export const pathOf = (name: string) => `${ADAPTERS}${link(name)}`;
-export const listAdapters = async () => (await get<List<Adapter>>(ADAPTERS)).data;
+/** `matching`: how many the search finds in all; `total`: how many there are. */
+export const listAdapters = (find: string, start: number, count: number) =>
+  get<List<Adapter> & { matching: number; total: number }>(`${ADAPTERS}?${new URLSearchParams({ find, start: String(start), count: String(count) })}`);
 export const getAdapter = (name: string, version: number | null) => get<Whole>(pathOf(name) + versioned(version));
 export const change = (name: string, how: "load" | "unload" | "pin" | "unpin") => post<Adapter>(`${pathOf(name)}/${how}`);
 export const removeAdapter = (name: string, version: number | null) => remove(pathOf(name) + versioned(version));
@@ -55,12 +57,6 @@ export function fieldsOf(method: Adapter["method"]): [string, string][] {
 export function methodOf({ method }: Adapter): string {
   const [size] = fieldsOf(method);
   return [method?.name ?? "", ...(size ? [size.join(" ")] : [])].join(", ");
-}
-
-/** Whether every word of a search is in an adapter's name, method, task or `#tags`. */
-export function matches(adapter: Adapter, search: string): boolean {
-  const text = [adapter.id, methodOf(adapter), adapter.task, ...adapter.tags.map((tag) => `#${tag}`)].join(" ").toLowerCase();
-  return search.toLowerCase().split(/\s+/).every((word) => text.includes(word));
 }
 
 /** The figures in what was measured, one level deep: `support.exact_match`; what the page knows by the reader's words. */

@@ -7,18 +7,20 @@ import { curl } from "../../parts/curl";
 import { TextField } from "../../parts/field";
 import { Loaded, useLoading } from "../../parts/loading";
 import { Empty } from "../../parts/notice";
+import { Pager } from "../../parts/pager";
 import { Terminal } from "../../parts/terminal";
-import { go, link, query } from "../../router";
+import { changeQuery, go, link, query, wholeNumberIn } from "../../router";
 import { may } from "../../session";
 import { fill, words } from "../../words/words";
 import type { ScreenProps } from "../screens";
 import { Heading } from "../shown";
-import { ADAPTERS, listAdapters, matches, type Adapter } from "./adapter";
+import { ADAPTERS, listAdapters } from "./adapter";
 import { Card, searchFor } from "./card";
 import { Details } from "./details";
 import { Upload } from "./upload";
 
 const FEW = 6; // adapters that are seen at once
+const PAGE = 48;
 
 export default function Adapters({ rest: [name] }: ScreenProps) {
   const base = useLoading(baseName, []).value;
@@ -27,16 +29,27 @@ export default function Adapters({ rest: [name] }: ScreenProps) {
 
 function All({ base }: { base: string | null }) {
   const w = words.value.adapters;
-  const adapters = useLoading(listAdapters, []);
+  const find = query.value.get("find") ?? "";
+  const start = wholeNumberIn("from") - 1;
+  const adapters = useLoading(() => listAdapters(find, start, PAGE), [], [find, start]);
   const [uploading, setUploading] = useState(false);
   const upload = may("manager") && <Button icon="upload" onClick={() => setUploading(true)}>{w.upload}</Button>;
   return (
     <div class="stack">
-      <Heading title={w.title} lead={w.lead}>{adapters.value?.length !== 0 && upload}</Heading>
+      <Heading title={w.title} lead={w.lead}>{adapters.value?.total !== 0 && upload}</Heading>
       <Loaded of={adapters}>
-        {(all) => all.length
-          ? <Shelf all={all} base={base} />
-          : (
+        {({ data, matching, total }) => total
+          ? (
+            <>
+              {(total > FEW || query.value.has("find")) && <Search find={find} matching={matching} total={total} />}
+              {matching
+                ? <div class="cards">{data.map((adapter) => <Card key={adapter.id} adapter={adapter} base={base} />)}</div>
+                : <Empty icon="search" title={w.foundNone} hint={w.foundNoneHint} />}
+              {(matching > PAGE || start > 0) && (
+                <Pager start={start} size={PAGE} there={data.length} more={start + PAGE < matching} onStart={(to) => changeQuery({ from: to ? String(to + 1) : null })} />
+              )}
+            </>
+          ) : (
             <Empty icon="adapters" title={w.empty} hint={may("manager") ? w.emptyHint : w.emptyForUsers}>
               {may("manager") && <div class="row"><a class="button primary" href={link("train")}>{w.train}</a>{upload}</div>}
             </Empty>
@@ -51,22 +64,13 @@ function All({ base }: { base: string | null }) {
   );
 }
 
-/** The adapters that the search in the address finds; where there are few, none is offered. */
-function Shelf({ all, base }: { all: Adapter[]; base: string | null }) {
+/** The words in the address, which choose among the adapters. */
+function Search({ find, matching, total }: { find: string; matching: number; total: number }) {
   const w = words.value.adapters;
-  const search = query.value.get("find") ?? "";
-  const shown = all.filter((adapter) => matches(adapter, search));
   return (
-    <>
-      {(all.length > FEW || query.value.has("find")) && (
-        <div role="search">
-          <TextField label={w.find} hint={w.findHint} type="search" autocomplete="off" value={search} onValue={(text) => go(searchFor(text), { replace: true })} />
-          <p class="unseen" role="status">{search && fill(w.foundOf, { n: shown.length, all: all.length })}</p>
-        </div>
-      )}
-      {shown.length
-        ? <div class="cards">{shown.map((adapter) => <Card key={adapter.id} adapter={adapter} base={base} />)}</div>
-        : <Empty icon="search" title={w.foundNone} hint={w.foundNoneHint} />}
-    </>
+    <div role="search">
+      <TextField label={w.find} hint={w.findHint} type="search" autocomplete="off" value={find} onValue={(text) => go(searchFor(text), { replace: true })} />
+      <p class="unseen" role="status">{find && fill(w.foundOf, { n: matching, all: total })}</p>
+    </div>
   );
 }
