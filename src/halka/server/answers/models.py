@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from stat import S_ISLNK
 from typing import Any
 
 from anyio import to_thread
@@ -11,6 +13,7 @@ from starlette.responses import Response
 from halka.server.errors import unknown_model
 from halka.server.guards.access import Caller, CallerDep
 from halka.server.service import Service, ServiceDep
+from halka.server.tenants import Tenant
 from halka.server.wire import Json
 
 router = APIRouter()
@@ -31,27 +34,33 @@ async def get_model(model: str, service: ServiceDep, caller: CallerDep) -> Respo
 
 
 def _models(service: Service, caller: Caller) -> list[dict[str, Any]]:
-    names = [*_own(service), *service.tenants.of(caller.tenant).store.names()]
-    return [entry for name in dict.fromkeys(names) if (entry := _model(service, caller, name)) is not None]
-
-
-def _own(service: Service) -> list[str]:
-    """The base, and the embedder where there is one."""
-    return [service.name, *([service.embedders.default] if service.embedders.available else [])]
+    tenant, own = service.tenants.of(caller.tenant), service.own_names
+    adapters = (_adapter(service, tenant, name) for name in tenant.store.names() if name not in own)
+    return [*_own(service), *(entry for entry in adapters if entry is not None)]
 
 
 def _model(service: Service, caller: Caller, name: str) -> dict[str, Any] | None:
     """A model of this name that is the server's or the caller's; None if there is none."""
-    if name in _own(service):
-        return _entry(name, service.created, "halka", None)
     tenant = service.tenants.of(caller.tenant)
-    if name in service.own_names or name not in tenant.store or (tenant.store.folder / name).is_symlink():
-        return None
-    try:
-        created = int((tenant.store.folder / name).stat().st_mtime)
-    except FileNotFoundError:  # it was removed meanwhile
-        return None
-    return _entry(name, created, tenant.name, service.name)
+    if name in service.own_names:
+        return next((entry for entry in _own(service) if entry["id"] == name), None)
+    return _adapter(service, tenant, name) if name in tenant.store else None
+
+
+def _own(service: Service) -> list[dict[str, Any]]:
+    """The base, and the embedder where there is one."""
+    names = [service.name, *([service.embedders.default] if service.embedders.available else [])]
+    return [_entry(name, service.created, "halka", None) for name in names]
+
+
+def _adapter(service: Service, tenant: Tenant, name: str) -> dict[str, Any] | None:
+    """An adapter in the tenant's store; None for a link, and for one that was removed meanwhile."""
+    folder = tenant.store.folder / name
+    with suppress(FileNotFoundError):
+        status = folder.lstat()
+        if not S_ISLNK(status.st_mode):
+            return _entry(name, int(status.st_mtime), tenant.name, service.name)
+    return None
 
 
 def _entry(name: str, created: int, owner: str, parent: str | None) -> dict[str, Any]:

@@ -100,6 +100,8 @@ def folder_inside(store: AdapterStore, name: str, version: int | None = None) ->
     Raises UnknownAdapterError for one that is not there, and for links in its place or among its files.
     """
     check_inside(store, name)
+    if name not in store:  # the store's own error would look through all names for similar ones
+        raise UnknownAdapterError(f"there is no adapter {name!r}: GET /v1/adapters lists those there are")
     versions = store.versions(name)
     version = versions[-1] if version is None else version
     folder = store.folder / name / str(version)
