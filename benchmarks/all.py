@@ -103,6 +103,8 @@ PIECES = {
     "experts": Piece("experts.py"),
     "estimator": Piece("estimator.py", minutes=30),
     "large-bases": Piece("large_bases.py", timed=False),
+    "many-names": Piece("many_names.py", minutes=20),
+    "plans": Piece("plans.py", minutes=1, timed=False),
     "retrieval": Piece("retrieval.py", minutes=20),
     "growth": Piece("growth.py", ("both", "folder", "100000"), minutes=20),
     "mixed-answers": Piece("mixed_answers.py", timed=False),

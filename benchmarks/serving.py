@@ -84,9 +84,14 @@ def fill(folder: str, families: dict[str, int]) -> None:
 def served(store: Path) -> Iterator[int]:
     """`halka serve` with a store's adapters; the port at which it listens."""
     port = free_port()
-    command = [sys.executable, "-m", "halka", "serve", "--base", "smollm2-135m", "--store", str(store)]
-    with server([*command, "--port", str(port), "--data", str(store.parent / "data")], port, "/readyz"):
+    with server(serving_command(store, port), port, "/readyz"):
         yield port
+
+
+def serving_command(store: Path, port: int) -> list[str]:
+    """`halka serve` at that port, with its data beside the store."""
+    command = [sys.executable, "-m", "halka", "serve", "--base", "smollm2-135m", "--store", str(store)]
+    return [*command, "--port", str(port), "--data", str(store.parent / "data")]
 
 
 @contextmanager

@@ -294,6 +294,72 @@ def searching(found: Any) -> list[list[str]]:
     ]
 
 
+def many_names(found: Any) -> list[list[str]]:
+    """What a server does for the number of its adapters."""
+    from halka.report.units import duration, size
+
+    parts = {"models": "`GET /v1/models`", "list": "`GET /v1/adapters`", "page": "its first page", "search": "a search"}
+    parts |= {"one": "one by its name", "missing": "a name that is not there"}
+    answers = {"first_answer": "an answer by one that was not in memory", "next_answer": "by the same again"}
+    rows = [["", *(f"{row['adapters']:,} adapters" for row in found["rows"])]]
+    rows.append(["until the server is ready", *(duration(row["start_seconds"]) for row in found["rows"])])
+    for part, name in parts.items():
+        rows.append([name, *(f"{row[part]['ms']:.0f} ms, {size(row[part]['bytes'])}" for row in found["rows"])])
+    for part, name in answers.items():
+        rows.append([name, *(f"{row[part]['ms']:.0f} ms" for row in found["rows"])])
+    return rows
+
+
+def plan_traffic(found: Any) -> list[list[str]]:
+    """What a million requests a day over ten thousand adapters take."""
+    from halka.report.units import percent, size
+
+    sides, ways = found["traffic"]["sides"], ("any machine", "the one that holds it")
+    rows = [["", *(side["name"] for side in sides)]]
+    rows.append(["requests a second, one machine", *(f"{side['requests_per_second']:.0f}" for side in sides)])
+    rows.append(["machines", *(str(side["machines"]) for side in sides)])
+    rows.append(["a day", *(f"{side['price_per_day']:.0f} $" for side in sides)])
+    rows.append(["a thousand requests", *(f"{side['price_per_1000']:.3f} $" for side in sides)])
+    rows.append(
+        [
+            "to train all adapters",
+            *(f"{side['training_hours']:,.0f} hours, {side['training_price']:,.0f} $" for side in sides),
+        ]
+    )
+    rows.append(["an adapter", *(size(side["adapter"]) for side in sides)])
+    rows.append(["all adapters on disk", *(size(side["disk"]) for side in sides)])
+    rows.append([f"{found['assumptions']['held']} in a machine's memory", *(size(side["memory"]) for side in sides)])
+    for way in ways:
+        reads = (f"{size(side['reads'][way])}/s ({percent(side['share_of_disk'][way])})" for side in sides)
+        rows.append([f"read from a machine's disk, requests to {way}", *reads])
+    return rows
+
+
+def plan_hits(found: Any) -> list[list[str]]:
+    """How many requests find their adapter in memory, by how many are."""
+    from halka.report.units import percent
+
+    hits = found["traffic"]["hits"]
+    return [["Adapters in memory", *(f"{int(held):,}" for held in hits)], ["Hits", *map(percent, hits.values())]]
+
+
+def plan_teams(found: Any) -> list[list[str]]:
+    """What tuning a base of 70B takes fifty teams."""
+    from halka.report.units import size
+
+    names = {("full", None): "full", ("lora", None): "LoRA r16", ("lora", "nf4"): "LoRA r16, base in NF4"}
+    ways = found["teams"]
+    rows = [["", *(names[way["method"], way["quantize"]] for way in ways)]]
+    rows.append(["H100s that a run needs at least", *(str(way["gpus"]) for way in ways)])
+    rows.append(["GPU hours a run", *(f"{way['gpu_hours_a_run']:.1f}" for way in ways)])
+    rows.append(["GPU hours of all runs", *(f"{way['gpu_hours']:.0f}" for way in ways)])
+    rows.append(["their price", *(f"{way['price']:,.0f} $" for way in ways)])
+    rows.append(["what is kept on disk", *(size(way["stored"]) for way in ways)])
+    rows.append(["memory to serve all teams", *(size(way["served"]) for way in ways)])
+    rows.append(["H100s to serve them", *(str(way["serving_gpus"]) for way in ways)])
+    return rows
+
+
 def experts(found: Any) -> list[list[str]]:
     """LoRA on a mixture's experts."""
     names = {
@@ -556,6 +622,10 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "estimator": ("estimator", estimator),
     "estimator_published": ("estimator", estimator_published),
     "large_bases": ("large_bases", large_bases),
+    "many_names": ("many_names", many_names),
+    "plan_traffic": ("plans", plan_traffic),
+    "plan_hits": ("plans", plan_hits),
+    "plan_teams": ("plans", plan_teams),
     "experts": ("experts", experts),
     "advisor": ("advisor/advisor", advisor),
     "advisor_summary": ("advisor/advisor", advisor_summary),
