@@ -19,6 +19,8 @@ from halka.util.errors import HalkaError
 
 EVERYONE = "*"
 BM25_K1, BM25_B = 1.2, 0.75  # the defaults of Lucene and LanceDB
+INDEX_FROM = 100_000  # passages from which vectors have an index: exact searches take about a tenth of a second there
+NARROW = 20_000  # passages of a scope that are compared one by one though there is an index
 READER = re.compile(r"[\w][\w.@:/+-]{0,199}")
 
 

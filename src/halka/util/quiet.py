@@ -15,6 +15,7 @@ VARIABLES = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error",
     "HF_HUB_VERBOSITY": "error",
+    "LANCEDB_LOG": "error",  # it warns of every empty part of an index
 }
 
 

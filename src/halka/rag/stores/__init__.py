@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-from halka.rag.store import VectorStore
+from halka.rag.store import INDEX_FROM, VectorStore
 from halka.rag.stores.lance import LanceStore
 from halka.util.errors import HalkaError
 
@@ -67,14 +67,14 @@ def new_key(name: str) -> str:
 def store_at(at: str | None, key: str, folder: Path, width: int, *, exact: bool = False) -> VectorStore:
     """The store of a collection at a place; without one, in its folder. Raises HalkaError as the stores do.
 
-    With `exact`, all vectors of a scope are compared, without an index, as LanceDB does anyway.
+    With `exact`, all vectors of a scope are compared, without an index.
     """
     if at is None:
-        return LanceStore(folder, width)
+        return LanceStore(folder, width, None if exact else INDEX_FROM)
     if at.startswith(QDRANT):
         from halka.rag.stores.qdrant import QdrantStore
 
         return QdrantStore(at.removeprefix(QDRANT), key, width, exact)
-    from halka.rag.stores.postgres import INDEX_FROM, PostgresStore
+    from halka.rag.stores.postgres import PostgresStore
 
     return PostgresStore(at, key, width, None if exact else INDEX_FROM)

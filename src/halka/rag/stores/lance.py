@@ -2,6 +2,11 @@
 
 Every passage is a row that repeats its document's fields, so one commit writes a document's passages and removes the
 older ones. A lock beside the table lets one writer work at a time; readers need no lock.
+
+Vectors are compared one by one, exactly, up to `index_from` passages; `tidy` then gives them an IVF index. A scope of
+up to `narrow` passages is still searched exactly, and so is one in which the index finds fewer than were asked for.
+Readers and writers go on while an index is made, under a lock of its own. Until it is there nobody may compact the
+table or delete files that no version of it has, as the new index's are: who makes the index does both at the end.
 """
 
 from __future__ import annotations
@@ -10,18 +15,22 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from halka.rag.passages import Passage
-from halka.rag.store import Document, Entry, Found, Scope, below, last_of_each
+from halka.rag.store import INDEX_FROM, NARROW, Document, Entry, Found, Scope, below, last_of_each
 from halka.util.errors import HalkaError
 
+T = TypeVar("T")
 TABLE = "passages"
 TRIES = 5
+INDEX = "vector_idx"
+PROBES, REFINED = 20, 2  # parts of the index that are searched; candidates that are compared in full, per passage
+PIECES = 16  # of an index, at most: each change adds one, which costs a search 0.3 ms
 PASSAGE = ["document", "number", "text", "start", "end", "page", "heading", "readers"]
 DOCUMENT = ["document", "digest", "readers", "tags", "added"]
 
@@ -41,8 +50,11 @@ def _schema(width: int) -> pa.Schema:
 class LanceStore:
     """Implements `store.VectorStore` in a folder."""
 
-    def __init__(self, folder: str | Path, width: int):
+    def __init__(self, folder: str | Path, width: int, index_from: int | None = INDEX_FROM, narrow: int = NARROW):
         """Open or make the table, for vectors of `width`.
+
+        index_from  passages from which vectors are indexed; None: searches are always exact
+        narrow      passages in a scope that is searched exactly in spite of the index
 
         Raises HalkaError if the extra `rag` is missing, and for a table with vectors of another width.
         """
@@ -53,6 +65,8 @@ class LanceStore:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / f".{TABLE}.lock")  # not the collection's, whose holder calls this
+        self._indexing = FileLock(self.folder / f".{TABLE}.index.lock")  # taken before the other by who waits for both
+        self._width, self._index_from, self._narrow = width, index_from, narrow
         self._schema = _schema(width)
         self._database: Any = lancedb.connect(self.folder, read_consistency_interval=timedelta(0))
         self._table: Any = self._opened()
@@ -115,24 +129,77 @@ class LanceStore:
         return count
 
     def tidy(self) -> None:
+        """Take new rows into the indexes, delete what was removed from the disk, and index many vectors.
+
+        Making that index takes some five seconds for a hundred thousand passages. Readers and writers go on meanwhile.
+        """
         with self._lock:
+            unindexed = self._unindexed()
             self._forget()
+        if self._is_due(unindexed):
+            self._index()
 
     def drop(self) -> None:
-        with self._lock:
+        with self._indexing, self._lock:
             self._database.drop_table(TABLE, ignore_missing=True)
 
     def _forget(self) -> None:
-        """Delete older versions of the table, with their text, from the disk; their readers query again (`_ask`)."""
+        """Delete older versions of the table, with their text, from the disk; their readers query again (`_ask`).
+
+        The caller holds the lock. While an index is being made this is left to who makes it.
+        """
+        try:
+            with self._indexing.acquire(blocking=False):
+                self._compact()
+        except Timeout:
+            return
+
+    def _compact(self) -> None:
         self._table.optimize()
         time.sleep(0.002)  # so that the rewritten files are older than the limit below
         self._table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
+
+    def _stats(self) -> Any:
+        """What the index over vectors has; None if there is none."""
+        return self._table.index_stats(INDEX)
+
+    def _unindexed(self) -> int:
+        """How many rows the index over vectors lacks."""
+        return self._table.count_rows() if (stats := self._stats()) is None else stats.num_unindexed_rows
+
+    def _is_due(self, unindexed: int) -> bool:
+        """Whether the index is to be made, made anew, or dropped.
+
+        It is made anew if it has too many pieces, or if most of its rows came at once, after its parts were chosen.
+        """
+        rows, stats = self._table.count_rows(), self._stats()
+        if self._index_from is None or rows < self._index_from:
+            return self._index_from is None and stats is not None
+        return stats is None or stats.num_indices > PIECES or 2 * unindexed > rows
+
+    def _index(self) -> None:
+        """Make the index, or drop it where all searches are exact, unless another process is at it."""
+        try:
+            self._indexing.acquire(blocking=False)
+        except Timeout:
+            return
+        try:
+            if self._index_from is None:
+                self._table.drop_index(INDEX)
+            else:
+                self._table.create_index("vector", config=_index_of(self._width), name=INDEX)
+        finally:
+            with self._lock:  # whoever removes something either did so before this, or finds the index's lock free
+                try:
+                    self._compact()
+                finally:
+                    self._indexing.release()
 
     # ── questions ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def documents(self, scope: Scope | None = None) -> list[Document]:
         where = "number = 0" if scope is None else f"number = 0 AND {_where(scope)}"
-        rows = self._ask(lambda: self._table.search().where(where).select([*DOCUMENT, "of"]).limit(None))
+        rows = self._rows(lambda: self._table.search().where(where).select([*DOCUMENT, "of"]).limit(None))
         documents = [
             Document(row["document"], row["digest"], tuple(row["readers"]), tuple(row["tags"]), row["added"], row["of"])
             for row in rows
@@ -140,25 +207,32 @@ class LanceStore:
         return sorted(documents, key=lambda document: document.name)
 
     def nearest(self, vector: np.ndarray, count: int, scope: Scope) -> list[Found]:
-        fields = [*PASSAGE, "vector", "_distance"]
-        near = vector.astype(np.float32)
-        rows = self._ask(
-            lambda: (
-                self._table.search(near)
-                .distance_type("cosine")
-                .where(_where(scope), prefilter=True)
-                .select(fields)
-                .limit(count)
-            )
-        )
+        where, near = _where(scope), vector.astype(np.float32)
+        rows: list[dict[str, Any]] = []
+        if self._index_from is not None and self._ask(lambda: self._table.count_rows(where)) > self._narrow:
+            rows = self._nearest(near, count, where, by_index=True)
+        if len(rows) < count:
+            rows = self._nearest(near, count, where, by_index=False)
         return [Found(_passage(row), 1.0 - row["_distance"], row["vector"]) for row in rows]
+
+    def _nearest(self, vector: np.ndarray, count: int, where: str, *, by_index: bool) -> list[dict[str, Any]]:
+        """The nearest passages' rows, with their true distances."""
+
+        def query() -> Any:
+            search = self._table.search(vector).distance_type("cosine").where(where, prefilter=True)
+            search = search.select([*PASSAGE, "vector", "_distance"]).limit(count)
+            if not by_index:
+                return search.bypass_vector_index()
+            return search.minimum_nprobes(PROBES).maximum_nprobes(0).refine_factor(REFINED)  # 0: as many as it takes
+
+        return self._rows(query)
 
     def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
         from lancedb.query import MatchQuery
 
         query = MatchQuery(words, "searched")  # type: ignore[call-arg]
         fields = [*PASSAGE, "vector", "_score"]
-        rows = self._ask(
+        rows = self._rows(
             lambda: self._table.search(query).where(_where(scope), prefilter=True).select(fields).limit(count)
         )
         return [Found(_passage(row), row["_score"], row["vector"]) for row in rows]
@@ -166,18 +240,28 @@ class LanceStore:
     def passages(self, document: str, numbers: Iterable[int], scope: Scope) -> list[Passage]:
         among = ", ".join(str(int(number)) for number in numbers)
         where = f"document = {_quoted(document)} AND number IN ({among}) AND {_where(scope)}"
-        rows = self._ask(lambda: self._table.search().where(where).select(PASSAGE).limit(None)) if among else []
+        rows = self._rows(lambda: self._table.search().where(where).select(PASSAGE).limit(None)) if among else []
         return sorted((_passage(row) for row in rows), key=lambda passage: passage.number)
 
-    def _ask(self, query: Callable[[], Any]) -> list[dict[str, Any]]:
-        """The rows of a query; repeats it if another process removed the version that it was reading."""
+    def _rows(self, query: Callable[[], Any]) -> list[dict[str, Any]]:
+        return self._ask(lambda: _rows(query().to_arrow()))
+
+    def _ask(self, query: Callable[[], T]) -> T:
+        """The answer of a query; repeats it if another process removed the version that it was reading."""
         for _ in range(TRIES - 1):
             try:
-                return _rows(query().to_arrow())
+                return query()
             except (OSError, RuntimeError, ValueError) as error:
                 if "not found" not in str(error).lower():
                     raise
-        return _rows(query().to_arrow())
+        return query()
+
+
+def _index_of(width: int) -> Any:
+    """Vectors in four bits a number, or in eight where the first cannot be: widths that are no multiple of eight."""
+    from lancedb.index import IvfRq, IvfSq
+
+    return IvfSq(distance_type="cosine") if width % 8 else IvfRq(distance_type="cosine", num_bits=4)
 
 
 def _passage(row: dict[str, Any]) -> Passage:

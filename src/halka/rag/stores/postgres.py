@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import numpy as np
 
 from halka.rag.passages import Passage
-from halka.rag.store import BM25_B, BM25_K1, Document, Entry, Found, Scope, below, last_of_each
+from halka.rag.store import BM25_B, BM25_K1, INDEX_FROM, NARROW, Document, Entry, Found, Scope, below, last_of_each
 from halka.rag.stores.postgres_connections import Connections
 from halka.rag.stores.postgres_statements import (
     ADD_WORDS,
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
     from psycopg.sql import Composed
 
 SCHEMA = "halka"
-INDEX_FROM = 100_000  # passages: exact searches take about a tenth of a second there
-NARROW = 20_000  # passages of a scope that are compared one by one though there is an index
 WIDEST = 4000  # numbers in a vector that pgvector indexes
 BUILDING = 2**21  # kilobytes of memory for making an index, at most
 FILTERING = (0, 8)  # the first pgvector whose index goes on where a filter leaves out too many
