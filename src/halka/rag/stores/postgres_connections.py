@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 WAIT = 10  # seconds for a server to answer
+# 4 MB, the default, are too little to add up common words in memory. A larger setting of the server's stays.
+MEMORY = """SELECT set_config(
+    'work_mem', greatest(pg_size_bytes(current_setting('work_mem')), 64 * 1024 * 1024) / 1024 || 'kB', false)"""
 
 
 class Connections:
@@ -53,7 +56,9 @@ class Connections:
         from psycopg.conninfo import conninfo_to_dict
 
         options = {"connect_timeout": WAIT} | conninfo_to_dict(self._url)
-        return connect(**options, autocommit=True, prepare_threshold=None)  # type: ignore[arg-type]
+        connection = connect(**options, autocommit=True, prepare_threshold=None)  # type: ignore[arg-type]
+        connection.execute(MEMORY)
+        return connection
 
 
 def _close(connections: list[Connection[Any]]) -> None:

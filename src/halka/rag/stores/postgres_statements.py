@@ -117,29 +117,44 @@ IN_INDEX: LiteralString = f"""SELECT coalesce(sum(passages), 0)::int8 FROM (
 # The index yields passages by distance, on and on while the scope leaves out too many. A sort would read all of them.
 BY_INDEX: LiteralString = """SET LOCAL hnsw.iterative_scan = strict_order; SET LOCAL hnsw.ef_search = 200;
     SET LOCAL enable_sort = off; SET LOCAL jit = off"""
-# `asked` has the question's words and how often they occur in it, `postings` these words in the passages of the scope.
+# `asked` has the question's words and how often they occur in it. `every` says whether the caller may read all
+# documents: then the lists are counted and added up as they are; else `postings` are those that may be read.
+LISTS: LiteralString = """unnest(w.documents) AS id, unnest(w.numbers) AS number, unnest(w.times) AS times,
+        unnest(w.lengths) AS length"""
+SCORE: LiteralString = "sum(weight * times / (times + always + by_length * posting.length)) AS score"
 MATCHING: LiteralString = f"""WITH
     asked AS MATERIALIZED (
-        SELECT lexeme AS word, cardinality(positions) AS times, place::int
+        SELECT lexeme AS word, cardinality(positions) AS asked, place::int
         FROM unnest(to_tsvector('pg_catalog.english', %(words)s))
             WITH ORDINALITY AS word (lexeme, positions, weights, place)),
-    allowed AS MATERIALIZED (SELECT d.id, d.passages, d.length FROM {{documents}} AS d WHERE {SCOPE}),
+    every AS MATERIALIZED (SELECT NOT EXISTS (SELECT FROM {{documents}} AS d WHERE NOT ({SCOPE})) AS every),
+    allowed AS MATERIALIZED (
+        SELECT d.id, d.passages, d.length FROM {{documents}} AS d WHERE NOT (SELECT every FROM every) AND {SCOPE}),
     whole AS MATERIALIZED (
         SELECT sum(passages)::float8 AS count, sum(passages)::float8 / nullif(sum(length), 0) AS by_length
-        FROM allowed),
+        FROM (SELECT passages, length FROM allowed
+            UNION ALL SELECT passages, length FROM {{documents}} WHERE (SELECT every FROM every)) AS documents),
     postings AS MATERIALIZED (
-        SELECT place, id, number, every.times::float8, every.length::float8
-        FROM (SELECT place, unnest(w.documents) AS id, unnest(w.numbers) AS number, unnest(w.times) AS times,
-                unnest(w.lengths) AS length
-            FROM asked JOIN {{words}} AS w USING (word)) AS every
+        SELECT place, posting.id, number, times, posting.length
+        FROM (SELECT place, {LISTS}
+            FROM asked JOIN {{words}} AS w USING (word) WHERE NOT (SELECT every FROM every)) AS posting
         JOIN allowed USING (id)),
+    counted AS (
+        SELECT place, count(*) AS hits FROM postings GROUP BY place
+        UNION ALL
+        SELECT place, sum(cardinality(w.documents))
+        FROM asked JOIN {{words}} AS w USING (word) WHERE (SELECT every FROM every) GROUP BY place),
     weights AS MATERIALIZED (
-        SELECT place, (%(k1)s + 1) * asked.times * ln(1 + (whole.count - hits + 0.5) / (hits + 0.5)) AS weight,
+        SELECT place, word, (%(k1)s + 1) * asked * ln(1 + (whole.count - hits + 0.5) / (hits + 0.5)) AS weight,
             %(k1)s * (1 - %(b)s::float8) AS always, %(k1)s * %(b)s::float8 * by_length AS by_length
-        FROM (SELECT place, count(*) AS hits FROM postings GROUP BY place) AS counted JOIN asked USING (place), whole),
-    best AS (
-        SELECT id, number, sum(weight * times / (times + always + by_length * length)) AS score
-        FROM postings JOIN weights USING (place) GROUP BY id, number
-        ORDER BY score DESC FETCH FIRST %(count)s ROWS WITH TIES)
+        FROM counted JOIN asked USING (place), whole),
+    scored AS (
+        SELECT id, number, {SCORE} FROM postings AS posting JOIN weights USING (place) GROUP BY id, number
+        UNION ALL
+        SELECT id, number, {SCORE}
+        FROM (SELECT weight, always, by_length, {LISTS}
+            FROM weights JOIN {{words}} AS w USING (word) WHERE (SELECT every FROM every)) AS posting
+        GROUP BY id, number),
+    best AS (SELECT id, number, score FROM scored ORDER BY score DESC FETCH FIRST %(count)s ROWS WITH TIES)
     {PASSAGES} JOIN best ON (best.id, best.number) = (d.id, p.number)
     ORDER BY score DESC, p.document, p.number LIMIT %(count)s"""
