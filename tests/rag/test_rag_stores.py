@@ -403,6 +403,16 @@ def test_indexes_in_a_folder_are_made_and_dropped_while_others_write(tmp_path):
     assert len(store.nearest(entries[0].vectors[0], 999, EVERY)) == len(kept)
 
 
+def test_while_many_are_put_into_a_folder_its_indexes_follow(tmp_path):
+    store, unindexed = indexing(None, tmp_path, "many", unindexed=25), []
+    for number in range(4):
+        store.put([entry(f"{number}/{at}", f"parcel {number}") for at in range(10)])
+        stats = lancedb.connect(tmp_path / "many").open_table("passages").index_stats("searched_idx")
+        unindexed.append(stats.num_unindexed_rows)
+    assert unindexed == [10, 20, 0, 10]
+    assert len(store.matching("parcel", 99, EVERY)) == 40
+
+
 def test_an_index_in_a_folder_is_made_anew_before_it_has_many_pieces(tmp_path):
     from halka.rag.stores.lance import PIECES
 

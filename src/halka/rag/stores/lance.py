@@ -22,13 +22,15 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from halka.rag.passages import Passage
-from halka.rag.store import INDEX_FROM, NARROW, Document, Entry, Found, Scope, below, last_of_each
+from halka.rag.store import INDEX_FROM, NARROW, Document, Entry, Found, Scope, last_of_each
+from halka.rag.stores.lance_filters import array, one_of, quoted, where_of
 from halka.util.errors import HalkaError
 
 T = TypeVar("T")
 TABLE = "passages"
 TRIES = 5
-INDEX = "vector_idx"
+INDEX, WORDS = "vector_idx", "searched_idx"
+UNINDEXED = 20_000  # passages of which a search by words, which reads their texts one by one, takes half a second
 PROBES, REFINED = 20, 2  # parts of the index that are searched; candidates that are compared in full, per passage
 PIECES = 16  # of an index, at most: each change adds one, which costs a search 0.3 ms
 PASSAGE = ["document", "number", "text", "start", "end", "page", "heading", "readers"]
@@ -50,11 +52,19 @@ def _schema(width: int) -> pa.Schema:
 class LanceStore:
     """Implements `store.VectorStore` in a folder."""
 
-    def __init__(self, folder: str | Path, width: int, index_from: int | None = INDEX_FROM, narrow: int = NARROW):
+    def __init__(
+        self,
+        folder: str | Path,
+        width: int,
+        index_from: int | None = INDEX_FROM,
+        narrow: int = NARROW,
+        unindexed: int = UNINDEXED,
+    ):
         """Open or make the table, for vectors of `width`.
 
         index_from  passages from which vectors are indexed; None: searches are always exact
         narrow      passages in a scope that is searched exactly in spite of the index
+        unindexed   passages that wait for `tidy` to be taken into the indexes; where there are more, `put` does it
 
         Raises HalkaError if the extra `rag` is missing, and for a table with vectors of another width.
         """
@@ -66,7 +76,7 @@ class LanceStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / f".{TABLE}.lock")  # not the collection's, whose holder calls this
         self._indexing = FileLock(self.folder / f".{TABLE}.index.lock")  # taken before the other by who waits for both
-        self._width, self._index_from, self._narrow = width, index_from, narrow
+        self._width, self._index_from, self._narrow, self._waiting = width, index_from, narrow, unindexed
         self._schema = _schema(width)
         self._database: Any = lancedb.connect(self.folder, read_consistency_interval=timedelta(0))
         self._table: Any = self._opened()
@@ -107,22 +117,24 @@ class LanceStore:
                 self._table.merge_insert("id")
                 .when_matched_update_all()
                 .when_not_matched_insert_all()
-                .when_not_matched_by_source_delete(_in("document", names))
+                .when_not_matched_by_source_delete(one_of("document", names))
                 .execute(pa.table(rows, schema=self._schema))
             )
+            if self._table.index_stats(WORDS).num_unindexed_rows > self._waiting:
+                self._forget()
 
     def set_access(self, names: Sequence[str], readers: tuple[str, ...], tags: tuple[str, ...]) -> None:
         if names:
             with self._lock:
                 self._table.update(
-                    _in("document", names), values_sql={"readers": _array(readers), "tags": _array(tags)}
+                    one_of("document", names), values_sql={"readers": array(readers), "tags": array(tags)}
                 )
 
     def remove(self, names: Sequence[str]) -> int:
         if not names:
             return 0
         with self._lock:
-            where = _in("document", names)
+            where = one_of("document", names)
             count = self._table.count_rows(where)
             self._table.delete(where)
             self._forget()
@@ -198,7 +210,7 @@ class LanceStore:
     # ── questions ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def documents(self, scope: Scope | None = None) -> list[Document]:
-        where = "number = 0" if scope is None else f"number = 0 AND {_where(scope)}"
+        where = "number = 0" if scope is None else f"number = 0 AND {where_of(scope)}"
         rows = self._rows(lambda: self._table.search().where(where).select([*DOCUMENT, "of"]).limit(None))
         documents = [
             Document(row["document"], row["digest"], tuple(row["readers"]), tuple(row["tags"]), row["added"], row["of"])
@@ -207,7 +219,7 @@ class LanceStore:
         return sorted(documents, key=lambda document: document.name)
 
     def nearest(self, vector: np.ndarray, count: int, scope: Scope) -> list[Found]:
-        where, near = _where(scope), vector.astype(np.float32)
+        where, near = where_of(scope), vector.astype(np.float32)
         rows: list[dict[str, Any]] = []
         if self._index_from is not None and self._ask(lambda: self._table.count_rows(where)) > self._narrow:
             rows = self._nearest(near, count, where, by_index=True)
@@ -233,13 +245,13 @@ class LanceStore:
         query = MatchQuery(words, "searched")  # type: ignore[call-arg]
         fields = [*PASSAGE, "vector", "_score"]
         rows = self._rows(
-            lambda: self._table.search(query).where(_where(scope), prefilter=True).select(fields).limit(count)
+            lambda: self._table.search(query).where(where_of(scope), prefilter=True).select(fields).limit(count)
         )
         return [Found(_passage(row), row["_score"], row["vector"]) for row in rows]
 
     def passages(self, document: str, numbers: Iterable[int], scope: Scope) -> list[Passage]:
         among = ", ".join(str(int(number)) for number in numbers)
-        where = f"document = {_quoted(document)} AND number IN ({among}) AND {_where(scope)}"
+        where = f"document = {quoted(document)} AND number IN ({among}) AND {where_of(scope)}"
         rows = self._rows(lambda: self._table.search().where(where).select(PASSAGE).limit(None)) if among else []
         return sorted((_passage(row) for row in rows), key=lambda passage: passage.number)
 
@@ -277,28 +289,3 @@ def _rows(table: pa.Table) -> list[dict[str, Any]]:
     vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, width)
     rows = table.drop_columns("vector").to_pylist()
     return [{**row, "vector": vector} for row, vector in zip(rows, vectors, strict=True)]
-
-
-def _where(scope: Scope) -> str:
-    """The scope as the table's filter."""
-    parts = [f"array_has_any(readers, {_array(scope.readers)})"]
-    if scope.tags:
-        parts.append(f"array_has_all(tags, {_array(scope.tags)})")
-    if scope.under:
-        name, beginning = _quoted(scope.under.rstrip("/")), _quoted(below(scope.under))
-        parts.append(f"(document = {name} OR starts_with(document, {beginning}))")
-    return " AND ".join(parts)
-
-
-def _in(column: str, values: Iterable[str]) -> str:
-    return f"{column} IN ({', '.join(map(_quoted, values))})"
-
-
-def _array(values: Iterable[str]) -> str:
-    among = ", ".join(map(_quoted, sorted(values)))
-    return f"[{among}]" if among else "arrow_cast(make_array(), 'List(Utf8)')"
-
-
-def _quoted(text: str) -> str:
-    """A text as a literal of the filter language: quotes are doubled, no other character has a meaning."""
-    return "'" + text.replace("'", "''") + "'"
