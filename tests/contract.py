@@ -6,6 +6,7 @@ A new method is tried by being in `halka.methods`, a new kind of base by a line 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import dataclass
 from typing import get_args
 
@@ -233,6 +234,17 @@ def pairs(*names: str) -> list[tuple[str, Base, Method]]:
     return found
 
 
+def named(found: list[tuple[str, Base, Method]]) -> list[tuple[str, Base, Method]]:
+    """Pairs with a name of their own, such as `t5-prefix`, or `t5-prefix-2` for the method's second form there."""
+    seen, named = Counter[tuple[str, str]](), []
+    for name, base, method in found:
+        seen[name, method.name] += 1
+        number = seen[name, method.name]
+        methods = "+".join(one.name for one in of(method))
+        named.append((f"{name}-{methods}" + (f"-{number}" if number > 1 else ""), base, method))
+    return named
+
+
 # ── how an adapter starts ───────────────────────────────────────────────────────────────────────────────────────────
 
 STARTS_ELSEWHERE = {
@@ -258,6 +270,17 @@ def of(method: Method) -> tuple[Method, ...]:
 def adapted(method: Method, dtype=torch.float32, architecture="llama", trained: bool = True) -> AdaptedModel:
     """A tiny base with `method` as adapter "a"; moved off its start if `trained`."""
     return Base(architecture).adapted(method, trained=trained, dtype=dtype)
+
+
+def logits_and_gradients(base: Base, method: Method, device: str) -> list[torch.Tensor]:
+    """Of a batch on a device, with `method` as the adapter; they come back on the CPU."""
+    model = base.adapted(method).to(device)
+    inputs = {name: tensor.to(device) for name, tensor in base.inputs().items()}
+    with model.use("a"):
+        output = model.base(**inputs, **({"use_cache": False} if base.generates else {}))
+        output.loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters("a")]
+    return [tensor.detach().cpu() for tensor in (output.logits, *gradients)]
 
 
 def disturb(model: AdaptedModel, name: str, seed: int = 3, by: float = 0.05) -> None:

@@ -112,7 +112,10 @@ def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
             _seen.waits[str(func)] += 1
     _seen.operations[str(func)] += 1
     place = torch.device(NAME, 0) if place.type == NAME and place.index is None else place
-    out = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+    inner = tree_map(_inner, args)
+    if func is aten.histc.default and not inner[0].is_floating_point():
+        inner = (inner[0].float(), *inner[1:])  # the CPU counts no whole numbers
+    out = func(*inner, **tree_map(_inner, kwargs))
     wrapped = tree_map(
         lambda it: FakeGPUTensor(it, place) if isinstance(it, Tensor) and place.type == NAME else it, out
     )

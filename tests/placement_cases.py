@@ -10,6 +10,7 @@ import torch
 
 import fake_gpu
 import halka
+from contract import BASES, RELATED, logits_and_gradients, named, pairs
 from halka.data.batches import collate
 from halka.data.packing import pack
 from halka.data.tokens import Tokens
@@ -36,6 +37,12 @@ CPU, FIRST, SECOND = "cpu", "gpu:0", "gpu:1"
 def gpus():
     with fake_gpu.present():
         yield
+
+
+def first_forms() -> list[tuple]:
+    """Each method on Llama, and the first one on every other kind of base."""
+    others = [pairs(name)[0] for name in (*BASES, *RELATED) if name != "llama"]
+    return named([*pairs("llama"), *others])
 
 
 def base_on(*devices: str, architecture: str = "llama", dtype=torch.float32, **config):
@@ -90,6 +97,12 @@ def test_a_step_on_a_gpu_takes_the_losses_of_the_processor_and_few_waits(name, a
     assert there == pytest.approx(losses(base_on(CPU, architecture=architecture), FAMILIES[name]), rel=1e-5)
     assert sum(seen[0].waits.values()) <= WAITS, seen[0].waits
     assert [device for device, _ in seen[0].seeds] == [0]
+
+
+@pytest.mark.parametrize(("base", "method"), [pytest.param(*pair, id=name) for name, *pair in first_forms()])
+def test_every_method_computes_on_a_gpu_what_it_does_on_the_processor(base, method):
+    for one, other in zip(*(logits_and_gradients(base, method, device) for device in (CPU, FIRST)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

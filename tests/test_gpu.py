@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import halka
+from contract import logits_and_gradients, named, pairs
 from engine_for_tests import alone, model_of, prompts, run
 from halka.data.tokens import Tokens
 from halka.estimating.dry_runs import Setup, dry_run, training_items
@@ -61,6 +62,13 @@ def test_training_on_a_gpu_takes_the_losses_of_the_processor(architecture, name,
         model = model_on(device, architecture)
         losses.append([step.loss for step in halka.train(model, name, items(), config)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(("base", "method"), [pytest.param(*pair, id=name) for name, *pair in named(pairs())])
+def test_every_method_computes_on_every_base_what_it_does_on_the_processor(base, method):
+    on_cpu, on_gpu = (logits_and_gradients(base, method, device) for device in ("cpu", "cuda"))
+    for one, other in zip(on_cpu, on_gpu, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])

@@ -6,8 +6,6 @@ and `contract.why_not_merged` what a pair cannot do.
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -24,7 +22,7 @@ from contract import (
     disturb,
     has_weights,
     ids,
-    of,
+    named,
     pairs,
     starts_elsewhere,
     weights_of,
@@ -37,15 +35,7 @@ from tiny import CONFIGS, tiny
 
 
 def _parametrised(found: list) -> pytest.MarkDecorator:
-    """One test a pair, called by base and method: `t5-prefix`, and `t5-prefix-2` for the method's second form there."""
-    seen: Counter = Counter()
-    params = []
-    for name, base, method in found:
-        seen[name, method.name] += 1
-        number = seen[name, method.name]
-        called = f"{name}-{'+'.join(each.name for each in of(method))}" + (f"-{number}" if number > 1 else "")
-        params.append(pytest.param(base, method, id=called))
-    return pytest.mark.parametrize(("base", "method"), params)
+    return pytest.mark.parametrize(("base", "method"), [pytest.param(*pair, id=name) for name, *pair in named(found)])
 
 
 every_pair = _parametrised(pairs())
