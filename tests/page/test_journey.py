@@ -14,7 +14,7 @@ from serving_for_tests import Running
 from words_of_the_page import words_in
 
 PATIENCE = 240_000  # milliseconds for a training of the real base on a busy machine
-DRAFT = json.dumps({"train": {"steps": 20, "batch_size": 4}})
+DRAFT = json.dumps({"train": {"steps": 6, "batch_size": 4}})
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 
