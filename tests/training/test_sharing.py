@@ -28,6 +28,13 @@ def test_every_example_counts_once_and_ranks_make_as_many_passes(run: Run, passe
     assert len(whole) >= passes // count * count
 
 
+def test_ranks_make_passes_of_the_same_runs_at_a_time(run: Run):
+    other = Run(run.model, "a", run.items, [], run.config, None)
+    step = [{run: items(9)}, {other: items(2)}, {run: items(1), other: items(1)}, {other: items(3), run: items(3)}]
+    dealt = [[{*shared} for shared, _ in own_passes(step, Ranks(rank, 2))] for rank in range(2)]
+    assert dealt[0] == dealt[1] == [{run}, {other}, {run, other}]
+
+
 def test_a_rank_without_examples_makes_a_pass_that_counts_nothing(run: Run):
     ((first, counts), (second, idle)) = (next(own_passes([{run: items(1)}], Ranks(rank, 2))) for rank in range(2))
     assert first[run] == second[run]
