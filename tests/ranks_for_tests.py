@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 import halka
-from halka.core import Method
+from halka.core import AdaptedModel, Method
 from halka.data.tokens import Tokens
 from halka.models.quantised import quantise
 from halka.models.sharded import shard
 from halka.objectives.sequence_to_sequence import Pair
 from halka.training import Job, Ranks, RunFolder, TrainConfig, joined_ranks, train, train_many
+from halka.util.divided import is_divided, whole
 from halka.util.dtypes import Quantize
-from halka.util.errors import HalkaError
 from tiny import tiny
 from training_for_tests import items, recorded_gradients
 
@@ -40,6 +40,7 @@ class Case:
     architecture: str = "llama"
     quantize: Quantize | None = None
     shard: bool = False  # the base is in parts; one process has it whole
+    dtype: torch.dtype = torch.float32
 
 
 METHODS: dict[str, Method] = {
@@ -64,7 +65,7 @@ CASES: dict[str, Case] = {
     "nf4": Case(METHODS["lora"], quantize="nf4"),
     **{
         f"{name} on parts, {how}": Case(METHODS[name], {"batches": how}, shard=True)
-        for name in ("lora", "bottleneck", "prefix", "prompt")
+        for name in METHODS
         for how in ("packed", "padded")
     },
     "recomputed on parts": Case(METHODS["lora"], {"checkpointing": True}, shard=True),
@@ -75,6 +76,13 @@ CASES: dict[str, Case] = {
     "encoder and decoder on parts": Case(METHODS["lora"], {}, "t5", shard=True),
     "nf4 on parts": Case(METHODS["lora"], quantize="nf4", shard=True),
     "int8 on parts": Case(METHODS["lora"], quantize="int8", shard=True),
+    "magnitudes on parts of nf4": Case(halka.DoRA(rank=4), quantize="nf4", shard=True),
+    "whole modules on parts": Case(halka.Modules(("head", "model.layers.1.input_layernorm")), shard=True),
+    "full of tied weights on parts, recomputed": Case(
+        METHODS["full"], {"accumulate": 3, "checkpointing": True}, "gemma", shard=True
+    ),
+    "full of an encoder and decoder on parts": Case(METHODS["full"], {}, "t5", shard=True),
+    "full of experts on parts, bf16": Case(METHODS["full"], {}, "mixtral", shard=True, dtype=torch.bfloat16),
 }
 
 
@@ -88,13 +96,14 @@ def data(architecture: str = "llama") -> list[Any]:
 
 def trained(case: Case) -> dict[str, Any]:
     """What training by this case comes to, in this process and those that it trains with."""
-    base = tiny(case.architecture)
+    base = tiny(case.architecture, case.dtype)
     if case.shard and Ranks.here().count > 1:
         shard(base, base.device, quantize=case.quantize)
     elif case.quantize:
         quantise(base, case.quantize)
     model = halka.adapt(base)
     model.add("a", case.method)
+    before = [local(parameter).clone() for parameter in base.parameters()]
     with recorded_gradients() as gradients:
         config = TrainConfig(**{**vars(CONFIG), **case.settings})
         steps = [*train(model, "a", data(case.architecture), config, validation=data(case.architecture)[:5])]
@@ -102,55 +111,58 @@ def trained(case: Case) -> dict[str, Any]:
         "losses": [step.loss for step in steps],
         "validation": [step.validation for step in steps],
         "tokens": steps[-1].tokens,
-        "gradients": gradients,
-        "weights": model.adapter("a").state_dict(),
+        "gradients": [[whole(gradient) for gradient in of_step] for of_step in gradients],
+        "weights": whole_weights(model),
+        "share": sum(local(one).numel() for one in gradients[0]) / sum(one.numel() for one in gradients[0]),
+        "base unchanged": all(
+            torch.equal(local(parameter), own) for parameter, own in zip(base.parameters(), before, strict=True)
+        ),
     }
 
 
-def refusal(method: Method, quantize: Quantize | None = None) -> str:
-    """What is said of a method that cannot be added to a base in parts."""
-    base = tiny()
-    shard(base, base.device, quantize=quantize)
-    try:
-        halka.adapt(base).add("a", method)
-    except HalkaError as error:
-        return str(error)
-    return ""
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of it."""
+    return tensor.detach().to_local() if is_divided(tensor) else tensor.detach()
 
 
-def trained_together() -> dict[str, Any]:
+def whole_weights(model: AdaptedModel) -> dict[str, torch.Tensor]:
+    return {key: whole(tensor.detach()) for key, tensor in model.adapter("a").state_dict().items()}
+
+
+def trained_together(*, parts: bool = False) -> dict[str, Any]:
     """The losses of several adapters that are trained in the same passes."""
-    model = halka.adapt(tiny())
+    base = tiny()
+    if parts:
+        shard(base, base.device)
+    model = halka.adapt(base)
     for name, method in METHODS.items():
         model.add(name, method)
     jobs = [Job(name, data(), CONFIG) for name in METHODS]
     return {"losses": [step.loss for steps in train_many(model, jobs) for step in steps.values()]}  # type: ignore[union-attr]
 
 
-def run(count: int, *arguments: str, **environment: str) -> list[subprocess.CompletedProcess[str]]:
-    """What so many processes print that run this file together, each in its own thread."""
+def start(count: int, *arguments: str, script: str = __file__) -> list[subprocess.Popen[str]]:
+    """So many processes that run a file together, each in its own thread."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     together = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     path = os.pathsep.join([str(Path(halka.__file__).parents[1]), str(Path(__file__).parent)])
-    processes = [
+    return [
         subprocess.Popen(
-            [sys.executable, __file__, *arguments],
-            env={
-                **os.environ,
-                **together,
-                "PYTHONPATH": path,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                **environment,
-            },
+            [sys.executable, script, *arguments],
+            env={**os.environ, **together, "PYTHONPATH": path, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         for rank in range(count)
     ]
+
+
+def run(count: int, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
+    """What so many processes print that run this file together."""
+    processes = start(count, *arguments)
     try:
         outputs = [process.communicate(timeout=120)[0] for process in processes]
     finally:
@@ -163,41 +175,50 @@ def run(count: int, *arguments: str, **environment: str) -> list[subprocess.Comp
 
 
 def main(folder: Path) -> None:
-    """As one of several processes: all cases, and the run in FOLDER/run, which one process began, to its end."""
+    """As one of several processes: all cases, and the runs in FOLDER that one process began, to their end."""
     torch.set_num_threads(1)
     with joined_ranks() as ranks:
         results: dict[str, Any] = {}
         for name, case in CASES.items():
             print(name, flush=True)  # for whoever reads why it failed
             results[name] = trained(case)
-        results["together"] = trained_together()
-        results["refused"] = [refusal(halka.Full()), refusal(halka.DoRA(rank=2), "nf4")]
-        results["resumed"] = resumed(folder / "run")
-        stopped(folder / "stopped", steps=3)
+        results["together"] = [trained_together(parts=parts) for parts in (False, True)]
+        for name in RUNS:
+            results[f"{name} resumed"] = resumed(folder / f"{name} run", name)
+            stopped(folder / f"{name} stopped", name, steps=3)
         if ranks.first:
             torch.save(results, folder / "trained.pt")
 
 
+RUNS = ("lora", "full")
 RUN = {"steps": 6, "batch_size": 5, "lr": 1e-3, "save_every": 2}
 
 
-def stopped(folder: Path, steps: int) -> None:
+def model_of_run(name: str) -> AdaptedModel:
+    """A model with an adapter of that method, `full` on a base in parts where there are several processes."""
+    base = tiny()
+    if name == "full" and Ranks.here().count > 1:
+        shard(base, base.device)
+    model = halka.adapt(base)
+    model.add("a", METHODS[name])
+    return model
+
+
+def stopped(folder: Path, name: str, steps: int) -> None:
     """Begin a run in that folder and stop it after so many steps."""
     if Ranks.here().first:
         RunFolder(folder).begin({})
-    model = halka.adapt(tiny())
-    model.add("a", METHODS["lora"])
+    model = model_of_run(name)
     with closing(train(model, "a", data(), RUN, validation=items(5, seed=2), folder=folder)) as running:
         for _ in range(steps):
             next(running)
 
 
-def resumed(folder: Path) -> dict[str, Any]:
+def resumed(folder: Path, name: str) -> dict[str, Any]:
     """What a run comes to that goes on in that folder, or begins there."""
-    model = halka.adapt(tiny())
-    model.add("a", METHODS["lora"])
+    model = model_of_run(name)
     result = halka.fit(model, "a", data(), RUN, validation=items(5, seed=2), folder=folder)
-    return {"loss": result.loss, "validation": result.validation_loss, "weights": model.adapter("a").state_dict()}
+    return {"loss": result.loss, "validation": result.validation_loss, "weights": whole_weights(model)}
 
 
 if __name__ == "__main__":

@@ -594,6 +594,45 @@ def advisor_confusion(found: Any) -> list[list[str]]:
     ]
 
 
+def _processes(row: Any) -> str:
+    """The form of a run on several processes."""
+    if row["processes"] == 1:
+        return "1 process"
+    return f"{row['processes']} processes, base {'in parts' if row['parts'] else 'whole on each'}"
+
+
+def distributed(found: Any) -> list[list[str]]:
+    """Memory of each process that trains with others."""
+    rows = [["", "Base", "of it, whole", "Loading it, at most", "LoRA, at most", "Full, at most"]]
+    full = {_processes(row): row for row in found.get("full", ())}
+    for row in found["lora"]:
+        other = full.get(_processes(row))
+        cells = [max(row[key]) for key in ("base", "whole", "peak_loading", "peak_training")]
+        cells += [] if other is None else [max(other["peak_training"])]
+        rows.append([_processes(row), *(f"{cell / 1e6:,.0f} MB" for cell in cells), *["–"] * (5 - len(cells))])
+    return rows
+
+
+def distributed_losses(found: Any) -> list[list[str]]:
+    """Losses on several processes beside those of one."""
+    rows = [["Largest difference of a loss", "Method", "fp32", "bf16", "Noise in bf16"]]
+    for method, name in (("lora", "LoRA"), ("full", "full")):
+        for row in found.get(method, ()):
+            if row["processes"] > 1:
+                rows.append([_processes(row), name, *(f"{row[key]:.0e}" for key in ("fp32", "bf16", "noise"))])
+    return rows
+
+
+def distributed_killed(found: Any) -> list[list[str]]:
+    """Runs that were killed and resumed on other numbers of processes."""
+    rows = [["Base", "Method", "Difference of the last loss", "Written adapter read by", "Difference of its logits"]]
+    for form, ended in found.get("killed", {}).items():
+        for name, loss in ended["loss"].items():
+            logits = ended["logits"][name]
+            rows.append([form, name, f"{loss:.0e}", logits["reader"], f"{logits['worst']:.0e}"])
+    return rows
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "speed": ("speed", speed),
     "speed_sides": ("speed", speed_sides),
@@ -627,6 +666,9 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "plan_hits": ("plans", plan_hits),
     "plan_teams": ("plans", plan_teams),
     "experts": ("experts", experts),
+    "distributed": ("distributed", distributed),
+    "distributed_losses": ("distributed", distributed_losses),
+    "distributed_killed": ("distributed", distributed_killed),
     "advisor": ("advisor/advisor", advisor),
     "advisor_summary": ("advisor/advisor", advisor_summary),
     "advisor_confusion": ("advisor/advisor", advisor_confusion),

@@ -20,6 +20,7 @@ from halka.core import AdaptedModel
 from halka.data.task import Task
 from halka.methods import primary
 from halka.storage.adapter_folder import AdapterFolder
+from halka.storage.save_load import help_save
 from halka.training import Job, Ranks, RunFolder, Step, as_tokens, train_many
 from halka.training.run_folder import METRICS, RUN
 from halka.util.errors import HalkaError, TrainingError
@@ -113,6 +114,9 @@ def train_runs(model: AdaptedModel, runs: Sequence[TrainingRun]) -> list[dict[st
             _say_how_to_resume(runs)
             raise typer.Exit(128 + stopped)
         if not writing:
+            for run in runs:
+                if run.name not in errors:
+                    help_save(model, run.name)
             return []
         return [run.failed(errors[run.name]) if run.name in errors else run.finish(model) for run in runs]
 

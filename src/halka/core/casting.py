@@ -24,12 +24,13 @@ aten: Any = torch.ops.aten
 def casting(parts: Iterable[Part], dtype: torch.dtype) -> Iterator[None]:
     """Within the block `Part.cast` of these parts returns what was cast at its begin. Masters must not change in it."""
     parts = [*parts] if dtype != torch.float32 else []
-    masters = [part.get_parameter(name) for part in parts for name in part.operands]
-    factors = [part.scale_of(name) for part in parts for name in part.operands]
+    small = [part for part in parts if not isinstance(part, WeightPart)]
+    masters = [part.get_parameter(name) for part in small for name in part.operands]
+    factors = [part.scale_of(name) for part in small for name in part.operands]
     casts = iter(_Cast.apply(dtype, factors, *masters) if masters else ())  # type: ignore[arg-type]
     for part in parts:
         if isinstance(part, WeightPart):
-            part.casts = {name: master.to(dtype) for name, master in part.named_parameters()}
+            part.casts = {name: part.get_parameter(name).to(dtype) for name in part.operands}
         else:
             part.casts = {name: next(casts) for name in part.operands}
     try:

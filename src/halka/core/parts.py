@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from halka.core.targets import Target
 from halka.util.cached import Cached, Changes
+from halka.util.divided import gathered, is_divided, part_like
 from halka.util.errors import HalkaError
 
 
@@ -26,7 +27,7 @@ class Part(nn.Module):
     operands  names of the parameters that it reads by `cast` alone
     """
 
-    operands: ClassVar[tuple[str, ...]] = ()
+    operands: tuple[str, ...] = ()
     casts: Mapping[str, Tensor] = {}  # within `core.casting`, the operands in the base's precision
 
     def scale_of(self, operand: str) -> float:
@@ -131,8 +132,15 @@ class WeightPart(Part):
     """A part that stands in for weights of the base."""
 
     def weights(self) -> Mapping[str, Tensor]:
-        """The tensors that take the place of the base's parameters, by name, in its precision."""
+        """The tensors that take the place of the base's parameters, by name, in its precision.
+
+        Of a parameter that is divided among processes, a tensor that is divided alike, in any precision: its values.
+        """
         raise NotImplementedError
+
+    def saved(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights as they are saved, whole, in the base's precision; all processes iterate, the first gets them."""
+        return gathered(self.weights().items())
 
 
 @runtime_checkable
@@ -174,6 +182,11 @@ class Adapter:
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for _, parameter in self.named_parameters()]
 
+    @property
+    def divided(self) -> bool:
+        """Whether each of the processes that train holds a part of it (`halka.util.divided`)."""
+        return any(is_divided(parameter) for parameter in self.parameters())
+
     def count(self) -> int:
         """The number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -192,6 +205,8 @@ class Adapter:
     def load_state_dict(self, state: Mapping[str, Tensor], *, assign: bool = False) -> None:
         """Copy `state` in; with `assign`, hold its very tensors where they are on the parts' devices, else copies.
 
+        Of whole tensors a part that is divided among processes takes what it holds.
+
         Raises HalkaError naming every key that is missing, unknown or of another shape, and with `assign` for tensors
         that are not fp32.
         """
@@ -200,7 +215,7 @@ class Adapter:
         if assign and (other := [key for key, tensor in state.items() if tensor.dtype != torch.float32]):
             raise HalkaError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
         for path, part in self.parts.items():
-            values = {name: state[f"{path}.{name}"].detach() for name in part.state_dict()}
+            values = {name: part_like(state[f"{path}.{name}"].detach(), own) for name, own in part.state_dict().items()}
             if assign:
                 here = {name: values[name].to(own) for name, own in part.state_dict().items()}
                 values = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in here.items()}

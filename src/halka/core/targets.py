@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from halka.util.divided import whole, whole_parameters
 from halka.util.errors import HalkaError
 
 # The linear layers of a decoder block, the fused forms that some architectures have, and names for groups of them.
@@ -71,15 +72,6 @@ def parameter_count(base: nn.Module) -> int:
     return quantised + sum(parameter.numel() for parameter in base.parameters() if parameter.is_floating_point())
 
 
-def is_divided(module: nn.Module) -> bool:
-    """Whether each process holds a part of the module's parameters now (`halka.models.sharded`)."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
-
-
 @dataclass(frozen=True)
 class Target:
     """One place in a base where a method may act.
@@ -123,17 +115,14 @@ class Target:
         return self.name if self.experts else f"{self.name}.weight"
 
     def weight(self) -> Tensor:
-        """The weight (O, I) that the linear layer computes with now, dequantised; of experts, all (E, O, I)."""
-        divided = is_divided(self.module)
+        """The weight (O, I) that the linear layer computes with now, dequantised; of experts, all (E, O, I).
+
+        Where it is divided among processes it is gathered, and all of them call this together.
+        """
         if isinstance(self.module, Quantized):
-            if divided:
-                raise HalkaError(
-                    f"{self.name} is quantised to {self.module.quantization} and each process holds a part: its weight "
-                    "cannot be read, as this method must. Train without --shard, or without --quantize"
-                )
-            return self.module.dequantize()
-        weight: Any = getattr(self.module, self.parameter.rpartition(".")[2])
-        weight = weight.full_tensor() if divided else weight
+            with whole_parameters(self.module):
+                return self.module.dequantize()
+        weight = whole(getattr(self.module, self.parameter.rpartition(".")[2]))
         return weight.T if self.transposed else weight
 
     @property

@@ -93,7 +93,7 @@ class BottleneckPart(ModulePart):
     A learned scale is `factor`, (1,) or one a channel (D,), which starts as the fixed scale.
     """
 
-    operands: ClassVar[tuple[str, ...]] = ("down.weight", "down.bias", "up.weight", "up.bias")
+    operands: tuple[str, ...] = ("down.weight", "down.bias", "up.weight", "up.bias")
 
     def __init__(self, target: Target, method: Bottleneck):
         super().__init__()

@@ -57,7 +57,7 @@ class LoRAPart(ModulePart):
     At experts, one of each for every expert: (E, R, I) and (E, O, R).
     """
 
-    operands: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
+    operands: tuple[str, ...] = ("lora_A", "lora_B")
 
     def __init__(self, target: Target, rank: int, scale: float, dropout: float):
         super().__init__()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from halka.core import WHOLE, ModulePart, Part, Target, init_parameter, is_divided, quantization_of
+from halka.core import WHOLE, ModulePart, Part, Target, init_parameter, quantization_of
 from halka.methods._fields import method, option
+from halka.util.divided import whole
 from halka.util.errors import HalkaError
 
 ROLES = ("head", "embedding")
@@ -41,10 +42,6 @@ class Modules:
             raise HalkaError(
                 f"modules: {target.name} is quantised to {form} and cannot be trained: load the base without quantize"
             )
-        if is_divided(target.module):
-            raise HalkaError(
-                f"modules: each process holds a part of {target.name}, which would be trained whole: leave --shard out"
-            )
         inputs = signature(target.module.forward).parameters.values()
         needed = [one.name for one in inputs if one.default is Parameter.empty and one.kind in ONE_BY_ONE]
         if len(needed) > 1:
@@ -67,7 +64,8 @@ def module_at(module: nn.Module, path: str) -> nn.Module:
 class WholePart(ModulePart):
     """The module's own parameters under their own names, fp32, which start as the base's: y stays y.
 
-    Where the module is tied to another, as many heads are to the embeddings, the other stays as it is.
+    Where the module is tied to another, as many heads are to the embeddings, the other stays as it is. Where the base
+    is divided among processes, each has the parameters whole.
     """
 
     def __init__(self, module: nn.Module):
@@ -81,7 +79,7 @@ class WholePart(ModulePart):
         self._form = (form.requires_grad_(False),)
         for name, parameter in module.named_parameters(remove_duplicate=False):
             path, _, key = name.rpartition(".")
-            own = parameter.detach()
+            own = whole(parameter.detach())
             mine = init_parameter(torch.empty_like(own, dtype=torch.float32), lambda it, own=own: it.copy_(own))
             module_at(self, path).register_parameter(key, mine)
             form.get_submodule(path).register_parameter(key, nn.Parameter(own.to("meta"), requires_grad=False))

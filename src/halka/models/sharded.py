@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from halka.models.fingerprint import keep_samples
@@ -26,6 +26,8 @@ from halka.util.kinds import Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+IN_FP32 = MixedPrecisionPolicy(reduce_dtype=torch.float32)  # gradients are added up
 
 
 def load_sharded_base(
@@ -73,7 +75,20 @@ def shard(base: Any, device: torch.device, dtype: torch.dtype | None = None, qua
             for key, buffer in [*module.named_buffers(recurse=False)]:
                 setattr(module, key, buffer.to(device))
     for stack in stacks:
-        fully_shard(base.get_submodule(stack.decoder), mesh=mesh, ignored_params=whole)
+        decoder = base.get_submodule(stack.decoder)
+        fully_shard(decoder, mesh=mesh, ignored_params=whole)
+        _settle_precisions(decoder)
+
+
+def _settle_precisions(decoder: nn.Module) -> None:
+    """Have FSDP add up gradients as IN_FP32 says once weights train: what does at first decides on that."""
+    weights = [one for one in decoder.parameters() if isinstance(one, DTensor) and one.is_floating_point()]
+    one_precision = len({weight.dtype for weight in weights}) == 1  # of several FSDP trains none
+    for weight in weights:
+        weight.requires_grad_(one_precision)
+    fully_shard.state(decoder)._lazy_init()
+    for weight in weights:
+        weight.requires_grad_(False)
 
 
 def _shard_layer(layer: nn.Module, mesh: DeviceMesh, number: int) -> None:
@@ -84,7 +99,9 @@ def _shard_layer(layer: nn.Module, mesh: DeviceMesh, number: int) -> None:
                 if buffer.dtype in (torch.uint8, torch.int8):
                     delattr(module, key)
                     module.register_parameter(key, nn.Parameter(buffer, requires_grad=False))
-    sharded = fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    sharded = fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=IN_FP32)
+    sharded.set_gradient_divide_factor(1.0)  # gradients are those of a mean over all processes' labels: added up
+    sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 
     def gather(gradient: Tensor) -> None:
         sharded.unshard()

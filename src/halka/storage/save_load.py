@@ -22,6 +22,7 @@ from halka.storage import tensors
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import CARD, Card, check_base, template_of
 from halka.storage.formats import Contents, FileNames, format_named
+from halka.util.divided import first_process
 from halka.util.errors import HalkaError
 from halka.util.files import new_folder, read_ahead
 
@@ -57,11 +58,15 @@ def save(
 ) -> Path:
     """Write adapter `name` to `folder` and return the folder. A crash leaves the older adapter, or the whole new one.
 
-    `task`, `training` and `measurements` go into the Card unchanged. A README.md in the folder stays.
+    `task`, `training` and `measurements` go into the Card unchanged. A README.md in the folder stays. Where processes
+    hold parts of the adapter, all call this together and the first one writes.
     Raises UnknownAdapterError for a name that the model does not have; HalkaError for weights that are not finite, a
     method that the format cannot hold, and a folder that holds something else.
     """
     adapter, folder, written_as = narrowed(model, name), Path(folder), format_named(format)
+    if adapter.divided and not first_process():
+        help_save(model, name)
+        return folder
     check_adapter_folder(folder, format)
     base: Any = model.base
     with model.own_weights(), torch.no_grad():
@@ -94,6 +99,17 @@ def save(
         if (folder / README).exists():
             shutil.copyfile(folder / README, beside / README)
     return folder
+
+
+def help_save(model: AdaptedModel, name: str) -> None:
+    """What processes without a folder call while the first one calls `save`: gathers what they hold of the adapter.
+
+    Raises UnknownAdapterError for a name that the model does not have.
+    """
+    adapter = model.adapter(name)
+    if adapter.divided:
+        with model.own_weights(), torch.no_grad():
+            format_named("peft").write(adapter, model.targets, "")
 
 
 def load(

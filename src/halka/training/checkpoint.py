@@ -1,23 +1,27 @@
 """A training run's checkpoint: adapter, optimiser and progress in one safetensors file, written whole or not at all.
 
-It holds no random state: the order of the examples and dropout follow from the seed and the step.
+It holds no random state: the order of the examples and dropout follow from the seed and the step. Nor does it know of
+processes: what is divided among them is gathered tensor by tensor, and each takes its part when the run goes on.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from halka.core import Adapter
+from halka.util.cached import Changes
+from halka.util.divided import part_like
 from halka.util.errors import DamagedFolderError, HalkaError
-from halka.util.files import write_file
+from halka.util.tensor_file import read_tensors, write_tensors
 
 PADDED: dict[str, Any] = {"batches": "padded", "group_shared": False}
 """Settings of `TrainConfig` that a run had before there were others; its checkpoint does not name them."""
@@ -38,25 +42,34 @@ class Progress:
     steady: int = 0  # steps since the scale changed
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's file, with the progress of the run."""
+
+    path: Path
+    progress: Progress
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What `restore` takes, one after another."""
+        return read_tensors(self.path)
+
+
 def save_checkpoint(
-    path: Path, run: dict[str, Any], progress: Progress, adapter: Adapter, optimizer: torch.optim.Optimizer
+    path: Path | None, run: dict[str, Any], progress: Progress, adapter: Adapter, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write a checkpoint; `run` identifies what is trained, on what and how, for `load_checkpoint` to compare."""
+    """Write a checkpoint; `run` identifies what is trained, on what and how, for `open_checkpoint` to compare.
+
+    Where the adapter is divided among processes, all of them call this, the first one alone with a path.
+    """
     names = [name for name, _ in adapter.named_parameters()]
-    tensors: dict[str, Tensor] = {f"adapter.{key}": tensor for key, tensor in adapter.state_dict().items()}
+    tensors = adapter_tensors(adapter)
     for index, state in optimizer.state_dict()["state"].items():
-        tensors.update(
-            {f"optimizer.{names[index]}.{key}": torch.as_tensor(value, device="cpu") for key, value in state.items()}
-        )
-    tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}
-    metadata = {"run": json.dumps(run, sort_keys=True), "progress": json.dumps(asdict(progress))}
-    write_file(path, lambda file: save_file(tensors, file, metadata))
+        tensors.update({f"optimizer.{names[index]}.{key}": torch.as_tensor(value) for key, value in state.items()})
+    write_tensors(path, tensors, {"run": json.dumps(run, sort_keys=True), "progress": json.dumps(asdict(progress))})
 
 
-def load_checkpoint(
-    path: Path, run: dict[str, Any], adapter: Adapter, optimizer: torch.optim.Optimizer
-) -> Progress | None:
-    """Load a checkpoint into adapter and optimiser, and return its progress; None if there is no file.
+def open_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:
+    """The checkpoint of that run; None if there is no file.
 
     Raises DamagedFolderError for a file that cannot be read, HalkaError for one of another run, naming what differs.
     """
@@ -73,19 +86,44 @@ def load_checkpoint(
                 f"{path.parent} holds an unfinished run that differs from this one: {shown}. "
                 "Use another folder, or remove that one to begin afresh"
             )
-        tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a safetensors file is no mapping)
-    adapter.load_state_dict(_below(tensors, "adapter."))
-    states = _below(tensors, "optimizer.")
+    return Checkpoint(path, Progress(**json.loads(metadata["progress"])))
+
+
+def restore(tensors: Iterable[tuple[str, Tensor]], adapter: Adapter, optimizer: torch.optim.Optimizer) -> None:
+    """Put adapter and optimiser back to a checkpoint's tensors; where they are divided, to this process's parts.
+
+    Raises HalkaError for tensors that are not this adapter's, of which some may be in place then.
+    """
+    own, parameters = adapter.state_dict(), dict(adapter.named_parameters())
+    left, states = {*own}, defaultdict[str, dict[str, Tensor]](dict)
+    for key, tensor in tensors:
+        kind, _, rest = key.partition(".")
+        name, _, field = rest.rpartition(".")
+        if kind == "adapter" and rest in own and own[rest].shape == tensor.shape:
+            own[rest].copy_(part_like(tensor, own[rest]))
+            left.remove(rest)
+        elif kind == "optimizer" and name in parameters:
+            moment = tensor.shape == parameters[name].shape
+            states[name][field] = part_like(tensor, parameters[name]) if moment else tensor
+        else:
+            raise HalkaError(f"the checkpoint's {key} {tuple(tensor.shape)} is no tensor of this run: begin afresh")
+    if left:
+        raise HalkaError(
+            f"the checkpoint lacks {len(left)} of the adapter's tensors, such as {min(left)}: begin afresh"
+        )
+    Changes.happened(parameters.values())
     state_dict = optimizer.state_dict()
-    for index, (name, _) in enumerate(adapter.named_parameters()):
-        if state := {key: value for key, value in _below(states, f"{name}.").items() if "." not in key}:
-            state_dict["state"][index] = state
+    state_dict["state"] = {place: states[name] for place, name in enumerate(parameters) if name in states}
     optimizer.load_state_dict(state_dict)
-    return Progress(**json.loads(metadata["progress"]))
+
+
+def adapter_tensors(adapter: Adapter) -> dict[str, Tensor]:
+    """The adapter's tensors as a checkpoint names them."""
+    return {f"adapter.{key}": tensor for key, tensor in adapter.state_dict().items()}
 
 
 def identity_of(path: Path) -> dict[str, Any] | None:
-    """What `save_checkpoint` was told to identify the run by; None if there is no file. Raises as `load_checkpoint`."""
+    """What `save_checkpoint` was told to identify the run by; None if there is no file. Raises as `open_checkpoint`."""
     if not path.exists():
         return None
     with _opened(path) as file:
@@ -105,7 +143,3 @@ def _metadata(file: Any, path: Path) -> dict[str, str]:
     if not {"run", "progress"} <= metadata.keys():
         raise HalkaError(f"{path} is no checkpoint of a training run: remove it, or choose another folder")
     return metadata
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

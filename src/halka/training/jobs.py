@@ -14,6 +14,7 @@ from halka.core import AdaptedModel, quantization_of
 from halka.data.examples import ExamplesOrItems, examples_and_items
 from halka.methods import described, primary
 from halka.models.kinds import kind_of
+from halka.storage.save_load import help_save
 from halka.training.config import Step, TrainConfig, TrainResult, config_of
 from halka.training.data import as_tokens
 from halka.training.loop import Observer, loop
@@ -85,6 +86,8 @@ def fit(
         result = None
         if run.folder is not None:
             result = run.folder.finish(model, name, run.config, examples=len(items) + len(raw))
+        elif folder is not None:
+            help_save(model, name)
         elif ranks.first:
             result = TrainResult.of(steps, run.adapter.count())
     return cast(TrainResult, ranks.from_first(result))

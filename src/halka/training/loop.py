@@ -116,7 +116,8 @@ def loop(
         for run in runs:
             run.optimizer.zero_grad()
             whole = isinstance(error, OutOfMemoryError | LostRankError | GeneratorExit)  # the last step is
-            if whole and not run.over:
+            together = isinstance(error, GeneratorExit)  # else the others may be gone
+            if whole and not run.over and (together or not run.divided):
                 run.save()
         raise
 

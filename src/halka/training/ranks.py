@@ -1,13 +1,13 @@
 """`Ranks`: the processes, one for each device, that train together, started by torchrun.
 
 Each has the whole adapter and computes a share of every step. What travels between them are the adapters' gradients and
-losses, added up; of the frozen base nothing does.
+losses, added up; of the frozen base nothing does. Where base and adapter are divided, `util.divided` gathers them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from halka.util.divided import is_divided
 from halka.util.errors import HalkaError, LostRankError
 
 T = TypeVar("T")
@@ -52,10 +53,12 @@ class Ranks:
     def reduce(self, parameters: Sequence[nn.Parameter], loss: Tensor | float) -> Tensor | float:
         """Add up every rank's gradients, in place, and losses; returns the loss.
 
-        A parameter that got no gradient on any rank has none afterwards, as in one process.
+        A parameter that got no gradient on any rank has none afterwards, as in one process. Of one that is divided
+        among the ranks, the gradient is the sum already.
         """
         if self.count == 1:
             return loss
+        parameters = [parameter for parameter in parameters if not is_divided(parameter)]
         has_gradient = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
         loss, *used = self._summed(torch.cat([torch.tensor([float(loss)]), has_gradient]))
         gradients: list[Tensor] = []
@@ -83,6 +86,23 @@ class Ranks:
         with _lost_rank_error():
             dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def stream(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The first rank's tensors with their names, one after another, on the CPU; what the others pass is dropped."""
+        if self.count == 1:
+            yield from tensors
+            return
+        own = iter(tensors)
+        while True:
+            name, tensor = next(own, ("", None)) if self.first else ("", None)
+            form = self.from_first(None if tensor is None else (name, tensor.shape, tensor.dtype))
+            if form is None:
+                return
+            name, shape, dtype = form
+            tensor = torch.empty(shape, dtype=dtype) if tensor is None else tensor.detach().cpu().contiguous()
+            with _lost_rank_error():
+                dist.broadcast(tensor, src=0)  # pyright: ignore[reportUnknownMemberType]
+            yield name, tensor
 
     def check_same(self, identity: Mapping[str, Any]) -> None:
         """Raises HalkaError, on every rank, where one trains something else than the first."""

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +22,15 @@ from halka.data.tokens import Tokens
 from halka.methods import described
 from halka.models.fingerprint import own_fingerprint
 from halka.objectives import objective_of, packs
-from halka.training.checkpoint import Progress
+from halka.training.checkpoint import Progress, adapter_tensors, restore, save_checkpoint
 from halka.training.config import Step, TrainConfig, learning_rate
 from halka.training.loss_scale import after_step, unscale
 from halka.training.ranks import Ranks
 from halka.training.run_folder import RunFolder
+from halka.util.divided import part_like, whole
 from halka.util.errors import HalkaError, TrainingError
 from halka.util.machine import held
+from halka.util.tensor_file import read_tensors, write_tensors
 
 
 class Run:
@@ -38,6 +40,7 @@ class Run:
     alone             whether its batches share no pass with another adapter's: it trains the base's own weights, or a
                       head that is called without whole rows
     packed            whether its batches are packed
+    divided           whether each process holds a part of the adapter; then all of them write files together
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Run:
         self.objective = objective_of(model)
         roles = {target.role for target in self.adapter.targets.values()}
         self.alone = "base" in roles or ("head" in roles and not self.objective.head_sees_rows)
+        self.divided = self.adapter.divided
         self.packed = packed_batches(model, config)
         if config.group_shared and not self.packed:
             raise HalkaError(f"group_shared is for packed batches, and those of {type(model.base).__name__} are padded")
@@ -66,7 +70,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             self.adapter.parameters(), lr=self.peak_lr, weight_decay=config.weight_decay, fused=True
         )
-        self.best: dict[str, Tensor] | None = None  # on the CPU, weights of the best evaluation without a folder
+        self.best: dict[str, Tensor] | None = None  # on the CPU, without a folder: weights of the best evaluation
         self.progress = Progress()
 
     def resume(self, ranks: Ranks) -> None:
@@ -74,31 +78,30 @@ class Run:
 
         Raises HalkaError for the checkpoint of another run, and where ranks do not train the same.
         """
-        if self.folder is not None:
-            self.progress = self.folder.resume(self._identity, self.adapter, self.optimizer)
+        checkpoint = None if self.folder is None else self.folder.resume(self._identity)
         if ranks.count > 1:
             ranks.check_same(self._identity)
-            self._take(ranks.from_first(self._state() if ranks.first else {}))
+        progress = ranks.from_first(None if checkpoint is None else checkpoint.progress)
+        if progress is not None:
+            self.progress = progress
+            restore(ranks.stream(() if checkpoint is None else checkpoint.tensors()), self.adapter, self.optimizer)
+        elif ranks.count > 1 and not self.divided:
+            restore(ranks.stream(adapter_tensors(self.adapter).items()), self.adapter, self.optimizer)
+        if ranks.count > 1 and self.progress.best_step:
+            self._share_best(ranks)
         self._batches = self._batches_from(self.progress.step * self.config.accumulate)
         if self.over:
             self.restore_best()
 
-    def _state(self) -> dict[str, Any]:
-        """What other ranks go on from: progress and weights, and the optimiser's once a step was taken."""
-        begun = self.progress.step > 0
-        best = self.folder.load_best() if self.folder is not None and self.progress.best_step else self.best
-        return {
-            "progress": self.progress,
-            "weights": self.adapter.state_dict(),
-            "optimizer": self.optimizer.state_dict() if begun else None,
-            "best": best,
+    def _share_best(self, ranks: Ranks) -> None:
+        """Let the others have the weights of the best evaluation that the first rank's folder has, or their parts."""
+        own, here = self.adapter.state_dict(), self.folder is not None
+        best = {
+            key: part_like(tensor, own[key]).cpu()
+            for key, tensor in ranks.stream(() if self.folder is None else read_tensors(self.folder.best))
+            if not here
         }
-
-    def _take(self, state: Mapping[str, Any]) -> None:
-        self.progress, self.best = state["progress"], state["best"]
-        self.adapter.load_state_dict(state["weights"])
-        if state["optimizer"] is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+        self.best = None if here else best
 
     @property
     def scale(self) -> float:
@@ -131,7 +134,7 @@ class Run:
         started = time.perf_counter()
         lr = learning_rate(self.number, self.steps, self.peak_lr, self.config)
         unscale(self.adapter.parameters(), self.scale)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.clip or math.inf))
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.clip or math.inf)))
         overflow = self.scale > 1 and math.isfinite(loss) and not math.isfinite(norm)
         if not math.isfinite(loss + norm) and not overflow:
             raise TrainingError(
@@ -178,11 +181,11 @@ class Run:
         progress = after_evaluation(self.progress, loss, self.config.patience)
         step = replace(step, validation=loss, best=progress.best_step == step.step)
         if step.best:
-            weights = {key: tensor.detach().to("cpu", copy=True) for key, tensor in self.adapter.state_dict().items()}
+            weights = self.adapter.state_dict()
             if self.folder is None:
-                self.best = weights
-            else:
-                self.folder.save_best(weights)
+                self.best = {key: tensor.detach().to("cpu", copy=True) for key, tensor in weights.items()}
+            if self._writes:
+                write_tensors(None if self.folder is None else self.folder.best, weights)
         self.progress = progress  # once its best weights are kept
         return step
 
@@ -199,8 +202,14 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint, where the run has a folder and `save_every` allows it."""
-        if self.folder is not None and self.config.save_every:
-            self.folder.save(self._identity, self.progress, self.adapter, self.optimizer)
+        if self._writes and self.config.save_every:
+            path = None if self.folder is None else self.folder.checkpoint
+            save_checkpoint(path, self._identity, self.progress, self.adapter, self.optimizer)
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this process takes part in writing files."""
+        return self.folder is not None or self.divided
 
     def restore_best(self) -> None:
         """Give the adapter the weights of the best evaluation, if there was one."""

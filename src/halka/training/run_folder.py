@@ -18,19 +18,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
+from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
-from halka.core import AdaptedModel, Adapter
+from halka.core import AdaptedModel
 from halka.methods import primary
 from halka.storage.adapter_folder import ADAPTER
 from halka.storage.save_load import save
-from halka.training.checkpoint import PADDED, Progress, identity_of, load_checkpoint, save_checkpoint
+from halka.training.checkpoint import PADDED, Checkpoint, identity_of, open_checkpoint
 from halka.training.config import Step, TrainConfig, TrainResult
 from halka.util.errors import HalkaError
-from halka.util.files import locked, write_file, write_text
+from halka.util.files import locked, write_text
 
 RUN, METRICS = "run.yaml", "metrics.jsonl"
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
@@ -49,9 +48,19 @@ class RunFolder:
         return self.path / ADAPTER
 
     @property
+    def checkpoint(self) -> Path:
+        """The file that an unfinished run goes on from."""
+        return self.path / CHECKPOINT
+
+    @property
+    def best(self) -> Path:
+        """The file with the weights of the best evaluation so far."""
+        return self.path / BEST
+
+    @property
     def resumable(self) -> bool:
         """Whether there is a checkpoint to go on from."""
-        return (self.path / CHECKPOINT).exists()
+        return self.checkpoint.exists()
 
     @property
     def finished(self) -> bool:
@@ -77,8 +86,8 @@ class RunFolder:
 
     def drop_checkpoint(self) -> None:
         """Drop what the run would go on from; a run that begins anew here keeps the adapter until it has its own."""
-        for file in (CHECKPOINT, BEST):
-            (self.path / file).unlink(missing_ok=True)
+        for file in (self.checkpoint, self.best):
+            file.unlink(missing_ok=True)
 
     def finish(
         self,
@@ -126,34 +135,26 @@ class RunFolder:
 
     def settings_of_old(self) -> dict[str, Any]:
         """Settings of `TrainConfig` that an unfinished run has because the version that began it knew no others."""
-        identity = identity_of(self.path / CHECKPOINT)
+        identity = identity_of(self.checkpoint)
         return PADDED if identity is not None and "batches" not in identity else {}
 
-    def save(
-        self, identity: dict[str, Any], progress: Progress, adapter: Adapter, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Write a checkpoint."""
-        save_checkpoint(self.path / CHECKPOINT, identity, progress, adapter, optimizer)
-
-    def resume(self, identity: dict[str, Any], adapter: Adapter, optimizer: torch.optim.Optimizer) -> Progress:
-        """Put adapter and optimiser back to the checkpoint; without one the run begins. Later metrics are dropped.
+    def resume(self, identity: dict[str, Any]) -> Checkpoint | None:
+        """The checkpoint to go on from; without one the run begins. Later metrics are dropped.
 
         Raises HalkaError for a checkpoint that is damaged or of a run with another identity.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        progress = load_checkpoint(self.path / CHECKPOINT, identity, adapter, optimizer) or Progress()
+        checkpoint = open_checkpoint(self.checkpoint, identity)
+        done = 0 if checkpoint is None else checkpoint.progress.step
         metrics = self.path / METRICS
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines()
-            write_text(metrics, "".join(f"{line}\n" for line in lines if _step_number(line) <= progress.step))
-        return progress
-
-    def save_best(self, state: dict[str, Tensor]) -> None:
-        """Keep the weights of the best evaluation so far."""
-        write_file(self.path / BEST, lambda path: save_file(state, path))
+            write_text(metrics, "".join(f"{line}\n" for line in lines if _step_number(line) <= done))
+        return checkpoint
 
     def load_best(self) -> dict[str, Tensor]:
-        return load_file(self.path / BEST)
+        """The weights of the best evaluation so far, mapped into memory."""
+        return load_file(self.best)
 
 
 def _step_number(line: str) -> float:

@@ -5,15 +5,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from halka.util.divided import is_divided, part_like
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class ParameterSwap:
-    """Full fine-tuning computes with tensors swapped in, and so does a base with an adapter merged into it."""
+    """Full fine-tuning computes with tensors swapped in, and so does a base with an adapter merged into it.
+
+    A parameter that is divided among processes stays, for `fully_shard` gathers what it holds: its values are swapped.
+    """
 
     def __init__(self, base: nn.Module):
         self._own: dict[tuple[nn.Module, str], nn.Parameter | None] = {}  # by their places
+        self._values: dict[DTensor, SwappedValues] = {}  # by the divided parameter
         self._places: dict[str, tuple[nn.Module, str]] = {}
         self._tied: dict[str, list[tuple[nn.Module, str]]] = defaultdict(list)  # by the first name of a parameter
         first: dict[int, str] = {}
@@ -29,14 +41,23 @@ class ParameterSwap:
         """
         for name, tensor in weights.items():
             for module, key in self._tied[name] if tied else [self._places[name]]:
-                self._own.setdefault((module, key), module._parameters[key])
-                module._parameters[key] = tensor  # type: ignore[assignment]
+                own = module._parameters[key]
+                if is_divided(own):
+                    self._swap_values(own, tensor)
+                else:
+                    self._own.setdefault((module, key), own)
+                    module._parameters[key] = tensor  # type: ignore[assignment]
+
+    def _swap_values(self, parameter: DTensor, source: Tensor) -> None:
+        if parameter not in self._values:
+            self._values[parameter] = SwappedValues(parameter, source)
+        self._values[parameter].swap_in(source)
 
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Within the block the base has its own parameters."""
         swapped = [(module, key, module._parameters[key]) for module, key in self._own]
-        own = dict(self._own)
+        own, sources = dict(self._own), {own: swap.source for own, swap in self._values.items()}
         self.restore()
         try:
             yield
@@ -44,9 +65,55 @@ class ParameterSwap:
             for module, key, tensor in swapped:
                 module._parameters[key] = tensor
             self._own = own
+            for parameter, source in sources.items():
+                self._swap_values(parameter, source)
 
     def restore(self) -> None:
         """Put the base's own parameters back."""
         for (module, key), parameter in self._own.items():
             module._parameters[key] = parameter
+        for swap in self._values.values():
+            swap.restore()
         self._own.clear()
+        self._values.clear()
+
+
+class SwappedValues:
+    """Another tensor's values in a frozen parameter that `fully_shard` divides: they are what it gathers.
+
+    The gradient that the parameter gets meanwhile, already the sum of all processes', is the other tensor's.
+    """
+
+    @torch.no_grad()
+    def __init__(self, parameter: DTensor, source: Tensor):
+        self.parameter, self.source = parameter, source
+        self._own = parameter.to_local().clone()
+        self._handle: RemovableHandle | None = None
+        if source.requires_grad:
+            parameter.requires_grad_(True)
+            self._handle = parameter.register_post_accumulate_grad_hook(self._hand_on)
+
+    @torch.no_grad()
+    def swap_in(self, source: Tensor) -> None:
+        """Take the values of `source`, which is divided alike or whole, in the parameter's precision."""
+        self.source = source
+        part = part_like(source, self.parameter)
+        self.parameter.to_local().copy_(part.to_local() if is_divided(part) else part)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the parameter's own values back."""
+        self.parameter.to_local().copy_(self._own)
+        if self._handle is not None:
+            self._handle.remove()
+            self.parameter.requires_grad_(False)
+
+    @torch.no_grad()
+    def _hand_on(self, parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        gradient = gradient.to(self.source.dtype)
+        if self.source.grad is None:
+            self.source.grad = gradient
+        else:
+            self.source.grad += gradient

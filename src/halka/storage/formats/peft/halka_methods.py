@@ -23,7 +23,7 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> Contents:
     name = adapter.method.name.upper()
     config = {"peft_type": f"{MARK}{name}" if name in PEFTS else name, "fields": described(adapter.method)["fields"]}
     if "base" in adapter.parts:  # full: the weights in the base's precision, not the fp32 masters
-        return Contents(config, dict(cast(WeightPart, adapter.parts["base"]).weights()))
+        return Contents(config, dict(cast(WeightPart, adapter.parts["base"]).saved()))
     return Contents(config, adapter.state_dict())
 
 

@@ -1,0 +1,85 @@
+"""Tensors of which each process that trains holds a part, as `fully_shard` leaves of a base's: made whole, and divided.
+
+Where tensors are whole, as everywhere else, these functions return what they are called with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+
+def is_divided(tensor: object) -> TypeGuard[DTensor]:
+    """Whether each process holds a part of the tensor. Shape and dtype are the whole one's."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    from torch.distributed.tensor import DTensor  # takes a while to import
+
+    return isinstance(tensor, DTensor)
+
+
+def first_process() -> bool:
+    """Whether this is the process that writes what is divided among several."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def mesh_of(module: nn.Module) -> DeviceMesh | None:
+    """The processes that the module's parameters are divided among now; None where they are whole."""
+    return next((parameter.device_mesh for parameter in module.parameters() if is_divided(parameter)), None)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor, gathered; all processes call it together. Its gradient is the sum of theirs."""
+    if not is_divided(tensor):
+        return tensor
+    from torch.distributed.tensor import Partial
+
+    return tensor.full_tensor(grad_placements=[Partial()] * tensor.device_mesh.ndim)
+
+
+def divide(tensor: Tensor, mesh: DeviceMesh) -> Tensor:
+    """This process's part, a copy, of a tensor that all have whole: some of its rows, as `fully_shard` deals them."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    if is_divided(tensor):
+        return tensor.clone()
+    placements = [Shard(0) if tensor.dim() else Replicate()]
+    return distribute_tensor(tensor.detach(), mesh, placements, src_data_rank=None).clone()
+
+
+def part_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Of a whole tensor the part that this process has of `other`, a copy; the tensor itself where that is whole."""
+    if not is_divided(other) or is_divided(tensor):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.detach(), other.device_mesh, other.placements, src_data_rank=None).clone()
+
+
+def gathered(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors whole and on the CPU, one after another; all processes iterate, the first alone gets divided ones."""
+    for name, tensor in tensors:
+        complete = whole(tensor.detach())
+        if not is_divided(tensor) or first_process():
+            yield name, complete.cpu()
+
+
+@contextmanager
+def whole_parameters(module: nn.Module) -> Iterator[None]:
+    """Within the block the module's own parameters are whole; all processes enter it together."""
+    own = dict(module._parameters)
+    for key, parameter in own.items():
+        if is_divided(parameter):
+            module._parameters[key] = nn.Parameter(whole(parameter.detach()), requires_grad=False)
+    try:
+        yield
+    finally:
+        module._parameters.update(own)

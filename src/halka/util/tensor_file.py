@@ -1,0 +1,62 @@
+"""A safetensors file written and read tensor by tensor, so that no more than one of them is whole in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from halka.util.divided import gathered
+from halka.util.files import write_file
+
+ALIGNED = 8  # bytes
+NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_tensors(path: Path | None, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Where tensors are divided among processes (`util.divided`) all of them call this together, and the first one alone
+    has a path.
+    """
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))  # aligned, too
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % ALIGNED)
+
+    def write(beside: Path) -> None:
+        with beside.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for _, tensor in gathered(tensors.items()):
+                file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+
+    if path is None:
+        for _ in gathered(tensors.items()):
+            pass
+    else:
+        write_file(path, write)
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The file's tensors, one after another. Raises SafetensorError for a file that is none."""
+    with cast(Any, safe_open)(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+            yield key, file.get_tensor(key)

@@ -1,0 +1,34 @@
+"""A file that is written tensor by tensor is what safetensors reads, with values that are aligned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from halka.util.tensor_file import read_tensors, write_tensors
+
+TENSORS = {
+    "b": torch.arange(3, dtype=torch.bfloat16),
+    "a.weight": torch.arange(12.0).view(3, 4).T,
+    "step": torch.tensor(7.0),
+    "none": torch.empty(0, 4),
+    "codes": torch.arange(5, dtype=torch.uint8),
+}
+
+
+def test_safetensors_reads_it(tmp_path: Path):
+    write_tensors(tmp_path / "t", TENSORS, {"run": "é"})
+    torch.testing.assert_close(load_file(tmp_path / "t"), TENSORS, rtol=0, atol=0)
+    torch.testing.assert_close(dict(read_tensors(tmp_path / "t")), TENSORS, rtol=0, atol=0)
+    with safe_open(tmp_path / "t", framework="pt") as file:
+        assert file.metadata() == {"run": "é"}
+    content = (tmp_path / "t").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    starts = {
+        key: entry["data_offsets"][0] for key, entry in json.loads(content[8 : 8 + size]).items() if key in TENSORS
+    }
+    assert all((8 + size + start) % TENSORS[key].element_size() == 0 for key, start in starts.items())
