@@ -115,7 +115,7 @@ IN_INDEX: LiteralString = f"""SELECT coalesce(sum(passages), 0)::int8 FROM (
     SELECT d.passages FROM {{documents}} AS d
     WHERE {HAS_INDEX} AND d.passages > 0 AND {SCOPE} LIMIT %(narrow)s + 1) AS enough"""
 # The index yields passages by distance, on and on while the scope leaves out too many. A sort would read all of them.
-BY_INDEX: LiteralString = """SET LOCAL hnsw.iterative_scan = strict_order; SET LOCAL hnsw.ef_search = 200;
+BY_INDEX: LiteralString = """SET LOCAL hnsw.iterative_scan = strict_order; SET LOCAL hnsw.ef_search = 800;
     SET LOCAL enable_sort = off; SET LOCAL jit = off"""
 # `asked` has the question's words and how often they occur in it. `every` says whether the caller may read all
 # documents: then the lists are counted and added up as they are; else `postings` are those that may be read.
