@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 import halka
-from engine_for_tests import alone, model_of, prompts
+from engine_for_tests import alone, model_of, prompts, run
 from halka.engine.engine import Engine
 from halka.engine.request import Answer, Request
+from halka.engine.sampling import Sampling
 from halka.engine.stopping import Stopping
 from halka.util.errors import HalkaError
 from tiny import CONFIGS
@@ -147,3 +148,25 @@ def test_who_stops_reading_answers_wants_none_of_the_rest():
         assert len(next(answers).tokens) == 2
         answers.close()
         assert not engine.busy
+
+
+def test_an_answer_goes_on_behind_the_tokens_that_another_engine_wrote():
+    """With its seed, penalties and schema, which count these tokens; what they end has ended."""
+    model = model_of(families={"lora": halka.LoRA(rank=4)})
+    drawn = Sampling(temperature=1.0, seed=3, frequency_penalty=0.5)
+    requests = [
+        Request([5, 6, 7], "lora", stopping=Stopping(12, ignore_ends=True)),
+        Request([5, 6, 7], "lora", drawn, Stopping(12, ignore_ends=True), logprobs=1),
+    ]
+    for request in requests:
+        with Engine(model) as engine:
+            whole = engine.submit(request, 2)
+            run(engine, *whole)
+        written = [answer.tokens[:count] for answer, count in zip(whole, (5, 12), strict=True)]
+        with Engine(model) as engine:
+            rest = engine.submit(request, 2, written=written)
+            assert [answer.finish for answer in rest] == [None, "length"]
+            run(engine, *rest)
+        assert [answer.tokens for answer in rest] == [answer.tokens for answer in whole]
+        assert [answer.text for answer in rest] == [answer.text for answer in whole]
+        assert len(rest[0].logprobs) == (0 if request.logprobs is None else 7)

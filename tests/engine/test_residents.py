@@ -175,3 +175,22 @@ def test_a_reading_that_was_cancelled_is_made_anew(model, store):
         adapters.prepare([])
     assert again.exception() is None
     adapters.close()
+
+
+def test_there_are_no_more_adapters_than_an_engine_may_have(model, store):
+    with Engine(model, store, most_adapters=2) as engine:
+        answers = [answer(engine, name) for name in ("lora-0", "lora-1", "lora-0", "lora-2")]
+        assert not any(one.error for one in answers)
+        assert names(engine) == {"lora-0", "lora-2"}
+        requests = [Request([5, 6, 7], f"lora-{seed}", stopping=Stopping(3)) for seed in range(4)]
+        together = [answer for request in requests for answer in engine.submit(request)]
+        while engine.step():
+            assert len(engine.adapters.residents.versions) <= 2
+        assert not any(one.error for one in together)
+        engine.adapters.pin("lora-0")
+        engine.adapters.pin("lora-1")
+        for name in ("lora-0", "lora-1"):
+            answer(engine, name)
+        assert "has no room: all 2 in memory are pinned" in str(answer(engine, "lora-2").error)
+    with pytest.raises(HalkaError, match="most_adapters is 1 or more, not 0"):
+        Engine(model, store, most_adapters=0)

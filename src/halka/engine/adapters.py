@@ -45,9 +45,10 @@ class Adapters:
         store: Source | None = None,
         budget: int = BUDGET,
         allowed: Allowed | None = None,
+        most: int | None = None,
     ):
         self.model, self.store, self._allowed = model, store, allowed or {}
-        self.residents = Residents(model, budget, self._allowed)
+        self.residents = Residents(model, budget, self._allowed, most)
         self.loading = dict[Future[None], Version]()  # what `load` names
         self._changed = False
         self._put: dict[str, Version] = {}

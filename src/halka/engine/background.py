@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from halka.engine.engine import Engine
 from halka.engine.request import Answer, Request
+from halka.engine.residents import Held
 from halka.util.errors import HalkaError
 
 LOG = logging.getLogger(__name__)
@@ -58,13 +59,17 @@ class AsyncEngine:
                 pass
         return answers
 
-    async def follow(self, request: Request, n: int = 1, *, pieces: bool = True) -> AsyncGenerator[Answer]:
+    async def follow(
+        self, request: Request, n: int = 1, *, pieces: bool = True, written: Sequence[Sequence[int]] = ()
+    ) -> AsyncGenerator[Answer]:
         """One of the `n` answers whenever it has become longer, and at its end. Raises what made one fail.
+
+        written  the tokens that each answer has already, as `Engine.submit` takes them
 
         Whoever stops reading cancels those that are not finished. `Answer.finish` is the last that is set: a reader who
         sees it has the whole answer. Without `pieces` an answer comes with its first token and at its end alone.
         """
-        async with aclosing(self._progress(await self._submit(request, n, pieces))) as progress:
+        async with aclosing(self._progress(await self._submit(request, n, pieces, written))) as progress:
             async for answer in progress:
                 yield answer
 
@@ -97,6 +102,19 @@ class AsyncEngine:
         """Load an adapter before a request wants it. Raises what is wrong with it."""
         await asyncio.wrap_future(await self.call(lambda: self.engine.adapters.load(name)))
 
+    async def room(self, name: str | None) -> int | None:
+        """Positions for a text with this adapter, which is loaded for it: its virtual tokens count; None: no end.
+
+        Raises what is wrong with the adapter.
+        """
+        if name is not None:
+            await self.load(name)
+        return await self.call(lambda: self.engine.room(name))
+
+    def held(self, name: str) -> Held:
+        """What is in memory of an adapter, at a glance."""
+        return self.engine.adapters.residents.held(name)
+
     @property
     def alive(self) -> bool:
         """Whether the thread runs, and takes requests."""
@@ -116,12 +134,14 @@ class AsyncEngine:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _submit(self, request: Request, n: int, pieces: bool) -> list[Answer]:
+    async def _submit(
+        self, request: Request, n: int, pieces: bool, written: Sequence[Sequence[int]] = ()
+    ) -> list[Answer]:
         answers, matcher = list[Answer](), None
         if request.constraint is not None:  # in another thread: the engine's goes on with its steps
             matcher = await asyncio.to_thread(self.engine.constraints.matcher, request.constraint)
         try:
-            await self.call(lambda: answers.extend(self.engine.submit(request, n, matcher)))
+            await self.call(lambda: answers.extend(self.engine.submit(request, n, matcher, written)))
         except asyncio.CancelledError:  # perhaps the thread is about to submit: cancel afterwards
             self._call(lambda: [self.engine.cancel(answer) for answer in answers])
             raise

@@ -49,6 +49,7 @@ class Engine:
         rows: int = 32,
         memory: int | None = None,
         adapter_memory: int = BUDGET,
+        most_adapters: int | None = None,
         read: int = 512,
         read_beside: int = 28,
         ends: frozenset[int] | None = None,
@@ -60,6 +61,7 @@ class Engine:
         rows            answers that are made at the same time
         memory          bytes for keys and values; by default what the rows can need, up to a quarter of what is free
         adapter_memory  bytes for adapters that are loaded from the store or were `put`
+        most_adapters   how many of these there may be; None: as many as fit
         read            tokens of prompts that are read in a step
         read_beside     the same while others wait for their next token, which they do the longer: fewer behind a long
                         beginning, whose attention costs more; up to eight times as many where rows have none to decode;
@@ -74,12 +76,14 @@ class Engine:
             raise HalkaError(f"{type(model.base).__name__} is no decoder: an engine makes texts token by token")
         if model.tokenizer is None:
             raise HalkaError("an engine makes text: it needs the tokenizer, `halka.adapt(base, tokenizer)`")
-        for name, value in {"rows": rows, "read": read, "read_beside": read_beside}.items():
-            if value < 1:
+        numbers = {"rows": rows, "read": read, "read_beside": read_beside, "most_adapters": most_adapters}
+        for name, value in numbers.items():
+            if value is not None and value < 1:
                 raise HalkaError(f"{name} is 1 or more, not {value}")
         self.model = model
         self.ends = end_tokens(model) if ends is None else ends
-        self._kept, self._borrowed = kept or Kept(model, store, adapter_memory, allowed), kept is not None
+        own = Kept(model, store, adapter_memory, allowed, most_adapters) if kept is None else kept
+        self._kept, self._borrowed = own, kept is not None
         self.adapters, self._forward = self._kept.adapters, self._kept.forward
         self.cache = cache_for(model, rows, memory)
         embedding = next(target for target in model.targets if target.role == "embedding")
@@ -93,10 +97,18 @@ class Engine:
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def submit(self, request: Request, n: int = 1, matcher: Matcher | None = None) -> list[Answer]:
+    def submit(
+        self,
+        request: Request,
+        n: int = 1,
+        matcher: Matcher | None = None,
+        written: Sequence[Sequence[int]] = (),
+    ) -> list[Answer]:
         """Queue a request to be answered `n` times, with seeds that follow each other. The prompt is read once.
 
         matcher  of the request's constraint, which is compiled here if it is not given
+        written  the tokens that each answer has already, of an engine that is no more: it goes on behind them, as
+                 after a preemption
 
         Raises UnknownAdapterError for an adapter that nobody has, HalkaError as `check` does, for a prompt that leaves
         no room for the answer, an answer that the cache cannot hold, and an engine that is closed.
@@ -110,16 +122,21 @@ class Engine:
                 raise HalkaError("the engine is closed")
             version = self.adapters.version(request.adapter)
             self._check_room(request, version)
-            answers = [Answer(request) for _ in range(n)]
+            answers = [Answer(request, number) for number in range(n)]
             texts = list[Text]()
-            for number, answer in enumerate(answers):
+            for answer in answers:
                 stopped = StoppedText(self.model.tokenizer, request.stopping, self.ends)
                 own = None if matcher is None else matcher.copy()
-                texts.append(Text(answer, version, next(self._numbers), (seed + number) % SEEDS, stopped, own))
+                texts.append(Text(answer, version, next(self._numbers), (seed + answer.number) % SEEDS, stopped, own))
+            for text, tokens in zip(texts, written, strict=False):
+                for token in tokens:
+                    text.take(token, None)
             for text in texts:
                 version.users += 1
                 self._texts[text.answer] = text
                 self.schedule.enter(text)
+                if text.reason is not None:
+                    self._finish(text, text.reason)
         return answers
 
     def check(self, request: Request, n: int = 1) -> None:

@@ -26,12 +26,13 @@ class Kept:
         store: Source | None = None,
         adapter_memory: int = BUDGET,
         allowed: Allowed | None = None,
+        most_adapters: int | None = None,
     ):
         """As `Engine`: the store is the pool's if there is one and no other is named."""
         self._model, self._pool, self._base = model, model.pool, list[object]()
         if store is None and isinstance(pool := model.pool, AdapterPool):
             store, adapter_memory, allowed = pool.store, pool.budget, pool.allowed
-        self.adapters = Adapters(model, store, adapter_memory, allowed)
+        self.adapters = Adapters(model, store, adapter_memory, allowed, most_adapters)
         self.forward = forward_of(model)
 
     def rest(self) -> None:

@@ -68,6 +68,7 @@ class Times:
 class Answer:
     """An answer under way, or finished.
 
+    number       which of its request's answers it is, from 0
     adapter_id   the content id of the adapter that makes it; None: the bare base makes it, or nobody yet
     tokens       its token ids so far, with the one that ended it
     text         its text so far, without what may still become a stop string
@@ -80,6 +81,7 @@ class Answer:
     """
 
     request: Request
+    number: int = 0
     adapter_id: str | None = None
     tokens: list[int] = field(default_factory=list[int])
     text: str = ""

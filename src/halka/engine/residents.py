@@ -1,9 +1,10 @@
-"""`Residents`: the adapters that an engine loads into the model, within a budget of memory, and evicts by use."""
+"""`Residents`: the adapters that an engine loads into the model, within a budget, and evicts by use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from halka.core import AdaptedModel
@@ -20,16 +21,26 @@ Fits = Callable[[Version], bool]
 """Whether a version may be pinned in the place of the one before."""
 
 
+@dataclass(frozen=True)
+class Held:
+    """What memory has of an adapter: whether any version, whether one is pinned, and how many requests use them."""
+
+    loaded: bool = False
+    pinned: bool = False
+    requests: int = 0
+
+
 class Residents:
     """Versions of adapters in the model.
 
     versions   the longest unused first
+    budget     bytes that they may take; most: how many they may be, None: as many as fit
     loads      how many were loaded, and evictions how many left for others
     changed    one has come or gone, since somebody set it to False
     """
 
-    def __init__(self, model: AdaptedModel, budget: int, allowed: Allowed):
-        self.model, self.budget, self._allowed = model, budget, allowed
+    def __init__(self, model: AdaptedModel, budget: int, allowed: Allowed, most: int | None = None):
+        self.model, self.budget, self.most, self._allowed = model, budget, most, allowed
         self.versions: list[Version] = []
         self.loads, self.evictions, self.changed = 0, 0, False
         self._pins: dict[str, Fits] = {}  # names whose newest version stays, if it fits
@@ -83,6 +94,11 @@ class Residents:
         self.versions.remove(version)
         version.here, version.reading, version.virtual, version.adapter = False, None, None, None
         version.pinned, self.changed = False, True
+
+    def held(self, name: str) -> Held:
+        """What is here under a name, at a glance."""
+        own = self._of(name)
+        return Held(bool(own), any(version.pinned for version in own), sum(version.users for version in own))
 
     def close(self) -> None:
         """Take all out of the model; they are loaded again when they are wanted again."""
@@ -149,6 +165,8 @@ class Residents:
         """
         kept = {other for other in self.versions if other.pinned and other.name != version.name}
         pinned = sum(other.bytes for other in kept)
+        if self.most is not None and len(kept) >= self.most:
+            raise HalkaError(f"adapter {version.name!r} has no room: all {self.most} in memory are pinned")
         if version.bytes + pinned > self.budget:
             others = f", of which pinned adapters take {pinned:,}" if pinned else ""
             raise HalkaError(
@@ -161,19 +179,20 @@ class Residents:
         idle = [other for other in movable if not other.users]
         idle += [other for other in movable if urgent and other.users and not other.begun]
         for other in idle:
-            if self._missing(version) > 0:
+            if not self._has_room(version, self.versions):
                 self._evict(other)
                 self.evictions += 1
-        coming = 0
+        staying = [*self.versions]
         for other in self.versions:
-            if urgent and other not in kept and coming < self._missing(version):
+            if urgent and other not in kept and not self._has_room(version, staying):
                 other.leaving = True
-                coming += other.bytes
-        return self._missing(version) <= 0
+                staying.remove(other)
+        return self._has_room(version, self.versions)
 
-    def _missing(self, version: Version) -> int:
-        """Bytes that it takes more than there is room for."""
-        return sum(other.bytes for other in self.versions) + version.bytes - self.budget
+    def _has_room(self, version: Version, beside: Collection[Version]) -> bool:
+        """Whether there is room for it beside these."""
+        few = self.most is None or len(beside) < self.most
+        return few and sum(other.bytes for other in beside) + version.bytes <= self.budget
 
     def _evict(self, version: Version) -> None:
         if version.key in self.model.adapters:
