@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
@@ -137,8 +135,7 @@ def advise(
         again=(*source.flags, *_flags(others), *(["--full"] if full else [])),
     )
     run = probe if on is None else partial(probe_on, on)
-    with nullcontext() if on is None else redirect_stdout(io.StringIO()):  # Ray prints there
-        evidence = run(request, out, minutes=minutes, skip=skip or (), progress=ProbesProgress())
+    evidence = run(request, out, minutes=minutes, skip=skip or (), progress=ProbesProgress())
     advice = advise_from(evidence)
     result = {"advice": {**asdict(advice), "title": advice.title}, "evidence": asdict(evidence)}
     write_text(out / "advice.json", dumps(result, indent=1, ensure_ascii=False) + "\n")

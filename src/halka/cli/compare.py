@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -198,11 +197,7 @@ def _follow(events: Iterable[Event], base: str, out: Path) -> None:
     if base in known_bases():
         pull(base, say)  # once, with its messages, before the runs need it
     try:
-        with (
-            terminated_as_interrupted(),
-            redirect_stdout(io.StringIO()),
-            RunsProgress() as progress,
-        ):  # Ray prints there
+        with terminated_as_interrupted(), RunsProgress() as progress:
             for event in events:
                 progress.event(event)
     except KeyboardInterrupt:

@@ -6,12 +6,7 @@
 from __future__ import annotations
 
 import itertools
-import logging
-import os
-import signal
-import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from halka.util.errors import HalkaError
+from halka.util.ray_connection import RayConnection, described, last_line
 from halka.util.ray_node import Mailbox, Program, run
-from halka.util.text import one_line, plural
 
 LOSSES = 3  # times that a program loses its node before it is given up
 PATIENCE = 300.0  # seconds that a program waits for a node, where all that could run it are gone
@@ -73,12 +68,12 @@ class RayCluster:
     def __init__(
         self, address: str, *, jobs: int = 1, shared: Mapping[str, Any] | None = None, patience: float = PATIENCE
     ):
-        self.address, self.patience = address, patience
-        self.ray, self.owned = _connected(address)
+        self.connection, self.patience = RayConnection(address), patience
+        self.ray = self.connection.ray
         try:
-            self.gpus, self.threads = self._share(jobs)
+            self.gpus, self.threads = self.connection.share(jobs)
         except HalkaError:
-            self._leave()
+            self.connection.close()
             raise
         files = {
             name: value if isinstance(value, bytes) else self.ray.cloudpickle.dumps(value)
@@ -116,7 +111,7 @@ class RayCluster:
                     self._end(ready[0])
         except (ConnectionError, errors.LocalRayletDiedError, errors.RayActorError) as error:
             raise HalkaError(
-                f"the Ray cluster was lost ({_last_line(error)}); what is finished is kept. {VERSIONS}"
+                f"the Ray cluster was lost ({last_line(error)}); what is finished is kept. {VERSIONS}"
             ) from error
         return self.news.popleft()
 
@@ -128,42 +123,19 @@ class RayCluster:
             if self.tasks:
                 self.ray.wait([*self.tasks], num_returns=len(self.tasks), timeout=LOOK)
             self.ray.kill(self.post)
-        self._leave()
-
-    def _leave(self) -> None:
-        if self.owned:
-            self.ray.shutdown()
+        self.connection.close()
 
     # ── nodes ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _nodes(self) -> list[dict[str, float]]:
-        """What each node that takes tasks has."""
-        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        return [resources for resources in nodes if resources.get("CPU")]
-
-    def _share(self, jobs: int) -> tuple[float, int]:
-        """The GPUs and the threads that each program gets."""
-        nodes = self._nodes()
-        if not nodes:
-            raise HalkaError(
-                "no node of the Ray cluster has a processor for tasks: start one there by "
-                "`ray start --address=HEAD:6379`"
-            )
-        if with_gpus := [node for node in nodes if node.get("GPU")]:
-            least = min(node["CPU"] / node["GPU"] for node in with_gpus)
-        else:
-            least = min(node["CPU"] for node in nodes)
-        return 1 / jobs if with_gpus else 0, max(1, int(least) // jobs)
 
     def _lacking(self, program: Program) -> str | None:
         """Why no node can run the program; None if one can."""
         needs = {"CPU": self.threads, "GPU": self.gpus, "memory": program.memory or 0}
-        nodes = self._nodes()
+        nodes = self.connection.nodes()
         if any(all(node.get(name, 0) >= need for name, need in needs.items()) for node in nodes):
             return None
-        present = "; ".join(sorted({_described(node) for node in nodes})) or "none"
+        present = "; ".join(sorted({described(node) for node in nodes})) or "none"
         return (
-            f"{program.title} takes {_described(needs)}, and no node of the Ray cluster has that (its nodes: "
+            f"{program.title} takes {described(needs)}, and no node of the Ray cluster has that (its nodes: "
             f"{present}): add one by `ray start --address=HEAD:6379`, with --memory=BYTES if Ray is to give more of it"
         )
 
@@ -219,39 +191,9 @@ class RayCluster:
             if losses < LOSSES:
                 self._submit(_Attempt(attempt.key, attempt.program, next(self.numbers), losses))
         except errors.RayError as error:
-            news = News("over", attempt.node, f"its task failed: {_last_line(error)}. {VERSIONS}")
+            news = News("over", attempt.node, f"its task failed: {last_line(error)}. {VERSIONS}")
         del self.tasks[task]
         self.news.append((attempt.key, news))
-
-
-def _connected(address: str) -> tuple[Any, bool]:
-    """Ray, connected to the cluster, and whether it was not before."""
-    if address != "ray" and not address.startswith("ray://"):
-        raise HalkaError(f"--on: {address!r} is no cluster: write ray, or ray://HOST:10001")
-    os.environ.setdefault(
-        "RAY_NUM_REDIS_GET_RETRIES", "1"
-    )  # of 40 s each, to an address where nothing answers; else 20
-    try:
-        import ray
-    except ImportError:
-        raise HalkaError("--on needs Ray, which is not installed: pip install 'halka[ray]'") from None
-    if ray.is_initialized():
-        return ray, False
-    ends = signal.getsignal(signal.SIGTERM)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of what it will do one day
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ray.init("auto" if address == "ray" else address, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (OSError, RuntimeError, ValueError) as error:
-        way = "does its head node run, with the client port (10001) open, and the same versions of Python and Ray?"
-        if address == "ray":
-            way = "start one by `ray start --head`, or name another machine's: --on ray://HOST:10001"
-        reason = one_line(str(error)).rstrip(". ")
-        raise HalkaError(f"--on {address}: no Ray cluster was reached ({reason}): {way}") from None
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, ends)  # Ray has set its own
-    return ray, True
 
 
 def _loss(node: str, error: Exception, losses: int) -> str:
@@ -259,14 +201,3 @@ def _loss(node: str, error: Exception, losses: int) -> str:
     if losses < LOSSES:
         return f"{reason}: it begins anew, for the {('second', 'third')[losses - 1]} time"
     return f"{reason}, as {losses - 1} others before"
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return one_line(lines[-1]).rstrip(".") if lines else type(error).__name__
-
-
-def _described(resources: Mapping[str, float]) -> str:
-    cores, gpus, memory = (resources.get(name, 0) for name in ("CPU", "GPU", "memory"))
-    named = [plural(int(cores), "core"), f"{gpus:g} GPU" if gpus else "", f"{memory / 1e9:.1f} GB" if memory else ""]
-    return ", ".join(filter(None, named))

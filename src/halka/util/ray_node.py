@@ -10,8 +10,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -76,10 +76,9 @@ def run(
     import ray
     from ray import exceptions
 
-    _sweep()
     node = f"{socket.gethostname()} ({ray.get_runtime_context().get_node_id()[:6]})"
-    with tempfile.TemporaryDirectory(prefix=FOLDERS, ignore_cleanup_errors=True) as name, locked(Path(name), ""):
-        folder, inputs = Path(name, "files"), {**shared, **program.files}
+    with task_folder() as own:
+        folder, inputs = own / "files", {**shared, **program.files}
         for path, content in inputs.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
@@ -120,6 +119,14 @@ def _left(folder: Path, program: Program, inputs: Mapping[str, bytes], log: Text
         elif (content := path.read_bytes()) != inputs.get(own):
             files[own] = content
     return files
+
+
+@contextmanager
+def task_folder() -> Iterator[Path]:
+    """A folder for what a task or an actor has, which is removed at the block's end; what is left of others is, now."""
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=FOLDERS, ignore_cleanup_errors=True) as name, locked(Path(name), ""):
+        yield Path(name)
 
 
 def _sweep() -> None:

@@ -1,0 +1,113 @@
+"""`RayConnection`: a Ray cluster that this process is connected to, and what its nodes have.
+
+`pip install 'halka[ray]'` brings Ray, which this machine and every node need, beside Halka (docs/distributed.md).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack, redirect_stdout
+from typing import Any
+
+from halka.util.errors import HalkaError
+from halka.util.text import one_line, plural
+
+
+class RayConnection:
+    """Ray, connected to a cluster; what it prints to stdout meanwhile goes nowhere.
+
+    address   "ray", the cluster that this machine is part of (or $RAY_ADDRESS), or "ray://HOST:10001"
+    ray       the library
+
+    Raises HalkaError where Ray is not installed, or the cluster cannot be reached.
+    """
+
+    def __init__(self, address: str):
+        if address != "ray" and not address.startswith("ray://"):
+            raise HalkaError(f"--on: {address!r} is no cluster: write ray, or ray://HOST:10001")
+        self.address = address
+        self._open = ExitStack()
+        with ExitStack() as opening:
+            sink = opening.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            opening.enter_context(redirect_stdout(sink))
+            self.ray, owned = _connected(address)
+            self._open = opening.pop_all()
+        if owned:
+            self._open.callback(self.ray.shutdown)
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is Ray's client, whose calls another process makes on the cluster's head node."""
+        return self.address != "ray"
+
+    def nodes(self) -> list[dict[str, float]]:
+        """What each node that takes tasks has."""
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        return [resources for resources in nodes if resources.get("CPU")]
+
+    def share(self, jobs: int) -> tuple[float, int]:
+        """The GPUs and the threads of one of `jobs` processes that run side by side on the smallest node.
+
+        Each takes a GPU, or a share of one, where the cluster has some. Raises HalkaError where no node takes tasks.
+        """
+        nodes = self.nodes()
+        if not nodes:
+            raise HalkaError(
+                "no node of the Ray cluster has a processor for tasks: start one there by "
+                "`ray start --address=HEAD:6379`"
+            )
+        if with_gpus := [node for node in nodes if node.get("GPU")]:
+            least = min(node["CPU"] / node["GPU"] for node in with_gpus)
+        else:
+            least = min(node["CPU"] for node in nodes)
+        return 1 / jobs if with_gpus else 0, max(1, int(least) // jobs)
+
+    def close(self) -> None:
+        """Leave the cluster, if this process was not connected to it before."""
+        self._open.close()
+
+
+def _connected(address: str) -> tuple[Any, bool]:
+    """Ray, connected to the cluster, and whether it was not before."""
+    os.environ.setdefault(
+        "RAY_NUM_REDIS_GET_RETRIES", "1"
+    )  # of 40 s each, to an address where nothing answers; else 20
+    try:
+        import ray
+    except ImportError:
+        raise HalkaError("--on needs Ray, which is not installed: pip install 'halka[ray]'") from None
+    if ray.is_initialized():
+        return ray, False
+    ends = signal.getsignal(signal.SIGTERM)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of what it will do one day
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init("auto" if address == "ray" else address, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (OSError, RuntimeError, ValueError) as error:
+        way = "does its head node run, with the client port (10001) open, and the same versions of Python and Ray?"
+        if address == "ray":
+            way = "start one by `ray start --head`, or name another machine's: --on ray://HOST:10001"
+        reason = one_line(str(error)).rstrip(". ")
+        raise HalkaError(f"--on {address}: no Ray cluster was reached ({reason}): {way}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ends)  # Ray has set its own
+    return ray, True
+
+
+def described(resources: Mapping[str, float]) -> str:
+    """What a node has, or a process needs, in words."""
+    cores, gpus, memory = (resources.get(name, 0) for name in ("CPU", "GPU", "memory"))
+    named = [plural(int(cores), "core"), f"{gpus:g} GPU" if gpus else "", f"{memory / 1e9:.1f} GB" if memory else ""]
+    return ", ".join(filter(None, named))
+
+
+def last_line(error: Exception) -> str:
+    """What an error of Ray's says in the end, behind the traces of other processes."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return one_line(lines[-1]).rstrip(".") if lines else type(error).__name__
