@@ -16,9 +16,9 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 
 from halka.engine import Answer, AsyncEngine, Request
+from halka.server.backends.growing import Growing, ended_before, fail, grown
 from halka.server.backends.router import Declined
-from halka.server.backends.vllm.completions import body_of, unlike_engine
-from halka.server.backends.vllm.growing import Growing, ended_before, fail, grown
+from halka.server.backends.vllm.completions import body_of, pieces_of, unlike_engine
 from halka.server.backends.vllm.loras import Loras, lora_of
 from halka.server.backends.vllm.process import Forgotten, LoraRefused, Process, Refused, Unavailable
 from halka.server.errors import ApiError
@@ -54,7 +54,8 @@ class Vllm:
             try:
                 async with process.using(lora, self.loras.folder), aclosing(process.events(body)) as events:
                     async for event in events:
-                        for answer in grown(answers, event, process.url):
+                        new = pieces_of(event, request.logprobs)
+                        for answer in grown(answers, new, process.url, event.cached):
                             if pieces or answer.at_edge:
                                 yield answer.answer
                         if ended_before(answers):

@@ -5,26 +5,15 @@ Token ids go both ways: the chat template, the passages, the text of tokens and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from halka.engine import Request
 from halka.engine.logprobs import TokenLogprob
+from halka.server.backends.growing import Piece
 from halka.server.backends.vllm.events import Choice, Event
 
 COLDEST = 0.01  # vLLM's lowest temperature above 0
 LEAST_SHARE = 1e-6  # vLLM takes no top_p of 0: both keep the likeliest token alone
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What an event adds to the answer of this number; `finish` is vLLM's reason for its end."""
-
-    index: int
-    tokens: Sequence[int]
-    logprobs: Sequence[TokenLogprob] = field(default=())
-    finish: str | None = None
 
 
 def unlike_engine(request: Request, n: int) -> str | None:

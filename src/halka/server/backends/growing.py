@@ -1,22 +1,32 @@
-"""`Growing`: an answer that grows by the tokens of vLLM's events, as one of the engine's does."""
+"""`Growing`: an answer that grows by tokens that another process makes, as one of the engine's does."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from halka.engine import Answer, Request
 from halka.engine.engine import Engine
+from halka.engine.logprobs import TokenLogprob
 from halka.engine.stopping import StoppedText
-from halka.server.backends.vllm.completions import Piece, pieces_of
-from halka.server.backends.vllm.events import Event
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is added to the answer of this number; `finish` is why the other process ended it, None: it goes on."""
+
+    index: int
+    tokens: Sequence[int]
+    logprobs: Sequence[TokenLogprob] = field(default=())
+    finish: str | None = None
 
 
 class Growing:
     """One answer.
 
-    ended    vLLM adds no more to it
+    ended    the other process adds no more to it
     at_edge  it has just begun, or ended
     """
 
@@ -48,11 +58,11 @@ class Growing:
         return len(answer.tokens) > count or text.reason is not None
 
 
-def grown(answers: Sequence[Growing], event: Event, backend: str) -> Iterator[Growing]:
-    """The answers that an event makes longer, or ends."""
-    for answer in answers if event.cached else ():
-        answer.answer.cached = min(event.cached, len(answer.answer.request.prompt))
-    for piece in pieces_of(event, answers[0].answer.request.logprobs):
+def grown(answers: Sequence[Growing], pieces: Iterable[Piece], backend: str, cached: int = 0) -> Iterator[Growing]:
+    """The answers that pieces make longer, or end; `cached` tokens of the prompt were in that backend's cache."""
+    for answer in answers if cached else ():
+        answer.answer.cached = min(cached, len(answer.answer.request.prompt))
+    for piece in pieces:
         growing = answers[piece.index]
         growing.answer.backend = backend
         if growing.take(piece):
@@ -60,7 +70,7 @@ def grown(answers: Sequence[Growing], event: Event, backend: str) -> Iterator[Gr
 
 
 def ended_before(answers: Sequence[Growing]) -> bool:
-    """Whether all answers have ended, and vLLM goes on with one all the same."""
+    """Whether all answers have ended, and the other process goes on with one all the same."""
     return all(growing.answer.finish is not None for growing in answers) and not all(
         growing.ended for growing in answers
     )
