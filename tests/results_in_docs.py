@@ -514,6 +514,29 @@ def vllm_gateway(found: Any) -> list[list[str]]:
     return rows
 
 
+def replicas(found: Any) -> list[list[str]]:
+    """Answers by replicas under load: how many were right, and how many requests met their adapter."""
+    head = ["Load", "Answers", "Wrong", "Lost", "Met their adapter", "Random places", "One memory of ten"]
+    names = {
+        "talks": "two replicas, talks of three",
+        "single": "two replicas, single requests",
+        "scaled": "one to two replicas, talks",
+        "killed": "two replicas, one killed, talks",
+    }
+    rows = [head]
+    for key, name in names.items():
+        one = found["loads"][key]
+        shares = [f"{one[f'{kind}, %']:.0f} %" for kind in ("met", "by random places", "by one memory of ten")]
+        rows.append([name, str(one["requests"]), str(one["wrong"]), str(one["lost"]), *shares])
+    return rows
+
+
+def replicas_speed(found: Any) -> list[list[str]]:
+    """Tokens a second with one and two replicas on the same two cores."""
+    rows = [["Sixteen clients, sixteen adapters, bf16, on the same two cores", "Tokens a second"]]
+    return rows + [[name, f"{speed:.0f}"] for name, speed in found["tokens a second"].items()]
+
+
 def estimator(found: Any) -> list[list[str]]:
     """Estimated memory and time beside measured, by what the cases have in common."""
     head = ["Estimated, of what was measured", "Cases", "Memory, at the median", "at worst", "on average"]
@@ -653,6 +676,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "engine_exactness": ("engine_exactness", engine_exactness),
     "vllm_exchange": ("vllm_exchange", vllm_exchange),
     "vllm_gateway": ("vllm_gateway", vllm_gateway),
+    "replicas": ("replicas", replicas),
+    "replicas_speed": ("replicas", replicas_speed),
     "merging": ("merging", merging),
     "combining": ("merging", combining),
     "llama_cpp": ("llama_cpp", llama_cpp),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from halka.advisor import Request, probe
@@ -26,6 +29,7 @@ from halka.util.errors import HalkaError
 from halka.util.ray_cluster import RayCluster
 from halka.util.ray_node import Program
 from runs_for_tests import a_run, base_and_task, written_task
+from serving_for_tests import InProcess, Running, make_base, make_store, open_service
 from staged_runs import Stage, is_alive, staged, within_seconds
 
 LORA = {"method": "lora", "label": "lora", "lrs": (0.1, 0.2), "rank": 4}
@@ -192,6 +196,40 @@ def test_an_advice_is_that_of_this_machine(nodes, tmp_path):
     assert kept == (tmp_path / "here" / "fit.json").read_bytes()
     with pytest.raises(HalkaError, match="there is no probe nothing: choose from"):
         probe_on("ray", request, tmp_path / "ray", skip=("nothing",))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_server_answers_by_replicas_of_which_one_is_killed(nodes, tmp_path):
+    """One of two dies under an answer, which goes on at the other; nothing is left when the server ends."""
+    _, cluster = nodes
+    base = make_base(tmp_path / "tiny")
+    store = make_store(tmp_path / "store", base)
+    body = {"model": "lora", "prompt": "The capital of", "max_tokens": 400, "ignore_eos": True, "temperature": 0.7}
+    with InProcess.open(base, store, tmp_path / "alone") as alone:
+        expected = alone.client.post("/v1/completions", json={**body, "seed": 3}).json()["choices"]
+    for _ in range(2 - len(cluster.worker_nodes)):  # another test may have killed one
+        cluster.add_node(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)
+    with (
+        within_seconds(150),
+        Running(base, store, tmp_path / "data", on="ray", replicas="2") as server,
+        httpx.Client(base_url=server.url, timeout=100) as client,
+    ):
+        client.post("/v1/completions", json={**body, "max_tokens": 1})
+        with client.stream("POST", "/v1/completions", json={**body, "seed": 3, "stream": True}) as stream:
+            lines = stream.iter_lines()
+            events = [next(lines)]
+            (busy,) = [state for state in server.service.holder.channel.states() if state.running]
+            os.kill(busy.pid, signal.SIGKILL)
+            events += lines
+        text = "".join(json.loads(event[6:])["choices"][0]["text"] for event in events if event.startswith("data: {"))
+        assert text == expected[0]["text"]
+        assert client.get("/v1/adapters/lora").json()["loaded"]
+        assert client.get("/v1/adapters/prefix").json()["loaded"] is False
+    ray = pytest.importorskip("ray")
+    assert not ray.is_initialized()
+    with pytest.raises(HalkaError, match="9 replicas of 1 core each have no room on the cluster"):
+        open_service(base, store, tmp_path / "data", on="ray", replicas="9")
 
 
 # ── without a cluster ───────────────────────────────────────────────────────────────────────────────────────────────

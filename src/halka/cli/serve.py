@@ -68,7 +68,7 @@ def _serve(settings: ServerSettings) -> None:
         raise HalkaError(f"{error.name} is missing: pip install 'halka[server]'") from None
 
     with _listening(settings.host, settings.port) as listening:
-        say(f"loading {settings.base} …")
+        say(f"loading {settings.base}{', here and on the Ray cluster' if settings.on else ''} …")
         service = Service.open(settings)
         host, port = listening.getsockname()[:2]
         say(_ready(service, f"http://{f'[{host}]' if ':' in host else host}:{port}"))

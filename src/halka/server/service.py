@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Annotated, Any
 
 from fastapi import Depends
@@ -16,7 +17,8 @@ from halka.engine.adapters import Adapters
 from halka.models import adapt, context
 from halka.models.loading import load_base
 from halka.server.answers.logprobs import TokenTexts
-from halka.server.backends.router import Backend, Router
+from halka.server.backends.replicas.backend import open_replicas
+from halka.server.backends.router import Backend, Holder, Router
 from halka.server.backends.vllm.backend import Vllm
 from halka.server.backends.vllm.loras import Loras
 from halka.server.backends.vllm.process import open_processes
@@ -38,8 +40,9 @@ from halka.server.turns import Turns
 class Service:
     """What requests are answered with.
 
-    engine    makes answers here, with a thread of its own, and has the adapters in memory
-    backend   makes the answers to requests: the engine, or others with it
+    engine    verifies adapters with a thread of its own; it makes the answers, too, where no replicas do
+    holder    answers for every adapter, and has those in memory: the engine, or replicas of it
+    backend   makes the answers to requests: the holder, or others with it
     tenants   where each has adapters, collections and jobs
     guards    what a request passes before its route
     threads   where blocking work is done
@@ -53,6 +56,7 @@ class Service:
     settings: ServerSettings
     model: AdaptedModel
     engine: AsyncEngine
+    holder: Holder
     backend: Backend
     tenants: Tenants
     guards: Guards
@@ -70,7 +74,8 @@ class Service:
         cls, settings: ServerSettings, model: AdaptedModel | None = None, embedders: Embedders | None = None
     ) -> Service:
         """Load the base, if there is no `model` of it yet, and start its engine. Raises HalkaError as these do,
-        where others could call without keys, and for a vLLM process that is not there, or has another base.
+        where others could call without keys, for a vLLM process that is not there, or has another base, and as
+        `open_replicas`.
         """
         settings = settings.absolute()
         keys = Keys(settings.data / "keys.json")
@@ -79,7 +84,7 @@ class Service:
             base = load_base(
                 settings.base,
                 dtype=settings.dtype,
-                device=settings.device,
+                device=settings.device if settings.on is None else "cpu",
                 quantize=settings.quantize,
                 kind="causal-lm",
             )
@@ -90,19 +95,24 @@ class Service:
         engine = Engine(
             model,
             tenants,
-            rows=settings.rows,
-            memory=None if settings.memory is None else int(settings.memory * GB),
+            rows=settings.rows if settings.on is None else 1,
+            memory=None if settings.memory is None or settings.on else int(settings.memory * GB),
             adapter_memory=int(settings.adapter_memory * GB),
+            most_adapters=settings.adapters_in_memory,
         )
         remove_stale(settings.data, tenants.all())
         jobs = JobQueue(tenants.job_folders, settings.data / "jobs.lock", settings.jobs)
         guards = Guards.of(settings, keys, engine, Quota(tenants, threads := Threads()))
-        running = AsyncEngine(engine)
-        backend: Backend = running
+        replicas = None if settings.on is None else open_replicas(settings, model, engine, tenants)
+        running = AsyncEngine(engine) if replicas is None else replicas.engine
+        holder: Holder = replicas or running
+        backend: Backend = holder
+        states = [] if replicas is None else [replicas.states]
         if processes:
             vllm = Vllm(running, Loras(running, tenants, folder), processes, settings.vllm_base)
-            guards.metrics.backends, backend = vllm.states, Router([vllm], running)
-        return cls(settings, model, running, backend, tenants, guards, embedders or Embedders(), jobs, threads)
+            states, backend = [*states, vllm.states], Router([vllm], holder)
+        guards.metrics.backends = lambda: chain.from_iterable(state() for state in states)
+        return cls(settings, model, running, holder, backend, tenants, guards, embedders or Embedders(), jobs, threads)
 
     @property
     def name(self) -> str:

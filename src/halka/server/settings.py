@@ -24,6 +24,8 @@ LEAST = {
     "document_characters": 1,
     **dict.fromkeys(("temperature", "storage", "queue", "drain", "metric_adapters"), 0),
     **dict.fromkeys(("memory", "adapter_memory", "pinned", "jobs", "jobs_kept"), 0),
+    **dict.fromkeys(("scale_up_after", "scale_down_after"), 0),
+    "adapters_in_memory": 1,
 }
 
 
@@ -54,6 +56,9 @@ class ServerSettings:
     )
     adapter_memory: float = field(
         default=2.0, metadata={"help": "for adapters that are loaded from stores", "metavar": "GB"}
+    )
+    adapters_in_memory: int | None = field(
+        default=None, metadata={"help": "the most adapters there; none: as many as have room"}
     )
     pinned: float = field(
         default=0.5, metadata={"help": "the share of it that pinned adapters of a tenant may take; 1: all of it"}
@@ -107,6 +112,24 @@ class ServerSettings:
         },
     )
 
+    on: str | None = field(
+        default=None,
+        metadata={
+            "help": "answer by replicas of the engine on a Ray cluster: ray, or ray://HOST:10001 for another "
+            "machine's; rows, memory and adapters in memory are each one's then",
+            "metavar": "CLUSTER",
+        },
+    )
+    replicas: str = field(
+        default="1", metadata={"help": "how many; MIN-MAX: as many as there is to do for", "metavar": "N"}
+    )
+    scale_up_after: float = field(
+        default=10.0, metadata={"help": "add replicas when so long there was more to do", "metavar": "SECONDS"}
+    )
+    scale_down_after: float = field(
+        default=60.0, metadata={"help": "remove replicas when so long there was less to do", "metavar": "SECONDS"}
+    )
+
     requests_per_minute: int | None = field(
         default=None, metadata={"help": "of a key that has no limit of its own; none: no limit"}
     )
@@ -155,6 +178,11 @@ class ServerSettings:
             _check_address(url)
         if len({url.rstrip("/") for url in self.vllm}) < len(self.vllm):
             raise HalkaError("vllm names an address twice: name each process once")
+        least, most = self.replica_range
+        if self.on is None and most > 1:
+            raise HalkaError(f"replicas is {self.replicas}: they need a cluster, such as on=ray")
+        if not 1 <= least <= most:
+            raise HalkaError(f"replicas is {self.replicas}: it is 1 or more, and MIN no more than MAX")
         if not 0 <= self.port < 2**16:
             raise HalkaError(f"port is {self.port}: it is a number from 0 to 65535")
 
@@ -169,6 +197,19 @@ class ServerSettings:
             comparisons=_absolute(self.comparisons),
             **{name: folder and folder.absolute() for name, folder in folders.items()},
         )
+
+    @property
+    def all_rows(self) -> int:
+        """Answers that are made at the same time, by as many replicas as there may be."""
+        return self.rows * self.replica_range[1]
+
+    @property
+    def replica_range(self) -> tuple[int, int]:
+        """The least and the most replicas. Raises HalkaError for what is no number, nor two."""
+        least, _, most = self.replicas.partition("-")
+        if not (least.isdecimal() and (most or "0").isdecimal()):
+            raise HalkaError(f"replicas is {self.replicas!r}: it is a number, or MIN-MAX such as 1-4")
+        return int(least), int(most or least)
 
     @cached_property
     def folders(self) -> Folders:

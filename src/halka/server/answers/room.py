@@ -15,9 +15,7 @@ async def room(service: Service, adapter: str | None) -> int | None:
 
     Raises what is wrong with the adapter.
     """
-    if adapter is not None:  # whose virtual tokens count
-        await service.engine.load(adapter)
-    return await service.engine.call(lambda: service.engine.engine.room(adapter))
+    return await service.holder.room(adapter)
 
 
 async def answer_room(service: Service, adapter: str | None, prompt: Sequence[int]) -> int:

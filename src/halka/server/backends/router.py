@@ -1,6 +1,6 @@
 """`Backend`: whoever makes answers, as the engine does. `Router`: each request to the first backend that takes it.
 
-A backend declines what the engine would answer otherwise than it does; the engine comes last and declines nothing.
+A backend declines what the engine would answer otherwise than it does; a `Holder` comes last and declines nothing.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from typing import Protocol
 
-from halka.engine import Answer, AsyncEngine, Request
+from halka.engine import Answer, Request
+from halka.engine.residents import Held
 
 
 class Backend(Protocol):
-    """What the server asks of whoever makes answers; `AsyncEngine` is one."""
+    """What the server asks of whoever makes answers."""
 
     def follow(self, request: Request, n: int = 1, *, pieces: bool = True) -> AsyncGenerator[Answer]:
         """One of the `n` answers whenever it has become longer, and at its end, as `AsyncEngine.follow`.
@@ -31,6 +32,18 @@ class Backend(Protocol):
         ...
 
 
+class Holder(Backend, Protocol):
+    """A backend that answers for every adapter: `AsyncEngine`, or replicas of its engine."""
+
+    async def room(self, name: str | None) -> int | None:
+        """Positions for a text with this adapter, which is loaded for it; None: no end. Raises what is wrong."""
+        ...
+
+    def held(self, name: str) -> Held:
+        """What is in memory of an adapter; it may block."""
+        ...
+
+
 class Declined(Exception):
     """A backend leaves a request to the next, for the reason that this says."""
 
@@ -38,11 +51,11 @@ class Declined(Exception):
 class Router:
     """The backend of a server that has several."""
 
-    def __init__(self, others: Sequence[Backend], engine: AsyncEngine):
-        self.others, self.engine = others, engine
+    def __init__(self, others: Sequence[Backend], last: Holder):
+        self.others, self.last = others, last
 
     async def follow(self, request: Request, n: int = 1, *, pieces: bool = True) -> AsyncGenerator[Answer]:
-        for backend in (*self.others, self.engine):
+        for backend in (*self.others, self.last):
             with suppress(Declined):
                 async with aclosing(backend.follow(request, n, pieces=pieces)) as answers:
                     async for answer in answers:
@@ -51,10 +64,10 @@ class Router:
 
     async def load(self, name: str) -> None:
         """Load it where it is answered."""
-        for backend in (*self.others, self.engine):
+        for backend in (*self.others, self.last):
             with suppress(Declined):
                 return await backend.load(name)
 
     async def aclose(self) -> None:
-        for backend in (*self.others, self.engine):
+        for backend in (*self.others, self.last):
             await backend.aclose()

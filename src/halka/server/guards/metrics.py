@@ -30,6 +30,16 @@ SECONDS = tuple(round(0.005 * 1.3**step, 4) for step in range(40))  # up to 140 
 GATEWAYS = "vllm:lora_requests_info"
 """The name under which gateways look for the adapters that a server works for."""
 
+NUMBERS = {
+    "running": ("halka_replica_answers_running", "Answers that have a row of a replica"),
+    "waiting": ("halka_replica_answers_waiting", "Answers that wait for a row of a replica"),
+    "met": ("halka_replica_requests_met", "Requests that met their adapter in a replica's memory"),
+    "missed": ("halka_replica_requests_missed", "Requests whose adapter a replica had to load, or was loading"),
+    "loads": ("halka_replica_adapter_loads", "Adapters that a replica has loaded"),
+    "evictions": ("halka_replica_adapter_evictions", "Adapters that a replica has evicted"),
+}
+"""What backends say of themselves beside whether they are there: metrics, each with a help."""
+
 router = APIRouter()
 
 
@@ -41,11 +51,15 @@ async def metrics(request: HttpRequest) -> Response:
 
 
 class BackendState(NamedTuple):
-    """Who else than the engine makes answers: its name, whether it can be asked, how many adapters it has."""
+    """Who else than the engine makes answers: its name, whether it can be asked, how many adapters it has.
+
+    numbers  what else it says of itself, by the names of `NUMBERS`
+    """
 
     name: str
     up: bool
     adapters: int
+    numbers: Mapping[str, float] = {}
 
 
 @dataclass(eq=False)
@@ -177,6 +191,9 @@ class _Gauges(Collector):
         up, have = {state.name: state.up for state in others}, {state.name: state.adapters for state in others}
         yield _gauge("halka_backend_up", "Whether another backend than the engine can be asked", up, "backend")
         yield _gauge("halka_backend_adapters", "Adapters of this server that it has", have, "backend")
+        for name, (metric, help) in NUMBERS.items():
+            values = {state.name: state.numbers[name] for state in others if name in state.numbers}
+            yield from [_gauge(metric, help, values, "backend")] if values else ()
         names = ("running_lora_adapters", "waiting_lora_adapters", "max_lora")
         info = GaugeMetricFamily(GATEWAYS, "Adapters with answers under way", labels=names)
         adapters = [",".join(sorted({*labels} - {BASE, OTHER})) for labels in (running, waiting)]

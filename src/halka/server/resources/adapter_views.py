@@ -33,7 +33,6 @@ def view_of(service: Service, caller: Caller, name: str, version: int | None = N
         except (DamagedFolderError, OSError) as error:
             damage = {"error": api_error(error, caller).message}
     card, engine_name = stored and stored.card, tenant.engine_name(name)
-    resident = [version for version in service.adapters.residents.versions if version.name == engine_name]
     return {
         "id": name,
         "object": "adapter",
@@ -48,9 +47,7 @@ def view_of(service: Service, caller: Caller, name: str, version: int | None = N
         **_from_card(card, caller),
         "files": files,
         "bytes": sum(files.values()),
-        "loaded": bool(resident),
-        "pinned": any(version.pinned for version in resident),
-        "requests": sum(version.users for version in resident),
+        **vars(service.holder.held(engine_name)),
         **damage,
     }
 

@@ -83,6 +83,8 @@ async def _change(
         await service.threads.manage(stored_inside, tenant.store, name)
     engine_name = tenant.engine_name(name)
     try:
+        if change is not None and service.settings.on is not None:
+            raise HalkaError("replicas load adapters for requests and evict by use: nothing is pinned there")
         if load:
             await (service.backend if change is None else service.engine).load(engine_name)
         if change is not None:

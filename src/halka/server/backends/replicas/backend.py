@@ -1,0 +1,234 @@
+"""`Replicas`: the backend that lets replicas of the engine answer. The gateway's own engine answers nothing then.
+
+A name means a content at its request, and replicas know contents alone: a replaced adapter answers with its new version
+at once. What a replica has begun and does not end, another goes on with, token for token as after a preemption.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from anyio import to_thread
+
+from halka.core import AdaptedModel
+from halka.engine import Answer, AsyncEngine, Engine, Request
+from halka.engine.adapters import Source
+from halka.engine.residents import Held
+from halka.engine.sampling import new_seed
+from halka.server.backends.growing import Growing, fail, grown
+from halka.server.backends.replicas.channel import Channel, Lost
+from halka.server.backends.replicas.deployment import Deployment
+from halka.server.backends.replicas.placement import Placed, Placement
+from halka.server.backends.replicas.wire import Call, Reply, State
+from halka.server.errors import ApiError
+from halka.server.guards.metrics import BackendState
+from halka.server.resources.adapter_files import ALLOWED, close, content_id, opened_files
+from halka.server.settings import ServerSettings
+from halka.storage.save_load import README
+from halka.util.errors import HalkaError
+
+TRIES = 6  # replicas that may be lost under one answer
+PAUSE = 0.1  # seconds before the first of these is changed for another; twice as long before each next
+LOOK = 5.0  # seconds between looks at what the replicas hold
+BETWEEN = 1.0  # seconds between two that were asked for
+SENT = 64  # adapters whose files are kept for replicas
+log = logging.getLogger("halka.server")
+
+
+class Replicas:
+    """Answers by replicas.
+
+    engine   the gateway's own, which checks requests and ends texts
+    store    where adapters are, by name
+    channel  asks the replicas, which `close` ends
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, store: Source, channel: Channel, placement: Placement, close: Callable[[], None]
+    ):
+        self.engine, self.store, self.channel, self.placement, self._close = engine, store, channel, placement, close
+        self._files, self._looked = OrderedDict[str, Any](), -math.inf
+        self._look: asyncio.Task[None] | None = None
+        self.pause = PAUSE
+        self._lock = threading.Lock()
+
+    async def follow(self, request: Request, n: int = 1, *, pieces: bool = True) -> AsyncGenerator[Answer]:
+        """As `AsyncEngine.follow`."""
+        self.engine.engine.check(request, n)
+        id, files = await self._content(request.adapter)
+        sent = _of_content(request, id)
+        answers = [Growing(request, id, self.engine.engine) for _ in range(n)]
+        lost: Exception = Lost("no replica was asked")
+        for attempt in range(TRIES):
+            await self._before(attempt)
+            try:
+                written = [growing.answer.tokens for growing in answers]
+                call = Call(sent, n, pieces, written if any(written) else ())
+                with self.placement.place(id, n) as placed:
+                    async with aclosing(self._replies(placed, call, files, _names(request, id))) as replies:
+                        async for reply in replies:
+                            new = () if reply.piece is None else (reply.piece,)
+                            for growing in grown(answers, new, placed.label, 0 if attempt else reply.cached):
+                                if pieces or growing.at_edge:
+                                    yield growing.answer
+                if all(growing.answer.finish is not None for growing in answers):
+                    return
+                raise Lost("its answer has no end")
+            except Lost as error:
+                lost = error
+                log.warning("a replica was lost", extra={"fields": {"replica": placed.label, "reason": str(error)}})
+                self.placement.lose(placed.replica)
+                if all(growing.answer.finish is not None for growing in answers):
+                    return  # only what follows an answer is missing
+        fail(answers, lost)
+        raise unavailable()
+
+    async def load(self, name: str) -> None:
+        """Let a replica have an adapter."""
+        await self.room(name)
+
+    async def room(self, name: str | None) -> int | None:
+        """As `Holder.room`, of a replica, which has loaded the adapter."""
+        if name is None:
+            return await self.engine.room(None)
+        id, files = await self._content(name)
+        assert id is not None
+        for attempt in range(TRIES):
+            await self._before(attempt)
+            with self.placement.place(id) as placed:
+                try:
+                    reply = Reply.of(await self.channel.room(placed.order, id, files))
+                except Lost as error:
+                    log.warning("a replica was lost", extra={"fields": {"reason": str(error)}})
+                    self.placement.lose(placed.replica)
+                else:
+                    reply.raise_error({id: name})
+                    placed.at(reply.replica or "")
+                    return reply.room
+        raise unavailable()
+
+    def held(self, name: str) -> Held:
+        """What is in the replicas' memory of an adapter."""
+        try:
+            id = content_id(self.store.get(name).folder)
+        except (HalkaError, OSError):  # damaged, or removed: no replica answers with it any more
+            return Held()
+        if time.monotonic() > self._looked + BETWEEN:
+            self._see()
+        holders = self.placement.holders(id)
+        return Held(bool(holders), False, sum(seen.using[id] for seen in holders))
+
+    def states(self) -> Iterable[BackendState]:
+        """What the metrics say of each replica; it blocks."""
+        self._see()
+        for slot, (seen, counts) in self.placement.by_slot().items():
+            state = State("") if seen is None else seen.state
+            numbers = {"running": state.running, "waiting": state.waiting, "met": counts["met"]}
+            numbers |= {"missed": counts["missed"], "loads": state.loads, "evictions": state.evictions}
+            yield BackendState(f"replica-{slot}", seen is not None, len(state.holds), numbers)
+
+    async def aclose(self) -> None:
+        if self._look is not None:
+            await asyncio.gather(self._look, return_exceptions=True)
+        await self.engine.aclose()
+        await to_thread.run_sync(self._close)
+
+    # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _before(self, attempt: int) -> None:
+        """Wait for a moment before a request is sent again."""
+        if attempt:
+            await asyncio.sleep(self.pause * 2 ** (attempt - 1))
+
+    async def _replies(
+        self, placed: Placed, call: Call, files: Sequence[Any], names: dict[str, str]
+    ) -> AsyncGenerator[Reply]:
+        """A replica's replies to a call. Raises Lost, and what is wrong with the request."""
+        self._look_at_times()
+        async with aclosing(self.channel.answer(placed.order, call.json, files)) as texts:
+            async for text in texts:
+                reply = Reply.of(text)
+                reply.raise_error(names)
+                if reply.replica is not None:
+                    placed.at(reply.replica, reply.held)
+                if reply.piece is not None and reply.piece.finish not in (None, "stop", "length"):
+                    raise Lost(f"it ended the answer: {reply.piece.finish}")
+                yield reply
+
+    async def _content(self, adapter: str | None) -> tuple[str | None, Sequence[Any]]:
+        """The id of what an adapter's name means now, and its files as replicas get them, in a list."""
+        if adapter is None:
+            return None, ()
+        id, files = await to_thread.run_sync(self._kept_files, adapter)
+        return id, [files]
+
+    def _kept_files(self, adapter: str) -> tuple[str, Any]:
+        folder = self.store.get(adapter).folder
+        id = content_id(folder)
+        with self._lock:
+            kept = self._files.get(id)
+        if kept is None:
+            opened = opened_files(folder, {*ALLOWED} - {README})
+            try:
+                files = {name: file.read() for name, file in opened.items()}
+            finally:
+                close(opened)
+            if content_id(folder) != id:  # replaced meanwhile
+                return self._kept_files(adapter)
+            kept = self.channel.put(files)
+        with self._lock:
+            self._files[id] = kept
+            self._files.move_to_end(id)
+            while len(self._files) > SENT:
+                self._files.popitem(last=False)
+        return id, kept
+
+    def _look_at_times(self) -> None:
+        """See what the replicas hold, beside what their replies say: which are new, or gone, what was evicted."""
+        if self._look is None and time.monotonic() > self._looked + LOOK:
+            self._look = asyncio.get_running_loop().create_task(to_thread.run_sync(self._see))
+            self._look.add_done_callback(self._has_looked)
+
+    def _has_looked(self, task: asyncio.Task[None]) -> None:
+        self._look = None
+
+    def _see(self) -> None:
+        self._looked = time.monotonic()
+        try:
+            self.placement.update(self.channel.states())
+        except Lost as error:
+            log.info("not all replicas say what they hold", extra={"fields": {"reason": str(error)}})
+
+
+def open_replicas(settings: ServerSettings, model: AdaptedModel, engine: Engine, store: Source) -> Replicas:
+    """The replicas that the settings name, when they run. Raises HalkaError as `Deployment`."""
+    deployment = Deployment(settings, model)
+    placement = Placement(settings.rows, settings.adapters_in_memory)
+    return Replicas(AsyncEngine(engine), store, deployment.channel, placement, deployment.close)
+
+
+def _of_content(request: Request, id: str | None) -> Request:
+    """The request as a replica gets it: the adapter by its id, and a seed, which another replica goes on with."""
+    sampling = request.sampling
+    if not sampling.greedy and sampling.seed is None:
+        sampling = replace(sampling, seed=new_seed())
+    return replace(request, adapter=id, sampling=sampling)
+
+
+def _names(request: Request, id: str | None) -> dict[str, str]:
+    return {} if id is None or request.adapter is None else {id: request.adapter}
+
+
+def unavailable() -> ApiError:
+    """What clients get where replica after replica is lost; the log has the reason of each."""
+    message = "the replicas, which answer, cannot be asked now: try again later"
+    return ApiError(503, message, code="backend_unavailable", headers={"retry-after": "10"})

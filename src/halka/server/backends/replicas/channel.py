@@ -1,0 +1,92 @@
+"""`Channel`: how a gateway asks replicas. `ServeChannel`: by a handle of Ray Serve's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from halka.server.backends.replicas.placement import Order
+from halka.server.backends.replicas.wire import State
+from halka.util.ray_connection import last_line
+
+PATIENCE = 5.0  # seconds for the replicas to say what they hold
+
+
+class Lost(Exception):
+    """No reply comes any more, of a replica that died, or of none that there is: why, for the log."""
+
+
+class Channel(Protocol):
+    """Asks a replica, the first of an order that can be asked. What is said is JSON, as `wire.py` has it."""
+
+    def put(self, files: Mapping[str, bytes]) -> Any:
+        """Keep an adapter's files where replicas get them: what the other methods take as `files`. It may block."""
+        ...
+
+    def answer(self, order: Order, call: str, files: Sequence[Any]) -> AsyncGenerator[str]:
+        """As `Replica.answer`. Raises Lost."""
+        ...
+
+    async def room(self, order: Order, adapter: str, files: Sequence[Any]) -> str:
+        """As `Replica.room`. Raises Lost."""
+        ...
+
+    def states(self) -> list[State]:
+        """What every replica says of itself; it blocks. Raises Lost where one says nothing."""
+        ...
+
+
+class ServeChannel:
+    """Asks from a process of the cluster. ray: the library, connected; handle: of the deployment."""
+
+    def __init__(self, ray: Any, handle: Any):
+        self._ray, self._handle = ray, handle
+        self._streams = handle.options(stream=True)
+
+    def put(self, files: Mapping[str, bytes]) -> Any:
+        return self._ray.put({**files})
+
+    async def answer(self, order: Order, call: str, files: Sequence[Any]) -> AsyncGenerator[str]:
+        with losses():
+            replies, ended = self._streams.answer.remote(call, files, order=order), False
+            try:
+                async for reply in replies:
+                    yield reply
+                ended = True
+            finally:
+                if not ended:
+                    replies.cancel()
+
+    async def room(self, order: Order, adapter: str, files: Sequence[Any]) -> str:
+        with losses():
+            return await self._handle.room.remote(adapter, files, order=order)
+
+    def states(self) -> list[State]:
+        from ray.serve.exceptions import DeploymentUnavailableError
+
+        with losses():
+            try:
+                return [State.of(state) for state in self._handle.broadcast("state").results(timeout_s=PATIENCE)]
+            except DeploymentUnavailableError:  # there is none
+                return []
+
+
+@contextmanager
+def losses() -> Iterator[None]:
+    """Within the block errors of Ray and Serve are Lost, but for those that our own code raised there."""
+    from ray.exceptions import RayError, RayTaskError
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        yield
+    except RayTaskError:
+        raise
+    except (RayError, RayServeException, ConnectionError, TimeoutError) as error:
+        raise Lost(f"{type(error).__name__}: {last_line(error)}") from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise Lost("the replica cancelled it") from None

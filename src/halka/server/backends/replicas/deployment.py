@@ -1,0 +1,175 @@
+"""`Deployment`: a gateway's application on Ray Serve, whose replicas are engines, from its start to its end.
+
+Serve places the replicas on nodes, replaces those that die, scales between two numbers, and lets a replica that is to
+go finish its answers. No proxy of Serve's listens anywhere: requests come through the gateway alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import socket
+import time
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from halka.core import AdaptedModel
+from halka.server.backends.replicas.channel import Channel, ServeChannel
+from halka.server.backends.replicas.plan import Plan
+from halka.server.backends.replicas.relay import RelayChannel
+from halka.server.settings import ServerSettings
+from halka.util.errors import HalkaError
+from halka.util.openmp import wait_briefly
+from halka.util.ray_connection import RayConnection, described
+
+NAME = "engine"  # of the deployment in the application
+PATIENCE = 900.0  # seconds in which the replicas must have loaded the base
+LOOK = 0.5  # seconds between two looks meanwhile
+AIM = 0.75  # requests under way that a replica is to have, as a share of its rows
+ROUTER = "halka.server.backends.replicas.serve_router.InOrder"
+
+
+class Deployment:
+    """The application and the connection to its cluster.
+
+    channel  asks the replicas
+
+    Raises HalkaError where there is no cluster, no Ray Serve or no room, and where no replica starts: its node has
+    another base or another version of Halka, for example. Nothing is left of it then.
+    """
+
+    def __init__(self, settings: ServerSettings, model: AdaptedModel):
+        assert settings.on is not None
+        self.app = _name(settings)
+        with ExitStack() as opening:
+            self.connection = RayConnection(settings.on)
+            opening.callback(self.connection.close)
+            self._serve = _serve()
+            gpus, threads = self._share(settings)
+            self._alone = self._start_serve()
+            opening.callback(self._end)
+            self._remove()  # what is left of a gateway that was killed
+            handle = self._run(settings, Plan.of(settings, model, threads), gpus, threads)
+            self._wait()
+            self.channel: Channel = self._channel(handle)
+            self._open = opening.pop_all()
+
+    def close(self) -> None:
+        """End the replicas, when they have answered what is under way, and leave the cluster."""
+        self._open.close()
+
+    # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _share(self, settings: ServerSettings) -> tuple[float, int]:
+        """The GPUs and threads of a replica. Raises HalkaError where the nodes have no room for as many as there are
+        at the least.
+        """
+        least, most = settings.replica_range
+        nodes = self.connection.nodes()
+        gpus, threads = self.connection.share(1)
+        if not gpus:
+            gpus, threads = self.connection.share(math.ceil(most / max(1, len(nodes))))
+        room = sum(int(min(node["CPU"] / threads, node.get("GPU", 0) / gpus if gpus else math.inf)) for node in nodes)
+        if room < least:
+            present = "; ".join(sorted(described(node) for node in nodes))
+            raise HalkaError(
+                f"--replicas: {least} replicas of {described({'CPU': threads, 'GPU': gpus})} each have no room on the "
+                f"cluster (its nodes: {present}): start fewer, or add a node by `ray start --address=HEAD:6379`"
+            )
+        return gpus, threads
+
+    def _start_serve(self) -> bool:
+        """Start Serve, without proxies, where it does not run yet. Returns whether nobody else uses it."""
+        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+        before = self._serve.status()
+        self._serve.start(proxy_location="Disabled")
+        return not before.proxies and not {*before.applications} - {self.app}
+
+    def _run(self, settings: ServerSettings, plan: Plan, gpus: float, threads: int) -> Any:
+        """Start the application; returns the handle of its deployment."""
+        from halka.server.backends.replicas.replica import Replica
+
+        least, most = settings.replica_range
+        variables = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        wait_briefly(variables)
+        number: dict[str, Any] = {"num_replicas": least}
+        if most > least:
+            number = {
+                "autoscaling_config": {
+                    "min_replicas": least,
+                    "initial_replicas": least,
+                    "max_replicas": most,
+                    "target_ongoing_requests": max(1.0, AIM * settings.rows),
+                    "upscale_delay_s": settings.scale_up_after,
+                    "downscale_delay_s": settings.scale_down_after,
+                    "look_back_period_s": max(2.0, min(settings.scale_up_after, settings.scale_down_after)),
+                    "metrics_interval_s": 1.0,
+                }
+            }
+        deployment = self._serve.deployment(
+            Replica,
+            name=NAME,
+            **number,
+            ray_actor_options={"num_cpus": threads, "num_gpus": gpus, "runtime_env": {"env_vars": variables}},
+            max_ongoing_requests=2 * settings.rows,
+            max_constructor_retry_count=3,
+            graceful_shutdown_wait_loop_s=LOOK,
+            graceful_shutdown_timeout_s=settings.timeout,
+            request_router_config={"request_router_class": ROUTER, "max_backoff_s": 0.1},
+            logging_config={"log_level": "ERROR", "enable_access_log": False},
+        )
+        target = self._serve.RunTarget(deployment.bind(plan.json), name=self.app, route_prefix=None)
+        (handle,) = self._serve.run_many([target], wait_for_applications_running=False)
+        return handle
+
+    def _wait(self) -> None:
+        """Wait until the replicas run. Raises HalkaError with the reason where they do not."""
+        end = time.monotonic() + PATIENCE
+        while (state := self._serve.status().applications[self.app]).status != "RUNNING":
+            if state.status == "DEPLOY_FAILED":
+                raise HalkaError(f"no replica starts on the Ray cluster: {reason(state)}")
+            if time.monotonic() > end:
+                raise HalkaError(
+                    f"the replicas did not start within {PATIENCE:g} s ({reason(state)}): are the cluster's nodes "
+                    "taken by others?"
+                )
+            time.sleep(LOOK)
+
+    def _channel(self, handle: Any) -> Channel:
+        ray = self.connection.ray
+        return RelayChannel(ray, self.app) if self.connection.remote else ServeChannel(ray, handle)
+
+    def _remove(self) -> None:
+        if self.app in self._serve.status().applications:
+            self._serve.delete(self.app)
+
+    def _end(self) -> None:
+        errors = self.connection.ray.exceptions.RayError, self._serve.exceptions.RayServeException
+        with suppress(ConnectionError, *errors):
+            self._remove()
+            if self._alone and not self._serve.status().applications:
+                self._serve.shutdown()
+
+
+def _serve() -> Any:
+    try:
+        from ray import serve
+        from ray.serve import exceptions  # noqa: F401 (an attribute of serve from now on)
+    except ImportError:
+        raise HalkaError("--on needs Ray Serve, which is not installed: pip install 'halka[ray]'") from None
+    return serve
+
+
+def _name(settings: ServerSettings) -> str:
+    """The application's name: the same for a gateway that is started again, another for every other."""
+    own = f"{socket.gethostname()} {settings.absolute().data}"
+    return f"halka-{hashlib.sha256(own.encode()).hexdigest()[:12]}"
+
+
+def reason(state: Any) -> str:
+    """Why an application does not run, of what Serve says of it and its deployments: our own error, if there is one."""
+    messages = [deployment.message for deployment in state.deployments.values()] + [state.message]
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    own = [line.partition("HalkaError: ")[2] for line in lines if "HalkaError: " in line]
+    return own[-1] if own else (lines[-1] if lines else "Serve says no reason")

@@ -1,0 +1,176 @@
+"""`Placement`: which replica a request goes to: one that has its adapter in memory, as long as it has a free row."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+
+from halka.server.backends.replicas.wire import State
+
+Order = list[str | None]
+"""Replicas by name, the one that is wanted most first; None stands for all that are not named."""
+
+
+@dataclass(eq=False)
+class Seen:
+    """What the gateway knows of a replica.
+
+    slot     its place among the replicas, which another has when it is gone
+    holds    the adapters that it has or is about to have, by content id, and when each was used last
+    using    answers under way, by content id; None: the bare base
+    """
+
+    slot: int
+    state: State
+    holds: dict[str, int] = field(default_factory=dict[str, int])
+    using: Counter[str | None] = field(default_factory=Counter[str | None])
+
+    @property
+    def busy(self) -> int:
+        return self.using.total()
+
+    def use(self, id: str | None, answers: int, now: int, most: int | None) -> None:
+        """Answers of this adapter are under way there: the replica evicts the longest unused if it has no room."""
+        self.using[id] += answers
+        if id is not None:
+            self.holds[id] = now
+            idle = sorted((id for id in self.holds if not self.using[id]), key=self.holds.__getitem__)
+            for other in idle[: max(0, len(self.holds) - most)] if most is not None else ():
+                del self.holds[other]
+
+
+class Placed:
+    """A request's place.
+
+    order    the replicas, as Serve is to try them
+    replica  the one that has it; None: not yet known
+    """
+
+    def __init__(self, placement: Placement, id: str | None, answers: int, order: Order):
+        self.order, self.replica = order, next(filter(None, order), None)
+        self.id, self.answers, self._placement = id, answers, placement
+
+    @property
+    def label(self) -> str:
+        """What metrics call the replica."""
+        return self._placement.label(self.replica)
+
+    def at(self, replica: str, held: bool | None = None) -> None:
+        """This replica has the request, and had its adapter or not; None: that does not count."""
+        self._placement.move(self, replica, held)
+
+
+class Placement:
+    """Knows what the replicas have, by what they say and by the requests that they were sent.
+
+    rows   answers that a replica makes at once; most: adapters that it has room for, None: any number
+    slots  requests that "met" their adapter in a replica's memory, and that "missed" it, by the replica's slot:
+           as many as there ever were replicas at once, so that metrics have few labels
+    """
+
+    def __init__(self, rows: int, most: int | None):
+        self.rows, self.most = rows, most
+        self.seen, self.slots = dict[str, Seen](), dict[int, Counter[str]]()
+        self._now, self._lock = count(1), threading.Lock()
+
+    @contextmanager
+    def place(self, id: str | None, answers: int = 1) -> Iterator[Placed]:
+        """Within the block a request for so many answers by the adapter with this content id is under way."""
+        with self._lock:
+            placed = Placed(self, id, answers, self._order(id))
+            if placed.replica is not None:
+                self._enter(placed, placed.replica)
+        try:
+            yield placed
+        finally:
+            with self._lock:
+                self._leave(placed)
+
+    def move(self, placed: Placed, replica: str, held: bool | None) -> None:
+        """The request is at this replica, wherever it was thought to be."""
+        with self._lock:
+            if replica not in self.seen:
+                self._see(State(replica))
+            if replica != placed.replica:
+                self._leave(placed)
+                self._enter(placed, replica)
+            if placed.id is not None and held is not None:
+                self.slots[self.seen[replica].slot]["met" if held else "missed"] += 1
+
+    def update(self, states: Iterable[State]) -> None:
+        """These are all replicas that there are, and what they hold."""
+        with self._lock:
+            by_name = {state.name: state for state in states}
+            for name in self.seen.keys() - by_name.keys():
+                del self.seen[name]
+            for name, state in by_name.items():
+                if name not in self.seen:
+                    self._see(state)
+                seen = self.seen[name]
+                wanted = {*state.holds} | {id for id in seen.using if id is not None}
+                seen.state, seen.holds = state, {id: seen.holds.get(id, 0) for id in wanted}
+
+    def lose(self, replica: str | None) -> None:
+        """It cannot be asked: it has nothing any more, until it is seen again."""
+        with self._lock:
+            self.seen.pop(replica or "", None)
+
+    def holders(self, id: str) -> list[Seen]:
+        """The replicas that have it in memory, or are about to."""
+        with self._lock:
+            return [seen for seen in self.seen.values() if id in seen.holds]
+
+    def by_slot(self) -> dict[int, tuple[Seen | None, Counter[str]]]:
+        """The replica of every slot, if one has it now, and what it has met and missed."""
+        with self._lock:
+            seen = {one.slot: one for one in self.seen.values()}
+            return {slot: (seen.get(slot), counts) for slot, counts in self.slots.items()}
+
+    def label(self, replica: str | None) -> str:
+        """What metrics call a replica."""
+        seen = self.seen.get(replica or "")
+        return "replica" if seen is None else f"replica-{seen.slot}"
+
+    # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _order(self, id: str | None) -> Order:
+        """Whoever has it and a free row; others with a free row; then the rest alike, each by what it has to do.
+
+        Of those without it, one that has little to do comes first, one that has room for it next, then the one whose
+        longest unused adapter was not used for longest: together they evict as one memory would.
+        """
+        free = {name: seen for name, seen in self.seen.items() if seen.busy < self.rows}
+        full = {name: seen for name, seen in self.seen.items() if name not in free}
+        order: Order = []
+        for group in (free, full):
+            order += sorted((n for n in group if id is None or id in group[n].holds), key=lambda n: group[n].busy)
+            if group is free:
+                order.append(None)  # none of these has had a request
+            order += sorted((n for n in group if n not in order), key=lambda name: self._cost(group[name]))
+        return order if self.seen else []
+
+    def _cost(self, seen: Seen) -> tuple[int, int]:
+        """What it costs a replica to take another adapter."""
+        oldest = min(seen.holds.values(), default=0)
+        evicts = self.most is not None and len(seen.holds) >= self.most
+        return 2 * seen.busy // self.rows, oldest if evicts else 0
+
+    def _see(self, state: State) -> None:
+        taken = {seen.slot for seen in self.seen.values()}
+        slot = next(slot for slot in count() if slot not in taken)
+        self.seen[state.name] = Seen(slot, state)
+        self.slots.setdefault(slot, Counter())
+
+    def _enter(self, placed: Placed, replica: str) -> None:
+        placed.replica = replica
+        self.seen[replica].use(placed.id, placed.answers, next(self._now), self.most)
+
+    def _leave(self, placed: Placed) -> None:
+        seen = self.seen.get(placed.replica or "")
+        if seen is not None:
+            seen.using[placed.id] -= placed.answers
+            seen.using += Counter[str | None]()  # without zeros

@@ -1,0 +1,108 @@
+"""`Replica`: an engine behind Ray Serve, which answers the gateway's calls with the adapters that come with them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import ExitStack, aclosing
+
+from halka.engine import Answer, AsyncEngine
+from halka.server.backends.growing import Piece
+from halka.server.backends.replicas.contents import Contents, Files
+from halka.server.backends.replicas.plan import Plan
+from halka.server.backends.replicas.wire import Call, Reply, State
+from halka.util.errors import HalkaError
+from halka.util.ray_node import task_folder
+
+
+class Replica:
+    """One replica. Every text that it takes or gives is JSON.
+
+    plan   a `Plan`'s JSON
+    name   how the gateway knows it; Serve's name of it if not given
+
+    Raises HalkaError for another base, or another version of Halka, than the gateway's.
+    """
+
+    def __init__(self, plan: str, name: str = ""):
+        self._folder = ExitStack()
+        self.name = name or _serves_name()
+        self.contents = Contents(self._folder.enter_context(task_folder()) / "adapters")
+        self.engine = AsyncEngine(Plan(**json.loads(plan)).engine(self.contents))
+        residents = self.engine.engine.adapters.residents
+        self.contents.loaded = lambda id: residents.held(id).loaded
+
+    async def answer(
+        self, call: str, files: Sequence[Awaitable[Files]] = (), order: Sequence[str | None] = ()
+    ) -> AsyncGenerator[str]:
+        """Replies to a `Call`, as its answers are made. Whoever stops reading cancels them.
+
+        files  the adapter's, in a list: Serve would wait for them before the call if they stood alone
+        order  is for Serve's router
+        """
+        request = (parsed := Call.of(call)).request
+        yield Reply(self.name, held=request.adapter is None or self.contents.loaded(request.adapter)).json
+        sent = dict(enumerate(map(len, parsed.written)))  # tokens of each answer that the gateway has
+        try:
+            async with (
+                self.contents.using(request.adapter, next(iter(files), None)),
+                aclosing(self._followed(parsed)) as answers,
+            ):
+                async for answer in answers:
+                    before = len(parsed.written[answer.number]) if parsed.written else 0
+                    piece = _piece(answer, sent.get(answer.number, 0), before)
+                    sent[answer.number] = sent.get(answer.number, 0) + len(piece.tokens)
+                    if piece.tokens or piece.finish is not None:
+                        yield Reply(piece=piece, cached=answer.cached).json
+        except HalkaError as error:
+            yield Reply.failed(error).json
+
+    async def room(self, adapter: str, files: Sequence[Awaitable[Files]] = (), order: Sequence[str | None] = ()) -> str:
+        """The positions that an adapter leaves for a text; it is loaded for this."""
+        try:
+            async with self.contents.using(adapter, next(iter(files), None)):
+                return Reply(self.name, room=await self.engine.room(adapter)).json
+        except HalkaError as error:
+            return Reply.failed(error).json
+
+    async def state(self) -> str:
+        """Its `State`."""
+        engine = self.engine.engine
+        residents, running = engine.adapters.residents, len(engine.schedule.running)
+        holds = [version.name or "" for version in [*residents.versions]]
+        numbers = running, engine.waiting, residents.loads, residents.evictions
+        return State(self.name, os.getpid(), holds, *numbers).json
+
+    async def aclose(self) -> None:
+        """End the engine, and remove the folder."""
+        await self.engine.aclose()
+        self._folder.close()
+
+    def __del__(self) -> None:
+        """Remove the folder; Serve calls it when the replica is to go."""
+        self._folder.close()
+
+    def check_health(self) -> None:
+        """Raises RuntimeError where the engine has stopped: Serve starts another replica then."""
+        if not self.engine.alive:
+            raise RuntimeError("the engine has stopped")
+
+    def _followed(self, call: Call) -> AsyncGenerator[Answer]:
+        return self.engine.follow(call.request, call.n, pieces=call.pieces, written=call.written)
+
+
+def _piece(answer: Answer, sent: int, before: int) -> Piece:
+    """What an answer has more than `sent` tokens; the first `before`, another engine's, have no log probabilities.
+
+    The engine goes on with the answer meanwhile, and sets its end last.
+    """
+    finish, logprobs = answer.finish, answer.logprobs[sent - before :]
+    tokens = answer.tokens[sent:] if answer.request.logprobs is None else answer.tokens[sent : sent + len(logprobs)]
+    return Piece(answer.number, tokens, logprobs, finish)
+
+
+def _serves_name() -> str:
+    from ray import serve
+
+    return serve.get_replica_context().replica_id.unique_id

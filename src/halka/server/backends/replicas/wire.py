@@ -1,0 +1,127 @@
+"""What the gateway and a replica say to one another, as JSON: a `Call`, the `Reply`s that follow, a `State`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from halka.engine import Constraint, Request, Sampling, Stopping
+from halka.engine.logprobs import TokenLogprob
+from halka.server.backends.growing import Piece
+from halka.util.errors import HalkaError, UnknownAdapterError
+
+KINDS = {kind.__name__: kind for kind in (HalkaError, UnknownAdapterError)}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request for `n` answers, as `AsyncEngine.follow` takes it; its adapter is named by its content's id."""
+
+    request: Request
+    n: int = 1
+    pieces: bool = True
+    written: Sequence[Sequence[int]] = ()
+
+    @property
+    def json(self) -> str:
+        request, stopping = self.request, self.request.stopping
+        plain = {field.name: getattr(request, field.name) for field in fields(request)}
+        plain |= {
+            "prompt": [*request.prompt],
+            "sampling": {**vars(request.sampling), "bias": [*request.sampling.bias.items()]},
+            "stopping": {**vars(stopping), "tokens": sorted(stopping.tokens)},
+            "constraint": request.constraint and vars(request.constraint),
+        }
+        return json.dumps({"request": plain, "n": self.n, "pieces": self.pieces, "written": [*map(list, self.written)]})
+
+    @classmethod
+    def of(cls, text: str) -> Call:
+        content = json.loads(text)
+        plain, constraint = content["request"], content["request"]["constraint"]
+        sampling, stopping = plain["sampling"], plain["stopping"]
+        plain |= {
+            "sampling": Sampling(**{**sampling, "bias": dict(sampling["bias"])}),
+            "stopping": Stopping(
+                **{**stopping, "strings": tuple(stopping["strings"]), "tokens": frozenset(stopping["tokens"])}
+            ),
+            "constraint": constraint and Constraint(**constraint),
+        }
+        return cls(Request(**plain), content["n"], content["pieces"], content["written"])
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a replica says; the first of an answer's has `replica` and `held`, each other a piece, or an error.
+
+    replica  the replica's name
+    held     whether the adapter was in its memory when the call came
+    piece    what one of the answers has more
+    cached   tokens of the prompt that its cache had
+    room     positions for a text, where that was asked; None: no end
+    error    why it failed: the kind of error, and its message
+    """
+
+    replica: str | None = None
+    held: bool = False
+    piece: Piece | None = None
+    cached: int = 0
+    room: int | None = None
+    error: tuple[str, str] | None = None
+
+    @property
+    def json(self) -> str:
+        return json.dumps({name: value for name, value in asdict(self).items() if value})
+
+    @classmethod
+    def of(cls, text: str) -> Reply:
+        content = json.loads(text)
+        if (piece := content.get("piece")) is not None:
+            logprobs = [TokenLogprob(**{**entry, "top": _pairs(entry)}) for entry in piece["logprobs"]]
+            content["piece"] = Piece(**{**piece, "logprobs": logprobs})
+        return cls(**content)
+
+    @classmethod
+    def failed(cls, error: HalkaError) -> Reply:
+        kind = UnknownAdapterError if isinstance(error, UnknownAdapterError) else HalkaError
+        return cls(error=(kind.__name__, str(error)))
+
+    def raise_error(self, names: Mapping[str, str]) -> None:
+        """Raise its error, if it has one, with names in the place of contents' ids."""
+        if self.error is not None:
+            kind, message = self.error
+            for id, name in names.items():
+                message = message.replace(id, name)
+            raise KINDS[kind](message)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a replica says of itself.
+
+    pid        its process, on its node
+    holds      the ids of the adapters in its memory
+    running    answers that have a row; waiting: that wait for one
+    loads      how many adapters it has loaded, and evictions how many it has evicted
+    """
+
+    name: str
+    pid: int = 0
+    holds: Sequence[str] = ()
+    running: int = 0
+    waiting: int = 0
+    loads: int = 0
+    evictions: int = 0
+
+    @property
+    def json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of(cls, text: str) -> State:
+        return cls(**json.loads(text))
+
+
+def _pairs(entry: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
+    return tuple((token, logprob) for token, logprob in entry["top"])

@@ -1,0 +1,328 @@
+"""Replicas of the engine behind the server: clients see no difference, also where a replica dies under an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import halka
+from halka.engine import Constraint, Request, Sampling, Stopping
+from halka.engine.logprobs import TokenLogprob
+from halka.server.backends.growing import Piece
+from halka.server.backends.replicas.contents import Contents
+from halka.server.backends.replicas.deployment import reason
+from halka.server.backends.replicas.placement import Placement
+from halka.server.backends.replicas.plan import Plan
+from halka.server.backends.replicas.wire import Call, Reply, State
+from halka.storage.adapter_folder import AdapterFolder
+from halka.util.errors import HalkaError, UnknownAdapterError
+from replicas_for_tests import Here, Parcel, gateway
+from serving_for_tests import InProcess, make_store, no_white_space, settings, until
+
+PROMPT = {"prompt": "The capital of", "max_tokens": 12}
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"enum": ["x", "yy"]}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+JSON = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+CHAT = {"messages": [{"role": "user", "content": "Where?"}], "max_tokens": 60, "response_format": JSON}
+BODIES = {
+    "greedy": {**PROMPT, "logprobs": 3},
+    "several prompts": {"prompt": [[5, 6, 7], [8, 9]], "max_tokens": 6, "logprobs": 0},
+    "drawn": {**PROMPT, "temperature": 1.0, "seed": 3, "n": 3, "frequency_penalty": 0.5, "logprobs": 1},
+    "biased": {**PROMPT, "ignore_eos": True, "logit_bias": {"9": 50, "2": -5}},
+}
+
+
+@pytest.fixture(scope="module")
+def served(base, stored, tmp_path_factory) -> Iterator[tuple[InProcess, InProcess, Here]]:
+    """A server alone; one with two replicas that have room for two adapters each; how it asks these."""
+    folder = tmp_path_factory.mktemp("replicas")
+    store = shutil.copytree(stored, folder / "adapters")
+    with (
+        InProcess.open(base, store, folder / "alone") as alone,
+        gateway(base, store, folder / "gateway", adapters_in_memory=2) as (server, channel),
+    ):
+        yield alone, server, channel
+
+
+def ask(server: InProcess, path: str = "completions", status: int = 200, **body: Any) -> dict[str, Any]:
+    answer = server.client.post(f"/v1/{path}", json={"model": "lora", **body})
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+class Near(float):
+    """A number, equal to those that other sums may come to."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, float) and abs(self - other) < 1e-4
+
+    __hash__ = float.__hash__
+
+
+def choices(server: InProcess, path: str = "completions", **body: Any) -> list[dict[str, Any]]:
+    """What the answers say, in any order: which of several equal requests is the first is not said."""
+    answers = [{**choice, "index": 0} for choice in ask(server, path, **body)["choices"]]
+    return sorted(map(near, answers), key=lambda answer: json.dumps(answer.get("text")))
+
+
+def near(answer: Any) -> Any:
+    if isinstance(answer, dict):
+        return {key: near(value) for key, value in answer.items()}
+    if isinstance(answer, list):
+        return [near(item) for item in answer]
+    return Near(answer) if isinstance(answer, float) else answer
+
+
+# ── clients see no difference ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("model", ["lora", "prefix", "bottleneck", "tiny"])
+@pytest.mark.parametrize("body", BODIES)
+def test_an_answer_is_the_engines(served, model, body):
+    alone, server, channel = served
+    before = channel.calls.total()
+    expected, answer = (choices(one, **BODIES[body], model=model) for one in (alone, server))
+    assert answer == expected
+    assert channel.calls.total() > before
+
+
+def test_schemas_and_streams_come_through(served):
+    alone, server, _ = served
+    body = {**CHAT, "logit_bias": {str(token): value for token, value in no_white_space(alone.service).items()}}
+    expected, answer = (choices(one, "chat/completions", **body) for one in (alone, server))
+    assert answer == expected
+    assert json.loads(answer[0]["message"]["content"])["a"] in ("x", "yy")
+    stream = server.client.post("/v1/completions", json={"model": "lora", **PROMPT, "stream": True}).text
+    events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+    text = "".join(event["choices"][0]["text"] for event in events)
+    assert text == ask(server, **PROMPT)["choices"][0]["text"]
+    assert len(events) > 1
+
+
+def test_what_no_engine_answers_is_refused_in_the_same_words(served):
+    unlike = {**JSON, "json_schema": {"name": "a", "schema": {"type": "array", "uniqueItems": True}}}
+    for path, body in (
+        ("chat/completions", {**CHAT, "response_format": unlike}),
+        ("completions", {"prompt": [[5, 10**6]]}),
+        ("completions", {**PROMPT, "max_tokens": 10**5, "model": "tiny"}),
+    ):
+        alone, server = (ask(one, path, 400, **body) for one in served[:2])
+        assert server == alone
+
+
+# ── adapters ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_requests_meet_their_adapter_and_replicas_keep_as_many_as_they_have_room_for(base, stored, tmp_path):
+    with gateway(base, stored, tmp_path, adapters_in_memory=2) as (server, channel):
+        for model in ("lora", "prefix", "bottleneck", "lora", "prefix", "bottleneck", "lora"):
+            ask(server, **PROMPT, model=model)
+        holds = [state.holds for state in channel.states()]
+        assert sorted(map(len, holds)) == [1, 2]
+        assert sum(state.loads for state in channel.states()) == len(channel.fetched) == 3
+        views = server.client.get("/v1/adapters").json()["data"]
+        assert [view["loaded"] for view in views] == [True, True, True]
+        metrics = server.client.get("/metrics").text
+        count = dict.fromkeys(("met", "missed"), 0.0)
+        for line in metrics.splitlines():
+            for name in count:
+                if line.startswith(f"halka_replica_requests_{name}{{"):
+                    count[name] += float(line.split()[-1])
+        assert count == {"met": 4, "missed": 3}
+        assert 'backend="replica-0"' in metrics
+        assert server.client.post("/v1/adapters/lora/load").json()["loaded"]
+        refused = server.client.post("/v1/adapters/lora/pin")
+        assert refused.status_code == 409
+        assert "nothing is pinned there" in refused.text
+
+
+def test_one_replica_with_room_for_one_adapter_answers_for_all(base, stored, tmp_path):
+    with gateway(base, stored, tmp_path, names=("a",), adapters_in_memory=1) as (server, channel):
+        first = [choices(server, **PROMPT, model=model) for model in ("lora", "prefix", "lora", "prefix")]
+        assert first[:2] == first[2:]
+        (state,) = channel.states()
+        assert (len(state.holds), state.loads, state.evictions) == (1, 4, 3)
+        assert len([*channel.replicas["a"].contents.folder.iterdir()]) <= 2, (
+            "what is evicted leaves the disk with the next"
+        )
+
+
+def test_a_replaced_adapter_answers_with_its_new_version_at_once(base, stored, tmp_path):
+    store = shutil.copytree(stored, tmp_path / "store")
+    with gateway(base, store, tmp_path / "data") as (server, _):
+        before = ask(server, **PROMPT)
+        shutil.copytree(store / "lora" / "1", store / "lora" / "2")
+        make_store(tmp_path / "other", base, {"prefix": halka.Prefix(length=4), "lora": halka.LoRA(rank=4)})
+        shutil.rmtree(store / "lora" / "2")
+        shutil.copytree(tmp_path / "other" / "lora" / "1", store / "lora" / "2")
+        after = ask(server, **PROMPT)
+        assert after["choices"][0]["text"] != before["choices"][0]["text"]
+        assert after["system_fingerprint"] == AdapterFolder.open(store / "lora" / "2").id
+        assert before["system_fingerprint"] == AdapterFolder.open(store / "lora" / "1").id
+
+
+def test_an_adapter_of_another_base_fails_by_its_name(served, tmp_path):
+    alone, server, _ = served
+    folder = alone.service.settings.store / "lora"
+    shutil.copytree(folder, folder.parent / "wrong")
+    card = folder.parent / "wrong" / "1" / "halka.json"
+    content = json.loads(card.read_text())
+    content["base"]["fingerprint"]["weights"] = "0" * 16
+    card.write_text(json.dumps(content))
+    expected, answer = (ask(one, status=400, **PROMPT, model="wrong")["error"] for one in (alone, server))
+    assert answer["message"].startswith("wrong was made for another base, tiny: ")
+    assert answer["message"].endswith(expected["message"].partition(" was made ")[2])
+
+
+def test_files_of_another_content_are_refused(stored, tmp_path):
+    files = {path.name: path.read_bytes() for path in (stored / "lora" / "1").iterdir()}
+    contents = Contents(tmp_path)
+
+    async def use(id: str, files: dict[str, bytes]) -> None:
+        async with contents.using(id, Parcel(files)):
+            assert contents.get(id).folder.is_dir()
+
+    asyncio.run(use(AdapterFolder.open(stored / "lora" / "1").id, files))
+    with pytest.raises(HalkaError, match="have another content"):
+        asyncio.run(use("0" * 64, files))
+    with pytest.raises(HalkaError, match=r"'x\.bin' is no file of an adapter"):
+        asyncio.run(use("0" * 64, {"x.bin": b""}))
+    with pytest.raises(UnknownAdapterError):
+        contents.get("0" * 64)
+
+
+# ── replicas come and go ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+@pytest.mark.parametrize("body", BODIES)
+def test_another_goes_on_with_what_a_lost_replica_has_begun(served, body, tokens):
+    alone, server, channel = served
+    expected = choices(alone, **BODIES[body])
+    channel.next = tokens
+    try:
+        assert choices(server, **BODIES[body]) == expected
+        (left,) = channel.left.values()
+        assert left <= 0
+    finally:
+        channel.left.clear()
+
+
+def test_a_schema_is_kept_across_replicas(served):
+    alone, server, channel = served
+    body = {**CHAT, "logit_bias": {str(token): value for token, value in no_white_space(alone.service).items()}}
+    expected = choices(alone, "chat/completions", **body)
+    try:
+        for tokens in (2, 3):
+            channel.left.clear()
+            channel.next = tokens
+            assert choices(server, "chat/completions", **body) == expected
+            assert channel.left
+    finally:
+        channel.left.clear()
+
+
+def test_where_no_replica_is_left_requests_fail_with_the_way_out(served):
+    _, server, channel = served
+    channel.left |= dict.fromkeys(channel.replicas, 0)
+    try:
+        answer = server.client.post("/v1/completions", json={"model": "lora", **PROMPT})
+    finally:
+        channel.left.clear()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "backend_unavailable")
+    assert "try again later" in answer.text
+    assert answer.headers["retry-after"] == "10"
+    assert ask(server, **PROMPT)
+
+
+def test_who_leaves_frees_the_row(served):
+    _, server, channel = served
+    request = Request([5, 6, 7], "main/lora", stopping=Stopping(400, ignore_ends=True))
+
+    async def leave() -> None:
+        answers = server.service.holder.follow(request)
+        await anext(answers)
+        await answers.aclose()
+
+    asyncio.run(leave())
+    engines = [replica.engine.engine for replica in channel.replicas.values()]
+    until(lambda: not any(engine.busy for engine in engines), "the row is not free")
+    assert max(engine.steps for engine in engines) < 10_000
+
+
+def test_another_base_or_version_is_refused_by_name(base, served, tmp_path):
+    plan = Plan.of(settings(base, None, tmp_path), served[0].service.model, threads=1)
+    with pytest.raises(HalkaError, match=r"has Halka .*, and the gateway 0\.0: install that on every node"):
+        replace(plan, halka="0.0").engine(Contents(tmp_path))
+    with pytest.raises(HalkaError, match=r"has another base as .* than the gateway"):
+        replace(plan, fingerprint={**plan.fingerprint, "weights": "0" * 16}).engine(Contents(tmp_path))
+    with pytest.raises(HalkaError, match="cannot load the base, which every node needs: "):
+        replace(plan, others={**plan.others, "base": str(tmp_path / "none")}).engine(Contents(tmp_path))
+
+
+def test_the_reason_why_no_replica_starts_is_our_own_error():
+    trace = "The deployment failed to start 3 times in a row.\nTraceback:\n  halka.util.errors.HalkaError: "
+    failed = SimpleNamespace(message=f"{trace}node a has Halka 1\n  at the end")
+    assert reason(SimpleNamespace(deployments={"engine": failed}, message="")) == "node a has Halka 1"
+    assert reason(SimpleNamespace(deployments={}, message="no room\n")) == "no room"
+
+
+# ── the parts ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_sent_is_what_is_read():
+    sampling = Sampling(temperature=0.7, seed=4, bias={5: -1.0})
+    stopping = Stopping(9, ("\n", "é"), frozenset({3, 4}))
+    request = Request([1, 2], "a" * 64, sampling, stopping, Constraint(schema={"type": "object"}), "main", 2)
+    call = Call(request, 2, False, [[1], [2, 3]])
+    assert Call.of(call.json) == call
+    assert Call.of(Call(Request([1])).json) == Call(Request([1]), written=[])
+    piece = Piece(1, [5, 6], [TokenLogprob(5, -0.5, ((5, -0.5), (6, -1.0)))] * 2, "stop")
+    for reply in (Reply("a", True), Reply(piece=piece, cached=3), Reply.failed(UnknownAdapterError("no aa"))):
+        assert Reply.of(reply.json) == replace(reply, error=reply.error and [*reply.error])
+    with pytest.raises(UnknownAdapterError, match="no main/lora"):
+        Reply.of(Reply.failed(UnknownAdapterError("no aa")).json).raise_error({"aa": "main/lora"})
+    state = State("a", 7, ["x"], 1, 2, 3, 4)
+    assert State.of(state.json) == state
+
+
+def test_a_request_goes_to_a_holder_until_its_rows_are_full():
+    placement = Placement(rows=2, most=2)
+    placement.update([State("a", holds=["x"]), State("b", holds=["y"])])
+    assert placement._order("y") == ["b", None, "a"]
+    with placement.place("y"), placement.place("y") as second:
+        assert second.replica == "b"
+        with placement.place("y") as third:
+            assert third.replica == "a", "b has no free row"
+            third.at("c", False)
+            assert placement.label("c") == "replica-2"
+    placement.update([State("c")])
+    assert [slot for slot, (seen, _) in placement.by_slot().items() if seen] == [2]
+    assert placement.slots[2] == {"missed": 1}
+    placement.update([State("d"), State("c")])
+    assert placement.label("d") == "replica-0"
+
+
+def test_a_new_adapter_goes_where_it_costs_least():
+    placement = Placement(rows=4, most=2)
+    placement.update([State("a"), State("b")])
+    for id, replica in (("1", "a"), ("2", "a"), ("3", "b"), ("4", "b"), ("1", "a"), ("2", "a")):
+        with placement.place(id) as placed:
+            placed.at(replica, True)
+    with placement.place("5") as placed:
+        assert placed.replica == "b", "3 was not used for longest"
+        assert not placement.holders("3")
+    with placement.place(None), placement.place(None), placement.place("6") as placed:
+        assert placed.order[0] is None
+        assert placed.replica in ("a", "b")
