@@ -624,6 +624,10 @@ def _processes(row: Any) -> str:
     return f"{row['processes']} processes, base {'in parts' if row['parts'] else 'whole on each'}"
 
 
+def _difference(value: float) -> str:
+    return f"{value:.0e}" if value else "0"
+
+
 def distributed(found: Any) -> list[list[str]]:
     """Memory of each process that trains with others."""
     rows = [["", "Base", "of it, whole", "Loading it, at most", "LoRA, at most", "Full, at most"]]
@@ -642,7 +646,7 @@ def distributed_losses(found: Any) -> list[list[str]]:
     for method, name in (("lora", "LoRA"), ("full", "full")):
         for row in found.get(method, ()):
             if row["processes"] > 1:
-                rows.append([_processes(row), name, *(f"{row[key]:.0e}" for key in ("fp32", "bf16", "noise"))])
+                rows.append([_processes(row), name, *(_difference(row[key]) for key in ("fp32", "bf16", "noise"))])
     return rows
 
 
@@ -652,7 +656,7 @@ def distributed_killed(found: Any) -> list[list[str]]:
     for form, ended in found.get("killed", {}).items():
         for name, loss in ended["loss"].items():
             logits = ended["logits"][name]
-            rows.append([form, name, f"{loss:.0e}", logits["reader"], f"{logits['worst']:.0e}"])
+            rows.append([form, name, _difference(loss), logits["reader"], _difference(logits["worst"])])
     return rows
 
 
