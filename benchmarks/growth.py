@@ -1,11 +1,12 @@
 """How a store's searches grow with its passages: by words, by vectors, joined; for readers of all, of half, of few.
 
     HALKA_DATA=… python benchmarks/growth.py grow PLACE PASSAGES     # goes on where it stopped; prints how far it is
-    HALKA_DATA=… python benchmarks/growth.py measure PLACE           # of the size that the store has now; a minute
+    HALKA_DATA=… python benchmarks/growth.py measure PLACE           # of the size that the store has now; two minutes
     HALKA_DATA=… python benchmarks/growth.py both PLACE PASSAGES     # at 10,000 passages, 100,000 … and PASSAGES
 
 PLACE is `folder` (LanceDB), `postgresql://…` or `qdrant:FOLDER`. The passages are drawn (growth_passages.py). Growing
-may run beside other work; measuring, which also puts a thousand passages and removes them, needs the machine alone.
+may run beside other work; measuring, which also puts a thousand passages, takes them into the indexes and removes them,
+needs the machine alone. Each size says at which commit and on which machine it was measured.
 The embedder takes no part: questions come with their vectors. Results go to benchmarks/results/growth.json.
 """
 
@@ -143,7 +144,7 @@ def measure(growing: Growing) -> None:
             "common words": timed(words, kinds["common"]),
             "vectors": timed(vectors, kinds["common"]),
             "joined": timed(joined, kinds["common"]),
-            "recall": recall(growing, store, kinds["rare"][:5], scope),
+            "recall": recall(growing, store, kinds["rare"][:10], scope),
         }
         print(name, json.dumps(found[name]), flush=True)
     found |= {"disk": growing.disk(), "memory": growing.memory()}
@@ -152,11 +153,14 @@ def measure(growing: Growing) -> None:
     for entries in new:
         store.put(entries)
     put = time.perf_counter()
+    store.tidy()
+    tidied = time.perf_counter()
     store.remove([entry.document.name for entries in new for entry in entries])
-    found |= {"put_per_second": AT_ONCE * IN_DOCUMENT / (put - start), "remove_seconds": time.perf_counter() - put}
+    found |= {"put_per_second": AT_ONCE * IN_DOCUMENT / (put - start), "tidy_seconds": tidied - put}
+    found["remove_seconds"] = time.perf_counter() - tidied
     print(json.dumps(found, indent=1))
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"stores": {}}
-    results["setup"] = setup("halka", "lancedb", "psycopg", "qdrant-client")
+    found["setup"] = results["setup"] = setup("halka", "lancedb", "psycopg", "qdrant-client")
     results["stores"].setdefault(growing.name, {})[str(found["passages"])] = found
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 

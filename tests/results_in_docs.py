@@ -260,13 +260,13 @@ def retrieval(found: Any) -> list[list[str]]:
 def growth(found: Any) -> list[list[str]]:
     """How each store's searches grow, for a reader of all passages."""
     kinds = ("rare words", "common words", "vectors", "joined")
-    rows = [["Store", "Passages", *kinds, "Recall", "On disk", "Memory", "Taken in a second"]]
+    rows = [["Store", "Passages", *kinds, "Recall", "On disk", "Memory", "Taken in a second", "Tidied in"]]
     for store, sizes in found["stores"].items():
         for size, each in sorted(sizes.items(), key=lambda pair: int(pair[0])):
             times = [f"{each['all'][kind]['median']:.0f}, {each['all'][kind]['p95']:.0f}" for kind in kinds]
             size_of = [f"{each['disk'] / 1e6:,.0f} MB", f"{each['memory'] / 1e6:,.0f} MB"]
-            taken = f"{each['put_per_second']:.0f}"
-            rows.append([store, f"{int(size):,}", *times, f"{each['all']['recall']:.2f}", *size_of, taken])
+            taken = [f"{each['put_per_second']:.0f}", f"{each['tidy_seconds']:.1f} s"]
+            rows.append([store, f"{int(size):,}", *times, f"{each['all']['recall']:.2f}", *size_of, *taken])
     return rows
 
 
