@@ -25,6 +25,7 @@ from halka.objectives.sequence_to_sequence import Pair
 from halka.training import Job, Ranks, RunFolder, TrainConfig, joined_ranks, train, train_many
 from halka.util.divided import is_divided, whole
 from halka.util.dtypes import Quantize
+from halka.util.errors import TrainingError
 from tiny import tiny
 from training_for_tests import items, recorded_gradients
 
@@ -186,6 +187,7 @@ def main(folder: Path) -> None:
         for name in RUNS:
             results[f"{name} resumed"] = resumed(folder / f"{name} run", name)
             stopped(folder / f"{name} stopped", name, steps=3)
+        results["lost"] = lost(folder / "lost run", ranks)
         if ranks.first:
             torch.save(results, folder / "trained.pt")
 
@@ -212,6 +214,23 @@ def stopped(folder: Path, name: str, steps: int) -> None:
     with closing(train(model, "a", data(), RUN, validation=items(5, seed=2), folder=folder)) as running:
         for _ in range(steps):
             next(running)
+        running.stop()
+
+
+def lost(folder: Path, ranks: Ranks) -> str:
+    """The error of a run in parts where memory of the second process runs out in the first evaluation."""
+    model = model_of_run("full")
+
+    def run_out(module: torch.nn.Module, args: object) -> None:
+        if not ranks.first and not module.training:
+            raise torch.OutOfMemoryError("out of memory")
+
+    model.base.get_submodule("model.layers.0").register_forward_pre_hook(run_out)
+    try:
+        halka.fit(model, "a", data(), {**RUN, "save_every": 1}, validation=items(5, seed=2), folder=folder)
+    except TrainingError as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
 
 
 def resumed(folder: Path, name: str) -> dict[str, Any]:

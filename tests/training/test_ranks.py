@@ -76,6 +76,12 @@ def test_the_first_process_alone_writes_the_run_and_writes_it_whole(folder: Path
     torch.testing.assert_close(written, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_process_that_ends_in_an_evaluation_leaves_no_other_waiting(two: dict[str, Any], folder: Path):
+    assert two["lost"].startswith("LostRankError: rank 0 lost the others (")
+    assert {path.name for path in (folder / "lost run").iterdir()} <= {"metrics.jsonl", "run.yaml", ".lock"}
+    assert len((folder / "lost run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+
+
 def test_buckets_are_of_one_kind_and_no_larger_than_allowed():
     sizes = (BUCKET // 2, BUCKET // 2, 1, BUCKET + 1, 5)
     tensors = [torch.empty(size, device="meta") for size in sizes]

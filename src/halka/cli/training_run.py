@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -22,6 +22,7 @@ from halka.methods import primary
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import help_save
 from halka.training import Job, Ranks, RunFolder, Step, as_tokens, train_many
+from halka.training.jobs import Steps
 from halka.training.run_folder import METRICS, RUN
 from halka.util.errors import HalkaError, TrainingError
 
@@ -122,7 +123,7 @@ def train_runs(model: AdaptedModel, runs: Sequence[TrainingRun]) -> list[dict[st
 
 
 def _watch(
-    steps: Generator[dict[str, Step | TrainingError], None, None],
+    steps: Steps[dict[str, Step | TrainingError]],
     runs: dict[str, TrainingRun],
     errors: dict[str, TrainingError],
 ) -> int:
@@ -144,7 +145,8 @@ def _watch(
                     if name in logs:
                         logs[name](step)
                 if ranks.any(bool(signals)):  # all end after the same step
-                    return signals[0] if signals else signal.SIGTERM  # closing the steps saves checkpoints
+                    steps.stop()
+                    return signals[0] if signals else signal.SIGTERM
     except KeyboardInterrupt:
         return signal.SIGINT
     return 0

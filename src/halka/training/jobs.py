@@ -35,7 +35,7 @@ def train(
     validation: ExamplesOrItems = (),
     folder: str | Path | None = None,
     observe: Observer | None = None,
-) -> Generator[Step, None, None]:
+) -> Steps[Step]:
     """Train adapter `name` of `model`: a generator that yields a `Step` after each optimiser step.
 
     Nothing is trained until it is iterated; `fit` does that. `config` may be a dict of `TrainConfig`'s fields. With
@@ -47,7 +47,7 @@ def train(
     """
     ranks = Ranks.here()
     run = _run_of(model, Job(name, examples, config_of(config), validation, folder), ranks)
-    return _Steps(_steps_of_one(model, run, observe or Observer(), ranks), "train")
+    return Steps(_steps_of_one(model, run, observe or Observer(), ranks), [run], "train")
 
 
 def fit(
@@ -106,7 +106,7 @@ class Job:
 
 def train_many(
     model: AdaptedModel, jobs: Sequence[Job], *, observe: Observer | None = None
-) -> Generator[dict[str, Step | TrainingError], None, None]:
+) -> Steps[dict[str, Step | TrainingError]]:
     """Train several adapters of `model` together: a generator that yields, by name, the step of each unfinished one.
 
     Each has its own data, learning rate, length and seed, and learns what `train` alone would teach it (but for what
@@ -130,7 +130,7 @@ def train_many(
         except HalkaError as error:
             error.args = (f"{job.name}: {error}",)
             raise
-    return _Steps(loop(model, runs, observe or Observer(), ranks), "train_many")
+    return Steps(loop(model, runs, observe or Observer(), ranks), runs, "train_many")
 
 
 def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:
@@ -171,11 +171,22 @@ def _steps_of_one(model: AdaptedModel, run: Run, observer: Observer, ranks: Rank
         steps.close()
 
 
-class _Steps(Generator[T, None, None]):
-    """A generator that warns when it is dropped without having been iterated, since nothing was trained then."""
+class Steps(Generator[T, None, None]):
+    """The steps of runs: a generator that warns when it is dropped without having been iterated: nothing was trained.
 
-    def __init__(self, steps: Generator[T, None, None], name: str):
-        self._steps, self._name, self._used = steps, name, False
+    `close`, which leaving a loop calls, writes a checkpoint, but for a run that is divided among processes (`stop`).
+    """
+
+    def __init__(self, steps: Generator[T, None, None], runs: list[Run], name: str):
+        self._steps, self._runs, self._name, self._used = steps, runs, name, False
+
+    def stop(self) -> None:
+        """Write a checkpoint and close. Processes that train together call this together, after the same step."""
+        if self._used:
+            for run in self._runs:
+                if run.divided and not run.over:
+                    run.save()
+        self.close()
 
     def send(self, value: None) -> T:
         self._used = True

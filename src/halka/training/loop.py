@@ -27,6 +27,7 @@ from halka.training.config import Step
 from halka.training.ranks import Ranks
 from halka.training.run import Run
 from halka.training.sharing import Pass, own_passes
+from halka.util.divided import lost_rank_error
 from halka.util.errors import LostRankError, OutOfMemoryError, TrainingError
 from halka.util.machine import ran_out, returning_memory
 from halka.util.mode import in_mode
@@ -90,16 +91,16 @@ def loop(
                 try:
                     # step
                     run.end_with(observer.last_step(run.number, run.steps))
-                    with _advice_on_memory(f"at step {run.number}, in the optimiser"):
+                    with _errors_named(f"at step {run.number}, in the optimiser"):
                         step = run.optimise(float(losses[run]), work.tokens[run], seconds)
                     # evaluate
                     if run.evaluation_due:
                         try:
-                            with _advice_on_memory(f"in the evaluation after step {step.step}"):
+                            with _errors_named(f"in the evaluation after step {step.step}"):
                                 loss = mean_loss(model, run.name, run.held_out, packed=run.packed, ranks=ranks)
                                 step = run.validated(step, loss)
                         except (OutOfMemoryError, LostRankError):
-                            run.record(step)  # the optimiser's part is done: resuming goes on after it
+                            run.record(step, alone=True)  # the optimiser's part is done: resuming goes on after it
                             raise
                     # record
                     run.record(step)
@@ -116,8 +117,7 @@ def loop(
         for run in runs:
             run.optimizer.zero_grad()
             whole = isinstance(error, OutOfMemoryError | LostRankError | GeneratorExit)  # the last step is
-            together = isinstance(error, GeneratorExit)  # else the others may be gone
-            if whole and not run.over and (together or not run.divided):
+            if whole and not run.over and not run.divided:  # else all processes would have to be here
                 run.save()
         raise
 
@@ -164,7 +164,7 @@ def _forward_backward(
     items = [item for own in shared.values() for item in own]
     longest = max(map(len, items))
     with (
-        _advice_on_memory(f"at step {number}, with a batch of {len(items)} examples of up to {longest} tokens"),
+        _errors_named(f"at step {number}, with a batch of {len(items)} examples of up to {longest} tokens"),
         model.use(names if len(groups) > 1 else names[0]),
     ):
         summed_R = summed_losses(model, groups, packed=packed, batch=batch)
@@ -223,10 +223,11 @@ def _training_mode(model: AdaptedModel, runs: list[Run], observer: Observer, ran
 
 
 @contextmanager
-def _advice_on_memory(when: str) -> Generator[None]:
-    """Turns errors of memory that ran out into OutOfMemoryError, which says what to lower."""
+def _errors_named(when: str) -> Generator[None]:
+    """Turns errors of memory that ran out into OutOfMemoryError, which says what to lower; lost ranks' too."""
     try:
-        yield
+        with lost_rank_error():
+            yield
     except RuntimeError as error:
         if not ran_out(error):
             raise

@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from halka.util.divided import is_divided
-from halka.util.errors import HalkaError, LostRankError
+from halka.util.divided import is_divided, lost_rank
+from halka.util.errors import HalkaError
+from halka.util.machine import ran_out
 
 T = TypeVar("T")
 
@@ -180,7 +181,6 @@ def _lost_rank_error() -> Generator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).partition(". ")[0]
-        raise LostRankError(
-            f"rank {dist.get_rank()} lost the others ({reason}): where one ended, its own message says why"
-        ) from error
+        if ran_out(error):
+            raise
+        raise lost_rank(error) from error

@@ -189,12 +189,16 @@ class Run:
         self.progress = progress  # once its best weights are kept
         return step
 
-    def record(self, step: Step) -> None:
+    def record(self, step: Step, *, alone: bool = False) -> None:
         """Write the step to the folder, and a checkpoint where one is due. After the last step, restore the best
         weights: a caller that leaves its loop there has them, too.
+
+        `alone`: other processes may be elsewhere. Of a run that is divided among them only the step is written then.
         """
         if self.folder is not None:
             self.folder.record(step)
+        if alone and self.divided:
+            return
         if self.over or (self.config.save_every and step.step % self.config.save_every == 0):
             self.save()
         if self.over:

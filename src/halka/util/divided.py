@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from halka.util.errors import LostRankError
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
@@ -67,9 +69,30 @@ def part_like(tensor: Tensor, other: Tensor) -> Tensor:
 def gathered(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """The tensors whole and on the CPU, one after another; all processes iterate, the first alone gets divided ones."""
     for name, tensor in tensors:
-        complete = whole(tensor.detach())
+        with lost_rank_error():
+            complete = whole(tensor.detach())
         if not is_divided(tensor) or first_process():
             yield name, complete.cpu()
+
+
+def lost_rank(error: RuntimeError) -> LostRankError:
+    """What the error of a collective operation means, most often that another process ended."""
+    reason = str(error).partition(". ")[0]
+    return LostRankError(
+        f"rank {dist.get_rank()} lost the others ({reason}): where one ended, its own message says why"
+    )
+
+
+@contextmanager
+def lost_rank_error() -> Iterator[None]:
+    """Turns errors of the exchange between processes, within passes that gather, too, into LostRankError."""
+    try:
+        yield
+    except RuntimeError as error:
+        together = dist.is_available() and dist.is_initialized()
+        if not together or not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):  # gloo's have no type
+            raise
+        raise lost_rank(error) from error
 
 
 @contextmanager
