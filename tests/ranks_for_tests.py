@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import halka
@@ -25,7 +26,7 @@ from halka.objectives.sequence_to_sequence import Pair
 from halka.training import Job, Ranks, RunFolder, TrainConfig, joined_ranks, train, train_many
 from halka.util.divided import is_divided, whole
 from halka.util.dtypes import Quantize
-from halka.util.errors import TrainingError
+from halka.util.errors import HalkaError, TrainingError
 from tiny import tiny
 from training_for_tests import items, recorded_gradients
 
@@ -187,6 +188,7 @@ def main(folder: Path) -> None:
         for name in RUNS:
             results[f"{name} resumed"] = resumed(folder / f"{name} run", name)
             stopped(folder / f"{name} stopped", name, steps=3)
+        results["refusal"] = saved_of_fewer_labels(folder / "of fewer labels")
         results["lost"] = lost(folder / "lost run", ranks)
         if ranks.first:
             torch.save(results, folder / "trained.pt")
@@ -215,6 +217,19 @@ def stopped(folder: Path, name: str, steps: int) -> None:
         for _ in range(steps):
             next(running)
         running.stop()
+
+
+def saved_of_fewer_labels(folder: Path) -> str:
+    """Save a full copy of a classifier with fewer labels than its base; before, all processes are refused a folder."""
+    base = tiny("bert", kind="sequence-classification", num_labels=3)
+    if Ranks.here().count > 1:
+        shard(base, base.device)
+    model = halka.adapt(base)
+    model.add("a", METHODS["full"], labels=("no", "yes"))
+    with pytest.raises(HalkaError, match="no part of an adapter") as refusal:
+        halka.save(model, "a", Path(__file__).parent)
+    halka.save(model, "a", folder)
+    return str(refusal.value)
 
 
 def lost(folder: Path, ranks: Ranks) -> str:

@@ -76,6 +76,17 @@ def test_the_first_process_alone_writes_the_run_and_writes_it_whole(folder: Path
     torch.testing.assert_close(written, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_full_copy_in_parts_is_saved_with_the_rows_of_its_own_labels(
+    two: dict[str, Any], folder: Path, tmp_path: Path
+):
+    assert two["refusal"] == ranks.saved_of_fewer_labels(tmp_path / "one")
+    written, expected = (
+        load_file(at / "adapter_model.safetensors") for at in (folder / "of fewer labels", tmp_path / "one")
+    )
+    assert written["classifier.weight"].shape == (2, 64)
+    torch.testing.assert_close(written, expected, rtol=0, atol=0)
+
+
 def test_a_process_that_ends_in_an_evaluation_leaves_no_other_waiting(two: dict[str, Any], folder: Path):
     assert two["lost"].startswith("LostRankError: rank 0 lost the others (")
     assert {path.name for path in (folder / "lost run").iterdir()} <= {"metrics.jsonl", "run.yaml", ".lock"}

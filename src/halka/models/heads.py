@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from halka.core import WHOLE, AdaptedModel, Adapter, Method, Target, wants
 from halka.methods import Modules, joined_with, methods_of
 from halka.models.kinds import kind_of
+from halka.util.divided import whole
 from halka.util.errors import HalkaError, WrongBaseError
 from halka.util.kinds import LABELLED
 
@@ -98,20 +99,24 @@ def has_head(model: AdaptedModel, keys: Iterable[str]) -> bool:
 
 
 def narrowed(model: AdaptedModel, name: str) -> Adapter:
-    """Adapter `name` as it is saved: its head has a row for each of its own labels, and no more."""
+    """Adapter `name` as it is saved: its head has a row for each of its own labels, and no more.
+
+    All other tensors are the adapter's own. Where processes hold parts of it, all call this together.
+    """
     adapter, labels, rows = model.adapter(name), model.labels_of(name), label_rows(model.base)
     parts = dict(adapter.parts)
     for path, part in adapter.parts.items():
         wide = [
             (key, parameter)
             for key, parameter in part.named_parameters()
-            if f"{path}.{key}" in rows and len(parameter) > len(labels)
+            if f"{path}.{key}".removeprefix(FULL) in rows and len(parameter) > len(labels)
         ]
         if wide:
-            parts[path] = copy.deepcopy(part)
+            own_tensors = [model.base, *part.parameters(), *part.buffers()]
+            parts[path] = copy.deepcopy(part, {id(shared): shared for shared in own_tensors})
         for key, parameter in wide:
             owner, _, leaf = key.rpartition(".")
-            cut = nn.Parameter(parameter.detach()[: len(labels)].clone(), requires_grad=False)
+            cut = nn.Parameter(whole(parameter.detach())[: len(labels)].clone(), requires_grad=False)
             parts[path].get_submodule(owner).register_parameter(leaf, cut)
     own = Adapter(adapter.method, parts, adapter.targets)
     own.labels = labels

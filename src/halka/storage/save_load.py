@@ -21,8 +21,8 @@ from halka.models.kinds import kind_of
 from halka.storage import tensors
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import CARD, Card, check_base, template_of
-from halka.storage.formats import Contents, FileNames, format_named
-from halka.util.divided import first_process
+from halka.storage.formats import Contents, FileNames, Format, format_named
+from halka.util.divided import checked_by_first, first_process
 from halka.util.errors import HalkaError
 from halka.util.files import new_folder, read_ahead
 
@@ -63,15 +63,18 @@ def save(
     Raises UnknownAdapterError for a name that the model does not have; HalkaError for weights that are not finite, a
     method that the format cannot hold, and a folder that holds something else.
     """
-    adapter, folder, written_as = narrowed(model, name), Path(folder), format_named(format)
-    if adapter.divided and not first_process():
-        help_save(model, name)
+    folder, written_as = Path(folder), format_named(format)
+    divided = model.adapter(name).divided
+    if divided and not first_process():
+        help_save(model, name, format)
         return folder
-    check_adapter_folder(folder, format)
+    if divided:
+        checked_by_first(lambda: check_adapter_folder(folder, format))
+    else:
+        check_adapter_folder(folder, format)
     base: Any = model.base
-    with model.own_weights(), torch.no_grad():
-        base_name = getattr(base.config, "_name_or_path", "") or ""
-        contents = written_as.write(adapter, model.targets, base_name)
+    base_name = getattr(base.config, "_name_or_path", "") or ""
+    adapter, contents = _gathered(model, name, written_as, base_name)
     head = contents.head or Contents({}, {})
     tensors.check_finite(name, {**contents.tensors, **head.tensors})
     identity = {"name": base_name, "fingerprint": own_fingerprint(model), "quantize": quantization_of(model.base)}
@@ -101,15 +104,21 @@ def save(
     return folder
 
 
-def help_save(model: AdaptedModel, name: str) -> None:
+def help_save(model: AdaptedModel, name: str, format: Literal["peft", "adapterhub"] = "peft") -> None:
     """What processes without a folder call while the first one calls `save`: gathers what they hold of the adapter.
 
-    Raises UnknownAdapterError for a name that the model does not have.
+    Raises UnknownAdapterError for a name that the model does not have, and HalkaError where the first one refuses.
     """
-    adapter = model.adapter(name)
-    if adapter.divided:
-        with model.own_weights(), torch.no_grad():
-            format_named("peft").write(adapter, model.targets, "")
+    if model.adapter(name).divided:
+        checked_by_first(lambda: None)
+        _gathered(model, name, format_named(format), "")
+
+
+def _gathered(model: AdaptedModel, name: str, written_as: Format, base_name: str) -> tuple[Adapter, Contents]:
+    """The adapter as it is saved and what its files hold; of one in parts the first process gets all of it."""
+    with model.own_weights(), torch.no_grad():
+        adapter = narrowed(model, name)
+        return adapter, written_as.write(adapter, model.targets, base_name)
 
 
 def load(

@@ -5,14 +5,14 @@ Where tensors are whole, as everywhere else, these functions return what they ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from halka.util.errors import LostRankError
+from halka.util.errors import HalkaError, LostRankError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -73,6 +73,26 @@ def gathered(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tenso
             complete = whole(tensor.detach())
         if not is_divided(tensor) or first_process():
             yield name, complete.cpu()
+
+
+def checked_by_first(check: Callable[[], object]) -> None:
+    """Run `check` in the first process. All call this together, and an error there is raised in all of them.
+
+    Raises what the check does in the first process, and HalkaError in the others.
+    """
+    error: Exception | None = None
+    if first_process():
+        try:
+            check()
+        except (HalkaError, OSError) as raised:
+            error = raised
+    refusals = [None if error is None else str(error)]
+    with lost_rank_error():
+        dist.broadcast_object_list(refusals, src=0)
+    if error is not None:
+        raise error
+    if refusals[0] is not None:
+        raise HalkaError(refusals[0])
 
 
 def lost_rank(error: RuntimeError) -> LostRankError:
