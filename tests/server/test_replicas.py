@@ -17,7 +17,7 @@ from halka.engine import Constraint, Request, Sampling, Stopping
 from halka.engine.logprobs import TokenLogprob
 from halka.server.backends.growing import Piece
 from halka.server.backends.replicas.contents import Contents
-from halka.server.backends.replicas.deployment import reason
+from halka.server.backends.replicas.deployment import application, reason, remove
 from halka.server.backends.replicas.placement import Placement
 from halka.server.backends.replicas.plan import Plan
 from halka.server.backends.replicas.wire import Call, Reply, State
@@ -276,6 +276,23 @@ def test_the_reason_why_no_replica_starts_is_our_own_error():
     failed = SimpleNamespace(message=f"{trace}node a has Halka 1\n  at the end")
     assert reason(SimpleNamespace(deployments={"engine": failed}, message="")) == "node a has Halka 1"
     assert reason(SimpleNamespace(deployments={}, message="no room\n")) == "no room"
+
+
+def test_an_application_is_waited_for_until_it_has_ended_or_its_time_has(base, tmp_path):
+    calls, states = [], [{"a"}, {"a"}, {"a"}, set()]
+    serve = SimpleNamespace(
+        status=lambda: SimpleNamespace(applications=states.pop(0) if len(states) > 1 else states[0]),
+        delete=lambda app, _blocking: calls.append((app, _blocking)),
+    )
+    remove(serve, "a", 10, look=0)
+    assert calls == [("a", False)]
+    remove(serve, "a", 10)
+    assert len(calls) == 1
+    states[:] = [{"a"}]
+    with pytest.raises(HalkaError, match="application a on the Ray cluster did not end within 0 s"):
+        remove(serve, "a", 0, look=0)
+    one, again, other = (application(settings(base, None, tmp_path / data)) for data in ("1", "1", "2"))
+    assert one == again != other
 
 
 # ── the parts ───────────────────────────────────────────────────────────────────────────────────────────────────

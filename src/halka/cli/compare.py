@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import signal
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halka.cli.command import Failed, Json, emit, examples, existing_file, say, show
+from halka.cli.command import Failed, Json, emit, examples, existing_file, say, show, terminated_as_interrupted
 from halka.util.errors import HalkaError
 from halka.util.text import plural
 
@@ -203,17 +200,3 @@ def _follow(events: Iterable[Event], base: str, out: Path) -> None:
     except KeyboardInterrupt:
         say("Stopped. The same command resumes with the missing runs")
         raise typer.Exit(130) from None
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C within the block, so that no run outlives the command."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -7,10 +7,11 @@ import os
 import shlex
 import socket
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halka.cli.command import examples, say
+from halka.cli.command import examples, say, terminated_as_interrupted
 from halka.cli.setting_flags import Deferred, command_of, flag, setting_flag
 from halka.util.errors import HalkaError
 from halka.util.malloc import bound_arenas
@@ -67,9 +68,10 @@ def _serve(settings: ServerSettings) -> None:
             raise
         raise HalkaError(f"{error.name} is missing: pip install 'halka[server]'") from None
 
-    with _listening(settings.host, settings.port) as listening:
+    with terminated_as_interrupted(), _listening(settings.host, settings.port) as listening, ExitStack() as opened:
         say(f"loading {settings.base}{', here and on the Ray cluster' if settings.on else ''} …")
         service = Service.open(settings)
+        opened.callback(service.close)
         host, port = listening.getsockname()[:2]
         say(_ready(service, f"http://{f'[{host}]' if ':' in host else host}:{port}"))
         log_to(sys.stderr, settings.log_prompts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -51,6 +53,7 @@ class Service:
     stored    when the bytes that a tenant stores were counted, by `time.monotonic`, and how many they were
     created   when the server began, in seconds of Unix time
     file_life  seconds that a file of data is kept which nothing uses yet
+    close     ends what outlives this process, if `aclose` has not: the replicas
     """
 
     settings: ServerSettings
@@ -68,6 +71,7 @@ class Service:
     stored: dict[str, tuple[float, int]] = field(default_factory=dict[str, tuple[float, int]])
     created: int = field(default_factory=lambda: int(time.time()))
     file_life: int = 3600
+    close: Callable[[], None] = lambda: None
 
     @classmethod
     def open(
@@ -103,16 +107,22 @@ class Service:
         remove_stale(settings.data, tenants.all())
         jobs = JobQueue(tenants.job_folders, settings.data / "jobs.lock", settings.jobs)
         guards = Guards.of(settings, keys, engine, Quota(tenants, threads := Threads()))
-        replicas = None if settings.on is None else open_replicas(settings, model, engine, tenants)
-        running = AsyncEngine(engine) if replicas is None else replicas.engine
-        holder: Holder = replicas or running
-        backend: Backend = holder
-        states = [] if replicas is None else [replicas.states]
-        if processes:
-            vllm = Vllm(running, Loras(running, tenants, folder), processes, settings.vllm_base)
-            states, backend = [*states, vllm.states], Router([vllm], holder)
-        guards.metrics.backends = lambda: chain.from_iterable(state() for state in states)
-        return cls(settings, model, running, holder, backend, tenants, guards, embedders or Embedders(), jobs, threads)
+        with ExitStack() as opening:
+            replicas = None if settings.on is None else open_replicas(settings, model, engine, tenants)
+            if replicas is not None:
+                opening.callback(replicas.close)
+            running = AsyncEngine(engine) if replicas is None else replicas.engine
+            holder: Holder = replicas or running
+            backend: Backend = holder
+            states = [] if replicas is None else [replicas.states]
+            if processes:
+                vllm = Vllm(running, Loras(running, tenants, folder), processes, settings.vllm_base)
+                states, backend = [*states, vllm.states], Router([vllm], holder)
+            guards.metrics.backends = lambda: chain.from_iterable(state() for state in states)
+            embedders = embedders or Embedders()
+            service = cls(settings, model, running, holder, backend, tenants, guards, embedders, jobs, threads)
+            service.close = opening.pop_all().close
+        return service
 
     @property
     def name(self) -> str:
@@ -144,8 +154,10 @@ class Service:
 
     async def aclose(self) -> None:
         """Cancel what is under way and give everything back; jobs go on by themselves."""
-        await self.jobs.aclose()
-        await self.backend.aclose()
+        try:
+            await self.jobs.aclose()
+        finally:
+            await self.backend.aclose()
 
 
 async def service_of(request: HttpRequest) -> Service:

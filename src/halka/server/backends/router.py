@@ -6,7 +6,7 @@ A backend declines what the engine would answer otherwise than it does; a `Holde
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Protocol
 
 from halka.engine import Answer, Request
@@ -69,5 +69,6 @@ class Router:
                 return await backend.load(name)
 
     async def aclose(self) -> None:
-        for backend in (*self.others, self.last):
-            await backend.aclose()
+        async with AsyncExitStack() as closing:  # one that fails to close keeps no other from it
+            for backend in (*self.others, self.last):
+                closing.push_async_callback(backend.aclose)

@@ -49,13 +49,14 @@ class Replicas:
 
     engine   the gateway's own, which checks requests and ends texts
     store    where adapters are, by name
-    channel  asks the replicas, which `close` ends
+    channel  asks the replicas
+    close    ends them
     """
 
     def __init__(
         self, engine: AsyncEngine, store: Source, channel: Channel, placement: Placement, close: Callable[[], None]
     ):
-        self.engine, self.store, self.channel, self.placement, self._close = engine, store, channel, placement, close
+        self.engine, self.store, self.channel, self.placement, self.close = engine, store, channel, placement, close
         self._files, self._looked = OrderedDict[str, Any](), -math.inf
         self._look: asyncio.Task[None] | None = None
         self.pause = PAUSE
@@ -137,10 +138,12 @@ class Replicas:
             yield BackendState(f"replica-{slot}", seen is not None, len(state.holds), numbers)
 
     async def aclose(self) -> None:
-        if self._look is not None:
-            await asyncio.gather(self._look, return_exceptions=True)
-        await self.engine.aclose()
-        await to_thread.run_sync(self._close)
+        try:
+            if self._look is not None:
+                await asyncio.gather(self._look, return_exceptions=True)
+            await self.engine.aclose()
+        finally:
+            await to_thread.run_sync(self.close)
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
 

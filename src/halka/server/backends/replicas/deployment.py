@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import socket
 import time
-from contextlib import ExitStack, suppress
+import uuid
+from contextlib import ExitStack
 from typing import Any
 
 from halka.core import AdaptedModel
@@ -20,14 +20,18 @@ from halka.server.backends.replicas.plan import Plan
 from halka.server.backends.replicas.relay import RelayChannel
 from halka.server.settings import ServerSettings
 from halka.util.errors import HalkaError
+from halka.util.files import write_text
 from halka.util.openmp import wait_briefly
-from halka.util.ray_connection import RayConnection, described
+from halka.util.ray_connection import RayConnection, described, last_line
 
 NAME = "engine"  # of the deployment in the application
 PATIENCE = 900.0  # seconds in which the replicas must have loaded the base
 LOOK = 0.5  # seconds between two looks meanwhile
+BEYOND = 60.0  # seconds in which Serve ends a replica, beyond those in which this finishes its answers
 AIM = 0.75  # requests under way that a replica is to have, as a share of its rows
 ROUTER = "halka.server.backends.replicas.serve_router.InOrder"
+ID = "replicas.id"  # of a gateway, in its folder of data
+log = logging.getLogger("halka.server")
 
 
 class Deployment:
@@ -36,18 +40,18 @@ class Deployment:
     channel  asks the replicas
 
     Raises HalkaError where there is no cluster, no Ray Serve or no room, and where no replica starts: its node has
-    another base or another version of Halka, for example. Nothing is left of it then.
+    another base or another version of Halka, for example. Its replicas are ended then, as by every other error.
     """
 
     def __init__(self, settings: ServerSettings, model: AdaptedModel):
         assert settings.on is not None
-        self.app = _name(settings)
+        self.app, self._patience = application(settings), settings.timeout + BEYOND
         with ExitStack() as opening:
             self.connection = RayConnection(settings.on)
             opening.callback(self.connection.close)
             self._serve = _serve()
             gpus, threads = self._share(settings)
-            self._alone = self._start_serve()
+            self._start_serve()
             opening.callback(self._end)
             self._remove()  # what is left of a gateway that was killed
             handle = self._run(settings, Plan.of(settings, model, threads), gpus, threads)
@@ -79,12 +83,10 @@ class Deployment:
             )
         return gpus, threads
 
-    def _start_serve(self) -> bool:
-        """Start Serve, without proxies, where it does not run yet. Returns whether nobody else uses it."""
+    def _start_serve(self) -> None:
+        """Start Serve, without proxies, where it does not run yet."""
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
-        before = self._serve.status()
         self._serve.start(proxy_location="Disabled")
-        return not before.proxies and not {*before.applications} - {self.app}
 
     def _run(self, settings: ServerSettings, plan: Plan, gpus: float, threads: int) -> Any:
         """Start the application; returns the handle of its deployment."""
@@ -141,15 +143,19 @@ class Deployment:
         return RelayChannel(ray, self.app) if self.connection.remote else ServeChannel(ray, handle)
 
     def _remove(self) -> None:
-        if self.app in self._serve.status().applications:
-            self._serve.delete(self.app)
+        remove(self._serve, self.app, self._patience)
 
     def _end(self) -> None:
+        """End the application, and Serve where nobody has anything on it now. What fails of it is in the log."""
         errors = self.connection.ray.exceptions.RayError, self._serve.exceptions.RayServeException
-        with suppress(ConnectionError, *errors):
+        try:
             self._remove()
-            if self._alone and not self._serve.status().applications:
+            state = self._serve.status()
+            if not state.applications and not state.proxies:
                 self._serve.shutdown()
+        except (HalkaError, ConnectionError, TimeoutError, *errors) as error:
+            fields = {"application": self.app, "reason": f"{type(error).__name__}: {last_line(error)}"}
+            log.warning("the replicas were not seen to end", extra={"fields": fields})
 
 
 def _serve() -> Any:
@@ -161,10 +167,30 @@ def _serve() -> Any:
     return serve
 
 
-def _name(settings: ServerSettings) -> str:
-    """The application's name: the same for a gateway that is started again, another for every other."""
-    own = f"{socket.gethostname()} {settings.absolute().data}"
-    return f"halka-{hashlib.sha256(own.encode()).hexdigest()[:12]}"
+def remove(serve: Any, app: str, patience: float, look: float = LOOK) -> None:
+    """End an application, if there is one of that name, and wait until its replicas have ended.
+
+    Raises HalkaError where they have not after `patience` seconds.
+    """
+    if app not in serve.status().applications:
+        return
+    serve.delete(app, _blocking=False)  # else it waits for a minute, whatever replicas have to finish
+    end = time.monotonic() + patience
+    while app in serve.status().applications:
+        if time.monotonic() > end:
+            raise HalkaError(
+                f"the replicas of application {app} on the Ray cluster did not end within {patience:g} s: see `serve "
+                "status` there, and end what it runs by `serve shutdown`"
+            )
+        time.sleep(look)
+
+
+def application(settings: ServerSettings) -> str:
+    """The application's name: the same for a gateway with the same folder of data, wherever it is started again."""
+    path = settings.absolute().data / ID
+    if not path.is_file():
+        write_text(path, uuid.uuid4().hex)
+    return f"halka-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
 
 
 def reason(state: Any) -> str:
