@@ -103,6 +103,7 @@ PIECES = {
     "experts": Piece("experts.py"),
     "estimator": Piece("estimator.py", minutes=30),
     "large-bases": Piece("large_bases.py", timed=False),
+    "precision": Piece("precision.py"),
     "many-names": Piece("many_names.py", minutes=20),
     "plans": Piece("plans.py", minutes=1, timed=False),
     "retrieval": Piece("retrieval.py", minutes=20),

@@ -294,6 +294,17 @@ def searching(found: Any) -> list[list[str]]:
     ]
 
 
+def precision(found: Any) -> list[list[str]]:
+    """A training step in two precisions, by kinds of processors."""
+    from halka.report.units import step_time
+
+    rows = [["Processor", "A step in float32", "in bfloat16", "Ratio"]]
+    for row in found["rows"]:
+        seconds = (step_time(row["seconds"][precision]) for precision in ("float32", "bfloat16"))
+        rows.append([row["processor"], *seconds, f"{row['ratio']:.1f}"])
+    return rows
+
+
 def many_names(found: Any) -> list[list[str]]:
     """What a server does for the number of its adapters."""
     from halka.report.units import duration, size
@@ -690,6 +701,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "estimator": ("estimator", estimator),
     "estimator_published": ("estimator", estimator_published),
     "large_bases": ("large_bases", large_bases),
+    "precision": ("precision", precision),
     "many_names": ("many_names", many_names),
     "plan_traffic": ("plans", plan_traffic),
     "plan_hits": ("plans", plan_hits),

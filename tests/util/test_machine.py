@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from halka.estimating.hardware import hardware_of
 from halka.models import loading
 from halka.util import machine
 from halka.util.machine import available
@@ -75,12 +76,33 @@ def test_memory_that_ran_out_is_known_by_its_many_words(message):
 def test_a_gpu_before_ampere_computes_in_float16(monkeypatch, capability, lacks):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert machine.lacks_bfloat16(torch.device("cuda:0")) == lacks
-    assert not machine.lacks_bfloat16(torch.device("cpu"))
     stored = AutoConfig.for_model("llama", dtype="bfloat16")
     expected = torch.float16 if lacks else torch.bfloat16
     assert loading.precision_on(torch.device("cuda:0"), "bfloat16", stored) == expected
     assert loading.precision_on(torch.device("cuda:0"), "auto", stored) == (torch.float16 if lacks else "auto")
     assert loading.precision_on(torch.device("cuda:0"), "float32", stored) == torch.float32
+
+
+@pytest.mark.parametrize("has_amx", [False, True])
+@pytest.mark.parametrize("has_avx", [False, True])
+def test_a_processor_without_products_of_bfloat16_computes_in_float32(monkeypatch, has_avx, has_amx):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    stored, lacks = AutoConfig.for_model("llama", dtype="bfloat16"), not (has_avx or has_amx)
+    assert machine.lacks_bfloat16(machine.CPU) == lacks
+    assert loading.precision_on(machine.CPU, "bfloat16", stored) == (torch.float32 if lacks else torch.bfloat16)
+    assert loading.precision_on(machine.CPU, "float16", stored) == torch.float16
+    assert loading.precision_on(machine.CPU, "auto", stored) == "auto"  # as the files have it
+    measured = []
+    hardware_of("here", 10**9, "bfloat16", measured.append)
+    assert measured == ["float32" if lacks else "bfloat16"]
+
+
+def test_a_processor_of_another_kind_is_asked_by_torch(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # as in builds for Macs
+    assert machine.lacks_bfloat16(machine.CPU)
 
 
 def test_a_group_above_may_leave_less(groups):

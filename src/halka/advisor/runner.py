@@ -61,7 +61,7 @@ from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
 from halka.estimating.lengths import length_by_characters
 from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
-from halka.util.machine import ran_out
+from halka.util.machine import CPU, ran_out, usable_precision
 
 BASE_PROBES: tuple[ProbeName, ...] = ("strength", "knowledge", "learnability")
 """Those that load the base."""
@@ -287,7 +287,8 @@ class _Probes:
 
     def _size(self) -> Estimate:
         """The base's parameters and bytes."""
-        form: dict[str, Any] = {"dtype": self.request.dtype, "quantize": self.request.quantize}
+        precision = self.request.dtype if self.machine.free().gpu else usable_precision(self.request.dtype, CPU)
+        form: dict[str, Any] = {"dtype": precision, "quantize": self.request.quantize}
         return estimate(self.config, ["prompt"], batch_size=1, length=8, **form)
 
     def _too_large(self, size: Estimate) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halka.cli.command import say, show_warnings
+from halka.util.dtypes import dtype_name
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
@@ -83,7 +84,11 @@ def load_for(
     options: dict[str, Any] = {"kind": kind, "dtype": dtype, "device": device, "quantize": quantize}
     if shard:
         from halka.models.sharded import load_sharded_base as load_base
-    return adapt(*load_base(base, labels=labels or None, **options))
+    model = adapt(*load_base(base, labels=labels or None, **options))
+    if dtype == "bfloat16" and (precision := dtype_name(model.base.dtype)) != dtype:
+        reason = f"this device has no instructions for {dtype}"
+        say(f"the base is in {precision}: {reason} (--dtype auto keeps what its files have)")
+    return model
 
 
 def kind_for(folders: Mapping[str, AdapterFolder]) -> tuple[str | None, tuple[str, ...]]:

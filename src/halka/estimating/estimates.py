@@ -22,6 +22,7 @@ from halka.objectives import OBJECTIVES
 from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import HalkaError
 from halka.util.kinds import LABELLED
+from halka.util.machine import CPU, usable_precision
 
 FAMILIES = ("lora", "dora", "ia3", "bitfit", "bottleneck", "prefix", "prompt", "llama_adapter", "full")
 
@@ -114,6 +115,7 @@ def estimate(
     Raises HalkaError as `load_base`, `adapt` and `AdaptedModel.add` do, for an unknown device, and for steps without a
     device.
     """
+    precision = dtype_name(dtype)
     config, setup = prepared(
         base,
         kind,
@@ -121,7 +123,7 @@ def estimate(
         length=length,
         accumulate=accumulate,
         checkpointing=checkpointing,
-        dtype=dtype_name(dtype),
+        dtype=usable_precision(precision, CPU) if device == "here" else precision,
         quantize=quantize,
         labels=labels,
     )

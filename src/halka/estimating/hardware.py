@@ -10,6 +10,7 @@ import torch
 
 from halka.estimating.devices import DEVICES, Device, device_named
 from halka.estimating.measured_device import measure_device
+from halka.util.machine import CPU, usable_precision
 
 KERNELS = (
     15 * 10**6
@@ -50,7 +51,7 @@ def hardware_of(
     Raises HalkaError for an unknown device.
     """
     if device == "here":
-        return Hardware(device, False, memory, processor(dtype))
+        return Hardware(device, False, memory, processor(usable_precision(dtype, CPU)))
     if device is not None:
         gpu = device_named(device)
         return Hardware(gpu.name, True, gpu.memory if memory is None else memory, gpu)

@@ -20,7 +20,7 @@ from halka.util.dtypes import Dtype, Quantize, dtype_name
 from halka.util.errors import DamagedFolderError, HalkaError, OutOfMemoryError
 from halka.util.files import release_pages_except
 from halka.util.kinds import LABELLED, Kind
-from halka.util.machine import lacks_bfloat16, ran_out
+from halka.util.machine import lacks_bfloat16, ran_out, usable_precision
 from halka.util.places import cache_dir
 from halka.util.quiet import quiet_libraries
 from halka.util.seeds import seeded
@@ -52,7 +52,8 @@ def load_base(
     kind          what the base is for; as its configuration says if not given
     labels        for sequence-classification and token-classification: what the head predicts. A head that the weights
                   lack is initialised from `seed`; labels that the stored head has too keep their rows, in any order
-    dtype         the precision; auto is the one that is stored. float16 stands in for bfloat16 on a GPU that lacks it
+    dtype         the precision; auto is the one that is stored. For bfloat16 stands float16 on a GPU that lacks it, and
+                  float32 on a processor without instructions for its products, where they take several times as long
     device        cuda, mps, cpu or the like; the first of these that this machine has if not given. Weights go there
                   directly where accelerate is installed, quantised ones layer by layer
     revision      a branch, tag or commit on the hub
@@ -125,11 +126,14 @@ def _advice_on_memory(name: str | Path, place: torch.device, quantize: str | Non
 
 
 def precision_on(place: torch.device, precision: str, config: Any) -> torch.dtype | Literal["auto"]:
-    """The precision as transformers takes it; float16 instead of bfloat16 on a GPU that lacks it."""
-    stored = getattr(config, "dtype", None)
-    if torch.bfloat16 == (stored if precision == "auto" else getattr(torch, precision)) and lacks_bfloat16(place):
-        return torch.float16
-    return "auto" if precision == "auto" else getattr(torch, precision)
+    """The precision as transformers takes it; another than bfloat16 where the device lacks that.
+
+    On a CPU "auto" keeps what is stored, whatever it takes.
+    """
+    if precision != "auto":
+        return getattr(torch, usable_precision(precision, place))
+    stored_in_bfloat16 = getattr(config, "dtype", None) == torch.bfloat16
+    return torch.float16 if stored_in_bfloat16 and place.type == "cuda" and lacks_bfloat16(place) else "auto"
 
 
 def _direct(place: torch.device, kind: Kind) -> dict[str, torch.device] | None:

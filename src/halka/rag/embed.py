@@ -42,7 +42,7 @@ class SentenceEmbedder:
     def __init__(
         self, name_or_path: str = DEFAULT, *, dtype: str = "bfloat16", device: str | None = None, batch_size: int = 64
     ):
-        """Load it. It computes in `dtype`; vectors are fp32.
+        """Load it. It computes in `dtype`, on a processor that lacks bfloat16 in float32; vectors are fp32.
 
         Raises HalkaError if the extra `rag` is missing, and for a name or folder that is not an embedder.
         """
@@ -51,13 +51,17 @@ class SentenceEmbedder:
                 from sentence_transformers import SentenceTransformer
         except ImportError:
             raise HalkaError("embedding texts needs the extra: pip install 'halka[rag]'") from None
+        from halka.models.loading import place_of
+        from halka.util.machine import usable_precision
+
         self.name = str(name_or_path)
         self.batch_size = batch_size
-        folder = str(folder_of(self.name))
+        folder, place = str(folder_of(self.name)), place_of(device)
+        precision = usable_precision(dtype, place) if place.type == "cpu" else dtype
         try:
             with quiet_libraries():
                 self._model: Any = SentenceTransformer(
-                    folder, device=device, trust_remote_code=False, model_kwargs={"dtype": dtype}
+                    folder, device=device, trust_remote_code=False, model_kwargs={"dtype": precision}
                 )
         except (OSError, ValueError, KeyError) as error:
             raise HalkaError(f"{name_or_path} cannot be loaded as an embedder: {error}") from error

@@ -13,6 +13,7 @@ from halka.models.loading import base_config
 from halka.studies.measure import BASE, Spec
 from halka.training import TrainConfig
 from halka.util.errors import HalkaError
+from halka.util.machine import CPU, usable_precision
 
 
 def memory_by_group(task: Task, gpu: bool) -> Callable[[Sequence[Spec]], int | None]:
@@ -41,6 +42,7 @@ def memory_of(runs: Sequence[Spec], task: Task, gpu: bool) -> int | None:
         base = base_config(run.base)
         longest = config.max_length or length_by_characters(task.train)
         length = min(longest, getattr(base.get_text_config(), "max_position_embeddings", None) or longest)
+        precision = "float32" if run.dtype == "auto" else run.dtype
         _, setup = prepared(
             base,
             task.kind,
@@ -49,7 +51,7 @@ def memory_of(runs: Sequence[Spec], task: Task, gpu: bool) -> int | None:
             length=length,
             accumulate=config.accumulate,
             checkpointing=config.checkpointing,
-            dtype="float32" if run.dtype == "auto" else run.dtype,
+            dtype=precision if gpu else usable_precision(precision, CPU),
             quantize=run.quantize,
         )
         method = build_method("prompt", {}) if run.method == BASE else build_method(run.method, run.fields)

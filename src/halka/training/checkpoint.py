@@ -82,9 +82,10 @@ def open_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:
         saved = {**padded, **json.loads(metadata["run"])}
         if different := [key for key in {*saved, *current} if saved.get(key) != current.get(key)]:
             shown = "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in sorted(different))
+            way = "dtype auto keeps the precision of the base's files. " if "dtype" in different else ""
             raise HalkaError(
                 f"{path.parent} holds an unfinished run that differs from this one: {shown}. "
-                "Use another folder, or remove that one to begin afresh"
+                f"{way}Use another folder, or remove that one to begin afresh"
             )
     return Checkpoint(path, Progress(**json.loads(metadata["progress"])))
 

@@ -19,6 +19,7 @@ import torch
 
 from halka.util.malloc import mallopt_unless
 
+CPU = torch.device("cpu")
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 RETURNED, TRIMMED = 1024 * 1024, 1024 * 1024  # bytes that are returned when freed, and at the heap's end
@@ -43,8 +44,26 @@ def ran_out(error: BaseException) -> bool:
 
 
 def lacks_bfloat16(device: torch.device) -> bool:
-    """Whether it is a GPU that computes in float16 but not in bfloat16, as NVIDIA's before Ampere do."""
-    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
+    """Whether it has no instructions for products in bfloat16: NVIDIA's GPUs before Ampere, and many processors.
+
+    There torch computes them by others, on processors several to dozens of times slower than in float32.
+    """
+    if device.type == "cuda":
+        return torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
+    return device.type == "cpu" and not _processor_has_bfloat16()
+
+
+def usable_precision(precision: str, device: torch.device) -> str:
+    """The precision that a device computes in, where it is to be this one: another than bfloat16 if it lacks that."""
+    if precision != "bfloat16" or not lacks_bfloat16(device):
+        return precision
+    return "float16" if device.type == "cuda" else "float32"
+
+
+def _processor_has_bfloat16() -> bool:
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def reset_peak(device: torch.device) -> None:

@@ -18,7 +18,7 @@ from halka.core import Method
 from halka.evaluation.metrics import find_metric
 from halka.methods import method_named
 from halka.methods.prompt import check_start
-from halka.models.loading import resolve, weight_files
+from halka.models.loading import place_of, resolve, weight_files
 from halka.server.errors import ApiError, refusal
 from halka.server.jobs.data import DATA, VALIDATION, placed
 from halka.server.jobs.folder import RUN, JobRequest
@@ -31,6 +31,7 @@ from halka.server.tenants import Tenant
 from halka.storage.adapter_store import Stored
 from halka.training import TrainConfig
 from halka.util.errors import HalkaError, UnknownAdapterError
+from halka.util.machine import usable_precision
 from halka.util.settings import Setting, build, convert, from_content, settings_of
 
 DOCUMENTS = "documents.jsonl"
@@ -245,7 +246,8 @@ def _room(job: MergeJob, tenant: Tenant, settings: ServerSettings) -> int:
         bytes = sum(file.stat().st_size for file in weight_files(resolve(settings.base, revision=None, fetch=False)))
     else:
         bytes = bytes_below([_stored(tenant, job.adapter).folder])
-    return bytes * (2 if (job.dtype or settings.dtype) == "float32" else 1)
+    precision = job.dtype or usable_precision(settings.dtype, place_of(settings.device))
+    return bytes * (2 if precision == "float32" else 1)
 
 
 def _stored(tenant: Tenant, adapter: str, param: str = "adapter") -> Stored:

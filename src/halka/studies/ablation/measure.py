@@ -41,6 +41,7 @@ from halka.studies.places import Result
 from halka.studies.runner import origin, report, report_step, serve
 from halka.training import TrainConfig, train
 from halka.training.run_folder import METRICS, RunFolder
+from halka.util.dtypes import dtype_name
 from halka.util.errors import HalkaError
 
 NAME = "run"
@@ -124,7 +125,7 @@ def _identity(subject: Subject, run: Run) -> Result:
         "who": run.who,
         "seed": run.seed,
         "base": ablation.base,
-        "dtype": ablation.dtype,
+        "dtype": dtype_name(subject.model.base.dtype),
         "method": {"name": entry.method, "label": entry.title(), "lr": entry.rates()[0]},
         "config": ablation.train,
         "form": ablation.form,
