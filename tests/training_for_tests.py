@@ -25,6 +25,12 @@ def items(count: int = 6, seed: int = 0, length: int | None = None) -> list[Toke
     return made
 
 
+def contradicting() -> list[Tokens]:
+    """The beginnings of `items()`, each with another token behind it: the more is learned, the higher is their loss."""
+    starts = [(item.ids, item.loss.index(True)) for item in items()]
+    return [Tokens([*ids[:start], 99 - ids[start]], [False] * start + [True]) for ids, start in starts]
+
+
 def items_without_a_loss(model: AdaptedModel) -> list[Tokens]:
     """Examples whose loss is NaN: of a token whose embedding in the base is no number from now on."""
     model.base.get_input_embeddings().weight.data[2] = torch.nan

@@ -37,7 +37,15 @@ from halka.util.errors import TrainingError
 from halka.util.text import plural
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
-from training_for_tests import items, items_without_a_loss, model_for, recorded_gradients, same, weights
+from training_for_tests import (
+    contradicting,
+    items,
+    items_without_a_loss,
+    model_for,
+    recorded_gradients,
+    same,
+    weights,
+)
 
 METHODS = [method for name, kind in all_methods().items() for method in VARIANTS.get(name, [kind()])]
 DROPOUT = halka.LoRA(rank=4, dropout=0.3)
@@ -215,12 +223,13 @@ def test_a_value_that_makes_no_sense_is_refused_by_name(field, value):
 
 # ── evaluation, the best weights, patience ──────────────────────────────────────────────────────────────────────────
 
+# With `contradicting` held out the loss rises from the first evaluations on, on any machine.
 OVERFIT = TrainConfig(lr=5e-2, steps=20, batch_size=2, evaluate_every=2, schedule="constant", save_every=None)
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_the_best_evaluations_weights_are_in_place_at_the_end(on_disk, tmp_path):
-    model, held_out = model_for(), items(4, seed=9)
+    model, held_out = model_for(), contradicting()
     seen, steps = {}, []
     for step in train(model, "a", items(), OVERFIT, validation=held_out, folder=tmp_path / "run" if on_disk else None):
         seen[step.step] = weights(model)
@@ -248,7 +257,7 @@ def test_without_validation_the_last_weights_stay():
 
 @pytest.mark.parametrize("patience", [None, 3])
 def test_who_leaves_at_the_last_step_has_the_best_weights_too(patience):
-    model, held_out = model_for(), items(4, seed=9)
+    model, held_out = model_for(), contradicting()
     config = replace(OVERFIT, steps=60 if patience else 20, patience=patience)
     best = None
     count = len(list(train(model_for(), "a", items(), config, validation=held_out)))
@@ -262,7 +271,7 @@ def test_who_leaves_at_the_last_step_has_the_best_weights_too(patience):
 
 
 def test_it_stops_when_patience_is_at_its_end_with_the_best_weights():
-    model, held_out, seen, steps = model_for(), items(4, seed=9), {}, []
+    model, held_out, seen, steps = model_for(), contradicting(), {}, []
     for step in train(model, "a", items(), replace(OVERFIT, steps=60, patience=3), validation=held_out):
         seen[step.step] = weights(model)
         steps.append(step)
@@ -704,7 +713,7 @@ def test_a_stream_that_is_closed_early_goes_on_where_it_was(close_after, accumul
 
 
 def test_a_finished_run_has_nothing_to_do_and_gives_its_best_weights_back(tmp_path):
-    model, held_out = model_for(), items(4, seed=9)
+    model, held_out = model_for(), contradicting()
     config = replace(OVERFIT, save_every=5)
     steps = run(model, config, validation=held_out, folder=tmp_path)
     assert [step.step for step in steps if step.best][-1] < 20
