@@ -82,7 +82,7 @@ class Memory:
 class DryRun:
     """The result of a dry run.
 
-    stored     bytes of the adapter on the disk, as Halka writes it (fp32)
+    stored     bytes of the adapter on the disk, as Halka writes it: fp32, and full fine-tuning the base's precision
     cached     bytes of a token in the key/value cache of one row
     work       a step's operations, the optimiser's among them, and how often each runs
     """
@@ -143,7 +143,7 @@ def dry_run(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> 
             parameters=parameter_count(model.base),
             base_bytes=bytes_of(model.base),
             trained=trained,
-            stored=sum(tensor.numel() * tensor.element_size() for tensor in adapter.state_dict().values()),
+            stored=trained * (model.base.dtype.itemsize if "base" in adapter.parts else FP32),
             cached=_cached(model),
             memory=Memory(
                 weights=weights,
