@@ -85,7 +85,7 @@ def load_for(
     if shard:
         from halka.models.sharded import load_sharded_base as load_base
     model = adapt(*load_base(base, labels=labels or None, **options))
-    if dtype == "bfloat16" and (precision := dtype_name(model.base.dtype)) != dtype:
+    if dtype == "bfloat16" and (precision := dtype_name(str(model.base.dtype))) != dtype:
         reason = f"this device has no instructions for {dtype}"
         say(f"the base is in {precision}: {reason} (--dtype auto keeps what its files have)")
     return model

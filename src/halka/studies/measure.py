@@ -232,7 +232,7 @@ def _identity(run: Spec, task: Task, model: AdaptedModel) -> Result:
         "licence": task.licence,
         "source": task.source,
         "base": run.base,
-        "dtype": dtype_name(model.base.dtype),
+        "dtype": dtype_name(str(model.base.dtype)),
         "quantize": run.quantize,
         "method": {"name": run.method, "label": run.label, "fields": dict(run.fields)},
         "lr": None if run.method == BASE else run.train.get("lr"),

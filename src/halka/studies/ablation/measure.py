@@ -125,7 +125,7 @@ def _identity(subject: Subject, run: Run) -> Result:
         "who": run.who,
         "seed": run.seed,
         "base": ablation.base,
-        "dtype": dtype_name(subject.model.base.dtype),
+        "dtype": dtype_name(str(subject.model.base.dtype)),
         "method": {"name": entry.method, "label": entry.title(), "lr": entry.rates()[0]},
         "config": ablation.train,
         "form": ablation.form,
