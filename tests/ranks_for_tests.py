@@ -81,7 +81,7 @@ CASES: dict[str, Case] = {
     "magnitudes on parts of nf4": Case(halka.DoRA(rank=4), quantize="nf4", shard=True),
     "whole modules on parts": Case(halka.Modules(("head", "model.layers.1.input_layernorm")), shard=True),
     "full of tied weights on parts, recomputed": Case(
-        METHODS["full"], {"accumulate": 3, "checkpointing": True}, "gemma", shard=True
+        METHODS["full"], {"accumulate": 3, "checkpointing": True, "clip": 0.1}, "gemma", shard=True
     ),
     "full of an encoder and decoder on parts": Case(METHODS["full"], {}, "t5", shard=True),
     "full of experts on parts, bf16": Case(METHODS["full"], {}, "mixtral", shard=True, dtype=torch.bfloat16),
@@ -112,6 +112,7 @@ def trained(case: Case) -> dict[str, Any]:
     return {
         "losses": [step.loss for step in steps],
         "validation": [step.validation for step in steps],
+        "norms": [step.gradient_norm for step in steps],
         "tokens": steps[-1].tokens,
         "gradients": [[whole(gradient) for gradient in of_step] for of_step in gradients],
         "weights": whole_weights(model),

@@ -88,8 +88,9 @@ def test_tensors_of_another_adapter_are_refused(tmp_path):
     model, optimizer = trained(METHODS[0], steps=0)
     save_checkpoint(tmp_path / "c", RUN, Progress(), model.adapters["a"], optimizer)
     other, fresh = trained(METHODS[1], steps=0)
-    with pytest.raises(ValueError, match="is no tensor of this run"):
-        loaded(tmp_path / "c", other.adapters["a"], fresh)
+    for refuse in (loaded, lambda path, adapter, _: open_checkpoint(path, RUN).check_fits(adapter)):
+        with pytest.raises(ValueError, match="is no tensor of this run"):
+            refuse(tmp_path / "c", other.adapters["a"], fresh)
     with pytest.raises(ValueError, match="the checkpoint lacks 1 of the adapter's tensors"):
         restore([*open_checkpoint(tmp_path / "c", RUN).tensors()][1:], model.adapters["a"], optimizer)
 

@@ -47,6 +47,7 @@ def test_two_processes_train_as_one_does(two: dict[str, Any], name: str):
     close = 1e-5 if CASES[name].dtype == torch.float32 else 2e-2
     torch.testing.assert_close(both["losses"], one["losses"], rtol=close, atol=close)
     torch.testing.assert_close(both["validation"], one["validation"], rtol=close, atol=close)
+    torch.testing.assert_close(both["norms"], one["norms"], rtol=close, atol=close)
     torch.testing.assert_close(both["gradients"], one["gradients"], rtol=close, atol=close)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from halka.util.tensor_file import read_tensors, write_tensors
+from halka.util.errors import DamagedFolderError
+from halka.util.tensor_file import read_tensors, shapes_of, write_tensors
 
 TENSORS = {
     "b": torch.arange(3, dtype=torch.bfloat16),
@@ -32,3 +34,12 @@ def test_safetensors_reads_it(tmp_path: Path):
         key: entry["data_offsets"][0] for key, entry in json.loads(content[8 : 8 + size]).items() if key in TENSORS
     }
     assert all((8 + size + start) % TENSORS[key].element_size() == 0 for key, start in starts.items())
+
+
+def test_a_file_that_was_cut_is_damaged(tmp_path: Path):
+    write_tensors(tmp_path / "t", TENSORS)
+    assert {key: tuple(shape) for key, shape in shapes_of(tmp_path / "t")} == {k: v.shape for k, v in TENSORS.items()}
+    (tmp_path / "t").write_bytes((tmp_path / "t").read_bytes()[:-1])
+    for read in (read_tensors, shapes_of):
+        with pytest.raises(DamagedFolderError, match=r"t is damaged .* remove .* to begin afresh"):
+            [*read(tmp_path / "t")]

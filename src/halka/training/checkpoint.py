@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from halka.core import Adapter
 from halka.util.cached import Changes
 from halka.util.divided import part_like
 from halka.util.errors import DamagedFolderError, HalkaError
-from halka.util.tensor_file import read_tensors, write_tensors
+from halka.util.tensor_file import read_tensors, shapes_of, write_tensors
 
+STEP = "step"  # what the optimiser counts of each parameter; all else that it keeps is of the parameter's shape
 PADDED: dict[str, Any] = {"batches": "padded", "group_shared": False}
 """Settings of `TrainConfig` that a run had before there were others; its checkpoint does not name them."""
 
@@ -48,6 +49,13 @@ class Checkpoint:
 
     path: Path
     progress: Progress
+
+    def check_fits(self, adapter: Adapter) -> None:
+        """Raises HalkaError where the file's tensors are not this adapter's, before `restore` changes any."""
+        places = _Places(adapter)
+        for key, shape in shapes_of(self.path):
+            places.of(key, shape)
+        places.check_all_filled()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """What `restore` takes, one after another."""
@@ -93,29 +101,49 @@ def open_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:
 def restore(tensors: Iterable[tuple[str, Tensor]], adapter: Adapter, optimizer: torch.optim.Optimizer) -> None:
     """Put adapter and optimiser back to a checkpoint's tensors; where they are divided, to this process's parts.
 
-    Raises HalkaError for tensors that are not this adapter's, of which some may be in place then.
+    Raises HalkaError for tensors that are not this adapter's, some of which may be in place then (`check_fits`).
     """
     own, parameters = adapter.state_dict(), dict(adapter.named_parameters())
-    left, states = {*own}, defaultdict[str, dict[str, Tensor]](dict)
+    places, states = _Places(adapter), defaultdict[str, dict[str, Tensor]](dict)
     for key, tensor in tensors:
-        kind, _, rest = key.partition(".")
-        name, _, field = rest.rpartition(".")
-        if kind == "adapter" and rest in own and own[rest].shape == tensor.shape:
-            own[rest].copy_(part_like(tensor, own[rest]))
-            left.remove(rest)
-        elif kind == "optimizer" and name in parameters:
-            moment = tensor.shape == parameters[name].shape
-            states[name][field] = part_like(tensor, parameters[name]) if moment else tensor
+        name, field = places.of(key, tensor.shape)
+        if field is None:
+            own[name].copy_(part_like(tensor, own[name]))
         else:
-            raise HalkaError(f"the checkpoint's {key} {tuple(tensor.shape)} is no tensor of this run: begin afresh")
-    if left:
-        raise HalkaError(
-            f"the checkpoint lacks {len(left)} of the adapter's tensors, such as {min(left)}: begin afresh"
-        )
+            states[name][field] = tensor if field == STEP else part_like(tensor, parameters[name])
+    places.check_all_filled()
     Changes.happened(parameters.values())
     state_dict = optimizer.state_dict()
     state_dict["state"] = {place: states[name] for place, name in enumerate(parameters) if name in states}
     optimizer.load_state_dict(state_dict)
+
+
+class _Places:
+    """Where a checkpoint's tensors belong in an adapter and its optimiser."""
+
+    def __init__(self, adapter: Adapter):
+        self._left = {f"adapter.{key}": tensor.shape for key, tensor in adapter.state_dict().items()}
+        self._parameters = {name: parameter.shape for name, parameter in adapter.named_parameters()}
+
+    def of(self, key: str, shape: Sequence[int]) -> tuple[str, str | None]:
+        """The adapter's tensor, and of the optimiser's state of it the field. Raises HalkaError for no such place."""
+        kind, _, rest = key.partition(".")
+        name, _, field = rest.rpartition(".")
+        state = kind == "optimizer" and name in self._parameters
+        expected = self._parameters[name] if state else self._left.pop(key, None)
+        if state and field == STEP:
+            expected = torch.Size()
+        if expected is None or tuple(shape) != tuple(expected):
+            raise HalkaError(f"the checkpoint's {key} {tuple(shape)} is no tensor of this run: begin afresh")
+        return (name, field) if state else (rest, None)
+
+    def check_all_filled(self) -> None:
+        """Raises HalkaError where a tensor of the adapter has not come."""
+        if self._left:
+            missing = min(self._left).removeprefix("adapter.")
+            raise HalkaError(
+                f"the checkpoint lacks {len(self._left)} of the adapter's tensors, such as {missing}: begin afresh"
+            )
 
 
 def adapter_tensors(adapter: Adapter) -> dict[str, Tensor]:

@@ -79,6 +79,8 @@ class Run:
         Raises HalkaError for the checkpoint of another run, and where ranks do not train the same.
         """
         checkpoint = None if self.folder is None else self.folder.resume(self._identity)
+        if checkpoint is not None:
+            checkpoint.check_fits(self.adapter)
         if ranks.count > 1:
             ranks.check_same(self._identity)
         progress = ranks.from_first(None if checkpoint is None else checkpoint.progress)

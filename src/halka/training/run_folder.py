@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from halka.core import AdaptedModel
@@ -30,6 +29,7 @@ from halka.training.checkpoint import PADDED, Checkpoint, identity_of, open_chec
 from halka.training.config import Step, TrainConfig, TrainResult
 from halka.util.errors import HalkaError
 from halka.util.files import locked, write_text
+from halka.util.tensor_file import read_tensors
 
 RUN, METRICS = "run.yaml", "metrics.jsonl"
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
@@ -153,8 +153,8 @@ class RunFolder:
         return checkpoint
 
     def load_best(self) -> dict[str, Tensor]:
-        """The weights of the best evaluation so far, mapped into memory."""
-        return load_file(self.best)
+        """The weights of the best evaluation so far. Raises DamagedFolderError where they cannot be read."""
+        return dict(read_tensors(self.best))
 
 
 def _step_number(line: str) -> float:

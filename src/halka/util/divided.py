@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeGuard
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -39,12 +40,16 @@ def mesh_of(module: nn.Module) -> DeviceMesh | None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor, gathered; all processes call it together. Its gradient is the sum of theirs."""
+    """The whole tensor, gathered; all processes call it together. Its gradient is their sum, added up in fp32."""
     if not is_divided(tensor):
         return tensor
-    from torch.distributed.tensor import Partial
+    from torch.distributed.tensor import Partial, Replicate
 
-    return tensor.full_tensor(grad_placements=[Partial()] * tensor.device_mesh.ndim)
+    dimensions = tensor.device_mesh.ndim
+    replicated = tensor.redistribute(
+        placements=[Replicate()] * dimensions, backward_dtype=torch.float32 if tensor.is_floating_point() else None
+    )
+    return replicated.to_local(grad_placements=[Partial()] * dimensions)
 
 
 def divide(tensor: Tensor, mesh: DeviceMesh) -> Tensor:

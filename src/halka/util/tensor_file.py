@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from halka.util.divided import gathered
+from halka.util.errors import DamagedFolderError
 from halka.util.files import write_file
 
 ALIGNED = 8  # bytes
@@ -56,7 +57,21 @@ def write_tensors(path: Path | None, tensors: Mapping[str, Tensor], metadata: Ma
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The file's tensors, one after another. Raises SafetensorError for a file that is none."""
-    with cast(Any, safe_open)(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-            yield key, file.get_tensor(key)
+    """The file's tensors, one after another. Raises DamagedFolderError for a file that cannot be read."""
+    for key, file in _names(path):
+        yield key, file.get_tensor(key)
+
+
+def shapes_of(path: Path) -> Iterator[tuple[str, Sequence[int]]]:
+    """The shapes of the file's tensors, of which none is read. Raises as `read_tensors`."""
+    for key, file in _names(path):
+        yield key, file.get_slice(key).get_shape()
+
+
+def _names(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with cast(Any, safe_open)(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                yield key, file
+    except (SafetensorError, FileNotFoundError) as error:
+        raise DamagedFolderError(f"{path} is damaged ({error}): remove {path.parent} to begin afresh") from None
