@@ -12,6 +12,8 @@ export interface Loading<T> {
   again: () => void;
 }
 
+const PAUSE = 150; // milliseconds without a further choice: who types a word asks once
+
 /** What `load` resolves to, loaded anew whenever one of `inputs` changes.
  *
  * Where one of `choices` does, what is there stays until the new is: it is of the same kind, and may have the focus.
@@ -34,8 +36,9 @@ export function useLoading<T>(load: () => Promise<T>, inputs: unknown[], choices
   }, inputs);
   const isFirst = useRef(true);
   useEffect(() => {
-    if (isFirst.current) isFirst.current = false;
-    else again();
+    if (isFirst.current) return void (isFirst.current = false);
+    const timer = setTimeout(again, PAUSE);
+    return () => clearTimeout(timer);
   }, choices);
   return { ...state, again };
 }
