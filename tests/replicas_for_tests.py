@@ -14,21 +14,22 @@ from starlette.testclient import TestClient
 
 from halka.server import create_app
 from halka.server.backends.replicas.backend import Replicas
-from halka.server.backends.replicas.channel import Lost
 from halka.server.backends.replicas.placement import Order, Placement
 from halka.server.backends.replicas.plan import Plan
 from halka.server.backends.replicas.replica import Replica
-from halka.server.backends.replicas.wire import Reply, State
+from halka.server.backends.replicas.wire import Call, Lost, Reply, State
 from serving_for_tests import InProcess, open_service
 
 
 class Parcel:
     """Files that come when they are waited for."""
 
-    def __init__(self, files: Mapping[str, bytes]):
-        self.files = files
+    def __init__(self, files: Mapping[str, bytes], lost: bool = False):
+        self.files, self.lost = files, lost
 
     def __await__(self) -> Any:
+        if self.lost:
+            raise ConnectionError("they are gone")
         return asyncio.sleep(0, self.files).__await__()
 
 
@@ -36,33 +37,43 @@ class Here:
     """Implements `Channel`.
 
     left   tokens that a replica says before it is lost, by its name; next: those of the next that is asked
-    calls  how many each has had; fetched: the files that were put
+    lose_files   replicas do not get the files that are put next; unreachable: no replica says what it holds
+    calls  how many each has had; fetched: the files that were put; sent: what each call was
     """
 
     def __init__(self, plan: Plan, names: Sequence[str]):
         self.replicas = {name: Replica(plan.json, name) for name in names}
         self.left, self.calls, self.fetched = dict[str, int](), Counter[str](), list[Mapping[str, bytes]]()
         self.next: int | None = None
+        self.sent, self.lose_files, self.unreachable = list[Call](), False, False
 
     def put(self, files: Mapping[str, bytes]) -> Parcel:
         self.fetched.append(files)
-        return Parcel(files)
+        lost, self.lose_files = self.lose_files, False
+        return Parcel(files, lost)
 
     async def answer(self, order: Order, call: str, files: Sequence[Any]) -> AsyncGenerator[str]:
         replica = self._first(order)
+        self.sent.append(Call.of(call))
         if self.next is not None:
             self.left[replica.name], self.next = self.next, None
         async for text in replica.answer(call, files, order):
+            reply, left = Reply.of(text), self.left.get(replica.name)
+            if left is not None and (piece := reply.piece) is not None:
+                self.left[replica.name] = max(0, left - len(piece.tokens))
+                if not self.left[replica.name]:
+                    piece = replace(piece, tokens=piece.tokens[:left], logprobs=piece.logprobs[:left], finish=None)
+                    text = replace(reply, piece=piece).json
             yield text
-            if (piece := Reply.of(text).piece) is not None and replica.name in self.left:
-                self.left[replica.name] -= len(piece.tokens)
-            if self.left.get(replica.name, 1) <= 0:
+            if left is not None and not self.left[replica.name]:
                 raise Lost("it died")
 
     async def room(self, order: Order, adapter: str, files: Sequence[Any]) -> str:
         return await self._first(order).room(adapter, files, order)
 
     def states(self) -> list[State]:
+        if self.unreachable:
+            raise Lost("nobody can be asked")
         return [State.of(asyncio.run(replica.state())) for replica in self.replicas.values()]
 
     def close(self) -> None:

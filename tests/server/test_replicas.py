@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from halka.server.backends.replicas.contents import Contents
 from halka.server.backends.replicas.deployment import application, reason, remove
 from halka.server.backends.replicas.placement import Placement
 from halka.server.backends.replicas.plan import Plan
-from halka.server.backends.replicas.wire import Call, Reply, State
+from halka.server.backends.replicas.wire import Call, EngineFailed, Reply, State
 from halka.storage.adapter_folder import AdapterFolder
 from halka.util.errors import HalkaError, UnknownAdapterError
 from replicas_for_tests import Here, Parcel, gateway
@@ -211,10 +212,11 @@ def test_another_goes_on_with_what_a_lost_replica_has_begun(served, body, tokens
     alone, server, channel = served
     expected = choices(alone, **BODIES[body])
     channel.next = tokens
+    channel.sent.clear()
     try:
         assert choices(server, **BODIES[body]) == expected
-        (left,) = channel.left.values()
-        assert left <= 0
+        assert [*channel.left.values()] == [0]
+        assert [sum(map(len, call.written)) for call in channel.sent if call.written] == [tokens] * bool(tokens)
     finally:
         channel.left.clear()
 
@@ -226,9 +228,10 @@ def test_a_schema_is_kept_across_replicas(served):
     try:
         for tokens in (2, 3):
             channel.left.clear()
+            channel.sent.clear()
             channel.next = tokens
             assert choices(server, "chat/completions", **body) == expected
-            assert channel.left
+            assert [len(*call.written) for call in channel.sent[1:]] == [tokens]
     finally:
         channel.left.clear()
 
@@ -253,12 +256,13 @@ def test_who_leaves_frees_the_row(served):
     async def leave() -> None:
         answers = server.service.holder.follow(request)
         await anext(answers)
+        under_way.extend(text.answer for engine in engines for text in engine.schedule.running)
         await answers.aclose()
 
+    engines, under_way = [replica.engine.engine for replica in channel.replicas.values()], []
     asyncio.run(leave())
-    engines = [replica.engine.engine for replica in channel.replicas.values()]
     until(lambda: not any(engine.busy for engine in engines), "the row is not free")
-    assert max(engine.steps for engine in engines) < 10_000
+    assert [answer.finish for answer in under_way] == ["cancelled"]
 
 
 def test_another_base_or_version_is_refused_by_name(base, served, tmp_path):
@@ -276,6 +280,81 @@ def test_the_reason_why_no_replica_starts_is_our_own_error():
     failed = SimpleNamespace(message=f"{trace}node a has Halka 1\n  at the end")
     assert reason(SimpleNamespace(deployments={"engine": failed}, message="")) == "node a has Halka 1"
     assert reason(SimpleNamespace(deployments={}, message="no room\n")) == "no room"
+
+
+def test_a_replica_whose_engine_has_stopped_is_asked_last_and_is_to_be_replaced(base, stored, tmp_path):
+    with gateway(base, stored, tmp_path) as (server, channel):
+        first = choices(server, **PROMPT)
+        ((name, _),) = channel.calls.items()
+        asyncio.run(channel.replicas[name].engine.aclose())
+        with pytest.raises(RuntimeError, match="the engine has stopped"):
+            channel.replicas[name].check_health()
+        for _ in range(3):
+            assert choices(server, **PROMPT) == first
+        assert channel.calls[name] == 2, "one answer, and one failure"
+        assert server.client.get("/readyz").status_code == 200
+
+
+def test_an_engine_that_fails_again_and_again_is_to_be_replaced(served):
+    _, server, channel = served
+    replica = channel.replicas["a"]
+    error = RuntimeError("no memory")
+    for _ in range(5):
+        with pytest.raises(EngineFailed, match="RuntimeError: no memory"):
+            replica._failed(error).raise_error({})
+    replica.check_health()
+    for _ in range(2):
+        replica._failed(RuntimeError("no memory"))
+    with pytest.raises(RuntimeError, match="the engine failed 3 times"):
+        replica.check_health()
+    for model in ("lora", "prefix", "bottleneck", "lora"):
+        ask(server, **PROMPT, model=model)
+    channel.left["b"] = 0
+    try:
+        ask(server, **PROMPT)
+    finally:
+        channel.left.clear()
+    replica.check_health()
+
+
+def test_files_that_are_lost_are_put_anew_and_cached_tokens_are_counted_once(base, stored, tmp_path):
+    with (
+        InProcess.open(base, stored, tmp_path / "alone") as alone,
+        gateway(base, stored, tmp_path / "data", names=("a",)) as (server, channel),
+    ):
+        channel.lose_files = True
+        for _ in range(2):
+            body = {"prompt": [*range(5, 45)], "max_tokens": 4, "n": 3, "ignore_eos": True}
+            usages = [ask(one, **body)["usage"] for one in (alone, server)]
+            assert usages[0] == usages[1]
+        assert len(channel.fetched) == 2
+        channel.unreachable = True
+        server.service.holder._looked = -math.inf
+        until(lambda: server.client.get("/readyz").status_code == 503, "it is ready")
+
+
+def test_who_leaves_while_files_come_disturbs_no_other(stored, tmp_path):
+    folder, contents = stored / "lora" / "1", Contents(tmp_path)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    id, other = AdapterFolder.open(folder).id, AdapterFolder.open(stored / "prefix" / "1").id
+
+    async def use(id: str, parcel: Any) -> None:
+        async with contents.using(id, parcel):
+            assert contents.get(id).folder.is_dir()
+
+    async def go() -> None:
+        never, coming = asyncio.Event(), asyncio.get_running_loop().create_future()
+        blocked = asyncio.create_task(use(other, never.wait()))
+        first, second = (asyncio.create_task(use(id, coming)) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        coming.set_result(files)
+        await second
+        blocked.cancel()
+        await asyncio.gather(first, blocked, return_exceptions=True)
+
+    asyncio.run(go())
+    assert [path.name for path in tmp_path.iterdir()] == [id]
 
 
 def test_an_application_is_waited_for_until_it_has_ended_or_its_time_has(base, tmp_path):
@@ -310,6 +389,7 @@ def test_what_is_sent_is_what_is_read():
         assert Reply.of(reply.json) == replace(reply, error=reply.error and [*reply.error])
     with pytest.raises(UnknownAdapterError, match="no main/lora"):
         Reply.of(Reply.failed(UnknownAdapterError("no aa")).json).raise_error({"aa": "main/lora"})
+    assert Reply.of(Reply("a", room=0).json).room == 0
     state = State("a", 7, ["x"], 1, 2, 3, 4)
     assert State.of(state.json) == state
 
@@ -337,6 +417,10 @@ def test_a_new_adapter_goes_where_it_costs_least():
     for id, replica in (("1", "a"), ("2", "a"), ("3", "b"), ("4", "b"), ("1", "a"), ("2", "a")):
         with placement.place(id) as placed:
             placed.at(replica, True)
+    with placement.place("1", 2, "one"):
+        assert placement.held("1", "one") == (True, 2)
+        assert placement.held("1", "two") == (False, 0), "that another has the same content is nobody's to know"
+    assert placement.held("1", "one") == (True, 0)
     with placement.place("5") as placed:
         assert placed.replica == "b", "3 was not used for longest"
         assert not placement.holders("3")

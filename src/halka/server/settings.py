@@ -206,8 +206,8 @@ class ServerSettings:
     @property
     def replica_range(self) -> tuple[int, int]:
         """The least and the most replicas. Raises HalkaError for what is no number, nor two."""
-        least, _, most = self.replicas.partition("-")
-        if not (least.isdecimal() and (most or "0").isdecimal()):
+        least, dash, most = self.replicas.partition("-")
+        if not (least.isdecimal() and (most.isdecimal() or not dash)):
             raise HalkaError(f"replicas is {self.replicas!r}: it is a number, or MIN-MAX such as 1-4")
         return int(least), int(most or least)
 

@@ -43,6 +43,11 @@ class Holder(Backend, Protocol):
         """What is in memory of an adapter; it may block."""
         ...
 
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests."""
+        ...
+
 
 class Declined(Exception):
     """A backend leaves a request to the next, for the reason that this says."""

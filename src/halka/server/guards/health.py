@@ -25,6 +25,8 @@ async def readyz(request: HttpRequest) -> Response:
         return Json({"status": "draining"}, 503)
     if not service.engine.alive:
         return Json({"status": "the engine has stopped"}, 503)
+    if not service.holder.alive:
+        return Json({"status": "the replicas cannot be asked"}, 503)
     if not service.jobs.alive:
         return Json({"status": "the queue of jobs has stopped"}, 503)
     return Json({"status": "ok"})

@@ -25,18 +25,20 @@ from halka.engine.adapters import Source
 from halka.engine.residents import Held
 from halka.engine.sampling import new_seed
 from halka.server.backends.growing import Growing, fail, grown
-from halka.server.backends.replicas.channel import Channel, Lost
+from halka.server.backends.replicas.channel import Channel
 from halka.server.backends.replicas.deployment import Deployment
 from halka.server.backends.replicas.placement import Placed, Placement
-from halka.server.backends.replicas.wire import Call, Reply, State
+from halka.server.backends.replicas.wire import Call, EngineFailed, FilesLost, Lost, Reply, State
 from halka.server.errors import ApiError
 from halka.server.guards.metrics import BackendState
 from halka.server.resources.adapter_files import ALLOWED, close, content_id, opened_files
 from halka.server.settings import ServerSettings
 from halka.storage.save_load import README
-from halka.util.errors import HalkaError
+from halka.util.errors import HalkaError, UnknownAdapterError
 
 TRIES = 6  # replicas that may be lost under one answer
+FAILURES = 2  # of these, whose engine may fail: perhaps it is the request
+REPEATS = 3  # times that an adapter may be replaced while its files are read
 PAUSE = 0.1  # seconds before the first of these is changed for another; twice as long before each next
 LOOK = 5.0  # seconds between looks at what the replicas hold
 BETWEEN = 1.0  # seconds between two that were asked for
@@ -59,6 +61,7 @@ class Replicas:
         self.engine, self.store, self.channel, self.placement, self.close = engine, store, channel, placement, close
         self._files, self._looked = OrderedDict[str, Any](), -math.inf
         self._look: asyncio.Task[None] | None = None
+        self._reached, self._looking = True, threading.Lock()
         self.pause = PAUSE
         self._lock = threading.Lock()
 
@@ -66,30 +69,36 @@ class Replicas:
         """As `AsyncEngine.follow`."""
         self.engine.engine.check(request, n)
         id, files = await self._content(request.adapter)
-        sent = _of_content(request, id)
+        sent, owner = _of_content(request, id), _owner(request.adapter)
         answers = [Growing(request, id, self.engine.engine) for _ in range(n)]
-        lost: Exception = Lost("no replica was asked")
+        lost, failures = Lost("no replica was asked"), 0
         for attempt in range(TRIES):
             await self._before(attempt)
+            if isinstance(lost, FilesLost):
+                id, files = await self._content(request.adapter, id)
             try:
                 written = [growing.answer.tokens for growing in answers]
                 call = Call(sent, n, pieces, written if any(written) else ())
-                with self.placement.place(id, n) as placed:
+                with self.placement.place(id, n, owner) as placed:
                     async with aclosing(self._replies(placed, call, files, _names(request, id))) as replies:
                         async for reply in replies:
                             new = () if reply.piece is None else (reply.piece,)
-                            for growing in grown(answers, new, placed.label, 0 if attempt else reply.cached):
+                            for piece in new:
+                                if not written[piece.index]:
+                                    answers[piece.index].answer.cached = reply.cached
+                            for growing in grown(answers, new, placed.label):
                                 if pieces or growing.at_edge:
                                     yield growing.answer
                 if all(growing.answer.finish is not None for growing in answers):
                     return
                 raise Lost("its answer has no end")
             except Lost as error:
-                lost = error
-                log.warning("a replica was lost", extra={"fields": {"replica": placed.label, "reason": str(error)}})
-                self.placement.lose(placed.replica)
+                lost, failures = error, failures + isinstance(error, EngineFailed)
+                self._lose(placed, error)
                 if all(growing.answer.finish is not None for growing in answers):
                     return  # only what follows an answer is missing
+                if failures == FAILURES:
+                    break
         fail(answers, lost)
         raise unavailable()
 
@@ -103,16 +112,22 @@ class Replicas:
             return await self.engine.room(None)
         id, files = await self._content(name)
         assert id is not None
+        failures = 0
         for attempt in range(TRIES):
             await self._before(attempt)
-            with self.placement.place(id) as placed:
+            with self.placement.place(id, 1, _owner(name)) as placed:
                 try:
                     reply = Reply.of(await self.channel.room(placed.order, id, files))
-                except Lost as error:
-                    log.warning("a replica was lost", extra={"fields": {"reason": str(error)}})
-                    self.placement.lose(placed.replica)
-                else:
                     reply.raise_error({id: name})
+                except Lost as error:
+                    self._lose(placed, error)
+                    failures += isinstance(error, EngineFailed)
+                    if failures == FAILURES:
+                        break
+                    if isinstance(error, FilesLost):
+                        id, files = await self._content(name, id)
+                        assert id is not None
+                else:
                     placed.at(reply.replica or "")
                     return reply.room
         raise unavailable()
@@ -125,8 +140,14 @@ class Replicas:
             return Held()
         if time.monotonic() > self._looked + BETWEEN:
             self._see()
-        holders = self.placement.holders(id)
-        return Held(bool(holders), False, sum(seen.using[id] for seen in holders))
+        loaded, answers = self.placement.held(id, _owner(name))
+        return Held(loaded, False, answers)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests: the replicas could be asked at the last look. A new one begins at times."""
+        self._look_at_times()
+        return self.engine.alive and self._reached
 
     def states(self) -> Iterable[BackendState]:
         """What the metrics say of each replica; it blocks."""
@@ -167,27 +188,51 @@ class Replicas:
                     raise Lost(f"it ended the answer: {reply.piece.finish}")
                 yield reply
 
-    async def _content(self, adapter: str | None) -> tuple[str | None, Sequence[Any]]:
-        """The id of what an adapter's name means now, and its files as replicas get them, in a list."""
+    def _lose(self, placed: Placed, error: Lost) -> None:
+        """Ask another than this replica, for now."""
+        log.warning("a replica was lost", extra={"fields": {"replica": placed.label, "reason": str(error)}})
+        if isinstance(error, EngineFailed):
+            self.placement.avoid(placed.replica)
+        elif not isinstance(error, FilesLost):
+            self.placement.lose(placed.replica)
+
+    async def _content(self, adapter: str | None, lost: str | None = None) -> tuple[str | None, Sequence[Any]]:
+        """The id of what an adapter's name means now, and its files as replicas get them, in a list.
+
+        lost  the id whose files replicas do not get any more: they are put anew
+
+        Raises HalkaError where `lost` is not what the name means now.
+        """
         if adapter is None:
             return None, ()
+        with self._lock:
+            self._files.pop(lost or "", None)
         id, files = await to_thread.run_sync(self._kept_files, adapter)
+        if lost is not None and id != lost:
+            raise HalkaError(f"adapter {adapter!r} was replaced meanwhile: send the request again")
         return id, [files]
 
     def _kept_files(self, adapter: str) -> tuple[str, Any]:
-        folder = self.store.get(adapter).folder
-        id = content_id(folder)
-        with self._lock:
-            kept = self._files.get(id)
-        if kept is None:
-            opened = opened_files(folder, {*ALLOWED} - {README})
+        for _ in range(REPEATS):
+            folder = self.store.get(adapter).folder
             try:
-                files = {name: file.read() for name, file in opened.items()}
-            finally:
-                close(opened)
-            if content_id(folder) != id:  # replaced meanwhile
-                return self._kept_files(adapter)
-            kept = self.channel.put(files)
+                id = content_id(folder)
+                with self._lock:
+                    kept = self._files.get(id)
+                if kept is not None:
+                    break
+                opened = opened_files(folder, {*ALLOWED} - {README})
+                try:
+                    files = {name: file.read() for name, file in opened.items()}
+                finally:
+                    close(opened)
+                if content_id(folder) == id:
+                    kept = self.channel.put(files)
+                    break
+            except FileNotFoundError:
+                raise UnknownAdapterError(f"adapter {adapter!r} was removed meanwhile") from None
+        else:
+            raise HalkaError(f"adapter {adapter!r} is replaced again and again: send the request again")
         with self._lock:
             self._files[id] = kept
             self._files.move_to_end(id)
@@ -205,11 +250,22 @@ class Replicas:
         self._look = None
 
     def _see(self) -> None:
-        self._looked = time.monotonic()
+        """See what the replicas hold, unless somebody is about to."""
+        if not self._looking.acquire(blocking=False):
+            return
         try:
-            self.placement.update(self.channel.states())
+            states = self.channel.states()
+            self.placement.update(filter(None, states), whole=None not in states)
+            self._reached = True
         except Lost as error:
-            log.info("not all replicas say what they hold", extra={"fields": {"reason": str(error)}})
+            self._reached = False
+            log.warning("the replicas cannot be asked", extra={"fields": {"reason": str(error)}})
+        except Exception:
+            self._reached = False
+            log.exception("the replicas cannot be seen")
+        finally:
+            self._looked = time.monotonic()
+            self._looking.release()
 
 
 def open_replicas(settings: ServerSettings, model: AdaptedModel, engine: Engine, store: Source) -> Replicas:
@@ -225,6 +281,11 @@ def _of_content(request: Request, id: str | None) -> Request:
     if not sampling.greedy and sampling.seed is None:
         sampling = replace(sampling, seed=new_seed())
     return replace(request, adapter=id, sampling=sampling)
+
+
+def _owner(adapter: str | None) -> str:
+    """The tenant whose adapter it is, of its "tenant/name"."""
+    return (adapter or "").partition("/")[0]
 
 
 def _names(request: Request, id: str | None) -> dict[str, str]:

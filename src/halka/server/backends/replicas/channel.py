@@ -8,14 +8,10 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from halka.server.backends.replicas.placement import Order
-from halka.server.backends.replicas.wire import State
+from halka.server.backends.replicas.wire import Lost, State
 from halka.util.ray_connection import last_line
 
 PATIENCE = 5.0  # seconds for the replicas to say what they hold
-
-
-class Lost(Exception):
-    """No reply comes any more, of a replica that died, or of none that there is: why, for the log."""
 
 
 class Channel(Protocol):
@@ -33,8 +29,11 @@ class Channel(Protocol):
         """As `Replica.room`. Raises Lost."""
         ...
 
-    def states(self) -> list[State]:
-        """What every replica says of itself; it blocks. Raises Lost where one says nothing."""
+    def states(self) -> Sequence[State | None]:
+        """What every replica says of itself; None: it is there, and says nothing in time. It blocks.
+
+        Raises Lost where none can be asked.
+        """
         ...
 
 
@@ -63,26 +62,27 @@ class ServeChannel:
         with losses():
             return await self._handle.room.remote(adapter, files, order=order)
 
-    def states(self) -> list[State]:
+    def states(self) -> list[State | None]:
+        from ray.exceptions import RayActorError
         from ray.serve.exceptions import DeploymentUnavailableError
 
         with losses():
             try:
-                return [State.of(state) for state in self._handle.broadcast("state").results(timeout_s=PATIENCE)]
+                states = self._handle.broadcast("state").results(timeout_s=PATIENCE, return_exceptions=True)
             except DeploymentUnavailableError:  # there is none
                 return []
+        there = [state for state in states if not isinstance(state, RayActorError)]
+        return [State.of(state) if isinstance(state, str) else None for state in there]
 
 
 @contextmanager
 def losses() -> Iterator[None]:
-    """Within the block errors of Ray and Serve are Lost, but for those that our own code raised there."""
-    from ray.exceptions import RayError, RayTaskError
+    """Within the block errors of Ray and Serve are Lost. Our own code raises none there: its errors are replies."""
+    from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
     try:
         yield
-    except RayTaskError:
-        raise
     except (RayError, RayServeException, ConnectionError, TimeoutError) as error:
         raise Lost(f"{type(error).__name__}: {last_line(error)}") from None
     except asyncio.CancelledError:

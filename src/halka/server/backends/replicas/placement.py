@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from halka.server.backends.replicas.wire import State
 
 Order = list[str | None]
 """Replicas by name, the one that is wanted most first; None stands for all that are not named."""
+AVOIDED = 30.0  # seconds in which a replica whose engine failed is asked last
 
 
 @dataclass(eq=False)
@@ -22,25 +24,43 @@ class Seen:
     slot     its place among the replicas, which another has when it is gone
     holds    the adapters that it has or is about to have, by content id, and when each was used last
     using    answers under way, by content id; None: the bare base
+    owners   answers under way of every owner whose adapter it has or is about to have, by content id and owner
+    avoided  until when others are asked first, by `time.monotonic`: its engine failed
     """
 
     slot: int
     state: State
     holds: dict[str, int] = field(default_factory=dict[str, int])
     using: Counter[str | None] = field(default_factory=Counter[str | None])
+    owners: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+    avoided: float = 0.0
 
     @property
     def busy(self) -> int:
         return self.using.total()
 
-    def use(self, id: str | None, answers: int, now: int, most: int | None) -> None:
+    def use(self, id: str | None, owner: str, answers: int, now: int, most: int | None) -> None:
         """Answers of this adapter are under way there: the replica evicts the longest unused if it has no room."""
         self.using[id] += answers
         if id is not None:
             self.holds[id] = now
+            self.owners[id, owner] = self.owners.get((id, owner), 0) + answers
             idle = sorted((id for id in self.holds if not self.using[id]), key=self.holds.__getitem__)
             for other in idle[: max(0, len(self.holds) - most)] if most is not None else ():
                 del self.holds[other]
+        self.forget()
+
+    def leave(self, id: str | None, owner: str, answers: int) -> None:
+        """So many answers have ended there."""
+        self.using[id] -= answers
+        self.using += Counter[str | None]()  # without zeros
+        if id is not None and (id, owner) in self.owners:
+            self.owners[id, owner] -= answers
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the owners of what it does not hold."""
+        self.owners = {key: count for key, count in self.owners.items() if key[0] in self.holds}
 
 
 class Placed:
@@ -50,9 +70,10 @@ class Placed:
     replica  the one that has it; None: not yet known
     """
 
-    def __init__(self, placement: Placement, id: str | None, answers: int, order: Order):
+    def __init__(self, placement: Placement, id: str | None, owner: str, answers: int, order: Order):
         self.order, self.replica = order, next(filter(None, order), None)
-        self.id, self.answers, self._placement = id, answers, placement
+        self.id, self.owner, self.answers, self._placement = id, owner, answers, placement
+        self.seen: Seen | None = None  # where its answers are counted
 
     @property
     def label(self) -> str:
@@ -78,10 +99,10 @@ class Placement:
         self._now, self._lock = count(1), threading.Lock()
 
     @contextmanager
-    def place(self, id: str | None, answers: int = 1) -> Iterator[Placed]:
-        """Within the block a request for so many answers by the adapter with this content id is under way."""
+    def place(self, id: str | None, answers: int = 1, owner: str = "") -> Iterator[Placed]:
+        """Within the block a request for so many answers by an owner's adapter with this content is under way."""
         with self._lock:
-            placed = Placed(self, id, answers, self._order(id))
+            placed = Placed(self, id, owner, answers, self._order(id))
             if placed.replica is not None:
                 self._enter(placed, placed.replica)
         try:
@@ -101,11 +122,11 @@ class Placement:
             if placed.id is not None and held is not None:
                 self.slots[self.seen[replica].slot]["met" if held else "missed"] += 1
 
-    def update(self, states: Iterable[State]) -> None:
-        """These are all replicas that there are, and what they hold."""
+    def update(self, states: Iterable[State], whole: bool = True) -> None:
+        """These are all replicas that there are, and what they hold; not the `whole`: some did not say it in time."""
         with self._lock:
             by_name = {state.name: state for state in states}
-            for name in self.seen.keys() - by_name.keys():
+            for name in self.seen.keys() - by_name.keys() if whole else ():
                 del self.seen[name]
             for name, state in by_name.items():
                 if name not in self.seen:
@@ -113,11 +134,27 @@ class Placement:
                 seen = self.seen[name]
                 wanted = {*state.holds} | {id for id in seen.using if id is not None}
                 seen.state, seen.holds = state, {id: seen.holds.get(id, 0) for id in wanted}
+                seen.forget()
 
     def lose(self, replica: str | None) -> None:
         """It cannot be asked: it has nothing any more, until it is seen again."""
         with self._lock:
             self.seen.pop(replica or "", None)
+
+    def avoid(self, replica: str | None) -> None:
+        """Its engine failed: others are asked first, for a while."""
+        with self._lock:
+            if (seen := self.seen.get(replica or "")) is not None:
+                seen.avoided = time.monotonic() + AVOIDED
+
+    def held(self, id: str, owner: str) -> tuple[bool, int]:
+        """Whether a replica has an owner's adapter with this content in memory, and how many answers use it.
+
+        It is in memory for the owners that have asked there: no other learns that its content is the same.
+        """
+        with self._lock:
+            counts = [seen.owners[id, owner] for seen in self.seen.values() if (id, owner) in seen.owners]
+            return bool(counts), sum(counts)
 
     def holders(self, id: str) -> list[Seen]:
         """The replicas that have it in memory, or are about to."""
@@ -143,15 +180,17 @@ class Placement:
         Of those without it, one that has little to do comes first, one that has room for it next, then the one whose
         longest unused adapter was not used for longest: together they evict as one memory would.
         """
-        free = {name: seen for name, seen in self.seen.items() if seen.busy < self.rows}
-        full = {name: seen for name, seen in self.seen.items() if name not in free}
+        now = time.monotonic()
+        well = {name: seen for name, seen in self.seen.items() if seen.avoided < now}
+        free = {name: seen for name, seen in well.items() if seen.busy < self.rows}
+        full = {name: seen for name, seen in well.items() if name not in free}
         order: Order = []
         for group in (free, full):
             order += sorted((n for n in group if id is None or id in group[n].holds), key=lambda n: group[n].busy)
             if group is free:
                 order.append(None)  # none of these has had a request
             order += sorted((n for n in group if n not in order), key=lambda name: self._cost(group[name]))
-        return order if self.seen else []
+        return [*order, *(name for name in self.seen if name not in well)] if self.seen else []
 
     def _cost(self, seen: Seen) -> tuple[int, int]:
         """What it costs a replica to take another adapter."""
@@ -166,11 +205,10 @@ class Placement:
         self.slots.setdefault(slot, Counter())
 
     def _enter(self, placed: Placed, replica: str) -> None:
-        placed.replica = replica
-        self.seen[replica].use(placed.id, placed.answers, next(self._now), self.most)
+        placed.replica, placed.seen = replica, self.seen[replica]
+        placed.seen.use(placed.id, placed.owner, placed.answers, next(self._now), self.most)
 
     def _leave(self, placed: Placed) -> None:
-        seen = self.seen.get(placed.replica or "")
-        if seen is not None:
-            seen.using[placed.id] -= placed.answers
-            seen.using += Counter[str | None]()  # without zeros
+        if placed.seen is not None:
+            placed.seen.leave(placed.id, placed.owner, placed.answers)
+            placed.seen = None

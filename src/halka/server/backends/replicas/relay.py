@@ -6,15 +6,17 @@ Ray's client has no streams: the actor keeps what the replicas say until the gat
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from itertools import count
 from typing import Any, Literal
 
-from halka.server.backends.replicas.channel import PATIENCE, Channel, Lost, ServeChannel, losses
+from halka.server.backends.replicas.channel import PATIENCE, Channel, ServeChannel, losses
 from halka.server.backends.replicas.placement import Order
-from halka.server.backends.replicas.wire import State
+from halka.server.backends.replicas.wire import Lost, State
 
+log = logging.getLogger("halka.server")
 Kind = Literal["reply", "end", "lost"]
 Letter = tuple[int, Kind, str]
 """What happened to the call of this number: a reply came, it ended, or it was lost."""
@@ -50,9 +52,9 @@ class Relay:
         except Lost as error:
             return "lost", str(error)
 
-    async def states(self) -> tuple[Kind, list[str] | str]:
+    async def states(self) -> tuple[Kind, list[str | None] | str]:
         try:
-            return "reply", [state.json for state in await asyncio.to_thread(self._channel.states)]
+            return "reply", [state and state.json for state in await asyncio.to_thread(self._channel.states)]
         except Lost as error:
             return "lost", str(error)
 
@@ -65,8 +67,8 @@ class Relay:
         except Lost as error:
             self._post(number, "lost", str(error))
         except Exception as error:
+            log.error("a call failed in the relay", exc_info=error)
             self._post(number, "lost", f"{type(error).__name__}: {error}")
-            raise
         finally:
             self._calls.pop(number, None)
 
@@ -108,8 +110,9 @@ class RelayChannel:
                 yield text
         finally:
             del self._waiting[number]
-            if kind == "reply":
-                self._relay.cancel.remote(number)
+            if kind != "end":
+                with suppress(Lost), losses():  # what is wrong is raised already
+                    self._relay.cancel.remote(number)
 
     async def room(self, order: Order, adapter: str, files: Sequence[Any]) -> str:
         with losses():
@@ -118,15 +121,16 @@ class RelayChannel:
             raise Lost(text)
         return text
 
-    def states(self) -> list[State]:
+    def states(self) -> list[State | None]:
         with losses():
             kind, states = self._ray.get(self._relay.states.remote(), timeout=2 * PATIENCE)
         if kind == "lost":
             raise Lost(states)
-        return [State.of(state) for state in states]
+        return [state and State.of(state) for state in states]
 
     async def _read(self) -> None:
-        """Hand out what the relay has, while somebody waits for it."""
+        """Hand out what the relay has, while somebody waits for it; whoever waits at its end learns why."""
+        reason = "the relay is read no more"
         try:
             while self._waiting:
                 with losses():
@@ -134,11 +138,14 @@ class RelayChannel:
                 for number, kind, text in letters:
                     if (queue := self._waiting.get(number)) is not None:
                         queue.put_nowait((kind, text))
-        except Lost as error:
-            for queue in self._waiting.values():
-                queue.put_nowait(("lost", str(error)))
+        except Exception as error:
+            reason = str(error)
+            if not isinstance(error, Lost):
+                log.error("the relay cannot be read", exc_info=error)
         finally:
             self._reader = None
+            for queue in self._waiting.values():
+                queue.put_nowait(("lost", reason))
 
 
 def _serve_channel(app: str) -> Channel:

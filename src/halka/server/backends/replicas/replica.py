@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import ExitStack, aclosing
@@ -11,9 +12,12 @@ from halka.engine import Answer, AsyncEngine
 from halka.server.backends.growing import Piece
 from halka.server.backends.replicas.contents import Contents, Files
 from halka.server.backends.replicas.plan import Plan
-from halka.server.backends.replicas.wire import Call, Reply, State
+from halka.server.backends.replicas.wire import Call, FilesLost, Reply, State
 from halka.util.errors import HalkaError
 from halka.util.ray_node import task_folder
+
+FAILURES = 3  # times that an engine fails, without an answer that ends, before another is to take its place
+log = logging.getLogger("halka.server")
 
 
 class Replica:
@@ -32,6 +36,7 @@ class Replica:
         self.engine = AsyncEngine(Plan(**json.loads(plan)).engine(self.contents))
         residents = self.engine.engine.adapters.residents
         self.contents.loaded = lambda id: residents.held(id).loaded
+        self._failures, self._failure = 0, None
 
     async def answer(
         self, call: str, files: Sequence[Awaitable[Files]] = (), order: Sequence[str | None] = ()
@@ -41,10 +46,10 @@ class Replica:
         files  the adapter's, in a list: Serve would wait for them before the call if they stood alone
         order  is for Serve's router
         """
-        request = (parsed := Call.of(call)).request
-        yield Reply(self.name, held=request.adapter is None or self.contents.loaded(request.adapter)).json
-        sent = dict(enumerate(map(len, parsed.written)))  # tokens of each answer that the gateway has
         try:
+            request = (parsed := Call.of(call)).request
+            yield Reply(self.name, held=request.adapter is None or self.contents.loaded(request.adapter)).json
+            sent = dict(enumerate(map(len, parsed.written)))  # tokens of each answer that the gateway has
             async with (
                 self.contents.using(request.adapter, next(iter(files), None)),
                 aclosing(self._followed(parsed)) as answers,
@@ -55,16 +60,17 @@ class Replica:
                     sent[answer.number] = sent.get(answer.number, 0) + len(piece.tokens)
                     if piece.tokens or piece.finish is not None:
                         yield Reply(piece=piece, cached=answer.cached).json
-        except HalkaError as error:
-            yield Reply.failed(error).json
+            self._failures = 0
+        except Exception as error:
+            yield self._failed(error).json
 
     async def room(self, adapter: str, files: Sequence[Awaitable[Files]] = (), order: Sequence[str | None] = ()) -> str:
         """The positions that an adapter leaves for a text; it is loaded for this."""
         try:
             async with self.contents.using(adapter, next(iter(files), None)):
                 return Reply(self.name, room=await self.engine.room(adapter)).json
-        except HalkaError as error:
-            return Reply.failed(error).json
+        except Exception as error:
+            return self._failed(error).json
 
     async def state(self) -> str:
         """Its `State`."""
@@ -84,9 +90,20 @@ class Replica:
         self._folder.close()
 
     def check_health(self) -> None:
-        """Raises RuntimeError where the engine has stopped: Serve starts another replica then."""
+        """Raises RuntimeError where the engine has stopped or only fails: Serve starts another replica then."""
         if not self.engine.alive:
             raise RuntimeError("the engine has stopped")
+        if self._failures >= FAILURES:
+            raise RuntimeError(f"the engine failed {self._failures} times, and made no answer meanwhile")
+
+    def _failed(self, error: Exception) -> Reply:
+        """The reply to a call that this happened to. A step that fails under several calls counts once."""
+        if not self.engine.alive:
+            return Reply.failed(RuntimeError(f"the engine has stopped ({error})"))
+        if not isinstance(error, HalkaError | FilesLost):
+            log.error("the engine failed", exc_info=error)
+            self._failures, self._failure = self._failures + (error is not self._failure), error
+        return Reply.failed(error)
 
     def _followed(self, call: Call) -> AsyncGenerator[Answer]:
         return self.engine.follow(call.request, call.n, pieces=call.pieces, written=call.written)

@@ -12,7 +12,20 @@ from halka.engine.logprobs import TokenLogprob
 from halka.server.backends.growing import Piece
 from halka.util.errors import HalkaError, UnknownAdapterError
 
-KINDS = {kind.__name__: kind for kind in (HalkaError, UnknownAdapterError)}
+
+class Lost(Exception):
+    """No reply comes any more, of a replica that died, or of none that there is: why, for the log."""
+
+
+class EngineFailed(Lost):
+    """A replica's engine failed, or has stopped."""
+
+
+class FilesLost(Lost):
+    """A replica cannot get an adapter's files, which the gateway is to put anew."""
+
+
+KINDS = {kind.__name__: kind for kind in (HalkaError, UnknownAdapterError, EngineFailed, FilesLost)}
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,8 @@ class Reply:
 
     @property
     def json(self) -> str:
-        return json.dumps({name: value for name, value in asdict(self).items() if value})
+        unlike = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+        return json.dumps({name: value for name, value in asdict(self).items() if name in unlike})
 
     @classmethod
     def of(cls, text: str) -> Reply:
@@ -83,12 +97,16 @@ class Reply:
         return cls(**content)
 
     @classmethod
-    def failed(cls, error: HalkaError) -> Reply:
-        kind = UnknownAdapterError if isinstance(error, UnknownAdapterError) else HalkaError
-        return cls(error=(kind.__name__, str(error)))
+    def failed(cls, error: Exception) -> Reply:
+        """The reply of a replica that this happened to: what is no error of the request's is its engine's."""
+        kinds = (UnknownAdapterError, HalkaError, FilesLost)
+        for kind in kinds:
+            if isinstance(error, kind):
+                return cls(error=(kind.__name__, str(error)))
+        return cls(error=(EngineFailed.__name__, f"{type(error).__name__}: {error}"))
 
     def raise_error(self, names: Mapping[str, str]) -> None:
-        """Raise its error, if it has one, with names in the place of contents' ids."""
+        """Raise its error, if it has one, with names in the place of contents' ids: HalkaError, or Lost."""
         if self.error is not None:
             kind, message = self.error
             for id, name in names.items():
