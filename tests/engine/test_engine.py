@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 
 import halka
-from engine_for_tests import alone, model_of, prompts, run
+from engine_for_tests import alone, filled, model_of, prompts, run
+from halka.engine.constraint import Constraint
 from halka.engine.engine import Engine
 from halka.engine.request import Answer, Request
 from halka.engine.sampling import Sampling
 from halka.engine.stopping import Stopping
 from halka.util.errors import HalkaError
-from tiny import CONFIGS
+from tiny import CONFIGS, tiny
+from tokenizers_for_tests import chatml_tokenizer
 
 EACH = 16 * 4 * 2 * 2 * 16 * 2  # bytes of a block
 FAMILIES = {
@@ -151,12 +153,15 @@ def test_who_stops_reading_answers_wants_none_of_the_rest():
 
 
 def test_an_answer_goes_on_behind_the_tokens_that_another_engine_wrote():
-    """With its seed, penalties and schema, which count these tokens; what they end has ended."""
-    model = model_of(families={"lora": halka.LoRA(rank=4)})
+    """With its seed, penalties and constraint, which count these tokens; what they end has ended."""
+    tokenizer = chatml_tokenizer()
+    model = halka.adapt(tiny("llama", vocab_size=len(tokenizer)), tokenizer)
+    filled(model, "lora", halka.LoRA(rank=4), 0)
     drawn = Sampling(temperature=1.0, seed=3, frequency_penalty=0.5)
     requests = [
         Request([5, 6, 7], "lora", stopping=Stopping(12, ignore_ends=True)),
         Request([5, 6, 7], "lora", drawn, Stopping(12, ignore_ends=True), logprobs=1),
+        Request([5, 6, 7], "lora", drawn, Stopping(12), Constraint(regex="(ab|ba|cd){40}")),
     ]
     for request in requests:
         with Engine(model) as engine:
@@ -169,4 +174,6 @@ def test_an_answer_goes_on_behind_the_tokens_that_another_engine_wrote():
             run(engine, *rest)
         assert [answer.tokens for answer in rest] == [answer.tokens for answer in whole]
         assert [answer.text for answer in rest] == [answer.text for answer in whole]
+        if request.constraint is not None:
+            assert {*rest[0].text} <= {*"abcd"}
         assert len(rest[0].logprobs) == (0 if request.logprobs is None else 7)

@@ -10,8 +10,8 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
 from halka.util.errors import HalkaError
@@ -19,7 +19,7 @@ from halka.util.text import one_line, plural
 
 
 class RayConnection:
-    """Ray, connected to a cluster; what it prints to stdout meanwhile goes nowhere.
+    """Ray, connected to a cluster; what it prints to stdout while it connects and leaves goes nowhere.
 
     address   "ray", the cluster that this machine is part of (or $RAY_ADDRESS), or "ray://HOST:10001"
     ray       the library
@@ -32,13 +32,10 @@ class RayConnection:
             raise HalkaError(f"--on: {address!r} is no cluster: write ray, or ray://HOST:10001")
         self.address = address
         self._open = ExitStack()
-        with ExitStack() as opening:
-            sink = opening.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            opening.enter_context(redirect_stdout(sink))
+        with _silent():
             self.ray, owned = _connected(address)
-            self._open = opening.pop_all()
         if owned:
-            self._open.callback(self.ray.shutdown)
+            self._open.callback(self._leave)
 
     @property
     def remote(self) -> bool:
@@ -70,6 +67,17 @@ class RayConnection:
     def close(self) -> None:
         """Leave the cluster, if this process was not connected to it before."""
         self._open.close()
+
+    def _leave(self) -> None:
+        with _silent():
+            self.ray.shutdown()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Within the block nothing that this process prints to stdout goes anywhere."""
+    with open(os.devnull, "w", encoding="utf-8") as sink, redirect_stdout(sink):
+        yield
 
 
 def _connected(address: str) -> tuple[Any, bool]:
