@@ -328,9 +328,16 @@ def test_files_that_are_lost_are_put_anew_and_cached_tokens_are_counted_once(bas
             usages = [ask(one, **body)["usage"] for one in (alone, server)]
             assert usages[0] == usages[1]
         assert len(channel.fetched) == 2
-        channel.unreachable = True
-        server.service.holder._looked = -math.inf
-        until(lambda: server.client.get("/readyz").status_code == 503, "it is ready")
+
+        def ready() -> int:
+            server.service.holder._looked = -math.inf
+            return server.client.get("/readyz").status_code
+
+        present = channel.replicas
+        for unreachable, there, status in ((True, present, 503), (False, present, 200), (False, {}, 503)):
+            channel.unreachable, channel.replicas = unreachable, there
+            until(lambda status=status: ready() == status, f"it is not {status}")
+        channel.replicas = present
 
 
 def test_who_leaves_while_files_come_disturbs_no_other(stored, tmp_path):

@@ -145,7 +145,7 @@ class Replicas:
 
     @property
     def alive(self) -> bool:
-        """Whether it takes requests: the replicas could be asked at the last look. A new one begins at times."""
+        """Whether it takes requests: a replica could be asked at the last look. A new one begins at times."""
         self._look_at_times()
         return self.engine.alive and self._reached
 
@@ -256,7 +256,7 @@ class Replicas:
         try:
             states = self.channel.states()
             self.placement.update(filter(None, states), whole=None not in states)
-            self._reached = True
+            self._reached = any(states)
         except Lost as error:
             self._reached = False
             log.warning("the replicas cannot be asked", extra={"fields": {"reason": str(error)}})
