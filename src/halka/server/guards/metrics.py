@@ -193,7 +193,7 @@ class _Gauges(Collector):
         yield _gauge("halka_backend_adapters", "Adapters of this server that it has", have, "backend")
         for name, (metric, help) in NUMBERS.items():
             values = {state.name: state.numbers[name] for state in others if name in state.numbers}
-            yield from [_gauge(metric, help, values, "backend")] if values else ()
+            yield _gauge(metric, help, values, "backend")
         names = ("running_lora_adapters", "waiting_lora_adapters", "max_lora")
         info = GaugeMetricFamily(GATEWAYS, "Adapters with answers under way", labels=names)
         adapters = [",".join(sorted({*labels} - {BASE, OTHER})) for labels in (running, waiting)]
