@@ -225,7 +225,7 @@ def test_it_computes_what_pefts_weighted_adapter_does(method, architecture, tmp_
     halka.combine(model, WEIGHTS, method, rank=rank, density=density, seed=5)
     ours = logits(model, "combined")
     assert (expected - bare).abs().max() > 1e-2
-    torch.testing.assert_close(ours, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
 
 
 def test_peft_forgets_that_the_scale_of_a_rank_stabilised_lora_is_another(tmp_path):
@@ -235,7 +235,7 @@ def test_peft_forgets_that_the_scale_of_a_rank_stabilised_lora_is_another(tmp_pa
     halka.combine(model, WEIGHTS, "cat")
     weights = {name: weight * math.sqrt(12) for name, weight in WEIGHTS.items()}
     halka.combine(model, weights, "cat", name="as peft")
-    torch.testing.assert_close(logits(model, "as peft"), theirs, rtol=0, atol=5e-5)
+    torch.testing.assert_close(logits(model, "as peft"), theirs, rtol=0, atol=1e-4)
     assert (logits(model, "combined") - theirs).abs().max() > 1e-2
 
 
