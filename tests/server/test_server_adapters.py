@@ -261,6 +261,8 @@ def test_a_list_has_pages_and_is_searched(server, store):
     tenant = server.service.tenants.of("main").store
     tenant.set_tags("lora", ["live", "ঘর"])
     (tenant.folder / "prefix" / "1" / CARD).write_text("{")
+    card = json.loads((tenant.folder / "bottleneck" / "1" / CARD).read_text())
+    (tenant.folder / "bottleneck" / "1" / CARD).write_text(json.dumps({**card, "method": {"fields": ["width"]}}))
     (tenant.folder / "linked").symlink_to(tenant.folder / "lora")
 
     def listed(query: str) -> tuple[list[str], int, int]:

@@ -39,7 +39,7 @@ def _has(store: AdapterStore, name: str, words: list[str]) -> bool:
     """Whether all words are in what an adapter says of itself; of one that is damaged, in its name."""
     text = name.lower()
     if not all(word in text for word in words):
-        with suppress(HalkaError, OSError):
+        with suppress(HalkaError, OSError, AttributeError, KeyError, TypeError):  # a Card may hold anything
             text = _text(store.get(name)).lower()
     return all(word in text for word in words)
 
