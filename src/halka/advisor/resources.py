@@ -31,7 +31,7 @@ from halka.models import context
 from halka.models.loading import place_of
 from halka.report.units import size
 from halka.util.errors import HalkaError, OutOfMemoryError
-from halka.util.machine import CPU, available, usable_precision
+from halka.util.machine import available, precision_here
 
 METHODS = ("lora", "bottleneck", "prefix", "prompt", "full")
 QUANTISATIONS = (None, "int8", "nf4")  # of the base, the most exact first
@@ -109,7 +109,7 @@ def fit(
     Methods that the base does not support are left out; so are forms that it, or this machine, does not support, which
     `Fit.untried` lists. Raises HalkaError as `halka.estimate` does, and if no method is left.
     """
-    precision = usable_precision(dtype, CPU) if hardware.name == "here" else dtype
+    precision = precision_here(dtype, gpu=hardware.name != "here")
     config, setup = prepared(base, rows=batch_size, length=length, dtype=precision, quantize=quantize)
     at_least_one(tasks=tasks)
     chosen = [build_method(name, {}) for name in methods]
@@ -319,7 +319,7 @@ def pilot_room(request: Request, config: Any, lengths: Sequence[int], free: Avai
 
     def needs(method: str, trials: int, length: int, checkpointing: bool) -> int:
         rows = trials * max(1, min(request.batch_size, pilot.batch_tokens // length))
-        precision = request.dtype if free.gpu else usable_precision(request.dtype, CPU)
+        precision = precision_here(request.dtype, free.gpu)
         form: dict[str, Any] = {"dtype": precision, "quantize": request.quantize}
         _, setup = prepared(config, rows=rows, length=length, checkpointing=checkpointing, **form)
         return dry_run(config, build_method(method, {}), setup, gpu=free.gpu).memory.total + free.process

@@ -61,7 +61,7 @@ from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
 from halka.estimating.lengths import length_by_characters
 from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
-from halka.util.machine import CPU, ran_out, usable_precision
+from halka.util.machine import precision_here, ran_out
 
 BASE_PROBES: tuple[ProbeName, ...] = ("strength", "knowledge", "learnability")
 """Those that load the base."""
@@ -287,7 +287,7 @@ class _Probes:
 
     def _size(self) -> Estimate:
         """The base's parameters and bytes."""
-        precision = self.request.dtype if self.machine.free().gpu else usable_precision(self.request.dtype, CPU)
+        precision = precision_here(self.request.dtype, self.machine.free().gpu)
         form: dict[str, Any] = {"dtype": precision, "quantize": self.request.quantize}
         return estimate(self.config, ["prompt"], batch_size=1, length=8, **form)
 

@@ -22,7 +22,7 @@ from halka.objectives import OBJECTIVES
 from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import HalkaError
 from halka.util.kinds import LABELLED
-from halka.util.machine import CPU, usable_precision
+from halka.util.machine import precision_here
 
 FAMILIES = ("lora", "dora", "ia3", "bitfit", "bottleneck", "prefix", "prompt", "llama_adapter", "full")
 
@@ -123,7 +123,7 @@ def estimate(
         length=length,
         accumulate=accumulate,
         checkpointing=checkpointing,
-        dtype=usable_precision(precision, CPU) if device == "here" else precision,
+        dtype=precision_here(precision, gpu=device != "here"),
         quantize=quantize,
         labels=labels,
     )

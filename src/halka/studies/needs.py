@@ -13,7 +13,7 @@ from halka.models.loading import base_config
 from halka.studies.measure import BASE, Spec
 from halka.training import TrainConfig
 from halka.util.errors import HalkaError
-from halka.util.machine import CPU, usable_precision
+from halka.util.machine import precision_here
 
 
 def memory_by_group(task: Task, gpu: bool) -> Callable[[Sequence[Spec]], int | None]:
@@ -51,7 +51,7 @@ def memory_of(runs: Sequence[Spec], task: Task, gpu: bool) -> int | None:
             length=length,
             accumulate=config.accumulate,
             checkpointing=config.checkpointing,
-            dtype=precision if gpu else usable_precision(precision, CPU),
+            dtype=precision_here(precision, gpu),
             quantize=run.quantize,
         )
         method = build_method("prompt", {}) if run.method == BASE else build_method(run.method, run.fields)

@@ -60,6 +60,11 @@ def usable_precision(precision: str, device: torch.device) -> str:
     return "float16" if device.type == "cuda" else "float32"
 
 
+def precision_here(precision: str, gpu: bool) -> str:
+    """The precision that a run of this machine computes in: on a GPU the one named, else what its processor can."""
+    return precision if gpu else usable_precision(precision, CPU)
+
+
 def _processor_has_bfloat16() -> bool:
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -156,11 +156,6 @@ class Placement:
             counts = [seen.owners[id, owner] for seen in self.seen.values() if (id, owner) in seen.owners]
             return bool(counts), sum(counts)
 
-    def holders(self, id: str) -> list[Seen]:
-        """The replicas that have it in memory, or are about to."""
-        with self._lock:
-            return [seen for seen in self.seen.values() if id in seen.holds]
-
     def by_slot(self) -> dict[int, tuple[Seen | None, Counter[str]]]:
         """The replica of every slot, if one has it now, and what it has met and missed."""
         with self._lock:
