@@ -46,7 +46,7 @@ TOOLS = {
 }
 LLAMA, VLLM = "HALKA_LLAMA", "HALKA_VLLM"
 SWEEPS = ("laws/rates", "laws/places", "laws/batches")
-STUDIES = ("snips", "e2e", "classification", "demo", "quantised", "rag_nq_oracle", "rag_tofu", *SWEEPS)
+STUDIES = ("snips", "e2e", "facts", "classification", "demo", "quantised", "rag_nq_oracle", "rag_tofu", *SWEEPS)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
     python benchmarks/speed.py                      # all tasks and pairs, three interleaved runs of each side
     python benchmarks/speed.py --pairs lora --tasks snips --runs 5
+    python benchmarks/speed.py --losses             # the validation losses alone, also on a busy machine
 
 All sides train SmolLM2-135M-Instruct, loaded in bf16, 8 examples a step, on snips_nlu: `snips` as it is, `snips-180`
 behind an instruction of some 180 tokens that names all intents and slots. A list of batches is drawn once a seed and
 all sides follow it: others' trainers by a data loader that has the list as its batch sampler, Halka by a run that
 takes its batches from it. There are two lists: `random`, the order of Trainer as people start it, and `grouped`, that
-of its `train_sampling_strategy="group_by_length"`. Every side's loss is on the same tokens: those of the answers.
+of its `train_sampling_strategy="group_by_length"`. Every side's loss is on the same tokens: those of the answers. All
+sides have one schedule of learning rates, Halka's: Trainer's cosine ends at nothing, Halka's at a tenth.
 
     halka           packed batches, the default
     halka padded    with batches=padded
@@ -110,6 +112,7 @@ def run_peft(side, base, tokenizer, train, batches, pair, seed) -> tuple[list[fl
 
     from halka.data.batches import IGNORE_INDEX, collate
     from halka.data.tokens import Tokens
+    from halka.training.config import TrainConfig, learning_rate
 
     torch.manual_seed(seed)
     config = {
@@ -151,6 +154,13 @@ def run_peft(side, base, tokenizer, train, batches, pair, seed) -> tuple[list[fl
         def get_train_dataloader(self):
             return loader(self)
 
+        def create_scheduler(self, num_training_steps, optimizer=None):
+            def factor(done):
+                return learning_rate(min(done + 1, len(batches)), len(batches), 1.0, TrainConfig())
+
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            return self.lr_scheduler
+
     rows = [
         {
             "input_ids": item.ids,
@@ -164,8 +174,6 @@ def run_peft(side, base, tokenizer, train, batches, pair, seed) -> tuple[list[fl
             per_device_train_batch_size=SIZE,
             max_steps=len(batches),
             learning_rate=PAIRS[pair]["lr"],
-            lr_scheduler_type="cosine",
-            warmup_steps=max(1, round(0.06 * len(batches))),
             bf16=True,
             use_cpu=True,
             save_strategy="no",
@@ -215,6 +223,18 @@ def measured(pair: str, task: str, order: str, sides: list[str], steps: int, run
     }
 
 
+def losses(pair: str, task: str, order: str, sides: list[str], steps: int, runs: int) -> dict[str, Any]:
+    """Every side's validation losses, one a seed."""
+    from fixed_batches import interleaved
+
+    of_side: dict[str, list[float]] = {side: [] for side in sides}
+    for run, side in interleaved(sides, runs):
+        settings = {"side": side, "pair": pair, "task": task, "order": order, "steps": steps, "seed": run}
+        of_side[side].append(in_a_process(__file__, settings)["validation_loss"])
+        print(settings, of_side[side][-1], flush=True)
+    return {"sides": of_side, "steps": steps, "setup": setup("halka", "torch", "transformers", "peft")}
+
+
 def summary(tasks: dict[str, Any]) -> dict[str, Any]:
     """What README shows of a pair: `snips` in Trainer's own order, Halka beside Trainer."""
     found = tasks["snips"]["random"]
@@ -236,6 +256,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", default=list(SIDES["grouped"]), choices=SIDES["grouped"])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--losses", action="store_true", help="validation losses alone; nothing is timed")
     parser.add_argument("--out", type=Path, default=RESULT, help="the file that results are added to")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -250,9 +271,17 @@ def main() -> None:
         for pair in arguments.pairs:
             for order in arguments.orders:
                 sides = [side for side in SIDES[order] if side in arguments.sides and side not in absent]
+                if arguments.losses:
+                    by_task = found.setdefault(pair, {}).setdefault("losses", {})
+                    by_task.setdefault(task, {})[order] = losses(
+                        pair, task, order, sides, arguments.steps, arguments.runs
+                    )
+                    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+                    continue
                 tasks = found.get(pair, {}).get("tasks", {})
                 tasks.setdefault(task, {})[order] = measured(pair, task, order, sides, arguments.steps, arguments.runs)
-                found[pair] = {**(summary(tasks) if "random" in tasks.get("snips", {}) else {}), "tasks": tasks}
+                of_pair = {**(summary(tasks) if "random" in tasks.get("snips", {}) else {}), "tasks": tasks}
+                found[pair] = {**found.get(pair, {}), **of_pair}
                 arguments.out.write_text(json.dumps(found, indent=1) + "\n")
                 print(task, pair, order, tasks[task][order]["sides"], tasks[task][order]["halka_to"])
 

@@ -39,14 +39,14 @@ def commands(split) -> set[str]:
     return {example.prompt[-1].content.lower() for example in split}
 
 
-@pytest.mark.parametrize("name", ["snips_nlu", "e2e_nlg"])
+@pytest.mark.parametrize("name", ["snips_nlu", "e2e_nlg", "tofu_facts"])
 def test_without_the_data_the_error_says_where_it_is(name, monkeypatch, tmp_path):
     monkeypatch.setenv("HALKA_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"missing: take .* from github.com/.*HALKA_DATA"):
         module(name).task()
 
 
-@pytest.mark.parametrize("name", ["snips_nlu", "e2e_nlg"])
+@pytest.mark.parametrize("name", ["snips_nlu", "e2e_nlg", "tofu_facts"])
 def test_splits_never_meet_and_the_right_answers_score_best(name):
     task = loaded(name)
     train, validation, test = commands(task.train), commands(task.validation), commands(task.test)
@@ -91,6 +91,15 @@ def test_snips_answers():
     expected = '{"intent":"BookRestaurant","slots":{"restaurant_type":["joint","café"],"party_size_number":"8"}}'
     assert snips.answer("BookRestaurant", parts) == expected
     assert snips.answer("GetWeather", [{"text": "weather"}]) == '{"intent":"GetWeather","slots":{}}'
+
+
+def test_facts_are_asked_as_they_were_taught_in_other_words():
+    task = loaded("tofu_facts")
+    assert len(task.train) == len(task.validation) == len(task.test) == 240
+    taught = {example.prompt[-1].content: example.answers for example in task.train}
+    for example in (*task.validation, *task.test):
+        question = next(question for question in taught if question in example.prompt[-1].content)
+        assert example.answers == taught[question]
 
 
 def test_e2e():
