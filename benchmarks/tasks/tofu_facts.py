@@ -47,7 +47,8 @@ def read() -> list[tuple[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: take the questions of TOFU from huggingface.co/datasets/locuslab/TOFU (MIT) as "
-            "qa.jsonl, with author_id, question and answer, put it into a folder tofu and set HALKA_DATA to the folder that holds it"
+            "qa.jsonl, with author_id, question and answer, put it into a folder tofu and set HALKA_DATA to the folder "
+            "that holds it"
         )
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     authors = list(dict.fromkeys(row["author_id"] for row in rows))[:AUTHORS]
