@@ -79,6 +79,11 @@ class FakeGPUTensor(Tensor):
     def data_ptr(self) -> int:
         return self.inner.data_ptr()
 
+    def __deepcopy__(self, memo: Any) -> Any:
+        copy: Any = self.detach().clone().requires_grad_(self.requires_grad)
+        copy._is_param = getattr(self, "_is_param", False)
+        return copy
+
     def tolist(self) -> Any:
         _seen.waits["tolist"] += 1
         return self.inner.tolist()

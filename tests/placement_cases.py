@@ -5,15 +5,20 @@ Autograd counts devices once, at a process's first backward pass: fake ones must
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import fake_gpu
 import halka
 from contract import BASES, RELATED, logits_and_gradients, named, pairs
+from halka.core import StackedParts
 from halka.data.batches import collate
 from halka.data.packing import pack
 from halka.data.tokens import Tokens
+from halka.objectives.classification import Labelled
+from halka.objectives.sequence_to_sequence import Pair
 from halka.training import Step
 from halka.training.checkpoint import Progress
 from halka.training.ranks import Ranks
@@ -47,7 +52,8 @@ def first_forms() -> list[tuple]:
 
 def base_on(*devices: str, architecture: str = "llama", dtype=torch.float32, **config):
     """A tiny base on a device, or with its last layer and norm on a second one, as accelerate puts them."""
-    base = tiny(architecture, **config).to(dtype).to(devices[0])
+    base: Any = tiny(architecture, **config)
+    base.to(dtype).to(devices[0])
     base.tie_weights()
     if len(devices) > 1:
         for module, device in (
@@ -58,7 +64,7 @@ def base_on(*devices: str, architecture: str = "llama", dtype=torch.float32, **c
     return base
 
 
-def moving_to(device: torch.device):
+def moving_to(device: str):
     def move(value):
         if isinstance(value, tuple):
             return tuple(map(move, value))
@@ -72,11 +78,19 @@ def items() -> list[Tokens]:
     return [Tokens([*begin, *range(13, 13 + n)], [False] * 8 + [True] * n) for n in (3, 9, 5, 7, 4, 6, 8, 3)]
 
 
-def losses(base, method, seen=None, **config) -> list[float]:
+def pairs_of_texts() -> list[Pair]:
+    return [Pair([*range(5, 9 + n), 2], [*range(30, 32 + n), 2]) for n in (3, 5, 4, 2)]
+
+
+def labelled() -> list[Labelled]:
+    return [Labelled([*range(5, 9 + n)], n % 2, [0] * (4 + n)) for n in (3, 5, 4, 2)]
+
+
+def losses(base, method, seen=None, of=items, **config) -> list[float]:
     """The losses of three steps; `seen` receives what the fake GPUs were asked in the second."""
     model = halka.adapt(base)
     model.add("a", method)
-    steps = halka.train(model, "a", items(), halka.TrainConfig(lr=1e-2, steps=3, batch_size=4, **config))
+    steps = halka.train(model, "a", of(), halka.TrainConfig(lr=1e-2, steps=3, batch_size=4, **config))
     first = next(steps).loss
     with fake_gpu.watching() as watched:
         second = next(steps).loss
@@ -97,6 +111,49 @@ def test_a_step_on_a_gpu_takes_the_losses_of_the_processor_and_few_waits(name, a
     assert there == pytest.approx(losses(base_on(CPU, architecture=architecture), FAMILIES[name]), rel=1e-5)
     assert sum(seen[0].waits.values()) <= WAITS, seen[0].waits
     assert [device for device, _ in seen[0].seeds] == [0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "of"),
+    [("t5", "seq2seq-lm", pairs_of_texts), ("bert", "sequence-classification", labelled)],
+)
+def test_a_padded_step_of_other_kinds_waits_no_more_often(architecture, kind, of):
+    seen = []
+    there = losses(base_on(FIRST, architecture=architecture, kind=kind), halka.LoRA(rank=4), seen, of)
+    assert there == pytest.approx(losses(base_on(CPU, architecture=architecture, kind=kind), halka.LoRA(rank=4), of=of))
+    assert sum(seen[0].waits.values()) <= WAITS, seen[0].waits
+
+
+def test_experts_wait_once_a_layer_where_torch_has_no_kernel_for_them():
+    """For how many tokens each expert has; on GPUs that have the kernel, never."""
+    seen, method = [], halka.LoRA(rank=4, targets=("experts",))
+    there = losses(base_on(FIRST, architecture="mixtral"), method, seen)
+    assert there == pytest.approx(losses(base_on(CPU, architecture="mixtral"), method), rel=1e-5)
+    assert seen[0].waits["tolist"] == 2  # layers
+    assert sum(seen[0].waits.values()) <= WAITS + 2, seen[0].waits
+
+
+def test_the_seconds_of_a_step_hold_all_that_the_host_waits_for(monkeypatch):
+    """By a clock that goes on by a second whenever it waits."""
+    model = halka.adapt(base_on(FIRST))
+    model.add("a", halka.LoRA(rank=4))
+    steps = halka.train(model, "a", items(), halka.TrainConfig(steps=3, batch_size=4))
+    before = next(steps).seconds
+    with fake_gpu.watching() as seen:
+        monkeypatch.setattr("time.perf_counter", lambda: float(seen.waits.total()))
+        step = next(steps)
+    assert step.seconds - before == pytest.approx(seen.waits.total()) == 2  # the loss, and the gradients' norm
+
+
+@pytest.mark.parametrize("device", [CPU, FIRST])
+def test_rows_matrices_lie_by_input_on_the_processor_alone(device):
+    model = halka.adapt(base_on(device))
+    adapters = [model.add(name, halka.LoRA(rank=4), seed=seed) for seed, name in enumerate(["a", "b"])]
+    parts: Any = [adapter.parts["model.layers.0.self_attn.q_proj"] for adapter in adapters]
+    with torch.no_grad():
+        first = StackedParts([0, 1], parts).tensors(torch.zeros(2, 1, 64, device=device))[0]
+    assert first.mT.is_contiguous() == (device == CPU)
+    assert first.is_contiguous() == (device != CPU)
 
 
 @pytest.mark.parametrize(("base", "method"), [pytest.param(*pair, id=name) for name, *pair in first_forms()])
@@ -124,11 +181,11 @@ def test_parts_are_where_their_targets_compute():
 def test_best_weights_wait_on_the_processor():
     model = halka.adapt(base_on(FIRST))
     model.add("a", halka.LoRA(rank=4))
-    run = Run(model, "a", items(), items(), halka.TrainConfig(steps=1), None)
+    run = Run(model, "a", [*items()], [*items()], halka.TrainConfig(steps=1), None)
     run.resume(Ranks())
     run.progress = Progress(step=1)
     run.validated(Step(1, 1, 1.0, 1e-3, 0.1, 1, 1.0, 1.0, 0), loss=1.0)
-    assert {tensor.device.type for tensor in run.best.values()} == {CPU}
+    assert {tensor.device.type for tensor in (run.best or {}).values()} == {CPU}
 
 
 # ── a default device ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -17,6 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import halka
 from contract import disturb
+from halka.core import Forest
+from halka.models.attention.forest import ForestPlan
+from halka.models.attention.function import use_attention
 from halka.models.quantised import LAYERS, quantise
 from tiny import tiny
 from training_for_tests import items
@@ -49,6 +52,15 @@ def test_a_layer_is_quantised_where_it_goes_before_the_next_goes(form, monkeypat
     own = [module for module in base.modules() if isinstance(module, LAYERS[form])]
     assert {buffer.device.type for module in own for buffer in module.buffers()} == {"meta"}
     assert sorted(moved)[-len(own) :] == sorted(module.out_features * module.in_features for module in own)
+
+
+def test_a_base_with_offloaded_layers_is_refused(tmp_path):
+    """As accelerate leaves them, with `device_map`, where the devices are too small."""
+    dispatch_model = pytest.importorskip("accelerate").dispatch_model
+    base, here = tiny("llama"), ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head")
+    dispatch_model(base, dict.fromkeys(here, "cpu") | {"model.layers.1": "disk"}, "cpu", offload_dir=tmp_path)
+    with pytest.raises(halka.HalkaError, match=r"9 of its 21 weights, such as model\.layers\.1\.\S+, are offloaded"):
+        halka.adapt(base)
 
 
 # ── what is computed once ───────────────────────────────────────────────────────────────────────────────────────────
@@ -107,3 +119,17 @@ def test_a_mixed_batch_finds_its_adapters_packed():
             second = model.base(ids).logits
     assert seen.single == seen.many == 0
     assert torch.equal(first, second[[2, 1, 0]])
+
+
+def test_a_line_of_unlike_runs_finds_its_adapters_packed():
+    """As where the engine reads a prompt beside rows that it decodes token by token."""
+    model, names = halka.adapt(tiny("llama").bfloat16()), ["lora", "bottleneck"]
+    for seed, name in enumerate(names):
+        model.add(name, FAMILIES[name], seed=seed)
+    parameters = [parameter for name in names for parameter in model.parameters(name)]
+    plan, ids = ForestPlan(Forest((5, 1, 1), (-1, -1, -1), (5, 1, 1))), torch.arange(5, 12)[None]
+    with torch.no_grad(), use_attention(model.base):
+        for _ in range(2):
+            with Casts(parameters) as seen, model.use([*names, None]):
+                model.base(ids, position_ids=plan.positions[None], use_cache=False, **plan.inputs)
+    assert seen.single == seen.many == 0

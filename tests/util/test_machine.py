@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -72,6 +73,13 @@ def test_memory_that_ran_out_is_known_by_its_many_words(message):
     assert not machine.ran_out(RuntimeError("CUDA error: device-side assert triggered"))
 
 
+@pytest.mark.parametrize(("capability", "kernel"), [((8, 0), False), ((8, 9), False), ((9, 0), True), ((12, 0), False)])
+def test_the_product_of_groups_is_for_gpus_that_have_a_kernel(monkeypatch, capability, kernel):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert machine.asks_for_no_sizes(torch.device("cuda:0")) == kernel
+    assert not machine.asks_for_no_sizes(machine.CPU)
+
+
 @pytest.mark.parametrize(("capability", "lacks"), [((7, 5), True), ((8, 0), False), ((9, 0), False)])
 def test_a_gpu_before_ampere_computes_in_float16(monkeypatch, capability, lacks):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -94,8 +102,9 @@ def test_a_processor_without_products_of_bfloat16_computes_in_float32(monkeypatc
     assert loading.precision_on(machine.CPU, "bfloat16", stored) == (torch.float32 if lacks else torch.bfloat16)
     assert loading.precision_on(machine.CPU, "float16", stored) == torch.float16
     assert loading.precision_on(machine.CPU, "auto", stored) == "auto"  # as the files have it
-    measured = []
-    hardware_of("here", 10**9, "bfloat16", measured.append)
+    measured: list[str] = []
+    measure: Any = measured.append
+    hardware_of("here", 10**9, "bfloat16", measure)
     assert measured == ["float32" if lacks else "bfloat16"]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from halka.util.products import Grouped, _in_one_go, _run_by_run, linear, stacked
+from halka.util.products import Grouped, Runs, _in_one_go, _run_by_run, linear, stacked
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -15,14 +15,15 @@ def test_runs_are_multiplied_bit_for_bit_as_alone(dtype):
     sizes = [3, 0, 17, 1, 16, 0]
     x, weights = torch.randn(sum(sizes), 64).to(dtype), torch.randn(len(sizes), 20, 64).to(dtype)
     alone = torch.cat([F.linear(run, weight) for run, weight in zip(x.split(sizes), weights, strict=True)])
-    assert torch.equal(linear(x, Grouped(weights, torch.tensor(sizes).cumsum(0))), alone)
+    assert torch.equal(linear(x, Grouped(weights, Runs(torch.tensor(sizes).cumsum(0)))), alone)
 
 
 def test_one_kernel_for_all_runs_computes_what_a_product_for_each_does():
     """In bf16, forward and back; runs may be empty."""
     sizes = [3, 0, 17, 1, 16]
     x = torch.randn(sum(sizes), 64).bfloat16().requires_grad_()
-    grouped = Grouped(torch.randn(len(sizes), 32, 64).bfloat16().requires_grad_(), torch.tensor(sizes).cumsum(0))
+    runs = Runs(torch.tensor(sizes).cumsum(0))
+    grouped = Grouped(torch.randn(len(sizes), 32, 64).bfloat16().requires_grad_(), runs)
     results = [product(x, grouped) for product in (_in_one_go, _run_by_run)]
     torch.testing.assert_close(*results, rtol=0.02, atol=0.02)
     gradients = [torch.autograd.grad(result.float().square().sum(), (x, grouped.weights)) for result in results]

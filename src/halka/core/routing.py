@@ -58,7 +58,7 @@ class Edits:
         """Each run, of its own length, by its own part: lines (N, …)."""
         pieces = zip(*(line.split(list(runs)) for line in lines), strict=True)
         edited = [
-            piece[-1] if part is None else part.edit(piece, part.tensors(piece[-1].dtype))
+            piece[-1] if part is None else part.edit(piece, part.packed(piece[-1].dtype))
             for part, piece in zip(self.parts, pieces, strict=True)
         ]
         return torch.cat(edited)

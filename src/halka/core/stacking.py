@@ -72,7 +72,7 @@ class StackedParts:
         return self._tensors.get(self._parameters, make, like.dtype, like.device, look=look)
 
     def _by_row(self, tensors: Sequence[Tensor]) -> Tensor:
-        by_input = not torch.is_grad_enabled()
+        by_input = not torch.is_grad_enabled() and tensors[0].device.type == "cpu"  # which `linear` reads fastest
         stack = stacked(tensors, by_input=by_input)
         if len(self.distinct) == len(self.which):  # they are the rows already
             return stack

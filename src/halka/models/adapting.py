@@ -24,10 +24,12 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     The tokenizer is needed to train and to evaluate on text. The base is put into eval mode. On a base that predicts
     labels, every adapter has a head of its own.
 
-    Raises HalkaError for an architecture without a layout, with the file to extend.
+    Raises HalkaError for an architecture without a layout, with the file to extend, and for a base with layers that
+    accelerate offloaded.
     """
     layout = layout_of(base)
     check_layout(base, layout)
+    _check_offloaded(base)
     base.eval()
     embed = base.get_submodule(layout.embed)
     vocabulary, width = embed.weight.shape
@@ -39,6 +41,18 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     targets.append(Target("base", "base", base, width, vocabulary))
     experts, head = partial(use_experts, base), Head.of(base, layout.head)
     return AdaptedModel(base, targets, attention, tokenizer, experts=experts, head=head, labels=labels_of(base))
+
+
+def _check_offloaded(base: Any) -> None:
+    """Raises HalkaError where `device_map` left layers to the CPU or the disk: they are on no device between passes."""
+    weights = dict(base.named_parameters())
+    away = [name for name, weight in weights.items() if weight.device.type == "meta"]
+    if away and (len(away) < len(weights) or getattr(base, "hf_device_map", None)):
+        raise HalkaError(
+            f"{type(base).__name__} does not fit on its devices: {len(away)} of its {len(weights)} weights, such as "
+            f"{away[0]}, are offloaded by device_map, and adapters cannot act there. Load it with quantize=nf4, on "
+            "more GPUs, or on the CPU, or take a smaller base"
+        )
 
 
 def context(model: AdaptedModel, name: str | None = None) -> int | None:

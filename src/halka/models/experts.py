@@ -20,7 +20,7 @@ from torch import Tensor
 
 from halka.core import Edits, ExpertEdits, Grouped, StackedParts, linear
 from halka.util.errors import HalkaError
-from halka.util.products import filled
+from halka.util.products import Runs, filled
 from halka.util.transfer import numbers, to_device
 
 NAME = "halka"
@@ -47,7 +47,7 @@ def product(edit: ExpertEdits, x: Tensor, weight: Tensor, choices: Choices) -> T
     """x (C, I) times each choice's own of the experts' weights (E, O, I), edited before and after."""
     if edit.inputs is not None:
         x = _edited(edit.inputs, choices, x)
-    y = linear(x, Grouped(weight, choices.ends))
+    y = linear(x, Grouped(weight, choices.of_experts))
     if edit.outputs is not None:
         y = _edited(edit.outputs, choices, x, y)
     return y
@@ -119,9 +119,9 @@ def _edited(edits: Edits, choices: Choices, *values: Tensor) -> Tensor:
                 f"{type(part).__name__} cannot act on experts, which share a module: a part there has `tensors`, one "
                 "for each expert, and a `stack_key` (docs/add-a-method.md)"
             )
-        mine, number, ends = choices.of(stack)
+        mine, number, runs = choices.of(stack)
         own = [
-            tensor[number] if tensor.dim() == 2 else Grouped(tensor, ends)
+            tensor[number] if tensor.dim() == 2 else Grouped(tensor, runs)
             for tensor in stack.joined(_by_expert, result)
         ]
         some = (*values[:-1], result) if mine is None else (*(value[mine] for value in values[:-1]), result[mine])
@@ -157,12 +157,12 @@ class Choices:
         self._order, self._shape, self._count = order, choice.shape, experts
 
     @cached_property
-    def ends(self) -> Tensor:
-        """The place behind each expert's last choice (E,)."""
-        return _ends(self.experts, self._count)
+    def of_experts(self) -> Runs:
+        """The choices of each expert."""
+        return _runs(self.experts, self._count)
 
-    def of(self, stack: StackedParts) -> tuple[Tensor | None, Tensor, Tensor]:
-        """The choices of a stack's rows (None: all), the number expert·N + part of each, where each number ends.
+    def of(self, stack: StackedParts) -> tuple[Tensor | None, Tensor, Runs]:
+        """The choices of a stack's rows (None: all), the number expert·N + part of each, the choices of each number.
 
         Which choices are of rows without a part is to wait for a GPU.
         """
@@ -176,8 +176,10 @@ class Choices:
             if -1 in which:
                 mine = (part >= 0).nonzero()[:, 0]
                 experts, part = experts[mine], part[mine]
+        if parts == 1 and mine is None:
+            return None, experts, self.of_experts
         number = experts * parts + part
-        return mine, number, _ends(number, self._count * parts)
+        return mine, number, _runs(number, self._count * parts)
 
     def summed(self, y: Tensor, weights: Tensor) -> Tensor:
         """(S, O): what a token's experts return (C, O), times their weights (S, K), in the order that the base sums."""
@@ -187,6 +189,7 @@ class Choices:
         return weighted[back].view(*self._shape, -1).sum(1)
 
 
-def _ends(sorted_numbers: Tensor, count: int) -> Tensor:
-    """The place behind the last of each number from 0 to `count` - 1 (count,)."""
-    return torch.searchsorted(sorted_numbers, torch.arange(count, device=sorted_numbers.device), right=True)
+def _runs(sorted_numbers: Tensor, count: int) -> Runs:
+    """The run of each number from 0 to `count` - 1."""
+    numbers = torch.arange(count, device=sorted_numbers.device)
+    return Runs(torch.searchsorted(sorted_numbers, numbers, right=True))

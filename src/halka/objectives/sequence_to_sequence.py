@@ -20,6 +20,7 @@ from halka.models import pad_id, run
 from halka.objectives.cross_entropy import summed_cross_entropy
 from halka.objectives.language_modelling import GREEDY
 from halka.util.errors import DataError
+from halka.util.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class SequenceToSequence:
 
     def outputs(self, model: AdaptedModel, batch: Batch) -> Tensor:
         base: Any = model.base
-        decoder_input_ids = base.prepare_decoder_input_ids_from_labels(labels=batch.labels.to(base.device))
+        shifted = base.prepare_decoder_input_ids_from_labels(labels=batch.labels)  # on the CPU, as labels are
+        (decoder_input_ids,) = to_device([shifted], base.device)
         return run(model, **batch.inputs, decoder_input_ids=decoder_input_ids).logits
 
     def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:

@@ -84,7 +84,7 @@ def loop(
             following = {run: run.next_batches() for run in active if run.number < run.steps}
             ahead = StepWork(model, following, ranks)  # meanwhile
             for run in active:
-                losses[run] = ranks.reduce(run.adapter.parameters(), losses[run])
+                losses[run] = float(ranks.reduce(run.adapter.parameters(), losses[run]))  # the host waits for the GPU
             seconds = time.perf_counter() - started
 
             for run in active:

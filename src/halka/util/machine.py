@@ -53,6 +53,18 @@ def lacks_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and not _processor_has_bfloat16()
 
 
+def asks_for_no_sizes(device: torch.device) -> bool:
+    """Whether torch's grouped product, in bfloat16, leaves the groups' sizes on the device, for which the host waits.
+
+    Its kernels do on NVIDIA's Hopper and, from torch 2.9 on, data-centre Blackwell (aten/native/cuda/GroupedBlas.cpp);
+    torch 2.8 has no such product on other GPUs at all. An estimate's GPU, "xpu", is taken for one of these.
+    """
+    if device.type != "cuda":
+        return device.type == "xpu"
+    generation, _ = torch.cuda.get_device_capability(device)
+    return torch.version.hip is None and (generation == 9 or (generation == 10 and torch.__version__ >= "2.9"))
+
+
 def usable_precision(precision: str, device: torch.device) -> str:
     """The precision that a device computes in, where it is to be this one: another than bfloat16 if it lacks that."""
     if precision != "bfloat16" or not lacks_bfloat16(device):

@@ -6,7 +6,7 @@ B rows   T tokens   I, O a weight's widths, in and out   R rank   C tokens in ru
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,12 +14,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from halka.util.machine import asks_for_no_sizes
+
+
+class Runs:
+    """Runs of tokens, one after another: run i goes on to the token before `ends[i]`, ends (G,) int64."""
+
+    def __init__(self, ends: Tensor):
+        self.ends = ends
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """How many tokens each run has, for which the host waits for a GPU, once."""
+        return [end - start for start, end in pairwise([0, *self.ends.tolist()])]
+
 
 class Grouped(NamedTuple):
-    """Weights (G, O, I), one for each run of tokens; run i goes on to the token before `ends[i]`, ends (G,) int64."""
+    """Weights (G, O, I), one for each run of tokens."""
 
     weights: Tensor
-    ends: Tensor
+    runs: Runs
 
 
 def linear(x: Tensor, weight: Tensor | Grouped, bias: Tensor | None = None) -> Tensor:
@@ -38,20 +52,21 @@ def linear(x: Tensor, weight: Tensor | Grouped, bias: Tensor | None = None) -> T
 
 
 def _fits_kernel(x: Tensor, weights: Tensor) -> bool:
-    """Whether torch's grouped product takes them and is to: on a GPU, where to know the runs' sizes is to wait."""
+    """Whether torch's grouped product takes them and is to: on GPUs where it has a kernel of its own.
+
+    Elsewhere it computes run by run, too, and waits for the runs' sizes at every product.
+    """
     aligned = all(width * x.element_size() % 16 == 0 for width in weights.shape[1:])
-    return x.device.type != "cpu" and x.dtype == torch.bfloat16 and aligned and len(x) > 0
+    return x.dtype == torch.bfloat16 and aligned and len(x) > 0 and asks_for_no_sizes(x.device)
 
 
 def _in_one_go(x: Tensor, grouped: Grouped) -> Tensor:
-    return torch.ops.aten._grouped_mm(x, grouped.weights.mT, offs=grouped.ends.int())
+    return torch.ops.aten._grouped_mm(x, grouped.weights.mT, offs=grouped.runs.ends.int())
 
 
 def _run_by_run(x: Tensor, grouped: Grouped) -> Tensor:
     """The slow twin of `_in_one_go`."""
-    ends = grouped.ends.tolist()
-    sizes = [end - start for start, end in pairwise([0, *ends])]
-    runs = zip(x.split(sizes), grouped.weights.unbind(), strict=True)
+    runs = zip(x.split(grouped.runs.sizes), grouped.weights.unbind(), strict=True)
     return torch.cat([_of_run(run, own) for run, own in runs if len(run)])
 
 
