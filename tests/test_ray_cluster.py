@@ -22,11 +22,12 @@ from halka.advisor.on_ray import probe_on
 from halka.data.task import load_task
 from halka.studies.compare import Plan, measurements, run, runner, write_outputs
 from halka.studies.experiment import Experiment
-from halka.studies.needs import memory_of
+from halka.studies.needs import needs_of
 from halka.studies.on_ray import UNPICKLED, OnRay
 from halka.studies.runner import Event
 from halka.util.errors import HalkaError
 from halka.util.ray_cluster import RayCluster
+from halka.util.ray_connection import RayConnection
 from halka.util.ray_node import Program
 from runs_for_tests import a_run, base_and_task, written_task
 from serving_for_tests import InProcess, Running, make_base, make_store, open_service
@@ -228,8 +229,41 @@ def test_a_server_answers_by_replicas_of_which_one_is_killed(nodes, tmp_path):
         assert client.get("/v1/adapters/prefix").json()["loaded"] is False
     ray = pytest.importorskip("ray")
     assert not ray.is_initialized()
-    with pytest.raises(HalkaError, match="9 replicas of 1 core each have no room on the cluster"):
-        open_service(base, store, tmp_path / "data", on="ray", replicas="9")
+    for more, reason in (({}, r"9 replicas of 1 core, 2\.5 GB each have"), ({"adapter_memory": 1e6}, "1000000.5 GB")):
+        with pytest.raises(HalkaError, match=f"{reason}.* no room on the cluster"):
+            open_service(base, store, tmp_path / "data", on="ray", replicas="9", **more)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_no_run_goes_to_a_gpu_that_is_too_small_for_it(nodes, tmp_path):
+    """Two nodes with GPUs that are not there, whose driver is a script."""
+    _, cluster = nodes
+    added = []
+    for gigabytes in (24, 80):
+        driver = tmp_path / str(gigabytes) / "nvidia-smi"
+        driver.parent.mkdir()
+        driver.write_text(f"#!/bin/sh\necho {gigabytes}000\necho 81000\n")
+        driver.chmod(0o755)
+        path = os.pathsep.join([str(driver.parent), os.environ["PATH"]])
+        small = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
+        added.append(cluster.add_node(num_cpus=1, num_gpus=1, env_vars={"PATH": path}, **small))
+    rays = RayCluster("ray", patience=0)
+    try:
+        with within_seconds(120):
+            for number in range(3):
+                rays.start(
+                    str(number), Program("probe", "probe", (), {"probe.py": b""}, "log.txt", gpu_memory=50 * 10**9)
+                )
+            news = [rays.report()[1] for _ in range(6)]
+        assert [one.kind for one in news].count("over") == 3
+        assert {one.node[-7:-1] for one in news} == {added[1].node_id[:6]}, "the large one alone"
+        with pytest.raises(HalkaError, match=r"LoRA takes 1 core, 1 GPU of 90\.0 GB, and no node .* 1 GPU of 25\.2 GB"):
+            rays.start("", Program("LoRA", "probe", (), {}, "log.txt", gpu_memory=90 * 10**9))
+    finally:
+        rays.close()
+        for node in added:
+            cluster.remove_node(node)
 
 
 # ── without a cluster ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -252,6 +286,18 @@ def test_a_cluster_that_is_none_is_refused_with_the_way_out(monkeypatch):
         RayCluster("ray://there:10001")
 
 
+def test_it_is_rays_client_that_is_connected_whoever_named_the_address(monkeypatch):
+    named, connected = list[str](), SimpleNamespace(is_connected=lambda: "ray://there:10001" in named)
+    fake = SimpleNamespace(is_initialized=lambda: False, init=lambda address, **_: named.append(address))
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setitem(sys.modules, "ray.util.client", SimpleNamespace(ray=connected))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert not RayConnection("ray").remote
+    monkeypatch.setenv("RAY_ADDRESS", "ray://there:10001")
+    assert RayConnection("ray").remote
+    assert named == ["auto", "ray://there:10001"]
+
+
 def test_a_cluster_without_a_processor_is_left(monkeypatch):
     calls = list[str]()
     empty = SimpleNamespace(is_initialized=lambda: False, nodes=list, shutdown=lambda: calls.append("shutdown"))
@@ -265,8 +311,11 @@ def test_a_cluster_without_a_processor_is_left(monkeypatch):
 def test_a_runs_memory_is_what_the_estimator_predicts(tmp_path):
     base_and_task(tmp_path)
     task, one = load_task(tmp_path / "task.yaml"), a_run(tmp_path)
-    alone, three = memory_of([one], task, gpu=False), memory_of([one] * 3, task, gpu=False)
+    alone, three, on_gpu = needs_of([one], task, False), needs_of([one] * 3, task, False), needs_of([one], task, True)
     assert alone is not None
     assert three is not None
-    assert memory_of([one], task, gpu=True) < alone < three < 1.2 * alone
-    assert memory_of([a_run(tmp_path, base=str(tmp_path / "none"))], task, gpu=False) is None
+    assert on_gpu is not None
+    assert on_gpu.memory < alone.memory < three.memory < 1.2 * alone.memory
+    assert alone.gpu_memory is None
+    assert on_gpu.gpu_memory > 500e6, "CUDA's own"
+    assert needs_of([a_run(tmp_path, base=str(tmp_path / "none"))], task, gpu=False) is None

@@ -21,9 +21,11 @@ from halka.server.backends.replicas.contents import Contents
 from halka.server.backends.replicas.deployment import application, reason, remove
 from halka.server.backends.replicas.placement import Placement
 from halka.server.backends.replicas.plan import Plan
+from halka.server.backends.replicas.share import share_of
 from halka.server.backends.replicas.wire import Call, EngineFailed, Reply, State
 from halka.storage.adapter_folder import AdapterFolder
 from halka.util.errors import HalkaError, UnknownAdapterError
+from halka.util.ray_connection import RayConnection
 from replicas_for_tests import Here, Parcel, gateway
 from serving_for_tests import InProcess, make_store, no_white_space, settings, until
 
@@ -273,6 +275,37 @@ def test_another_base_or_version_is_refused_by_name(base, served, tmp_path):
         replace(plan, fingerprint={**plan.fingerprint, "weights": "0" * 16}).engine(Contents(tmp_path))
     with pytest.raises(HalkaError, match="cannot load the base, which every node needs: "):
         replace(plan, others={**plan.others, "base": str(tmp_path / "none")}).engine(Contents(tmp_path))
+
+
+class Nodes(RayConnection):
+    """A cluster of these nodes."""
+
+    def __init__(self, *nodes: dict[str, float]):
+        self.present = nodes
+
+    def nodes(self) -> list[Any]:
+        return [*self.present]
+
+
+def test_a_replica_gets_a_share_of_a_node_where_its_memory_is_free(base, served, tmp_path):
+    model = served[0].service.model
+    four = settings(base, None, tmp_path, on="ray", replicas="2-4", adapter_memory=2, memory=1)
+    share = share_of(Nodes({"CPU": 8, "memory": 64e9}), four, model)
+    assert (share.gpus, share.threads, share.beside, share.gpu_memory) == (0, 2, 4, 0)
+    assert 3.4e9 < share.memory < 3.6e9, "the process, adapters, keys and values"
+    assert share_of(Nodes({"CPU": 8}, {"CPU": 4, "memory": 8e9}), four, model).threads == 2
+    with pytest.raises(
+        HalkaError, match=r"2 replicas of 2 cores, 3\.\d GB each .*: 8 cores, 6\.0 GB\): start fewer, let"
+    ):
+        share_of(Nodes({"CPU": 8, "memory": 6e9}), four, model)
+    cards = {"CPU": 16, "GPU": 2, "memory": 64e9}
+    share = share_of(Nodes({**cards, "gpu_memory": 24e9}, cards), four, model)
+    assert (share.gpus, share.threads, share.beside) == (1, 8, 1)
+    assert share.memory < 0.6e9 < 3.4e9 < share.gpu_memory < 3.6e9
+    large = replace(four, adapter_memory=40)
+    assert share_of(Nodes(cards), large, model).gpu_memory > 40e9, "what no node reports, nobody compares"
+    with pytest.raises(HalkaError, match=r"1 GPU of 41\.\d GB.* each have no room .* 2 GPU of 24\.0 GB"):
+        share_of(Nodes({**cards, "gpu_memory": 24e9}), large, model)
 
 
 def test_the_reason_why_no_replica_starts_is_our_own_error():

@@ -8,7 +8,7 @@ from pathlib import Path
 from halka.data.task import load_task
 from halka.studies.compare import runner
 from halka.studies.experiment import Experiment
-from halka.studies.needs import memory_by_group, memory_of
+from halka.studies.needs import Needs, needs_by_group, needs_of
 from halka.studies.on_ray import OnRay
 from halka.training.run_folder import CHECKPOINT
 from halka.util.ray_cluster import News
@@ -23,6 +23,7 @@ class OneNode:
         self.files, self.news = files, list[tuple[str, News]]()
 
     def start(self, key: str, program: Program) -> None:
+        self.program = program
         files = dict.fromkeys((program.log, *self.files), b"{}")
         self.news.append((key, News("over", "node", code=1, files=files)))
 
@@ -60,10 +61,21 @@ def test_a_checkpoint_that_was_here_is_not_gone_on_from_after_an_attempt_on_a_no
     assert not checkpoint.exists()
 
 
-def test_runs_with_other_batches_have_a_memory_of_their_own(tmp_path):
+def test_a_program_needs_what_its_runs_need(tmp_path):
+    place = OnRay(OneNode(), "program", tmp_path / "out", needs=lambda runs: Needs(3, 40 * len(runs)))
+    experiment = Experiment(name="test", task="support", methods=({"method": "lora"},))
+    runs = [a_run(tmp_path), a_run(tmp_path, method="ia3")]
+    place.start(runner(experiment, tmp_path / "out").prepare(runs))
+    assert (place.cluster.program.memory, place.cluster.program.gpu_memory) == (3, 80)
+
+
+def test_runs_with_other_batches_have_needs_of_their_own(tmp_path):
     base_and_task(tmp_path)
     task, small = load_task(tmp_path / "task.yaml"), a_run(tmp_path)
     large = replace(small, train={**small.train, "batch_size": 12})
-    memory = memory_by_group(task, gpu=False)
-    assert (memory([small]), memory([large])) == (memory_of([small], task, False), memory_of([large], task, False))
-    assert memory([large]) > memory([small])
+    needs = needs_by_group(task, gpu=False)
+    assert (needs([small]), needs([large])) == (needs_of([small], task, False), needs_of([large], task, False))
+    assert needs([large]).memory > needs([small]).memory
+    of_gpu = needs_by_group(task, gpu=True)
+    assert of_gpu([large]).gpu_memory > of_gpu([small]).gpu_memory
+    assert of_gpu([large]).memory == of_gpu([small]).memory, "the weights alone pass through main memory"

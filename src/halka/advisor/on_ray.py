@@ -52,7 +52,7 @@ def probe_on(
     cluster = RayCluster(address, shared={REQUEST: (replace(request, documents=documents), minutes, (*skip,))})
     try:
         memory = size.base_bytes + size.process
-        cluster.start("", Program("the advice", __name__, (), files, LOG, memory))
+        cluster.start("", Program("the advice", __name__, (), files, LOG, memory, gpu_memory=size.base_bytes))
         news = _followed(cluster, progress)
     finally:
         cluster.close()

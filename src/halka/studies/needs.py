@@ -1,12 +1,13 @@
-"""The memory that a comparison's runs need, as the estimator predicts it from the base's configuration."""
+"""`Needs`: the memory that a comparison's runs need, as the estimator predicts it from the base's configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from halka.data.task import Task
 from halka.estimating import dry_run, prepared
-from halka.estimating.hardware import PROCESS
+from halka.estimating.hardware import CONTEXT, PROCESS
 from halka.estimating.lengths import length_by_characters
 from halka.methods import build_method
 from halka.models.loading import base_config
@@ -16,26 +17,34 @@ from halka.util.errors import HalkaError
 from halka.util.machine import precision_here
 
 
-def memory_by_group(task: Task, gpu: bool) -> Callable[[Sequence[Spec]], int | None]:
-    """`memory_of` as a function of a group's runs; one prediction for all that differ in rate, seed or steps alone."""
-    predicted: dict[str, int | None] = {}
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of main memory, and of a GPU's; None where no GPU is used."""
 
-    def memory(runs: Sequence[Spec]) -> int | None:
+    memory: int
+    gpu_memory: int | None = None
+
+
+def needs_by_group(task: Task, gpu: bool) -> Callable[[Sequence[Spec]], Needs | None]:
+    """`needs_of` as a function of a group's runs; one prediction for all that differ in rate, seed or steps alone."""
+    predicted: dict[str, Needs | None] = {}
+
+    def needs(runs: Sequence[Spec]) -> Needs | None:
         run = runs[0]
         train = {name: value for name, value in run.train.items() if name not in ("lr", "seed", "steps")}
         alike = repr((run.method, run.fields, run.quantize, sorted(train.items()), len(runs)))
         if alike not in predicted:
-            predicted[alike] = memory_of(runs, task, gpu)
+            predicted[alike] = needs_of(runs, task, gpu)
         return predicted[alike]
 
-    return memory
+    return needs
 
 
-def memory_of(runs: Sequence[Spec], task: Task, gpu: bool) -> int | None:
-    """Bytes of main memory that a process of these runs takes; None where that cannot be estimated.
+def needs_of(runs: Sequence[Spec], task: Task, gpu: bool) -> Needs | None:
+    """What a process of these runs needs; None where that cannot be estimated.
 
     Runs that are trained together have the rows of all in a pass. With a `gpu` the weights alone pass through main
-    memory.
+    memory, and everything is in the GPU's.
     """
     run, config = runs[0], TrainConfig(**runs[0].train)
     try:
@@ -55,10 +64,11 @@ def memory_of(runs: Sequence[Spec], task: Task, gpu: bool) -> int | None:
             quantize=run.quantize,
         )
         method = build_method("prompt", {}) if run.method == BASE else build_method(run.method, run.fields)
-        predicted = dry_run(base, method, setup)
+        predicted = dry_run(base, method, setup, gpu=gpu)
     except HalkaError:
         return None
-    return PROCESS + (predicted.base_bytes if gpu else predicted.memory.total)
+    total = predicted.memory.total
+    return Needs(PROCESS + predicted.base_bytes, CONTEXT + total) if gpu else Needs(PROCESS + total)
 
 
 def _rows(config: TrainConfig, length: int, examples: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Generic
 from halka.data.task import Task
 from halka.studies.experiment import Experiment
 from halka.studies.measure import Spec
-from halka.studies.needs import memory_by_group
+from halka.studies.needs import Needs, needs_by_group
 from halka.studies.places import Group, Line, R, reported, without_result
 from halka.training.run_folder import BEST, CHECKPOINT, RunFolder
 from halka.util.files import write_bytes
@@ -40,7 +40,7 @@ class OnRay(Generic[R]):
     program   the module that serves the runs
     folder    the study's
     carried   a run as it is on a node, where files have other paths
-    memory    bytes that runs of one group need
+    needs     what the runs of one group need; None: it is not known
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class OnRay(Generic[R]):
         folder: Path,
         *,
         carried: Callable[[R], R] = lambda run: run,
-        memory: Callable[[Sequence[R]], int | None] = lambda runs: None,
+        needs: Callable[[Sequence[R]], Needs | None] = lambda runs: None,
     ):
-        self.cluster, self.program, self.folder, self.carried, self.memory = cluster, program, folder, carried, memory
+        self.cluster, self.program, self.folder, self.carried, self.needs = cluster, program, folder, carried, needs
         self.groups: dict[str, Group[R]] = {}
 
     def has_room(self) -> bool:
@@ -61,6 +61,7 @@ class OnRay(Generic[R]):
     def start(self, group: Group[R]) -> None:
         runs = [json.dumps(asdict(self.carried(run))).encode() for run in group.runs]
         sources = [self._own(source) for source, _ in group.files]
+        needs = self.needs(group.runs)
         self.groups[group.key] = group
         self.cluster.start(
             group.key,
@@ -70,7 +71,8 @@ class OnRay(Generic[R]):
                 arguments=tuple(self._own(file) for pair in group.files for file in pair),
                 files=dict(zip(sources, runs, strict=True)),
                 log=self._own(group.log),
-                memory=self.memory(group.runs),
+                memory=needs and needs.memory,
+                gpu_memory=needs and needs.gpu_memory,
                 stays=(CHECKPOINT, BEST),
             ),
         )
@@ -126,5 +128,5 @@ def on_ray(experiment: Experiment, task: Task, program: str, folder: str | Path,
         places["forgetting"] = f"{FORGETTING}/{text.name}"
         shared[places["forgetting"]] = text.read_bytes()
     cluster = RayCluster(address, jobs=experiment.jobs, shared=shared)
-    memory = memory_by_group(task, gpu=cluster.gpus > 0)
-    return OnRay(cluster, program, Path(folder), carried=lambda run: replace(run, **places), memory=memory)
+    needs = needs_by_group(task, gpu=cluster.gpus > 0)
+    return OnRay(cluster, program, Path(folder), carried=lambda run: replace(run, **places), needs=needs)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from halka.util.errors import HalkaError
-from halka.util.ray_connection import RayConnection, described, last_line
+from halka.util.ray_connection import RayConnection, described, last_line, suffices
 from halka.util.ray_node import Mailbox, Program, run
 
 LOSSES = 3  # times that a program loses its node before it is given up
@@ -56,7 +56,8 @@ class RayCluster:
     """Runs programs on a Ray cluster, as many at a time as its nodes have room for.
 
     Each takes a GPU where the cluster has some, else a node's processor; with `jobs`, a share of it, so that so many
-    run side by side. The smallest node decides on the number of threads, which is the same for all.
+    run side by side. The smallest node decides on the number of threads, which is the same for all. No program goes to
+    a GPU that has less memory than it needs, as far as nodes report that.
 
     address   "ray", the cluster that this machine is part of (or $RAY_ADDRESS), or "ray://HOST:10001"
     shared    files that every program gets: bytes, or other values, which are pickled
@@ -130,14 +131,19 @@ class RayCluster:
     def _lacking(self, program: Program) -> str | None:
         """Why no node can run the program; None if one can."""
         needs = {"CPU": self.threads, "GPU": self.gpus, "memory": program.memory or 0}
+        needs |= {"gpu_memory": self._gpu_memory(program)}
         nodes = self.connection.nodes()
-        if any(all(node.get(name, 0) >= need for name, need in needs.items()) for node in nodes):
+        if any(suffices(node, needs) for node in nodes):
             return None
         present = "; ".join(sorted({described(node) for node in nodes})) or "none"
         return (
             f"{program.title} takes {described(needs)}, and no node of the Ray cluster has that (its nodes: "
             f"{present}): add one by `ray start --address=HEAD:6379`, with --memory=BYTES if Ray is to give more of it"
         )
+
+    def _gpu_memory(self, program: Program) -> float:
+        """Bytes that a GPU must have of which the program gets its share."""
+        return (program.gpu_memory or 0) / self.gpus if self.gpus else 0
 
     def _look(self) -> None:
         """Raises HalkaError where a program has waited too long for a node."""
@@ -163,6 +169,7 @@ class RayCluster:
     def _submit(self, attempt: _Attempt) -> None:
         program = attempt.program
         options = {"num_cpus": self.threads, "num_gpus": self.gpus, "memory": program.memory, "max_retries": 0}
+        options |= self.connection.away_from_small_gpus(self._gpu_memory(program))
         task = self.task.options(name=program.title, **options)
         self.tasks[task.remote(program, self.shared, self.threads, attempt.number, self.post)] = attempt
 

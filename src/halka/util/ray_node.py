@@ -37,7 +37,7 @@ class Program:
 
     title    its name in messages
     log      the file that gets its stderr
-    memory   bytes that it needs; None if unknown
+    memory   bytes that it needs, and gpu_memory of its GPU's; None if unknown
     stays    names of files that do not come back
     """
 
@@ -47,6 +47,7 @@ class Program:
     files: Mapping[str, bytes]
     log: str
     memory: int | None = None
+    gpu_memory: int | None = None
     stays: Collection[str] = ()
 
 
@@ -119,6 +120,16 @@ def _left(folder: Path, program: Program, inputs: Mapping[str, bytes], log: Text
         elif (content := path.read_bytes()) != inputs.get(own):
             files[own] = content
     return files
+
+
+def smallest_gpu() -> int | None:
+    """Bytes of this node's smallest GPU, as NVIDIA's driver reports them; None where it does not."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split()
+        return min(map(int, lines)) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import time
 import uuid
 from contextlib import ExitStack
@@ -18,11 +17,12 @@ from halka.core import AdaptedModel
 from halka.server.backends.replicas.channel import Channel, ServeChannel
 from halka.server.backends.replicas.plan import Plan
 from halka.server.backends.replicas.relay import RelayChannel
+from halka.server.backends.replicas.share import Share, share_of
 from halka.server.settings import ServerSettings
 from halka.util.errors import HalkaError
 from halka.util.files import write_text
 from halka.util.openmp import wait_briefly
-from halka.util.ray_connection import RayConnection, described, last_line
+from halka.util.ray_connection import RayConnection, last_line
 
 NAME = "engine"  # of the deployment in the application
 PATIENCE = 900.0  # seconds in which the replicas must have loaded the base
@@ -50,11 +50,11 @@ class Deployment:
             self.connection = RayConnection(settings.on)
             opening.callback(self.connection.close)
             self._serve = _serve()
-            gpus, threads = self._share(settings)
+            share = share_of(self.connection, settings, model)
             self._start_serve()
             opening.callback(self._end)
             self._remove()  # what is left of a gateway that was killed
-            handle = self._run(settings, Plan.of(settings, model, threads), gpus, threads)
+            handle = self._run(settings, Plan.of(settings, model, share.threads, share.beside), share)
             self._wait()
             self.channel: Channel = self._channel(handle)
             self._open = opening.pop_all()
@@ -65,35 +65,17 @@ class Deployment:
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _share(self, settings: ServerSettings) -> tuple[float, int]:
-        """The GPUs and threads of a replica. Raises HalkaError where the nodes have no room for as many as there are
-        at the least.
-        """
-        least, most = settings.replica_range
-        nodes = self.connection.nodes()
-        gpus, threads = self.connection.share(1)
-        if not gpus:
-            gpus, threads = self.connection.share(math.ceil(most / max(1, len(nodes))))
-        room = sum(int(min(node["CPU"] / threads, node.get("GPU", 0) / gpus if gpus else math.inf)) for node in nodes)
-        if room < least:
-            present = "; ".join(sorted(described(node) for node in nodes))
-            raise HalkaError(
-                f"--replicas: {least} replicas of {described({'CPU': threads, 'GPU': gpus})} each have no room on the "
-                f"cluster (its nodes: {present}): start fewer, or add a node by `ray start --address=HEAD:6379`"
-            )
-        return gpus, threads
-
     def _start_serve(self) -> None:
         """Start Serve, without proxies, where it does not run yet."""
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
         self._serve.start(proxy_location="Disabled")
 
-    def _run(self, settings: ServerSettings, plan: Plan, gpus: float, threads: int) -> Any:
+    def _run(self, settings: ServerSettings, plan: Plan, share: Share) -> Any:
         """Start the application; returns the handle of its deployment."""
         from halka.server.backends.replicas.replica import Replica
 
         least, most = settings.replica_range
-        variables = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        variables = {"OMP_NUM_THREADS": str(share.threads), "TOKENIZERS_PARALLELISM": "false"}
         wait_briefly(variables)
         number: dict[str, Any] = {"num_replicas": least}
         if most > least:
@@ -113,7 +95,13 @@ class Deployment:
             Replica,
             name=NAME,
             **number,
-            ray_actor_options={"num_cpus": threads, "num_gpus": gpus, "runtime_env": {"env_vars": variables}},
+            ray_actor_options={
+                "num_cpus": share.threads,
+                "num_gpus": share.gpus,
+                "memory": share.memory,
+                "runtime_env": {"env_vars": variables},
+                **self.connection.away_from_small_gpus(share.gpu_memory),
+            },
             max_ongoing_requests=2 * settings.rows,
             max_constructor_retry_count=3,
             graceful_shutdown_wait_loop_s=LOOK,

@@ -14,11 +14,13 @@ import torch
 from halka.core import AdaptedModel
 from halka.engine import Engine
 from halka.engine.adapters import Source
+from halka.engine.cache import SHARE
 from halka.models import adapt
 from halka.models.fingerprint import own_fingerprint
 from halka.models.loading import load_base
 from halka.server.settings import GB, ServerSettings
 from halka.util.errors import HalkaError
+from halka.util.machine import available
 
 
 @dataclass(frozen=True)
@@ -27,19 +29,21 @@ class Plan:
 
     fingerprint  of the gateway's base; halka: the gateway's version of Halka
     threads      that it computes in, where it has no GPU
+    beside       the most replicas that share a node's memory
     others       settings of `ServerSettings` by their names
     """
 
     fingerprint: Mapping[str, Any]
     halka: str
     threads: int
+    beside: int
     others: Mapping[str, Any]
 
     @classmethod
-    def of(cls, settings: ServerSettings, model: AdaptedModel, threads: int) -> Plan:
+    def of(cls, settings: ServerSettings, model: AdaptedModel, threads: int, beside: int = 1) -> Plan:
         names = ("base", "dtype", "device", "quantize", "rows", "memory", "adapter_memory", "adapters_in_memory")
         others = {name: getattr(settings, name) for name in names}
-        return cls(own_fingerprint(model), version("halka"), threads, others)
+        return cls(own_fingerprint(model), version("halka"), threads, beside, others)
 
     @property
     def json(self) -> str:
@@ -68,11 +72,13 @@ class Plan:
                 f"node {node} has another base as {settings['base']} than the gateway (weights "
                 f"{own['weights']}, not {self.fingerprint['weights']}): copy the gateway's there"
             )
+        base: Any = model.base
+        memory = settings["memory"] and int(settings["memory"] * GB)
         return Engine(
             model,
             store,
             rows=settings["rows"],
-            memory=settings["memory"] and int(settings["memory"] * GB),
+            memory=int(SHARE / self.beside * available(base.device)) if memory is None else memory,
             adapter_memory=int(settings["adapter_memory"] * GB),
             most_adapters=settings["adapters_in_memory"],
         )
