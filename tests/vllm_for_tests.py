@@ -1,7 +1,8 @@
 """A stand-in for `vllm serve --enable-lora`: its routes, errors and events as vLLM 0.32 has them, over a tiny base.
 
-Answers are greedy, by whole passes of the base. What vLLM refuses and says was read in its source, entrypoints/openai/
-completion and models, and entrypoints/serve/lora, and seen at its CPU build.
+Answers are greedy, by whole passes of the base, with penalties, bias and ends as vLLM documents them; it draws nothing.
+A request must name every setting: for others vLLM has defaults of its own, from the base. What vLLM refuses and says
+was read in its source, entrypoints/openai/completion and models, and entrypoints/serve/lora, and seen at its CPU build.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 import halka
+
+SETTINGS = {
+    *("n", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "logprobs", "stop", "stop_token_ids"),
+    *("ignore_eos", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "cache_salt"),
+}
 
 
 class StandIn:
@@ -175,6 +181,7 @@ class StandIn:
             logprobs = self._logits(lora, prompt).log_softmax(-1)
             own = [float(row[token]) + self.shift for row, token in zip(logprobs, prompt[1:], strict=False)]
             return JSONResponse({"choices": [{"index": 0, "logprobs": {"token_logprobs": [None, *own, -1.0]}}]})
+        assert body.keys() >= SETTINGS, f"vLLM would take its own {SETTINGS - body.keys()}"
         self.asked.append(body)
         if body["prompt"] == [3, 3, 3]:
             return _error(400, "it does not like threes", "BadRequestError")
@@ -193,11 +200,11 @@ class StandIn:
                     yield "data: [DONE]\n\n"
                     return
                 logits = self._logits(lora, tokens)[-1]
-                biased = logits.clone()
-                for token, bias in (body["logit_bias"] or {}).items():
-                    biased[int(token)] += bias
-                tokens.append(token := int(biased.argmax()))
-                stop = token in body["stop_token_ids"]
+                written = tokens[len(body["prompt"]) :]
+                tokens.append(token := _likeliest(logits, written, body))
+                ends = {*body["stop_token_ids"], *(() if body["ignore_eos"] else self._ends)}
+                text = self.model.tokenizer.decode([*written, token]).rstrip("\ufffd")  # half a letter
+                stop = token in ends or any(string in text for string in body["stop"])
                 finish = "stop" if stop else "length" if count + 1 == body["max_tokens"] else None
                 for index in range(body["n"]):
                     choice = {
@@ -215,17 +222,29 @@ class StandIn:
                 await asyncio.sleep(self.pause)
             if self.cut:
                 return
-            written = len(tokens) - len(body["prompt"])
-            usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": written}
+            usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(tokens) - len(body["prompt"])}
             yield _event({"choices": [], "usage": usage | {"prompt_tokens_details": {"cached_tokens": 2}}})
             yield "data: [DONE]\n\n"
         except (asyncio.CancelledError, GeneratorExit):
             self.log.append("left")
             raise
 
+    @property
+    def _ends(self) -> set[int]:
+        return {self.model.tokenizer.eos_token_id}
+
     def _logits(self, lora: str | None, tokens: list[int]) -> torch.Tensor:
         with torch.inference_mode(), self.model.use(lora):
             return self.model.base(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float()
+
+
+def _likeliest(logits: torch.Tensor, written: list[int], body: dict[str, Any]) -> int:
+    """The next token: penalties count the tokens of the answer alone."""
+    counts = torch.bincount(torch.tensor(written, dtype=torch.long), minlength=len(logits))
+    logits = logits - body["frequency_penalty"] * counts - body["presence_penalty"] * (counts > 0)
+    for token, bias in (body["logit_bias"] or {}).items():
+        logits[int(token)] += bias
+    return int(logits.argmax())
 
 
 def _logprobs(logits: torch.Tensor, token: int, top: int) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def lora(folder) -> str:
         ("completions", {**PROMPT, "logprobs": 3}),
         ("completions", {"prompt": [[5, 6, 7], [8, 9]], "max_tokens": 4, "logprobs": 0}),
         ("completions", {**PROMPT, "ignore_eos": True, "logit_bias": {"9": 50, "2": -5}}),
+        ("completions", {**PROMPT, "ignore_eos": True, "presence_penalty": 1.5, "frequency_penalty": 0.7}),
         ("chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 2}),
         ("responses", {"input": "Where is my parcel?", "max_output_tokens": 8, "store": False}),
     ],
@@ -105,6 +106,23 @@ def test_stop_strings_end_an_answer_where_the_engine_ends_it(server, gateway, vl
         expected, answer = (ask(one, **PROMPT, stop=stop, logprobs=1) for one in (server, gateway))
         assert same(answer) == same(expected)
         assert len(answer["choices"][0]["text"]) < len(text)
+        assert vllm.asked[-1]["stop"] == ([stop] if isinstance(stop, str) else stop), "vLLM ends its work there, too"
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "seed": 3},
+        {"temperature": 1.3, "min_p": 0.2, "seed": 4, "ignore_eos": True},
+        {"presence_penalty": 0.5, "frequency_penalty": -0.25, "logit_bias": {"9": 2.0}, "temperature": 0.5},
+    ],
+    ids=str,
+)
+def test_settings_of_drawing_arrive_and_all_others_are_off(gateway, vllm, sampling):
+    off = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": None, "ignore_eos": False, "stop": []}
+    off |= {"presence_penalty": 0.0, "frequency_penalty": 0.0, "logit_bias": None, "repetition_penalty": 1.0}
+    ask(gateway, **PROMPT, **sampling)
+    assert {name: vllm.asked[-1][name] for name in off} == {**off, **sampling}
 
 
 def test_a_stream_is_the_whole_answer_in_pieces(gateway, vllm):
@@ -252,6 +270,17 @@ def test_a_removed_adapter_is_unloaded(gateway, vllm):
     gateway.client.delete("/v1/adapters/lora")
     ask(gateway, **PROMPT, model="tiny")
     until(lambda: not vllm.loras, "it stays")
+
+
+def test_an_adapter_that_nobody_asks_for_leaves_vllm_and_the_disk_until_somebody_does(gateway, vllm, tmp_path):
+    answer = ask(gateway, **PROMPT)
+    backend = gateway.service.backend.others[0]
+    backend.look, backend.loras.idle = 0.0, 0.0
+    ask(gateway, **PROMPT, model="tiny")
+    until(lambda: not vllm.loras and not [*(tmp_path / "gateway" / "vllm").iterdir()], "it stays")
+    backend.loras.idle = 3600.0
+    assert same(ask(gateway, **PROMPT)) == same(answer)
+    assert made_by(gateway) == {vllm.url: 3}
 
 
 def test_an_adapter_can_be_loaded_before_a_request(gateway, vllm):

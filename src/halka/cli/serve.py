@@ -23,6 +23,8 @@ EXAMPLES = examples(
     "halka serve --base smollm2-135m",
     "halka serve --base smollm2-135m --store adapters --collections collections",
     "halka serve --config serve.yaml --port 9000",
+    "halka serve --base smollm2-135m --store adapters --on ray --replicas 1-4",
+    "halka serve --base smollm2-135m --store adapters --vllm http://127.0.0.1:8001 --device cpu",
 )
 
 

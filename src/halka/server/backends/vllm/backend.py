@@ -32,7 +32,7 @@ class Vllm:
     """Answers by vLLM processes, each request by the one with the fewest under way.
 
     base  whether they answer for the bare base, too
-    look  seconds between looks for adapters that were removed
+    look  seconds between looks for adapters that were removed, or that nobody asks for
     """
 
     def __init__(self, engine: AsyncEngine, loras: Loras, processes: Sequence[Process], base: bool):
@@ -146,7 +146,9 @@ class Vllm:
         return Declined(str(error))
 
     def _clean(self) -> None:
-        """Unload what no name means any more, as soon as no answer needs it, and look for removed adapters at times."""
+        """Unload what no name means any more, as soon as no answer needs it; at times look for adapters that were
+        removed, or that nobody asks for.
+        """
         due = time.monotonic() > self._cleaned + self.look
         if due or any(process.unwanted(self.loras.wanted) for process in self.processes):
             self._cleaned = time.monotonic()
@@ -155,7 +157,7 @@ class Vllm:
             task.add_done_callback(self._tasks.discard)
 
     async def _unload(self) -> None:
-        await self.loras.forget_removed()
+        await self.loras.forget()
         for process in self.processes:
             await process.unload(self.loras.wanted)
         await self.loras.remove_folders({lora for process in self.processes for lora in process.needed})

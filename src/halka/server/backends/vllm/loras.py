@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from asyncio import Lock
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -22,6 +23,7 @@ from halka.server.backends.router import Declined
 from halka.server.resources.adapter_files import content_id
 from halka.util.errors import HalkaError, UnknownAdapterError
 
+IDLE = 3600.0  # seconds
 NAME = re.compile("halka-[0-9a-f]{64}")
 HALF_WRITTEN = re.compile(rf"\.{NAME.pattern}\.[0-9a-f]+")
 
@@ -36,17 +38,21 @@ class Loras:
 
     store   where adapters are, by name
     folder  where vLLM reads them
+    idle    seconds after which nothing is kept of an adapter that nobody asks for: the folder would become a second
+            copy of the store
     """
 
     def __init__(self, engine: AsyncEngine, store: Source, folder: Path):
         self.engine, self.store, self.folder = engine, store, folder
         self.wanted = Counter[str]()  # what vLLM calls the contents that names mean, and how many names
         self._ids = dict[str, str]()  # what each name meant at its last request
+        self._asked, self.idle = dict[str, float](), IDLE  # when that was, by `time.monotonic`
         self._declined = dict[str, str]()  # why vLLM does not serve the content of an id
         self._changing = Lock()
 
     async def id_of(self, adapter: str) -> str:
         """The id of an adapter's content now, which is written. Raises Declined for one that is no LoRA for vLLM."""
+        self._asked[adapter] = time.monotonic()
         try:
             id, written = await to_thread.run_sync(self._now, adapter)
             if id not in self._declined and not (written and id == self._ids.get(adapter)):
@@ -68,11 +74,14 @@ class Loras:
         """From now on the engine answers for this content."""
         self._declined[id] = reason
 
-    async def forget_removed(self) -> None:
-        """The names of adapters that the store has no more mean nothing."""
+    async def forget(self) -> None:
+        """The names of adapters that the store has no more, or that nobody has asked for, mean nothing from now on."""
         async with self._changing:
-            for name in await to_thread.run_sync(self._removed, [*self._ids]):
+            removed = await to_thread.run_sync(self._removed, [*self._ids])
+            since = time.monotonic() - self.idle
+            for name in {*removed, *(name for name, asked in self._asked.items() if asked < since)}:
                 self._means(name, None)
+                self._asked.pop(name, None)
 
     async def remove_folders(self, used: Collection[str]) -> None:
         """Remove those that are neither wanted nor used."""
