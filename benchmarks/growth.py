@@ -4,9 +4,10 @@
     HALKA_DATA=… python benchmarks/growth.py measure PLACE           # of the size that the store has now; two minutes
     HALKA_DATA=… python benchmarks/growth.py both PLACE PASSAGES     # at 10,000 passages, 100,000 … and PASSAGES
 
-PLACE is `folder` (LanceDB), `postgresql://…` or `qdrant:FOLDER`. The passages are drawn (growth_passages.py). Growing
-may run beside other work; measuring, which also puts a thousand passages, takes them into the indexes and removes them,
-needs the machine alone. Each size says at which commit and on which machine it was measured.
+PLACE is `folder` (LanceDB), `postgresql://…`, `qdrant:http://HOST:6333` (a server; `--storage` is its folder, if it is
+on this machine, to count its bytes) or `qdrant:FOLDER`. The passages are drawn (growth_passages.py). Growing may run
+beside other work; measuring, which also puts a thousand passages, takes them into the indexes and removes them, needs
+the machine alone. Each size says at which commit and on which machine it was measured.
 The embedder takes no part: questions come with their vectors. Results go to benchmarks/results/growth.json.
 """
 
@@ -14,8 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import statistics
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +44,11 @@ SCOPES = {"all": EVERYONE, "half": "half0", f"one in {TEAMS}": "team0"}
 
 @dataclass
 class Growing:
-    """A store at a place, and the folder where its passages come from."""
+    """A store at a place, the folder where its passages come from, and that of a server's own files, if it is here."""
 
     place: str
     folder: Path
+    storage: Path | None = None
 
     def open(self, **options: Any) -> VectorStore:
         at = None if self.place == "folder" else self.place
@@ -51,20 +56,37 @@ class Growing:
 
     @property
     def name(self) -> str:
-        return {"f": "LanceDB", "p": "PostgreSQL", "q": "Qdrant, local"}[self.place[0]]
+        if self.place.startswith("qdrant:"):
+            return "Qdrant" if self.server else "Qdrant, local"
+        return "LanceDB" if self.place == "folder" else "PostgreSQL"
 
-    def disk(self) -> int:
-        """Bytes of the store."""
+    @property
+    def server(self) -> str | None:
+        """The address of Qdrant's server."""
+        place = self.place.removeprefix("qdrant:")
+        return place if place.startswith(("http://", "https://")) else None
+
+    def disk(self) -> int | None:
+        """Bytes of the store; None: they are on another machine."""
         if self.place.startswith("postgresql"):
             tables = (
                 "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relname LIKE 'growth.%' AND relkind = 'r'"
             )
             return int(self.sql(tables)[0][0])
         folder = self.folder / "lance" if self.place == "folder" else Path(self.place.removeprefix("qdrant:"))
+        if self.server is not None:
+            if self.storage is None:
+                return None
+            folder = self.storage
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
     def memory(self) -> int:
-        """Bytes of this process, or of the server and all that serve a connection."""
+        """Bytes of this process, or of the server and all that serve a connection; Qdrant's server says its own."""
+        if self.server is not None:
+            key = {"api-key": value} if (value := os.environ.get("QDRANT_API_KEY")) else {}
+            with urllib.request.urlopen(urllib.request.Request(f"{self.server}/metrics", headers=key)) as response:
+                (resident,) = re.findall(r"(?m)^memory_resident_bytes (\S+)$", response.read().decode())
+            return int(float(resident))
         processes = [psutil.Process()]
         if self.place.startswith("postgresql"):
             ids = "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
@@ -171,8 +193,9 @@ def main() -> None:
     parser.add_argument("place")
     parser.add_argument("passages", type=int, nargs="?", default=10_000)
     parser.add_argument("--folder", type=Path, default=Path("growing"))
+    parser.add_argument("--storage", type=Path, help="the folder of Qdrant's server, if it is on this machine")
     asked = parser.parse_args()
-    growing = Growing(asked.place, asked.folder.resolve())
+    growing = Growing(asked.place, asked.folder.resolve(), asked.storage)
     growing.folder.mkdir(parents=True, exist_ok=True)
     for passages in [10**power for power in range(4, 7) if asked.do == "both" and 10**power < asked.passages]:
         grow(growing, passages)

@@ -1,11 +1,13 @@
 """What a server does for the number of its adapters alone, with 100, 1,000 and 10,000 of them in its store.
 
     python benchmarks/many_names.py      # some twenty minutes on two cores, most of them for writing; 2 GB of disk
+    python benchmarks/many_names.py --base meta-llama/Llama-3.1-8B --rank 16 --folder /disk --out large.json    # 2 TB
 
-SmolLM2-135M-Instruct in bf16, small LoRAs (rank 1 on the values). `halka serve` starts on a store of each size, and one
-client asks, one request after the other: the names of models, the list of adapters, its first page and a search, one
-adapter by its name, a name that is not there, an answer of one token by an adapter that was not in memory yet, and by
-the same again. Medians, in milliseconds; sizes in bytes. The result goes to benchmarks/results/many_names.json.
+SmolLM2-135M-Instruct in bf16, small LoRAs (rank 1 on the values; with --rank on all linear layers). `halka serve`
+starts on a store of each size, and one client asks, one request after the other: the names of models, the list of
+adapters, its first page and a search, one adapter by its name, a name that is not there, an answer of one token by an
+adapter that was not in memory yet, and by the same again. Medians, in milliseconds; sizes in bytes. The result goes to
+benchmarks/results/many_names.json.
 """
 
 from __future__ import annotations
@@ -36,23 +38,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     parser.add_argument("--folder", type=Path, help="where the adapters are kept for another time")
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--rank", type=int, help="of LoRAs on all linear layers, in the place of the small ones")
+    parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
+    small = halka.LoRA(rank=1, targets=("attn.v",))
+    method = small if arguments.rank is None else halka.LoRA(rank=arguments.rank)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         for size in sorted(arguments.sizes):
-            grow(folder / str(size) / "store", size)
-            rows.append({"adapters": size, **measured(folder / str(size), size)})
+            grow(arguments.base, method, folder / str(size) / "store", size)
+            rows.append({"adapters": size, **measured(arguments.base, folder / str(size), size)})
             print(rows[-1], flush=True)
     result = {"setup": setup("halka", "torch", "transformers", "fastapi", "uvicorn"), "rows": rows}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def grow(folder: Path, size: int) -> None:
+def grow(base: str, method: halka.LoRA, folder: Path, size: int) -> None:
     """Save adapters of random values until the store has that many."""
     store = halka.AdapterStore(folder)
-    model = halka.adapt(*load_base("smollm2-135m", device="cpu"))
-    adapter = model.add("drawn", halka.LoRA(rank=1, targets=("attn.v",)))
+    model = halka.adapt(*load_base(base, device="cpu"))
+    adapter = model.add("drawn", method)
     for number in range(len(store.names()), size):
         with torch.no_grad():
             for parameter in adapter.parameters():
@@ -64,11 +71,11 @@ def name_of(number: int) -> str:
     return f"task-{number:05}"
 
 
-def measured(folder: Path, size: int) -> dict[str, Any]:
+def measured(base: str, folder: Path, size: int) -> dict[str, Any]:
     port, started = free_port(), time.perf_counter()
-    with server(serving_command(folder / "store", port), port, "/readyz"):
+    with server([*serving_command(folder / "store", port), "--base", base], port, "/readyz"):
         ready = time.perf_counter() - started
-        ask(port, "/v1/chat/completions", body_of("smollm2-135m"))  # kernels are compiled
+        ask(port, "/v1/chat/completions", body_of(base))  # kernels are compiled
         step = size // FIRSTS or 1
         names = [name_of(number) for number in range(0, size, step)][:FIRSTS]
         return {

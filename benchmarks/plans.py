@@ -26,11 +26,14 @@ from large_bases import BASES
 from side_by_side import setup
 
 from halka.estimating.devices import device_named
+from halka.estimating.hardware import CONTEXT
 
 RESULTS = Path(__file__).parent / "results"
 DAY, HOUR = 86_400, 3600
 DRAWS = 200_000  # requests of a simulated cache, of which the first half fills it
 HELD = (100, 300, 1000, 3000)  # adapters in memory
+MOST = 4096  # GPUs of a run
+STATES = 16  # bytes of a trained number: fp32 weight, gradient and two moments
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def teams(assumed: Assumptions) -> list[dict[str, Any]]:
             {
                 "method": method,
                 "quantize": quantize,
-                "gpus": math.ceil(found["memory"] / gpu.memory),
+                **cards(found, gpu.memory - CONTEXT),
                 "gpu_hours_a_run": hours,
                 "gpu_hours": hours * assumed.teams * assumed.tries,
                 "price": hours * assumed.teams * assumed.tries * assumed.gpu_hour,
@@ -187,6 +190,41 @@ def teams(assumed: Assumptions) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def cards(found: dict[str, Any], room: float) -> dict[str, Any]:
+    """The fewest GPUs that have room for a run, and what each of them holds, by parts."""
+    count = next(count for count in range(1, MOST) if sum(on_each(found, count).values()) <= room)
+    return {"gpus": count, "on_each": on_each(found, count)}
+
+
+def on_each(found: dict[str, Any], count: int) -> dict[str, float]:
+    """Bytes on each of so many GPUs that train together, each on a row of its own; the base is in parts on several.
+
+    Each has a part of every layer, and of full fine-tuning's copies, gradients and moments, embeddings and head among
+    them (docs/distributed.md). Whole on each are the base's own embeddings and head, and an adapter with its gradients
+    and moments. While a layer computes, FSDP has gathered it and the next one. Full fine-tuning gathers cast copies of
+    embeddings and head, too, and has the gradient of a layer before it is added up. What a row's pass keeps is what the
+    estimate of LoRA has beside weights and states.
+    """
+    if count == 1:
+        return {"in all": found["memory"]}
+    lora = of_base(found["base"], "lora", found["quantize"])
+    (width, _, layers, *_), vocabulary, tied = BASES[found["base"]]
+    whole = 2 * vocabulary * width * (1 if tied else 2)  # in bf16, also of a quantised base
+    divided, states = base_bytes(lora) - whole, STATES * found["trained"]
+    if found["method"] == "full":
+        own = {"parts": (divided + states) / count, "whole": whole, "gathered": whole + 3 * divided / layers}
+    else:
+        own = {"parts": divided / count, "whole": whole + states, "gathered": 2 * divided / layers}
+    return own | {"pass": lora["memory"] - base_bytes(lora) - STATES * lora["trained"]}
+
+
+def base_bytes(lora: dict[str, Any]) -> float:
+    """Bytes of a base's weights, of the estimate of its LoRA: without adapters, and a row's keys and values."""
+    (width, _, layers, heads, kv_heads), *_ = BASES[lora["base"]]
+    row = 2 * 2 * layers * kv_heads * (width // heads) * measured("large_bases")["length"]
+    return lora["served"] - lora["stored"] - row
 
 
 # ── measured and estimated before ───────────────────────────────────────────────────────────────────────────────────

@@ -1,17 +1,18 @@
 """Are answers by replicas on a Ray cluster right, none lost, and does a request meet its adapter in memory?
 
-    python benchmarks/replicas.py        # some fifteen minutes on two cores; needs 'halka[ray,server]'
+    python benchmarks/replicas.py        # some twenty minutes on two cores; needs 'halka[ray,server]'
+    python benchmarks/replicas.py --only speed --cluster ray://FIRST:10001 --replicas 1 2 4 --out machines.json
 
-A Ray cluster of one node with two cores, all of it processes of this machine; SmolLM2-135M-Instruct; sixteen adapters
-of four families with random values, room for five in each replica. Clients take turns: each draws an adapter, popular
-ones more often (by Zipf's law), and asks for a talk of three answers or for one; there are 2, 4, 8, 4, 2 of them, each
-number for some seconds. Every answer is compared, token by token, with that of `halka serve` without replicas, asked
-one request at a time, both greedy and in fp32. Two replicas; then one to two, by load; then two of which one is killed
-under its answers.
+A Ray cluster of one node with two cores, all of it processes of this machine, unless one is named; SmolLM2-135M-
+Instruct; sixteen adapters of four families with random values, room for five in each replica. Clients take turns: each
+draws an adapter, popular ones more often (by Zipf's law), and asks for a talk of three answers or for one; there are 2,
+4, 8, 4, 2 of them, each number for some seconds, all of it once for every seed of the draws. Every answer is compared,
+token by token, with that of `halka serve` without replicas, asked one request at a time, both greedy and in fp32. Two
+replicas; then one to two, by load; then two of which one is killed under its answers.
 
 What random places, and one memory of ten, would have met is computed for the same requests in the same order. Last,
-tokens a second in bf16 of the engine in the server, of one replica with both cores, and of two with one each. The
-result goes to benchmarks/results/replicas.json.
+tokens a second in bf16 of the engine in the server, and of each number of replicas, which share the cores. The parts
+may be measured one at a time (`--only`): the result in benchmarks/results/replicas.json keeps the others.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import tempfile
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,59 +57,98 @@ ADAPTERS = [f"{family}-{number}" for number in range(4) for family in FAMILIES]
 PROMPTS = ["The parcel that left Dhaka", "Once upon a time", "To bake bread, one", "A light", "Why is the sky"]
 ROOM, ROWS, TURNS = 5, 8, 3
 CLIENTS, SCALED = (2, 4, 8, 4, 2), (2, 8, 8, 2)
+FP32 = ("--dtype", "float32", "--adapters-in-memory", str(ROOM))
+LOADS = ("two", "scaled")
+PARTS = (*LOADS, "speed")
 PATIENCE = 600  # seconds until a server is ready
+Said = tuple[str, ...]
+"""An answer's tokens."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts that are measured")
     parser.add_argument("--seconds", type=float, default=20, help="of each number of clients")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the draws of adapters")
     parser.add_argument("--tokens", type=int, default=12, help="of each answer that is compared")
     parser.add_argument("--skew", type=float, default=1.0, help="Zipf's exponent: 0 is every adapter as often")
+    parser.add_argument("--cluster", help="one that runs, such as ray://HOST:10001, in the place of one here")
+    parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2], help="numbers whose speed is measured")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "replicas.json")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, cluster():
-        work = Path(name)
+    asked = parser.parse_args()
+    result: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    with tempfile.TemporaryDirectory() as name, own_cluster() if asked.cluster is None else nullcontext():
+        work, on = Path(name), ("--on", asked.cluster or "ray")
         write_adapters(work / "store")
-        with serving(work, "alone", "--dtype", "float32") as url:
-            expected = {
-                (adapter, prompt): asyncio.run(one_by_one(url, adapter, prompt, arguments.tokens))
-                for adapter in (*ADAPTERS, BASE)
-                for prompt in PROMPTS
-            }
-        load = Load(expected, arguments.tokens, arguments.skew)
-        fp32 = ("--dtype", "float32", "--on", "ray", "--adapters-in-memory", str(ROOM))
-        loads = dict[str, Any]()
-        with serving(work, "two", *fp32, "--rows", str(ROWS), "--replicas", "2") as url:
-            gateway = memory(work / "two.pid")
-            for name, turns in {"talks": TURNS, "single": 1}.items():
-                loads[name] = asyncio.run(load.run(url, turns, CLIENTS, arguments.seconds))
-            loads["killed"] = asyncio.run(load.run(url, TURNS, (8,), 2 * arguments.seconds, kill_after=5))
-            print(json.dumps(loads, indent=1), flush=True)
-        scaling = ("--rows", "4", "--replicas", "1-2", "--scale-up-after", "3", "--scale-down-after", "8")
-        with serving(work, "scaled", *fp32, *scaling) as url:
-            loads["scaled"] = asyncio.run(load.run(url, TURNS, SCALED, 2 * arguments.seconds))
-            print(json.dumps(loads["scaled"], indent=1), flush=True)
-        speed = {}
-        for name, flags in {
-            "the engine in the server": (),
-            "one replica": ("--on", "ray", "--replicas", "1"),
-            "two replicas": ("--on", "ray", "--replicas", "2"),
-        }.items():
-            with serving(work, name.replace(" ", "-"), "--rows", str(ROWS), *flags) as url:
-                speed[name] = asyncio.run(throughput(url))
-                print(name, speed[name], flush=True)
-    result = {
-        "setup": setup("halka", "torch", "transformers", "ray"),
-        "adapters": len(ADAPTERS),
-        "room": ROOM,
-        "skew": arguments.skew,
-        "tokens": arguments.tokens,
-        "distinct answers of the adapters to one prompt": len({expected[name, PROMPTS[0]] for name in ADAPTERS}),
-        "memory of the gateway, MB": gateway,
-        "loads": loads,
-        "tokens a second": speed,
-    }
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        if {*asked.only} & {*LOADS}:
+            expected = expected_answers(work, asked.tokens)
+            load = Load(expected, asked.tokens, asked.skew)
+            loads = result["loads"] if {*LOADS} - {*asked.only} else {}
+            if "two" in asked.only:
+                loads |= two_replicas(work, on, load, asked.seeds, asked.seconds)
+            if "scaled" in asked.only:
+                loads |= scaled_replicas(work, on, load, asked.seeds, asked.seconds)
+            distinct = len({expected[adapter, PROMPTS[0]] for adapter in ADAPTERS})
+            result |= {"adapters": len(ADAPTERS), "room": ROOM, "skew": asked.skew, "tokens": asked.tokens}
+            result |= {"seeds": asked.seeds, "seconds": asked.seconds, "loads": loads}
+            result |= {"distinct answers of the adapters to one prompt": distinct}
+        if "speed" in asked.only:
+            result["tokens a second"] = speeds(work, on, asked.replicas)
+    about = setup("halka", "torch", "transformers", "ray")
+    result |= {"setup": about, "measured": result.get("measured", {}) | dict.fromkeys(asked.only, about["commit"])}
+    asked.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+# ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def expected_answers(work: Path, tokens: int) -> dict[tuple[str, str], Said]:
+    """The tokens of each adapter's answer to each prompt, of a server without replicas."""
+    with serving(work, "alone", "--dtype", "float32") as url:
+        pairs = [(adapter, prompt) for adapter in (*ADAPTERS, BASE) for prompt in PROMPTS]
+        return {(adapter, prompt): asyncio.run(one_by_one(url, adapter, prompt, tokens)) for adapter, prompt in pairs}
+
+
+def two_replicas(
+    work: Path, on: Sequence[str], load: Load, seeds: Sequence[int], seconds: float
+) -> dict[str, list[dict[str, Any]]]:
+    """What came of talks and of single requests, and of talks while a replica was killed, by seed."""
+    loads: dict[str, list[dict[str, Any]]] = {"talks": [], "single": [], "killed": []}
+    with serving(work, "two", *FP32, *on, "--rows", str(ROWS), "--replicas", "2") as url:
+        for seed in seeds:
+            for kind, turns in {"talks": TURNS, "single": 1}.items():
+                loads[kind].append(asyncio.run(load.run(url, turns, CLIENTS, seconds, seed)))
+                print(kind, json.dumps(loads[kind][-1], indent=1), flush=True)
+        gateway = memory(work / "two.pid")
+        killed = asyncio.run(load.run(url, TURNS, (8,), 2 * seconds, seeds[0], kill_after=min(5.0, seconds)))
+        loads["killed"].append({**killed, "memory of the gateway, MB": gateway})
+        print("killed", json.dumps(loads["killed"][-1], indent=1), flush=True)
+    return loads
+
+
+def scaled_replicas(
+    work: Path, on: Sequence[str], load: Load, seeds: Sequence[int], seconds: float
+) -> dict[str, list[dict[str, Any]]]:
+    """What came of talks that one to two replicas answered, by load."""
+    scaling = ("--rows", "4", "--replicas", "1-2", "--scale-up-after", "3", "--scale-down-after", "8")
+    with serving(work, "scaled", *FP32, *on, *scaling) as url:
+        loads = [asyncio.run(load.run(url, TURNS, SCALED, 2 * seconds, seeds[0]))]
+    print("scaled", json.dumps(loads, indent=1), flush=True)
+    return {"scaled": loads}
+
+
+def speeds(work: Path, on: Sequence[str], counts: Sequence[int]) -> dict[str, float]:
+    """Tokens a second of the engine in the server, and of each number of replicas."""
+    ways: dict[str, tuple[str, ...]] = {"the engine in the server": ()}
+    for count in counts:
+        name = {1: "one replica", 2: "two replicas"}.get(count, f"{count} replicas")
+        ways[name] = (*on, "--replicas", str(count))
+    speed = dict[str, float]()
+    for name, flags in ways.items():
+        with serving(work, name.replace(" ", "-"), "--rows", str(ROWS), *flags) as url:
+            speed[name] = asyncio.run(throughput(url))
+            print(name, speed[name], flush=True)
+    return speed
 
 
 # ── adapters, cluster, servers ──────────────────────────────────────────────────────────────────────────────────────
@@ -129,14 +169,17 @@ def write_adapters(store: Path) -> None:
 
 
 @contextmanager
-def cluster() -> Iterator[None]:
+def own_cluster() -> Iterator[None]:
+    """A node with two cores of this machine, as the cluster that `--on ray` means."""
     own = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 200 * 2**20},
     )
     os.environ["RAY_ADDRESS"] = own.address
-    yield
-    own.shutdown()
+    try:
+        yield
+    finally:
+        own.shutdown()
 
 
 @contextmanager
@@ -166,9 +209,6 @@ def memory(pid: Path) -> int:
 
 
 # ── asking ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-Said = tuple[str, ...]
-"""An answer's tokens."""
 
 
 async def ask(client: httpx.AsyncClient, adapter: str, prompt: str, tokens: int) -> Said:
@@ -204,10 +244,10 @@ class Load:
         self.weights = [1 / (place + 1) ** skew for place in range(len(ADAPTERS))]
 
     async def run(
-        self, url: str, turns: int, clients: Sequence[int], seconds: float, kill_after: float | None = None
+        self, url: str, turns: int, clients: Sequence[int], seconds: float, seed: int, kill_after: float | None = None
     ) -> dict[str, Any]:
         """Ask with each number of clients for so many seconds; a replica is killed after some, if asked for."""
-        asked, draw, killed = Asked(), random.Random(turns), 0
+        asked, draw, killed = Asked(), random.Random(f"{seed} {turns}"), 0
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client, watching(client) as seen:
             before = await numbers(client)
@@ -221,6 +261,7 @@ class Load:
             after = await numbers(client)
         met, missed = (after[name] - before[name] for name in ("met", "missed"))
         return {
+            "seed": seed,
             "clients": [*clients],
             "requests": len(asked.order),
             "right": asked.right,

@@ -264,7 +264,8 @@ def growth(found: Any) -> list[list[str]]:
     for store, sizes in found["stores"].items():
         for size, each in sorted(sizes.items(), key=lambda pair: int(pair[0])):
             times = [f"{each['all'][kind]['median']:.0f}, {each['all'][kind]['p95']:.0f}" for kind in kinds]
-            size_of = [f"{each['disk'] / 1e6:,.0f} MB", f"{each['memory'] / 1e6:,.0f} MB"]
+            disk = "–" if each["disk"] is None else f"{each['disk'] / 1e6:,.0f} MB"
+            size_of = [disk, f"{each['memory'] / 1e6:,.0f} MB"]
             taken = [f"{each['put_per_second']:.0f}", f"{each['tidy_seconds']:.1f} s"]
             rows.append([store, f"{int(size):,}", *times, f"{each['all']['recall']:.2f}", *size_of, *taken])
     return rows
@@ -362,6 +363,7 @@ def plan_teams(found: Any) -> list[list[str]]:
     ways = found["teams"]
     rows = [["", *(names[way["method"], way["quantize"]] for way in ways)]]
     rows.append(["H100s that a run needs at least", *(str(way["gpus"]) for way in ways)])
+    rows.append(["memory on each of them", *(size(sum(way["on_each"].values())) for way in ways)])
     rows.append(["GPU hours a run", *(f"{way['gpu_hours_a_run']:.1f}" for way in ways)])
     rows.append(["GPU hours of all runs", *(f"{way['gpu_hours']:.0f}" for way in ways)])
     rows.append(["their price", *(f"{way['price']:,.0f} $" for way in ways)])
@@ -518,10 +520,12 @@ def vllm_gateway(found: Any) -> list[list[str]]:
         "base": "the bare base",
         "bottleneck": "a bottleneck adapter",
     }
-    for key, name in names.items():
-        one = found[key]
+    compared = [(name, found[key]) for key, name in names.items()]
+    compared += [(f"a LoRA, {name}", one) for name, one in found.get("settings", {}).items()]
+    for name, one in compared:
         by = " and ".join(backend for backend, count in one["answered_by"].items() if count)
-        rows.append([name, f"{one['same']} of {one['of']}", f"{one['largest_gap_of_logprobs']:.5f}", by])
+        gap = "–" if (gap := one["largest_gap_of_logprobs"]) is None else f"{gap:.5f}"
+        rows.append([name, f"{one['same']} of {one['of']}", gap, by])
     return rows
 
 
@@ -536,10 +540,17 @@ def replicas(found: Any) -> list[list[str]]:
     }
     rows = [head]
     for key, name in names.items():
-        one = found["loads"][key]
-        shares = [f"{one[f'{kind}, %']:.0f} %" for kind in ("met", "by random places", "by one memory of ten")]
-        rows.append([name, str(one["requests"]), str(one["wrong"]), str(one["lost"]), *shares])
+        draws = found["loads"][key]
+        counts = [str(sum(one[kind] for one in draws)) for kind in ("requests", "wrong", "lost")]
+        kinds = ("met", "by random places", "by one memory of ten")
+        rows.append([name, *counts, *(_range([one[f"{kind}, %"] for one in draws]) for kind in kinds)])
     return rows
+
+
+def _range(shares: list[float]) -> str:
+    """The mean of shares in %, and the least and the most of several."""
+    least, most = min(shares), max(shares)
+    return f"{sum(shares) / len(shares):.0f} %" + (f" [{least:.0f}–{most:.0f}]" if len(shares) > 1 else "")
 
 
 def replicas_speed(found: Any) -> list[list[str]]:

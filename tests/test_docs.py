@@ -120,6 +120,21 @@ def test_the_ablation_in_the_docs_is_one(tmp_path):
     assert read_ablation(tmp_path / "ablation.yaml").passages == 3
 
 
+def test_every_line_of_what_was_not_run_has_a_command_that_exists():
+    """Its commands' flags are in docs/cli.md, or in the benchmark that they name."""
+    cli = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?!what|---)(.*?) \| (.*) \|$", (ROOT / "docs" / "not-run.md").read_text("utf-8"), re.M)
+    assert rows
+    for what, shown in rows:
+        commands = re.findall(r"`([^`]+)`", shown)
+        assert commands or shown.startswith("the same"), what
+        for command in commands:
+            script = re.search(r"python (benchmarks/\w+\.py)", command)
+            words = cli if command.startswith("halka ") else (ROOT / script[1]).read_text("utf-8") if script else None
+            for flag in re.findall(r" (--[\w-]+)", command) if words is not None else ():
+                assert flag in words, f"{command} has {flag}"
+
+
 def test_shell_blocks_name_what_is_there():
     lines = [line for page in DOCS for block in blocks(page, "sh") for line in block.splitlines() if line.strip()]
     assert lines
