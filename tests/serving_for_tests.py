@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -19,8 +20,14 @@ from embedder_for_tests import WordEmbedder
 from engine_for_tests import filled
 from halka.engine import Answer, AsyncEngine, Request
 from halka.server import ServerSettings, create_app, uvicorn_server
+from halka.server.previews.looks import Looks
+from halka.server.previews.process import Look
+from halka.server.previews.views import view_of_needs, view_of_preview
 from halka.server.resources.embedders import Embedders
 from halka.server.service import Service
+from halka.server.turns import Turns
+from halka.server.wire import dumps
+from halka.util.errors import HalkaError
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -133,6 +140,25 @@ class Scripted:
 
     async def aclose(self) -> None:
         await self._behind.aclose()
+
+
+class LooksHere(Looks):
+    """Looks at drafts in this process, which has loaded all that it takes: one of its own needs seconds for that."""
+
+    def __init__(self) -> None:
+        self._here = Turns()
+
+    async def __call__(self, path: Path, tenant: str) -> dict[str, Any]:
+        return await self._here(tenant, self._seen, path)
+
+    def _seen(self, path: Path) -> dict[str, Any]:
+        """What `halka.server.previews.process` prints of a file."""
+        look = Look(**json.loads(path.read_bytes()))
+        try:
+            seen = view_of_preview(look.preview()) if look.what == "preview" else view_of_needs(look.needs())
+        except HalkaError as error:
+            seen = {"reason": str(error)}
+        return json.loads(dumps(seen))
 
 
 class Running:

@@ -41,6 +41,20 @@ def client(server) -> httpx.Client:
     return server.client
 
 
+@pytest.fixture(scope="module")
+def shared(base, stored, tmp_path_factory):
+    """The same for all tests of a module that leave it as it is."""
+    folder = tmp_path_factory.mktemp("shared")
+    with InProcess.open(base, Path(shutil.copytree(stored, folder / "adapters")), folder / "data") as server:
+        yield server
+
+
+@pytest.fixture
+def visitor(shared) -> httpx.Client:
+    """Who leaves the server as it is."""
+    return shared.client
+
+
 @pytest.fixture(scope="session")
 def running(base, stored, tmp_path_factory):
     """A uvicorn at a free port, for all tests of a session: `running.url`."""

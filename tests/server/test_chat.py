@@ -33,10 +33,10 @@ def ask(client, **more):
     return answer.json()
 
 
-def test_each_model_answers_by_its_own_adapter(client, expected):
+def test_each_model_answers_by_its_own_adapter(visitor, expected):
     assert len({*expected.values()}) == 4
     for name, text in expected.items():
-        answer = ask(client, model=name)
+        answer = ask(visitor, model=name)
         assert answer["object"] == "chat.completion"
         assert answer["model"] == name
         (choice,) = answer["choices"]
@@ -49,7 +49,7 @@ def test_each_model_answers_by_its_own_adapter(client, expected):
         )
 
 
-def test_null_is_as_good_as_nothing(client, expected):
+def test_null_is_as_good_as_nothing(visitor, expected):
     fields = (
         "temperature",
         "top_p",
@@ -62,44 +62,44 @@ def test_null_is_as_good_as_nothing(client, expected):
         "user",
         "store",
     )
-    assert ask(client, **dict.fromkeys(fields))["choices"][0]["message"]["content"] == expected["tiny"]
+    assert ask(visitor, **dict.fromkeys(fields))["choices"][0]["message"]["content"] == expected["tiny"]
 
 
-def test_content_in_parts_and_other_roles(client, expected):
+def test_content_in_parts_and_other_roles(visitor, expected):
     parts = [{"role": "user", "content": [{"type": "text", "text": MESSAGES[0]["content"]}]}]
-    assert ask(client, messages=parts)["choices"][0]["message"]["content"] == expected["tiny"]
-    assert ask(client, messages=[{"role": "developer", "content": "Be brief."}, *MESSAGES])["choices"]
+    assert ask(visitor, messages=parts)["choices"][0]["message"]["content"] == expected["tiny"]
+    assert ask(visitor, messages=[{"role": "developer", "content": "Be brief."}, *MESSAGES])["choices"]
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-def test_answers_name_the_content_that_made_them(client, stored, path):
+def test_answers_name_the_content_that_made_them(visitor, stored, path):
     ask = {"max_tokens": 3} | ({"messages": MESSAGES} if "chat" in path else {"prompt": "Paris is"})
     for name in ("tiny", "lora", "prefix"):
         id = None if name == "tiny" else AdapterFolder.open(stored / name / "1").id
-        whole = client.post(path, json=ask | {"model": name})
+        whole = visitor.post(path, json=ask | {"model": name})
         assert whole.json()["system_fingerprint"] == id
-        events = client.post(path, json=ask | {"model": name, "stream": True}).text.split("\n\n")
+        events = visitor.post(path, json=ask | {"model": name, "stream": True}).text.split("\n\n")
         chunks = [json.loads(event[6:]) for event in events if event.startswith("data: {")]
         assert {chunk["system_fingerprint"] for chunk in chunks} == {id}
 
 
-def test_without_max_tokens_an_answer_has_what_the_prompt_leaves(client):
+def test_without_max_tokens_an_answer_has_what_the_prompt_leaves(visitor):
     """Of an adapter that nobody has loaded, too, whose virtual tokens take positions."""
-    tokens = ask(client, model="prefix", max_tokens=None)["usage"]
+    tokens = ask(visitor, model="prefix", max_tokens=None)["usage"]
     assert tokens["prompt_tokens"] < tokens["total_tokens"] <= 512 - 4
 
 
-def test_a_schema_has_only_so_many_bytes(client):
+def test_a_schema_has_only_so_many_bytes(visitor):
     for bytes, status in ((65_000, 200), (66_000, 400)):
         schema = {"const": "x", "description": "x" * (bytes - 40)}
         form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
         body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8, "response_format": form}
-        answer = client.post("/v1/chat/completions", json=body)
+        answer = visitor.post("/v1/chat/completions", json=body)
         assert answer.status_code == status, answer.text
     assert answer.json()["error"]["param"] == "response_format"
     assert "over the 65,536 that one may have" in answer.json()["error"]["message"]
 
 
-def test_a_messages_name_changes_nothing(client):
+def test_a_messages_name_changes_nothing(visitor):
     named = [{**message, "name": "Ada"} for message in MESSAGES]
-    assert ask(client, messages=named)["choices"] == ask(client)["choices"]
+    assert ask(visitor, messages=named)["choices"] == ask(visitor)["choices"]

@@ -104,9 +104,9 @@ def test_a_document_is_never_named_by_a_path(faq, name):
 
 
 @pytest.mark.parametrize("name", ["../faq", "a/b", "", ".x", "a b", "x" * 101, "ends."])
-def test_a_collection_is_never_named_by_a_path(client, name):
-    assert client.post("/v1/collections", json={"name": name}).status_code == 400
-    assert client.get("/v1/collections").json()["data"] == []
+def test_a_collection_is_never_named_by_a_path(visitor, name):
+    assert visitor.post("/v1/collections", json={"name": name}).status_code == 400
+    assert visitor.get("/v1/collections").json()["data"] == []
 
 
 @pytest.mark.parametrize("path", ["..%2Ffaq", "%2e%2e", "faq%2F..%2Ffaq", "faq%00", ".lock"])

@@ -95,9 +95,9 @@ def test_answers_stand_side_by_side(client):
     assert client.get("/v1/comparisons/demo/answers?start=1000").json()["data"] == []
 
 
-@pytest.mark.parametrize("query", ["start=-1", "count=0", "count=101", "start=x", "count=1e3", f"start={10**20}"])
-def test_pages_are_bounded(client, query):
-    assert client.get(f"/v1/comparisons/demo/answers?{query}").status_code == 400
+def test_pages_are_bounded(client):
+    for query in ("start=-1", "count=0", "count=101", "start=x", "count=1e3", f"start={10**20}"):
+        assert client.get(f"/v1/comparisons/demo/answers?{query}").status_code == 400, query
 
 
 def test_each_tenant_has_its_own(server):
@@ -109,18 +109,18 @@ def test_each_tenant_has_its_own(server):
     assert server.client.get("/v1/comparisons/small", headers=globex).status_code == 404
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["..", ".", "%2e%2e", "..%2fdata", "demo%2fruns", "demo/runs", "%2fetc", "none", "a%00", ".hidden", "linked"],
-)
-def test_no_name_leads_elsewhere(server, root, name):
+NOWHERE = ("..", ".", "%2e%2e", "..%2fdata", "demo%2fruns", "demo/runs", "%2fetc", "none", "a%00", ".hidden", "linked")
+
+
+def test_no_name_leads_elsewhere(server, root):
     (root / ".hidden").mkdir()
     shutil.copy(root / "small" / "summary.json", root / ".hidden")
     (root / "linked").symlink_to(root / "small")
-    for path in (f"/v1/comparisons/{name}", f"/v1/comparisons/{name}/answers"):
+    for path in (f"/v1/comparisons/{name}{what}" for name in NOWHERE for what in ("", "/answers")):
         response = server.client.get(path)
         assert response.status_code in (404, 405) or response.request.url.path in ("/v1", "/v1/comparisons"), (
-            response.text
+            path,
+            response.text,
         )
     assert {entry["name"] for entry in server.client.get("/v1/comparisons").json()["data"]} == {"demo", "small"}
 

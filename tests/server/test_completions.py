@@ -25,22 +25,22 @@ def texts(answer):
     return [choice["text"] for choice in answer["choices"]]
 
 
-def test_it_is_the_engines_text(base, stored, client):
+def test_it_is_the_engines_text(base, stored, visitor):
     model = halka.adapt(*halka.load_base(base, dtype="float32"))
     halka.load(model, stored / "lora" / "1", name="lora")
     ids = model.tokenizer(BODY["prompt"])["input_ids"]
     expected = alone(model, Request(ids, "lora", stopping=Stopping(7)))
-    answer = complete(client)
+    answer = complete(visitor)
     assert texts(answer) == [model.tokenizer.decode(expected, skip_special_tokens=True)]
     assert answer["object"] == "text_completion"
     assert answer["usage"]["prompt_tokens"] == len(ids)
-    assert texts(complete(client, prompt=ids)) == texts(answer)
+    assert texts(complete(visitor, prompt=ids)) == texts(answer)
 
 
-def test_many_prompts_and_several_answers_stand_in_order(client):
+def test_many_prompts_and_several_answers_stand_in_order(visitor):
     prompts = ["The capital of", "How do I", "Open the settings"]
-    singles = [complete(client, prompt=prompt, n=2, temperature=1, seed=3) for prompt in prompts]
-    together = complete(client, prompt=prompts, n=2, temperature=1, seed=3)
+    singles = [complete(visitor, prompt=prompt, n=2, temperature=1, seed=3) for prompt in prompts]
+    together = complete(visitor, prompt=prompts, n=2, temperature=1, seed=3)
     assert [choice["index"] for choice in together["choices"]] == [*range(6)]
     assert texts(together) == [text for single in singles for text in texts(single)]
     for key in ("prompt_tokens", "completion_tokens", "total_tokens"):
@@ -50,14 +50,14 @@ def test_many_prompts_and_several_answers_stand_in_order(client):
 @pytest.mark.parametrize(
     "more", [{}, {"prompt": ["The capital of", "How"], "n": 2, "temperature": 1, "seed": 1, "logprobs": 2}]
 )
-def test_a_stream_says_the_same(client, more):
-    answer = client.post(
+def test_a_stream_says_the_same(visitor, more):
+    answer = visitor.post(
         "/v1/completions", json=BODY | more | {"stream": True, "stream_options": {"include_usage": True}}
     )
     *events, done, _ = answer.content.split(b"\n\n")
     assert done == b"data: [DONE]"
     *chunks, last = [json.loads(event.removeprefix(b"data: ")) for event in events]
-    whole = complete(client, **more)
+    whole = complete(visitor, **more)
     streamed, tokens, offsets, finishes = defaultdict(str), defaultdict(list), defaultdict(list), {}
     for chunk in chunks:
         (choice,) = chunk["choices"]
@@ -79,8 +79,8 @@ def test_a_stream_says_the_same(client, more):
     assert last["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
 
 
-def test_log_probabilities(client):
-    (choice,) = complete(client, logprobs=3)["choices"]
+def test_log_probabilities(visitor):
+    (choice,) = complete(visitor, logprobs=3)["choices"]
     logprobs = choice["logprobs"]
     assert re.sub(r"bytes:(\\x..)+", "\ufffd", "".join(logprobs["tokens"])) == choice["text"]
     assert logprobs["text_offset"][0] == 0
@@ -91,7 +91,7 @@ def test_log_probabilities(client):
         assert top[token] == pytest.approx(logprob), "greedy takes the likeliest"
 
 
-def test_what_is_not_supported_is_named(client):
+def test_what_is_not_supported_is_named(visitor):
     for change, param in (
         ({"suffix": "x"}, "suffix"),
         ({"echo": True}, "echo"),
@@ -100,6 +100,6 @@ def test_what_is_not_supported_is_named(client):
         ({"prompt": [[]]}, "prompt"),
         ({"prompt": [10**6]}, None),
     ):
-        answer = client.post("/v1/completions", json=BODY | change)
+        answer = visitor.post("/v1/completions", json=BODY | change)
         assert answer.status_code == 400, answer.text
         assert (answer.json()["error"]["param"] or "").startswith(param or "")

@@ -61,18 +61,23 @@ def requests(server: InProcess, store: Path, job: JobFolder):
             yield server.client.request(method, place)
 
 
-@pytest.mark.parametrize("own", ["own-", "my own ঘর "], ids=["plain", "spaces"])
+PLAIN, SPACES = "own-", "my own ঘর "
+
+
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "own"),
     [
-        "adapter_model.safetensors",
-        "adapter_config.json",
-        "halka.json",
-        "tags.json",
-        "store.json",
-        "collection.json",
-        "state.json",
-        "job.json",
+        ("adapter_model.safetensors", SPACES),
+        ("adapter_config.json", SPACES),
+        ("halka.json", SPACES),
+        ("halka.json", PLAIN),
+        ("tags.json", SPACES),
+        ("store.json", SPACES),
+        ("collection.json", SPACES),
+        ("collection.json", PLAIN),
+        ("state.json", SPACES),
+        ("job.json", SPACES),
+        ("job.json", PLAIN),
     ],
 )
 def test_no_route_names_a_folder(base, stored, tmp_path, monkeypatch, damage, own):

@@ -14,8 +14,8 @@ def ask(client, **body):
     return client.post("/v1/embeddings", json={"model": "words", **body})
 
 
-def test_a_text_or_a_list_as_numbers_or_base64(client):
-    plain = ask(client, input="parcels are sent").json()
+def test_a_text_or_a_list_as_numbers_or_base64(visitor):
+    plain = ask(visitor, input="parcels are sent").json()
     assert {**plain, "data": None} == {
         "object": "list",
         "data": None,
@@ -26,7 +26,7 @@ def test_a_text_or_a_list_as_numbers_or_base64(client):
     expected = WordEmbedder().query("parcels are sent")
     assert (entry["object"], entry["index"]) == ("embedding", 0)
     np.testing.assert_allclose(entry["embedding"], expected)
-    many = ask(client, input=["parcels are sent", "refunds"], encoding_format="base64", user="me").json()["data"]
+    many = ask(visitor, input=["parcels are sent", "refunds"], encoding_format="base64", user="me").json()["data"]
     assert [entry["index"] for entry in many] == [0, 1]
     np.testing.assert_array_equal(np.frombuffer(base64.b64decode(many[0]["embedding"]), "<f4"), expected)
 
@@ -46,16 +46,16 @@ def test_a_text_or_a_list_as_numbers_or_base64(client):
         ({"input": "a", "more": 1}, "unknown parameter 'more'"),
     ],
 )
-def test_what_is_not_supported_is_named(client, body, reason):
-    response = ask(client, **body)
+def test_what_is_not_supported_is_named(visitor, body, reason):
+    response = ask(visitor, **body)
     assert response.status_code == 400
     assert reason in response.json()["error"]["message"]
     assert response.json()["error"]["param"]
 
 
-def test_the_embedder_is_a_model_of_its_own(client):
-    assert "words" in {model["id"] for model in client.get("/v1/models").json()["data"]}
+def test_the_embedder_is_a_model_of_its_own(visitor):
+    assert "words" in {model["id"] for model in visitor.get("/v1/models").json()["data"]}
     for model in ("tiny", "lora", "nothing"):
-        response = ask(client, model=model, input="a")
+        response = ask(visitor, model=model, input="a")
         assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
-    assert ask(client, input="a", dimensions=None, encoding_format=None).status_code == 200
+    assert ask(visitor, input="a", dimensions=None, encoding_format=None).status_code == 200

@@ -34,32 +34,32 @@ def refused(answer, status=400):
         ({"unheard_of": 1}, "unheard_of"),
     ],
 )
-def test_what_is_wrong_is_named(client, change, param):
-    error = refused(client.post("/v1/chat/completions", json=CHAT | change))
+def test_what_is_wrong_is_named(visitor, change, param):
+    error = refused(visitor.post("/v1/chat/completions", json=CHAT | change))
     assert error["param"].startswith(param)
     assert error["type"] == "invalid_request_error"
     assert param.rpartition(".")[2] in error["message"] or param in error["message"]
 
 
-def test_a_body_that_is_no_json(client):
+def test_a_body_that_is_no_json(visitor):
     for body in (b"", b"{", b'{"model": ' + b"[" * 100000, b"\xff\xfe", b"[]", b"null"):
-        refused(client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"}))
+        refused(visitor.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"}))
 
 
-def test_no_route_and_no_method(client):
-    assert refused(client.get("/v1/nothing"), 404)["code"] == "not_found"
-    assert refused(client.get("/v1/chat/completions"), 405)["code"] == "method_not_allowed"
+def test_no_route_and_no_method(visitor):
+    assert refused(visitor.get("/v1/nothing"), 404)["code"] == "not_found"
+    assert refused(visitor.get("/v1/chat/completions"), 405)["code"] == "method_not_allowed"
 
 
-def test_an_unknown_model(client):
+def test_an_unknown_model(visitor):
     for name in ("nobody", "../lora", "main/lora", "", "x" * 1000, "a\nb"):
-        error = refused(client.post("/v1/chat/completions", json=CHAT | {"model": name}), 404)
+        error = refused(visitor.post("/v1/chat/completions", json=CHAT | {"model": name}), 404)
         assert error["code"] == "model_not_found"
         assert error["param"] == "model"
 
 
-def test_a_prompt_that_is_too_long(client):
-    error = refused(client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 5000}))
+def test_a_prompt_that_is_too_long(visitor):
+    error = refused(visitor.post("/v1/chat/completions", json=CHAT | {"max_tokens": 5000}))
     assert "positions" in error["message"]
 
 

@@ -300,21 +300,21 @@ for _ in range(200):
     ],
     ids=range(14),
 )
-def test_data_that_is_no_data_is_refused(client, body):
+def test_data_that_is_no_data_is_refused(visitor, body):
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses"):
-        response = client.post(path, content=body, headers={"content-type": "application/json"})
+        response = visitor.post(path, content=body, headers={"content-type": "application/json"})
         assert 400 <= response.status_code < 500, (path, response.text)
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_a_form_that_holds_no_json_is_refused(client):
-    response = client.post("/v1/jobs/upload", data={"job": "{"}, files={"data": ("a.jsonl", b"{}")})
+def test_a_form_that_holds_no_json_is_refused(visitor):
+    response = visitor.post("/v1/jobs/upload", data={"job": "{"}, files={"data": ("a.jsonl", b"{}")})
     assert response.status_code == 400
     assert "JSON" in response.json()["error"]["message"]
 
 
-def test_texts_of_every_kind_are_answered(client):
+def test_texts_of_every_kind_are_answered(visitor):
     """NUL, halves of pairs that are whole, marks that change the direction, and what looks like the template's own."""
     for text in ("\x00", "\U0001f600", "\u202e\u2028", "<|im_end|>", "{{ 7*7 }}", "a" * 50, "\ufeff", "́" * 20):
         asked = CHAT | {"messages": [{"role": "user", "content": text}]}
-        assert client.post("/v1/chat/completions", json=asked).status_code == 200, text
+        assert visitor.post("/v1/chat/completions", json=asked).status_code == 200, text

@@ -90,13 +90,13 @@ def events_of(client: httpx.Client, id: str, **headers: str) -> list[tuple[str, 
         ({"command": ["rm"]}, "train.command", "unknown parameter"),
     ],
 )
-def test_a_wrong_job_is_refused_at_once_with_its_field(client, change, param, reason):
-    response = start(client, **change)
+def test_a_wrong_job_is_refused_at_once_with_its_field(visitor, change, param, reason):
+    response = start(visitor, **change)
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert reason in error["message"]
     assert param is None or error["param"] == param
-    assert client.get("/v1/jobs").json()["data"] == []
+    assert visitor.get("/v1/jobs").json()["data"] == []
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_a_wrong_job_is_refused_at_once_with_its_field(client, change, param, re
         ({"limit": 0}, 400, "evaluate.limit", "greater than"),
     ],
 )
-def test_a_wrong_evaluation_is_refused_at_once(client, job, status, param, reason):
-    response = client.post("/v1/jobs", json={"kind": "evaluate", "data": ROWS} | job)
+def test_a_wrong_evaluation_is_refused_at_once(visitor, job, status, param, reason):
+    response = visitor.post("/v1/jobs", json={"kind": "evaluate", "data": ROWS} | job)
     assert response.status_code == status, response.text
     error = response.json()["error"]
     assert reason in error["message"]
@@ -134,12 +134,12 @@ def test_a_wrong_evaluation_is_refused_at_once(client, job, status, param, reaso
         ({"validation": ("rows.jsonl", b"{}")}, {}, "data"),
     ],
 )
-def test_a_file_that_is_no_data_is_refused(client, files, job, reason):
+def test_a_file_that_is_no_data_is_refused(visitor, files, job, reason):
     body = json.dumps({"kind": "train", "name": "sums", **job})
-    response = client.post("/v1/jobs/upload", data={"job": body}, files=files)
+    response = visitor.post("/v1/jobs/upload", data={"job": body}, files=files)
     assert response.status_code == 400, response.text
     assert reason in response.json()["error"]["message"]
-    assert client.get("/v1/jobs").json()["data"] == []
+    assert visitor.get("/v1/jobs").json()["data"] == []
 
 
 def test_a_tenant_has_so_many_jobs(base, store, tmp_path):
@@ -210,6 +210,28 @@ def test_an_advice_retrieves_from_a_collection(base, store, tmp_path):
 # ── a whole training ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def held_out_and_evaluated(client: httpx.Client, training: str) -> None:
+    """What a training held out is what its adapter is evaluated on."""
+    evaluate = {"kind": "evaluate", "adapters": ["sums@1"], "with_base": True, "max_new_tokens": 2}
+    view = client.post("/v1/jobs", json=evaluate | {"held_out_of": training}).json()
+    assert view["settings"]["held_out_of"] == training
+    view = ended(client, view["id"])
+    assert view["status"] == "done", view
+    assert view["progress"] == "answers of the bare base: 4 of 4"
+    assert view["result"]["examples"] == 4
+    assert view["result"]["base_scores"].keys() == view["result"]["scores"].keys()
+    _, held_out = hold_out(as_examples(ROWS), 0.25)
+    lines = client.get(f"/v1/jobs/{view['id']}/predictions").text.splitlines()
+    prompts = [example.prompt[-1].content for example in held_out]
+    assert [json.loads(line)["prompt"] for line in lines] == 2 * prompts
+
+    refused = client.post("/v1/jobs", json=evaluate | {"held_out_of": training, "data": ROWS})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "held_out_of")
+    for id, status in ((view["id"], 404), ("job-0000000000000000", 404)):
+        refused = client.post("/v1/jobs", json=evaluate | {"held_out_of": id})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (status, "held_out_of")
+
+
 @pytest.mark.slow
 def test_what_is_trained_answers_by_its_name(client, server, tmp_path):
     lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -234,6 +256,7 @@ def test_what_is_trained_answers_by_its_name(client, server, tmp_path):
     assert client.get("/v1/adapters/sums").json()["parameters"] > 0
     assert client.post(f"/v1/jobs/{id}/resume").status_code == 409
     assert client.post(f"/v1/jobs/{id}/stop").status_code == 409
+    held_out_and_evaluated(client, id)
     job = JobFolder(server.service.tenants.of("main").jobs / id)
     for stored in (True, False):  # its process was killed when the adapter was stored, and before
         if not stored:
@@ -296,30 +319,6 @@ def test_adapters_are_evaluated_beside_the_base(client, tmp_path):
     assert {json.loads(line)["adapter"] for line in lines} == {"lora", "prefix@1", None}
     assert str(tmp_path) not in json.dumps(view)
     assert view["settings"] == {"data": 4, "adapters": ["lora", "prefix@1"], "with_base": True, "max_new_tokens": 2}
-
-
-def test_what_a_training_held_out_is_what_it_is_evaluated_on(client):
-    train = {"kind": "train", "name": "sums", "data": ROWS, "validation": 0.25, "settings": {"train": {"steps": 1}}}
-    training = client.post("/v1/jobs", json=train).json()["id"]
-    assert ended(client, training)["status"] == "done"
-    evaluate = {"kind": "evaluate", "adapters": ["sums@1"], "with_base": True, "max_new_tokens": 2}
-    view = client.post("/v1/jobs", json=evaluate | {"held_out_of": training}).json()
-    assert view["settings"]["held_out_of"] == training
-    view = ended(client, view["id"])
-    assert view["status"] == "done", view
-    assert view["progress"] == "answers of the bare base: 4 of 4"
-    assert view["result"]["examples"] == 4
-    assert view["result"]["base_scores"].keys() == view["result"]["scores"].keys()
-    _, held_out = hold_out(as_examples(ROWS), 0.25)
-    lines = client.get(f"/v1/jobs/{view['id']}/predictions").text.splitlines()
-    prompts = [example.prompt[-1].content for example in held_out]
-    assert [json.loads(line)["prompt"] for line in lines] == 2 * prompts
-
-    refused = client.post("/v1/jobs", json=evaluate | {"held_out_of": training, "data": ROWS})
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "held_out_of")
-    for id, status in ((view["id"], 404), ("job-0000000000000000", 404)):
-        refused = client.post("/v1/jobs", json=evaluate | {"held_out_of": id})
-        assert (refused.status_code, refused.json()["error"]["param"]) == (status, "held_out_of")
 
 
 def test_what_a_job_does_is_told_as_it_goes(base, store, tmp_path):
@@ -385,7 +384,7 @@ def test_a_job_stores_nothing_through_a_link(client, server, store, tmp_path):
 
 
 @pytest.mark.parametrize("id", ["..%2F..", "job-0", "job-" + "0" * 16, "%2e%2e", ".hidden", "job-%2e%2e%2fx"])
-def test_paths_and_guesses_lead_to_no_job(client, id):
+def test_paths_and_guesses_lead_to_no_job(visitor, id):
     for method, path in (
         ("GET", ""),
         ("GET", "/events"),
@@ -394,7 +393,7 @@ def test_paths_and_guesses_lead_to_no_job(client, id):
         ("POST", "/resume"),
         ("DELETE", ""),
     ):
-        response = client.request(method, f"/v1/jobs/{id}{path}")
+        response = visitor.request(method, f"/v1/jobs/{id}{path}")
         assert response.status_code == 404
         assert {*response.json()} == {"error"}
 

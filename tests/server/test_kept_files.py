@@ -11,7 +11,7 @@ import pytest
 from halka.server.guards.keys import Limits
 from halka.server.jobs import files
 from halka.server.resources.uploads import remove_stale
-from serving_for_tests import InProcess, until
+from serving_for_tests import InProcess, LooksHere, until
 
 ROWS = b'{"prompt": "Why?", "completion": "So."}\n' * 3
 LONG = ROWS * 1000
@@ -26,6 +26,7 @@ def keep(server: InProcess, content: bytes = ROWS, name: str = "mine.jsonl", **m
 
 
 def test_a_file_is_looked_at_estimated_with_and_trained_on(server):
+    server.service.looks = LooksHere()
     made = server.client.post("/v1/files", files={"file": ("মেঘ.CSV", b"prompt,completion\nWhy?,So.\n")}).json()
     about = made["filename"], made["bytes"], made["expires_at"] - made["created_at"]
     assert about == ("মেঘ.CSV", 27, server.service.file_life)
@@ -126,6 +127,7 @@ def age(server: InProcess, id: str, seconds: float) -> None:
 
 
 def test_another_server_at_the_same_data_leaves_files_that_are_not_old(server):
+    server.service.looks = LooksHere()
     life, tenant = server.service.file_life, server.service.tenants.of("main")
     old, new, future = (keep(server) for _ in range(3))
     for id, seconds in ((old, life), (new, life / 2), (future, -life)):

@@ -18,6 +18,12 @@ def admin(server) -> dict[str, str]:
     return server.key("main", "admin")
 
 
+@pytest.fixture(scope="module")
+def operator(shared) -> dict[str, str]:
+    """Its headers at the server that stays as it is."""
+    return shared.key("main", "admin")
+
+
 def add(server, headers, **key):
     return server.client.post("/v1/keys", json=key, headers=headers)
 
@@ -95,11 +101,11 @@ def test_a_tenants_admin_has_to_do_with_its_own_tenant_alone(server, admin):
         ({"hash": "x"}, "hash"),
     ],
 )
-def test_what_is_no_key_is_refused(server, admin, key, param):
-    response = add(server, admin, **key)
+def test_what_is_no_key_is_refused(shared, operator, key, param):
+    response = add(shared, operator, **key)
     assert response.status_code == 400, response.text
     assert param is None or response.json()["error"]["param"] == param
-    assert len(server.service.guards.keys.all()) == 1
+    assert len(shared.service.guards.keys.all()) == 1
 
 
 def test_a_note_is_one_line(server, admin):
@@ -230,11 +236,11 @@ def test_a_key_is_changed_and_keeps_its_text(server, admin):
         ({"expires": None}, "expires"),
     ],
 )
-def test_a_key_does_not_become_what_is_none(server, admin, to, param):
-    before = server.service.guards.keys.all()
-    response = change(server, admin, next(iter(before)), **to)
+def test_a_key_does_not_become_what_is_none(shared, operator, to, param):
+    before = shared.service.guards.keys.all()
+    response = change(shared, operator, next(iter(before)), **to)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
-    assert server.service.guards.keys.all() == before
+    assert shared.service.guards.keys.all() == before
 
 
 def test_nobody_makes_more_of_a_key_than_the_own(server, admin):

@@ -72,8 +72,8 @@ def test_what_cannot_be_merged_says_why_and_has_nothing_to_download(client):
         ({"data": [{"prompt": "Why?", "completion": "So."}]}, 400, "merge.data"),
     ],
 )
-def test_a_wrong_merge_is_refused_at_once(client, job, status, param):
-    response = client.post("/v1/jobs", json={"kind": "merge", "adapter": "lora", **job})
+def test_a_wrong_merge_is_refused_at_once(visitor, job, status, param):
+    response = visitor.post("/v1/jobs", json={"kind": "merge", "adapter": "lora", **job})
     assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
 
 

@@ -8,16 +8,16 @@ from halka.methods import all_methods
 from halka.training import TrainConfig
 
 
-def test_every_method_and_setting_is_there(client):
-    listed = client.get("/v1/methods").json()
+def test_every_method_and_setting_is_there(visitor):
+    listed = visitor.get("/v1/methods").json()
     assert [method["name"] for method in listed["data"]] == [*all_methods()]
     assert listed["default"] == "lora"
     names = [f"train.{field.name}" for field in fields(TrainConfig)]
     assert [setting["path"] for setting in listed["settings"]] == [*names, "text"]
 
 
-def test_a_field_has_what_a_form_needs(client):
-    listed = client.get("/v1/methods").json()
+def test_a_field_has_what_a_form_needs(visitor):
+    listed = visitor.get("/v1/methods").json()
     lora = next(method for method in listed["data"] if method["name"] == "lora")
     rank, *_ = lora["fields"]
     assert rank | {"help": ""} == {

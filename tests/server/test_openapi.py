@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 
-def test_routes_errors_and_keys_are_described(client):
-    schema = client.get("/openapi.json").json()
+def test_routes_errors_and_keys_are_described(visitor):
+    schema = visitor.get("/openapi.json").json()
     chat = schema["paths"]["/v1/chat/completions"]["post"]
     assert set(chat["responses"]) == {"200", "4XX", "5XX"}
     assert chat["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorBody")

@@ -10,6 +10,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,10 +21,18 @@ from halka.server.errors import ApiError
 from halka.server.guards.keys import Limits
 from halka.server.previews.looks import Looks
 from halka.server.turns import Turns
+from serving_for_tests import LooksHere
 
 ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(4) for b in range(4)]
 SHAREGPT = [{"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}] * 3
 OPENAI = [{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}], "id": 7}] * 3
+
+
+@pytest.fixture
+def here(server) -> httpx.Client:
+    """A client of a server that looks at drafts in this process."""
+    server.service.looks = LooksHere()
+    return server.client
 
 
 def lines(rows) -> bytes:
@@ -42,14 +51,15 @@ def keep(client, name: str, content: bytes) -> str:
     return response.json()["id"]
 
 
-def test_what_a_training_would_read(client, base, tmp_path):
-    """As `halka data preview` says it; its lists have an end."""
+def test_what_a_training_would_read(server, base, tmp_path):
+    """As `halka data preview` says it; its lists have an end. In this process it is the same."""
     rows = [*ROWS, ROWS[0], {"prompt": "Why?"}, {"prompt": "What? " * 300, "completion": "Long."}]
-    response = client.post(
-        "/v1/data/preview", json={"data": rows, "examples": 2, "settings": {"train": {"max_length": 60}}}
-    )
+    draft = {"data": rows, "examples": 2, "settings": {"train": {"max_length": 60}}}
+    response = server.client.post("/v1/data/preview", json=draft)
     assert response.status_code == 200, response.text
     seen = response.json()
+    server.service.looks = LooksHere()
+    assert server.client.post("/v1/data/preview", json=draft).json() == seen
     (tmp_path / "data.jsonl").write_bytes(lines(rows))
     same = preview(tmp_path / "data.jsonl", load_tokenizer(base), 60, show=2, batch_tokens=1024)
     assert (seen["shape"], seen["fields"], seen["unread"]) == ("prompt", ["prompt", "completion"], [])
@@ -81,16 +91,16 @@ def test_what_a_training_would_read(client, base, tmp_path):
         ("a.PARQUET", SHAREGPT, "sharegpt", []),
     ],
 )
-def test_files_of_every_kind(client, tmp_path, name, rows, shape, unread):
+def test_files_of_every_kind(here, tmp_path, name, rows, shape, unread):
     content = parquet(rows, tmp_path / "a") if name.lower().endswith("parquet") else lines(rows)
-    response = client.post("/v1/data/preview", json={"data_file": keep(client, name, content)})
+    response = here.post("/v1/data/preview", json={"data_file": keep(here, name, content)})
     assert response.status_code == 200, response.text
     assert (response.json()["shape"], response.json()["unread"]) == (shape, unread)
     assert response.json()["examples"] == len(rows)
 
 
-def test_what_validation_shares_with_the_data_and_nothing_is_left(server):
-    client, storage = server.client, server.service.tenants.of("main").storage
+def test_what_validation_shares_with_the_data_and_nothing_is_left(server, here):
+    client, storage = here, server.service.tenants.of("main").storage
     job = {"kind": "train", "name": "sums", "settings": {"rank": 4}}
     files = {
         "data_file": keep(client, "a.jsonl", lines(ROWS)),
@@ -105,13 +115,13 @@ def test_what_validation_shares_with_the_data_and_nothing_is_left(server):
     assert storage.used() == before
 
 
-def test_validation_examples_of_their_own_leave_the_data_whole(client):
+def test_validation_examples_of_their_own_leave_the_data_whole(here):
     files = {
-        "data_file": keep(client, "a.jsonl", lines(ROWS)),
-        "validation_file": keep(client, "b.jsonl", lines(ROWS[:2])),
+        "data_file": keep(here, "a.jsonl", lines(ROWS)),
+        "validation_file": keep(here, "b.jsonl", lines(ROWS[:2])),
     }
     job = {"settings": {"rank": 4, "train": {"batch_size": 1, "epochs": 1}}, "validation": 0.5}
-    assert client.post("/v1/estimate", json=job | files).json()["steps"] == len(ROWS)
+    assert here.post("/v1/estimate", json=job | files).json()["steps"] == len(ROWS)
 
 
 def test_what_a_training_would_need(client):
@@ -144,9 +154,9 @@ def test_what_a_training_would_need(client):
         ({"data": ROWS, "kind": "evaluate"}, "kind", "train"),
     ],
 )
-def test_what_is_no_draft_is_refused_at_once(client, draft, param, reason):
+def test_what_is_no_draft_is_refused_at_once(visitor, draft, param, reason):
     for path in ("/v1/data/preview", "/v1/estimate"):
-        response = client.post(path, json=draft)
+        response = visitor.post(path, json=draft)
         assert response.status_code == 400, response.text
         error = response.json()["error"]
         assert reason in error["message"]
@@ -168,13 +178,13 @@ def test_data_that_cannot_be_read_is_refused_and_names_no_folder(client, tmp_pat
         ("../a.jsonl", b"{}", "cannot be a file's name"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_refused(client, name, content, reason):
+def test_a_file_that_cannot_be_read_is_refused(visitor, name, content, reason):
     job = {"job": json.dumps({"kind": "train", "name": "sums"})}
     for path, field in (("/v1/files", "file"), ("/v1/jobs/upload", "data")):
-        response = client.post(path, files={field: (name, content)}, data=job)
+        response = visitor.post(path, files={field: (name, content)}, data=job)
         assert response.status_code == 400, response.text
         assert reason in response.json()["error"]["message"]
-    assert client.get("/v1/jobs").json()["data"] == []
+    assert visitor.get("/v1/jobs").json()["data"] == []
 
 
 def test_parquet_becomes_a_jobs_data(server, tmp_path):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +18,6 @@ import pytest
 
 import halka
 from commands import process
-from halka.server.guards.keys import Keys
 
 pytestmark = pytest.mark.slow
 ASKED = {"model": "lora", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 200, "stream": True}
@@ -53,20 +54,51 @@ class Serving:
         return self.process.returncode
 
 
-@pytest.fixture
-def key(tmp_path) -> dict[str, str]:
-    return {"authorization": f"Bearer {Keys(tmp_path / 'data' / 'keys.json').add('main', 'user')[0]}"}
+def adding(folder: Path) -> subprocess.Popen[str]:
+    """A process that adds a key."""
+    return process(f"keys add --data {folder / 'data'}", folder)
 
 
-def test_sigterm_ends_what_has_begun_and_refuses_the_rest(base, store, tmp_path, key):
+def added(adding: subprocess.Popen[str]) -> dict[str, str]:
+    """The headers of who has the key that this process adds."""
+    return {"authorization": f"Bearer {adding.communicate()[0].strip()}"}
+
+
+def models(serving: Serving, key: Mapping[str, str]) -> int:
+    """The status of a request for the models."""
+    return httpx.get(f"{serving.url}/v1/models", headers=key).status_code
+
+
+def test_a_server_is_closed_by_its_first_key_loses_nothing_killed_and_ends_what_has_begun(base, store, tmp_path):
+    """Killed while clients ask and another process adds a key; the server after it knows both, and is terminated."""
+    serving = Serving(base, store, tmp_path)
+    assert models(serving, {}) == 200
+    first = added(adding(tmp_path))
+    assert (models(serving, {}), models(serving, first)) == (401, 200)
+
+    def ask(number: int, url: str = serving.url) -> None:
+        with suppress(httpx.HTTPError):
+            httpx.post(f"{url}/v1/chat/completions", json=ASKED | {"seed": number}, headers=first, timeout=60)
+
+    with ThreadPoolExecutor(8) as clients:
+        for number in range(16):
+            clients.submit(ask, number)
+        time.sleep(0.3)
+        beside = adding(tmp_path)
+        assert serving.end(signal.SIGKILL) == -signal.SIGKILL
+        second = added(beside)
+    for name in halka.AdapterStore(store).names():
+        halka.AdapterStore(store).get(name).open().verify()
+
     serving, events = Serving(base, store, tmp_path), []
+    assert [models(serving, key) for key in (first, second, {})] == [200, 200, 401]
     asked = ASKED | {"n": 24, "max_tokens": 400, "temperature": 1.0}  # four at a time: some seconds
-    with httpx.stream("POST", f"{serving.url}/v1/chat/completions", json=asked, headers=key, timeout=60) as response:
+    with httpx.stream("POST", f"{serving.url}/v1/chat/completions", json=asked, headers=first, timeout=60) as response:
         lines = response.iter_lines()
         events.append(next(lines))
         serving.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
-        refused = httpx.get(f"{serving.url}/v1/models", headers=key)
+        refused = httpx.get(f"{serving.url}/v1/models", headers=first)
         ready = httpx.get(f"{serving.url}/readyz")
         events += lines
     assert refused.status_code == 503
@@ -79,42 +111,6 @@ def test_sigterm_ends_what_has_begun_and_refuses_the_rest(base, store, tmp_path,
     logged = [json.loads(line) for line in serving.lines if line.startswith("{")]
     assert not [line for line in logged if line["level"] == "error"], logged
     assert [line["status"] for line in logged if line.get("route") == "/v1/chat/completions"] == [200]
-
-
-def test_sigkill_in_mid_load_leaves_keys_and_adapters_whole(base, store, tmp_path, key):
-    """Twice, while clients ask and other processes add keys; and the next server answers."""
-    keys = Keys(tmp_path / "data" / "keys.json")
-    asked = ASKED | {"stream": False, "max_tokens": 4}
-    for _ in range(2):
-        serving = Serving(base, store, tmp_path)
-        answer = httpx.post(f"{serving.url}/v1/chat/completions", json=asked, headers=key, timeout=60)
-        assert answer.status_code == 200
-
-        def ask(number: int, url: str = serving.url) -> None:
-            with suppress(httpx.HTTPError):
-                httpx.post(f"{url}/v1/chat/completions", json=ASKED | {"seed": number}, headers=key, timeout=60)
-
-        with ThreadPoolExecutor(8) as clients:
-            for number in range(16):
-                clients.submit(ask, number)
-            time.sleep(0.3)
-            adding = process(f"keys add --data {tmp_path / 'data'}", tmp_path)
-            assert serving.end(signal.SIGKILL) == -signal.SIGKILL
-            added = adding.communicate()[0].strip()
-        assert keys.find(added.encode()) is not None
-        assert keys.find(key["authorization"].removeprefix("Bearer ").encode()) is not None
-    for name in halka.AdapterStore(store).names():
-        halka.AdapterStore(store).get(name).open().verify()
-
-
-def test_a_first_key_closes_a_running_server(base, store, tmp_path):
-    serving = Serving(base, store, tmp_path)
-    assert httpx.get(f"{serving.url}/v1/models").status_code == 200
-    adding = process(f"keys add --data {tmp_path / 'data'}", tmp_path)
-    text = adding.communicate()[0].strip()
-    assert httpx.get(f"{serving.url}/v1/models").status_code == 401
-    assert httpx.get(f"{serving.url}/v1/models", headers={"authorization": f"Bearer {text}"}).status_code == 200
-    assert serving.end(signal.SIGTERM) == 0
 
 
 def test_what_others_can_reach_needs_a_key_before_anything_is_loaded(base, tmp_path):

@@ -35,10 +35,10 @@ def text_of(response):
     return "".join(part["text"] for item in response["output"] if item["type"] == "message" for part in item["content"])
 
 
-def test_it_says_what_chat_says(client):
+def test_it_says_what_chat_says(visitor):
     chat = {"model": "lora", "messages": [{"role": "user", "content": BODY["input"]}], "max_tokens": 8}
-    expected = client.post("/v1/chat/completions", json=chat).json()
-    response = respond(client)
+    expected = visitor.post("/v1/chat/completions", json=chat).json()
+    response = respond(visitor)
     assert text_of(response) == expected["choices"][0]["message"]["content"]
     assert response["object"] == "response"
     assert response["store"] is False
@@ -48,7 +48,7 @@ def test_it_says_what_chat_says(client):
     assert response["status"] == {"length": "incomplete", "stop": "completed"}[expected["choices"][0]["finish_reason"]]
 
 
-def test_the_whole_history_is_the_input(client):
+def test_the_whole_history_is_the_input(visitor):
     history = [
         {"role": "user", "content": "Hello"},
         {"type": "message", "role": "assistant", "id": "msg_1", "status": "completed"}
@@ -61,14 +61,14 @@ def test_the_whole_history_is_the_input(client):
         {"role": "assistant", "content": "Yes?"},
         {"role": "user", "content": "Why?"},
     ]
-    answer = client.post("/v1/chat/completions", json={"model": "lora", "messages": messages, "max_tokens": 8}).json()
-    response = respond(client, input=history, instructions="Be brief.")
+    answer = visitor.post("/v1/chat/completions", json={"model": "lora", "messages": messages, "max_tokens": 8}).json()
+    response = respond(visitor, input=history, instructions="Be brief.")
     assert text_of(response) == answer["choices"][0]["message"]["content"]
     assert response["usage"]["input_tokens"] == answer["usage"]["prompt_tokens"]
 
 
-def test_events_of_a_text(client):
-    parsed = events(client)
+def test_events_of_a_text(visitor):
+    parsed = events(visitor)
     kinds = [event["type"] for event in parsed]
     assert kinds[:4] == [
         "response.created",
@@ -80,7 +80,7 @@ def test_events_of_a_text(client):
     assert {*kinds[4:-4]} == {"response.output_text.delta"}
     last = parsed[-1]["response"]
     assert kinds[-1] == f"response.{last['status']}"
-    assert "".join(event["delta"] for event in parsed[4:-4]) == text_of(last) == text_of(respond(client))
+    assert "".join(event["delta"] for event in parsed[4:-4]) == text_of(last) == text_of(respond(visitor))
     assert parsed[0]["response"]["output"] == []
     assert len({event["item_id"] for event in parsed[3:-2]}) == 1
 
@@ -125,11 +125,11 @@ def test_a_format_is_enforced(base, tmp_path):
         assert {**form, "description": None} == response["text"]["format"]
 
 
-def test_log_probabilities_where_they_are_included(client):
-    response = respond(client, include=["message.output_text.logprobs"], top_logprobs=2)
+def test_log_probabilities_where_they_are_included(visitor):
+    response = respond(visitor, include=["message.output_text.logprobs"], top_logprobs=2)
     (part,) = response["output"][0]["content"]
     assert b"".join(bytes(token["bytes"]) for token in part["logprobs"]).decode(errors="replace") == part["text"]
-    assert respond(client)["output"][0]["content"][0]["logprobs"] == []
+    assert respond(visitor)["output"][0]["content"][0]["logprobs"] == []
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def test_log_probabilities_where_they_are_included(client):
     ],
     ids=str,
 )
-def test_what_is_not_supported_is_named(client, change, param):
-    answer = client.post("/v1/responses", json=BODY | change)
+def test_what_is_not_supported_is_named(visitor, change, param):
+    answer = visitor.post("/v1/responses", json=BODY | change)
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["param"].startswith(param)

@@ -19,13 +19,13 @@ def text(client, **more):
     return ask(client, **more)[0]["message"]["content"]
 
 
-def test_a_seed_draws_the_same_again(client):
-    drawn = text(client, temperature=1, seed=7)
-    assert drawn == text(client, temperature=1, seed=7)
-    assert {text(client, temperature=1, seed=seed) for seed in range(5)} != {drawn}
-    several = [choice["message"]["content"] for choice in ask(client, temperature=1, seed=7, n=3)]
-    assert several == [text(client, temperature=1, seed=seed) for seed in (7, 8, 9)]
-    assert text(client, temperature=1, seed=-1) == text(client, temperature=1, seed=-1)
+def test_a_seed_draws_the_same_again(visitor):
+    drawn = text(visitor, temperature=1, seed=7)
+    assert drawn == text(visitor, temperature=1, seed=7)
+    assert {text(visitor, temperature=1, seed=seed) for seed in range(5)} != {drawn}
+    several = [choice["message"]["content"] for choice in ask(visitor, temperature=1, seed=7, n=3)]
+    assert several == [text(visitor, temperature=1, seed=seed) for seed in (7, 8, 9)]
+    assert text(visitor, temperature=1, seed=-1) == text(visitor, temperature=1, seed=-1)
 
 
 def test_a_bias_forbids_and_demands(server):
@@ -39,8 +39,8 @@ def test_a_bias_forbids_and_demands(server):
     assert choice["logprobs"]["content"][0]["token"] != first
 
 
-def test_biases_are_bounded(client):
-    refused = client.post("/v1/chat/completions", json=BODY | {"logit_bias": {str(token): 0 for token in range(1025)}})
+def test_biases_are_bounded(visitor):
+    refused = visitor.post("/v1/chat/completions", json=BODY | {"logit_bias": {str(token): 0 for token in range(1025)}})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logit_bias")
     assert "1024" in refused.json()["error"]["message"]
 
@@ -66,15 +66,15 @@ def test_an_answer_of_a_set_length_ignores_end_tokens(server):
     )
 
 
-def test_a_stop_is_left_out(client):
-    whole = text(client)
+def test_a_stop_is_left_out(visitor):
+    whole = text(visitor)
     stop = whole[3:5]
-    assert text(client, stop=stop) == whole[: whole.index(stop)]
-    assert ask(client, stop=[stop, "never"])[0]["finish_reason"] == "stop"
+    assert text(visitor, stop=stop) == whole[: whole.index(stop)]
+    assert ask(visitor, stop=[stop, "never"])[0]["finish_reason"] == "stop"
 
 
-def test_log_probabilities_of_tokens(client):
-    (choice,) = ask(client, logprobs=True, top_logprobs=3)
+def test_log_probabilities_of_tokens(visitor):
+    (choice,) = ask(visitor, logprobs=True, top_logprobs=3)
     content = choice["logprobs"]["content"]
     assert choice["logprobs"]["refusal"] is None
     assert b"".join(bytes(token["bytes"]) for token in content).decode(errors="replace") == choice["message"]["content"]
@@ -82,12 +82,12 @@ def test_log_probabilities_of_tokens(client):
         assert set(token) == {"token", "logprob", "bytes", "top_logprobs"}
         assert len(token["top_logprobs"]) == 3
         assert token["top_logprobs"][0]["logprob"] == pytest.approx(token["logprob"])
-    assert ask(client, logprobs=True)[0]["logprobs"]["content"][0]["top_logprobs"] == []
+    assert ask(visitor, logprobs=True)[0]["logprobs"]["content"][0]["top_logprobs"] == []
 
 
-def test_json_objects_and_schemas(client):
+def test_json_objects_and_schemas(visitor):
     try:
-        made = json.loads(text(client, response_format={"type": "json_object"}, max_tokens=200, temperature=1, seed=2))
+        made = json.loads(text(visitor, response_format={"type": "json_object"}, max_tokens=200, temperature=1, seed=2))
         assert isinstance(made, dict)
     except json.JSONDecodeError:
         pytest.fail("no JSON, or not finished")
@@ -98,14 +98,14 @@ def test_json_objects_and_schemas(client):
         "additionalProperties": False,
     }
     form = {"type": "json_schema", "json_schema": {"name": "rating", "schema": schema, "strict": True}}
-    (choice,) = ask(client, response_format=form, max_tokens=60)
+    (choice,) = ask(visitor, response_format=form, max_tokens=60)
     assert json.loads(choice["message"]["content"])["stars"] in range(1, 6)
     assert choice["finish_reason"] == "stop"
-    assert text(client, response_format={"type": "text"}) == text(client)
+    assert text(visitor, response_format={"type": "text"}) == text(visitor)
 
 
-def test_a_schema_that_cannot_be_enforced_is_refused_by_its_keyword(client):
+def test_a_schema_that_cannot_be_enforced_is_refused_by_its_keyword(visitor):
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "string", "formatt": "date"}}}
-    answer = client.post("/v1/chat/completions", json=BODY | {"response_format": form})
+    answer = visitor.post("/v1/chat/completions", json=BODY | {"response_format": form})
     assert answer.status_code == 400
     assert "formatt" in answer.json()["error"]["message"]

@@ -100,8 +100,8 @@ def test_tags_are_all_versions_and_replace_each_other(client, store):
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", ""), ("GET", f"/files/{CARD}"), ("GET", "/archive"), ("DELETE", "")], ids=str
 )
-def test_a_version_longer_than_a_files_name_is_refused(client, method, path):
-    assert "version" in refusal(client.request(method, f"/v1/adapters/lora{path}?version={'9' * 301}"))
+def test_a_version_longer_than_a_files_name_is_refused(visitor, method, path):
+    assert "version" in refusal(visitor.request(method, f"/v1/adapters/lora{path}?version={'9' * 301}"))
 
 
 def test_two_uploads_at_once_both_stay(server, store, lora):
@@ -171,18 +171,18 @@ def with_nan(tensors):
     ],
 )
 def test_what_is_no_whole_safe_adapter_of_this_base_is_no_version(
-    client, server, lora, change, reason, tmp_path, monkeypatch, capfd
+    shared, lora, change, reason, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.chdir(tmp_path)
-    response = upload(client, "bad", change(lora))
+    response = upload(shared.client, "bad", change(lora))
     assert response.status_code in (400, 413)
     message = response.json()["error"]["message"]
     assert reason in message
     assert str(tmp_path) not in message
     assert "uploads" not in message
-    assert refusal(client.get("/v1/adapters/bad"), 404)
-    assert not [*(server.service.settings.data / "uploads").glob("*")]
-    assert not server.service.engine.engine.adapters.residents.versions
+    assert refusal(shared.client.get("/v1/adapters/bad"), 404)
+    assert not [*(shared.service.settings.data / "uploads").glob("*")]
+    assert not shared.service.engine.engine.adapters.residents.versions
     assert "code has run" not in capfd.readouterr().out
 
 
@@ -212,13 +212,13 @@ def test_a_card_that_says_nothing_of_how_its_base_was_quantised_is_read(client, 
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", ".hidden", "", "a b", "x" * 101, "tiny", "words", "ends."])
-def test_a_name_that_could_be_a_path_or_something_else_is_none(client, lora, name):
-    assert upload(client, name, lora).status_code == 400
+def test_a_name_that_could_be_a_path_or_something_else_is_none(visitor, lora, name):
+    assert upload(visitor, name, lora).status_code == 400
 
 
-def test_two_files_of_one_name_are_refused(client, lora):
+def test_two_files_of_one_name_are_refused(visitor, lora):
     parts = [("files", (CONFIG, lora[CONFIG])), ("files", (CONFIG, lora[CONFIG]))]
-    assert "same name" in refusal(client.post("/v1/adapters", data={"name": "a"}, files=parts))
+    assert "same name" in refusal(visitor.post("/v1/adapters", data={"name": "a"}, files=parts))
 
 
 # ── loaded, pinned, unloaded, deleted ───────────────────────────────────────────────────────────────────────────────
@@ -370,8 +370,8 @@ def test_no_link_in_a_store_is_followed(client, store, tmp_path, lora):
         "/v1/adapters/lora%00",
     ],
 )
-def test_paths_in_names_lead_nowhere(client, path):
-    response = client.get(path)
+def test_paths_in_names_lead_nowhere(visitor, path):
+    response = visitor.get(path)
     assert response.status_code == 404
     assert {*response.json()} == {"error"}
 

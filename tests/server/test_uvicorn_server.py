@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -151,9 +152,10 @@ def test_what_does_not_finish_while_the_server_drains_gets_an_error(tmp_path):
     assert answers[0].json()["error"]["message"] == "the server is going down"
 
 
-@pytest.mark.parametrize("head", [b"", b"GET /who HTTP/1.1\r\n", b"GET /who HTTP/1.1\r\nHost: x\r\nX-A: b\r\n"])
-def test_a_connection_without_a_request_is_closed(bare, head):
-    assert bare.ask(head) == b""
+def test_connections_without_a_request_are_closed(bare):
+    heads = b"", b"GET /who HTTP/1.1\r\n", b"GET /who HTTP/1.1\r\nHost: x\r\nX-A: b\r\n"
+    with ThreadPoolExecutor(len(heads)) as clients:
+        assert [*clients.map(bare.ask, heads)] == [b"", b"", b""]
 
 
 def test_a_head_that_trickles_is_closed(bare):
@@ -174,14 +176,14 @@ def test_a_body_that_trickles_after_its_refusal_is_closed(bare):
 def test_a_client_that_does_not_read_its_answer_is_closed(bare):
     with bare.connect() as connection:
         connection.sendall(b"GET /large HTTP/1.1\r\n" + HOST + b"\r\n")
-        time.sleep(4)
+        time.sleep(3)
         assert len(everything(connection)) < 50_000_000
 
 
 def test_a_connection_that_is_used_again_and_again_stays(bare):
     with httpx.Client(base_url=bare.url) as client:
         ports = set()
-        for _ in range(12):
+        for _ in range(6):  # longer than the server's patience, in all
             response = client.get("/who")
             ports.add(response.extensions["network_stream"].get_extra_info("client_addr"))
             time.sleep(0.3)
