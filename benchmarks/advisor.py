@@ -10,7 +10,7 @@ found is kept in benchmarks/results/advisor/evidence, so the verdict, a pure fun
 The truth of a case follows from its outcomes alone: the cheapest option whose score is within noise of the best (95 %
 paired bootstrap over the test's examples); "data" where more or cleaner examples beat all that beyond noise; "a better
 base" where nothing is a tenth above answers that need no model. Regret is the score that following the advice loses
-against the best option.
+against the best option. A case that lacks outcomes or evidence is left out, and listed as such.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from advisor_cases import ASIDE, CASES, Case
+from advisor_case import Case
+from advisor_cases import ASIDE, CASES
 from side_by_side import setup
 
 from halka.advisor import CHOICES, Request, advise_from, probe
@@ -100,15 +101,19 @@ def regret(choice: str, right: str, options: dict[str, np.ndarray], trivial: flo
 # ── beside the advice ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def judged(name: str) -> dict[str, Any] | None:
-    """A case's advice and truth; None where outcomes or evidence are missing."""
+def lacking(name: str, folder: Path = FOLDER) -> tuple[str, ...]:
+    """What a case cannot be judged without and has not: outcomes of all options, the advisor's evidence."""
+    outcome, evidence = (folder / kind / f"{name}.json" for kind in ("outcomes", "evidence"))
+    options = json.loads(outcome.read_text(encoding="utf-8"))["options"] if outcome.exists() else {}
+    whole = {"prompt", "peft", "full", "data"} <= options.keys()
+    return (*([] if whole else ["outcomes"]), *([] if evidence.exists() else ["evidence"]))
+
+
+def judged(name: str) -> dict[str, Any]:
+    """A case's advice and truth, where nothing for them is `lacking`."""
     outcome, found = (FOLDER / each / f"{name}.json" for each in ("outcomes", "evidence"))
-    if not (outcome.exists() and found.exists()):
-        return None
     told = json.loads(outcome.read_text(encoding="utf-8"))
     options = {each: np.array(result["values"]) for each, result in told["options"].items()}
-    if not {"prompt", "peft", "full", "data"} <= options.keys():
-        return None
     evidence = from_json(Evidence, json.loads(found.read_text(encoding="utf-8"))["evidence"])
     advice = advise_from(evidence)
     floor = told["trivial"]
@@ -167,15 +172,18 @@ def main() -> None:
                     running.append(subprocess.Popen([sys.executable, __file__, left.pop(0)]))
                 running = [each for each in running if each.poll() is None]
                 time.sleep(1)
-    rows = [row for name in NAMES if (row := judged(name)) is not None]
+    waiting = [{"case": name, "aside": name in ASIDE, "lacks": lacks} for name in NAMES if (lacks := lacking(name))]
+    rows = [judged(name) for name in NAMES if not lacking(name)]
     for row in rows:
         mark = "    " if row["agrees"] else " !! "
         scores = ", ".join(f"{each} {value:.2f}" for each, value in row["scores"].items())
         expected = ", ".join(f"{each} {value:.2f}" for each, value in row["expected"].items())
         print(f"{row['case']:14}{'*' if row['aside'] else ' '} {row['truth']:8} {row['advised']:8}{mark}", end="")
         print(f"{row['confidence']:.2f} regret {row['regret']:.2f} | {scores} | expected {expected}")
+    for case in waiting:
+        print(f"{case['case']:14}{'*' if case['aside'] else ' '} not judged: no {' and no '.join(case['lacks'])} yet")
     if rows and not arguments.cases:
-        told = {"summary": summary(rows), "cases": rows, **setup("halka", "torch", "transformers")}
+        told = {"summary": summary(rows), "cases": rows, "waiting": waiting, **setup("halka", "torch", "transformers")}
         write_text(FOLDER / "advisor.json", json.dumps(told, indent=1) + "\n")
         print(json.dumps(told["summary"], indent=1))
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from advisor_cases import example, mixed, rows
+from advisor_case import example, mixed, rows
 from side_by_side import setup
 
 from halka.util.openmp import wait_briefly

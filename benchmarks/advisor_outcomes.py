@@ -10,6 +10,9 @@ peft+rag    the same, trained and asked with passages
 full        all weights
 data        LoRA at the higher rate on what more there could be: gathered examples, or mended labels
 
+LoRA and full fine-tuning take 30 steps, more data 60, all of eight examples; where a case has so many examples that its
+`epochs` take longer, all three take that long. With passages there are 24 steps.
+
 Each option's answers are in benchmarks/results/advisor/outcomes/CASE.json as soon as they are there, and not run again.
 """
 
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -28,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from advisor_cases import CASES, Case
+from advisor_case import Case
+from advisor_cases import CASES
 
 import halka
 from halka.advisor.probed_base import build_prompt, question_of
@@ -44,9 +49,15 @@ from halka.util.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "advisor" / "outcomes"
 RATES = (1e-3, 4e-3)
-STEPS, STEPS_OF_MORE, STEPS_WITH_PASSAGES = 30, 60, 24
+STEPS, STEPS_OF_MORE, STEPS_WITH_PASSAGES, BATCH = 30, 60, 24, 8
 SHOTS, SHOTS_WITH_PASSAGES, PASSAGES = 4, 2, 2
 NAMES = {each.__name__: each for each in CASES}
+
+
+def steps_of(case: Case) -> tuple[int, int]:
+    """The steps of LoRA and full fine-tuning on what there is, and of LoRA on more data."""
+    passes = math.ceil(case.epochs * len(case.train) / BATCH)
+    return max(STEPS, passes), max(STEPS_OF_MORE, passes)
 
 
 def trivial(case: Case) -> float:
@@ -106,9 +117,10 @@ class Subject:
     def tuned(self) -> dict[str, dict[str, Any]]:
         """LoRA on what there is and on what there could be, side by side."""
         case, jobs = self.case, []
+        own, more = steps_of(case)
         for option, examples, steps, rates in (
-            ("peft", case.train, STEPS, RATES),
-            ("data", case.more, STEPS_OF_MORE, RATES[-1:]),
+            ("peft", case.train, own, RATES),
+            ("data", case.more, more, RATES[-1:]),
         ):
             jobs += [self._job(f"{option} {lr:g}", examples, lr, steps, case.validation) for lr in rates]
         started = time.perf_counter()
@@ -135,7 +147,7 @@ class Subject:
         return found
 
     def full(self) -> dict[str, Any]:
-        job = self._job("full", self.case.train, None, STEPS, self.case.validation, halka.Full())
+        job = self._job("full", self.case.train, None, steps_of(self.case)[0], self.case.validation, halka.Full())
         started = time.perf_counter()
         for _ in train(self.model, job.name, job.examples, job.config, validation=job.validation):
             pass
@@ -145,7 +157,7 @@ class Subject:
 
     def _job(self, name: str, examples: Any, lr: float | None, steps: int, held_out: Any, method: Any = None) -> Job:
         self.model.add(name, method or halka.LoRA(rank=16))
-        config = TrainConfig(lr=lr, steps=steps, batch_size=8, evaluate_every=max(1, steps // 3), save_every=None)
+        config = TrainConfig(lr=lr, steps=steps, batch_size=BATCH, evaluate_every=max(1, steps // 3), save_every=None)
         return Job(name, examples, config, held_out)
 
     def _better(self, jobs: Sequence[Job], *, passages: bool = False) -> dict[str, Any]:
@@ -182,6 +194,7 @@ def outcomes(case: Case, path: Path) -> Iterator[str]:
         for name, result in run().items():
             options[name] = result
         found |= {"kind": case.kind, "metric": case.metric, "train": len(case.train), "more": len(case.more)}
+        found["steps"] = dict(zip(("own", "more"), steps_of(case), strict=True))
         found["setup"] = {
             "machine": machine.describe(torch.device("cpu")),
             "threads": torch.get_num_threads(),

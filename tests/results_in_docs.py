@@ -613,18 +613,23 @@ def advisor(found: Any) -> list[list[str]]:
         advised = each["advised"] if each["agrees"] else f"**{each['advised']}**"
         told = [f"{each['confidence']:.2f}", f"{each['regret']:.2f}", scores]
         rows.append([name, each["kind"], each["truth"], advised, *told])
+    for case in found["waiting"]:
+        name = case["case"].replace("_", " ") + (" (aside)" if case["aside"] else "")
+        rows.append([name, *["–"] * 5, f"not judged: no {' and no '.join(case['lacks'])} yet"])
     return rows
 
 
 def advisor_summary(found: Any) -> list[list[str]]:
     """How often the advisor agrees, and what following it costs."""
-    names = {"all": "all cases", "seen": "those that thresholds were set on", "aside": "those held aside"}
+    names = {"all": "all cases", "seen": "those not held aside", "aside": "those held aside"}
     rows = [["", "Agrees", "Regret, on average", "Regret, at worst"]]
     for key, name in names.items():
         each = found["summary"][key]
         rows.append(
             [name, f"{each['agrees']} of {each['cases']}", f"{each['mean_regret']:.3f}", f"{each['worst_regret']:.2f}"]
         )
+    if found["waiting"]:
+        rows.append(["not judged yet", f"– of {len(found['waiting'])}", "–", "–"])
     return rows
 
 

@@ -15,7 +15,9 @@ SCRIPTS = sorted(FOLDER.rglob("*.py"))
 SHARED = {
     "side_by_side",
     "fixed_batches",
+    "advisor_case",
     "advisor_cases",
+    "advisor_later_cases",
     "growth_passages",
     "engine_load",
     "serving_client",
