@@ -28,32 +28,34 @@ FAR = 2**30  # a virtual token's position, which no window leaves behind
 class Visibility:
     """Which of K keys each of N tokens sees: the virtual tokens stand first, then the line's own.
 
-    A key is seen by the tokens at places [first, end), less than `window` positions behind it: of a line's token from
-    its own place to the end of its subtree, of a run's virtual token the whole run.
+    A key is seen by the tokens at places [first, end), of a line's token from its own place to the end of its subtree,
+    of a run's virtual token the whole run; with a window, by those of them whose bound is below its position. All are
+    tensors: of what else differs from call to call, FlexAttention would be compiled anew.
 
-    position                   (N,) of a token
-    first, end, key_position   (K,) of a key
-    virtual                    (R, P): P virtual tokens for R runs, or one for all
+    first, end, position   (K,) of a key
+    bound                  (N,) of a token: the position of the last key that its window leaves behind; None without one
+    virtual                (R, P): P virtual tokens for R runs, or one for all
+    tokens                 N
     """
 
-    position: Tensor
     first: Tensor
     end: Tensor
-    key_position: Tensor
-    window: int | None
+    position: Tensor
+    bound: Tensor | None
     virtual: tuple[int, int]
+    tokens: int
 
     def sees(self, token: Tensor, key: Tensor) -> Tensor:
         """Whether tokens at these places see keys of these numbers, which broadcast."""
         visible = (self.first[key] <= token) & (token < self.end[key])
-        if self.window is not None:
-            visible = visible & (self.position[token] - self.key_position[key] < self.window)
+        if self.bound is not None:
+            visible = visible & (self.bound[token] < self.position[key])
         return visible
 
     @cached_property
     def dense(self) -> Tensor:
         """(N, K), true where a token sees a key."""
-        tokens, keys = (torch.arange(len(table), device=table.device) for table in (self.position, self.first))
+        tokens, keys = (torch.arange(count, device=self.first.device) for count in (self.tokens, len(self.first)))
         return self.sees(tokens[:, None], keys)
 
 
@@ -116,4 +118,5 @@ class ForestPlan:
         own = (torch.arange(forest.tokens, device=self.device), self._ends, self.positions)
         fronts = (starts, ends, torch.full_like(starts, FAR))
         tables = [torch.cat([front.flatten(), line]) for front, line in zip(fronts, own, strict=True)]
-        return Visibility(self.positions, *tables, window=window, virtual=virtual)
+        bound = None if window is None else self.positions - window
+        return Visibility(*tables, bound=bound, virtual=virtual, tokens=forest.tokens)

@@ -3,19 +3,18 @@
 Flash attention of varying lengths could take a forest as well, level by level, with the parts joined by their
 log-sum-exp; but a level's window is no window of that kernel, it has no softcap, and it has no float32. FlexAttention
 takes all three, the virtual tokens and the grouped heads in one call, and skips blocks in which no token sees a key.
+
+It has to be compiled, which takes Triton, a C compiler and a GPU with enough shared memory: `flex_kernels.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask
 from torch.overrides import handle_torch_function, has_torch_function
 
+from halka.models.attention.flex_kernels import KERNELS, FlexKernels, uncompiled
 from halka.models.attention.forest import Visibility
 
 BLOCK = 128  # tokens and keys of a block, FlexAttention's own choice
@@ -28,25 +27,22 @@ def attend_by_flex(
     mask: BlockMask,
     scale: float,
     softcap: float | None = None,
-) -> Tensor:
+    windowed: bool = False,
+    kernels: FlexKernels | None = None,
+) -> Tensor | None:
     """Attention (1, Q, N, W) of query (1, Q, N, W) over key, value (1, H, K, W), with the mask of `block_mask`.
 
-    A torch function mode sees this call as it sees torch's own: a dry run has no GPU to compile for.
+    None where torch cannot compile it. A torch function mode sees this call as it sees torch's own: a dry run has no
+    GPU to compile for.
+
+    windowed: whether the mask has a window
+    kernels: by default those of this process on a GPU, and on a CPU the function that is not compiled
     """
     if has_torch_function((query, key, value)):
         return handle_torch_function(attend_by_flex, (query, key, value), query, key, value, mask, scale, softcap)
-    attention = flex_attention if query.device.type == "cpu" else _compiled()
-    cap, grouped = None if softcap is None else _capped(softcap), query.shape[1] != key.shape[1]
-    return attention(query, key, value, score_mod=cap, block_mask=mask, scale=scale, enable_gqa=grouped)
-
-
-def _capped(softcap: float) -> Callable[..., Tensor]:
-    return lambda score, row, head, token, key: torch.tanh(score / softcap) * softcap
-
-
-@cache
-def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=True)
+    if torch.compiler.is_compiling() or (kernels is None and query.device.type == "cpu"):  # as a part of a graph
+        return uncompiled(query, key, value, mask, scale, softcap)
+    return (kernels or KERNELS).attend(query, key, value, mask, scale, softcap, windowed)
 
 
 def block_mask(visibility: Visibility) -> BlockMask:
@@ -54,18 +50,18 @@ def block_mask(visibility: Visibility) -> BlockMask:
 
     A block that is seen in full by its bounds is; one that may be seen is looked at token by token in the kernel.
     """
-    tokens, keys = len(visibility.position), len(visibility.first)
-    place = torch.arange(tokens, device=visibility.position.device)
-    at, position = (_bounds(table)[:, :, None] for table in (place, visibility.position))
-    first, end, key_position = (
-        _bounds(table)[:, None] for table in (visibility.first, visibility.end, visibility.key_position)
+    tokens, keys = visibility.tokens, len(visibility.first)
+    at = _bounds(torch.arange(tokens, device=visibility.first.device))[:, :, None]
+    first, end, position = (
+        _bounds(table)[:, None] for table in (visibility.first, visibility.end, visibility.position)
     )
     low, high = 0, 1
     some = (first[low] <= at[high]) & (at[low] < end[high])
     full = (first[high] <= at[low]) & (at[high] < end[low])
-    if visibility.window is not None:
-        some &= position[low] - key_position[high] < visibility.window
-        full &= position[high] - key_position[low] < visibility.window
+    if visibility.bound is not None:
+        bound = _bounds(visibility.bound)[:, :, None]
+        some &= bound[low] < position[high]
+        full &= bound[high] < position[low]
     if tokens % BLOCK:
         full[-1] = False
     if keys % BLOCK:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halka.models.attention.flex_kernels import FlexKernels
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.forest_flex import attend_by_flex, block_mask
 from halka.models.attention.forest_products import attend_by_products
@@ -103,9 +104,11 @@ def attend(
         isinstance(forest, ForestPlan)
         and way is None
         and query.device.type != "cpu"
+        and softcap is None
+        and mine is None
         and forest.is_one_text(sliding_window)
     ):
-        attention_mask, forest = None, None  # which torch's fused attention is the fastest for
+        attention_mask, forest = None, None  # plain causal attention, which torch's fused kernels are the fastest for
     if isinstance(forest, PagedPlan):
         assert mine is None, "virtual tokens are in blocks, too"
         output = attend_to_blocks(query, key, value, forest, module.layer_idx, scale, softcap, sliding_window)  # type: ignore[arg-type]
@@ -193,30 +196,35 @@ def attend_to_forest(
     window: int | None = None,
     memory: LayerMemory | None = None,
     way: str | None = None,
+    kernels: FlexKernels | None = None,
 ) -> Tensor:
     """Attention (1, Q, N, W) of a forest's tokens: query (1, Q, N, W), key and value (1, H, N, W).
 
-    way: "products", "flex" or "dense", which computes the same with a mask of N × K; the device's own if None.
+    way: "products", "flex" or "dense", which computes the same with a mask of N × K; the device's own if None. Where
+    torch cannot compile FlexAttention, "products" takes its place.
     """
     way = _way(query.device.type, dropout) if way is None else way
     if way != "products" and len(plan.forest.runs) > 1:  # there a value that is no number would spread over the line
         lines = (tensor.split(plan.forest.runs, dim=2) for tensor in (query, key, value))
         outputs = [
-            attend_to_forest(q, k, v, plan_of_run, scale, dropout, softcap, window, virtual_of_run, way)
+            attend_to_forest(q, k, v, plan_of_run, scale, dropout, softcap, window, virtual_of_run, way, kernels)
             for q, k, v, plan_of_run, virtual_of_run in zip(*lines, plan.by_run, _of_runs(memory, plan), strict=True)
         ]
         return torch.cat(outputs, dim=2)
     if way == "products":
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         return attend_by_products(q, k, v, plan, scale, dropout, softcap, window, memory).transpose(0, 1)[None]
-    visibility = plan.visibility(window, memory)
+    visibility, keys, values = plan.visibility(window, memory), key, value
     if memory is not None:
-        key = torch.cat([_in_one_row(memory.keys), key], dim=2)
-        value = torch.cat([_in_one_row(memory.values), value], dim=2)
-    if way == "flex":
-        mask = plan.kept(("blocks", visibility), lambda: block_mask(visibility))
-        return attend_by_flex(query, key, value, mask, scale, softcap)
-    return grouped_products(query, key, value, visibility.dense[None, None], scale, dropout, softcap)
+        keys = torch.cat([_in_one_row(memory.keys), key], dim=2)
+        values = torch.cat([_in_one_row(memory.values), value], dim=2)
+    if way == "dense":
+        return grouped_products(query, keys, values, visibility.dense[None, None], scale, dropout, softcap)
+    mask = plan.kept(("blocks", visibility), lambda: block_mask(visibility))
+    output = attend_by_flex(query, keys, values, mask, scale, softcap, window is not None, kernels)
+    if output is None:
+        return attend_to_forest(query, key, value, plan, scale, dropout, softcap, window, memory, "products")
+    return output
 
 
 def attend_to_blocks(
