@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -30,7 +31,7 @@ from halka.core import AdaptedModel, Method
 from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens
 from halka.methods import all_methods
-from halka.training import Step, TrainConfig, as_tokens, mean_loss, train
+from halka.training import RunFolder, Step, TrainConfig, as_tokens, mean_loss, train
 from halka.training.checkpoint import Progress
 from halka.training.run import after_evaluation
 from halka.util.errors import TrainingError
@@ -677,7 +678,7 @@ def test_each_step_is_a_line_of_metrics(tmp_path):
     found = (tmp_path / "deep" / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in found] == [asdict(step) for step in steps]
     assert sorted(path.name for path in (tmp_path / "deep" / "run").iterdir()) == [
-        "best.safetensors",
+        "best-9.safetensors",
         "checkpoint.safetensors",
         "metrics.jsonl",
     ]
@@ -710,6 +711,24 @@ def test_a_stream_that_is_closed_early_goes_on_where_it_was(close_after, accumul
     assert first + rest == whole
     assert same(weights(model), expected)
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == whole
+
+
+def test_the_best_weights_of_the_last_checkpoint_stay_until_the_next(tmp_path):
+    """A run that is killed between them may go on another way, on other devices, and find no better weights."""
+    model, seen = model_for(), {}
+    config = replace(OVERFIT, lr=1e-3, evaluate_every=1, save_every=4)
+    for step in train(model, "a", items(), config, validation=items(), folder=tmp_path / "run"):
+        seen[step.step] = weights(model)
+        if step.step == 7:  # of the killed run nothing else is left
+            shutil.copytree(tmp_path / "run", tmp_path / "killed")
+    left = RunFolder(tmp_path / "killed")
+    assert sorted(path.name for path in left.path.glob("best*")) == ["best-4.safetensors", "best-7.safetensors"]
+    assert same(left.load_best(4), seen[4])
+    (tmp_path / "killed" / "best-4.safetensors").rename(tmp_path / "killed" / "best.safetensors")  # its old name
+    resumed = train(model_for(), "a", items(), config, validation=items(), folder=left.path)
+    next(resumed)
+    assert same(left.load_best(4), seen[4])
+    resumed.close()
 
 
 def test_a_finished_run_has_nothing_to_do_and_gives_its_best_weights_back(tmp_path):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -21,6 +22,7 @@ from halka.training.loop import Observer, loop
 from halka.training.ranks import Ranks
 from halka.training.run import Run
 from halka.training.run_folder import RunFolder
+from halka.util.divided import checked_by_first
 from halka.util.errors import HalkaError, TrainingError
 
 T = TypeVar("T")
@@ -64,33 +66,40 @@ def fit(
 
     With a folder, the run is resumed where it was stopped, and leaves what `halka train` leaves: settings, metrics and
     the adapter (`RunFolder`). `halka train --config` reads the settings; it needs `--data` beside them, and `--base`
-    for a base that came from no folder or hub. Raises as `train` does, and HalkaError for a folder with a finished run.
+    for a base that came from no folder or hub. Raises as `train` does, and HalkaError for a folder with a finished run;
+    where several processes train together, what the first one finds wrong with the folder is raised in all of them.
     """
     steps: list[Step] = []
     config = config_of(config)
     ranks = Ranks.here()
-    run_folder = None if folder is None or not ranks.first else RunFolder(folder)
-    if run_folder is not None:
-        run_folder.check()
-    with nullcontext() if run_folder is None else run_folder.locked():
-        if run_folder is not None and run_folder.finished:
-            raise HalkaError(f"{run_folder.path} holds a finished run: load its adapter, or choose another folder")
+    with ExitStack() as locks:
+        if folder is not None:
+            checked_by_first(lambda: _take(RunFolder(folder), locks))
         raw, items = examples_and_items(examples)
         run = _run_of(model, Job(name, [*items, *raw], config, validation, folder), ranks)
-        if run.folder is not None:
-            run.folder.begin(_settings(run))
+        if folder is not None:
+            checked_by_first(lambda: RunFolder(folder).begin(_settings(run)))
         for step in _steps_of_one(model, run, Observer(), ranks):
             steps.append(step)
             if on_step is not None:
                 on_step(step)
-        result = None
-        if run.folder is not None:
-            result = run.folder.finish(model, name, run.config, examples=len(items) + len(raw))
-        elif folder is not None:
-            help_save(model, name)
-        elif ranks.first:
+        if folder is None:
             result = TrainResult.of(steps, run.adapter.count())
+        else:
+            finish = partial(RunFolder(folder).finish, model, name, run.config, examples=len(items) + len(raw))
+            if not run.divided:
+                result = checked_by_first(finish)
+            else:
+                result = finish() if ranks.first else help_save(model, name)
     return cast(TrainResult, ranks.from_first(result))
+
+
+def _take(folder: RunFolder, locks: ExitStack) -> None:
+    """Lock the folder of a run until `locks` ends. Raises HalkaError for one that is taken, finished, or no run's."""
+    folder.check()
+    locks.enter_context(folder.locked())
+    if folder.finished:
+        raise HalkaError(f"{folder.path} holds a finished run: load its adapter, or choose another folder")
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,10 @@ def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:
     """The job with its examples encoded, and its folder on the first rank. Raises as `as_tokens` does."""
     items = as_tokens(model, job.examples, job.config, job.name)
     held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
-    return Run(model, job.name, items, held_out, job.config, job.folder if ranks.first else None)
+    config = job.config
+    if job.folder is not None:
+        config = replace(config, **ranks.from_first(checked_by_first(RunFolder(job.folder).settings_of_old)) or {})
+    return Run(model, job.name, items, held_out, config, job.folder if ranks.first else None)
 
 
 def _settings(run: Run) -> dict[str, Any]:

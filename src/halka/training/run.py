@@ -22,12 +22,12 @@ from halka.data.tokens import Tokens
 from halka.methods import described
 from halka.models.fingerprint import own_fingerprint
 from halka.objectives import objective_of, packs
-from halka.training.checkpoint import Progress, adapter_tensors, restore, save_checkpoint
+from halka.training.checkpoint import Checkpoint, Progress, adapter_tensors, restore, save_checkpoint
 from halka.training.config import Step, TrainConfig, learning_rate
 from halka.training.loss_scale import after_step, unscale
 from halka.training.ranks import Ranks
 from halka.training.run_folder import RunFolder
-from halka.util.divided import part_like, whole
+from halka.util.divided import checked_by_first, part_like, whole
 from halka.util.errors import HalkaError, TrainingError
 from halka.util.machine import held
 from halka.util.tensor_file import read_tensors, write_tensors
@@ -53,8 +53,6 @@ class Run:
         folder: str | Path | None,
     ):
         self.folder = None if folder is None else RunFolder(folder)
-        if self.folder is not None:
-            config = replace(config, **self.folder.settings_of_old())
         self.model, self.name, self.items, self.held_out, self.config = model, name, items, held_out, config
         self.adapter = model.adapter(name)
         self.objective = objective_of(model)
@@ -72,20 +70,19 @@ class Run:
         )
         self.best: dict[str, Tensor] | None = None  # on the CPU, without a folder: weights of the best evaluation
         self.progress = Progress()
+        self._saved_best = 0  # the best step of the last checkpoint, whose weights stay until the next one
 
     def resume(self, ranks: Ranks) -> None:
         """Go on from the folder's checkpoint, if there is one; other ranks than the first do so by what that one read.
 
         Raises HalkaError for the checkpoint of another run, and where ranks do not train the same.
         """
-        checkpoint = None if self.folder is None else self.folder.resume(self._identity)
-        if checkpoint is not None:
-            checkpoint.check_fits(self.adapter)
+        checkpoint = checked_by_first(self._checkpoint)
         if ranks.count > 1:
             ranks.check_same(self._identity)
         progress = ranks.from_first(None if checkpoint is None else checkpoint.progress)
         if progress is not None:
-            self.progress = progress
+            self.progress, self._saved_best = progress, progress.best_step
             restore(ranks.stream(() if checkpoint is None else checkpoint.tensors()), self.adapter, self.optimizer)
         elif ranks.count > 1 and not self.divided:
             restore(ranks.stream(adapter_tensors(self.adapter).items()), self.adapter, self.optimizer)
@@ -95,12 +92,19 @@ class Run:
         if self.over:
             self.restore_best()
 
+    def _checkpoint(self) -> Checkpoint | None:
+        """The folder's, which fits the adapter. Raises HalkaError for that of another run."""
+        checkpoint = None if self.folder is None else self.folder.resume(self._identity)
+        if checkpoint is not None:
+            checkpoint.check_fits(self.adapter)
+        return checkpoint
+
     def _share_best(self, ranks: Ranks) -> None:
         """Let the others have the weights of the best evaluation that the first rank's folder has, or their parts."""
-        own, here = self.adapter.state_dict(), self.folder is not None
+        own, here, step = self.adapter.state_dict(), self.folder is not None, self.progress.best_step
         best = {
             key: part_like(tensor, own[key]).cpu()
-            for key, tensor in ranks.stream(() if self.folder is None else read_tensors(self.folder.best))
+            for key, tensor in ranks.stream(() if self.folder is None else read_tensors(self.folder.best(step)))
             if not here
         }
         self.best = None if here else best
@@ -187,8 +191,10 @@ class Run:
             if self.folder is None:
                 self.best = {key: tensor.detach().to("cpu", copy=True) for key, tensor in weights.items()}
             if self._writes:
-                write_tensors(None if self.folder is None else self.folder.best, weights)
+                write_tensors(None if self.folder is None else self.folder.best(step.step), weights)
         self.progress = progress  # once its best weights are kept
+        if step.best and self.folder is not None:
+            self.folder.keep_bests(self._saved_best, step.step)
         return step
 
     def record(self, step: Step, *, alone: bool = False) -> None:
@@ -211,6 +217,9 @@ class Run:
         if self._writes and self.config.save_every:
             path = None if self.folder is None else self.folder.checkpoint
             save_checkpoint(path, self._identity, self.progress, self.adapter, self.optimizer)
+            self._saved_best = self.progress.best_step
+            if self.folder is not None:
+                self.folder.keep_bests(self._saved_best)
 
     @property
     def _writes(self) -> bool:
@@ -220,7 +229,7 @@ class Run:
     def restore_best(self) -> None:
         """Give the adapter the weights of the best evaluation, if there was one."""
         if self.progress.best_step:
-            weights = self.best if self.folder is None else self.folder.load_best()
+            weights = self.best if self.folder is None else self.folder.load_best(self.progress.best_step)
             assert weights is not None
             with self.model.lock:
                 self.adapter.load_state_dict(weights)

@@ -3,7 +3,7 @@
 run.yaml                 the settings, which `halka train --config` reads (`fit`'s name no data: it needs --data)
 metrics.jsonl            one line of JSON a step: `Step`'s fields
 checkpoint.safetensors   while the run is unfinished: all that it needs to go on exactly where it was
-best.safetensors         likewise: the weights of the best evaluation
+best-STEP.safetensors    likewise: the weights of the best evaluation, which came after that step
 adapter/                 the trained adapter, once the run is finished
 .lock                    while a process trains here
 """
@@ -32,7 +32,8 @@ from halka.util.files import locked, write_text
 from halka.util.tensor_file import read_tensors
 
 RUN, METRICS = "run.yaml", "metrics.jsonl"
-CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+CHECKPOINT, BESTS = "checkpoint.safetensors", "best*.safetensors"
+OLD_BEST = "best.safetensors"  # of versions that kept one such file
 POINTS = 100  # of a curve
 
 
@@ -52,10 +53,16 @@ class RunFolder:
         """The file that an unfinished run goes on from."""
         return self.path / CHECKPOINT
 
-    @property
-    def best(self) -> Path:
-        """The file with the weights of the best evaluation so far."""
-        return self.path / BEST
+    def best(self, step: int) -> Path:
+        """The file with the weights of the best evaluation so far, which came after that step."""
+        return self.path / f"best-{step}.safetensors"
+
+    def keep_bests(self, *steps: int) -> None:
+        """Drop the weights of best evaluations, but for those after these steps."""
+        kept = [self.best(step) for step in steps]
+        for file in self.path.glob(BESTS):
+            if file not in kept:
+                file.unlink(missing_ok=True)
 
     @property
     def resumable(self) -> bool:
@@ -86,8 +93,8 @@ class RunFolder:
 
     def drop_checkpoint(self) -> None:
         """Drop what the run would go on from; a run that begins anew here keeps the adapter until it has its own."""
-        for file in (self.checkpoint, self.best):
-            file.unlink(missing_ok=True)
+        self.checkpoint.unlink(missing_ok=True)
+        self.keep_bests()
 
     def finish(
         self,
@@ -146,15 +153,17 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         checkpoint = open_checkpoint(self.checkpoint, identity)
         done = 0 if checkpoint is None else checkpoint.progress.step
+        if checkpoint is not None and (old := self.path / OLD_BEST).exists():
+            old.rename(self.best(checkpoint.progress.best_step))
         metrics = self.path / METRICS
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines()
             write_text(metrics, "".join(f"{line}\n" for line in lines if _step_number(line) <= done))
         return checkpoint
 
-    def load_best(self) -> dict[str, Tensor]:
-        """The weights of the best evaluation so far. Raises DamagedFolderError where they cannot be read."""
-        return dict(read_tensors(self.best))
+    def load_best(self, step: int) -> dict[str, Tensor]:
+        """The weights of the best evaluation, after that step. Raises DamagedFolderError where they cannot be read."""
+        return dict(read_tensors(self.best(step)))
 
 
 def _step_number(line: str) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from halka.util.errors import HalkaError, LostRankError
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
 
 
 def is_divided(tensor: object) -> TypeGuard[DTensor]:
@@ -80,15 +82,17 @@ def gathered(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tenso
             yield name, complete.cpu()
 
 
-def checked_by_first(check: Callable[[], object]) -> None:
-    """Run `check` in the first process. All call this together, and an error there is raised in all of them.
+def checked_by_first(check: Callable[[], T]) -> T | None:
+    """What `check` returns in the first process, None in others. All call this together; an error is raised in all.
 
-    Raises what the check does in the first process, and HalkaError in the others.
+    Raises what the check does in the first process, or in the only one, and HalkaError in the others.
     """
-    error: Exception | None = None
+    if not (dist.is_available() and dist.is_initialized()):
+        return check()
+    result, error = None, None
     if first_process():
         try:
-            check()
+            result = check()
         except (HalkaError, OSError) as raised:
             error = raised
     refusals = [None if error is None else str(error)]
@@ -98,6 +102,7 @@ def checked_by_first(check: Callable[[], object]) -> None:
         raise error
     if refusals[0] is not None:
         raise HalkaError(refusals[0])
+    return result
 
 
 def lost_rank(error: RuntimeError) -> LostRankError:

@@ -38,7 +38,7 @@ class Program:
     title    its name in messages
     log      the file that gets its stderr
     memory   bytes that it needs, and gpu_memory of its GPU's; None if unknown
-    stays    names of files that do not come back
+    stays    files that do not come back: names, or patterns of names
     """
 
     title: str
@@ -113,7 +113,7 @@ def _left(folder: Path, program: Program, inputs: Mapping[str, bytes], log: Text
     files: dict[str, bytes] = {}
     for path in sorted(folder.rglob("*")):
         own = path.relative_to(folder).as_posix()
-        if not path.is_file() or own == program.log or path.name in program.stays:
+        if not path.is_file() or own == program.log or any(map(path.match, program.stays)):
             continue
         if path.stat().st_size > LARGEST:
             log.write(f"{own} did not come back: it is larger than {LARGEST / 1e9:.1f} GB\n")
