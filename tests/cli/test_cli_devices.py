@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 
+import halka
 from commands import TRAIN, failure, parsed, process
+from halka.cli.devices import shares
+from halka.training import TrainConfig
+
+MANY = """
+base: base
+data: data.jsonl
+dtype: float32
+quantize: nf4
+train: {batch_size: 4, steps: 40}
+runs:
+  - {out: parts/lora, rank: 4}
+  - {out: parts/dora, method: dora, rank: 4}
+  - {out: parts/prefix, method: prefix, length: 3}
+  - {out: parts/prompt, method: prompt, length: 3}
+"""
+
+
+def begun(command: str, folder: Path, metrics: Path, steps: int) -> subprocess.Popen[str]:
+    """The command in a process of its own, once so many steps are recorded."""
+    launcher = process(command, folder)
+    while not metrics.exists() or metrics.read_text().count("\n") < steps:
+        assert launcher.poll() is None, launcher.communicate()
+        time.sleep(0.01)
+    return launcher
 
 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_which_goes_on_in_one_process(here: Path):
     command = f"train {TRAIN.removesuffix(' --rank 4')} --method full --steps 100 --save-every 10"
-    launcher = process(f"{command} -o two --devices 2 --shard", here)
     metrics = Path("two/metrics.jsonl")
-    while not metrics.exists() or metrics.read_text().count("\n") < 25:
-        assert launcher.poll() is None, launcher.communicate()
-        time.sleep(0.01)
+    launcher = begun(f"{command} -o two --devices 2 --shard", here, metrics, steps=25)
     (second,) = [child for child in psutil.Process(launcher.pid).children() if child.environ().get("RANK") == "1"]
     second.kill()
     output, messages = launcher.communicate()
@@ -34,7 +60,68 @@ def test_a_process_that_dies_ends_the_run_which_goes_on_in_one_process(here: Pat
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [*range(1, 101)]
 
 
-def test_what_devices_cannot_do_is_said(here: Path):
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in:FutureWarning")  # peft's, of transformers
+def test_of_a_base_in_parts_a_run_that_is_terminated_goes_on_to_whole_adapters(here: Path):
+    """As Slurm and systemd end it: launcher and processes get SIGTERM, and torchrun passes its own on."""
+    Path("runs.yaml").write_text(MANY)
+    command = "train --many runs.yaml --devices 2 --shard"
+    names = ("lora", "dora", "prefix", "prompt")
+    launcher = begun(command, here, Path("parts/lora/metrics.jsonl"), steps=5)
+    for running in (*psutil.Process(launcher.pid).children(), launcher):
+        running.terminate()
+    output, messages = launcher.communicate()
+    assert (launcher.returncode, output) == (143, "")
+    assert "Stopped. Go on with the same command" in messages
+    done = {len(Path("parts", name, "metrics.jsonl").read_text().splitlines()) for name in names}
+    assert len(done) == 1
+    assert 5 <= min(done) < 40
+    launcher = process(command, here)
+    output, messages = launcher.communicate()
+    assert launcher.returncode == 0, messages
+    assert "step 1/40" not in messages
+    assert "2 processes share a step's batch: it is split, of up to 4 examples some 2 for each" in messages
+    base, tokenizer = halka.load_base("base", dtype="float32", device="cpu")
+    ids = torch.tensor([tokenizer("What is 2 plus 3?").input_ids])
+    model = halka.adapt(base, tokenizer)
+    for name in names:
+        adapter = Path("parts", name, "adapter")
+        written = load_file(adapter / "adapter_model.safetensors")
+        assert all(tensor.numel() and tensor.any() for tensor in written.values())
+        with pytest.warns(UserWarning, match="nf4"):
+            halka.load(model, adapter, name=name)
+        theirs = PeftModel.from_pretrained(halka.load_base("base", dtype="float32", device="cpu")[0], adapter).eval()
+        with torch.no_grad(), model.use(name):
+            torch.testing.assert_close(theirs(ids).logits[:, -ids.shape[1] :], base(ids).logits, rtol=1e-3, atol=1e-4)
+
+
+def test_what_devices_cannot_do_is_said(here: Path, monkeypatch: pytest.MonkeyPatch):
     assert "--devices must be at least 1, not 0" in failure(f"train {TRAIN} -o new --devices 0")
     assert "--shard is for several processes" in failure(f"train {TRAIN} -o new --shard")
+    assert "device mps: processes train together on" in failure(f"train {TRAIN} -o new --devices 2 --device mps")
+    for size, options, reason in (
+        ("1", "--devices 4", "--devices 4, and the environment has WORLD_SIZE=1: under torchrun leave --devices out"),
+        ("2", "--devices 4", "--devices 4, and the environment has WORLD_SIZE=2"),
+        ("1", "--shard", "--shard is for several processes"),
+        ("2", "", "the environment has WORLD_SIZE=2 and no RANK and no MASTER_ADDR and no MASTER_PORT"),
+        ("two", "", "WORLD_SIZE='two', which is no number of processes"),
+    ):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        assert reason in failure(f"train {TRAIN} -o new {options}")
     assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, "batch: it is split, of up to 1,024 tokens some 512 for each (with --accumulate 2 each has whole ones)"),
+        ({"accumulate": 4, "batch_size": 8}, "4 batches: 2 for each"),
+        (
+            {"accumulate": 3, "batch_size": 5, "batch_tokens": 99},
+            "3 batches: 1 for each, 1 is split, of up to 99 tokens and 5 examples some 50 and 3 for each "
+            "(with --accumulate 4 each has whole ones)",
+        ),
+    ],
+)
+def test_how_processes_share_a_step_is_said(config: dict[str, int], words: str):
+    assert shares(TrainConfig(**config), 2) == f"2 processes share a step's {words}"

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from commands import TRAIN, halka, parsed, process, stopped
+from halka.cli.training_run import stop_signals
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -31,6 +32,18 @@ def test_ctrl_c_stops_after_the_step_and_the_run_goes_on(here, times):
 def test_ctrl_c_without_checkpoints_says_so(here):
     messages = stopped(f"train {TRAIN} --steps 5 --save-every none -o new", "step 2/5")
     assert "Stopped before the first checkpoint: the same command begins anew" in messages
+
+
+def test_who_ends_all_processes_of_a_job_may_signal_each_twice():
+    with stop_signals() as alone:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    with stop_signals(together=True) as together:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)  # torchrun's, of a second Ctrl-C
+    assert (alone, together) == ([signal.SIGTERM], [signal.SIGINT])
 
 
 @pytest.mark.slow

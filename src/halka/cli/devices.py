@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import signal
 import sys
@@ -15,8 +16,11 @@ from dataclasses import dataclass
 import typer
 
 from halka.cli.command import Failed
-from halka.training import joined_ranks
+from halka.training import TrainConfig, joined_ranks
+from halka.training.ranks import dealt_device, world_size
 from halka.util.errors import HalkaError
+
+GRACE = 110  # seconds that processes have after Ctrl-C or SIGTERM to end their step and write a checkpoint
 
 
 @dataclass(frozen=True)
@@ -26,39 +30,67 @@ class Devices:
     count: int | None
     shard: bool
 
-    def start(self, check: Callable[[], object]) -> bool:
+    def start(self, device: str | None, check: Callable[[], object]) -> bool:
         """Run this command once more in as many processes, and wait for them; False if there are none to start.
 
-        `check` is called before, so that a mistake in the data is named once. Raises HalkaError for no device, and for
-        `shard` in one process; as `_run` does.
+        `device` is what the settings name. It is dealt, and `check` is called, before, so that a mistake in the command
+        or the data is named once. Raises HalkaError for no device, for another number of processes than the environment
+        has, for `shard` in one process, and as `dealt_device`; Failed and typer.Exit as `_run`.
         """
         if self.count is not None and self.count < 1:
             raise HalkaError(f"--devices must be at least 1, not {self.count}")
-        if "WORLD_SIZE" in os.environ:  # this is one of them
-            return False
-        if self.shard and (self.count or 1) == 1:
+        joined = "WORLD_SIZE" in os.environ  # this is one of them
+        count = world_size() if joined else self.count or 1
+        if self.count not in (None, count):
+            raise HalkaError(
+                f"--devices {self.count}, and the environment has WORLD_SIZE={count}: under torchrun leave --devices "
+                "out; where something else set WORLD_SIZE, unset it"
+            )
+        if self.shard and count == 1:
             raise HalkaError("--shard is for several processes: say how many by --devices, or start them by torchrun")
-        if self.count is not None:
-            check()
-            _run(self.count)
-        return self.count is not None
+        if joined or self.count is None:
+            return False
+        if count > 1:
+            dealt_device(device, count - 1, count)
+        check()
+        _run(count)
+        return True
 
     @contextmanager
-    def joined(self) -> Iterator[bool]:
+    def joined(self, device: str | None) -> Iterator[bool]:
         """Within the block this process trains with the others, if there are some; yields whether it is the first.
 
-        The others' progress and warnings are dropped, their errors are not.
+        The others' progress and warnings are dropped, their errors are not. Raises HalkaError as `joined_ranks`.
         """
-        with joined_ranks() as ranks, nullcontext() if ranks.first else redirect_stderr(io.StringIO()):
+        with joined_ranks(device) as ranks, nullcontext() if ranks.first else redirect_stderr(io.StringIO()):
             yield ranks.first
 
 
+def shares(config: TrainConfig, count: int) -> str:
+    """What each of so many processes computes of a step's batches, in words."""
+    whole, split = divmod(config.accumulate, count)
+    units = {"batch_tokens": "tokens", "batch_size": "examples"}
+    limits = {units[name]: limit for name, limit in config.limits().items() if isinstance(limit, int)}
+    parts: list[str] = []
+    if whole:
+        parts.append(f"{whole} for each")
+    if split:
+        most = " and ".join(f"{limit:,} {unit}" for unit, limit in limits.items())
+        share = " and ".join(f"{math.ceil(limit / count):,}" for limit in limits.values())
+        number = "it is" if config.accumulate == 1 else "1 is" if split == 1 else f"{split} are"
+        none = f"--accumulate {(whole + 1) * count}"
+        parts.append(f"{number} split, of up to {most} some {share} for each (with {none} each has whole ones)")
+    batches = "batch" if config.accumulate == 1 else f"{config.accumulate} batches"
+    return f"{count} processes share a step's {batches}: {', '.join(parts)}"
+
+
 def _run(count: int) -> None:
-    """Raises Failed where a process ended with an error, typer.Exit after Ctrl-C."""
+    """Raises Failed where a process ended with an error, typer.Exit after Ctrl-C and SIGTERM."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE))  # which torch knows from 2.12 on
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its account of a failure is 30 lines
     config = LaunchConfig(

@@ -30,6 +30,7 @@ EXAMPLES = examples(
     "halka train --config runs/mine/run.yaml",
     "halka train --many runs.yaml --base smollm2-135m --task support",
     "halka train --devices 2 --config runs/mine/run.yaml",
+    "halka train --devices 2 --shard --base smollm2-135m --task support --accumulate 2 -o runs/parts",
 )
 
 
@@ -68,7 +69,7 @@ class Train(Deferred):
         own = [
             flag("config", Path | None, None, metavar="FILE", help="a YAML file with settings"),
             flag("many", Path | None, None, metavar="FILE", help="a YAML file with several runs, trained together"),
-            flag("devices", int | None, None, help="processes that train together, each on a device of its own"),
+            flag("devices", int | None, None, metavar="N", help="processes that train together, a device each"),
             flag("shard", bool, False, help="each process holds a part of the base (FSDP)"),
             flag("overwrite", bool, False, help="train anew where a run is"),
             flag("tensorboard", bool, False, help="write FOLDER/tensorboard too"),
@@ -87,9 +88,10 @@ def train_adapter(config: Path | None, flags: dict[str, Any], devices: Devices, 
     run = TrainingRun(plan, "adapter", **folder)
     if run.finished:
         raise HalkaError(f"--out: {run.folder.path} holds a finished run: choose another folder, or add --overwrite")
-    if devices.start(lambda: task_of(plan.run)):
+    if devices.start(plan.run.device, lambda: task_of(plan.run)):
         return
-    with devices.joined() as first, deterministic(plan.run.deterministic):
+    with devices.joined(plan.run.device) as first, deterministic(plan.run.deterministic):
+        _say_shares([run])
         run.task = task_of(plan.run)
         results = train_runs(_model_for([run], devices), [run])
     if not first:
@@ -115,9 +117,11 @@ def train_adapters(file: Path, flags: dict[str, Any], devices: Devices, *, json:
         if run.finished:
             say(f"{run.name} holds a finished run: left as it is (--overwrite trains it anew)")
     runs = [run for run in runs if not run.finished]
-    if runs and devices.start(lambda: _read_tasks(runs)):
+    device = runs[0].plan.run.device if runs else None
+    if runs and devices.start(device, lambda: _read_tasks(runs)):
         return
-    with devices.joined() as first, deterministic(any(run.plan.run.deterministic for run in runs)):
+    with devices.joined(device) as first, deterministic(any(run.plan.run.deterministic for run in runs)):
+        _say_shares(runs)
         _read_tasks(runs)
         results = train_runs(_model_for(runs, devices), runs) if runs else []
     if not first:
@@ -129,6 +133,16 @@ def train_adapters(file: Path, flags: dict[str, Any], devices: Devices, *, json:
         _show_all(results)
     if failed := [f"{result['folder']}: {result['error']}" for result in results if "error" in result]:
         raise Failed("\n".join(failed))
+
+
+def _say_shares(runs: list[TrainingRun]) -> None:
+    """Where several processes train together, say once how they share the runs' batches."""
+    from halka.cli.devices import shares
+    from halka.training import Ranks
+
+    if (count := Ranks.here().count) > 1:
+        for line in dict.fromkeys(shares(run.plan.train, count) for run in runs):
+            say(line)
 
 
 def _read_tasks(runs: list[TrainingRun]) -> None:

@@ -131,7 +131,7 @@ def _watch(
     ranks = Ranks.here()
     try:
         with ExitStack() as open_now:
-            signals = open_now.enter_context(stop_signals())
+            signals = open_now.enter_context(stop_signals(together=ranks.count > 1))
             progress = open_now.enter_context(StepProgress())
             logs = {name: open_now.enter_context(run.log()) for name, run in runs.items() if ranks.first}
             for results in open_now.enter_context(closing(steps)):
@@ -146,6 +146,7 @@ def _watch(
                         logs[name](step)
                 if ranks.any(bool(signals)):  # all end after the same step
                     steps.stop()
+                    ranks.any(False)  # none ends before the first one has written: what ended would end that one, too
                     return signals[0] if signals else signal.SIGTERM
     except KeyboardInterrupt:
         return signal.SIGINT
@@ -168,15 +169,22 @@ def _write(writer: Any, step: Step) -> None:
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that gets the signal's number once Ctrl-C or a termination asks to stop; the next one interrupts."""
+def stop_signals(*, together: bool = False) -> Iterator[list[int]]:
+    """A list that gets the signal's number once Ctrl-C or a termination asks to stop; Ctrl-C once more interrupts.
+
+    SIGTERM counts once, since whoever sends it has SIGKILL. So does any signal to processes that train together, for
+    it may come twice: from what ends all processes of a job (Slurm, systemd), and from torchrun, which sends SIGTERM
+    after a second Ctrl-C.
+    """
     signals: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
+        if number in signals and (together or number == signal.SIGTERM):
+            return
         if signals:
             raise KeyboardInterrupt
         signals.append(number)
-        say("stopping after this step; once more stops at once")
+        say(f"stopping after this step{'; once more stops at once' if number == signal.SIGINT else ''}")
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -125,41 +125,77 @@ class Ranks:
 
 
 @contextmanager
-def joined_ranks() -> Generator[Ranks]:
+def joined_ranks(device: str | None = None) -> Generator[Ranks]:
     """Within the block this process trains together with the others that torchrun started; alone without torchrun.
 
-    They exchange by NCCL where there are GPUs, a rank each, and by gloo on CPUs.
+    `device` is what the run's settings name (`device_of_rank`). Ranks exchange by NCCL where each has a GPU, else by
+    gloo. Raises HalkaError as `world_size` and `device_of_rank` do, and where torchrun's other variables are missing.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    count = world_size()
+    if count == 1 or dist.is_initialized():
         yield Ranks.here()
         return
-    gpus = torch.cuda.is_available()
-    if gpus:
-        torch.cuda.set_device(_local_rank())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    if missing := [key for key in ("RANK", "MASTER_ADDR", "MASTER_PORT") if key not in os.environ]:
+        raise HalkaError(
+            f"the environment has WORLD_SIZE={count} and no {' and no '.join(missing)}: start the processes by "
+            "torchrun, or unset WORLD_SIZE to train in one"
+        )
+    own = _own_device(device)
+    gpu = own.startswith("cuda")
+    if gpu:
+        torch.cuda.set_device(own)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
     try:
         yield Ranks.here()
     finally:
         dist.destroy_process_group()
 
 
-def device_of_rank(device: str | None) -> str | None:
-    """The device of this rank, where `device` is what the run's settings name: GPUs are dealt, one to each rank.
+def world_size() -> int:
+    """How many processes train together, as torchrun says in the environment: 1 where it does not.
 
-    Raises HalkaError where there are fewer GPUs than ranks on this machine.
+    Raises HalkaError for a WORLD_SIZE that is no such number.
     """
-    if Ranks.here().count == 1 or device not in (None, "cuda") or not torch.cuda.is_available():
-        return device
-    if _local_rank() >= torch.cuda.device_count():
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal() or int(size) < 1:
+        raise HalkaError(f"the environment has WORLD_SIZE={size!r}, which is no number of processes: unset it")
+    return int(size)
+
+
+def device_of_rank(device: str | None) -> str | None:
+    """The device of this rank, where `device` is what the run's settings name; that itself in one process.
+
+    Raises HalkaError as `dealt_device` does.
+    """
+    return device if Ranks.here().count == 1 else _own_device(device)
+
+
+def _own_device(device: str | None) -> str:
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    return dealt_device(device, int(os.environ.get("LOCAL_RANK", "0")), local)
+
+
+def dealt_device(device: str | None, rank: int, count: int, gpus: int | None = None) -> str:
+    """The device of `rank`, one of the `count` on a machine with so many GPUs, by default as many as torch sees here.
+
+    `device` is what the run's settings name: None deals a GPU to each rank, or the CPU to all where there is no GPU.
+    Raises HalkaError where GPUs are fewer than ranks, for one GPU that ranks would share, and for a device whose
+    tensors ranks cannot exchange.
+    """
+    gpus = torch.cuda.device_count() if gpus is None else gpus
+    kind, _, index = (device or ("cuda" if gpus else "cpu")).partition(":")
+    if kind not in ("cuda", "cpu"):
+        raise HalkaError(f"device {device}: processes train together on cuda or cpu alone, so name one of these")
+    if kind == "cpu":
+        return kind
+    if index and count > 1:
+        raise HalkaError(f"device {device} is one GPU, which {count} processes cannot share: cuda gives each its own")
+    if rank >= gpus:
         raise HalkaError(
-            f"this machine has {torch.cuda.device_count()} GPUs, and rank {_local_rank()} would be one more: "
-            "start fewer processes, or train on CPUs by --device cpu"
+            f"{count} processes need a GPU each, and this machine has {gpus}: start fewer, or train on the CPU "
+            "(--device cpu)"
         )
-    return f"cuda:{_local_rank()}"
-
-
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return f"cuda:{index or rank}"
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
