@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import halka
 from halka.core import AdaptedModel, Method
 from halka.data.tokens import Tokens
+from halka.methods import IA3, BitFit, Joint, LlamaAdapter, LoRABias, NormedBottleneck, PositionlessPrefix
+from halka.methods import Tokens as TrainedTokens
 from halka.models.quantised import quantise
-from halka.models.sharded import shard
+from halka.models.sharded import in_turn, load_sharded_base, shard
 from halka.objectives.sequence_to_sequence import Pair
 from halka.training import Job, Ranks, RunFolder, TrainConfig, joined_ranks, train, train_many
 from halka.util.divided import is_divided, whole
@@ -51,6 +55,18 @@ METHODS: dict[str, Method] = {
     "prefix": halka.Prefix(length=3),
     "prompt": halka.Prompt(length=5),
     "full": halka.Full(),
+}
+OTHERS: dict[str, Method] = {
+    "dora": halka.DoRA(rank=4),
+    "ia3": IA3(),
+    "bitfit": BitFit(),
+    "llama_adapter": LlamaAdapter(length=3),
+    "lora_bias": LoRABias(rank=4),
+    "tokens": TrainedTokens((5, 9)),
+    "positionless_prefix": PositionlessPrefix(length=3),
+    "normed_bottleneck": NormedBottleneck(width=5),
+    "modules": halka.Modules(("head", "model.layers.1.input_layernorm")),
+    "joint": Joint((halka.LoRA(rank=4, targets=("attn.q",)), BitFit(targets=("attn.o",)))),
 }
 CASES: dict[str, Case] = {
     **{
@@ -132,16 +148,20 @@ def whole_weights(model: AdaptedModel) -> dict[str, torch.Tensor]:
     return {key: whole(tensor.detach()) for key, tensor in model.adapter("a").state_dict().items()}
 
 
-def trained_together(*, parts: bool = False) -> dict[str, Any]:
-    """The losses of several adapters that are trained in the same passes."""
+def trained_together(folder: Path, *, parts: bool = False) -> dict[str, Any]:
+    """The losses of adapters of all methods that are trained in the same passes, each saved to its folder."""
     base = tiny()
     if parts:
         shard(base, base.device)
     model = halka.adapt(base)
-    for name, method in METHODS.items():
+    for name, method in {**METHODS, **OTHERS}.items():
         model.add(name, method)
-    jobs = [Job(name, data(), CONFIG) for name in METHODS]
-    return {"losses": [step.loss for steps in train_many(model, jobs) for step in steps.values()]}  # type: ignore[union-attr]
+    jobs = [Job(name, data(), CONFIG) for name in model.adapters]
+    losses = [step.loss for steps in train_many(model, jobs) for step in steps.values()]  # type: ignore[union-attr]
+    for name in model.adapters:
+        if Ranks.here().first or model.adapter(name).divided:
+            halka.save(model, name, folder / name)
+    return {"losses": losses}
 
 
 def start(count: int, *arguments: str, script: str = __file__) -> list[subprocess.Popen[str]]:
@@ -185,11 +205,13 @@ def main(folder: Path) -> None:
         for name, case in CASES.items():
             print(name, flush=True)  # for whoever reads why it failed
             results[name] = trained(case)
-        results["together"] = [trained_together(parts=parts) for parts in (False, True)]
+        results["together"] = [trained_together(folder / "together", parts=parts) for parts in (False, True)]
+        results["mixture"] = mixture_in_parts(folder, ranks)
         for name in RUNS:
             results[f"{name} resumed"] = resumed(folder / f"{name} run", name)
             stopped(folder / f"{name} stopped", name, steps=3)
         results["refusal"] = saved_of_fewer_labels(folder / "of fewer labels")
+        results["refusals"] = refused_runs(folder)
         results["lost"] = lost(folder / "lost run", ranks)
         if ranks.first:
             torch.save(results, folder / "trained.pt")
@@ -200,9 +222,9 @@ RUN = {"steps": 6, "batch_size": 5, "lr": 1e-3, "save_every": 2}
 
 
 def model_of_run(name: str) -> AdaptedModel:
-    """A model with an adapter of that method, `full` on a base in parts where there are several processes."""
+    """A model with an adapter of that method, on a base in parts where there are several processes."""
     base = tiny()
-    if name == "full" and Ranks.here().count > 1:
+    if Ranks.here().count > 1:
         shard(base, base.device)
     model = halka.adapt(base)
     model.add("a", METHODS[name])
@@ -231,6 +253,29 @@ def saved_of_fewer_labels(folder: Path) -> str:
         halka.save(model, "a", Path(__file__).parent)
     halka.save(model, "a", folder)
     return str(refusal.value)
+
+
+def refused_runs(folder: Path) -> list[list[str]]:
+    """Each process's errors, which it catches, where the folder has another run, and where it has a finished one."""
+    refusals: list[str] = []
+    for name, lr in (("stopped", 2e-3), ("run", RUN["lr"])):
+        with pytest.raises(HalkaError) as refusal:
+            halka.fit(model_of_run("lora"), "a", data(), {**RUN, "lr": lr}, folder=folder / f"lora {name}")
+        refusals.append(str(refusal.value))
+    of_all: list[Any] = [None] * Ranks.here().count
+    dist.all_gather_object(of_all, refusals)
+    return of_all
+
+
+def mixture_in_parts(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """The weights of a mixture that is loaded in parts; and who has a turn at what all may do one after another."""
+    base, _ = load_sharded_base(folder / "mixture", dtype="float32")
+    with in_turn():
+        for word in ("begins", "ends"):
+            with (folder / "turns").open("a") as file:
+                file.write(f"{ranks.rank} {word}\n")
+            time.sleep(0.05)
+    return {"weights": {name: whole(parameter.detach()) for name, parameter in base.named_parameters()}}
 
 
 def lost(folder: Path, ranks: Ranks) -> str:

@@ -10,14 +10,21 @@ import torch
 from safetensors.torch import load_file
 
 import ranks_for_tests as ranks
-from halka.training.ranks import BUCKET, Ranks, _buckets
+from halka.methods import Joint, all_methods
+from halka.models.sharded import load_sharded_base
+from halka.training.ranks import BUCKET, Ranks, _buckets, dealt_device
+from halka.util.errors import HalkaError
 from ranks_for_tests import CASES
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes leave that went through all cases and went on with a run that one process had begun."""
     folder = tmp_path_factory.mktemp("two")
+    tiny("mixtral").save_pretrained(folder / "mixture")
+    chatml_tokenizer().save_pretrained(folder / "mixture")
     for name in ranks.RUNS:
         ranks.stopped(folder / f"{name} run", name, steps=3)
     for process in ranks.run(2, str(folder)):
@@ -51,9 +58,32 @@ def test_two_processes_train_as_one_does(two: dict[str, Any], name: str):
     torch.testing.assert_close(both["gradients"], one["gradients"], rtol=close, atol=close)
 
 
-def test_several_adapters_are_trained_in_the_same_passes(two: dict[str, Any]):
-    alone = ranks.trained_together()
+def test_adapters_of_all_methods_are_trained_in_the_same_passes_and_written(
+    two: dict[str, Any], folder: Path, tmp_path: Path
+):
+    alone = ranks.trained_together(tmp_path)
     torch.testing.assert_close(two["together"], [alone, alone], rtol=1e-5, atol=1e-5)
+    assert {*all_methods(), Joint.name} == {*ranks.METHODS, *ranks.OTHERS}
+    for name in (*ranks.METHODS, *ranks.OTHERS):
+        written, expected = (
+            load_file(at / name / "adapter_model.safetensors") for at in (folder / "together", tmp_path)
+        )
+        assert all(tensor.numel() for tensor in written.values())
+        torch.testing.assert_close(written, expected, rtol=1e-3, atol=1e-4)  # the optimiser divides small gradients
+
+
+def test_a_mixture_is_loaded_in_parts_by_one_process_at_a_time(two: dict[str, Any], folder: Path):
+    expected = {name: parameter.detach() for name, parameter in tiny("mixtral").named_parameters()}
+    torch.testing.assert_close(two["mixture"]["weights"], expected, rtol=0, atol=0)
+    turns = (folder / "turns").read_text(encoding="utf-8").splitlines()
+    assert turns == ["0 begins", "0 ends", "1 begins", "1 ends"]
+
+
+def test_what_the_first_process_refuses_is_refused_in_all_and_none_waits(two: dict[str, Any]):
+    first, second = two["refusals"]
+    assert first == second
+    assert "differs from this one: lr was 0.001, is 0.002" in first[0]
+    assert "holds a finished run" in first[1]
 
 
 def test_a_run_of_one_process_goes_on_with_two(two: dict[str, Any], straight: dict[str, Any]):
@@ -94,6 +124,11 @@ def test_a_process_that_ends_in_an_evaluation_leaves_no_other_waiting(two: dict[
     assert len((folder / "lost run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 1
 
 
+def test_a_process_alone_loads_no_base_in_parts():
+    with pytest.raises(HalkaError, match="a base in parts is for several processes"):
+        load_sharded_base("smollm2-135m")
+
+
 def test_buckets_are_of_one_kind_and_no_larger_than_allowed():
     sizes = (BUCKET // 2, BUCKET // 2, 1, BUCKET + 1, 5)
     tensors = [torch.empty(size, device="meta") for size in sizes]
@@ -112,3 +147,30 @@ def test_one_process_alone_exchanges_nothing():
         False,
         "x",
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "dealt"),
+    [
+        *((None, 2, ["cuda:0", "cuda:1"]), ("cuda", 3, ["cuda:0", "cuda:1"])),
+        *((None, 0, ["cpu", "cpu"]), ("cpu", 2, ["cpu", "cpu"])),
+    ],
+)
+def test_each_process_of_a_machine_gets_a_device(device: str | None, gpus: int, dealt: list[str]):
+    assert [dealt_device(device, rank, 2, gpus) for rank in range(2)] == dealt
+
+
+def test_one_process_of_a_machine_may_name_its_gpu():
+    assert dealt_device("cuda:1", 0, 1, gpus=2) == "cuda:1"
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "reason"),
+    [
+        *((None, 1, "2 processes need a GPU each, and this machine has 1"), ("cuda", 0, "this machine has 0")),
+        *(("cuda:0", 2, "cuda:0 is one GPU, which 2 processes cannot share"), ("mps", 0, "on cuda or cpu alone")),
+    ],
+)
+def test_a_device_that_processes_cannot_train_on_is_refused(device: str | None, gpus: int, reason: str):
+    with pytest.raises(HalkaError, match=reason):
+        dealt_device(device, 1, 2, gpus)

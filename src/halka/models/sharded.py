@@ -7,21 +7,26 @@ need, which is not as often on every process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from halka.models.fingerprint import keep_samples
-from halka.models.layouts import layout_of
-from halka.models.loading import load_base, place_of, precision_on
+from halka.models.layouts import LAYOUTS, layout_of
+from halka.models.loading import base_config, load_base, place_of, precision_on, resolve
 from halka.models.quantised import QuantizedLinear, check_quantize, quantisable, quantise_layer
+from halka.util.divided import lost_rank_error
 from halka.util.dtypes import Dtype, Quantize, dtype_name
+from halka.util.errors import HalkaError
 from halka.util.kinds import Kind
 
 if TYPE_CHECKING:
@@ -41,21 +46,64 @@ def load_sharded_base(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """As `load_base`, with this process's part of every layer in memory; all processes of the group call it together.
 
-    The weights are mapped from their safetensors files, and layer by layer this process's part is copied out.
-    Raises as `load_base` does.
+    The weights are mapped from their safetensors files, and layer by layer this process's part is copied out. Of a
+    mixture transformers merges the experts into new tensors first: the processes of a machine take turns, so that one
+    at a time has the base whole in main memory. Raises as `load_base` does, and HalkaError in a process alone.
     """
     if quantize is not None:
         check_quantize(quantize)
     named, place = dtype_name(dtype, "auto"), place_of(device)
-    base, tokenizer = load_base(name_or_path, kind=kind, labels=labels, dtype="auto", device="cpu")
-    precision = precision_on(place, named, base.config)
-    shard(base, place, None if precision == "auto" else precision, quantize)
+    mesh = _mesh(place)
+    layout = LAYOUTS.get(base_config(resolve(name_or_path, None, fetch=True)).model_type)
+    with in_turn() if layout is not None and layout.experts else nullcontext():
+        base, tokenizer = load_base(name_or_path, kind=kind, labels=labels, dtype="auto", device="cpu")
+        precision = precision_on(place, named, base.config)
+        shard(base, place, None if precision == "auto" else precision, quantize, mesh)
     return base, tokenizer
 
 
-def shard(base: Any, device: torch.device, dtype: torch.dtype | None = None, quantize: Quantize | None = None) -> None:
-    """Leave of every layer's weights this process's part, in that precision or the base's own, on the device."""
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Within the block no other process of this machine is in its own; all processes of the group enter it."""
+    own = int(os.environ.get("LOCAL_RANK", dist.get_rank()))
+    turns = torch.tensor(own + 1, device="cpu")
+    with lost_rank_error():
+        dist.all_reduce(turns, dist.ReduceOp.MAX)  # pyright: ignore[reportUnknownMemberType]
+        _wait(own)
+    try:
+        yield
+    finally:
+        with lost_rank_error():
+            _wait(int(turns) - own)
+
+
+def _wait(turns: int) -> None:
+    """Until that many turns are over: on the CPU, where gloo waits for half an hour, and NCCL for ten minutes."""
+    for _ in range(turns):
+        dist.all_reduce(torch.zeros(1, device="cpu"))  # pyright: ignore[reportUnknownMemberType]
+
+
+def _mesh(device: torch.device) -> DeviceMesh:
+    """All processes of the group. Raises HalkaError where there is none."""
+    if not dist.is_initialized():
+        raise HalkaError(
+            "a base in parts is for several processes: start them by torchrun, and load it within joined_ranks()"
+        )
+    return init_device_mesh(device.type, (dist.get_world_size(),))
+
+
+def shard(
+    base: Any,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    quantize: Quantize | None = None,
+    mesh: DeviceMesh | None = None,
+) -> None:
+    """Leave of every layer's weights this process's part, in that precision or the base's own, on the device.
+
+    `mesh` has all processes of the group, which call this together where it is not set.
+    """
+    mesh = mesh or _mesh(device)
     keep_samples(base)
     base.requires_grad_(False)
     layout, places = layout_of(base), quantisable(base) if quantize is not None else []
