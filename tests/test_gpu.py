@@ -6,8 +6,14 @@ the order of sums alone.
 
 from __future__ import annotations
 
+import gc
+import json
+import os
+import subprocess
+import sys
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,10 +28,16 @@ from halka.models import memory_of
 from halka.models.attention.paged import KVBlocks
 from halka.models.quantised import LAYERS, quantise
 from halka.util import machine
+from halka.util.deterministic import WORKSPACE
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    # torch warns of what is meant: TF32 that is off, debug modes that are prototypes. Of FlexAttention that is not
+    # compiled, which stores all scores, it warns too.
+    pytest.mark.filterwarnings("default", "error:flex_attention called without"),
+]
 
 FAMILIES = {
     "lora": halka.LoRA(rank=4),
@@ -33,11 +45,13 @@ FAMILIES = {
     "prefix": halka.Prefix(length=5),
     "prompt": halka.Prompt(length=6),
 }
+WITHOUT_DROPOUT = {"gpt2": {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}}  # each device draws its own
 
 
 def model_on(device: str, architecture: str = "llama"):
     tokenizer = chatml_tokenizer()
-    model = halka.adapt(tiny(architecture, vocab_size=len(tokenizer)), tokenizer)
+    changes = WITHOUT_DROPOUT.get(architecture, {})
+    model = halka.adapt(tiny(architecture, vocab_size=len(tokenizer), **changes), tokenizer)
     for seed, (name, method) in enumerate(FAMILIES.items()):
         model.add(name, method, seed=seed)
         generator = torch.Generator().manual_seed(seed)
@@ -122,6 +136,9 @@ def test_the_engine_on_a_gpu_answers_as_each_adapter_does_alone(architecture):
 # ── kernels and waits ───────────────────────────────────────────────────────────────────────────────────────────────
 
 MB = 2**20
+WAITS = 4  # of a step, at most
+LAUNCHES = 260  # of a layer in a step
+HEADS = 32  # many, so that scores take more than masks
 
 
 def wide(dtype=torch.bfloat16, **changes):
@@ -135,6 +152,25 @@ def long_items(count: int, length: int) -> list[Tokens]:
         Tokens([5 + (i + n) % 80 for i in range(length - n)], [False] * 8 + [True] * (length - n - 8))
         for n in range(count)
     ]
+
+
+def tensor_bytes(when: str) -> int:
+    """Bytes that were asked for tensors on the GPU: "current", or at their "peak" since `settled`."""
+    return torch.cuda.memory_stats()[f"requested_bytes.all.{when}"]
+
+
+def settled() -> int:
+    """Count peaks from now on, when cuBLAS has its workspaces, this thread's and autograd's; returns bytes of tensors.
+
+    Each has 32 MiB on Hopper, from its first product on.
+    """
+    x = torch.ones(64, 64, device="cuda", requires_grad=True)
+    (x @ x).sum().backward()
+    del x
+    gc.collect()
+    torch.cuda.synchronize()
+    machine.reset_peak(torch.device("cuda"))
+    return tensor_bytes("current")
 
 
 @contextmanager
@@ -153,17 +189,25 @@ def without_the_math_kernel():
 @pytest.mark.parametrize("batches", ["packed", "padded"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_takes_no_math_kernel_and_holds_no_scores(name, batches, dtype):
-    """A row of 2048 tokens has 8 × 2048 × 2048 scores: 64 MB in bf16."""
-    model = halka.adapt(wide(dtype))
+    """Twice the tokens take twice the memory. Scores would take four times as much, of which a quarter is noticed."""
+    lengths = (1000, 2000, 4000)
+    peaks = [_peak_of_a_step(name, batches, dtype, length) for length in (lengths[0], *lengths)]
+    _, short, middle, long = peaks  # without the first, in which kernels are compiled
+    scores = [2 * HEADS * length**2 * dtype.itemsize for length in lengths]
+    assert (long - middle) - 2 * (middle - short) < ((scores[2] - scores[1]) - 2 * (scores[1] - scores[0])) / 4
+
+
+def _peak_of_a_step(name: str, batches: str, dtype: torch.dtype, length: int) -> int:
+    """Bytes of tensors, at most, in a step with two rows."""
+    model = halka.adapt(wide(dtype, num_attention_heads=HEADS, num_key_value_heads=HEADS // 4))
     model.add("a", FAMILIES[name])
-    config = halka.TrainConfig(steps=1, batch_size=2, batches=batches)
-    before = torch.cuda.memory_allocated()
-    machine.reset_peak(torch.device("cuda"))
+    before = settled()
     with without_the_math_kernel():
-        for _ in halka.train(model, "a", long_items(2, 2048), config):
+        for _ in halka.train(
+            model, "a", long_items(2, length), halka.TrainConfig(steps=1, batch_size=2, batches=batches)
+        ):
             pass
-    activations = 2 * 2 * 2048 * (24 * 512 + 6 * 1024) * dtype.itemsize  # of two layers, generously
-    assert torch.cuda.max_memory_allocated() - before < activations + 32 * MB
+    return tensor_bytes("peak") - before
 
 
 def test_left_padded_decoding_takes_no_math_kernel():
@@ -176,16 +220,18 @@ def test_left_padded_decoding_takes_no_math_kernel():
         model.base.generate(input_ids=ids, attention_mask=mask, max_new_tokens=3, do_sample=False)
 
 
-def waits_in(steps) -> int:
-    """How often the host waits for the GPU in the next step."""
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            next(steps)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return len([it for it in seen if "synchron" in str(it.message)])
+@contextmanager
+def counting_waits():
+    """Within the block the list that it has gets a warning for each time that the host waits for the GPU."""
+    waits = list[warnings.WarningMessage]()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            waits += [it for it in seen if "called a synchronizing CUDA operation" in str(it.message)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -194,7 +240,22 @@ def test_a_step_waits_for_the_gpu_four_times_at_most(name):
     steps = halka.train(model, name, items(), halka.TrainConfig(steps=4, batch_size=4))
     next(steps)
     next(steps)
-    assert waits_in(steps) <= 4
+    with counting_waits() as waits:
+        next(steps)
+    assert len(waits) <= WAITS
+
+
+@pytest.mark.parametrize(("sampling", "waits"), [(halka.Sampling(), 1), (halka.Sampling(1.0, top_k=5), 2)])
+def test_a_step_of_decoding_waits_for_its_tokens_alone(sampling, waits):
+    model = model_on("cuda")
+    with halka.Engine(model, rows=8, ends=frozenset()) as engine:
+        for name in [*FAMILIES, None]:
+            engine.submit(halka.Request([*range(5, 20)], name, sampling, halka.Stopping(8)))
+        for _ in range(3):
+            engine.step()
+        with counting_waits() as counted:
+            engine.step()
+    assert len(counted) <= waits
 
 
 def test_launches_of_a_layer_are_bounded():
@@ -207,33 +268,31 @@ def test_launches_of_a_layer_are_bounded():
         next(steps)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             next(steps)
-        counts.append(sum(event.count for event in profile.key_averages()))
-    assert (counts[1] - counts[0]) / 4 < 260
+        on_gpu = [event for event in profile.key_averages() if event.device_type.name == "CUDA"]
+        counts.append(sum(event.count for event in on_gpu))
+    assert 0 < (counts[1] - counts[0]) / 4 < LAUNCHES
 
 
 def test_checkpointed_gradients_are_those_of_all_activations():
     """They are recomputed in autograd's own thread, with the rows' own adapters."""
-    gradients = []
+    norms = []
     for checkpointing in (False, True):
-        model = model_on("cuda")
-        names = [*FAMILIES][:2]
-        jobs = [
-            halka.Job(name, items(), halka.TrainConfig(lr=1e-2, steps=2, batch_size=4, checkpointing=checkpointing))
-            for name in names
-        ]
-        for _ in halka.train_many(model, jobs):
-            pass
-        gradients.append([parameter.detach().clone() for name in names for parameter in model.parameters(name)])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        model, config = model_on("cuda"), halka.TrainConfig(lr=1e-2, steps=2, batch_size=4, checkpointing=checkpointing)
+        jobs = [halka.Job(name, items(), config) for name in [*FAMILIES][:2]]
+        steps = [step for together in halka.train_many(model, jobs) for step in together.values()]
+        norms.append([number for step in steps for number in (step.loss, step.gradient_norm)])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
-def test_grouped_products_of_experts_wait_for_nothing():
+def test_experts_of_a_mixture_wait_no_more_than_other_layers():
     model = halka.adapt(tiny("qwen3_moe").to("cuda", torch.bfloat16))
     model.add("a", halka.LoRA(rank=16, targets=("experts",)))
     steps = halka.train(model, "a", items(), halka.TrainConfig(steps=4, batch_size=4))
     next(steps)
-    assert waits_in(steps) <= 8
+    next(steps)
+    with counting_waits() as waits:
+        next(steps)
+    assert len(waits) <= WAITS
 
 
 # ── files, quantised bases, merging ─────────────────────────────────────────────────────────────────────────────────
@@ -277,11 +336,10 @@ def test_the_product_of_four_bits_is_that_of_the_unpacked_weight(tokens):
 def test_merging_holds_one_weight_in_fp32():
     model = halka.adapt(wide(hidden_size=1024, intermediate_size=2048, num_hidden_layers=8))
     model.add("a", halka.LoRA(rank=8))
-    before = torch.cuda.memory_allocated()
-    machine.reset_peak(torch.device("cuda"))
+    before = settled()
     model.merge("a")
-    merged = torch.cuda.memory_allocated() - before
-    assert torch.cuda.max_memory_allocated() - before < merged + 5 * 1024 * 2048 * 4
+    merged = tensor_bytes("current") - before
+    assert tensor_bytes("peak") - before < merged + 5 * 1024 * 2048 * 4
 
 
 # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -291,8 +349,9 @@ def test_memory_that_runs_out_says_the_way_out_and_leaves_a_checkpoint(tmp_path)
     model = halka.adapt(wide())
     model.add("a", halka.LoRA(rank=8))
     config = halka.TrainConfig(steps=6, batch_size=8, batches="padded", save_every=1)
-    steps = halka.train(model, "a", long_items(48, 64), config, folder=tmp_path)
+    steps = halka.train(model, "a", long_items(48, 512), config, folder=tmp_path)
     next(steps)
+    gc.collect()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 4 * MB) / total)
@@ -303,37 +362,64 @@ def test_memory_that_runs_out_says_the_way_out_and_leaves_a_checkpoint(tmp_path)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert (tmp_path / "checkpoint.safetensors").exists()
-    again = halka.train(model, "a", long_items(48, 64), config, folder=tmp_path)
+    again = halka.train(model, "a", long_items(48, 512), config, folder=tmp_path)
     assert [step.step for step in again][-1] == 6
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_peak_is_what_the_estimate_says(name, checkpointing):
-    base = wide(num_hidden_layers=4)
     how = Setup(rows=8, length=512, checkpointing=checkpointing)
+    before = settled()
+    base = wide(num_hidden_layers=4)
     expected = dry_run(base.config, FAMILIES[name], how, gpu=True).memory
     model = halka.adapt(base)
     model.add("a", FAMILIES[name])
-    torch.cuda.empty_cache()
-    machine.reset_peak(torch.device("cuda"))
     config = halka.TrainConfig(batch_size=8, steps=2, checkpointing=checkpointing, batches="padded", save_every=None)
     for _ in halka.train(model, "a", training_items(model, how), config):
         pass
-    assert torch.cuda.max_memory_allocated() == pytest.approx(expected.total - expected.allocator, rel=0.15)
+    assert tensor_bytes("peak") - before == pytest.approx(expected.total - expected.allocator, rel=0.2)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_deterministic_kernels_give_the_same_bits_in_two_runs(name):
+def test_deterministic_kernels_give_the_same_bits_in_two_runs():
+    for name, (one, other) in json.loads(printed_by("print_losses_of_two_runs")).items():
+        assert one == other, name
+
+
+def test_deterministic_kernels_are_refused_once_the_gpu_has_computed():
+    assert "start the process with CUBLAS_WORKSPACE_CONFIG" in printed_by("print_refusal")
+
+
+def printed_by(function: str) -> str:
+    """The last line of a function's output in a process of its own: cuBLAS reads its setting at the first product."""
+    command = [sys.executable, "-c", f"import test_gpu; test_gpu.{function}()"]
+    inherited = {name: value for name, value in os.environ.items() if name != WORKSPACE}
+    paths = [str(Path(__file__).parent), *filter(None, [inherited.get("PYTHONPATH")])]
+    environment = {**inherited, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout.splitlines()[-1]
+
+
+def print_losses_of_two_runs() -> None:
+    """Of each family's training within `deterministic`, as JSON."""
+    config = halka.TrainConfig(steps=3, batch_size=4)
     with halka.deterministic():
-        runs = [
-            [
-                step.loss
-                for step in halka.train(model_on("cuda"), name, items(), halka.TrainConfig(steps=3, batch_size=4))
-            ]
-            for _ in range(2)
-        ]
-    assert runs[0] == runs[1]
+        losses = {
+            name: [[step.loss for step in halka.train(model_on("cuda"), name, items(), config)] for _ in range(2)]
+            for name in FAMILIES
+        }
+    print(json.dumps(losses))
+
+
+def print_refusal() -> None:
+    """Of `deterministic` after a product."""
+    settled()
+    try:
+        with halka.deterministic():
+            print("nothing is refused")
+    except halka.HalkaError as error:
+        print(error)
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
@@ -344,4 +430,4 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
     first = [next(steps).loss, next(steps).loss]
     steps.close()
     rest = [step.loss for step in halka.train(halved, "lora", items(), config, folder=tmp_path)]
-    assert [*first, *rest] == pytest.approx(expected, rel=1e-5)
+    assert [*first, *rest] == pytest.approx(expected, rel=1e-3)

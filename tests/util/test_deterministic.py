@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import halka
-from halka.util.deterministic import WORKSPACE
+from halka.util.deterministic import WORKSPACE, check_product
 from training_for_tests import items, model_for
 
 
@@ -22,3 +22,17 @@ def test_training_runs_within_it_and_torch_is_as_before(wanted, monkeypatch):
         for _ in halka.train(model_for(), "a", items(), halka.TrainConfig(steps=2)):
             pass
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_gpu_that_has_computed_before_is_refused():
+    def refused():
+        raise RuntimeError("not deterministic because it uses CuBLAS: set CUBLAS_WORKSPACE_CONFIG=:4096:8")
+
+    def broken():
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    check_product(lambda: None)
+    with pytest.raises(halka.HalkaError, match="start the process with CUBLAS_WORKSPACE_CONFIG=:4096:8"):
+        check_product(refused)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        check_product(broken)
