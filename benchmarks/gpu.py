@@ -3,114 +3,88 @@
     python benchmarks/gpu.py                                  # all pieces, on the first GPU
     python benchmarks/gpu.py training-8b decoding             # some
     python benchmarks/gpu.py --dry                            # all pieces with tiny shapes on a CPU: do they run?
+    python benchmarks/gpu.py --split PARTS                    # SmolLM2 in parts, for a machine that is offline
+    python benchmarks/gpu.py losses --weights PARTS           # there, with the parts beside it
 
 It runs offline with what is on the machine. Bases of the shapes of Llama 1B and 8B have random weights and are made
-there; `losses` takes SmolLM2's, from the cache or from `--base FOLDER`.
+there; `losses` takes SmolLM2's, from the cache, from `--base FOLDER`, or joined from `--weights PARTS`.
 
     losses           five steps of LoRA on SmolLM2: losses on the CPU beside those on the GPU, fp32 and bf16
     training-1b      LoRA of rank 16 in bf16, 8 × 1024 tokens, beside peft with transformers' Trainer, and beside both
                      with Liger's kernels where liger-kernel is installed: full rows, ragged rows, a shared instruction
-    training-8b      the same on the 8B shape, and 2 × 4096
+    training-8b      the same on the 8B shape, and 2 × 4096; every side recomputes activations
     training-8b-nf4, training-8b-int8   Halka alone, on a quantised base
     decoding         1, 8 and 32 rows of the 1B shape by the engine: the base, one adapter, an adapter a row, families
     estimator        peaks of training beside what `halka estimate` says before
 
 Speeds are useful tokens a second (padding is none, shared tokens count in every row) without the first two steps; the
-GPU's work is waited for before a clock is read. The result goes to benchmarks/results/gpu_PIECE.json.
+GPU's work is waited for before a clock is read. The result goes to benchmarks/results/gpu_PIECE.json, after each side
+and workload: what a piece had measured before it ended is kept, and "out of memory" is a result. A piece that fails
+has its error there, and the next one begins.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import hashlib
 import json
-import random
+import os
+import subprocess
+import sys
+import tarfile
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from side_by_side import in_a_process, setup
-from transformers.initialization import no_init_weights
+from gpu_sides import SIZES, Sizes, Tokenizer, clock, filled, random_base, rows_of, run_halka, run_liger, run_trainer
+from side_by_side import setup
 
 import halka
-from halka.data.batches import IGNORE_INDEX, collate
-from halka.data.tokens import Tokens
+from halka.models.loading import resolve
 from halka.models.quantised import quantise
-from halka.training.loop import Observer, loop
-from halka.training.ranks import Ranks
 from halka.util import machine
+from halka.util.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
-SHARED = 0.75  # of a row, in the workload of rows behind one instruction
-SHAPES: dict[str, dict[str, Any]] = {
-    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True},
-    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
-    "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4},
-}
-HEADS = {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192}
-FEW = {"num_key_value_heads": 2, "vocab_size": 97, "max_position_embeddings": 128}
+SECONDS = 600  # that a piece has
+PART = 60 * 10**6  # bytes of a part of a base's files, at most
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How much a piece computes; `dry` on a CPU, with the tiny shape for every other."""
-
-    dry: bool
-    steps: int = 12
-    rows: int = 8
-    length: int = 1024
-    new_tokens: int = 64
-    decoded: tuple[int, ...] = (1, 8, 32)
-    adapters: int = 32
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu" if self.dry else "cuda")
+# ── what is measured: each yields what it has so far ────────────────────────────────────────────────────────────────
 
 
-SIZES = {False: Sizes(False), True: Sizes(True, steps=3, rows=2, length=16, new_tokens=2, decoded=(1, 3), adapters=3)}
-
-
-class Tokenizer:
-    """As much of one as the engine needs."""
-
-    eos_token_id, pad_token_id, chat_template, added_tokens_decoder = 2, 0, None, {}
-
-    def convert_ids_to_tokens(self, number: int) -> str:
-        return str(number)
-
-    def decode(self, ids: list[int], **_: Any) -> str:
-        return " ".join(map(str, ids))
-
-
-# ── what is measured ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def losses(sizes: Sizes, base: str) -> dict[str, Any]:
+def losses(sizes: Sizes, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Of five steps, on the CPU and on the device."""
     result = {}
-    for dtype in ("float32", "bfloat16"):
-        of_device = {}
-        for device in ("cpu", str(sizes.device)):
-            if sizes.dry:
-                loaded = random_base("tiny", sizes, torch.device(device)).to(getattr(torch, dtype))
-            else:
-                loaded, _ = halka.load_base(base, dtype=dtype, device=device)
-            model = halka.adapt(loaded)
-            model.add("a", halka.LoRA(rank=16))
-            items = rows_of("ragged", 20, sizes, vocabulary=90)
-            config = halka.TrainConfig(lr=1e-3, steps=5, batch_size=4)
-            of_device[device] = [step.loss for step in halka.train(model, "a", items, config)]
-        pairs = zip(of_device["cpu"], of_device[str(sizes.device)], strict=True)
-        result[dtype] = {**of_device, "difference": max(abs(one / other - 1) for one, other in pairs)}
-    return result
+    with joined(options.weights) if options.weights else nullcontext(options.base) as base:
+        for dtype in ("float32", "bfloat16"):
+            by_side = {}
+            for side, device in {"cpu": "cpu", "gpu": str(sizes.device)}.items():
+                if sizes.dry and not options.weights:
+                    loaded = random_base("tiny", sizes).to(getattr(torch, dtype))
+                else:
+                    loaded, _ = halka.load_base(base, dtype=dtype, device=device)
+                model = halka.adapt(loaded)
+                model.add("a", halka.LoRA(rank=16))
+                items = rows_of("ragged", 20, sizes, vocabulary=90)
+                config = halka.TrainConfig(lr=1e-3, steps=5, batch_size=4)
+                by_side[side] = [step.loss for step in halka.train(model, "a", items, config)]
+            pairs = zip(by_side["cpu"], by_side["gpu"], strict=True)
+            result[dtype] = {**by_side, "difference": max(abs(one / other - 1) for one, other in pairs)}
+            yield result
 
 
-def training(sizes: Sizes, shape: str, quantize: str | None = None) -> dict[str, Any]:
+def training(
+    sizes: Sizes, shape: str, quantize: str | None = None, sides: Mapping[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
     """Useful tokens a second and the peak of each side on each workload."""
     base = random_base(shape, sizes)
     if quantize is not None:
@@ -118,31 +92,35 @@ def training(sizes: Sizes, shape: str, quantize: str | None = None) -> dict[str,
     loads = dict.fromkeys(("full", "ragged", "shared"), (sizes.rows, sizes.length))
     if shape == "8b":
         loads["full 2 × 4096"] = (2, 4 * sizes.length)
+    result: dict[str, Any] = {name: {} for name in loads}
+    for side, run in (sides_for(sizes, quantize) if sides is None else sides).items():
+        for name, (rows, length) in loads.items():
+            items = rows_of(name.split()[0], rows * sizes.steps, replace(sizes, length=length))
+            batches = [items[start : start + rows] for start in range(0, len(items), rows)]
+            result[name][side] = unless_full(partial(speed_of, run, base, batches, sizes, shape))
+            speeds = {side: it.get("tokens_per_second") for side, it in result[name].items() if side != "halka_to"}
+            own = speeds.pop("halka", None)
+            result[name]["halka_to"] = {side: own / speed for side, speed in speeds.items() if own and speed}
+            yield result
+
+
+def sides_for(sizes: Sizes, quantize: str | None) -> dict[str, Any]:
     sides = {"halka": run_halka}
     if quantize is None:
         sides["peft with Trainer"] = run_trainer
         if find_spec("liger_kernel") and not sizes.dry:
-            sides["peft with Trainer and Liger"] = run_liger
-    result: dict[str, Any] = {name: {} for name in loads}
-    for side, run in sides.items():
-        for name, (rows, length) in loads.items():
-            size = Sizes(sizes.dry, sizes.steps, rows, length)
-            items = rows_of(name.split()[0], rows * sizes.steps, size)
-            batches = [items[start : start + rows] for start in range(0, len(items), rows)]
-            machine.reset_peak(sizes.device)
-            times = run(base, batches, sizes)
-            tokens = sum(len(item) for batch in batches[2:] for item in batch)
-            result[name][side] = {
-                "tokens_per_second": tokens / (times[-1] - times[1]),
-                "peak": machine.peak(sizes.device),
-            }
-    for of_side in result.values():
-        speeds = {side: of_side[side]["tokens_per_second"] for side in of_side}
-        of_side["halka_to"] = {side: speeds["halka"] / speed for side, speed in speeds.items() if side != "halka"}
-    return result
+            sides["peft with Trainer and Liger"] = run_liger  # the last: its kernels stay in the base
+    return sides
 
 
-def decoding(sizes: Sizes) -> dict[str, Any]:
+def speed_of(run: Any, base: Any, batches: list[list[Any]], sizes: Sizes, shape: str) -> dict[str, Any]:
+    machine.reset_peak(sizes.device)
+    times = run(base, batches, sizes, checkpointing=shape == "8b")
+    tokens = sum(len(item) for batch in batches[2:] for item in batch)
+    return {"tokens_per_second": tokens / (times[-1] - times[1]), "peak": machine.peak(sizes.device)}
+
+
+def decoding(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Tokens a second of the engine by rows and adapters, and the share of the base's."""
     model = halka.adapt(random_base("1b", sizes), Tokenizer())
     methods = {"lora": halka.LoRA(rank=16), "bottleneck": halka.Bottleneck(), "prefix": halka.Prefix(length=8)}
@@ -162,207 +140,201 @@ def decoding(sizes: Sizes) -> dict[str, Any]:
         result[str(rows)] = {
             way: {"tokens_per_second": speed, "of_base": speed / speeds["base"]} for way, speed in speeds.items()
         }
-    return result
+        yield result
 
 
-def decoded(model: Any, names: list[str | None], sizes: Sizes) -> float:
-    """Tokens a second of these rows, after a first round for what is compiled and packed."""
+def decoded(model: Any, names: Sequence[str | None], sizes: Sizes) -> float:
+    """Tokens a second of these rows once their prompts are read, after a round for what is compiled and packed."""
     prompt = [5 + place % 80 for place in range(sizes.length // 16)]
+    requests = [halka.Request(prompt, name, stopping=halka.Stopping(sizes.new_tokens)) for name in names]
     speed = 0.0
     with halka.Engine(model, rows=len(names), ends=frozenset()) as engine:
         for _ in range(2):
-            for name in names:
-                engine.submit(halka.Request(prompt, name, stopping=halka.Stopping(sizes.new_tokens)))
-            engine.step()  # reads the prompts
-            started = clock(sizes.device)
+            answers = [answer for request in requests for answer in engine.submit(request)]
+            while not all(answer.tokens for answer in answers):
+                engine.step()
+            before, started = sum(len(answer.tokens) for answer in answers), clock(sizes.device)
             while engine.step():
                 pass
-            speed = len(names) * (sizes.new_tokens - 1) / (clock(sizes.device) - started)
+            speed = (sum(len(answer.tokens) for answer in answers) - before) / (clock(sizes.device) - started)
     return speed
 
 
-def estimator(sizes: Sizes) -> list[dict[str, Any]]:
+def estimator(sizes: Sizes) -> Iterator[list[dict[str, Any]]]:
     """Peaks of two steps, of tensors and of what the allocator holds, beside the dry run's."""
-    from halka.estimating.dry_runs import Setup, dry_run, training_items
-
     cases = []
     for method in (halka.LoRA(rank=16), halka.Bottleneck(), halka.Prefix(), halka.Prompt()):
         for checkpointing in (False, True)[: 1 if sizes.dry else 2]:
             for rows in (1, sizes.rows)[: 1 if sizes.dry else 2]:
-                how = Setup(rows=rows, length=sizes.length, checkpointing=checkpointing)
-                base = random_base("1b", sizes)
-                expected = dry_run(base.config, method, how, gpu=True).memory
-                model = halka.adapt(base)
-                model.add("a", method)
-                machine.reset_peak(sizes.device)
-                config = halka.TrainConfig(
-                    batch_size=rows, steps=2, checkpointing=checkpointing, batches="padded", save_every=None
-                )
-                for _ in halka.train(model, "a", training_items(model, how), config):
-                    pass
-                held = None if sizes.dry else torch.cuda.max_memory_reserved()
-                cases.append(
-                    {
-                        **{"method": method.name, "rows": rows, "length": sizes.length, "checkpointing": checkpointing},
-                        "estimated": {"tensors": expected.total - expected.allocator, "held": expected.total},
-                        "measured": {"tensors": machine.peak(sizes.device), "held": held},
-                    }
-                )
-                del model, base
-                if not sizes.dry:
-                    torch.cuda.empty_cache()
-    return cases
+                case = {"method": method.name, "rows": rows, "length": sizes.length, "checkpointing": checkpointing}
+                cases.append({**case, **unless_full(partial(peaks, method, rows, checkpointing, sizes))})
+                yield cases
 
 
-PIECES: dict[str, Any] = {
+def peaks(method: Any, rows: int, checkpointing: bool, sizes: Sizes) -> dict[str, Any]:
+    from halka.estimating.dry_runs import Setup, dry_run, training_items
+
+    how = Setup(rows=rows, length=sizes.length, checkpointing=checkpointing)
+    before, reserved = held_before(sizes.device)
+    base = random_base("1b", sizes)
+    expected = dry_run(base.config, method, how, gpu=True).memory
+    model = halka.adapt(base)
+    model.add("a", method)
+    config = halka.TrainConfig(batch_size=rows, steps=2, checkpointing=checkpointing, batches="padded", save_every=None)
+    for _ in halka.train(model, "a", training_items(model, how), config):
+        pass
+    held = None if sizes.dry else torch.cuda.max_memory_reserved() - reserved
+    return {
+        "estimated": {"tensors": expected.total - expected.allocator, "held": expected.total},
+        "measured": {"tensors": machine.peak(sizes.device) - before, "held": held},
+    }
+
+
+def held_before(device: torch.device) -> tuple[int, int]:
+    """Count peaks from now on, when there are cuBLAS' workspaces; returns bytes of tensors, and of the allocator."""
+    x = torch.ones(64, 64, device=device, requires_grad=True)
+    (x @ x).sum().backward()
+    del x
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    machine.reset_peak(device)
+    return machine.held(device), torch.cuda.memory_reserved() if device.type == "cuda" else 0
+
+
+def unless_full(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What is measured, or that memory ran out, whose contents are let go of."""
+    try:
+        return measure()
+    except (RuntimeError, halka.OutOfMemoryError) as error:
+        if not isinstance(error, halka.OutOfMemoryError) and not machine.ran_out(error):
+            raise
+        result = {"out of memory": str(error).partition("\n")[0]}
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return result
+
+
+PIECES: dict[str, Callable[[Sizes, argparse.Namespace], Iterator[Any]]] = {
     "losses": losses,
-    "training-1b": lambda sizes, base: training(sizes, "1b"),
-    "training-8b": lambda sizes, base: training(sizes, "8b"),
-    "training-8b-nf4": lambda sizes, base: training(sizes, "8b", "nf4"),
-    "training-8b-int8": lambda sizes, base: training(sizes, "8b", "int8"),
-    "decoding": lambda sizes, base: decoding(sizes),
-    "estimator": lambda sizes, base: estimator(sizes),
+    "training-1b": lambda sizes, _: training(sizes, "1b"),
+    "training-8b": lambda sizes, _: training(sizes, "8b"),
+    "training-8b-nf4": lambda sizes, _: training(sizes, "8b", "nf4"),
+    "training-8b-int8": lambda sizes, _: training(sizes, "8b", "int8"),
+    "decoding": lambda sizes, _: decoding(sizes),
+    "estimator": lambda sizes, _: estimator(sizes),
 }
 
 
-# ── bases, rows, clocks ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── a base's files in parts ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def random_base(shape: str, sizes: Sizes, device: torch.device | None = None) -> Any:
-    """A Llama of that shape in bf16 with random weights, made on the device."""
-    fields = {**FEW, **SHAPES["tiny"]} if sizes.dry else {**HEADS, **SHAPES[shape]}
-    config = transformers.LlamaConfig(**fields, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    with no_init_weights(), torch.device(device or sizes.device):
-        base = transformers.LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in base.named_parameters():
-            parameter.fill_(1) if "norm" in name else parameter.normal_(std=0.02)
-    base.tie_weights()
-    return base.eval()
+def split(folder: Path, to: Path, size: int = PART) -> None:
+    """Write a base's folder into another as `base.tar.000`, `base.tar.001` … of at most `size` bytes, and a hash."""
+    to.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile() as whole:
+        with tarfile.open(fileobj=whole, mode="w") as tar:
+            for file in sorted(file for file in folder.iterdir() if file.is_file()):
+                tar.add(file, file.name)
+        whole.seek(0)
+        digest = hashlib.sha256()
+        for number, part in enumerate(iter(lambda: whole.read(size), b"")):
+            (to / f"base.tar.{number:03}").write_bytes(part)
+            digest.update(part)
+    (to / "base.tar.sha256").write_text(digest.hexdigest() + "\n")
 
 
-def rows_of(workload: str, count: int, sizes: Sizes, vocabulary: int | None = None) -> list[Tokens]:
-    """full: rows of one length; ragged: of a sixteenth to all of it; shared: behind one instruction."""
-    draw, length = random.Random(0), sizes.length
-    limit = vocabulary or (FEW if sizes.dry else HEADS)["vocab_size"]
-
-    def words(count: int) -> list[int]:
-        return [draw.randrange(3, limit) for _ in range(count)]
-
-    begin = words(int(SHARED * length)) if workload == "shared" else []
-    items = []
-    for _ in range(count):
-        size = length if workload == "full" else draw.randint(max(4, length // 16), length)
-        own = words(max(4, min(size, length - len(begin))))
-        items.append(Tokens([*begin, *own], [False] * (len(begin) + 2) + [True] * (len(own) - 2)))
-    return items
-
-
-def filled(model: Any, name: str, method: Any, seed: int) -> None:
-    """Add an adapter whose every value counts."""
-    adapter = model.add(name, method, seed=seed)
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.01)
+@contextmanager
+def joined(parts: Path) -> Iterator[Path]:
+    """A folder, for as long as the block, with the files that `split` wrote. Raises HalkaError where a part lacks."""
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as whole:
+        for part in sorted(parts.glob("base.tar.[0-9]*")):
+            data = part.read_bytes()
+            digest.update(data)
+            whole.write(data)
+        hashed = parts / "base.tar.sha256"
+        if not hashed.exists() or hashed.read_text().strip() != digest.hexdigest():
+            raise halka.HalkaError(
+                f"{parts} has not all parts of a base as `gpu.py --split` wrote them: copy them anew"
+            )
+        whole.seek(0)
+        with tarfile.open(fileobj=whole) as tar:
+            tar.extractall(folder, filter="data")
+        yield Path(folder)
 
 
-def clock(device: torch.device) -> float:
-    """The time, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+# ── pieces, a process each ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-# ── sides: each returns the time at the end of every step ───────────────────────────────────────────────────────────
-
-
-def run_halka(base: Any, batches: list[list[Tokens]], sizes: Sizes) -> list[float]:
-    from fixed_batches import FixedRun
-
-    items = [item for batch in batches for item in batch]
-    numbers = iter(range(len(items)))
-    model = halka.adapt(base)
-    model.add("a", halka.LoRA(rank=16))
-    run = FixedRun(model, "a", items, [], halka.TrainConfig(steps=len(batches), batch_size=len(batches[0])), None)
-    run.batches = [[next(numbers) for _ in batch] for batch in batches]
-    times = [clock(sizes.device) for _ in loop(model, [run], Observer(), Ranks())]
-    model.remove("a")
-    return times
-
-
-def run_trainer(base: Any, batches: list[list[Tokens]], sizes: Sizes, *, liger: bool = False) -> list[float]:
-    """transformers' Trainer with peft; the base is given back without peft's layers."""
-    import peft
-
-    times: list[float] = []
-
-    class Clock(transformers.TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            times.append(clock(sizes.device))
-
-    class FixedTrainer(transformers.Trainer):
-        def get_train_dataloader(self) -> Any:
-            rows = [self._collated(batch) for batch in batches]
-            return self.accelerator.prepare(torch.utils.data.DataLoader(rows, batch_size=None))
-
-        @staticmethod
-        def _collated(batch: list[Tokens]) -> dict[str, torch.Tensor]:
-            padded = collate(batch, pad_id=0)
-            assert int((padded.labels != IGNORE_INDEX).sum()) > 0
-            return {**padded.inputs, "labels": padded.labels}
-
-    config = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = peft.get_peft_model(base, config)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = transformers.TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=len(batches[0]),
-            max_steps=len(batches),
-            learning_rate=1e-3,
-            bf16=True,
-            use_cpu=sizes.dry,
-            use_liger_kernel=liger,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=not sizes.dry,
-        )
-        FixedTrainer(model=model, args=arguments, train_dataset=[{}], callbacks=[Clock()]).train()
-    model.unload()
-    base.requires_grad_(False).eval()
-    return times
-
-
-def run_liger(base: Any, batches: list[list[Tokens]], sizes: Sizes) -> list[float]:
-    return run_trainer(base, batches, sizes, liger=True)
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, start: Callable[[list[str]], str] | None = None) -> int:
+    """Measure the pieces, each in a process that `start` starts; returns how many of them failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pieces", nargs="*", choices=[[], *PIECES], metavar="piece")
-    parser.add_argument("--dry", action="store_true", help="tiny shapes on a CPU, in this process; nothing is written")
+    parser.add_argument("--dry", action="store_true", help="tiny shapes on a CPU; without --out nothing is kept")
+    parser.add_argument("--gpu", help="the GPU's number, if not the first")
     parser.add_argument("--base", default="smollm2-135m", help="SmolLM2's name or folder")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the result files")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        given = json.loads(arguments.worker)
-        print(json.dumps(PIECES[given["piece"]](SIZES[False], given["base"])))
-        return
-    for piece in arguments.pieces or PIECES:
-        if arguments.dry:
-            print(piece, json.dumps(PIECES[piece](SIZES[True], arguments.base)), flush=True)
-            continue
-        started = time.perf_counter()
-        measured = in_a_process(__file__, {"piece": piece, "base": arguments.base})
-        about = {**setup("halka", "torch", "transformers", "peft"), "device": machine.describe(torch.device("cuda"))}
-        result = {"piece": piece, "seconds": time.perf_counter() - started, "measured": measured, "setup": about}
-        (arguments.out / f"gpu_{piece.replace('-', '_')}.json").write_text(json.dumps(result, indent=1) + "\n")
-        print(piece, json.dumps(measured), flush=True)
+    parser.add_argument("--weights", type=Path, help="the folder of SmolLM2's parts")
+    parser.add_argument("--split", type=Path, help="write the base's parts into this folder, and measure nothing")
+    parser.add_argument("--out", type=Path, help="the folder of the result files; by default benchmarks/results")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.split is not None:
+        split(resolve(options.base, None, fetch=True), options.split)
+        return 0
+    if options.worker:
+        work(*options.pieces, options)
+        return 0
+    if options.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu
+    failed = 0
+    with tempfile.TemporaryDirectory() as unkept:
+        out = options.out or (Path(unkept) if options.dry else RESULTS)
+        for piece in options.pieces or PIECES:
+            file = file_of(piece, out)
+            file.unlink(missing_ok=True)
+            own = ["--weights", str(options.weights)] if options.weights else ["--base", options.base]
+            dry = ["--dry"] if options.dry else []
+            error = (start or in_a_process)([piece, "--worker", "--out", str(out), *own, *dry])
+            result = json.loads(file.read_text()) if file.exists() else {"piece": piece, "measured": None}
+            if error:
+                failed += 1
+                result = {**result, "whole": False, "error": error}
+                write_text(file, json.dumps(result, indent=1) + "\n")
+            print(piece, error or json.dumps(result["measured"]), flush=True)
+    return failed
+
+
+def in_a_process(arguments: list[str]) -> str:
+    """Run this script with these arguments; returns the end of what it says is wrong, "" if nothing is."""
+    command = [sys.executable, "-W", "ignore", __file__, *arguments]
+    try:
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"it took more than {SECONDS} seconds"
+    return "" if done.returncode == 0 else done.stderr[-2000:] or f"it ended with {done.returncode}"
+
+
+def work(piece: str, options: argparse.Namespace) -> None:
+    """Measure one piece in this process. Its file is written whenever there is more in it."""
+    sizes, started = SIZES[options.dry], time.perf_counter()
+    about = {**setup("torch", "transformers", "peft"), "device": machine.describe(sizes.device)}
+
+    def write(measured: Any, *, whole: bool) -> None:
+        seconds = time.perf_counter() - started
+        result = {"piece": piece, "whole": whole, "seconds": seconds, "measured": measured, "setup": about}
+        write_text(file_of(piece, options.out), json.dumps(result, indent=1) + "\n")
+
+    measured = None
+    for measured in PIECES[piece](sizes, options):
+        write(measured, whole=False)
+    write(measured, whole=True)
+
+
+def file_of(piece: str, folder: Path) -> Path:
+    return folder / f"gpu_{piece.replace('-', '_')}.json"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(min(1, main()))

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import math
 import warnings
 from pathlib import Path
 
 import pytest
+import torch
+
+import halka
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(FOLDER.rglob("*.py"))
@@ -16,6 +22,7 @@ SHARED = {
     "side_by_side",
     "fixed_batches",
     "advisor_case",
+    "gpu_sides",
     "advisor_cases",
     "advisor_later_cases",
     "growth_passages",
@@ -67,7 +74,7 @@ def test_each_result_has_a_piece_that_brings_it_up_to_date(every):
     scripts = {piece.script.removesuffix(".py") for piece in every.PIECES.values()} | {*every.STUDIES}
     once = {"packing_grid", "packing_steps", "measured", "tried", "snips_nlu", "e2e_nlg", "handbook"}
     results = {path.stem for path in (FOLDER / "results").iterdir() if path.suffix != ".svg"}
-    assert results - once <= scripts
+    assert {stem for stem in results - once if not stem.startswith("gpu_")} <= scripts
 
 
 def test_what_was_cut_off_or_is_of_other_code_is_due(every):
@@ -77,17 +84,67 @@ def test_what_was_cut_off_or_is_of_other_code_is_due(every):
     assert every.is_due(piece, {**here, "commit": "0" * 40})
 
 
-def test_the_gpu_s_pieces_run_with_tiny_shapes_on_a_processor(monkeypatch):
+@pytest.fixture
+def gpu(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    gpu = importlib.import_module("gpu")
+    return importlib.import_module("gpu")
+
+
+@pytest.fixture
+def parts(gpu, tmp_path):
+    """A tiny base in parts."""
+    tokenizer = chatml_tokenizer()
+    tiny("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    gpu.split(tmp_path / "base", tmp_path / "parts", size=200_000)
+    return tmp_path / "parts"
+
+
+def test_the_gpu_s_pieces_run_with_tiny_shapes_on_a_processor(gpu, parts, tmp_path):
+    """By `main` and its workers, one of them in a process; what a piece that fails has measured is kept."""
+
+    def start(arguments):
+        if arguments[0] == "decoding":
+            return gpu.in_a_process(arguments)
+        assert gpu.main(arguments) == 0
+        return "out of patience" if arguments[0] == "training-8b-nf4" else ""
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's and transformers' own
-        results = {name: piece(gpu.SIZES[True], "") for name, piece in gpu.PIECES.items()}
-    assert all(0 < loss["difference"] < 1e-3 or loss["cpu"] for loss in results["losses"].values())
-    assert {*results["training-8b"]} == {"full", "ragged", "shared", "full 2 × 4096"}
-    assert {*results["training-8b"]["ragged"]["halka_to"]} == {"peft with Trainer"}
-    assert {*results["decoding"]["3"]} == {"base", "one adapter", "an adapter a row", "families"}
-    assert all(case["estimated"]["held"] >= case["estimated"]["tensors"] for case in results["estimator"])
+        failed = gpu.main(["--dry", "--out", str(tmp_path), "--weights", str(parts)], start)
+    results = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("gpu_*.json")}
+    assert [name for name, result in results.items() if not result["whole"]] == ["gpu_training_8b_nf4"]
+    assert (failed, results["gpu_training_8b_nf4"]["error"]) == (1, "out of patience")
+    measured = {name.removeprefix("gpu_"): result["measured"] for name, result in results.items()}
+    assert measured.keys() == {piece.replace("-", "_") for piece in gpu.PIECES}
+    assert [(len(it["gpu"]), it["difference"]) for it in measured["losses"].values()] == [(5, 0)] * 2
+    assert {*measured["training_8b"]} == {"full", "ragged", "shared", "full 2 × 4096"}
+    assert {*measured["training_8b"]["ragged"]["halka_to"]} == {"peft with Trainer"}
+    assert measured["training_8b_nf4"]["ragged"]["halka"]["tokens_per_second"] > 0
+    assert {*measured["decoding"]["3"]} == {"base", "one adapter", "an adapter a row", "families"}
+    assert all(case["estimated"]["held"] >= case["estimated"]["tensors"] for case in measured["estimator"])
+
+
+def test_memory_that_runs_out_is_a_result(gpu):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …")
+
+    def fits(*_, **__):
+        return [0.0, 1.0, 2.0]
+
+    *_, result = gpu.training(gpu.SIZES[True], "8b", sides={"halka": fits, "peft with Trainer": full})
+    assert result["full"]["peft with Trainer"] == {"out of memory": "CUDA out of memory. Tried to allocate 2.00 GiB."}
+    assert (result["full"]["halka"]["tokens_per_second"], result["full"]["halka_to"]) == (32, {})
+
+
+def test_a_base_is_joined_from_its_parts(gpu, parts):
+    assert len([*parts.glob("base.tar.0*")]) > 2
+    with gpu.joined(parts) as folder:
+        for file in (parts.parent / "base").iterdir():
+            assert (folder / file.name).read_bytes() == file.read_bytes()
+    (parts / "base.tar.001").unlink()
+    with pytest.raises(halka.HalkaError, match="has not all parts of a base"), gpu.joined(parts):
+        pass
 
 
 @pytest.fixture
