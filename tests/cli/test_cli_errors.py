@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 from commands import failure, halka, process
@@ -46,6 +47,12 @@ def test_our_errors_are_said_as_they_are(kind):
         (KeyError("oh\nno"), r"KeyError: 'oh\nno'. This is a bug", 1),
         (AssertionError(), f"AssertionError. {BUG}", 1),
         (RuntimeError("shapes"), f"RuntimeError: shapes. {BUG}", 1),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of …"),
+            "out of memory (CUDA out of memory): choose a smaller base or --quantize nf4, another --device",
+            1,
+        ),
+        (MemoryError(), "out of memory (the machine has no more): choose a smaller base", 1),
         (FileNotFoundError(2, "No such file", "a.txt"), "a.txt: no such file", 2),
         (OSError("the disk is gone"), "the disk is gone", 1),
         (Failed("two of three failed"), "two of three failed", 1),

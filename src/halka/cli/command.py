@@ -262,6 +262,15 @@ def explain(error: Any) -> tuple[str, int]:
         return (reason, 1) if error.filename is None else (f"{error.filename}: {reason}", 2)
     if isinstance(error, Failed | typer.Abort):
         return str(error) or "aborted", 1
+    from halka.util.machine import ran_out
+
+    if ran_out(error):
+        reason = re.split(r"\.\s", str(error))[0].rstrip(".") or "the machine has no more"
+        return (
+            f"out of memory ({reason}): choose a smaller base or --quantize nf4, another --device, fewer or shorter "
+            "texts at once, or end other programs that hold memory there",
+            1,
+        )
     message = f"{type(error).__name__}: {error}".rstrip(" .:")
     return (
         f"{message}. This is a bug, in Halka or in a library that it uses: HALKA_DEBUG=1 shows where; please report "

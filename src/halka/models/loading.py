@@ -32,6 +32,7 @@ HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors", "README.md"]
 HUB_LEFT_OUT = ["*/*", "model.*.safetensors"]  # subfolders, weights in other precisions
+CONVERSION = "automatic conversion of the weights"  # transformers' words for any error while it joins experts' weights
 
 
 def load_base(
@@ -96,6 +97,11 @@ def load_base(
         except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
             if ran_out(error):
                 raise
+            if CONVERSION in str(error) and place.type != "cpu":
+                raise OutOfMemoryError(
+                    f"the weights of {name_or_path} could not be joined on {place}, most likely because its memory is "
+                    f'full: {_smaller(quantize)}. With device="cpu" they can be if they are whole'
+                ) from error
             name = "causal language model" if kind in (None, "causal-lm") else kind
             raise HalkaError(f"{name_or_path} cannot be loaded as a {name}: {error}") from error
         release_file_pages(model, folder)
@@ -121,8 +127,11 @@ def _advice_on_memory(name: str | Path, place: torch.device, quantize: str | Non
     except RuntimeError as error:
         if not ran_out(error):
             raise
-        smaller = "a smaller base" if quantize == "nf4" else "quantize=nf4, or a smaller base"
-        raise OutOfMemoryError(f"{name} does not fit in the memory of {place}: use {smaller}") from error
+        raise OutOfMemoryError(f"{name} does not fit in the memory of {place}: {_smaller(quantize)}") from error
+
+
+def _smaller(quantize: str | None) -> str:
+    return "use a smaller base" if quantize == "nf4" else "use quantize=nf4, or a smaller base"
 
 
 def precision_on(place: torch.device, precision: str, config: Any) -> torch.dtype | Literal["auto"]:

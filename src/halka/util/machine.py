@@ -40,7 +40,9 @@ def held(device: torch.device) -> int:
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU, also in its libraries such as cuBLAS, or in the machine."""
     messages = ("out of memory", "alloc_failed", "not enough memory", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error).lower() for message in messages)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        message in str(error).lower() for message in messages
+    )
 
 
 def lacks_bfloat16(device: torch.device) -> bool:
