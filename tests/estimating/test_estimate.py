@@ -23,6 +23,7 @@ from halka.estimating.costs import Call, Layout, Plain, Work
 from halka.estimating.devices import DEVICES, Device
 from halka.estimating.dry_runs import model_of, training_items
 from halka.estimating.fake_tensors import DryRunMode, FakeTensor
+from halka.estimating.hardware import hardware_of
 from halka.estimating.measured_device import LONG, SOME, MeasuredDevice, OperationTimer, input_bytes, measure_device
 from halka.methods import build_method
 from halka.models import hidden_states
@@ -173,9 +174,10 @@ def test_a_gpu_keeps_no_scores_of_a_forest():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("masked", [False, True])
-def test_no_padded_batch_takes_the_kernel_that_stores_scores(dtype, masked):
+@pytest.mark.parametrize("flash", [False, True])
+def test_no_padded_batch_takes_the_kernel_that_stores_scores(dtype, masked, flash):
     """With grouped heads torch takes it where flash attention is out of question, unless heads are repeated."""
-    with DryRunMode(gpu=True) as mode:
+    with DryRunMode(gpu=True, flash=flash) as mode:
         query, key, value = (torch.randn(1, heads, 1800, 64, dtype=dtype).requires_grad_() for heads in (8, 2, 2))
         mask = torch.ones(1, 1, 1800, 1800, dtype=torch.bool) if masked else None
         mode.reset()
@@ -183,6 +185,13 @@ def test_no_padded_batch_takes_the_kernel_that_stores_scores(dtype, masked):
         output = attend_to_rows(query, key, value, mask, not masked, 0.125)
         assert mode.peak - before < 6 * query.numel() * query.element_size() < 1800 * 1800 * 8
         assert output.shape == query.shape
+
+
+def test_a_gpu_without_flash_attention_repeats_heads():
+    setup = replace(SIZES, dtype="bfloat16", rows=8)
+    runs = [dry_run(config_of(), halka.LoRA(), replace(setup, flash=flash), gpu=True).memory for flash in (True, False)]
+    assert runs[0].activations < runs[1].activations
+    assert [hardware_of(name, None, "bfloat16").flash for name in ("t4", "l4")] == [False, True]
 
 
 def test_more_rows_and_more_tokens_need_more():
@@ -720,9 +729,9 @@ def estimated(tmp_path, monkeypatch):
 
 def test_the_command_says_what_hardware_it_is_for(estimated):
     assert "on a processor; --gpu-memory, or a GPU as --device, shows what fits\n" in estimated()
-    assert "on a GPU, 3.0 GB; what fits: 2.5 GB, the rest is for CUDA\n" in estimated("--gpu-memory", "3G")
+    assert "on a GPU, 3.0 GB; what fits: 2.4 GB, the rest is for CUDA\n" in estimated("--gpu-memory", "3G")
     assert estimated("--gpu-memory", "3") == estimated("--gpu-memory", "3GB")
-    assert "on the GPU t4, 16.0 GB; what fits: 15.5 GB" in estimated("--device", "t4")
+    assert "on the GPU t4, 16.0 GB; what fits: 15.4 GB" in estimated("--device", "t4")
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,9 @@ def fit(
     `Fit.untried` lists. Raises HalkaError as `halka.estimate` does, and if no method is left.
     """
     precision = precision_here(dtype, gpu=hardware.name != "here")
-    config, setup = prepared(base, rows=batch_size, length=length, dtype=precision, quantize=quantize)
+    config, setup = prepared(
+        base, rows=batch_size, length=length, dtype=precision, quantize=quantize, flash=hardware.flash
+    )
     at_least_one(tasks=tasks)
     chosen = [build_method(name, {}) for name in methods]
     search = _Search(config, setup, hardware, progress)

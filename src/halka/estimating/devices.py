@@ -20,6 +20,7 @@ class Device:
     """A device's FLOP/s by dtype, its bandwidth in bytes a second, and the least seconds of any operation (`start`).
 
     memory   bytes, for a device of the table
+    flash    whether a GPU has flash attention, which takes grouped heads: from NVIDIA's Ampere on
     source   where the figures are from
     """
 
@@ -31,6 +32,7 @@ class Device:
     products: float = PRODUCTS
     reading: float = MEMORY
     source: str = ""
+    flash: bool = True
 
     def seconds(self, work: Mapping[Work, int], dtype: str) -> float:
         """The time that this work takes, with how often each operation runs."""
@@ -38,10 +40,12 @@ class Device:
         return sum(times * max(it.flops / speed, it.bytes / width, self.start) for it, times in work.items())
 
 
-def _gpu(name: str, half: float, single: float, bandwidth: float, memory: int, source: str) -> Device:
+def _gpu(
+    name: str, half: float, single: float, bandwidth: float, memory: int, source: str, *, flash: bool = True
+) -> Device:
     """A GPU: TFLOP/s in bf16 and fp16 (dense, summed in fp32) and in fp32, GB/s, GB."""
     flops = {"bfloat16": half * 1e12, "float16": half * 1e12, "float32": single * 1e12}
-    return Device(name, flops, bandwidth * 1e9, memory * 10**9, source=source)
+    return Device(name, flops, bandwidth * 1e9, memory * 10**9, source=source, flash=flash)
 
 
 DEVICES = {
@@ -52,7 +56,7 @@ DEVICES = {
         _gpu("rtx4090", 165, 82.6, 1008, 24, "NVIDIA Ada GPU architecture white paper, fp32 accumulation"),
         _gpu("rtx3090", 71, 35.6, 936, 24, "NVIDIA GA102 white paper, fp32 accumulation"),
         _gpu("l4", 121, 30.3, 300, 24, "NVIDIA L4 data sheet, without sparsity"),
-        _gpu("t4", 65, 8.1, 320, 16, "NVIDIA T4 data sheet; bf16, which it lacks, as its fp16"),
+        _gpu("t4", 65, 8.1, 320, 16, "NVIDIA T4 data sheet; bf16, which it lacks, as its fp16", flash=False),
     )
 }
 

@@ -42,6 +42,7 @@ class Setup:
     rows, length   of each batch; the last row is shorter by one token, so that there is padding
     answers        tokens of each row with loss; None: all but the first
     labels         of a classifier or a tagger
+    flash          whether the GPU, if it is one, has flash attention (`devices.Device.flash`)
     """
 
     rows: int = 4
@@ -53,6 +54,7 @@ class Setup:
     quantize: str | None = None
     kind: str = "causal-lm"
     labels: int = 2
+    flash: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def dry_run(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> 
     from transformers.initialization import no_init_weights
 
     allocator = CUDAAllocatorModel() if gpu else AllocatorModel()
-    with DryRunMode(allocator, gpu=gpu) as mode:
+    with DryRunMode(allocator, gpu=gpu, flash=setup.flash) as mode:
         with no_init_weights():
             model = model_of(config, setup)
         adapter = model.add(NAME, method)

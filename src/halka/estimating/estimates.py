@@ -135,6 +135,7 @@ def estimate(
     if not chosen:
         raise HalkaError(f"there is no method to estimate: name one or more of {', '.join(FAMILIES)}")
     where = hardware_of(device, memory, setup.dtype)
+    setup = replace(setup, flash=where.flash)
     rows: list[Row] = []
     run: DryRun | None = None
     for method in chosen:

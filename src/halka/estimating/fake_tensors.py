@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 
 from halka.estimating.costs import Call, Layout, Plain, Work, aten, is_free, tensors, work_of
 from halka.models.attention.forest_flex import attend_by_flex, keys_of_tokens
-from halka.models.attention.function import takes_groups
+from halka.models.attention.function import has_flash, takes_groups
 
 REAL = 2**22  # values; larger integer tensors are fake, too
 FEW = 64  # values of integers that make two calls differ, as the offsets of experts' tokens do
@@ -102,10 +102,12 @@ class DryRunMode(TorchDispatchMode):
 
     allocator   a model of the allocator: `held` is the most bytes that it held since `reset`
     gpu         tensors claim to be on a GPU, whose attention kernel keeps no scores
+    flash       whether the GPU has flash attention, the one kernel that takes grouped heads
     """
 
-    def __init__(self, allocator: Allocator | None = None, *, gpu: bool = False):
+    def __init__(self, allocator: Allocator | None = None, *, gpu: bool = False, flash: bool = True):
         super().__init__()
+        self.flash = flash
         self.live = self.peak = self.held = 0
         self.work: Counter[Work] = Counter()
         self._allocator = allocator
@@ -344,9 +346,11 @@ class _FakeGPUMode(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             query, key, value, *rest = args
             mask = rest[0] if rest else kwargs.get("attn_mask")
-            if kwargs.get("enable_gqa") and not takes_groups(query, mask):
+            if kwargs.get("enable_gqa") and not (self._mode.flash and takes_groups(query, mask)):
                 return _stored_scores(query, key, value, mask, causal=rest[2] if len(rest) > 2 else False)
             return _FusedAttention.apply(query, key, value, mask, key.shape[-2], self._mode.work)
+        if func is has_flash:
+            return self._mode.flash
         if func is attend_by_flex:
             query, key, value, blocks, *_ = args
             keys = min(key.shape[-2], keys_of_tokens(blocks))

@@ -17,7 +17,8 @@ KERNELS = (
 )  # bytes of a step beside its tensors: kernels compiled for its sizes, their scratch, Python objects
 PROCESS = 440 * 10**6 + KERNELS  # bytes of a CPU process beside its tensors: Python, torch, transformers (measured)
 FIRST = torch.device("cuda", 0)
-CONTEXT = 500 * 10**6  # bytes of a CUDA context, before there is a tensor (assumed, not measured)
+WORKSPACE = 32 * 2**20  # bytes that cuBLAS keeps for a thread that computes, on Hopper; elsewhere 8 MiB
+CONTEXT = 500 * 10**6 + 2 * WORKSPACE  # of CUDA, before there is a tensor (assumed), and of this thread and autograd's
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Hardware:
     def process(self) -> int:
         """Bytes that are in use before a base is loaded."""
         return CONTEXT if self.gpu else PROCESS
+
+    @property
+    def flash(self) -> bool:
+        """Whether it is a GPU with flash attention; one that is not in the table is taken to have it."""
+        return self.device is None or self.device.flash
 
     @property
     def room(self) -> int | None:

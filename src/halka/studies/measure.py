@@ -345,6 +345,7 @@ def _predicted(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) 
         quantize=quantization_of(base),
         kind=kind_of(base),
         labels=len(model.labels),
+        flash=not machine.lacks_bfloat16(base.device),
     )
     memory = dry_run(base.config, model.adapter(NAME).method, setup, gpu=base.device.type == "cuda").memory
     parts = {key: getattr(memory, key) for key in ("weights", "gradients", "optimizer")}

@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from halka.models.attention.flex_kernels import FlexKernels
 from halka.models.attention.forest import ForestPlan
@@ -176,7 +177,14 @@ def takes_groups(query: Tensor, mask: Tensor | None) -> bool:
     if query.device.type == "cpu":
         return True
     half = query.dtype in (torch.bfloat16, torch.float16)
-    return mask is None and half and query.shape[-1] <= 256 and not lacks_bfloat16(query.device)
+    return mask is None and half and query.shape[-1] <= 256 and has_flash(query)
+
+
+def has_flash(query: Tensor) -> bool:
+    """Whether a GPU has flash attention. A torch function mode sees this call: a dry run has no GPU to ask."""
+    if has_torch_function((query,)):
+        return handle_torch_function(has_flash, (query,), query)
+    return not lacks_bfloat16(query.device)
 
 
 def way_of(device: str, scores: int, softcap: float | None = None) -> str:
