@@ -161,7 +161,7 @@ def test_a_packed_weight_is_refused_by_name_with_the_way_out():
 
 def test_merged_weights_come_in_the_precision_that_is_asked_for():
     model = model_with("lora", dtype=torch.bfloat16)
-    own, wide = (merged_weights(model.adapters["lora"], dtype) for dtype in (None, torch.float32))
+    own, wide = (dict(merged_weights(model.adapters["lora"], dtype)) for dtype in (None, torch.float32))
     assert own.keys() == wide.keys()
     for name, weight in wide.items():
         assert weight.dtype == torch.float32
@@ -175,7 +175,7 @@ def test_two_parts_at_one_weight_are_rounded_once():
     adapter = model.adapters["ia3"]
     assert adapter.parts[path].ia3_l.dtype == torch.float32
     weight, bias = (model.base.get_submodule(path).get_parameter(key) for key in ("weight", "bias"))
-    found = merged_weights(adapter)
+    found = dict(merged_weights(adapter))
     factors = adapter.parts[path].ia3_l
     assert torch.equal(found[f"{path}.weight"], (weight.float() * factors[:, None]).bfloat16())
     assert torch.equal(found[f"{path}.bias"], (bias.float() * factors).bfloat16())

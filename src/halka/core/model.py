@@ -334,14 +334,20 @@ class AdaptedModel:
         """Let weights with the adapter inside stand in for the base's own until `unmerge`: no cost per token.
 
         Products are computed in fp32 and rounded once to the base's precision. The base's own tensors are set aside
-        untouched, so that `unmerge` has every bit back. Raises HalkaError within `use`, and for what is no weight.
+        untouched, of a GPU on the CPU, so that `unmerge` has every bit back. Raises HalkaError within `use`, and for
+        what is no weight.
         """
         busy = "merging needs an idle base: leave `use`, or `unmerge` what is merged"
         with self.idle(busy):
             adapter = self.adapter(name)
             if self.merged is not None:
                 raise HalkaError(busy)
-            self._passes.weights.swap_in(merged_weights(adapter), tied=False)
+            try:
+                for key, weight in merged_weights(adapter):
+                    self._passes.weights.swap_in({key: weight}, tied=False, aside=True)
+            except BaseException:
+                self._passes.weights.restore()
+                raise
             self.merged = name
 
     def unmerge(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from halka.core.targets import Quantized
 from halka.util.errors import HalkaError
 
 
-def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The weights and biases that change where the adapter is inside them, by the base's names for them.
+def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Yield each weight and bias that changes, with the adapter inside it, behind the base's name for it.
 
     Computed in fp32 and rounded once, to the precision of each, or all to `dtype`; one weight is finished before the
     next begins, so no more than one is there in fp32. Raises HalkaError, by name, for a part that is no weight's, a
@@ -22,7 +22,8 @@ def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[s
     at_weight: dict[str, list[str]] = {}  # paths of parts: several may act on one weight
     for path, target in adapter.targets.items():
         at_weight.setdefault(target.parameter, []).append(path)
-    return {key: tensor for paths in at_weight.values() for key, tensor in _merged(adapter, paths, dtype).items()}
+    for paths in at_weight.values():
+        yield from _merged(adapter, paths, dtype).items()
 
 
 def _merged(adapter: Adapter, paths: Sequence[str], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -112,7 +112,10 @@ def check_destination(to: Path, format: ExportFormat, base: str) -> None:
 
 
 def whole_weights(model: AdaptedModel, name: str | None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Every tensor of the base by its name, with the adapter merged in; tied weights stay one tensor where they can."""
+    """Every tensor of the base by its name, on the CPU, with the adapter merged in; what is tied stays so if it can.
+
+    On a GPU there is one weight more than the base's at a time.
+    """
     with model.own_weights(), torch.no_grad():
         for path, module in model.base.named_modules():
             if isinstance(module, QuantizedLinear):
@@ -126,25 +129,27 @@ def whole_weights(model: AdaptedModel, name: str | None, dtype: torch.dtype | No
             adapter = model.adapter(name)
             full = adapter.parts.get("base")
             if full is None:
-                changed = merged_weights(adapter, dtype)
+                changed = {key: tensor.cpu() for key, tensor in merged_weights(adapter, dtype)}
             else:  # its fp32 masters, each under the first name of tied tensors
                 masters = dict(full.named_parameters())
                 places = {
-                    weights[key].data_ptr(): tensor.detach().to(dtype or weights[key].dtype)
+                    weights[key].data_ptr(): tensor.detach().to("cpu", dtype or weights[key].dtype)
                     for key, tensor in masters.items()
                 }
                 own = {key: places.get(tensor.data_ptr()) for key, tensor in weights.items()}
                 changed = {key: tensor for key, tensor in own.items() if tensor is not None}
-    return _finite(_cast({**weights, **changed}, dtype))
+    return _finite(_on_cpu({**weights, **changed}, dtype))
 
 
-def _cast(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Convert to `dtype`; tied tensors stay tied."""
-    converted: dict[tuple[int, torch.Size], Tensor] = {}
+def _on_cpu(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """On the CPU, floats in `dtype`, if there is one; tied tensors stay tied."""
+    converted: dict[tuple[torch.device, int, torch.Size], Tensor] = {}
     for key, tensor in weights.items():
-        if dtype is not None and tensor.is_floating_point():
-            storage = tensor.data_ptr(), tensor.shape
-            weights[key] = converted.setdefault(storage, tensor.to(dtype))
+        place = tensor.device, tensor.data_ptr(), tensor.shape
+        if place not in converted:
+            floats = dtype is not None and tensor.is_floating_point()
+            converted[place] = tensor.cpu().to(dtype) if floats else tensor.cpu()
+        weights[key] = converted[place]
     return weights
 
 

@@ -33,7 +33,9 @@ def in_precision(
                 tensor = (weights or {}).get(name, parameter)
                 if tensor.is_floating_point():
                     if id(tensor) not in cast:
-                        cast[id(tensor)] = nn.Parameter(tensor.detach().to(dtype), requires_grad=False)
+                        cast[id(tensor)] = nn.Parameter(
+                            tensor.detach().to(parameter.device, dtype), requires_grad=False
+                        )
                     module._parameters[key] = cast[id(tensor)]
             yield
         finally:

@@ -14,6 +14,7 @@ from halka.data.texts import shipped_text
 from halka.data.tokens import Tokens, encode_all
 from halka.models import context
 from halka.util.errors import HalkaError
+from halka.util.transfer import numbers, to_device
 
 WINDOW = 256  # tokens in a row of a text
 Probes = str | Sequence[str | Example | Tokens]
@@ -55,10 +56,15 @@ def logits_of(model: AdaptedModel, rows: Sequence[Tokens]) -> Iterator[Tensor]:
     A classifier has one row of logits (1, C); an encoder-decoder gets the row as decoder input, too.
     """
     base: Any = model.base
-    device = next(base.parameters()).device
+    device, uncached = next(base.parameters()).device, {"use_cache": False} if base.can_generate() else {}
     for row in rows:
-        ids = torch.tensor([row.ids], device=device)
-        inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if base.config.is_encoder_decoder else {})}
+        (ids,) = to_device([torch.tensor([row.ids], device="cpu")], device)
+        inputs = {
+            "input_ids": ids,
+            **({"decoder_input_ids": ids} if base.config.is_encoder_decoder else {}),
+            **uncached,
+        }
         with torch.inference_mode():
             logits = base(**inputs).logits
-        yield logits if logits.dim() == 2 else logits[0, :-1][torch.tensor(row.loss[1:], device=device)]
+        places = tuple(place for place, counts in enumerate(row.loss[1:]) if counts)
+        yield logits if logits.dim() == 2 else logits[0, :-1][numbers(places, device)]

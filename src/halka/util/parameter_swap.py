@@ -34,10 +34,11 @@ class ParameterSwap:
             self._places[name] = base.get_submodule(path), key
             self._tied[first.setdefault(id(parameter), name)].append(self._places[name])
 
-    def swap_in(self, weights: Mapping[str, Tensor], *, tied: bool = True) -> None:
+    def swap_in(self, weights: Mapping[str, Tensor], *, tied: bool = True, aside: bool = False) -> None:
         """Compute with `weights`, by the base's names for its parameters, until `restore`.
 
         Tied parameters have several places: all of them take the new tensor, or only the one that is named.
+        aside: what is replaced waits on the CPU, if it has no other place; on a GPU the new tensor has its room.
         """
         for name, tensor in weights.items():
             for module, key in self._tied[name] if tied else [self._places[name]]:
@@ -45,7 +46,9 @@ class ParameterSwap:
                 if is_divided(own):
                     self._swap_values(own, tensor)
                 else:
-                    self._own.setdefault((module, key), own)
+                    if (module, key) not in self._own:
+                        alone = aside and own is not None and len(self._tied.get(name, ())) == 1
+                        self._own[module, key] = _on(torch.device("cpu"), own) if alone else own
                     module._parameters[key] = tensor  # type: ignore[assignment]
 
     def _swap_values(self, parameter: DTensor, source: Tensor) -> None:
@@ -71,11 +74,19 @@ class ParameterSwap:
     def restore(self) -> None:
         """Put the base's own parameters back."""
         for (module, key), parameter in self._own.items():
-            module._parameters[key] = parameter
+            there = module._parameters[key]
+            module._parameters[key] = parameter if there is None else _on(there.device, parameter)
         for swap in self._values.values():
             swap.restore()
         self._own.clear()
         self._values.clear()
+
+
+def _on(device: torch.device, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    """The parameter itself if it is on the device, else one like it there."""
+    if parameter is None or parameter.device == device:
+        return parameter
+    return nn.Parameter(parameter.detach().to(device), requires_grad=parameter.requires_grad)
 
 
 class SwappedValues:
