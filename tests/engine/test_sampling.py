@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from halka.engine.drawing import drawn
 from halka.engine.sampling import SEEDS, Draw, Sampling, choose, kept, new_seed, uniform
 from halka.util.errors import HalkaError
 
@@ -79,6 +80,17 @@ def test_a_row_is_the_same_in_any_company():
     shuffled = choose(logits[order], [rows[index] for index in order])
     assert together == alone == [shuffled[order.index(index)] for index in range(32)]
     assert together[30:] == logits[30:].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+def test_rows_that_are_drawn_in_one_go_are_drawn_as_alone(spread):
+    logits = torch.randn(20 * len(SAMPLINGS), 300) * spread
+    logits[7, 3:90] = logits[7, 2]  # as likely as each other
+    draws = [Draw(SAMPLINGS[row % len(SAMPLINGS)], row, 3 * row) for row in range(len(logits))]
+    uniforms = [uniform(draw.seed, draw.count) for draw in draws]
+    tokens, highest = drawn(logits, [draw.sampling for draw in draws], uniforms)
+    assert tokens == choose(logits, draws)
+    assert highest == logits.amax(-1).tolist()
 
 
 def test_seed_and_count_make_the_number_and_nothing_else():

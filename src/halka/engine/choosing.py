@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from halka.engine.logprobs import TokenLogprob, token_logprobs
-from halka.engine.sampling import choose, likeliest_with_logits
+from halka.engine.sampling import choose, likeliest_with_logits, rows_of
 from halka.engine.text import Text
 from halka.util.errors import HalkaError
 
@@ -29,7 +29,7 @@ def next_tokens(texts: Sequence[Text], logits: Tensor) -> Iterator[Chosen]:
         except Exception as error:
             yield text, error, None
     texts = [texts[row] for row in rows]
-    logits = logits if len(rows) == len(logits) else logits[rows]
+    logits = logits if len(rows) == len(logits) else rows_of(logits, rows)
     chosen = choose(logits, [text.draw for text in texts], allowed, [tokens[row] for row in rows])
     asking = {  # the rows whose log probabilities somebody wants, and their tokens
         row: token
@@ -39,6 +39,6 @@ def next_tokens(texts: Sequence[Text], logits: Tensor) -> Iterator[Chosen]:
     logprobs: dict[int, TokenLogprob] = {}
     if asking:
         tops = [texts[row].answer.request.logprobs or 0 for row in asking]
-        logprobs = dict(zip(asking, token_logprobs(logits[[*asking]], [*asking.values()], tops), strict=True))
+        logprobs = dict(zip(asking, token_logprobs(rows_of(logits, [*asking]), [*asking.values()], tops), strict=True))
     for row, (text, token) in enumerate(zip(texts, chosen, strict=True)):
         yield text, token, logprobs.get(row)

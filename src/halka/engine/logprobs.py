@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from halka.util.transfer import to_device
+
 
 @dataclass(frozen=True)
 class TokenLogprob:
@@ -19,13 +21,18 @@ class TokenLogprob:
 
 
 def token_logprobs(logits: Tensor, tokens: Sequence[int], tops: Sequence[int]) -> list[TokenLogprob]:
-    """The log probability of each row's token, and as many of the likeliest as `tops` says: logits (R, V), R tokens."""
-    sums = logits.logsumexp(-1, keepdim=True)
-    chosen = torch.tensor(tokens, device=logits.device)[:, None]
-    own = (logits.gather(1, chosen) - sums)[:, 0].tolist()
-    likeliest = logits.topk(max(tops), -1)
-    places, values = likeliest.indices.tolist(), (likeliest.values - sums).tolist()
-    return [
-        TokenLogprob(token, logprob, tuple(zip(ids[:top], logprobs[:top], strict=True)))
-        for token, logprob, ids, logprobs, top in zip(tokens, own, places, values, tops, strict=True)
-    ]
+    """The log probability of each row's token, and as many of the likeliest as `tops` says: logits (R, V), R tokens.
+
+    They come in one copy, for which the host waits.
+    """
+    sums, most = logits.logsumexp(-1, keepdim=True), max(tops)
+    (chosen,) = to_device([torch.tensor(tokens, device="cpu")], logits.device)
+    likeliest = logits.topk(most, -1)
+    own, values = logits.gather(1, chosen[:, None]) - sums, likeliest.values - sums
+    results = []
+    for token, top, row in zip(
+        tokens, tops, torch.cat([own, values, likeliest.indices.double()], -1).tolist(), strict=True
+    ):
+        logprobs, ids = row[1 : 1 + most], map(int, row[1 + most :])
+        results.append(TokenLogprob(token, row[0], tuple(zip(ids, logprobs, strict=True))[:top]))
+    return results

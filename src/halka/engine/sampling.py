@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from halka.engine.drawing import drawn
 from halka.util.errors import HalkaError
+from halka.util.transfer import numbers
 
 SEEDS = 2**63
 LARGEST = 3e38  # of fp32, in which logits are
@@ -68,7 +70,16 @@ class Sampling:
     @property
     def free(self) -> bool:
         """Whether the next token is the likeliest of the logits as they are."""
-        return self.greedy and not (self.bias or self.presence_penalty or self.frequency_penalty)
+        return self.greedy and not self._adjusts
+
+    @property
+    def drawn_as_is(self) -> bool:
+        """Whether the next token is drawn, of the logits as they are."""
+        return not self.greedy and not self._adjusts
+
+    @property
+    def _adjusts(self) -> bool:
+        return bool(self.bias or self.presence_penalty or self.frequency_penalty)
 
 
 def _check(field: str, value: Any, kind: type, low: float, high: float, allowed: str) -> None:
@@ -117,7 +128,8 @@ def choose(
 ) -> list[int | Exception]:
     """The next token of each row: the likeliest for all that are greedy and free, a look at each other row by itself.
 
-    A row of these others that has no token gets the error that says why not, alone.
+    On a GPU rows that are drawn of their logits as they are, are drawn there in one go. A row that has no token gets
+    the error that says why not, alone.
 
     logits   (R, V) fp32, on any device; they are not changed
     rows     R draws
@@ -127,14 +139,27 @@ def choose(
     masks = [None] * len(rows) if allowed is None else allowed
     own = [index for index, row in enumerate(rows) if masks[index] is not None or not row.sampling.free]
     tokens: list[int | Exception] = [*(likeliest(logits) if greedy is None else greedy)]
-    if not own:
-        return tokens
-    for index, logits_V in zip(own, logits[own].float().cpu().numpy(), strict=True):
-        try:
-            tokens[index] = _choose(logits_V, rows[index], masks[index])
-        except Exception as error:
-            tokens[index] = error
+    together: list[int] = []
+    if logits.device.type != "cpu" and not torch.are_deterministic_algorithms_enabled():  # CUDA's sums differ each time
+        together = [index for index in own if masks[index] is None and rows[index].sampling.drawn_as_is]
+    if together:
+        draws = [rows[index] for index in together]
+        uniforms = [uniform(row.seed, row.count) for row in draws]
+        places, highest = drawn(rows_of(logits, together).float(), [row.sampling for row in draws], uniforms)
+        for index, place, logit in zip(together, places, highest, strict=True):
+            tokens[index] = place if math.isfinite(logit) else _no_token(logit)
+    if alone := [index for index in own if index not in together]:
+        for index, logits_V in zip(alone, rows_of(logits, alone).float().cpu().numpy(), strict=True):
+            try:
+                tokens[index] = _choose(logits_V, rows[index], masks[index])
+            except Exception as error:
+                tokens[index] = error
     return tokens
+
+
+def rows_of(logits: Tensor, rows: Sequence[int]) -> Tensor:
+    """A copy of these rows, for which the host does not wait."""
+    return logits.index_select(0, numbers(tuple(rows), logits.device))
 
 
 def _choose(logits_V: np.ndarray, row: Draw, allowed: Tensor | None) -> int:
@@ -150,11 +175,15 @@ def _choose(logits_V: np.ndarray, row: Draw, allowed: Tensor | None) -> int:
 def _highest(logits_V: np.ndarray) -> float:
     highest = logits_V.max()
     if not math.isfinite(highest):
-        raise HalkaError(
-            f"a row's largest logit is {highest}: it has no token to draw; are all weights finite, biases and "
-            "penalties small, and tokens with finite logits allowed?"
-        )
+        raise _no_token(highest)
     return highest
+
+
+def _no_token(highest: float) -> HalkaError:
+    return HalkaError(
+        f"a row's largest logit is {highest}: it has no token to draw; are all weights finite, biases and "
+        "penalties small, and tokens with finite logits allowed?"
+    )
 
 
 def _adjust(logits_V: np.ndarray, row: Draw) -> None:
