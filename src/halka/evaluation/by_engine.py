@@ -152,5 +152,5 @@ def _submitted(engine: Engine, name: str | None, example: Example, index: int, f
 
 
 def _seeded(sampling: Sampling) -> Sampling:
-    """With a seed for one request, from torch's own generator: `torch.manual_seed` makes it repeatable."""
-    return sampling if sampling.greedy else replace(sampling, seed=int(torch.randint(SEEDS - 1, ())))
+    """With a seed for one request, from torch's generator of the CPU: `torch.manual_seed` makes it repeatable."""
+    return sampling if sampling.greedy else replace(sampling, seed=int(torch.randint(SEEDS - 1, (), device="cpu")))

@@ -42,7 +42,7 @@ class SentenceEmbedder:
     def __init__(
         self, name_or_path: str = DEFAULT, *, dtype: str = "bfloat16", device: str | None = None, batch_size: int = 64
     ):
-        """Load it. It computes in `dtype`, on a processor that lacks bfloat16 in float32; vectors are fp32.
+        """Load it. It computes in `dtype`, or as `load_base` does where the device lacks bfloat16; vectors are fp32.
 
         Raises HalkaError if the extra `rag` is missing, and for a name or folder that is not an embedder.
         """
@@ -56,8 +56,7 @@ class SentenceEmbedder:
 
         self.name = str(name_or_path)
         self.batch_size = batch_size
-        folder, place = str(folder_of(self.name)), place_of(device)
-        precision = usable_precision(dtype, place) if place.type == "cpu" else dtype
+        folder, precision = str(folder_of(self.name)), usable_precision(dtype, place_of(device))
         try:
             with quiet_libraries():
                 self._model: Any = SentenceTransformer(
