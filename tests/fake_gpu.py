@@ -19,10 +19,13 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
+from halka.estimating.costs import is_free
+
 NAME = "gpu"
 aten: Any = torch.ops.aten
 
 COPIES = {aten._to_copy.default, aten.copy_.default, aten._foreach_copy_.default, aten._copy_from.default}
+EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty}
 WAITS = {  # what a GPU's result must be known for before the host goes on
     *(aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default),
     *(aten._unique2.default, aten.bincount.default, aten.is_nonzero.default),
@@ -35,6 +38,7 @@ class Seen:
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
+        self.launches = 0  # operations that compute something: no views, no empty tensors
         self.seeds: list[tuple[int, int]] = []  # by device
 
 
@@ -116,6 +120,7 @@ def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
         if waits:
             _seen.waits[str(func)] += 1
     _seen.operations[str(func)] += 1
+    _seen.launches += not is_free(func) and func._overloadpacket not in EMPTY
     place = torch.device(NAME, 0) if place.type == NAME and place.index is None else place
     inner = tree_map(_inner, args)
     if func is aten.histc.default and not inner[0].is_floating_point():

@@ -5,6 +5,9 @@ Autograd counts devices once, at a process's first backward pass: fake ones must
 
 from __future__ import annotations
 
+import gc
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 import fake_gpu
 import halka
 from contract import BASES, RELATED, logits_and_gradients, named, pairs
+from engine_for_tests import Tokenizer
 from halka.core import StackedParts
 from halka.data.batches import collate
 from halka.data.packing import pack
@@ -188,6 +192,37 @@ def test_best_weights_wait_on_the_processor():
     assert {tensor.device.type for tensor in (run.best or {}).values()} == {CPU}
 
 
+def test_a_merge_leaves_the_own_weights_on_the_processor():
+    model = halka.adapt(base_on(FIRST))
+    disturbed(model, "lora", seed=1)
+    before = {name: parameter.cpu().clone() for name, parameter in model.base.named_parameters()}
+    layer = model.base.model.layers[0].mlp.up_proj
+    own = weakref.ref(layer.weight)
+    model.merge("lora")
+    gc.collect()
+    assert own() is None  # the GPU needs room for one of both
+    assert str(layer.weight.device) == FIRST
+    assert not torch.equal(layer.weight.cpu(), before["model.layers.0.mlp.up_proj.weight"])
+    model.unmerge()
+    assert not layer.weight.requires_grad
+    for name, parameter in model.base.named_parameters():
+        assert str(parameter.device) == FIRST
+        assert torch.equal(parameter.cpu(), before[name])
+
+
+@pytest.mark.parametrize(("format", "file"), [("safetensors", "merged"), ("gguf", "merged.gguf")])
+def test_what_is_exported_from_a_gpu_is_what_is_exported_from_the_processor(format, file, tmp_path):
+    exported = []
+    for device in (CPU, FIRST):
+        tokenizer = chatml_tokenizer()
+        model = halka.adapt(base_on(device, vocab_size=len(tokenizer)), tokenizer)
+        disturbed(model, "lora", seed=1)
+        (folder := tmp_path / device.partition(":")[0]).mkdir()
+        path = halka.export(model, "lora", folder / file, format=format)
+        exported.append((path / "model.safetensors" if path.is_dir() else path).read_bytes())
+    assert exported[0] == exported[1]
+
+
 # ── a default device ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -237,14 +272,80 @@ def test_a_base_that_does_not_fit_says_what_would(folder, monkeypatch):
         halka.load_base(folder, device="gpu:1")
 
 
+def test_experts_that_do_not_fit_say_so_although_transformers_does_not(tmp_path, monkeypatch):
+    """It joins the weights of a layer's experts, and hides what goes wrong there behind words of its own."""
+    tokenizer = chatml_tokenizer()
+    tiny("qwen3_moe", vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("transformers.core_model_loading.MergeModulelist.convert", full)
+    with pytest.raises(halka.OutOfMemoryError, match="joined on gpu:1, most likely because its memory is full: use q"):
+        halka.load_base(tmp_path, device="gpu:1")
+    with pytest.raises(halka.HalkaError, match="cannot be loaded as a causal language model"):
+        halka.load_base(tmp_path, device="cpu")
+
+
+# ── how many operations ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def a_layer_more(operations) -> float:
+    """What a layer adds to the operations that are launched, views aside: of bases of four layers and of two."""
+    few, more = (operations(base_on(FIRST, num_hidden_layers=layers, dtype=torch.bfloat16)) for layers in (2, 4))
+    return (more - few) / 2
+
+
+def operations_of_a_step(base) -> int:
+    seen = []
+    losses(base, halka.LoRA(rank=16), seen)
+    return seen[0].launches
+
+
+def operations_of_mixed_rows(base) -> int:
+    """Of a token more for rows with three LoRAs, a bottleneck, a prefix and no adapter."""
+    model = halka.adapt(base, Tokenizer())
+    for seed, name in enumerate(names := ["lora", "lora 2", "lora 3", "bottleneck", "prefix"]):
+        disturbed(model, name, seed)
+    with halka.Engine(model, rows=6, read=512, ends=frozenset()) as engine:
+        for name in [*names, None]:
+            engine.submit(halka.Request([*range(5, 20)], name, stopping=halka.Stopping(9)))
+        for _ in range(4):
+            engine.step()
+        with fake_gpu.watching() as seen:
+            engine.step()
+    return seen.launches
+
+
+@pytest.mark.parametrize(("operations", "most"), [(operations_of_a_step, 230), (operations_of_mixed_rows, 120)])
+def test_a_layer_launches_few_operations(operations, most):
+    assert 0 < a_layer_more(operations) <= most
+
+
 # ── the engine ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_the_engine_on_a_gpu_answers_as_on_the_processor_with_one_wait_a_step(architecture):
+@pytest.mark.parametrize(
+    ("architecture", "sampling", "logprobs", "waits"),
+    [
+        ("llama", halka.Sampling(), None, 1),
+        ("gemma2", halka.Sampling(), None, 1),
+        ("llama", halka.Sampling(1.0, top_k=20, top_p=0.9, min_p=0.01), 2, 3),
+    ],
+)
+def test_the_engine_on_a_gpu_answers_as_on_the_processor_with_few_waits_a_step(architecture, sampling, logprobs, waits):
+    """For the likeliest tokens; for those that are drawn, of all rows in one go; for log probabilities."""
     answers, names = [], [*[*FAMILIES][:4], None]
     requests = [
-        halka.Request([*range(5, 20 + n)], names[n % len(names)], stopping=halka.Stopping(6)) for n in range(12)
+        halka.Request(
+            [*range(5, 20 + n)],
+            names[n % len(names)],
+            replace(sampling, seed=n),
+            halka.Stopping(6),
+            logprobs=logprobs,
+        )
+        for n in range(12)
     ]
     for device in (CPU, FIRST):
         tokenizer = chatml_tokenizer()
@@ -257,13 +358,13 @@ def test_the_engine_on_a_gpu_answers_as_on_the_processor_with_one_wait_a_step(ar
             while more:
                 with fake_gpu.watching() as seen:
                     more = engine.step()
-                assert sum(seen.waits.values()) <= 1, seen.waits
+                assert sum(seen.waits.values()) <= waits, seen.waits
         answers.append([answer.tokens for answer in own])
     assert answers[0] == answers[1]
 
 
 def disturbed(model, name: str, seed: int) -> None:
-    model.add(name, FAMILIES[name], seed=seed)
+    model.add(name, FAMILIES[name.partition(" ")[0]], seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters(name):
