@@ -47,7 +47,7 @@ BATCHES = (8, 4, 2)  # examples in each batch of a step
 FORMS = [(1, False), (2, False), (2, True), (4, False), (4, True)]
 PARTS = ("lora", "full", "killed")
 RUN = {"steps": 60, "batch_size": 5, "lr": 1e-3, "save_every": 5}
-KILLED = {"whole": ((1, 17), (2, 41), (4, None)), "in parts": ((4, 8), (2, 33), (1, None))}
+KILLED = {"whole": ((1, 17), (2, 41), (4, None)), "in parts": ((4, 8), (1, 33), (2, None))}
 """By form: so many processes until so many steps are recorded, or until the end."""
 
 
