@@ -29,7 +29,7 @@ from advisor_case import (
 )
 from advisor_later_cases import LATER, LATER_ASIDE
 
-from halka.data import support
+from halka.data import demo_task
 from halka.data.examples import Example
 
 # ── form ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -37,7 +37,7 @@ from halka.data.examples import Example
 
 def lamps() -> Case:
     """A shop's answers, in its form and by its policy; made for Halka."""
-    task = support.task()
+    task = demo_task.task()
     return case("lamps", "form", mixed((*task.validation, *task.train)), mixed(task.test), "line_accuracy", 64)
 
 

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 SPLITS = ("train", "validation", "test")
 TASK_FILES = (".yaml", ".yml", ".py")
-SUPPORT = Path(__file__).with_name("support.py")  # the shipped task, a file as anybody's
+DEMO_TASK = Path(__file__).with_name("demo_task.py")  # it ships with Halka, and is a file as anybody's
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def load_task(name_or_path: str | Path) -> Task:
         DataError: it is none of these, or the file is wrong.
         OSError: a file is missing or may not be opened.
     """
-    path = SUPPORT if str(name_or_path) == "support" else Path(name_or_path)
+    path = DEMO_TASK if str(name_or_path) == "support" else Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         return Task.from_yaml(path)
     if path.suffix != ".py":

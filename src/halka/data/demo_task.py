@@ -63,7 +63,7 @@ class Words:
 
 @functools.cache
 def vocabulary(split: Literal["train", "test"]) -> Words:
-    """The vocabulary of a split, from support.yaml; validation examples are made of the training split's."""
+    """The vocabulary of a split, from demo_task.yaml; validation examples are made of the training split's."""
     by_split = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     return Words(unseen=split == "test", **by_split[split])
 
@@ -81,7 +81,7 @@ def task(seed: int = 0, tests: int = 100) -> Task:
         primary="exact_match",
         max_new_tokens=64,
         licence="Apache-2.0",
-        source="made up for Halka (halka/data/support.py)",
+        source="made up for Halka (halka/data/demo_task.py)",
     )
 
 

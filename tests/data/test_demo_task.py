@@ -1,14 +1,14 @@
-"""The support task: the same for everyone, learnable by rule, and out of reach of memory."""
+"""The demo task: the same for everyone, learnable by rule, and out of reach of memory."""
 
 import hashlib
 import re
 
 import pytest
 
-from halka.data import support
+from halka.data import demo_task
 from halka.evaluation.metrics import score
 
-TASK = support.task()
+TASK = demo_task.task()
 SPLITS = {"train": TASK.train, "validation": TASK.validation, "test": TASK.test}
 
 
@@ -35,13 +35,13 @@ def test_sizes_and_shape():
 def test_the_seed_fixes_every_letter_whatever_the_version_of_python():
     texts = "\n".join(m.content for split in SPLITS.values() for example in split for m in example.messages)
     assert hashlib.sha256(texts.encode()).hexdigest()[:16] == "6407014f7b3fa459"
-    assert support.task(0) == TASK
-    assert support.task(1).train != TASK.train
+    assert demo_task.task(0) == TASK
+    assert demo_task.task(1).train != TASK.train
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_message_and_no_order_stands_twice(seed):
-    task = support.task(seed)
+    task = demo_task.task(seed)
     every = task.train + task.validation + task.test
     assert len({message(example) for example in every}) == len(every)
     orders = [field(example, 1) for example in every if "JL-" in field(example, 1)]
@@ -50,12 +50,12 @@ def test_no_message_and_no_order_stands_twice(seed):
 
 
 def test_the_test_has_words_of_its_own():
-    train, test = support.vocabulary("train"), support.vocabulary("test")
+    train, test = demo_task.vocabulary("train"), demo_task.vocabulary("test")
     for words in ("names", "models", "greetings", "greetings_with_name", "closings", "closings_with_name"):
         assert not set(getattr(train, words)) & set(getattr(test, words)), words
     for words in ("orders", "again", "asides"):
         assert not set(getattr(train, words)) & set(getattr(test, words)), words
-    for issue in support.POLICY:
+    for issue in demo_task.POLICY:
         assert not set(train.problems[issue]) & set(test.problems[issue])
     patterns = [re.compile(re.escape(p).replace(r"\{product\}", ".*")) for ps in test.problems.values() for p in ps]
     for example in TASK.train + TASK.validation:
@@ -78,13 +78,13 @@ def test_the_test_pairs_issues_with_kinds_of_lamp_as_training_never_does():
     # yet every step of the policy was seen in training, many times
     for split, least in ((TASK.train, 20), (TASK.test, 2)):
         steps = [field(example, 3) for example in split]
-        assert all(steps.count(step) >= least for both in support.POLICY.values() for step in both)
+        assert all(steps.count(step) >= least for both in demo_task.POLICY.values() for step in both)
 
 
 def test_every_answer_follows_from_its_message():
     for words, split in (
-        (support.vocabulary("train"), TASK.train + TASK.validation),
-        (support.vocabulary("test"), TASK.test),
+        (demo_task.vocabulary("train"), TASK.train + TASK.validation),
+        (demo_task.vocabulary("test"), TASK.test),
     ):
         for example in split:
             said, (greeting, order, issue, step, end) = message(example), example.answers[0].splitlines()
@@ -94,7 +94,7 @@ def test_every_answer_follows_from_its_message():
             assert (number in said) if number != "not given" else ("JL-" not in said)
             issue, product = issue.removeprefix("Issue: ").split(", ")
             assert any(problem.format(product=product) in said for problem in words.problems[issue])
-            assert step == support.POLICY[issue][product.endswith(support.BATTERY)]
+            assert step == demo_task.POLICY[issue][product.endswith(demo_task.BATTERY)]
             again = any(sentence in said for sentence in words.again)
             priority = "urgent" if issue == "overheating" else "high" if again else "normal"
             assert end == f"Jonaki Lamps, priority {priority}"
