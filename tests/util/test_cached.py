@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -44,6 +46,16 @@ def test_a_load_is_seen_also_where_it_replaces_parameters(model):
     model.adapter("a").load_state_dict(state, assign=True)
     assert Changes.state(parameters["a"]) != before["a"]
     assert Changes.state(parameters["b"]) == before["b"]
+
+
+def test_parameters_that_are_gone_leave_nothing_behind(model):
+    step(model.parameters("a"))
+    ids = {name: {id(parameter) for parameter in model.parameters(name)} for name in "ab"}
+    assert Changes._of.keys() >= ids["a"] | ids["b"]
+    model.remove("a")
+    gc.collect()
+    assert not ids["a"] & Changes._of.keys()
+    assert Changes._of.keys() >= ids["b"]
 
 
 def test_what_is_kept_is_made_anew_by_a_change_of_its_own_parameters(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from typing import ClassVar, Generic, TypeVar
 from weakref import ref
 
@@ -21,7 +22,7 @@ class Changes:
     """
 
     count: ClassVar[int] = 0  # of the steps and loads so far
-    _of: ClassVar[dict[int, tuple[ref[Tensor], int]]] = {}  # an adapter's parameter and its last change, by its id
+    _of: ClassVar[dict[int, tuple[ref[Tensor], int]]] = {}  # a living adapter's parameters and their last change, by id
     _anywhere: ClassVar[int] = 0  # that count when an optimiser stepped that holds others
     _watching: ClassVar[bool] = False
 
@@ -37,12 +38,22 @@ class Changes:
     def happened(cls, parameters: Iterable[Tensor]) -> None:
         """Values of these changed, which are an adapter's."""
         cls.count += 1
-        cls._of.update({id(parameter): (ref(parameter), cls.count) for parameter in parameters})
+        for parameter in parameters:
+            own, _ = cls._of.get(id(parameter), (None, 0))
+            if own is None or own() is not parameter:
+                own = ref(parameter, partial(cls._forget, id(parameter)))
+            cls._of[id(parameter)] = own, cls.count
+
+    @classmethod
+    def _forget(cls, number: int, own: ref[Tensor]) -> None:
+        """The parameter of that id is gone. Another may have its id by now."""
+        if cls._of.get(number, (None, 0))[0] is own:
+            del cls._of[number]
 
     @classmethod
     def _stepped(cls, optimiser: Optimizer, *_: object) -> None:
         parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-        own = (cls._of.get(id(parameter)) for parameter in parameters)  # or of one that is gone and had this id
+        own = (cls._of.get(id(parameter)) for parameter in parameters)
         if all(it is not None and it[0]() is parameter for it, parameter in zip(own, parameters, strict=True)):
             cls.happened(parameters)
         else:
