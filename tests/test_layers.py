@@ -46,6 +46,10 @@ def below(package: str) -> set[str]:
 OUTSIDE = {"core": {"torch"}, "methods": {"torch"}}
 
 
+# How many files and lines a package has at most: who opens the core reads all of it.
+BOUNDS = {"core": (11, 1400)}
+
+
 def pieces() -> set[str]:
     found = [path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
     return {path.stem for path in found}
@@ -106,6 +110,13 @@ def test_only_main_starts_the_command_line():
 @pytest.mark.parametrize("piece", OUTSIDE)
 def test_what_stands_lowest_needs_no_library_but_torch(piece):
     assert outside(piece) <= OUTSIDE[piece]
+
+
+@pytest.mark.parametrize("package", BOUNDS)
+def test_a_package_stays_within_its_bounds(package):
+    files, lines = BOUNDS[package]
+    assert len(files_of(package)) <= files
+    assert sum(path.read_bytes().count(b"\n") for path in files_of(package)) <= lines
 
 
 def test_stores_and_previews_of_data_load_no_code_of_models():

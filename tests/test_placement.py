@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import halka
 from contract import disturb
-from halka.core import Forest
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import use_attention
 from halka.models.quantised import LAYERS, quantise
+from halka.util.forest import Forest
 from tiny import tiny
 from training_for_tests import items
 
@@ -121,7 +121,7 @@ def test_a_mixed_batch_finds_its_adapters_packed():
     assert torch.equal(first, second[[2, 1, 0]])
 
 
-def test_a_line_of_unlike_runs_finds_its_adapters_packed():
+def test_a_line_of_unlike_runs_finds_its_adapters_prepared():
     """As where the engine reads a prompt beside rows that it decodes token by token."""
     model, names = halka.adapt(tiny("llama").bfloat16()), ["lora", "bottleneck"]
     for seed, name in enumerate(names):

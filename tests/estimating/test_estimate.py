@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import halka
 from halka.cli import app
-from halka.core import Forest, parameter_count
+from halka.core import parameter_count
 from halka.estimating import FAMILIES, Memory, Setup, dry_run, largest_batch
 from halka.estimating.allocator import PAGE, AllocatorModel
 from halka.estimating.batches import most_rows
@@ -32,6 +32,7 @@ from halka.models.attention.function import attend_to_forest, attend_to_rows, us
 from halka.models.loading import base_config
 from halka.models.quantised import bytes_of
 from halka.training import TrainConfig, train
+from halka.util.forest import Forest
 from halka.util.machine import LARGE, RETURNED
 from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
 

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from halka.core import Forest
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.forest_flex import BLOCK, attend_by_flex, block_mask
 from halka.models.attention.forest_groups import groups_of
 from halka.models.attention.forest_products import LARGE, TILE
 from halka.models.attention.function import attend, attend_to_forest, use_attention
 from halka.models.attention.places import LayerMemory
+from halka.util.forest import Forest
 from tiny import CONFIGS, tiny
 from torch_calls import torch_calls
 

@@ -2,75 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from halka.core.parts import Adapter, Method, ModulePart, Part, VirtualPart, WeightPart
-from halka.core.passes import Passes, VirtualAttention
-from halka.core.routing import Route, resolve
-from halka.core.targets import VIRTUAL_ROLES, Target, parameter_count, quantization_of, select
-from halka.core.weights import merged_weights
+from halka.core.adapter import Adapter
+from halka.core.interfaces import Kept, Pool, VirtualAttention
+from halka.core.parts import Method
+from halka.core.passes import Passes
+from halka.core.routing import Route, Rows, resolve
+from halka.core.targets import VIRTUAL_ROLES, Target, select
+from halka.core.weights import BaseWeights
 from halka.util.cached import Changes
 from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.initial import skip_init
+from halka.util.must_enter import MustEnter
+from halka.util.quantised import parameter_count, quantization_of
 from halka.util.seeds import seeded
-
-
-class Pool(Protocol):
-    """Where adapters come from that are not in the model yet (`halka.storage.pool`)."""
-
-    def ready(self, names: Iterable[str]) -> None:
-        """Let these be in the model, or raise HalkaError. Called while the model's lock is held."""
-        ...
-
-    def fits(self, names: Iterable[str]) -> bool:
-        """Whether these can be in the model at once."""
-        ...
-
-    def removed(self, name: str) -> None:
-        """The adapter of that name has left the model."""
-        ...
-
-
-class Kept(Protocol):
-    """What was made of base and adapters, and is kept for who needs it next (`halka.engine.kept`)."""
-
-    def removed(self, name: str) -> None:
-        """The adapter of that name has left the model."""
-        ...
-
-    def close(self) -> None:
-        """Leave the base as it was."""
-        ...
-
-
-class Use(AbstractContextManager["AdaptedModel"]):
-    """The block of `with model.use(...)`. Warns if it is dropped without having been entered."""
-
-    def __init__(
-        self, block: AbstractContextManager[AdaptedModel], adapters: str | Sequence[str | None] | Route | None
-    ):
-        self._block, self._adapters, self._entered = block, adapters, False
-
-    def __enter__(self) -> AdaptedModel:
-        self._entered = True
-        return self._block.__enter__()
-
-    def __exit__(self, *error: Any) -> bool | None:
-        return self._block.__exit__(*error)
-
-    def __del__(self) -> None:
-        if not self._entered:
-            warnings.warn(
-                f"`model.use({self._adapters!r})` did nothing, because no `with` entered it: write "
-                f"`with model.use({self._adapters!r}):` around the calls that shall use it",
-                stacklevel=2,
-            )
 
 
 class AdaptedModel:
@@ -90,38 +42,25 @@ class AdaptedModel:
         experts: Callable[[], AbstractContextManager[None]] = nullcontext,
         head: Callable[[Method, Sequence[Target]], Method] | None = None,
         labels: Sequence[str] = (),
+        outside: Callable[[AdaptedModel, Mapping[str, Any]], None] = lambda model, arguments: None,
     ):
-        """experts: within its block the base's experts take `ExpertEdits`, by the last word of their roles."""
+        """experts: within its block the base's experts take `ExpertEdits`, by the last word of their roles.
+        outside: called with the model and the arguments of a pass in a thread that is in no block."""
         self.base = base
         self.tokenizer = tokenizer
         self.head = head  # joins every new adapter's method with a classifier's head, trained whole
         self.labels = tuple(labels)  # what the base's head tells apart, by place
         self.targets = tuple(targets)
         self.adapters: dict[str, Adapter] = {}
-        self.merged: str | None = None
         self.pool: Pool | None = None  # where adapters come from that are not here
         self.kept: Kept | None = None  # until the base is moved
-        self._passes = Passes(base, attention, experts, self._outside)
+        self._passes = Passes(base, attention, experts, partial(outside, self))
+        self._weights = BaseWeights(self._passes, self.adapter)
         self.lock = self._passes.turns.lock  # held by whoever uses the adapters or changes them
         self._latest: Route | None = None  # of the adapter that was last used for whole batches, as in training
         self._device = self._base_device()  # where the parts were last put
-        self._warned = False  # that the bare base generates
         for parameter in base.parameters():
             parameter.requires_grad_(False)
-
-    def __repr__(self) -> str:
-        total = parameter_count(self.base)
-        parameter = next(self.base.parameters())
-        dtype = quantization_of(self.base) or str(parameter.dtype).removeprefix("torch.")
-        lines = [f"AdaptedModel of {type(self.base).__name__}: {total:,} parameters, {dtype} on {parameter.device}"]
-        used = self.in_use
-        for name, adapter in self.adapters.items():
-            state = ", in use" if name in used else ", merged" if name == self.merged else ""
-            share = f"{adapter.count():,} trained parameters ({adapter.count() / total:.2%})"
-            lines.append(f"  {name}: {adapter.method}, {share}{state}")
-        return "\n".join(lines if self.adapters else [*lines, "  no adapters yet: model.add(name, method)"])
-
-    # ── adapters ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def add(
         self,
@@ -140,19 +79,7 @@ class AdaptedModel:
         is taken, a role that this base does not have, more labels than it has, a state that does not fit, and for
         what is no method, such as a configuration of peft's.
         """
-        if isinstance(method, type) or not isinstance(method, Method):
-            kind = f"the class {method.__name__}" if isinstance(method, type) else f"a {type(method).__name__}"
-            raise HalkaError(
-                f"{name!r} needs a method such as halka.LoRA(rank=16), not {kind}; "
-                "halka.method_from_peft(config, model) translates peft's configurations"
-            )
-        if not name or not isinstance(name, str):
-            raise HalkaError(f"an adapter's name is a non-empty string, not {name!r}")
-        if len(labels) > len(self.labels):
-            raise HalkaError(
-                f"{name!r} is to predict {len(labels)} labels, and this base has {len(self.labels)}: load the base "
-                "with as many, `halka.load_base(name, kind=…, labels=[…])`"
-            )
+        self._check_new(name, method, labels)
         wanted = select(method.name, method.roles(), self.targets, self._passes.modules)
         if self.head is not None and state is None:
             method = self.head(method, wanted)
@@ -164,7 +91,7 @@ class AdaptedModel:
                 raise HalkaError(f"there is an adapter {name!r} already: remove it first, or choose another name")
             self._put_parts()
             with nullcontext() if state is None else skip_init():
-                adapter = self._build(method, wanted)
+                adapter = Adapter.build(method, wanted, self._device)
             adapter.labels = tuple(labels)
             if state is not None:
                 adapter.load_state_dict(state, assign=True)
@@ -174,26 +101,24 @@ class AdaptedModel:
             self._passes.turns.watch(True)
         return adapter
 
-    def _build(self, method: Method, wanted: Sequence[Target]) -> Adapter:
-        """The method's parts for these targets, in eval mode."""
-        parts: dict[str, Part] = {}
-        targets: dict[str, Target] = {}
-        for target in wanted:
-            part = method.build(target)
-            if part is None:
-                continue
-            if not isinstance(part, ModulePart | VirtualPart | WeightPart):
-                raise HalkaError(
-                    f"{method.name} built a {type(part).__name__} for {target.name}: a part is a ModulePart, a "
-                    "VirtualPart or a WeightPart of halka.core"
-                )
-            path = target.key if target.name in parts else target.name
-            parts[path], targets[path] = part.to(target.device() or self._base_device()).eval(), target
-        if not parts:
-            raise HalkaError(f"{method.name} built no part for this base: widen its targets")
-        for part in parts.values():
-            part.tie_parameters(parts)
-        return Adapter(method, parts, targets)
+    def use(self, adapters: Rows | Route) -> AbstractContextManager[AdaptedModel]:
+        """`with model.use(...):` the base computes with one adapter, one per row (None for the bare base), or none.
+
+        While an adapter is merged, no other can be used. Raises UnknownAdapterError for a name that the model does not
+        have, and in the forward pass HalkaError for a batch whose rows are no multiple of the names.
+        Other threads' blocks wait for this one to end, and forward passes that they start outside of a block raise
+        RuntimeError: a thread that is started within the block, as for a streamer, must hold the block itself.
+        Coroutines of one thread must not await within a block. Blocks nest; the inner one counts.
+        If you change an adapter's values by hand while a mixed batch decodes, the change counts from the next prompt.
+        A `Route` that was resolved before may take the place of names.
+        """
+        return MustEnter(
+            self._using(adapters),
+            lambda: (
+                f"`model.use({adapters!r})` did nothing, because no `with` entered it: write "
+                f"`with model.use({adapters!r}):` around the calls that shall use it"
+            ),
+        )
 
     def remove(self, name: str) -> None:
         """Forget an adapter. The base is as if it had never been there. Raises HalkaError while it is in use."""
@@ -207,10 +132,9 @@ class AdaptedModel:
             self._latest = None
             self._passes.remove(adapter)
             self._passes.turns.watch(bool(self.adapters) or merged)  # a pass may have begun with what was merged
-            if self.pool is not None:
-                self.pool.removed(name)
-            if self.kept is not None:
-                self.kept.removed(name)
+            for follower in (self.pool, self.kept):
+                if follower is not None:
+                    follower.removed(name)
 
     def adapter(self, name: str) -> Adapter:
         """The adapter of that name. Raises UnknownAdapterError that lists the names there are."""
@@ -220,69 +144,18 @@ class AdaptedModel:
             self.pool.ready([name])
             return self._here(name)
 
-    def labels_of(self, name: str | None) -> tuple[str, ...]:
-        """What adapter `name` tells apart, by place: its own labels, else the base's, which are the bare base's."""
-        return (() if name is None else self.adapter(name).labels) or self.labels
-
     def parameters(self, name: str) -> list[nn.Parameter]:
         """That adapter's trainable parameters, and no others."""
         return self.adapter(name).parameters()
 
-    def _here(self, name: str) -> Adapter:
-        adapter = self.adapters.get(name)
-        if adapter is None:
-            names = ", ".join(map(repr, [*self.adapters])) or "none yet"
-            raise UnknownAdapterError(f"no adapter {name!r} here (there are: {names}): `add` or `load` it first")
-        return adapter
+    def labels_of(self, name: str | None) -> tuple[str, ...]:
+        """What adapter `name` tells apart, by place: its own labels, else the base's, which are the bare base's."""
+        return (() if name is None else self.adapter(name).labels) or self.labels
 
-    # ── use ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def use(self, adapters: str | Sequence[str | None] | Route | None) -> Use:
-        """`with model.use(...):` the base computes with one adapter, one per row (None for the bare base), or none.
-
-        While an adapter is merged, no other can be used. Raises UnknownAdapterError for a name that the model does not
-        have, and in the forward pass HalkaError for a batch whose rows are no multiple of the names.
-        Other threads' blocks wait for this one to end, and forward passes that they start outside of a block raise
-        RuntimeError: a thread that is started within the block, as for a streamer, must hold the block itself.
-        Coroutines of one thread must not await within a block. Blocks nest; the inner one counts.
-        If you change an adapter's values by hand while a mixed batch decodes, the change counts from the next prompt.
-        A `Route` that was resolved before may take the place of names.
-        """
-        return Use(self._using(adapters), adapters)
-
-    @contextmanager
-    def _using(self, adapters: str | Sequence[str | None] | Route | None) -> Iterator[AdaptedModel]:
-        if adapters is None or isinstance(adapters, str):
-            names: tuple[str | None, ...] = (adapters,)
-        else:
-            names = adapters.names if isinstance(adapters, Route) else tuple(adapters)
-        with self._passes.turns.take():
-            if self.pool is not None:
-                self.pool.ready(name for name in names if name is not None)
-            parts = {name: self.adapter(name) for name in names if name is not None}
-            self._put_parts()
-            route = adapters if isinstance(adapters, Route) else self._resolve(names, parts)
-            with self._passes.using(route, adapters):
-                yield self
-
-    def _resolve(self, names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> Route | None:
-        if not names:
-            raise HalkaError("`use` names no rows: name an adapter, or None for the bare base")
-        if self.merged is not None:
-            if set(names) != {self.merged}:
-                raise HalkaError(
-                    f"adapter {self.merged!r} is merged into the base: `unmerge` before using others or the bare base"
-                )
-            return Route(names)
-        if len(names) > 1 or not adapters:
-            return None if names == (None,) else resolve(names, adapters)
-        if self._latest is None or self._latest.names != names:
-            self._latest = resolve(names, adapters)
-        return self._latest
-
-    def as_now(self) -> AbstractContextManager[None]:
-        """A block for later, in backward, in which layers are computed once more with the adapters of now."""
-        return self._passes.as_now(self.use)
+    @property
+    def active(self) -> tuple[str | None, ...]:
+        """The names that the innermost `use` gave, one per row or one for all."""
+        return self._passes.names
 
     @property
     def in_use(self) -> set[str]:
@@ -290,27 +163,37 @@ class AdaptedModel:
         routes = (route for route in (*self._passes.outer, self._passes.route) if route is not None)
         return {name for route in routes for name in route.names if name is not None}
 
+    def as_now(self) -> AbstractContextManager[None]:
+        """A block for later, in backward, in which layers are computed once more with the adapters of now."""
+        return self._passes.as_now(self.use)
+
+    # ── the base ────────────────────────────────────────────────────────────────────────────────────────────────
+
     @property
-    def active(self) -> tuple[str | None, ...]:
-        """The names that the innermost `use` gave, one per row or one for all."""
-        return self._passes.names
+    def merged(self) -> str | None:
+        """The name of the adapter that is merged into the base's weights now."""
+        return self._weights.merged
 
-    def _outside(self, arguments: dict[str, Any]) -> None:
-        """Warn, once, if the base generates outside of any `use` although it has adapters."""
-        cached = any(arguments.get(name) is not None for name in ("cache", "past_key_values"))
-        generates = cached and arguments.get("use_cache") is True
-        if self._warned or not generates or not self.adapters or self.merged is not None:
-            return
-        self._warned = True
-        name = next(iter(self.adapters))
-        warnings.warn(
-            f"the bare base generates here, without any of the model's adapters ({', '.join(self.adapters)}): call "
-            f"`base.generate` inside `with model.use({name!r}):`, or inside `with model.use(None):` if the bare base "
-            "is meant",
-            stacklevel=2,
-        )
+    def merge(self, name: str) -> None:
+        """Let weights with the adapter inside stand in for the base's own until `unmerge`: no cost per token.
 
-    # ── the base's weights ──────────────────────────────────────────────────────────────────────────────────────
+        Products are computed in fp32 and rounded once to the base's precision. The base's own tensors are set aside
+        untouched, of a GPU on the CPU, so that `unmerge` has every bit back. Raises HalkaError within `use`, and for
+        what is no weight.
+        """
+        self._weights.merge(name)
+
+    def unmerge(self) -> None:
+        """Put the base's own weights back, bit for bit. Raises HalkaError within `use`."""
+        self._weights.unmerge()
+
+    def own_weights(self) -> AbstractContextManager[None]:
+        """Within the block the base has its own weights and no adapter, whatever is merged or in use."""
+        return self._weights.own()
+
+    def idle(self, busy: str) -> AbstractContextManager[None]:
+        """Within the block no other thread computes. Raises HalkaError that says `busy` within `use`."""
+        return self._passes.idle(busy)
 
     def to(self, device_or_dtype: str | torch.device | torch.dtype) -> AdaptedModel:
         """Move base and adapters to a device, or cast the base to a dtype; adapters stay fp32. Returns the model.
@@ -330,49 +213,71 @@ class AdaptedModel:
                 self.merge(merged)
         return self
 
-    def merge(self, name: str) -> None:
-        """Let weights with the adapter inside stand in for the base's own until `unmerge`: no cost per token.
+    def __repr__(self) -> str:
+        total = parameter_count(self.base)
+        parameter = next(self.base.parameters())
+        dtype = quantization_of(self.base) or str(parameter.dtype).removeprefix("torch.")
+        lines = [f"AdaptedModel of {type(self.base).__name__}: {total:,} parameters, {dtype} on {parameter.device}"]
+        used = self.in_use
+        for name, adapter in self.adapters.items():
+            state = ", in use" if name in used else ", merged" if name == self.merged else ""
+            share = f"{adapter.count():,} trained parameters ({adapter.count() / total:.2%})"
+            lines.append(f"  {name}: {adapter.method}, {share}{state}")
+        return "\n".join(lines if self.adapters else [*lines, "  no adapters yet: model.add(name, method)"])
 
-        Products are computed in fp32 and rounded once to the base's precision. The base's own tensors are set aside
-        untouched, of a GPU on the CPU, so that `unmerge` has every bit back. Raises HalkaError within `use`, and for
-        what is no weight.
-        """
-        busy = "merging needs an idle base: leave `use`, or `unmerge` what is merged"
-        with self.idle(busy):
-            adapter = self.adapter(name)
-            if self.merged is not None:
-                raise HalkaError(busy)
-            try:
-                for key, weight in merged_weights(adapter):
-                    self._passes.weights.swap_in({key: weight}, tied=False, aside=True)
-            except BaseException:
-                self._passes.weights.restore()
-                raise
-            self.merged = name
+    # ── how ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def unmerge(self) -> None:
-        """Put the base's own weights back, bit for bit. Raises HalkaError within `use`."""
-        with self._passes.turns.take():
-            if self.merged is not None:
-                with self.idle(f"the merged adapter {self.merged!r} is in use: leave `use` first"):
-                    self._passes.weights.restore()
-                    self.merged = None
+    def _check_new(self, name: object, method: object, labels: Sequence[str]) -> None:
+        if isinstance(method, type) or not isinstance(method, Method):
+            kind = f"the class {method.__name__}" if isinstance(method, type) else f"a {type(method).__name__}"
+            raise HalkaError(
+                f"{name!r} needs a method such as halka.LoRA(rank=16), not {kind}; "
+                "halka.method_from_peft(config, model) translates peft's configurations"
+            )
+        if not name or not isinstance(name, str):
+            raise HalkaError(f"an adapter's name is a non-empty string, not {name!r}")
+        if len(labels) > len(self.labels):
+            raise HalkaError(
+                f"{name!r} is to predict {len(labels)} labels, and this base has {len(self.labels)}: load the base "
+                "with as many, `halka.load_base(name, kind=…, labels=[…])`"
+            )
+
+    def _here(self, name: str) -> Adapter:
+        adapter = self.adapters.get(name)
+        if adapter is None:
+            names = ", ".join(map(repr, [*self.adapters])) or "none yet"
+            raise UnknownAdapterError(f"no adapter {name!r} here (there are: {names}): `add` or `load` it first")
+        return adapter
 
     @contextmanager
-    def own_weights(self) -> Iterator[None]:
-        """Within the block the base has its own weights and no adapter, whatever is merged or in use."""
-        with self.lock:  # before the look at what is merged, which another thread may change until then
-            turn = nullcontext() if self.merged is None else self._passes.turns.take()
-            with turn, self._passes.bare(), self._passes.weights.restored():
-                yield
-
-    @contextmanager
-    def idle(self, busy: str) -> Iterator[None]:
-        """Within the block no other thread computes. Raises HalkaError that says `busy` within `use`."""
+    def _using(self, adapters: Rows | Route) -> Generator[AdaptedModel]:
+        if adapters is None or isinstance(adapters, str):
+            names: tuple[str | None, ...] = (adapters,)
+        else:
+            names = adapters.names if isinstance(adapters, Route) else tuple(adapters)
         with self._passes.turns.take():
-            if self._passes.outer:
-                raise HalkaError(busy)
-            yield
+            if self.pool is not None:
+                self.pool.ready(name for name in names if name is not None)
+            own = {name: self.adapter(name) for name in names if name is not None}
+            self._put_parts()
+            route = adapters if isinstance(adapters, Route) else self._resolve(names, own)
+            with self._passes.using(route, adapters):
+                yield self
+
+    def _resolve(self, names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> Route | None:
+        if not names:
+            raise HalkaError("`use` names no rows: name an adapter, or None for the bare base")
+        if self.merged is not None:
+            if set(names) != {self.merged}:
+                raise HalkaError(
+                    f"adapter {self.merged!r} is merged into the base: `unmerge` before using others or the bare base"
+                )
+            return Route(names)
+        if len(names) > 1 or not adapters:
+            return None if names == (None,) else resolve(names, adapters)
+        if self._latest is None or self._latest.names != names:
+            self._latest = resolve(names, adapters)
+        return self._latest
 
     def _put_parts(self) -> None:
         """Put every part on its target's device, if the base was moved."""

@@ -1,4 +1,4 @@
-"""A method builds parts for a base's targets; an adapter is the parts of one method on one base.
+"""A method, and the parts that it builds for a base's targets.
 
 Shape letters used in this project:
     B rows of a batch    T tokens    D hidden width    I, O a linear's widths, in and out    R rank or bottleneck width
@@ -16,26 +16,25 @@ import torch
 from torch import Tensor, nn
 
 from halka.core.targets import Target
-from halka.util.cached import Cached, Changes
-from halka.util.divided import gathered, is_divided, part_like
-from halka.util.errors import HalkaError
+from halka.util.cached import Cached
+from halka.util.divided import gathered
 
 
 class Part(nn.Module):
     """What a method puts at one target: a `ModulePart`, a `VirtualPart` or a `WeightPart`. Parameters are fp32.
 
-    operands  names of the parameters that it reads by `cast` alone
+    operands  names of the parameters that it reads by `cast` alone: training casts them once a step
     """
 
     operands: tuple[str, ...] = ()
-    casts: Mapping[str, Tensor] = {}  # within `core.casting`, the operands in the base's precision
+    casts: Mapping[str, Tensor] = {}  # within `models.casting`, the operands in the base's precision
 
     def scale_of(self, operand: str) -> float:
         """What an operand is multiplied by once it is cast."""
         return 1.0
 
     def cast(self, name: str, dtype: torch.dtype) -> Tensor:
-        """A parameter in `dtype`, times its factor; within `core.casting`, what was cast for the whole step."""
+        """A parameter in `dtype`, times its factor; within `models.casting`, what was cast for the whole step."""
         cast = self.casts.get(name)
         if cast is not None and cast.dtype == dtype:
             return cast
@@ -57,21 +56,21 @@ class ModulePart(Part):
 
     def __init__(self) -> None:
         super().__init__()
-        self._packed = Cached[tuple[Tensor, ...]]()
+        self._prepared = Cached[tuple[Tensor, ...]]()
 
-    def packed(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def prepared(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """`tensors`, kept for all blocks until a parameter changes; made anew where they are differentiated."""
         if torch.compiler.is_compiling():  # a graph makes them in every pass
             return self.tensors(dtype)
         scales = tuple(map(self.scale_of, self.operands))  # which somebody may set
-        return self._packed.get([*self.parameters()], lambda: self.tensors(dtype), dtype, scales)
+        return self._prepared.get([*self.parameters()], lambda: self.tensors(dtype), dtype, scales)
 
     def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """What the edit computes with, in `dtype`: vectors (O,) and matrices (R, I).
+        """What the edit computes with, in `dtype`: vectors (O,) and matrices (R, I); by default the operands.
 
         At experts, one for each expert: (E, O) and (E, R, I).
         """
-        return ()
+        return tuple(self.cast(operand, dtype) for operand in self.operands)
 
     def edit_input(self, x: Tensor, *tensors: Tensor) -> Tensor:
         """What the module shall receive instead of x (…, I), if `edits` is "input".
@@ -159,81 +158,3 @@ class Method(Protocol):
     def build(self, target: Target) -> Part | None:
         """The part for one target of those roles, fp32, or None to leave that target alone."""
         ...
-
-
-class Adapter:
-    """The parts that one method built for one base, by their targets' paths."""
-
-    def __init__(self, method: Method, parts: Mapping[str, Part], targets: Mapping[str, Target]):
-        self.method = method
-        self.parts = dict(parts)
-        self.targets = dict(targets)
-        self.packed = Cached[bool]()  # by `core.casting.pack`
-        self.labels: tuple[str, ...] = ()  # what its head tells apart, by place; the base's own names if empty
-
-    def __repr__(self) -> str:
-        return f"Adapter({self.method}, {self.count():,} trained parameters in {len(self.parts)} parts)"
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for path, part in self.parts.items():
-            for name, parameter in part.named_parameters():
-                yield f"{path}.{name}", parameter
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [parameter for _, parameter in self.named_parameters()]
-
-    @property
-    def divided(self) -> bool:
-        """Whether each of the processes that train holds a part of it (`halka.util.divided`)."""
-        return any(is_divided(parameter) for parameter in self.parameters())
-
-    def count(self) -> int:
-        """The number of trained parameters."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    def train(self, mode: bool = True) -> None:
-        for part in self.parts.values():
-            part.train(mode)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Every part's tensors under `<target path>.<name>`, detached, sharing memory with the parts."""
-        state = {}
-        for path, part in self.parts.items():
-            state.update(part.state_dict(prefix=f"{path}."))
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Tensor], *, assign: bool = False) -> None:
-        """Copy `state` in; with `assign`, hold its very tensors where they are on the parts' devices, else copies.
-
-        Of whole tensors a part that is divided among processes takes what it holds.
-
-        Raises HalkaError naming every key that is missing, unknown or of another shape, and with `assign` for tensors
-        that are not fp32.
-        """
-        self._check_fits(state)
-        before = self.parameters()
-        if assign and (other := [key for key, tensor in state.items() if tensor.dtype != torch.float32]):
-            raise HalkaError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
-        for path, part in self.parts.items():
-            values = {name: part_like(state[f"{path}.{name}"].detach(), own) for name, own in part.state_dict().items()}
-            if assign:
-                here = {name: values[name].to(own) for name, own in part.state_dict().items()}
-                values = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in here.items()}
-            part.load_state_dict(values, assign=assign)
-        Changes.happened([*before, *self.parameters()])
-
-    def _check_fits(self, state: Mapping[str, Tensor]) -> None:
-        own = self.state_dict()
-        problems = [f"missing {key}" for key in own.keys() - state.keys()]
-        problems += [f"unknown {key}" for key in state.keys() - own.keys()]
-        problems += [
-            f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-            for key in own.keys() & state.keys()
-            if state[key].shape != own[key].shape
-        ]
-        if problems:
-            shown = "; ".join(sorted(problems)[:5])
-            raise HalkaError(
-                f"the weights do not fit this adapter on this base: {shown} ({len(problems)} problems in all): they "
-                "are another method's, or were made for another base"
-            )

@@ -4,54 +4,30 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from halka.core.parts import Adapter, ModulePart, VirtualPart, WeightPart
+from halka.core.adapter import Adapter
+from halka.core.interfaces import Arguments, VirtualAttention
+from halka.core.parts import ModulePart, WeightPart
 from halka.core.routing import Edits, ExpertEdits, Place, Route, repeats
 from halka.core.targets import Target
 from halka.util.cached import Cached
+from halka.util.compiled import see_hooks
 from halka.util.errors import HalkaError
 from halka.util.parameter_swap import ParameterSwap
 from halka.util.turns import Turns
-
-
-class VirtualAttention(Protocol):
-    """Where virtual tokens join the base's own (`models/attention/virtual_tokens.py`); the core only says whose."""
-
-    entries: Sequence[nn.Module]
-    """The modules where passes of the base begin: its decoder, its encoder, or both."""
-
-    def using(
-        self, parts: Mapping[str, Sequence[VirtualPart | None]], bare: Callable[[], AbstractContextManager[None]]
-    ) -> AbstractContextManager[None]:
-        """Within the block row i, or every row if there is one part, attends to what parts[role][i] holds.
-
-        Within `with bare():` the base runs without adapters.
-        """
-        ...
-
-    def begin(
-        self, entry: nn.Module, args: tuple, kwargs: dict[str, Any], runs: Sequence[int]
-    ) -> tuple[tuple, dict[str, Any]] | None:
-        """What a pass that begins there within `using` shall receive instead of args and kwargs; None: these."""
-        ...
-
-    def end(self, entry: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
-        """What the pass, which received kwargs, shall return instead of output; None: that."""
-        ...
 
 
 class Passes:
     """The route of the innermost block, for every pass of the base that runs within it.
 
     A pass over a padded batch has rows of one length. A pass over a line of tokens is called with `forest`
-    (`core.Forest`): then run i of it uses what `use` named i-th.
+    (`models.attention.forest.ForestPlan`): then run i of it uses what `use` named i-th.
     """
 
     def __init__(
@@ -63,7 +39,7 @@ class Passes:
     ):
         """experts: within its block the base's experts take `ExpertEdits`. outside: called with the arguments of a pass
         in a thread that is in no block."""
-        self.weights = ParameterSwap(base)
+        self.swap = ParameterSwap(base)
         self.turns = Turns(base, attention.entries, self._begin, self._end, outside)
         self.route: Route | None = None
         self.outer: list[Route | None] = []  # those of the blocks around the innermost
@@ -71,7 +47,7 @@ class Passes:
         self._entered = ExitStack()  # what the route changes in the base
         self._cast = Cached[Mapping[str, Tensor]]()  # what is swapped in for a `WeightPart`
         self._inputs: dict[str, Tensor] = {}  # what a sublayer received, from its source to its output
-        self.modules = dict(base.named_modules())
+        self.modules = dict(base.named_modules())  # pyright: ignore[reportUnknownArgumentType]
         self._runs: tuple[int, ...] = ()  # of the pass, if it has a forest
         self._parts_at: Counter[Place] = Counter()
         self._hooks: dict[Place, list[RemovableHandle]] = {}
@@ -80,7 +56,7 @@ class Passes:
 
     def add(self, adapter: Adapter) -> None:
         """Registers forward hooks where the adapter has a part."""
-        _see_hooks()
+        see_hooks()
         for place, target in _places(adapter):
             if not self._parts_at[place]:
                 self._hooks[place] = self._hook(place, target)
@@ -97,25 +73,26 @@ class Passes:
     def _hook(self, place: Place, target: Target) -> list[RemovableHandle]:
         key, edited = place
         module = target.module
-        argument = next(iter(inspect.signature(module.forward).parameters), "")  # the input's name
+        argument = _argument(module)
+        source = None if target.source is None else self.modules[target.source]
 
-        def edit_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        def edit_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
             if (edits := self._edits(place)) is None:
                 return None
             x = edits.edit(self._runs, args[0] if args else kwargs[argument])
             return ((x, *args[1:]), kwargs) if args else ((), {**kwargs, argument: x})
 
-        def edit_output(module: nn.Module, args: tuple, kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
+        def edit_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
             if (edits := self._edits(place)) is None:
                 return None
             x = self._inputs.pop(key) if target.source else args[0] if args else kwargs[argument]
             return edits.edit(self._runs, x, y)
 
-        def remember(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._edits(place) is not None:
                 self._inputs[key] = args[0] if args else next(iter(kwargs.values()))
 
-        def edit_experts(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        def edit_experts(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
             route = self.route
             if route is None or self._edits(place) is None:
                 return None
@@ -127,10 +104,9 @@ class Passes:
             return [module.register_forward_pre_hook(edit_experts, with_kwargs=True)]
         if edited == "input":
             return [module.register_forward_pre_hook(edit_input, with_kwargs=True)]
-        own = target.source is None  # the module's own output is edited before that of the sublayer which ends with it
+        own = source is None  # the module's own output is edited before that of the sublayer which ends with it
         handles: list[RemovableHandle] = [module.register_forward_hook(edit_output, with_kwargs=True, prepend=own)]
-        if target.source is not None:
-            source = self.modules[target.source]
+        if source is not None:
             handles.append(source.register_forward_pre_hook(remember, with_kwargs=True))
         return handles
 
@@ -144,7 +120,7 @@ class Passes:
     # ── blocks ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     @contextmanager
-    def using(self, route: Route | None, adapters: object) -> Iterator[None]:
+    def using(self, route: Route | None, adapters: object) -> Generator[None]:
         """Within the block of `use(adapters)`, which is this thread's turn, passes take this route. Blocks nest.
 
         Raises RuntimeError if it ends while a block that began within it goes on.
@@ -165,11 +141,11 @@ class Passes:
 
     def _enter(self, route: Route | None) -> None:
         self._entered.close()
-        self.route, self._runs, self._cast, self._inputs = route, (), Cached(), {}
+        self.route, self._runs, self._cast, self._inputs = route, (), Cached[Mapping[str, Tensor]](), {}
         if route is None:
             return
         if route.weights is not None:
-            self._entered.callback(self.weights.restore)
+            self._entered.callback(self.swap.restore)
             self._swap_in(route.weights)
         if route.virtual:
             self._entered.enter_context(self._attention.using(route.virtual, self.bare))
@@ -177,7 +153,7 @@ class Passes:
             self._entered.enter_context(self._experts())
 
     @contextmanager
-    def bare(self) -> Iterator[None]:
+    def bare(self) -> Generator[None]:
         """Within the block passes use no adapter, whatever is in use around it."""
         self.outer.append(self.route)
         runs, entered = self._runs, self._entered
@@ -187,6 +163,14 @@ class Passes:
         finally:
             self.route, self._runs, self._entered = self.outer.pop(), runs, entered
 
+    @contextmanager
+    def idle(self, busy: str) -> Generator[None]:
+        """Within the block no other thread computes. Raises HalkaError that says `busy` within `use`."""
+        with self.turns.take():
+            if self.outer:
+                raise HalkaError(busy)
+            yield
+
     def as_now(
         self, use: Callable[[tuple[str | None, ...]], AbstractContextManager[object]]
     ) -> AbstractContextManager[None]:
@@ -194,7 +178,7 @@ class Passes:
         names, runs, owner = self.names, self._runs, self.turns.owner
 
         @contextmanager
-        def block() -> Iterator[None]:
+        def block() -> Generator[None]:
             in_backward, mine = self.turns.waits_for_backward(owner), self.turns.mine()
             if in_backward and self.names != names:
                 raise RuntimeError(
@@ -217,7 +201,7 @@ class Passes:
 
     # ── passes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _begin(self, entry: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def _begin(self, entry: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         """What a pass that begins there receives. Refuses a batch whose rows are not those that `use` named."""
         route = self.route
         if route is None:
@@ -241,7 +225,7 @@ class Passes:
 
     def _swap_in(self, part: WeightPart) -> None:
         """fp32 masters are cast afresh at every pass that will be differentiated, and whenever they have changed."""
-        self.weights.swap_in(self._cast.get([*part.parameters()], part.weights))
+        self.swap.swap_in(self._cast.get([*part.parameters()], part.weights))
 
 
 def _places(adapter: Adapter) -> Iterable[tuple[Place, Target]]:
@@ -251,13 +235,6 @@ def _places(adapter: Adapter) -> Iterable[tuple[Place, Target]]:
             yield (adapter.targets[path].key, part.edits), adapter.targets[path]
 
 
-def _see_hooks() -> None:
-    """From now on compiled code is made anew where hooks came or went; what was compiled without that look is dropped.
-
-    Torch does not look by default: a base that was compiled bare, or a second one of its class, would go on without its
-    adapters.
-    """
-    config = torch._dynamo.config
-    if config.skip_nnmodule_hook_guards:
-        config.skip_nnmodule_hook_guards = False
-        torch.compiler.reset()
+def _argument(module: nn.Module) -> str:
+    """What the module calls its input, for callers that name it."""
+    return next(iter(inspect.signature(module.forward).parameters), "")

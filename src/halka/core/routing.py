@@ -10,11 +10,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from halka.core.parts import Adapter, ModulePart, VirtualPart, WeightPart
+from halka.core.adapter import Adapter
+from halka.core.parts import ModulePart, VirtualPart, WeightPart
 from halka.core.stacking import StackedParts
 from halka.util.errors import HalkaError
 
 Place = tuple[str, Literal["input", "output"]]  # a target's key, and what parts edit there
+Rows = str | Sequence[str | None] | None  # the adapters that `use` names: one for all rows, one for each, or none
 
 
 class Edits:
@@ -45,20 +47,21 @@ class Edits:
             lines = [value if value.shape[0] == sum(runs) else value.flatten(0, 1) for value in values]
             if len({*runs}) > 1:
                 return self._by_run(runs, lines).reshape(values[-1].shape)
-            rows = [line.unflatten(0, (len(runs), runs[0])) for line in lines]  # a rectangle: stacks act in one go
+            # a rectangle: stacks act in one go
+            rows = [torch.unflatten(line, 0, (len(runs), runs[0])) for line in lines]
         else:
-            rows = values
+            rows = [*values]
         count = len(self.parts)
-        rows = [value.unflatten(0, (count, repeats(value.shape[0], count))) for value in rows]
+        rows = [torch.unflatten(value, 0, (count, repeats(value.shape[0], count))) for value in rows]
         for stack in self.stacks:
             rows[-1] = stack.edit(rows)
         return rows[-1].reshape(values[-1].shape)
 
     def _by_run(self, runs: Sequence[int], lines: Sequence[Tensor]) -> Tensor:
         """Each run, of its own length, by its own part: lines (N, …)."""
-        pieces = zip(*(line.split(list(runs)) for line in lines), strict=True)
+        pieces = zip(*(torch.split(line, list(runs)) for line in lines), strict=True)
         edited = [
-            piece[-1] if part is None else part.edit(piece, part.packed(piece[-1].dtype))
+            piece[-1] if part is None else part.edit(piece, part.prepared(piece[-1].dtype))
             for part, piece in zip(self.parts, pieces, strict=True)
         ]
         return torch.cat(edited)
@@ -87,8 +90,10 @@ class Route:
     """
 
     names: tuple[str | None, ...]
-    edits: Mapping[Place, Edits] = field(default_factory=dict)
-    virtual: Mapping[str, tuple[VirtualPart | None, ...]] = field(default_factory=dict)
+    edits: Mapping[Place, Edits] = field(default_factory=dict[Place, Edits])
+    virtual: Mapping[str, tuple[VirtualPart | None, ...]] = field(
+        default_factory=dict[str, tuple[VirtualPart | None, ...]]
+    )
     weights: WeightPart | None = None
     experts: bool = False
 

@@ -61,7 +61,7 @@ class StackedParts:
         """The tensors of one part as they are; of several parts, each first one, each second one … joined by `join`."""
 
         def make() -> tuple[Tensor, ...]:
-            own = [part.packed(like.dtype) for part in self.distinct]
+            own = [part.prepared(like.dtype) for part in self.distinct]
             if len(own) == 1:
                 return own[0]
             assert own[0], f"{type(self.distinct[0]).__name__} has no tensors to stack: its stack_key is to be None"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from halka.util.divided import whole, whole_parameters
 from halka.util.errors import HalkaError
+from halka.util.quantised import Quantized
 
 # The linear layers of a decoder block, the fused forms that some architectures have, and names for groups of them.
 LINEAR_ROLES = (
@@ -31,20 +32,6 @@ ROLE_GROUPS: Mapping[str, tuple[str, ...]] = {
 WHOLE = "module:"  # before a path, among a method's roles: that module, whatever it is
 
 
-@runtime_checkable
-class Quantized(Protocol):
-    """A linear layer that keeps its weight in fewer bits; its `weight` is None."""
-
-    quantization: str  # the format's name: nf4, int8
-    in_features: int
-    out_features: int
-    transposed: bool  # the base stores it as (I, O)
-
-    def dequantize(self) -> Tensor:
-        """The weight (O, I) in the precision that the layer computes in."""
-        ...
-
-
 class Reader(Protocol):
     """What the module of a `memory` target can do: read text as the base does."""
 
@@ -58,18 +45,6 @@ class Reader(Protocol):
     def read(self, embeddings: Tensor) -> Tensor:
         """The keys and values (N, P, 2·L, H, W) that the base computes for embeddings (N, P, D)."""
         ...
-
-
-def quantization_of(base: nn.Module) -> str | None:
-    """The format that layers of the base are quantised to, or None."""
-    own = (getattr(module, "quantization", None) for module in base.modules())  # a protocol's isinstance is slow
-    return next((quantization for quantization in own if quantization is not None), None)
-
-
-def parameter_count(base: nn.Module) -> int:
-    """The number of the base's parameters; a quantised weight counts as many as it stands for."""
-    quantised = sum(layer.in_features * layer.out_features for layer in base.modules() if isinstance(layer, Quantized))
-    return quantised + sum(parameter.numel() for parameter in base.parameters() if parameter.is_floating_point())
 
 
 @dataclass(frozen=True)
@@ -170,7 +145,7 @@ def select(
 
 def module_target(path: str, module: nn.Module) -> Target:
     """Any module of a base as a target; its widths are those of a linear layer, else 0."""
-    weight = module._parameters.get("weight")
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
     if isinstance(module, nn.Embedding) or weight is None or weight.dim() != 2:
         return Target(path, "module", module, 0, 0)
     transposed = not isinstance(module, nn.Linear)

@@ -1,15 +1,58 @@
-"""The weights that a base has with an adapter merged into them."""
+"""The weights that a base computes with: its own, or those with an adapter merged into them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
-from halka.core.parts import Adapter, ModulePart
-from halka.core.targets import Quantized
+from halka.core.adapter import Adapter
+from halka.core.parts import ModulePart
+from halka.core.passes import Passes
 from halka.util.errors import HalkaError
+from halka.util.quantised import Quantized
+
+
+class BaseWeights:
+    """Merges an adapter into the base's weights, and puts the base's own back, bit for bit.
+
+    merged  the name of the adapter that is inside them, or None
+    """
+
+    def __init__(self, passes: Passes, adapter: Callable[[str], Adapter]):
+        self.merged: str | None = None
+        self._passes, self._adapter = passes, adapter
+
+    def merge(self, name: str) -> None:
+        busy = "merging needs an idle base: leave `use`, or `unmerge` what is merged"
+        with self._passes.idle(busy):
+            adapter = self._adapter(name)
+            if self.merged is not None:
+                raise HalkaError(busy)
+            try:
+                for key, weight in merged_weights(adapter):
+                    self._passes.swap.swap_in({key: weight}, tied=False, aside=True)
+            except BaseException:
+                self._passes.swap.restore()
+                raise
+            self.merged = name
+
+    def unmerge(self) -> None:
+        with self._passes.turns.take():
+            if self.merged is not None:
+                with self._passes.idle(f"the merged adapter {self.merged!r} is in use: leave `use` first"):
+                    self._passes.swap.restore()
+                    self.merged = None
+
+    @contextmanager
+    def own(self) -> Generator[None]:
+        """Within the block the base has its own weights and no adapter, whatever is merged or in use."""
+        with self._passes.turns.lock:  # before the look at what is merged, which another thread may change until then
+            turn = nullcontext() if self.merged is None else self._passes.turns.take()
+            with turn, self._passes.bare(), self._passes.swap.restored():
+                yield
 
 
 def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:

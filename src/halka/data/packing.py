@@ -19,9 +19,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from halka.core import Forest
 from halka.data.tokens import Tokens
 from halka.util.errors import HalkaError
+from halka.util.forest import Forest
 from halka.util.transfer import to_device
 
 LEAST_SAVED = 4

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from halka.data.readers import Problem, Row
 from halka.util.errors import DataError
@@ -126,7 +126,7 @@ def as_message(value: object, name: str) -> Message:
     return Message(ROLES[role], _text(value.get("content", value.get("value")), name))
 
 
-def _list(value: object) -> list | None:
+def _list(value: object) -> list[Any] | None:
     """A list, also one written as JSON in a CSV cell; None if it is neither."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:

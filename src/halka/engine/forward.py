@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halka.core import AdaptedModel, pack
+from halka.core import AdaptedModel
 from halka.core.routing import Route, resolve
 from halka.engine.line import Line
 from halka.models import hidden_states, logits
 from halka.models.attention.function import use_attention
+from halka.models.casting import prepare
 from halka.models.layouts import layout_of
 from halka.util.transfer import to_device
 
@@ -45,7 +46,7 @@ class TransformersForward:
             adapters = {name: self._model.adapter(name) for name in names if name is not None}
             with torch.inference_mode():
                 for adapter in adapters.values():
-                    pack(adapter, next(self._model.base.parameters()).dtype)
+                    prepare(adapter, next(self._model.base.parameters()).dtype)
             route = resolve(names, adapters)
             # the cache has the keys and values of all virtual tokens but those beside a gate
             gated = {role: parts for role, parts in route.virtual.items() if role == "memory.gated"}

@@ -17,6 +17,7 @@ from halka.evaluation.by_engine import DRAWN, answers_by_engine, check_room, for
 from halka.models import context
 from halka.models.attention.function import use_attention
 from halka.objectives import objective_of
+from halka.storage.pool import AdapterPool
 from halka.util.errors import DataError, HalkaError
 
 AdapterNames = str | None | Sequence[str | None]
@@ -189,7 +190,7 @@ def _batches(rows: Sequence[_Row], size: int, fits: Callable[[list[int]], bool])
 
 def _pool_fits(model: AdaptedModel, names: set[str | None]) -> bool:
     """Whether these adapters can be in memory at once."""
-    return model.pool is None or model.pool.fits(name for name in names if name is not None)
+    return not isinstance(model.pool, AdapterPool) or model.pool.fits(name for name in names if name is not None)
 
 
 def _is_full(model: AdaptedModel, name: str | None) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from halka.core import AdaptedModel, Adapter, Target, VirtualPart
 from halka.models.attention.virtual_tokens import VirtualTokens
+from halka.models.bare_generation import BareGeneration
 from halka.models.experts import use_experts
 from halka.models.heads import Head, labels_of
 from halka.models.layouts import check_layout, layout_of
@@ -39,8 +40,16 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     for role, reader in attention.readers.items():
         targets.append(Target(role, role, reader, width, math.prod(reader.shape)))
     targets.append(Target("base", "base", base, width, vocabulary))
-    experts, head = partial(use_experts, base), Head.of(base, layout.head)
-    return AdaptedModel(base, targets, attention, tokenizer, experts=experts, head=head, labels=labels_of(base))
+    return AdaptedModel(
+        base,
+        targets,
+        attention,
+        tokenizer,
+        experts=partial(use_experts, base),
+        head=Head.of(base, layout.head),
+        labels=labels_of(base),
+        outside=BareGeneration(),
+    )
 
 
 def _check_offloaded(base: Any) -> None:

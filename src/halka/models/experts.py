@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halka.core import Edits, ExpertEdits, Grouped, StackedParts, linear
+from halka.core import Edits, ExpertEdits, StackedParts
 from halka.util.errors import HalkaError
-from halka.util.products import Runs, filled
+from halka.util.products import Grouped, Runs, filled, linear
 from halka.util.transfer import numbers, to_device
 
 NAME = "halka"

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from halka.core import Quantized, Target
+from halka.core import Target
 from halka.models.layouts import Layout
 from halka.util.errors import HalkaError
+from halka.util.quantised import Quantized
 
 _SOURCES = {"attn": ("attn.q", "attn.qkv"), "mlp": ("mlp.up", "mlp.gate_up")}
 _OUTPUTS = {"attn": "attn.o", "mlp": "mlp.down"}

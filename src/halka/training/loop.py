@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halka.core import AdaptedModel, casting
+from halka.core import AdaptedModel
 from halka.data.batches import Batch, plan
 from halka.data.examples import Item
 from halka.data.packing import PackedBatch
 from halka.models.attention.function import use_attention
+from halka.models.casting import casting
 from halka.objectives import batch_of, packs, summed_losses
 from halka.training.config import Step
 from halka.training.ranks import Ranks

@@ -51,7 +51,7 @@ class Turns:
         self,
         base: nn.Module,
         entries: Iterable[nn.Module],
-        begin: Callable[[nn.Module, tuple, dict[str, Any]], Any],
+        begin: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any],
         end: Callable[[nn.Module, dict[str, Any], Any], Any],
         outside: Callable[[dict[str, Any]], None],
     ):
@@ -132,7 +132,7 @@ class Turns:
             while self._hooks:
                 self._hooks.pop().remove()
 
-    def _before(self, entry: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> Any:
+    def _before(self, entry: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         """Refuse a pass or let it begin. Torch gives no kwargs while another thread takes the hook away."""
         count = self._count
         if self.owner is None:
@@ -143,12 +143,12 @@ class Turns:
         self.check()
         return self._begin(entry, args, kwargs or {})
 
-    def _finished(self, entry: nn.Module, args: tuple, *rest: Any) -> Any:
+    def _finished(self, entry: nn.Module, args: tuple[Any, ...], *rest: Any) -> Any:
         """What a pass in whose turn it is returns. `_after` refuses those of others."""
         *kwargs, output = rest
         return self._end(entry, kwargs[0] if kwargs else {}, output) if self.mine() else None
 
-    def _after(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Refuse the result of a pass outside of any turn if one began meanwhile."""
         if not self.mine() and self._begun.get(get_ident(), self._installed) != self._count:
             self.check()

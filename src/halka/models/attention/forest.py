@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from halka.core import Forest
 from halka.models.attention.places import LayerMemory
+from halka.util.forest import Forest
 from halka.util.transfer import to_device
 
 Value = TypeVar("Value")

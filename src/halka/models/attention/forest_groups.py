@@ -15,8 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from halka.core import Forest
 from halka.models.attention.forest import Visibility
+from halka.util.forest import Forest
 
 OVERHEAD = 2**13  # scores (of one head) that take the time of one more group's calls
 OVERHEAD_OF_KEY = 16  # scores that take the time of gathering one more key (both measured on two cores)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import VirtualPart
+from halka.core.interfaces import Arguments
 from halka.models.attention.function import use_attention
 from halka.models.attention.places import LayerMemory, Recorded, Stack, StackTokens
 from halka.models.layouts import Layout
@@ -67,7 +68,7 @@ class Gated(StackTokens[list[LayerMemory | None]]):
         return [recorded[layer] for layer in range(self.stack.layers - last, self.stack.layers)]
 
 
-def _replace_input(states: Tensor, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+def _replace_input(states: Tensor, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """The module's arguments with these (N, P, D) instead of the hidden states."""
     states = states.to((args[0] if args else kwargs["hidden_states"]).device)
     return ((states, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": states})

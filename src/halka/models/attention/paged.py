@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halka.core import Forest
 from halka.util import huge_pages
+from halka.util.forest import Forest
 from halka.util.transfer import to_device
 
 SIZE = 16  # tokens of a block
@@ -80,7 +80,7 @@ class PagedPlan:
     texts       in the order of the line
     positions   (N,) of each token
     slots       (N,) where each token's keys and values are kept
-    forest      the line as `core.Forest` has it: a segment for each text, and its runs
+    forest      the line as `util.forest.Forest` has it: a segment for each text, and its runs
     """
 
     def __init__(

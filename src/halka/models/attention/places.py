@@ -45,7 +45,7 @@ class Stack:
         self.limit: int | None = None if positions is None else positions - self.first
         self._names = tuple(inspect.signature(self.module.forward).parameters)  # of what is given by position
 
-    def named(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """What a pass receives, all of it by name."""
         return {**dict(zip(self._names, args, strict=False)), **kwargs}
 

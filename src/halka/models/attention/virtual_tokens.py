@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from halka.core import VirtualPart
+from halka.core.interfaces import Arguments
 from halka.models.attention.function import use_attention
 from halka.models.attention.gated import Gated
 from halka.models.attention.inserted import ALL, MEAN, TOKENS, Inserted
@@ -71,8 +72,8 @@ class VirtualTokens:
             yield
 
     def begin(
-        self, entry: nn.Module, args: tuple, kwargs: dict[str, Any], runs: Sequence[int]
-    ) -> tuple[tuple, dict[str, Any]] | None:
+        self, entry: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], runs: Sequence[int]
+    ) -> Arguments | None:
         """Hand the rows' virtual tokens to this pass, and move its own tokens behind them."""
         at_entry = [reader for reader in self.readers.values() if reader.stack.module is entry]
         kwargs = at_entry[0].stack.named(args, kwargs)

@@ -1,6 +1,6 @@
 """`casting`: the fp32 masters of parts in the base's precision, cast once for all passes of an optimiser's step.
 
-`pack` does so once for all batches of an adapter that is not trained.
+`prepare` does so once for all batches of an adapter that is not trained.
 
 The operands of parts that act at modules are cast by one operation for all, and so are their gradients, which wait for
 the end of the backward pass. Those of a full copy of the weights are not: each is too large to wait.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halka.core.parts import Adapter, ModulePart, Part, WeightPart
+from halka.core import Adapter, ModulePart, Part, WeightPart
 
 aten: Any = torch.ops.aten
 
@@ -40,17 +40,17 @@ def casting(parts: Iterable[Part], dtype: torch.dtype) -> Iterator[None]:
             part.casts = {}
 
 
-def pack(adapter: Adapter, dtype: torch.dtype) -> None:
+def prepare(adapter: Adapter, dtype: torch.dtype) -> None:
     """Make what the adapter's parts compute with in `dtype`, unless it is there already, for all batches to come."""
 
     def make() -> bool:
         parts = [part for part in adapter.parts.values() if isinstance(part, ModulePart)]
         with casting(parts, dtype):
             for part in parts:
-                part.packed(dtype)
+                part.prepared(dtype)
         return True
 
-    adapter.packed.get(adapter.parameters(), make, dtype)
+    adapter.prepared.get(adapter.parameters(), make, dtype)
 
 
 class _Cast(torch.autograd.Function):

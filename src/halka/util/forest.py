@@ -23,8 +23,8 @@ class Forest:
     lengths   tokens of each segment, in the order of the line; above 0
     parents   the number of each segment's parent; -1 for a root. Subtrees are not torn apart: the parent is the
               segment before, or one that this continues
-    runs      tokens of each run, in the order of the line: the i-th run uses the i-th adapter that `model.use([...])`
-              names. A tree lies within one run; a run holds one tree or several
+    runs      tokens of each run, in the order of the line. A tree lies within one run; a run holds one tree or several.
+              `model.use([...])` names an adapter for each
 
     Raises ValueError where these do not fit together.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from halka.core import Forest
+from halka.util.forest import Forest
 
 # 0 ─┬─ 1 ─── 2     4 ── 5, in two runs
 #    └─ 3
