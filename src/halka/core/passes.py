@@ -75,6 +75,7 @@ class Passes:
         module = target.module
         argument = _argument(module)
         source = None if target.source is None else self.modules[target.source]
+        source_argument = "" if source is None else _argument(source)
 
         def edit_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
             if (edits := self._edits(place)) is None:
@@ -90,7 +91,7 @@ class Passes:
 
         def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._edits(place) is not None:
-                self._inputs[key] = args[0] if args else next(iter(kwargs.values()))
+                self._inputs[key] = args[0] if args else kwargs[source_argument]
 
         def edit_experts(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
             route = self.route
