@@ -24,7 +24,7 @@ from halka.util.forest import Forest
 from tiny import tiny
 from training_for_tests import items
 
-FAMILIES = {"lora": halka.LoRA(rank=4), "bottleneck": halka.Bottleneck(width=8)}
+FAMILIES = {"lora": halka.LoRA(rank=4), "bottleneck": halka.Bottleneck(width=8), "ia3": halka.IA3()}
 CASES = Path(__file__).with_name("placement_cases.py")
 
 
@@ -81,7 +81,7 @@ class Casts(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("name", ["lora", "bottleneck"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_operands_are_cast_once_a_step_by_one_operation(name):
     model = halka.adapt(tiny("llama").bfloat16())
     model.add("a", FAMILIES[name])
@@ -104,7 +104,7 @@ def test_full_fine_tuning_casts_its_masters_once_a_step():
     assert seen.single == len(model.parameters("a"))
 
 
-def test_a_mixed_batch_finds_its_adapters_packed():
+def test_a_mixed_batch_finds_its_adapters_prepared():
     """Whatever rows other blocks had: of each adapter what is computed with is made once."""
     model, names = halka.adapt(tiny("llama").bfloat16()), ["lora", "bottleneck"]
     for seed, name in enumerate(names):

@@ -38,12 +38,11 @@ class BitFit:
 class Offset(ModulePart):
     """y + b with `bias` (O,), of experts (E, O), which starts at zero: y stays y."""
 
+    operands = ("bias",)
+
     def __init__(self, *shape: int):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(shape))
-
-    def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        return (self.bias.to(dtype),)
 
     def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
         (offset,) = tensors

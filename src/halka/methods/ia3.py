@@ -43,12 +43,11 @@ class IA3:
 class Scale(ModulePart):
     """Factors `ia3_l`, (O,) or (I,), of experts (E, …), which start at one: y stays y."""
 
+    operands = ("ia3_l",)
+
     def __init__(self, *shape: int):
         super().__init__()
         self.ia3_l = nn.Parameter(torch.ones(shape))
-
-    def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        return (self.ia3_l.to(dtype),)
 
 
 class OutputScale(Scale):
