@@ -89,7 +89,7 @@ def training(
     base = random_base(shape, sizes)
     if quantize is not None:
         quantise(base, quantize)
-    loads = dict.fromkeys(("full", "ragged", "shared"), (sizes.rows, sizes.length))
+    loads: dict[str, tuple[int, int]] = dict.fromkeys(("full", "ragged", "shared"), (sizes.rows, sizes.length))
     if shape == "8b":
         loads["full 2 × 4096"] = (2, 4 * sizes.length)
     result: dict[str, Any] = {name: {} for name in loads}
@@ -284,7 +284,8 @@ def main(arguments: Sequence[str] | None = None, start: Callable[[list[str]], st
         split(resolve(options.base, None, fetch=True), options.split)
         return 0
     if options.worker:
-        work(*options.pieces, options)
+        [piece] = options.pieces
+        work(piece, options)
         return 0
     if options.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu
