@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import io
+import json
+import pickle
+from typing import Any
+
 import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
@@ -104,8 +110,55 @@ def tiny(
 
     kind: one of `halka.models.kinds.KINDS`; what the architecture is mostly for if not given.
     """
+    return _built(architecture, dtype, seed, kind, json.dumps(changes), torch.get_default_device()).copy()
+
+
+@functools.lru_cache(100)
+def _built(
+    architecture: str, dtype: torch.dtype, seed: int, kind: str | None, changes: str, device: torch.device
+) -> Original:
+    """changes: as JSON; device: where torch makes tensors now."""
     usual = "masked-lm" if architecture in ENCODERS else "seq2seq-lm" if architecture in SEQ2SEQ else "causal-lm"
     torch.manual_seed(seed)
     own = {**CONFIGS, **ENCODERS, **SEQ2SEQ}[architecture]
-    config = AutoConfig.for_model(architecture.removeprefix("flan-"), **{**own, **changes})
-    return getattr(transformers, KINDS[kind or usual]).from_config(config, dtype=dtype).eval()
+    config = AutoConfig.for_model(architecture.removeprefix("flan-"), **{**own, **json.loads(changes)})
+    return Original(getattr(transformers, KINDS[kind or usual]).from_config(config, dtype=dtype).eval())
+
+
+class Original:
+    """A model that copies are made of, in a fraction of the time that building it takes."""
+
+    def __init__(self, model: PreTrainedModel):
+        self._tensors: list[torch.Tensor] = []
+        self._drawn = torch.get_rng_state()  # as it is once the model is built
+        numbers, stream = dict[int, int](), io.BytesIO()
+
+        class Pickler(pickle.Pickler):
+            def persistent_id(_, thing: Any) -> int | None:
+                if not isinstance(thing, torch.Tensor):
+                    return None
+                if id(thing) not in numbers:
+                    numbers[id(thing)] = len(self._tensors)
+                    self._tensors.append(thing)
+                return numbers[id(thing)]
+
+        Pickler(stream, pickle.HIGHEST_PROTOCOL).dump(model)
+        self._rest = stream.getvalue()
+
+    def copy(self) -> PreTrainedModel:
+        """The model as it was; what is drawn next is what would be drawn had it been built."""
+        copies = dict[int, torch.Tensor]()
+
+        class Unpickler(pickle.Unpickler):
+            def persistent_load(_, number: int) -> torch.Tensor:
+                if number not in copies:
+                    own = self._tensors[number]
+                    copy = own.detach().clone()
+                    copies[number] = (
+                        torch.nn.Parameter(copy, own.requires_grad) if isinstance(own, torch.nn.Parameter) else copy
+                    )
+                return copies[number]
+
+        model = Unpickler(io.BytesIO(self._rest)).load()
+        torch.set_rng_state(self._drawn)
+        return model

@@ -1,5 +1,7 @@
 """Small real tokenizers, trained on the spot: byte-level BPE behind transformers, and chat templates people meet."""
 
+from functools import cache
+
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -85,6 +87,19 @@ def tokenizer(
     adds_bos: bool = False,
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of some 600 tokens; the padding token is "<pad>", id 0."""
+    core = Tokenizer.from_str(_trained(special, bos, eos, split))
+    if adds_bos and bos:
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, core.token_to_id(bos))]
+        )
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=bos, eos_token=eos, pad_token="<pad>")
+    wrapped.chat_template = template
+    return wrapped
+
+
+@cache
+def _trained(special: tuple[str, ...], bos: str | None, eos: str | None, split: str) -> str:
+    """The tokenizer without what wraps it, as JSON."""
     core = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), "isolated"), byte_level])
@@ -97,13 +112,7 @@ def tokenizer(
         show_progress=False,
     )
     core.train_from_iterator(SENTENCES * 4, trainer)
-    if adds_bos and bos:
-        core.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, core.token_to_id(bos))]
-        )
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=bos, eos_token=eos, pad_token="<pad>")
-    wrapped.chat_template = template
-    return wrapped
+    return core.to_str()
 
 
 def chatml_tokenizer() -> PreTrainedTokenizerFast:

@@ -130,7 +130,7 @@ def test_rows_of_a_mixed_batch_equal_their_own_runs(base, method):
         with torch.no_grad(), model.use(name):
             alone = model.base(**base.alone(text)).logits[0]
             close(base.of_text(together[row], batch["attention_mask"][row]), alone)
-            if searches:
+            if searches and row < 2:  # with the method, and without any
                 prompt = (len(text), 9) if base.is_decoder else (0, 0)
                 own = model.base.generate(text[None], **options)[0, prompt[0] :]
                 assert torch.equal(searched[row, prompt[1] : prompt[1] + len(own)], own)
@@ -235,7 +235,7 @@ def test_padding_does_not_matter(base, method, side):
 def test_generation_with_the_cache_equals_generation_without(base, method):
     model = base.adapted(method)
     batch = base.padded([ids(1, length, seed=length)[0] for length in (4, 7)])
-    for options in ({}, {"num_beams": 3}, {"do_sample": True, "top_k": 20}):
+    for options in ({"num_beams": 3}, {"do_sample": True, "top_k": 20}):
         results = []
         for use_cache in (True, False):
             torch.manual_seed(0)
