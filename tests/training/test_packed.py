@@ -80,6 +80,8 @@ def test_runs_with_packed_and_with_padded_batches_of_the_same_examples_learn_the
         results.append((steps, weights(model)))
     (packed, mine), (padded, theirs) = results
     assert [step.tokens for step in packed] == [step.tokens for step in padded]
+    assert packed[-1].computed < packed[-1].tokens < padded[-1].computed
+    assert padded[-1].saved < 0 < packed[-1].saved
     assert [step.loss for step in packed] == pytest.approx([step.loss for step in padded], rel=1e-5)
     assert packed[-1].validation == pytest.approx(padded[-1].validation, rel=1e-5)
     for key, tensor in theirs.items():

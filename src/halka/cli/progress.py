@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PAUSE = 2.0  # seconds between two lines on one probe
 LINES = 20  # at most so many lines a run, evaluations aside
+WORTH_SAYING = 0.005  # of the tokens; a batch that shares nothing saves only what follows an example's last label
 
 
 class _Bars:
@@ -76,8 +77,10 @@ class StepProgress(_Bars):
         if step.validation is not None:
             self.validations[name] = f", validation {step.validation:.4f}{' (best)' if step.best else ''}"
         left = duration((step.steps - step.step) * step.seconds / step.step)
-        speed = f"{step.tokens_per_second:.0f} tokens/s, {size(step.memory)}"
-        text = f"{left} left, loss {step.loss:.4f}{self.validations.get(name, '')}, {speed}"
+        speed = f"{step.tokens_per_second:.0f} tokens/s"
+        if step.saved is not None and step.saved >= WORTH_SAYING:
+            speed += f" ({step.saved:.0%} of them saved by sharing)"
+        text = f"{left} left, loss {step.loss:.4f}{self.validations.get(name, '')}, {speed}, {size(step.memory)}"
         if self.bars is None:
             every = -(-step.steps // LINES)
             if step.step in (1, step.steps) or step.step % every == 0 or step.validation is not None:

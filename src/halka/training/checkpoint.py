@@ -30,10 +30,11 @@ PADDED: dict[str, Any] = {"batches": "padded", "group_shared": False}
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: steps, tokens without padding, seconds, its best evaluation, and the scale of its loss."""
+    """How far a run is: steps, tokens without padding, those computed, its best evaluation, the scale of its loss."""
 
     step: int = 0
     tokens: int = 0
+    computed: int = 0
     seconds: float = 0.0
     best_step: int = 0
     best_loss: float = float("inf")
@@ -95,7 +96,9 @@ def open_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:
                 f"{path.parent} holds an unfinished run that differs from this one: {shown}. "
                 f"{way}Use another folder, or remove that one to begin afresh"
             )
-    return Checkpoint(path, Progress(**json.loads(metadata["progress"])))
+        progress = json.loads(metadata["progress"])
+    uncounted = {"computed": progress["tokens"]}  # in a checkpoint of before: as if none had been saved
+    return Checkpoint(path, Progress(**{**uncounted, **progress}))
 
 
 def restore(tensors: Iterable[tuple[str, Tensor]], adapter: Adapter, optimizer: torch.optim.Optimizer) -> None:

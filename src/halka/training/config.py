@@ -140,6 +140,12 @@ class Step:
     memory: int  # bytes that the process holds: in memory, or on the GPU
     validation: float | None = None  # mean loss over the validation labels, where evaluated
     best: bool = False  # the best validation so far
+    computed: int | None = None  # tokens so far: shared ones once, padding too; None in files that lack it
+
+    @property
+    def saved(self) -> float | None:
+        """The share of the tokens so far that did not have to be computed; below 0 where padding was more."""
+        return None if self.computed is None else 1 - self.computed / self.tokens
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,10 @@ def loop(
                         losses[run] = losses[run] + loss
             following = {run: run.next_batches() for run in active if run.number < run.steps}
             ahead = StepWork(model, following, ranks)  # meanwhile
+            computed: dict[Run, int] = {}
             for run in active:
                 losses[run] = float(ranks.reduce(run.adapter.parameters(), losses[run]))  # the host waits for the GPU
+                computed[run] = round(ranks.sum(work.computed[run]))
             seconds = time.perf_counter() - started
 
             for run in active:
@@ -93,7 +95,7 @@ def loop(
                     # step
                     run.end_with(observer.last_step(run.number, run.steps))
                     with _errors_named(f"at step {run.number}, in the optimiser"):
-                        step = run.optimise(float(losses[run]), work.tokens[run], seconds)
+                        step = run.optimise(float(losses[run]), work.tokens[run], computed[run], seconds)
                     # evaluate
                     if run.evaluation_due:
                         try:
@@ -126,10 +128,11 @@ def loop(
 class StepWork:
     """What a step computes of each run's batches, made while a GPU computes the step before.
 
-    tokens   of each run's batches, without padding
-    labels   of each run's batches, one at least
-    passes   each of this rank's passes: its items by run, the batch of all of them on the base's device, and what each
-             run's loss there is divided by
+    tokens     of each run's batches, without padding
+    labels     of each run's batches, one at least
+    passes     each of this rank's passes: its items by run, the batch of all of them on the base's device, and what
+               each run's loss there is divided by
+    computed   of each run, the tokens that this rank's passes compute
     """
 
     def __init__(self, model: AdaptedModel, batches: dict[Run, list[list[Item]]], ranks: Ranks):
@@ -145,6 +148,10 @@ class StepWork:
             )
             for shared, idle in own_passes([*_passes(batches)], ranks)
         ]
+        self.computed = dict.fromkeys(batches, 0)
+        for shared, batch, _ in self.passes:
+            for run, tokens in zip(shared, _computed(shared, batch), strict=True):
+                self.computed[run] += tokens
 
 
 def _groups(shared: Pass) -> dict[str | None, Sequence[Item]]:
@@ -153,6 +160,14 @@ def _groups(shared: Pass) -> dict[str | None, Sequence[Item]]:
 
 def _packed(shared: Pass) -> bool:
     return all(run.packed for run in shared)
+
+
+def _computed(shared: Pass, batch: PackedBatch | Batch) -> Sequence[int]:
+    """The tokens of a pass that are computed of each run: of its line, or of its rows with their padding."""
+    if isinstance(batch, PackedBatch):
+        return batch.forest.runs
+    longest = max(len(item) for items in shared.values() for item in items)
+    return [len(items) * longest for items in shared.values()]
 
 
 def _forward_backward(

@@ -131,8 +131,8 @@ class Run:
         """The batches whose gradients make the next step."""
         return [next(self._batches) for _ in range(self.config.accumulate)]
 
-    def optimise(self, loss: float, tokens: int, seconds: float) -> Step:
-        """Let the optimiser take a step with the gradients, which took `seconds` to compute.
+    def optimise(self, loss: float, tokens: int, computed: int, seconds: float) -> Step:
+        """Let the optimiser take a step with the gradients of so many tokens, which took `seconds` to compute.
 
         In fp16 a step whose gradients overflow changes no weights; its gradient norm is recorded as 0. Raises
         TrainingError, with the weights unchanged, where else loss or gradients are not finite.
@@ -163,8 +163,12 @@ class Run:
             seconds=self.progress.seconds + seconds,
             tokens_per_second=tokens / seconds,
             memory=held(self.optimizer.param_groups[0]["params"][0].device),
+            computed=self.progress.computed + computed,
         )
-        self.progress = replace(self.progress, step=step.step, tokens=step.tokens, seconds=step.seconds)
+        done = self.progress.computed + computed
+        self.progress = replace(
+            self.progress, step=step.step, tokens=step.tokens, computed=done, seconds=step.seconds
+        )
         if self.scale != 1:
             self.progress = after_step(self.progress, overflow=overflow)
         return step

@@ -17,6 +17,8 @@ export interface Step {
   seconds: number;
   tokens_per_second: number;
   memory: number;
+  /** Of all tokens so far, those that had to be computed; a run of an older version does not say it. */
+  computed?: number | null;
 }
 
 export interface Score {

@@ -20,7 +20,6 @@ import { JobList } from "../../jobs/list";
 import { MethodChoice } from "./method";
 import { NeedsOf, type Needs } from "./needs";
 import { PreviewOf, type Preview } from "./preview";
-import { remember } from "./sharing";
 
 export function DraftScreen() {
   const w = words.value.train;
@@ -66,7 +65,6 @@ function Draft({ all, models }: { all: Catalogue; models: Model[] }) {
     if (!one.name || anyWrong(all, one.method || all.default, one.values)) requestAnimationFrame(() => showWrong(form));
     else run(async (signal) => {
       const job = await start(all, one);
-      remember(job.id, preview.value?.packing ?? null);
       if (!signal.aborted) go(link("train", job.id));
     });
   };
@@ -123,7 +121,7 @@ function heldText(held: string): string {
 // ── looks at the draft, as it changes ────────────────────────────────────────────────────────────────────────────────
 
 /** The settings that change what is read. */
-const OF_READING = ["train.max_length", "train.batch_size", "train.batch_tokens"];
+const OF_READING = ["train.max_length", "train.batch_size", "train.batch_tokens", "train.group_shared"];
 
 interface LookedAt<T> {
   value: T | null;

@@ -4,7 +4,6 @@ import { LineChart } from "../../parts/chart";
 import { Progress } from "../../parts/progress";
 import { bytes, duration, fill, number, percent, short, words } from "../../words/words";
 import { Tile } from "./needs";
-import { remembered } from "./sharing";
 
 const DRAWN = 240; // points of a curve; more are drawn as the means of neighbours
 
@@ -14,7 +13,7 @@ export function Running({ job, steps }: { job: Job; steps: Step[] }) {
   if (!last) return null;
   const ended = ENDED.includes(job.status);
   const checked = steps.filter((step) => step.validation !== null && step.validation !== undefined);
-  const packing = remembered(job.id);
+  const saved = typeof last.computed === "number" ? 1 - last.computed / last.tokens : 0;
   const left = ended ? null : timeLeft(steps);
   return (
     <section class="sheet stack" aria-label={w.progress}>
@@ -27,9 +26,7 @@ export function Running({ job, steps }: { job: Job; steps: Step[] }) {
         {left !== null && <Tile name={w.left} value={fill(w.about, { value: duration(left) })} />}
         {ended && <Tile name={w.took} value={duration(last.seconds)} />}
         <Tile name={w.memory} value={bytes(last.memory)} />
-        {packing && packing.padded > packing.computed && (
-          <Tile name={w.saved} value={percent(1 - packing.computed / packing.padded)} hint={w.ofTokens} />
-        )}
+        {saved >= 0.005 && <Tile name={w.saved} value={percent(saved)} hint={w.ofTokens} />}
       </dl>
       <LineChart title={w.curve} x={w.step} y={w.loss} series={[
         { name: w.loss, points: thinned(steps.map((step) => ({ x: step.step, y: step.loss }))) },
