@@ -117,7 +117,23 @@ def test_bf16_stays_within_rounding():
 def test_the_mean_loss_is_the_padded_ones():
     model = halka.adapt(tiny())
     examples = texts("labels in it", 0)
-    assert mean_loss(model, None, examples) == pytest.approx(mean_loss(model, None, examples, packed=False), rel=1e-5)
+    padded = mean_loss(model, None, examples, TrainConfig(batches="padded"))
+    assert mean_loss(model, None, examples) == pytest.approx(padded, rel=1e-5)
+
+
+def test_validation_has_batches_as_training_has():
+    model, seen, examples = halka.adapt(tiny()), [], texts("three levels", 0)
+    model.add("a", halka.LoRA(rank=4))
+    model.base.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
+    config = TrainConfig(batch_tokens=60)
+    losses = [mean_loss(model, "a", examples, config), mean_loss(model, "a", examples[::-1], config)]
+    assert max(seen) <= 60
+    assert sum(seen) < 2 * sum(map(len, examples))
+    seen.clear()
+    (step,) = train(model, "a", examples, TrainConfig(batch_tokens=60, steps=1, lr=1e-9), validation=examples)
+    assert max(seen) <= 60
+    assert step.validation == pytest.approx(losses[0], rel=1e-5)
+    assert losses == pytest.approx([mean_loss(model, "a", examples)] * 2, rel=1e-5)
 
 
 def test_a_line_with_other_runs_than_use_named_is_refused():

@@ -12,30 +12,32 @@ import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel
-from halka.data.batches import Batch, plan
+from halka.data.batches import Batch
 from halka.data.examples import Item
 from halka.data.packing import PackedBatch
 from halka.models.attention.function import use_attention
 from halka.models.casting import casting
-from halka.objectives import batch_of, packs, summed_losses
-from halka.training.config import Step
+from halka.objectives import batch_of, summed_losses
+from halka.training.config import Step, TrainConfig
+from halka.training.memory_errors import SMALLER_ADAPTER, SMALLER_BATCHES, memory_errors, smaller_pass
 from halka.training.ranks import Ranks
-from halka.training.run import Run
+from halka.training.run import Run, batch_plan, packed_batches
 from halka.training.sharing import Pass, own_passes
-from halka.util.divided import lost_rank_error
 from halka.util.errors import LostRankError, OutOfMemoryError, TrainingError
-from halka.util.machine import ran_out, returning_memory
+from halka.util.machine import returning_memory
 from halka.util.mode import in_mode
 from halka.util.seeds import seeded
 from halka.util.transfer import to_device
 
 SIMILAR = 1.25  # batches up to so many times as long as the shortest go through the base in one pass
+ALONE = TrainConfig(batch_tokens=4096)  # limits the batches of a mean loss that no training asked for
 
 
 class Observer:
@@ -94,13 +96,13 @@ def loop(
                 try:
                     # step
                     run.end_with(observer.last_step(run.number, run.steps))
-                    with _errors_named(f"at step {run.number}, in the optimiser"):
+                    with memory_errors(f"at step {run.number}, in the optimiser", SMALLER_ADAPTER):
                         step = run.optimise(float(losses[run]), work.tokens[run], computed[run], seconds)
                     # evaluate
                     if run.evaluation_due:
                         try:
-                            with _errors_named(f"in the evaluation after step {step.step}"):
-                                loss = mean_loss(model, run.name, run.held_out, packed=run.packed, ranks=ranks)
+                            with memory_errors(f"in the evaluation after step {step.step}", SMALLER_BATCHES):
+                                loss = mean_loss(model, run.name, run.held_out, run.config, ranks=ranks)
                                 step = run.validated(step, loss)
                         except (OutOfMemoryError, LostRankError):
                             run.record(step, alone=True)  # the optimiser's part is done: resuming goes on after it
@@ -179,8 +181,9 @@ def _forward_backward(
     number = "/".join(map(str, sorted({run.number for run in shared})))
     items = [item for own in shared.values() for item in own]
     longest = max(map(len, items))
+    when = f"at step {number}, with a batch of {len(items)} examples of up to {longest} tokens"
     with (
-        _errors_named(f"at step {number}, with a batch of {len(items)} examples of up to {longest} tokens"),
+        memory_errors(when, smaller_pass(shared)),
         model.use(names if len(groups) > 1 else names[0]),
     ):
         summed_R = summed_losses(model, groups, packed=packed, batch=batch)
@@ -238,39 +241,23 @@ def _training_mode(model: AdaptedModel, runs: list[Run], observer: Observer, ran
                 run.adapter.train(False)
 
 
-@contextmanager
-def _errors_named(when: str) -> Generator[None]:
-    """Turns errors of memory that ran out into OutOfMemoryError, which says what to lower; lost ranks' too."""
-    try:
-        with lost_rank_error():
-            yield
-    except RuntimeError as error:
-        if not ran_out(error):
-            raise
-        raise OutOfMemoryError(
-            f"out of memory {when}: lower batch_tokens (and raise accumulate to keep the step's size), "
-            "turn checkpointing on, or train fewer adapters together"
-        ) from error
-
-
 def mean_loss(
     model: AdaptedModel,
     name: str | None,
     items: Sequence[Item],
-    batch_tokens: int = 4096,
+    config: TrainConfig = ALONE,
     *,
-    packed: bool = True,
     ranks: Ranks | None = None,
 ) -> float:
     """The mean loss per label of `items` with adapter `name` (None: the bare base), without dropout.
 
-    Batches are packed where the objective's can be and `packed` allows it. With `ranks`, all of which call this, each
-    computes its share of the batches.
+    Batches are packed and limited as those of training with `config`; packed ones have examples that begin alike
+    together. With `ranks`, all of which call this, each computes its share of the batches.
     """
     ranks = ranks or Ranks()
-    packed, losses = packed and packs(model), list[Tensor]()
+    packed, losses = packed_batches(model, config), list[Tensor]()
     with torch.no_grad(), model.use(name), use_attention(model.base), in_mode(False, model.base):
-        batches = plan([len(item) for item in items], seed=0, epoch=0, batch_tokens=batch_tokens)
+        batches = batch_plan(model, items, replace(config, group_shared=packed))
         for start in range(0, len(batches), ranks.count):  # as many passes on every rank
             own = start + ranks.rank
             batch = [items[i] for i in batches[min(own, len(batches) - 1)]]

@@ -139,6 +139,7 @@ class Run:
         """
         started = time.perf_counter()
         lr = learning_rate(self.number, self.steps, self.peak_lr, self.config)
+        computed += self.progress.computed
         unscale(self.adapter.parameters(), self.scale)
         norm = float(whole(torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.clip or math.inf)))
         overflow = self.scale > 1 and math.isfinite(loss) and not math.isfinite(norm)
@@ -163,11 +164,10 @@ class Run:
             seconds=self.progress.seconds + seconds,
             tokens_per_second=tokens / seconds,
             memory=held(self.optimizer.param_groups[0]["params"][0].device),
-            computed=self.progress.computed + computed,
+            computed=computed,
         )
-        done = self.progress.computed + computed
         self.progress = replace(
-            self.progress, step=step.step, tokens=step.tokens, computed=done, seconds=step.seconds
+            self.progress, step=step.step, tokens=step.tokens, computed=computed, seconds=step.seconds
         )
         if self.scale != 1:
             self.progress = after_step(self.progress, overflow=overflow)
