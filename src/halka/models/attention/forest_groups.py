@@ -17,6 +17,7 @@ from torch import Tensor
 
 from halka.models.attention.forest import Visibility
 from halka.util.forest import Forest
+from halka.util.transfer import to_device
 
 OVERHEAD = 2**13  # scores (of one head) that take the time of one more group's calls
 OVERHEAD_OF_KEY = 16  # scores that take the time of gathering one more key (both measured on two cores)
@@ -56,19 +57,26 @@ class Group:
         key = torch.cat([front, own], dim=1)[blocks, None, keys]
         token = self.tokens[blocks, rows, None]
         seen = visibility.sees(token.clamp(min=0), key.clamp(min=0)) & (key >= 0)
-        seen = seen[:1] if (seen == seen[:1]).all() else seen
+        if seen.device.type == "cpu" and (seen == seen[:1]).all():  # elsewhere the host would wait to know
+            seen = seen[:1]
         bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         return bias.masked_fill_(~seen, torch.finfo(dtype).min / 2)[:, None]  # finite: an empty place sees nothing
 
 
-def groups_of(forest: Forest, device: torch.device | str = "cpu") -> Iterator[Group]:
+def groups_of(forest: Forest) -> Iterator[Group]:
     """Every segment in one group; those of one depth share a group where padding costs less than a group's calls."""
     levels: dict[int, list[int]] = {}  # by the number of ancestors
     for segment in range(len(forest.lengths)):
         levels.setdefault(len(forest.ancestors(segment)), []).append(segment)
     for level in levels.values():
         for blocks in _of_like_length(forest, sorted(level, key=lambda segment: forest.lengths[segment])):
-            yield _group(forest, blocks, device)
+            yield _group(forest, blocks)
+
+
+def groups_on(device: torch.device | str, groups: Sequence[Group]) -> tuple[Group, ...]:
+    """These groups with their tensors on a device, to which they go in one copy."""
+    tensors = to_device([tensor for group in groups for tensor in (group.tokens, group.path, group.run)], device)
+    return tuple(Group(*tensors[at : at + 3]) for at in range(0, len(tensors), 3))
 
 
 def _of_like_length(forest: Forest, segments: list[int]) -> Iterator[list[list[int]]]:
@@ -117,16 +125,16 @@ def _filled(forest: Forest, family: list[int], tokens: int) -> list[list[int]]:
     return blocks
 
 
-def _group(forest: Forest, blocks: list[list[int]], device: torch.device | str) -> Group:
+def _group(forest: Forest, blocks: list[list[int]]) -> Group:
     def places(segments: Sequence[int]) -> Tensor:
         spans = [torch.arange(forest.lengths[segment], device="cpu") + forest.starts[segment] for segment in segments]
         return torch.cat(spans) if spans else torch.empty(0, dtype=torch.int64, device="cpu")
 
     def table(rows: list[Tensor]) -> Tensor:
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(device)
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
 
     return Group(
         tokens=table([places(block) for block in blocks]),
         path=table([places(forest.ancestors(block[0])) for block in blocks]),
-        run=torch.tensor([forest.run_of_segment[block[0]] for block in blocks], device=device),
+        run=torch.tensor([forest.run_of_segment[block[0]] for block in blocks], device="cpu"),
     )

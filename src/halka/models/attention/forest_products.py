@@ -1,15 +1,16 @@
 """A forest's attention by grouped products, for CPUs, group by group (`forest_groups.py`).
 
-One `index_select` gathers the queries of all groups, and one puts the outputs back into the line. Scores are kept
-where they are few, and computed once more for the gradient where they are many.
+One `index_select` gathers the queries of all groups, and one puts the outputs back into the line. For the gradient the
+line's own queries, keys and values are kept, and gathered once more: an ancestor's keys, which each of many blocks has
+a copy of, are kept once. Scores are kept where they are few, and computed once more where they are many.
 
-    N tokens of the line   Q query heads   H key/value heads   G = Q/H   W head width
+    N tokens of the line   Q query heads   H key/value heads   G = Q/H   W head width   R runs, or 1
     b blocks of a group   L tokens of the longest block   S ancestors' tokens   P virtual ones   K = P+S+L keys
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,51 +19,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from halka.models.attention.forest import ForestPlan
-from halka.models.attention.forest_groups import Group, groups_of
+from halka.models.attention.forest import ForestPlan, Visibility
+from halka.models.attention.forest_groups import Group, groups_of, groups_on
+from halka.models.attention.forest_rows import Rows
 from halka.models.attention.places import LayerMemory
 
-LARGE = 2**16  # L·K from which neither scores nor masks are kept
-TILE = 2**17  # scores of one head that are computed at once there: no tile holds two blocks
+LARGE = 2**16  # L·K above which no mask is kept
+MANY = 2**8  # keys of a token above which scores are computed once more: more would be kept than for padded rows
+TILE = 2**17  # scores of one head that are computed at once there
 
 Part = Callable[..., Tensor]  # of slices of blocks, rows and keys: that part of a group's bias
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Which rows (N·heads, W) of the line fill the places of all groups; for `_Take`.
-
-    index     the row of each place; an empty place has its block's first, so that no block reads another run's values
-    inverse   the place of each row, of those where it is no ancestor's
-    empty     the empty places
-    shared    the places of ancestors' rows
-    sizes     how many places each group has
-    """
-
-    index: Tensor
-    inverse: Tensor
-    empty: Tensor
-    shared: Tensor
-    sizes: tuple[int, ...]
-
-    @classmethod
-    def of(cls, groups: Sequence[Group], tokens: int, heads: int, kv_heads: int, *, ancestors: bool = False) -> Rows:
-        """Of a group's own tokens, in (H, b, G, L), or of its ancestors' before them, in (H, b, G, S+L)."""
-        head = torch.arange(heads, device=groups[0].tokens.device).view(kv_heads, 1, -1, 1)
-        parts, filled, shared = [], [], []
-        for group in groups:
-            places, of_path = (group.keys, group.path.shape[1]) if ancestors else (group.tokens, 0)
-            token = places[None, :, None]
-            rows = torch.where(token < 0, -1, token * heads + head)
-            parts.append(rows.flatten())
-            filled.append(torch.where(token < 0, places[None, :, None, of_path, None] * heads + head, rows).flatten())
-            shared.append((torch.arange(places.shape[1], device=places.device) < of_path).expand_as(rows).flatten())
-        index, is_shared = torch.cat(parts), torch.cat(shared)
-        own = ((index >= 0) & ~is_shared).nonzero()[:, 0]
-        inverse = torch.empty(tokens * heads, dtype=torch.int64, device=index.device)
-        inverse[index[own]] = own
-        empty, shared_places = (index < 0).nonzero()[:, 0], (is_shared & (index >= 0)).nonzero()[:, 0]
-        return cls(torch.cat(filled), inverse, empty, shared_places, tuple(len(part) for part in parts))
 
 
 def attend_by_products(
@@ -77,29 +43,73 @@ def attend_by_products(
     memory: LayerMemory | None = None,
 ) -> Tensor:
     """Attention (N, Q, W) of query (N, Q, W) over key, value (N, H, W); memory's rows are the runs'."""
-    (tokens, heads, _), (kv_heads, width) = query.shape, value.shape[1:]
-    groups = plan.kept("groups", lambda: tuple(groups_of(plan.forest, plan.device)))
-    of_queries = plan.kept(("queries", heads, kv_heads), lambda: Rows.of(groups, tokens, heads, kv_heads))
-    of_keys = plan.kept(("keys", kv_heads), lambda: Rows.of(groups, tokens, kv_heads, kv_heads, ancestors=True))
-    visibility = plan.visibility(window, memory)
-    queries = _take(query, of_queries, scale).split(of_queries.sizes)
-    keys, values = (_take(line, of_keys).split(of_keys.sizes) for line in (key, value))
-    outputs = []
-    for group, q, k, v in zip(groups, queries, keys, values, strict=True):
-        blocks, length = group.tokens.shape
-        q = q.view(kv_heads, blocks, heads // kv_heads, length, -1)
-        k, v = (part.view(kv_heads, blocks, -1, part.shape[-1]) for part in (k, v))
-        if memory is not None:
-            k = torch.cat([_of_blocks(memory.keys, group), k], dim=2)
-            v = torch.cat([_of_blocks(memory.values, group), v], dim=2)
-        bias = partial(group.bias, visibility, q.dtype)
-        if length * k.shape[2] <= LARGE or dropout:
-            whole = plan.kept(("bias", group, visibility, q.dtype), bias)
-            output: Any = _Kept.apply(q, k, v, whole, softcap, dropout)
-        else:
-            output = _Recomputed.apply(q, k, v, bias, softcap)
-        outputs.append(output.reshape(-1, width))
-    return _put_back(torch.cat(outputs), of_queries).view(tokens, heads, width)
+    (tokens, heads, _), kv_heads = query.shape, value.shape[1]
+    groups = plan.kept("groups", lambda: tuple(groups_of(plan.forest)))
+
+    def rows(heads: int, ancestors: bool) -> Rows:
+        return Rows.of(groups, tokens, heads, kv_heads, ancestors=ancestors).on(plan.device)
+
+    call = _Call(
+        plan,
+        plan.kept("groups there", lambda: groups_on(plan.device, groups)),
+        plan.kept(("queries", heads, kv_heads), lambda: rows(heads, ancestors=False)),
+        plan.kept(("keys", kv_heads), lambda: rows(kv_heads, ancestors=True)),
+        plan.visibility(window, memory),
+        scale,
+        dropout,
+        softcap,
+    )
+    virtual = (None, None) if memory is None else (memory.keys, memory.values)
+    output: Any = _Products.apply(query, key, value, *virtual, call)
+    return output
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """What one layer's attention needs beside its tensors."""
+
+    plan: ForestPlan
+    groups: tuple[Group, ...]
+    of_queries: Rows
+    of_keys: Rows
+    visibility: Visibility
+    scale: float
+    dropout: float
+    softcap: float | None
+
+    def gathered(
+        self, query: Tensor, key: Tensor, value: Tensor, *virtual: Tensor | None
+    ) -> Iterator[tuple[Group, Tensor, Tensor, Tensor]]:
+        """Each group with its query (H, b, G, L, W), key and value (H, b, K, W)."""
+        heads, kv_heads = query.shape[1], value.shape[1]
+        queries = self.of_queries.take(query).mul_(self.scale).split(self.of_queries.sizes)
+        keys, values = (self.of_keys.take(line).split(self.of_keys.sizes) for line in (key, value))
+        for group, q, k, v in zip(self.groups, queries, keys, values, strict=True):
+            blocks, length = group.tokens.shape
+            k, v = (
+                own if front is None else torch.cat([_of_blocks(front, group), own], dim=2)
+                for front, own in zip(virtual, (p.view(kv_heads, blocks, -1, p.shape[-1]) for p in (k, v)), strict=True)
+            )
+            yield group, q.view(kv_heads, blocks, heads // kv_heads, length, -1), k, v
+
+    def keeps_scores(self, key: Tensor) -> bool:
+        """Whether a group's scores are kept: they are few, or what dropout drew is among them."""
+        return bool(self.dropout) or key.shape[2] <= MANY
+
+    def whole_bias(self, group: Group, dtype: torch.dtype) -> Tensor:
+        """(1 or b, 1, L, K): what is added to a group's scores, computed once for all layers."""
+        compute = partial(group.bias, self.visibility, dtype)
+        return self.plan.kept(("bias", group, self.visibility, dtype), compute)
+
+    def bias(self, group: Group, query: Tensor, key: Tensor) -> Part:
+        """Parts of that, of a whole that is kept where it is not large."""
+        if query.shape[3] * key.shape[2] > LARGE:
+            return partial(group.bias, self.visibility, query.dtype)
+        return partial(_part, self.whole_bias(group, query.dtype))
+
+
+def _part(bias: Tensor, blocks: slice, rows: slice, keys: slice) -> Tensor:
+    return bias[slice(None) if len(bias) == 1 else blocks, :, rows, keys]
 
 
 def _of_blocks(virtual: Tensor, group: Group) -> Tensor:
@@ -108,14 +118,8 @@ def _of_blocks(virtual: Tensor, group: Group) -> Tensor:
     return of_heads.expand(-1, len(group.run), -1, -1) if len(virtual) == 1 else of_heads.index_select(1, group.run)
 
 
-# ── one group ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-# Both functions are softmax(query @ keyᵀ + bias) @ value, shaped as query, of
-#     query (H, b, G, L, W)   key, value (H, b, K, W)   bias (1 or b, 1, L, K), or what computes parts of it
-
-
-class _Kept(torch.autograd.Function):
-    """Keeps the probabilities, and nothing else of the scores' size."""
+class _Products(torch.autograd.Function):
+    """softmax(query @ keyᵀ · scale + bias) @ value of all groups, put back into the line."""
 
     @staticmethod
     def forward(
@@ -123,60 +127,115 @@ class _Kept(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        bias: Tensor,
-        softcap: float | None,
-        dropout: float,
+        virtual_key: Tensor | None,
+        virtual_value: Tensor | None,
+        call: _Call,
     ) -> Tensor:
-        probabilities, slope = _probabilities(query, key, bias, softcap)
-        kept = torch.empty_like(probabilities).bernoulli_(1 - dropout).div_(1 - dropout) if dropout else None
-        ctx.save_for_backward(query, key, value, probabilities, slope, kept)
-        dropped = probabilities if kept is None else probabilities * kept
-        return torch.bmm(dropped, _rows(value)).view(*query.shape[:-1], -1)
+        outputs: list[Tensor] = []
+        scores: list[Tensor | None] = []
+        for group, q, k, v in call.gathered(query, key, value, virtual_key, virtual_value):
+            if call.keeps_scores(k):
+                probabilities, slope = _probabilities(q, k, call.whole_bias(group, q.dtype), call.softcap)
+                kept, dropped = None, probabilities
+                if call.dropout:
+                    kept = torch.empty_like(probabilities).bernoulli_(1 - call.dropout).div_(1 - call.dropout)
+                    dropped = probabilities * kept
+                outputs.append(torch.bmm(dropped, _rows(v)).view(-1, v.shape[-1]))
+                scores += (probabilities, slope, kept)
+            else:
+                output = _by_tiles(q, k, v, call.bias(group, q, k), call.softcap)
+                outputs.append(output.view(-1, v.shape[-1]))
+                scores += (None, None, None)
+        ctx.save_for_backward(query, key, value, virtual_key, virtual_value, *scores)
+        ctx.call = call
+        return call.of_queries.put_back(torch.cat(outputs)).view(*query.shape[:2], value.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(gradient, *ctx.saved_tensors), None, None, None
+        query, key, value, virtual_key, virtual_value, *scores = ctx.saved_tensors
+        call: _Call = ctx.call
+        of_line: list[list[Tensor]] = [[], [], []]  # gradients of the query, the key and the value
+        of_virtual = [_exact_zeros(virtual) for virtual in (virtual_key, virtual_value)]
+        outputs = call.of_queries.gradient_of_put_back(gradient).split(call.of_queries.sizes)
+        groups = call.gathered(query, key, value, virtual_key, virtual_value)
+        for (group, q, k, v), d_output, place in zip(groups, outputs, range(0, len(scores), 3), strict=True):
+            d_output = d_output.view(*q.shape[:-1], -1)
+            probabilities, slope, kept = scores[place : place + 3]
+            if probabilities is None:
+                parts = _gradients_by_tiles(d_output, q, k, v, call.bias(group, q, k), call.softcap)
+            else:
+                parts = _gradients(d_output, q, k, v, probabilities, slope, kept)
+            for sums, part in zip(of_virtual, parts[1:], strict=True):
+                if sums is not None:
+                    _add_to_runs(sums, part[:, :, : sums.shape[2]], group)
+            length = 0 if virtual_key is None else virtual_key.shape[2]
+            own = (parts[0], *(part[:, :, length:] for part in parts[1:]))
+            for line, part in zip(of_line, own, strict=True):
+                line.append(part.reshape(-1, part.shape[-1]))
+        d_query, d_key, d_value = (torch.cat(parts) for parts in of_line)
+        return (
+            call.of_queries.gradient_of_take(d_query).mul_(call.scale).view(query.shape),
+            call.of_keys.gradient_of_take(d_key).view(key.shape),
+            call.of_keys.gradient_of_take(d_value).view(value.shape),
+            *(None if sums is None else sums.to(key.dtype) for sums in of_virtual),
+            None,
+        )
 
 
-class _Recomputed(torch.autograd.Function):
-    """Keeps nothing of the scores' size: they are computed tile by tile, and once more for the gradient.
+def _exact_zeros(like: Tensor | None) -> Tensor | None:
+    """Zeros of that shape, to which many blocks' gradients are added."""
+    return None if like is None else torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+
+
+def _add_to_runs(sums: Tensor, of_blocks: Tensor, group: Group) -> None:
+    """Add blocks' gradients (H, b, P, W) to those of their runs' virtual tokens (R, H, P, W)."""
+    by_block = of_blocks.transpose(0, 1).to(sums.dtype)
+    if len(sums) == 1:
+        sums += by_block.sum(0, keepdim=True)
+    else:
+        sums.index_add_(0, group.run, by_block)
+
+
+# ── one group ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# of query (H, b, G, L, W), scaled; key, value (H, b, K, W); bias (1 or b, 1, L, K), or what computes parts of it
+
+
+def _by_tiles(query: Tensor, key: Tensor, value: Tensor, bias: Part, softcap: float | None) -> Tensor:
+    """The output, shaped as query, tile by tile: nothing of the scores' size is kept.
 
     On a CPU with products in bfloat16 twice as fast as torch's fused attention, which needs a mask where a tree is.
     """
+    output = query.new_empty(*query.shape[:-1], value.shape[-1])
+    for rows, keys, part in _tiles(query, key, bias):
+        probabilities, _ = _probabilities(query[rows], key[keys], part, softcap)
+        target = output[rows]
+        target.copy_(torch.bmm(probabilities, _rows(value[keys])).view(target.shape))
+    return output
 
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Part, softcap: float | None) -> Tensor:
-        ctx.save_for_backward(query, key, value)
-        ctx.bias, ctx.softcap = bias, softcap
-        output = query.new_empty(*query.shape[:-1], value.shape[-1])
-        for rows, keys, part in _tiles(query, key, bias):
-            probabilities, _ = _probabilities(query[rows], key[keys], part, softcap)
-            target = output[rows]
-            target.copy_(torch.bmm(probabilities, _rows(value[keys])).view(target.shape))
-        return output
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
-        exact = torch.promote_types(key.dtype, torch.float32)  # several tiles add to one key
-        d_query, d_key, d_value = torch.empty_like(query), *(torch.zeros_like(it, dtype=exact) for it in (key, value))
-        for rows, keys, part in _tiles(query, key, ctx.bias):
-            probabilities, slope = _probabilities(query[rows], key[keys], part, ctx.softcap)
-            parts = _gradients(gradient[rows], query[rows], key[keys], value[keys], probabilities, slope, None)
-            d_query[rows] = parts[0]
-            d_key[keys] += parts[1]
-            d_value[keys] += parts[2]
-        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None
+def _gradients_by_tiles(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Part, softcap: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of the query, the key and the value, with the scores computed once more."""
+    exact = torch.promote_types(key.dtype, torch.float32)  # several tiles add to one key
+    d_query, d_key, d_value = torch.empty_like(query), *(torch.zeros_like(it, dtype=exact) for it in (key, value))
+    for rows, keys, part in _tiles(query, key, bias):
+        probabilities, slope = _probabilities(query[rows], key[keys], part, softcap)
+        parts = _gradients(gradient[rows], query[rows], key[keys], value[keys], probabilities, slope, None)
+        d_query[rows] = parts[0]
+        d_key[keys] += parts[1]
+        d_value[keys] += parts[2]
+    return d_query, d_key.to(key.dtype), d_value.to(value.dtype)
 
 
 def _tiles(query: Tensor, key: Tensor, bias: Part) -> Iterator[tuple[Any, Any, Tensor]]:
     """Indices of tiles into the query and into the keys that its tokens may see, and the bias between them."""
     blocks, length, keys = query.shape[1], query.shape[3], key.shape[2]
-    rows = max(16, TILE // keys)
-    for block in range(blocks):
-        some = slice(block, block + 1)
+    together, rows = max(1, TILE // (length * keys)), max(16, TILE // keys)
+    for block in range(0, blocks, together):
+        some = slice(block, block + together)
         for start in range(0, length, rows):
             end = min(start + rows, length)
             part, seen = slice(start, end), slice(keys - length + end)  # no token of a block sees those behind it
@@ -222,53 +281,3 @@ def _gradients(
         scores.mul_(slope)
     d_query, d_key = torch.bmm(scores, _rows(key)), torch.bmm(scores.transpose(1, 2), _rows(query))
     return d_query.view(query.shape), d_key.view(key.shape), d_value.view(value.shape)
-
-
-# ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class _Take(torch.autograd.Function):
-    """rows[index] · scale, with the gradient read by the inverse: autograd's own adds row by row, ten times as slow.
-
-    empty: places of the result whose gradient is 0. shared: places whose gradient is added to their rows' own.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        rows: Tensor,
-        index: Tensor,
-        inverse: Tensor,
-        scale: float,
-        empty: Tensor | None,
-        shared: Tensor | None,
-    ) -> Tensor:
-        ctx.save_for_backward(index, inverse, empty, shared)
-        ctx.scale = scale
-        taken = rows.index_select(0, index)
-        return taken if scale == 1 else taken.mul_(scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        index, inverse, empty, shared = ctx.saved_tensors
-        own = gradient.index_select(0, inverse)
-        if empty is not None:
-            own.index_fill_(0, empty, 0)
-        if shared is not None and len(shared):
-            exact = torch.promote_types(gradient.dtype, torch.float32)  # many places may add to one row
-            more = gradient.index_select(0, shared).to(exact)
-            own = own.to(exact).index_add_(0, index[shared], more).to(gradient.dtype)
-        return own if ctx.scale == 1 else own.mul_(ctx.scale), None, None, None, None, None
-
-
-def _take(line: Tensor, rows: Rows, scale: float = 1.0) -> Tensor:
-    """All groups' places (…, W) of a line (N, heads, W)."""
-    result: Any = _Take.apply(line.reshape(-1, line.shape[-1]), rows.index, rows.inverse, scale, None, rows.shared)
-    return result
-
-
-def _put_back(places: Tensor, rows: Rows) -> Tensor:
-    """The line's rows (N·Q, W) of all groups' places."""
-    result: Any = _Take.apply(places, rows.inverse, rows.index, 1.0, rows.empty, None)
-    return result
