@@ -103,6 +103,8 @@ def test_packed_batches_save_padding_and_common_beginnings(write):
     assert seen.packing.useful > 2 * seen.packing.computed  # the chat template's system message is shared
     assert seen.packing.computed <= 200 * seen.packing.batches
     assert preview(write(rows), CHATML, batch_size=40).packing.batches == 1
+    grouped = preview(write(rows), CHATML, batch_tokens=200, group_shared=True)
+    assert grouped.packing.computed < seen.packing.computed
     assert f"{seen.packing.useful:,} without, {seen.packing.computed:,} computed: packing saves" in printed(seen)
 
 

@@ -71,6 +71,20 @@ def test_everything_comes_back_to_the_bit(method, tmp_path):
         fresh.step()  # the states are where and of the types that the optimiser needs
 
 
+def test_a_run_whose_batches_would_be_others_is_refused(tmp_path):
+    model, optimizer = trained(METHODS[0], steps=0)
+    path, run = tmp_path / "c", {**RUN, "plan of batches": "0a1b"}
+    save_checkpoint(path, run, Progress(), model.adapters["a"], optimizer)
+    assert open_checkpoint(path, run) is not None
+    other = {**run, "plan of batches": "2c3d"}
+    with pytest.raises(halka.HalkaError, match="plan of batches was '0a1b', is '2c3d'"):
+        open_checkpoint(path, other)
+    with pytest.raises(halka.HalkaError, match=r"this one: steps was 9, is 8\."):
+        open_checkpoint(path, {**other, "steps": 8})
+    save_checkpoint(path, RUN, Progress(), model.adapters["a"], optimizer)  # as before plans were recorded
+    assert open_checkpoint(path, run) is not None
+
+
 def test_a_run_that_has_not_begun_comes_back_too(tmp_path):
     model, optimizer = trained(METHODS[0], steps=0)
     save_checkpoint(tmp_path / "c", RUN, Progress(), model.adapters["a"], optimizer)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,17 +12,18 @@ from torch import Tensor
 
 import halka
 from contract import disturb
+from halka.core import AdaptedModel
 from halka.data.packing import pack
 from halka.models import hidden_states
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import use_attention
 from halka.objectives import summed_losses
 from halka.objectives.classification import Labelled
-from halka.training import Job, TrainConfig, mean_loss, train, train_many
+from halka.training import Job, Step, TrainConfig, mean_loss, train, train_many
 from packed_cases import COMPANIES, FORMS, SHARING, differences, losses_and_gradients, model_of, possible, texts
 from pairwise import pairwise
 from tiny import CONFIGS, tiny
-from training_for_tests import items, weights
+from training_for_tests import items, same, weights
 
 CASES = pairwise(
     {
@@ -86,6 +89,27 @@ def test_runs_with_packed_and_with_padded_batches_of_the_same_examples_learn_the
     assert packed[-1].validation == pytest.approx(padded[-1].validation, rel=1e-5)
     for key, tensor in theirs.items():
         torch.testing.assert_close(mine[key], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_run_with_shared_segments_goes_on_to_the_bit(grouped, tmp_path):
+    examples = [*texts("three levels", 0), *texts("a beginning", 1), *texts("nothing", 2)]
+    config = TrainConfig(steps=7, batch_tokens=60, group_shared=grouped, save_every=2, evaluate_every=3, lr=1e-2)
+
+    def steps(folder: Path | None) -> tuple[Iterator[Step], AdaptedModel]:
+        model = halka.adapt(tiny())
+        model.add("a", halka.LoRA(rank=4, dropout=0.2))
+        return train(model, "a", examples, config, validation=texts("labels in it", 3), folder=folder), model
+
+    whole, expected = steps(None)
+    whole = [(step.loss, step.validation, step.computed) for step in whole]
+    first, _ = steps(tmp_path)
+    begun = [next(first) for _ in range(4)]  # into the second epoch
+    first.close()
+    rest, resumed = steps(tmp_path)
+    assert [(step.loss, step.validation, step.computed) for step in (*begun, *rest)] == whole
+    assert same(weights(resumed), weights(expected))
+    assert begun[-1].saved > (0.35 if grouped else 0.15)
 
 
 def test_adapters_trained_together_learn_what_they_learn_apart():

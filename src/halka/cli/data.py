@@ -31,6 +31,9 @@ def preview(
         typer.Option(metavar="N", min=1, help="tokens a batch, to count what packing saves [as in training]"),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="examples a batch [no limit]")] = None,
+    group_shared: Annotated[
+        bool, typer.Option("--group-shared", help="count batches in which examples that begin alike are together")
+    ] = False,
     shape: Annotated[
         str | None, typer.Option(metavar="TEXT", help="the shape of rows, if it is not recognised")
     ] = None,
@@ -54,7 +57,9 @@ def preview(
     tokenizer, context = load_tokenizer(base), describe_base(base)["context"]
     limits = TrainConfig(batch_tokens=batch_tokens, batch_size=batch_size).limits()
     previews = [
-        preview(file, tokenizer, max_length or context, shape, examples, files[:index], **limits)
+        preview(
+            file, tokenizer, max_length or context, shape, examples, files[:index], **limits, group_shared=group_shared
+        )
         for index, file in enumerate(files)
     ]
     if json:

@@ -122,19 +122,20 @@ def preview(
     others: Sequence[str | Path] = (),
     batch_tokens: int | None = None,
     batch_size: int | None = None,
+    group_shared: bool = False,
 ) -> Preview:
     """Preview a file; `others` are files, such as the test split, in which its prompts are looked up.
 
-    `batch_tokens` and `batch_size` limit the batches of which `packing` counts the tokens.
+    `batch_tokens` and `batch_size` limit the batches of which `packing` counts the tokens, and `group_shared` has
+    examples that begin alike in one.
 
     Raises:
         DataError: a file has no usable row; the message says why.
         OSError: a file is missing or may not be opened.
     """
     other_examples = {str(other): read_examples(other, shape).examples for other in others}
-    return inspect(
-        str(path), read_examples(path, shape), tokenizer, max_length, show, other_examples, batch_tokens, batch_size
-    )
+    rows, limits = read_examples(path, shape), (batch_tokens, batch_size, group_shared)
+    return inspect(str(path), rows, tokenizer, max_length, show, other_examples, *limits)
 
 
 def inspect(
@@ -146,6 +147,7 @@ def inspect(
     others: Mapping[str, Sequence[Example]] | None = None,
     batch_tokens: int | None = None,
     batch_size: int | None = None,
+    group_shared: bool = False,
 ) -> Preview:
     """Preview examples that are already read, such as a task's split. Raises DataError if none can be used."""
     encoded = encode_all(rows.examples, tokenizer)
@@ -164,7 +166,7 @@ def inspect(
         notes=_notes(kept, encoded.items, tokenizer, special),
         lengths=lengths,
         loss_share=sum(sum(tokens.loss) for tokens in encoded.items) / lengths.total,
-        packing=_packing(encoded.items, max_length, batch_tokens, batch_size),
+        packing=_packing(encoded.items, max_length, batch_tokens, batch_size, group_shared),
         repeated=within(kept),
         shared={other: between(examples, kept) for other, examples in (others or {}).items()},
         shown=[
@@ -201,13 +203,18 @@ def _lengths(examples: Sequence[Example], items: Sequence[Tokens], max_length: i
 
 
 def _packing(
-    items: Sequence[Tokens], max_length: int | None, batch_tokens: int | None, batch_size: int | None
+    items: Sequence[Tokens],
+    max_length: int | None,
+    batch_tokens: int | None,
+    batch_size: int | None,
+    group_shared: bool,
 ) -> Packing | None:
     if batch_tokens is None and batch_size is None:
         return None
     cut = [tokens if max_length is None else shorten(tokens, max_length) for tokens in items]
     kept = [tokens for tokens in cut if isinstance(tokens, Tokens)]
-    planned = plan_packed(kept, seed=0, epoch=0, batch_tokens=batch_tokens, batch_size=batch_size)
+    limits = {"batch_tokens": batch_tokens, "batch_size": batch_size}
+    planned = plan_packed(kept, seed=0, epoch=0, group_shared=group_shared, **limits)
     batches = [[kept[index] for index in batch] for batch in planned]
     return Packing(
         batches=len(batches),

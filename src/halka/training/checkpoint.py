@@ -26,6 +26,8 @@ from halka.util.tensor_file import read_tensors, shapes_of, write_tensors
 STEP = "step"  # what the optimiser counts of each parameter; all else that it keeps is of the parameter's shape
 PADDED: dict[str, Any] = {"batches": "padded", "group_shared": False}
 """Settings of `TrainConfig` that a run had before there were others; its checkpoint does not name them."""
+PLAN = "plan of batches"
+"""Of a run's identity. It follows from all else there, so it differs alone only in another version."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,14 @@ def open_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:
     with _opened(path) as file:
         metadata = _metadata(file, path)
         current = json.loads(json.dumps(run))
-        padded = {key: value for key, value in PADDED.items() if key in current}
-        saved = {**padded, **json.loads(metadata["run"])}
-        if different := [key for key in {*saved, *current} if saved.get(key) != current.get(key)]:
+        unnamed = {key: value for key, value in {**PADDED, PLAN: current.get(PLAN)}.items() if key in current}
+        saved = {**unnamed, **json.loads(metadata["run"])}
+        if different := {key for key in {*saved, *current} if saved.get(key) != current.get(key)}:
+            different = different - {PLAN} or different
             shown = "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in sorted(different))
             way = "dtype auto keeps the precision of the base's files. " if "dtype" in different else ""
+            if different == {PLAN}:
+                way = "The version of Halka that began it makes other batches of the same examples. "
             raise HalkaError(
                 f"{path.parent} holds an unfinished run that differs from this one: {shown}. "
                 f"{way}Use another folder, or remove that one to begin afresh"

@@ -22,7 +22,7 @@ from halka.data.tokens import Tokens
 from halka.methods import described
 from halka.models.fingerprint import own_fingerprint
 from halka.objectives import objective_of, packs
-from halka.training.checkpoint import Checkpoint, Progress, adapter_tensors, restore, save_checkpoint
+from halka.training.checkpoint import PLAN, Checkpoint, Progress, adapter_tensors, restore, save_checkpoint
 from halka.training.config import Step, TrainConfig, learning_rate
 from halka.training.loss_scale import after_step, unscale
 from halka.training.ranks import Ranks
@@ -239,7 +239,11 @@ class Run:
                 self.adapter.load_state_dict(weights)
 
     def _plan(self, epoch: int) -> list[list[int]]:
-        return batch_plan(self.model, self.items, self.config, epoch)
+        return batch_plan(self.model, self.items, self.config, epoch) if epoch else self._first_plan
+
+    @cached_property
+    def _first_plan(self) -> list[list[int]]:
+        return batch_plan(self.model, self.items, self.config)
 
     def _batches_from(self, skip: int) -> Iterator[list[Item]]:
         """Batches without end, epoch after epoch, without the first `skip`."""
@@ -258,8 +262,9 @@ class Run:
             "batches": "packed" if self.packed else "padded",
             "dtype": str(self.model.base.dtype),
             "quantize": quantization_of(self.model.base),
-            "data": _digest(self.items),
-            "validation": _digest(self.held_out),
+            "data": _digest(_plain(self.items)),
+            "validation": _digest(_plain(self.held_out)),
+            PLAN: _digest(self._first_plan),
             "base": own_fingerprint(self.model)["weights"],
         }
 
@@ -285,5 +290,9 @@ def after_evaluation(progress: Progress, loss: float, patience: int | None) -> P
     return replace(progress, waited=waited, stopped=patience is not None and waited >= patience)
 
 
-def _digest(items: Sequence[Item]) -> str:
-    return hashlib.sha256(repr([tuple(vars(item).values()) for item in items]).encode()).hexdigest()[:16]
+def _plain(items: Sequence[Item]) -> list[tuple[Any, ...]]:
+    return [tuple(vars(item).values()) for item in items]
+
+
+def _digest(plain: list[Any]) -> str:
+    return hashlib.sha256(repr(plain).encode()).hexdigest()[:16]

@@ -64,6 +64,7 @@ class Look:
             self.examples,
             [] if self.validation is None else [self.validation],
             **self.limits,
+            group_shared=self.train["group_shared"],
         )
 
     def needs(self) -> Needs:
