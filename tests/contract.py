@@ -148,7 +148,7 @@ JOINT = [
     halka.Joint((halka.Prefix(length=5), halka.Bottleneck(targets=("mlp",), reads="input"))),
 ]
 # Forms that only some bases have a place for, or where they compute something else.
-_OF_EXPERTS = [
+OF_EXPERTS = [
     halka.LoRA(rank=3, targets=("experts",)),
     halka.LoRA(rank=20, targets=("linear", "experts"), scaling="root"),
     halka.IA3(targets=("attn.kv", "experts.down")),
@@ -178,7 +178,7 @@ _OF_HEADS = [
 OWN_FORMS: dict[str, list[Method]] = {
     "llama": [form for forms in METHODS.values() for form in forms[1:]] + JOINT,
     **dict.fromkeys(("nf4", "int8"), JOINT),
-    **dict.fromkeys(MIXTURES, _OF_EXPERTS),
+    **dict.fromkeys(MIXTURES, OF_EXPERTS),
     **dict.fromkeys(ENCODERS, _OF_ENCODERS),
     **dict.fromkeys(SEQ2SEQ, _OF_T5),
     **{name: _OF_HEADS for name in RELATED if name.endswith(("-words", "-classifier", "-tagger"))},

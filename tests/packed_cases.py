@@ -5,27 +5,31 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 import halka
-from contract import JOINT, METHODS, disturb
+from contract import JOINT, METHODS, OF_EXPERTS, disturb
 from halka.core import AdaptedModel, Method
 from halka.data.tokens import Tokens
 from halka.models.attention.function import use_attention
 from halka.models.quantised import quantise
 from halka.objectives import summed_losses
-from tiny import CONFIGS, tiny
+from tiny import tiny
 
-EXPERTS = [halka.LoRA(rank=3, targets=("experts",)), halka.IA3(targets=("attn.kv", "experts.down"))]
-FORMS: list[Method] = [*(forms[0] for forms in METHODS.values()), *METHODS["bottleneck"][2:4], *JOINT, *EXPERTS]
-ALL_FORMS: list[Method] = [*dict.fromkeys([form for forms in METHODS.values() for form in forms] + JOINT + EXPERTS)]
+FORMS: list[Method] = [*(forms[0] for forms in METHODS.values()), *METHODS["bottleneck"][2:4], *JOINT, *OF_EXPERTS]
+ALL_FORMS: list[Method] = [*dict.fromkeys([form for forms in METHODS.values() for form in forms] + JOINT + OF_EXPERTS)]
 """Those, and all other forms that the contract tries."""
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+ALL_EXPERTS = ("mixtral", "olmoe")  # whose layers have no other linear layer in their feed-forward
+WINDOWED = ("mistral", "gemma2", "gemma3_text", "phi3", "mixtral")  # those of whose layers some can have a window
 OTHERS: dict[str, Method] = {
     "bottleneck": halka.Bottleneck(width=5, reads="input"),
     "prefix": halka.Prefix(length=4),
@@ -66,10 +70,11 @@ def possible(case: Mapping[str, Any]) -> bool:
     method, architecture = case["method"], case["architecture"]
     mixture = architecture in MIXTURES
     roles = set(method.roles())
-    if method in EXPERTS and not mixture:
+    if case["window"] and architecture not in WINDOWED:
         return False
-    needs_dense = {"mlp.down", "mlp.linear", "mlp"} & roles
-    if mixture and method not in EXPERTS and (needs_dense or method.name in ("ia3", "lora_bias")):
+    if method in OF_EXPERTS and not mixture:
+        return False
+    if architecture in ALL_EXPERTS and method not in OF_EXPERTS and {"mlp.down", "mlp.linear"} & roles:
         return False
     if case["company"] != "alone" and method.name == "full":
         return False
@@ -91,10 +96,13 @@ WITHOUT_DROPOUT = {
 }
 
 
+@cache
+def _base(architecture: str, window: bool) -> PreTrainedModel:
+    return tiny(architecture, **({"sliding_window": 5} if window else {}), **WITHOUT_DROPOUT.get(architecture, {}))
+
+
 def model_of(case: Mapping[str, Any]) -> tuple[AdaptedModel, dict[str, list[Tokens]]]:
-    architecture = case["architecture"]
-    window = {"sliding_window": 5} if case["window"] and "sliding_window" in CONFIGS[architecture] else {}
-    base = tiny(architecture, **window, **WITHOUT_DROPOUT.get(architecture, {}))
+    base = copy.deepcopy(_base(case["architecture"], case["window"]))
     if case["quantize"]:
         quantise(base, case["quantize"])
     model = halka.adapt(base)
@@ -118,14 +126,15 @@ def losses_and_gradients(model: AdaptedModel, groups: dict[str, list[Tokens]], *
     ]
 
 
-def differences(packed: list[Tensor], padded: list[Tensor]) -> list[float]:
+def differences(packed: list[Tensor], padded: list[Tensor], floor: float = 3e-2) -> list[float]:
     """How far the losses and each parameter's gradient are from the padded ones, relative to these.
 
-    A gradient below 3 % of the largest is compared with that share of the largest: it is rounding for the most part.
+    A gradient below `floor` of the largest is compared with that share of the largest. Below 3 % of it rounding shows,
+    some 1e-5 of such a gradient; far below (offsets of keys, which change no score) there is nothing else.
     """
     largest = max(float(tensor.norm()) for tensor in padded[1:])
     assert largest > 0
     return [
-        float((ours - expected).norm()) / max(float(expected.norm()), 3e-2 * largest)
+        float((ours - expected).norm()) / max(float(expected.norm()), floor * largest)
         for ours, expected in zip(packed, padded, strict=True)
     ]

@@ -96,6 +96,17 @@ def packing_grid(found: Any) -> list[list[str]]:
     return rows
 
 
+def packing_memory(found: Any) -> list[list[str]]:
+    """Peaks beyond the base of batches that share more and more, beside the estimate for padded rows."""
+    rows = [["Examples", "Useful tokens", "Computed", "Peak, packed", "Peak, padded", "Estimated"]]
+    for case in found["cases"]:
+        packed = case["packed"]
+        shared = f"{case['shared']:,} shared tokens, {case['own']} of their own" if case["shared"] else "nothing shared"
+        bytes_ = (f"{value / 1e6:,.0f} MB" for value in (packed["peak"], case["padded"]["peak"], case["estimated"]))
+        rows.append([shared, f"{packed['useful']:,}", f"{packed['computed']:,}", *bytes_])
+    return rows
+
+
 def decoding(found: Any) -> list[list[str]]:
     """A step of 32 rows."""
     names = {
@@ -692,6 +703,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "speed_sides": ("speed", speed_sides),
     "packing_steps": ("packing_steps", packing_steps),
     "packing_grid": ("packing_grid", packing_grid),
+    "packing_memory": ("packing_memory", packing_memory),
     "decoding": ("decoding", decoding),
     "resident": ("decoding", resident),
     "together": ("together", together),

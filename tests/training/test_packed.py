@@ -48,6 +48,7 @@ def test_losses_and_gradients_are_the_padded_ones(case):
         model.base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": context})
     packed, padded = (losses_and_gradients(model, groups, packed=way) for way in (True, False))
     assert max(differences(packed, padded)) <= 1e-5
+    assert max(differences(packed, padded, floor=1e-4)) <= 1e-4  # a small gradient that is wrong is seen, too
 
 
 def test_twenty_steps_of_sgd_end_with_the_same_adapter():
