@@ -2,6 +2,7 @@
 
     python benchmarks/packing.py --grid     # every method on every decoder: packed losses and gradients beside padded
     python benchmarks/packing.py --steps    # from padded batches in random order to packed ones, a change at a time
+    python benchmarks/packing.py --memory   # what packed batches need that share much, beside the estimate
 
 `--grid` tries every form of every method on tiny fp32 bases of all decoder architectures, alone and in one batch with
 other adapters, on examples that share nothing, a beginning, beginnings of beginnings, or labels in these (the cases of
@@ -12,6 +13,11 @@ architecture to benchmarks/results/packing_grid.json.
 benchmarks/speed.py: 8 examples a step, run n with seed n, every run a process of its own, the ways interleaved. All
 ways run the same loop on the same examples; only what is named differs from the way before. Useful tokens are all
 tokens of all rows, padding not. It writes benchmarks/results/packing_steps.json.
+
+`--memory` trains the same LoRA on random tokens, examples of a common beginning and 20 tokens of their own, with
+batch_tokens of 2,048, packed and padded, every case in a process of its own, and notes the peak beyond the base. The
+estimate is that of `halka estimate` for as many tokens in padded rows of that length. It writes
+benchmarks/results/packing_memory.json.
 
 What cannot be switched off has no row of its own: packed batches never compute the tokens behind the last state that
 predicts a label, and both kinds compute logits only where labels are, in chunks. The file counts the former.
@@ -174,12 +180,71 @@ def steps_table(tasks: list[str], steps: int, runs: int) -> dict[str, Any]:
     return {"tasks": found, "steps": steps, "setup": setup("halka", "torch", "transformers")}
 
 
+# ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SHARED = (0, 170, 300, 500, 1000)  # tokens that all examples begin with
+OWN, ALONE, BUDGET = 20, 190, 2048  # own tokens of an example: of one that shares some, and of one that shares none
+
+
+def memory_worker(shared: int, packed: bool) -> dict[str, float]:
+    """The peak of two steps beyond the base, in this process."""
+    import random
+
+    import torch
+    from fixed_batches import BASE, warmed
+
+    import halka
+    from halka.data.tokens import Tokens
+    from halka.util import machine
+
+    draw = random.Random(0)
+    root, own = [draw.randrange(3, 49152) for _ in range(shared)], OWN if shared else ALONE
+    items = [
+        Tokens(root + [draw.randrange(3, 49152) for _ in range(own)], [False] * shared + [True] * own)
+        for _ in range(2 * BUDGET // own + 2)
+    ]
+    base, tokenizer = halka.load_base(BASE, device="cpu")
+    warmed(base)
+    cpu = torch.device("cpu")
+    before = machine.resident(cpu)
+    machine.reset_peak(cpu)
+    model = halka.adapt(base, tokenizer)
+    model.add("a", halka.LoRA(rank=8))
+    config = halka.TrainConfig(steps=2, batch_tokens=BUDGET, batches="packed" if packed else "padded")
+    *_, last = halka.train(model, "a", items, config)
+    return {"peak": machine.peak(cpu) - before, "useful": last.tokens, "computed": last.computed or 0}
+
+
+def memory_table() -> dict[str, Any]:
+    """Packed and padded peaks for every number of shared tokens, and the estimate for padded rows."""
+    from fixed_batches import BASE
+
+    import halka
+    from halka.estimating.dry_runs import Setup, dry_run
+    from halka.estimating.hardware import KERNELS
+    from halka.models.loading import base_config
+
+    cases: list[dict[str, Any]] = []
+    for shared in SHARED:
+        own = OWN if shared else ALONE
+        length = shared + own
+        estimated = dry_run(base_config(BASE), halka.LoRA(rank=8), Setup(BUDGET // length, length, answers=own))
+        case: dict[str, Any] = {"shared": shared, "own": own}
+        for way in ("packed", "padded"):
+            case[way] = in_a_process(__file__, {"shared": shared, "packed": way == "packed"})
+        case["estimated"] = estimated.memory.total - estimated.base_bytes + KERNELS
+        cases.append(case)
+        print(case, flush=True)
+    return {"cases": cases, "batch_tokens": BUDGET, "setup": setup("halka", "torch", "transformers")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grid", action="store_true", help="write packing_grid.json")
     parser.add_argument("--architectures", nargs="+", help="of the grid only these")
     parser.add_argument("--every", type=int, default=1, help="of the grid's cases only every n-th")
     parser.add_argument("--steps", action="store_true", help="write packing_steps.json")
+    parser.add_argument("--memory", action="store_true", help="write packing_memory.json")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--count", type=int, default=50, help="optimiser steps a run")
     parser.add_argument("--runs", type=int, default=3)
@@ -187,16 +252,19 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        print(json.dumps(worker(**json.loads(arguments.worker))))
+        given = json.loads(arguments.worker)
+        print(json.dumps(memory_worker(**given) if "shared" in given else worker(**given)))
         return
-    if not (arguments.grid or arguments.steps):
-        parser.error("choose --grid, --steps or both")
+    if not (arguments.grid or arguments.steps or arguments.memory):
+        parser.error("choose --grid, --steps, --memory or several")
     if arguments.grid:
         result = grid(arguments.architectures, arguments.every)
         (arguments.out / "packing_grid.json").write_text(json.dumps(result, indent=1) + "\n")
     if arguments.steps:
         result = steps_table(arguments.tasks, arguments.count, arguments.runs)
         (arguments.out / "packing_steps.json").write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.memory:
+        (arguments.out / "packing_memory.json").write_text(json.dumps(memory_table(), indent=1) + "\n")
 
 
 if __name__ == "__main__":
