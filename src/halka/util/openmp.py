@@ -16,10 +16,10 @@ def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
     """Let threads of OpenMP sleep soon after they run out of work, but not at once.
 
     Libraries read it when they are loaded: call this before torch is imported, or for a new process's environment. What
-    the user has set stays, whatever it is. Spinning for longer gains nothing alone, and where two processes share the
-    processor each keeps it from the other (`benchmarks/two_processes.py`). Sleeping at once is what GNU's OpenMP, which
-    torch has on Linux, does by itself where a process has more of its threads than processors: two Python threads that
-    compute are enough, since each has a team of its own; every parallel region then waits for one to wake up.
+    the user has set stays, whatever it is. Spinning for longer gains a process alone some percent, and where two share
+    the processor each keeps it from the other (`benchmarks/two_processes.py`). Sleeping at once is what GNU's OpenMP,
+    which torch has on Linux, does by itself where a process has more of its threads than processors: two Python threads
+    that compute are enough, since each has a team of its own; every parallel region then waits for one to wake up.
     """
     if not environment.keys() & BRIEFLY:
         environment.update(BRIEFLY)
