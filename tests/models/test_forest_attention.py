@@ -15,7 +15,7 @@ from halka.models.attention.forest import ForestPlan
 from halka.models.attention.forest_flex import BLOCK, attend_by_flex, block_mask
 from halka.models.attention.forest_groups import groups_of
 from halka.models.attention.forest_products import LARGE, TILE
-from halka.models.attention.function import attend, attend_to_forest, use_attention
+from halka.models.attention.function import attend, attend_to_forest, use_attention, way_of_forest
 from halka.models.attention.places import LayerMemory
 from halka.util.forest import Forest
 from tiny import CONFIGS, tiny
@@ -196,7 +196,7 @@ def products_and_dense_mask_agree(
     alike(*results, within=1e-9)
 
 
-@pytest.mark.parametrize("way", ["products", "dense"])
+@pytest.mark.parametrize("way", ["products", "fused", "dense"])
 def test_attention_dropout_drops_and_rescales(way):
     forest = FORESTS["three levels"]
     (query, key, value), _, _ = line_inputs(forest)
@@ -233,7 +233,26 @@ def test_flex_equals_the_dense_mask(runs, window, softcap):
     torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("way", ["products", "dense"])
+@pytest.mark.parametrize("one_for_all", [None, True, False], ids=["", "one memory", "memories"])
+@pytest.mark.parametrize("forest", ["three levels", "several runs"])
+def test_fused_equals_the_dense_mask_and_stores_no_mask_of_all_tokens(forest, one_for_all):
+    """Its call of torch's kernel is looked at: on a GPU with dropout, such as GPT-2 has, it is the way."""
+    runs = None if one_for_all is None else 1 if one_for_all else len(FORESTS[forest].runs)
+    line, virtual, valid = line_inputs(FORESTS[forest], runs)
+    memory, plan, results = LayerMemory(*virtual, valid) if virtual else None, ForestPlan(FORESTS[forest]), []
+    for way in ("dense", "fused"):
+        with torch_calls() as calls:
+            output = attend_to_forest(*line, plan, 0.3, 0.0, None, 5, memory, way)
+        results.append([output.detach(), *torch.autograd.grad(output.square().sum(), [*line, *virtual])])
+    alike(*results, within=1e-9)
+    masks = [args[3] for args, _ in calls.of(F.scaled_dot_product_attention)]
+    assert 0 < sum(mask.numel() for mask in masks) < FORESTS[forest].tokens ** 2
+    assert way_of_forest("cuda", 0.1) == way_of_forest("mps") == "fused"
+    assert way_of_forest("cuda", softcap=50.0) == "flex"
+    assert way_of_forest("cuda", 0.1, 50.0) == "dense"  # which no model that transformers has asks for by default
+
+
+@pytest.mark.parametrize("way", ["products", "dense", "fused"])
 def test_who_sees_whom_is_computed_once_for_all_layers(way):
     forest = FORESTS["several runs"]
     line, virtual, valid = line_inputs(forest, len(forest.runs))
@@ -246,7 +265,7 @@ def test_who_sees_whom_is_computed_once_for_all_layers(way):
     assert counts[1:] == [0, 0]
 
 
-@pytest.mark.parametrize("way", ["products", "dense", "flex"])
+@pytest.mark.parametrize("way", ["products", "dense", "flex", "fused"])
 @pytest.mark.filterwarnings("ignore")  # that it is not compiled
 def test_what_is_no_number_stays_in_its_run(way):
     forest, lost = Forest((4, 3, 2, 6), (-1, 0, 0, -1), (9, 6)), torch.nan
@@ -311,10 +330,12 @@ def test_one_text_is_no_tree_for_a_gpu(window, one_text):
     forest = Forest((40,), (-1,), (40,))
     query, key, value = (tensor.to("meta") for tensor in line_inputs(forest)[0])
     module, plan = SimpleNamespace(layer_idx=0, is_causal=True), ForestPlan(forest, "meta")
-    mask, dropout = plan.inputs["attention_mask"], 0.1  # with dropout a tree takes no kernel, which `meta` lacks
-    with torch_calls() as calls:
-        attend(module, query, key, value, mask, dropout, forest=plan, sliding_window=window)
-    assert len(calls.of(F.scaled_dot_product_attention)) == one_text
+    assert plan.is_one_text(window) == one_text
+    if one_text:
+        with torch_calls() as calls:
+            attend(module, query, key, value, plan.inputs["attention_mask"], forest=plan, sliding_window=window)
+        ((args, _),) = calls.of(F.scaled_dot_product_attention)
+        assert args[3] is None
 
 
 def test_gated_tokens_are_those_of_the_run():

@@ -25,6 +25,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from halka.models.attention.flex_kernels import FlexKernels
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.forest_flex import attend_by_flex, block_mask
+from halka.models.attention.forest_fused import attend_by_fused
 from halka.models.attention.forest_products import attend_by_products
 from halka.models.attention.paged import PagedPlan
 from halka.models.attention.places import LayerMemory, Recorded
@@ -208,11 +209,12 @@ def attend_to_forest(
 ) -> Tensor:
     """Attention (1, Q, N, W) of a forest's tokens: query (1, Q, N, W), key and value (1, H, N, W).
 
-    way: "products", "flex" or "dense", which computes the same with a mask of N × K; the device's own if None. Where
-    torch cannot compile FlexAttention, "products" takes its place.
+    way: "products", "flex", "fused" or "dense", which computes the same with a mask of N × K; the device's own if None.
+    Where torch cannot compile FlexAttention, "products" takes its place.
     """
-    way = _way(query.device.type, dropout) if way is None else way
-    if way != "products" and len(plan.forest.runs) > 1:  # there a value that is no number would spread over the line
+    way = way_of_forest(query.device.type, dropout, softcap) if way is None else way
+    in_one = way in ("flex", "dense")  # where a value that is no number would spread over the line
+    if in_one and len(plan.forest.runs) > 1:
         lines = (tensor.split(plan.forest.runs, dim=2) for tensor in (query, key, value))
         outputs = [
             attend_to_forest(q, k, v, plan_of_run, scale, dropout, softcap, window, virtual_of_run, way, kernels)
@@ -222,6 +224,9 @@ def attend_to_forest(
     if way == "products":
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         return attend_by_products(q, k, v, plan, scale, dropout, softcap, window, memory).transpose(0, 1)[None]
+    if way == "fused":
+        assert softcap is None, "torch's fused attention has no softcap"
+        return attend_by_fused(query, key, value, plan, scale, dropout, window, memory)
     visibility, keys, values = plan.visibility(window, memory), key, value
     if memory is not None:
         keys = torch.cat([_in_one_row(memory.keys), key], dim=2)
@@ -260,11 +265,16 @@ def attend_to_blocks(
     return output.transpose(0, 1)[None].to(there)
 
 
-def _way(device: str, dropout: float) -> str:
-    """How a kind of device computes a forest's attention; the kernel that is compiled for GPUs has no dropout."""
+def way_of_forest(device: str, dropout: float = 0.0, softcap: float | None = None) -> str:
+    """How a kind of device computes a forest's attention; scores of N × N are the last resort.
+
+    FlexAttention has no dropout, and torch's fused attention no softcap.
+    """
     if device == "cpu":
         return "products"
-    return "flex" if device in COMPILED and not dropout else "dense"
+    if device in COMPILED and not dropout:
+        return "flex"
+    return "fused" if softcap is None else "dense"
 
 
 def _of_runs(memory: LayerMemory | None, plan: ForestPlan) -> list[LayerMemory | None]:
