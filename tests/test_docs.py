@@ -54,10 +54,9 @@ def small_cache(tmp_path_factory) -> Path:
 @pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")  # TRL's, of transformers
 @pytest.mark.parametrize("page", [page for page in DOCS if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_blocks_run(page, tmp_path, monkeypatch, small_cache):
-    """A page's blocks in turn, in one namespace and an empty folder; README's on the whole base."""
+    """A page's blocks in turn, in one namespace and an empty folder."""
     monkeypatch.chdir(tmp_path)
-    if page.name != "README.md":
-        monkeypatch.setenv("HALKA_CACHE", str(small_cache))
+    monkeypatch.setenv("HALKA_CACHE", str(small_cache))
     module = types.ModuleType("a_page_of_docs")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look their names up
     for block in blocks(page, "python"):
@@ -76,6 +75,7 @@ def test_readme_serves(tmp_path, small_cache, monkeypatch):
     model.add("support", halka.LoRA(rank=2))
     halka.AdapterStore(tmp_path / "halka-demo/adapters").save(model, "support")
     with serving(command.removeprefix("serve "), tmp_path) as (_, text):
+        assert "HALKA_API_KEY" not in text
         address = re.search(r"127\.0\.0\.1:\d+", text)
         assert address is not None
         asked = curl.strip().replace("127.0.0.1:8000", address[0])

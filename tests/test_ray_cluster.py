@@ -36,6 +36,8 @@ from staged_runs import Stage, is_alive, staged, within_seconds
 LORA = {"method": "lora", "label": "lora", "lrs": (0.1, 0.2), "rank": 4}
 IA3 = {"method": "ia3", "label": "ia3"}
 FIRST = "ia3, lr 0.01, seed 0"
+SMALL = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
+"""Of a node."""
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +48,11 @@ def nodes(tmp_path_factory) -> Iterator[tuple[Stage, Any]]:
     with pytest.MonkeyPatch.context() as patch, staged(folder) as stage:
         paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
-        small = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
-        cluster = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+        alone = {"include_log_monitor": False, "no_monitor": True}  # without what nobody here reads
+        cluster = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL, **alone})
         for _ in range(2):
-            cluster.add_node(num_cpus=1, **small)
+            cluster.add_node(wait=False, num_cpus=1, **SMALL)
+        cluster.wait_for_nodes(timeout=120)
         patch.setenv("RAY_ADDRESS", cluster.address)
         yield stage, cluster
         cluster.shutdown()
@@ -210,7 +213,7 @@ def test_a_server_answers_by_replicas_of_which_one_is_killed(nodes, tmp_path):
     with InProcess.open(base, store, tmp_path / "alone") as alone:
         expected = alone.client.post("/v1/completions", json={**body, "seed": 3}).json()["choices"]
     for _ in range(2 - len(cluster.worker_nodes)):  # another test may have killed one
-        cluster.add_node(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)
+        cluster.add_node(num_cpus=1, **SMALL)
     with (
         within_seconds(150),
         Running(base, store, tmp_path / "data", on="ray", replicas="2") as server,

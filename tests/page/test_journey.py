@@ -1,4 +1,4 @@
-"""The whole way on the real base: from a file to an adapter that answers beside it and from documents, to the end."""
+"""The whole way, on the real base and on a phone: from a file to an adapter that answers, also from documents."""
 
 from __future__ import annotations
 
@@ -10,36 +10,43 @@ from playwright.sync_api import Page, expect
 
 from halka import load_task
 from halka.models.fetching import pull
-from serving_for_tests import Running
+from serving_for_tests import LooksHere, Running
 from words_of_the_page import words_in
 
 PATIENCE = 240_000  # milliseconds for a training of the real base on a busy machine
-DRAFT = json.dumps({"train": {"steps": 6, "batch_size": 4}})
+DRAFT = json.dumps({"train": {"steps": 3, "batch_size": 2}})
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    """A server of SmolLM2-135M with an empty store."""
-    store, data = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("real")
-    with Running(pull("smollm2-135m"), store, data, dtype="bfloat16", jobs=1) as running:
+@pytest.fixture
+def server(request, base, tmp_path):
+    """A server with an empty store: of SmolLM2-135M, or of a tiny base."""
+    of, dtype = (pull("smollm2-135m"), "bfloat16") if request.param == "real" else (base, "float32")
+    (tmp_path / "store").mkdir()
+    with Running(of, tmp_path / "store", tmp_path / "data", dtype=dtype, jobs=1) as running:
+        if request.param == "tiny":
+            running.service.looks = LooksHere()
         yield running
 
 
 def rows() -> bytes:
-    """Sixty letters to a support desk and their answers, as a file of JSON lines."""
-    examples = load_task("support").train[:60]
+    """Twenty letters to a support desk and their answers, as a file of JSON lines."""
+    examples = load_task("support").train[:20]
     lines = [{"prompt": each.prompt[-1].content, "completion": each.answers[0]} for each in examples]
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("language", "locale", "size"), [("en", "en-GB", WIDE), ("bn", "bn-BD", PHONE)])
-def test_from_a_file_to_an_adapter_that_answers(read, real, language, locale, size):
+@pytest.mark.parametrize(
+    ("server", "language", "locale", "size"),
+    [("real", "en", "en-GB", WIDE), ("tiny", "bn", "bn-BD", PHONE)],
+    indirect=["server"],
+)
+def test_from_a_file_to_an_adapter_that_answers(server, read, language, locale, size):
     """Everything but the choice of files is done by the keyboard."""
     word = words_in(language)
-    page: Page = read(real.url, locale=locale, viewport=size).page
-    key, _ = real.service.guards.keys.add("main", "admin")
+    page: Page = read(server.url, locale=locale, viewport=size).page
+    key, _ = server.service.guards.keys.add("main", "admin")
 
     def press(role: str, key: str, **values: str) -> None:
         page.get_by_role(role, name=word(key, **values), exact=True).first.press("Enter")
@@ -63,7 +70,7 @@ def test_from_a_file_to_an_adapter_that_answers(read, real, language, locale, si
     page.get_by_label(word("playground.max_tokens")).fill("12")
     page.get_by_role("textbox", name=word("playground.prompt")).fill("My lamp flickers since Monday, order 4711.")
     page.keyboard.press("Enter")
-    for model in (real.service.name, name):
+    for model in (server.service.name, name):
         answer = page.get_by_role("article", name=word("playground.answerOf", model=model))
         expect(answer.locator("dl.facts")).to_be_visible(timeout=PATIENCE)
 
@@ -86,12 +93,12 @@ def test_from_a_file_to_an_adapter_that_answers(read, real, language, locale, si
     page.goto(f"/adapters/{name}")
     press("button", "adapters.replace")
     upload = page.get_by_role("dialog")
-    files = sorted((real.service.tenants.of("main").store.folder / name / "1").iterdir())
+    files = sorted((server.service.tenants.of("main").store.folder / name / "1").iterdir())
     upload.get_by_label(word("adapters.chooseFiles")).set_input_files(files)
     upload.get_by_role("button", name=word("adapters.send"), exact=True).press("Enter")
     expect(upload).to_have_count(0, timeout=PATIENCE)
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
-    assert real.service.tenants.of("main").store.versions(name) == [1, 2]
+    assert server.service.tenants.of("main").store.versions(name) == [1, 2]
     if size is PHONE:
         press("button", "shell.menu")
     press("button", "shell.signOut")
