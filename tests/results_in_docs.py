@@ -63,15 +63,18 @@ def speed_sides(found: Any) -> list[list[str]]:
     """Training on the same batches in Halka, Trainer and TRL."""
     orders = {"random": "random", "grouped": "by length"}
     head = ["Task", "Method", "Batches", "Side", "Useful tokens/s", "Halka ÷ side", "Memory beyond the base"]
-    rows = [[*head, "Validation loss"]]
+    rows = [[*head, "Validation loss", "Processor"]]
     for method, pair in found.items():
         for task, by_order in pair.get("tasks", {}).items():
             for order, each in by_order.items():
+                losses = pair.get("losses", {}).get(task, {}).get(order, {}).get("sides", {})
                 for side, medians in each["sides"].items():
                     ratio = f"{each['halka_to'][side]['speed']:.2f}" if side in each["halka_to"] else "–"
-                    memory, loss = f"{medians['memory'] / 1e6:.0f} MB", f"{medians['validation_loss']:.3f}"
-                    speed = f"{medians['tokens_per_second']:.0f}"
-                    rows.append([task, method, orders[order], side, speed, ratio, memory, loss])
+                    memory, speed = f"{medians['memory'] / 1e6:.0f} MB", f"{medians['tokens_per_second']:.0f}"
+                    seeds = losses.get(side) or [run["validation_loss"] for run in each["runs"][side]]
+                    loss = f"{min(seeds):.3f}–{max(seeds):.3f}"
+                    cpu = each["setup"]["machine"]["cpu"].replace("(R)", "").removesuffix(" Processor")
+                    rows.append([task, method, orders[order], side, speed, ratio, memory, loss, cpu])
     return rows
 
 
