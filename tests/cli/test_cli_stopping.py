@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import signal
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from commands import TRAIN, halka, parsed, process, stopped
+from commands import TRAIN, halka, process, stopped
+from halka.cli import app
 from halka.cli.training_run import stop_signals
 
 
@@ -46,23 +50,35 @@ def test_who_ends_all_processes_of_a_job_may_signal_each_twice():
     assert (alone, together) == ([signal.SIGTERM], [signal.SIGINT])
 
 
-@pytest.mark.slow
-def test_a_killed_process_goes_on_to_the_same_weights(here):
-    command = f"train {TRAIN} --steps 120 --save-every 20"
-    killed = process(f"{command} -o killed", here, OMP_NUM_THREADS=str(torch.get_num_threads()))
-    metrics = Path("killed/metrics.jsonl")
-    while not metrics.exists() or metrics.read_text().count("\n") < 50:
-        assert killed.poll() is None, killed.communicate()
-        time.sleep(0.001)
-    killed.kill()
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    assert not Path("killed/adapter").exists()
-    resumed, straight = parsed(f"{command} -o killed"), parsed(f"{command} -o straight")
-    assert resumed["loss"] == straight["loss"]
-    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == [*range(1, 121)]
-    one, other = (Path(name, "adapter", "adapter_model.safetensors") for name in ("killed", "straight"))
+class Copying(io.StringIO):
+    """Messages; when one has this text, a folder is copied, as a process leaves it that is killed then."""
+
+    def __init__(self, at: str, folder: Path, copy: Path):
+        super().__init__()
+        self.at, self.folder, self.copy = at, folder, copy
+
+    def write(self, text: str) -> int:
+        if self.at in text:
+            shutil.copytree(self.folder, self.copy)
+        return super().write(text)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(here):
+    """By the same command. A process that is killed at any moment: training/test_training.py."""
+    command = f"train {TRAIN} --steps 20 --save-every 6 -o new --json"
+    copying = Copying("step 13/20", Path("new"), Path("killed"))
+    with redirect_stderr(copying), redirect_stdout(io.StringIO()) as output, pytest.raises(SystemExit, match="0"):
+        app(command.split())
+    straight = json.loads(output.getvalue())
+    Path("new").rename("straight")
+    Path("killed").rename("new")
+    assert not Path("new/adapter").exists()
+    messages = halka(command)
+    assert "step 12/20" not in messages.stderr
+    assert json.loads(messages.stdout)["loss"] == straight["loss"]
+    steps = [json.loads(line)["step"] for line in Path("new/metrics.jsonl").read_text().splitlines()]
+    assert steps == [*range(1, 21)]
+    one, other = (Path(name, "adapter", "adapter_model.safetensors") for name in ("new", "straight"))
     assert one.read_bytes() == other.read_bytes()
 
 

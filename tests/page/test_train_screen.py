@@ -8,7 +8,7 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from serving_for_tests import Running
+from serving_for_tests import LooksHere, Running
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(6) for b in range(6)]
@@ -21,6 +21,7 @@ PATIENCE = 120_000  # milliseconds for what a process does, which has the last t
 def working(base, store, tmp_path_factory):
     """A server that does jobs, one at a time."""
     with Running(base, store, tmp_path_factory.mktemp("working"), jobs=1) as running:
+        running.service.looks = LooksHere()
         yield running
 
 
