@@ -57,7 +57,8 @@ class Rows:
     def on(self, device: torch.device) -> Rows:
         """The same with its tensors on a device, to which they go in one copy."""
         tensors = (self.index, self.inverse, self.empty, self.ancestors, self.shared)
-        return Rows(*to_device(tensors, device), self.sizes)
+        index, inverse, empty, ancestors, shared = to_device(tensors, device)
+        return Rows(index, inverse, empty, ancestors, shared, self.sizes)
 
     def take(self, line: Tensor) -> Tensor:
         """All groups' places (…, W) of a line (N, heads, W)."""
