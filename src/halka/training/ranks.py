@@ -45,7 +45,7 @@ class Ranks:
 
     def sum(self, value: float) -> float:
         """The sum of every rank's value."""
-        return float(self._summed(torch.tensor([value], dtype=torch.float64))[0])
+        return float(self._summed(torch.tensor([value], dtype=torch.float64, device="cpu"))[0])
 
     def any(self, flag: bool) -> bool:
         """Whether any rank's flag is set."""
