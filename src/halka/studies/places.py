@@ -99,6 +99,7 @@ class Here(Generic[R]):
         self.environment = environment(max(1, (os.cpu_count() or 1) // jobs))
         self.lines: queue.Queue[tuple[Group[R], Line]] = queue.Queue()
         self.processes: dict[str, subprocess.Popen[str]] = {}
+        self._listening: list[threading.Thread] = []
 
     def has_room(self) -> bool:
         return len(self.processes) < self.jobs
@@ -111,7 +112,8 @@ class Here(Generic[R]):
             )
         self.processes[group.key] = process
         self.lines.put((group, {"begun": ""}))
-        threading.Thread(target=self._listen, args=(group, process), daemon=True).start()
+        self._listening.append(threading.Thread(target=self._listen, args=(group, process), daemon=True))
+        self._listening[-1].start()
 
     def report(self) -> tuple[Group[R], Line]:
         group, line = self.lines.get()
@@ -123,6 +125,8 @@ class Here(Generic[R]):
         for process in self.processes.values():
             process.kill()
             process.wait()
+        for thread in self._listening:  # which read the logs of what has ended
+            thread.join(10)
 
     def _listen(self, group: Group[R], process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
