@@ -30,6 +30,14 @@ while not pathlib.Path("go").exists(): time.sleep(0.01)
 print('{"good": 1}')
 """
 """Waits for the file `go`, and says in `begun` how often it has begun."""
+STEADY = """
+import pathlib, time
+from halka.cli.training_run import stop_signals
+with stop_signals():
+    pathlib.Path("begun").write_text("x")
+    while not pathlib.Path("go").exists(): time.sleep(0.01)
+"""
+"""Takes signals as a training does, in a step that lasts until there is the file `go`."""
 BEGUN = {"running", "stopping"}
 
 
@@ -73,6 +81,17 @@ def finish(queue: JobQueue, job: JobFolder) -> str:
     wait_for(lambda: not job.alive)
     queue.look()
     return job.state()
+
+
+def test_who_asks_again_ends_a_training_at_once(jobs, queue):
+    job = new(jobs, STEADY)
+    queue.look()
+    wait_for(lambda: begun(job), 120)
+    job.stop()
+    assert job.state() == "stopping"
+    job.stop()
+    wait_for(lambda: not job.alive)
+    assert job.state() == "stopped"
 
 
 def test_a_stop_just_before_the_command_begins_is_not_lost(jobs):

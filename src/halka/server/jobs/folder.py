@@ -178,10 +178,11 @@ class JobFolder:
         """
         if (state := self.state()) in ENDED:
             raise HalkaError(f"{self.id} is {state}: it cannot be stopped")
+        again = self.stop_asked
         (self.path / STOP).touch()
         if (process := self.process) is not None and self.alive:  # else its process sees the file before it begins
             with suppress(ProcessLookupError):
-                os.killpg(process, signal.SIGTERM)
+                os.killpg(process, signal.SIGINT if again else signal.SIGTERM)  # a training heeds SIGTERM once
 
     def resume(self, limit: int | None = None) -> None:
         """Queue it again; a training goes on from its checkpoint. Raises HalkaError for one that need not be.
