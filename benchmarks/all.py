@@ -150,7 +150,8 @@ def is_due(piece: Piece, ran: dict[str, Any] | None) -> bool:
 
 
 def run(names: Sequence[str], record: dict[str, Any], end: float) -> None:
-    """Run the pieces that fit before `end`, record each, and fill the tables."""
+    """Run the pieces that fit before `end`, record each, and fill the tables. Ends with 1 if one failed."""
+    failed: list[str] = []
     for name in names:
         piece, left = PIECES[name], end - time.monotonic()
         if piece.missing:
@@ -161,9 +162,16 @@ def run(names: Sequence[str], record: dict[str, Any], end: float) -> None:
             print(f"{name}: left out, other programs keep {busy:.1f} cores busy")
         elif left > 60:
             print(f"{name}: {' '.join(piece.command[1:])}", flush=True)
-            record[name] = measured(piece, left)
+            try:
+                record[name] = measured(piece, left)
+            except subprocess.CalledProcessError as error:
+                print(f"{name}: failed, {error}; it stays due")
+                failed.append(name)
+                continue
             write_text(RECORD, json.dumps(dict(sorted(record.items())), indent=1) + "\n")
     subprocess.run([sys.executable, "tests/results_in_docs.py"], cwd=ROOT, check=True)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 def measured(piece: Piece, seconds: float) -> dict[str, Any]:

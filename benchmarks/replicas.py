@@ -83,7 +83,7 @@ def main() -> None:
         if {*asked.only} & {*LOADS}:
             expected = expected_answers(work, asked.tokens)
             load = Load(expected, asked.tokens, asked.skew)
-            loads = result["loads"] if {*LOADS} - {*asked.only} else {}
+            loads = result.get("loads", {}) if {*LOADS} - {*asked.only} else {}
             if "two" in asked.only:
                 loads |= two_replicas(work, on, load, asked.seeds, asked.seconds)
             if "scaled" in asked.only:

@@ -249,8 +249,7 @@ def test_no_run_goes_to_a_gpu_that_is_too_small_for_it(nodes, tmp_path):
         driver.write_text(f"#!/bin/sh\necho {gigabytes}000\necho 81000\n")
         driver.chmod(0o755)
         path = os.pathsep.join([str(driver.parent), os.environ["PATH"]])
-        small = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
-        added.append(cluster.add_node(num_cpus=1, num_gpus=1, env_vars={"PATH": path}, **small))
+        added.append(cluster.add_node(num_cpus=1, num_gpus=1, env_vars={"PATH": path}, **SMALL))
     rays = RayCluster("ray", patience=0)
     try:
         with within_seconds(120):
