@@ -152,7 +152,7 @@ class StepWork:
         ]
         self.computed = dict.fromkeys(batches, 0)
         for shared, batch, _ in self.passes:
-            for run, tokens in zip(shared, _computed(shared, batch), strict=True):
+            for run, tokens in zip(shared, _computed(model, shared, batch), strict=True):
                 self.computed[run] += tokens
 
 
@@ -164,11 +164,14 @@ def _packed(shared: Pass) -> bool:
     return all(run.packed for run in shared)
 
 
-def _computed(shared: Pass, batch: PackedBatch | Batch) -> Sequence[int]:
+def _computed(model: AdaptedModel, shared: Pass, batch: PackedBatch | Batch) -> Sequence[int]:
     """The tokens of a pass that are computed of each run: of its line, or of its rows with their padding."""
     if isinstance(batch, PackedBatch):
         return batch.forest.runs
-    longest = max(len(item) for items in shared.values() for item in items)
+    base: Any = model.base
+    longest = batch.input_ids.shape[1]
+    if base.config.is_encoder_decoder:
+        longest += batch.labels.shape[1]  # the answers' tokens
     return [len(items) * longest for items in shared.values()]
 
 
