@@ -61,8 +61,8 @@ class ParameterSwap:
         """Within the block the base has its own parameters."""
         swapped = [(module, key, module._parameters[key]) for module, key in self._own]
         own, sources = dict(self._own), {own: swap.source for own, swap in self._values.items()}
-        self.restore()
         try:
+            self.restore()  # on a GPU it needs room for both: where that lacks, all is put back as it was
             yield
         finally:
             for module, key, tensor in swapped:
