@@ -60,7 +60,7 @@ class RunFolder:
     def keep_bests(self, *steps: int) -> None:
         """Drop the weights of best evaluations, but for those after these steps."""
         kept = [self.best(step) for step in steps]
-        for file in self.path.glob(BESTS):
+        for file in (*self.path.glob("best-*.safetensors"), self.path / OLD_BEST):
             if file not in kept:
                 file.unlink(missing_ok=True)
 
