@@ -124,7 +124,7 @@ def _advice_on_memory(name: str | Path, place: torch.device, quantize: str | Non
     """Turns errors of memory that ran out into OutOfMemoryError, which says what would fit."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
         raise OutOfMemoryError(f"{name} does not fit in the memory of {place}: {_smaller(quantize)}") from error

@@ -21,7 +21,7 @@ def memory_errors(when: str, less: str) -> Generator[None]:
     try:
         with lost_rank_error():
             yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
         raise OutOfMemoryError(f"out of memory {when}: {less}") from error

@@ -26,11 +26,11 @@ def to_device(tensors: Sequence[Tensor], device: torch.device | str) -> list[Ten
 def numbers(values: tuple[int, ...], device: torch.device) -> Tensor:
     """These numbers on a device: one tensor for all modules of a batch whose rows they are."""
     if torch.compiler.is_compiling():  # a graph holds them as constants
-        return torch.tensor(values, device=device)
+        return torch.tensor(values, dtype=torch.int64, device=device)
     return _kept(values, device)
 
 
 @lru_cache(maxsize=64)
 def _kept(values: tuple[int, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return to_device([torch.tensor(values, device="cpu")], device)[0]
+        return to_device([torch.tensor(values, dtype=torch.int64, device="cpu")], device)[0]

@@ -39,7 +39,8 @@ def attend_by_flex(
     kernels: by default those of this process on a GPU, and on a CPU the function that is not compiled
     """
     if has_torch_function((query, key, value)):
-        return handle_torch_function(attend_by_flex, (query, key, value), query, key, value, mask, scale, softcap)
+        arguments = (query, key, value, mask, scale, softcap, windowed, kernels)
+        return handle_torch_function(attend_by_flex, (query, key, value), *arguments)
     if torch.compiler.is_compiling() or (kernels is None and query.device.type == "cpu"):  # as a part of a graph
         return uncompiled(query, key, value, mask, scale, softcap)
     return (kernels or KERNELS).attend(query, key, value, mask, scale, softcap, windowed)
