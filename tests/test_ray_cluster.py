@@ -215,7 +215,7 @@ def test_a_server_answers_by_replicas_of_which_one_is_killed(nodes, tmp_path):
     for _ in range(2 - len(cluster.worker_nodes)):  # another test may have killed one
         cluster.add_node(num_cpus=1, **SMALL)
     with (
-        within_seconds(150),
+        within_seconds(600),
         Running(base, store, tmp_path / "data", on="ray", replicas="2") as server,
         httpx.Client(base_url=server.url, timeout=100) as client,
     ):
