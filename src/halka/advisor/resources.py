@@ -31,7 +31,7 @@ from halka.models import context
 from halka.models.loading import place_of
 from halka.report.units import size
 from halka.util.errors import HalkaError, OutOfMemoryError
-from halka.util.machine import available, lacks_bfloat16, precision_here
+from halka.util.machine import available, precision_here
 
 METHODS = ("lora", "bottleneck", "prefix", "prompt", "full")
 QUANTISATIONS = (None, "int8", "nf4")  # of the base, the most exact first
@@ -48,22 +48,16 @@ PILOT_SHARE = 0.5  # of the available memory, above which the pilot checkpoints,
 
 @dataclass(frozen=True)
 class Available:
-    """Bytes that are free, of main memory and of the device that models are loaded to.
-
-    gpu     whether that device is a GPU
-    flash   whether it has flash attention, if it is one
-    """
+    """Bytes that are free: of main memory, and of the device that models are loaded to; whether that is a GPU."""
 
     main: int
     device: int
     gpu: bool
-    flash: bool = True
 
     @classmethod
     def at(cls, place: torch.device) -> Available:
         """With models loaded to that device of this machine."""
-        gpu = place.type == "cuda"
-        return cls(available(), available(place), gpu, not (gpu and lacks_bfloat16(place)))
+        return cls(available(), available(place), place.type == "cuda")
 
     @property
     def process(self) -> int:
@@ -328,7 +322,7 @@ def pilot_room(request: Request, config: Any, lengths: Sequence[int], free: Avai
     def needs(method: str, trials: int, length: int, checkpointing: bool) -> int:
         rows = trials * max(1, min(request.batch_size, pilot.batch_tokens // length))
         precision = precision_here(request.dtype, free.gpu)
-        form: dict[str, Any] = {"dtype": precision, "quantize": request.quantize, "flash": free.flash}
+        form: dict[str, Any] = {"dtype": precision, "quantize": request.quantize}
         _, setup = prepared(config, rows=rows, length=length, checkpointing=checkpointing, **form)
         return dry_run(config, build_method(method, {}), setup, gpu=free.gpu).memory.total + free.process
 
