@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shlex
 import signal
 import sys
 from collections import Counter
@@ -202,7 +203,7 @@ def test_an_advice_is_that_of_this_machine(nodes, tmp_path):
         probe_on("ray", request, tmp_path / "ray", skip=("nothing",))
 
 
-@pytest.mark.skip("beside the whole suite its replicas sometimes never start; alone it passes: to be found out")
+@pytest.mark.skipif(shlex.quote(sys.executable) != sys.executable, reason="Ray's shell does not quote Python's path")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_server_answers_by_replicas_of_which_one_is_killed(nodes, tmp_path):
@@ -216,7 +217,7 @@ def test_a_server_answers_by_replicas_of_which_one_is_killed(nodes, tmp_path):
     for _ in range(2 - len(cluster.worker_nodes)):  # another test may have killed one
         cluster.add_node(num_cpus=1, **SMALL)
     with (
-        within_seconds(600),
+        within_seconds(150),
         Running(base, store, tmp_path / "data", on="ray", replicas="2") as server,
         httpx.Client(base_url=server.url, timeout=100) as client,
     ):
