@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +19,7 @@ from halka.util.dtypes import Dtype, Quantize, dtype_name
 from halka.util.errors import DamagedFolderError, HalkaError, OutOfMemoryError
 from halka.util.files import release_pages_except
 from halka.util.kinds import LABELLED, Kind
-from halka.util.machine import lacks_bfloat16, ran_out, usable_precision
+from halka.util.machine import lacks_bfloat16, memory_named, ran_out, usable_precision
 from halka.util.places import cache_dir
 from halka.util.quiet import quiet_libraries
 from halka.util.seeds import seeded
@@ -75,7 +74,8 @@ def load_base(
     place = place_of(device)
     folder = resolve(name_or_path, revision, fetch=True)
     weight_files(folder)
-    with _advice_on_memory(name_or_path, place, quantize), quiet_libraries():
+    too_large = f"{name_or_path} does not fit in the memory of {place}: {_smaller(quantize)}"
+    with memory_named(too_large), quiet_libraries():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -117,17 +117,6 @@ def load_base(
     if model.can_generate() and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id  # else generate() warns at every call
     return model.eval(), tokenizer
-
-
-@contextmanager
-def _advice_on_memory(name: str | Path, place: torch.device, quantize: str | None) -> Iterator[None]:
-    """Turns errors of memory that ran out into OutOfMemoryError, which says what would fit."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
-            raise
-        raise OutOfMemoryError(f"{name} does not fit in the memory of {place}: {_smaller(quantize)}") from error
 
 
 def _smaller(quantize: str | None) -> str:

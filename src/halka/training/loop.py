@@ -86,9 +86,10 @@ def loop(
                         losses[run] = losses[run] + loss
             following = {run: run.next_batches() for run in active if run.number < run.steps}
             ahead = StepWork(model, following, ranks)  # meanwhile
+            means: dict[Run, float] = {}
             computed: dict[Run, int] = {}
             for run in active:
-                losses[run] = float(ranks.reduce(run.adapter.parameters(), losses[run]))  # the host waits for the GPU
+                means[run] = float(ranks.reduce(run.adapter.parameters(), losses[run]))  # the host waits for the GPU
                 computed[run] = round(ranks.sum(work.computed[run]))
             seconds = time.perf_counter() - started
 
@@ -97,7 +98,7 @@ def loop(
                     # step
                     run.end_with(observer.last_step(run.number, run.steps))
                     with memory_errors(f"at step {run.number}, in the optimiser", SMALLER_ADAPTER):
-                        step = run.optimise(float(losses[run]), work.tokens[run], computed[run], seconds)
+                        step = run.optimise(means[run], work.tokens[run], computed[run], seconds)
                     # evaluate
                     if run.evaluation_due:
                         try:

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 from halka.training.sharing import Pass
 from halka.util.divided import lost_rank_error
-from halka.util.errors import OutOfMemoryError
-from halka.util.machine import ran_out
+from halka.util.machine import memory_named
 
 SMALLER_BATCHES = "lower batch_tokens or batch_size"
 SMALLER_ADAPTER = "train fewer parameters, such as a lower rank has, or fewer adapters together"
@@ -18,13 +17,8 @@ SMALLER_ADAPTER = "train fewer parameters, such as a lower rank has, or fewer ad
 @contextmanager
 def memory_errors(when: str, less: str) -> Generator[None]:
     """Turns errors of memory that ran out into OutOfMemoryError, which says `less`; lost ranks' into LostRankError."""
-    try:
-        with lost_rank_error():
-            yield
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
-            raise
-        raise OutOfMemoryError(f"out of memory {when}: {less}") from error
+    with memory_named(f"out of memory {when}: {less}"), lost_rank_error():
+        yield
 
 
 def smaller_pass(shared: Pass) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import torch
 
+from halka.util.errors import OutOfMemoryError
 from halka.util.malloc import mallopt_unless
 
 CPU = torch.device("cpu")
@@ -43,6 +44,17 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         message in str(error).lower() for message in messages
     )
+
+
+@contextmanager
+def memory_named(message: str) -> Iterator[None]:
+    """Turns errors of memory that ran out within the block into OutOfMemoryError of that message."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemoryError(message) from error
 
 
 def lacks_bfloat16(device: torch.device) -> bool:

@@ -71,7 +71,7 @@ def attend_by_fused(
         q, k, v = (part.transpose(0, 1) for part in (q, k, v))
         if memory is not None:
             k, v = (
-                torch.cat([_of_blocks(virtual, group), part], dim=2)
+                torch.cat([group.of_runs(virtual), part], dim=2)
                 for virtual, part in ((memory.keys, k), (memory.values, v))
             )
         if k.shape[1] != heads:  # with a mask torch's kernels take no grouped heads
@@ -80,9 +80,3 @@ def attend_by_fused(
         output = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
         outputs.append(output.transpose(1, 2).flatten(0, 1)[block.own])
     return torch.cat(outputs)[back].transpose(0, 1)[None]
-
-
-def _of_blocks(virtual: Tensor, group: Group) -> Tensor:
-    """(b, H, P, W): the virtual tokens' keys or values (R, H, P, W) for each block's run."""
-    blocks = len(group.run)
-    return virtual.expand(blocks, -1, -1, -1) if len(virtual) == 1 else virtual[group.run]

@@ -41,6 +41,11 @@ class Group:
         """(b, S+L) the places of the ancestors' tokens and of the blocks' own."""
         return torch.cat([self.path, self.tokens], dim=1)
 
+    def of_runs(self, rows: Tensor) -> Tensor:
+        """(b, …): for each block its run's row, of a row for each run, or of one for all."""
+        blocks = len(self.run)
+        return rows.expand(blocks, *rows.shape[1:]) if len(rows) == 1 else rows.index_select(0, self.run)
+
     def bias(
         self,
         visibility: Visibility,

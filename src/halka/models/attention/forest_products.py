@@ -87,7 +87,7 @@ class _Call:
         for group, q, k, v in zip(self.groups, queries, keys, values, strict=True):
             blocks, length = group.tokens.shape
             k, v = (
-                own if front is None else torch.cat([_of_blocks(front, group), own], dim=2)
+                own if front is None else torch.cat([group.of_runs(front).transpose(0, 1), own], dim=2)
                 for front, own in zip(virtual, (p.view(kv_heads, blocks, -1, p.shape[-1]) for p in (k, v)), strict=True)
             )
             yield group, q.view(kv_heads, blocks, heads // kv_heads, length, -1), k, v
@@ -110,12 +110,6 @@ class _Call:
 
 def _part(bias: Tensor, blocks: slice, rows: slice, keys: slice) -> Tensor:
     return bias[slice(None) if len(bias) == 1 else blocks, :, rows, keys]
-
-
-def _of_blocks(virtual: Tensor, group: Group) -> Tensor:
-    """(H, b, P, W): the virtual tokens' keys or values (R, H, P, W) for each block's run."""
-    of_heads = virtual.transpose(0, 1)
-    return of_heads.expand(-1, len(group.run), -1, -1) if len(virtual) == 1 else of_heads.index_select(1, group.run)
 
 
 class _Products(torch.autograd.Function):
