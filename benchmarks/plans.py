@@ -89,8 +89,8 @@ def measured(name: str) -> Any:
 def traffic(assumed: Assumptions) -> dict[str, Any]:
     """What the requests of a day take on two cores with a small base, and on a GPU with one of 8B."""
     busiest = assumed.requests / DAY * assumed.peak
-    served, trained = measured("serving")["clients"], measured("speed")["lora"]["halka"]
-    here = (served["requests_per_second"]["32 clients"], trained["tokens_per_second"])
+    served = measured("serving")["clients"]
+    here = (served["requests_per_second"]["32 clients"], training_speed(served["setup"]["machine"]["cpu"]))
     there = on_gpu("Llama 3.1 8B", assumed), measured("large_bases")["length"] / of_base("Llama 3.1 8B")["seconds"]
     rows = (
         side("SmolLM2-135M", "two cores", here, 2 * assumed.core_hour, assumed),
@@ -98,6 +98,14 @@ def traffic(assumed: Assumptions) -> dict[str, Any]:
     )
     hits = {held: hit_rate(assumed.adapters, held) for held in HELD}
     return {"busiest_second": busiest, "sides": rows, "hits": hits}
+
+
+def training_speed(cpu: str) -> float:
+    """Tokens a second of training a LoRA: on this processor where it was measured there, else on the latest."""
+    latest = measured("speed")["lora"]["tasks"]["snips"]["random"]
+    runs = [latest, *latest["elsewhere"]]
+    run = next((run for run in runs if run["setup"]["machine"]["cpu"] == cpu), latest)
+    return run["sides"]["halka"]["tokens_per_second"]
 
 
 def side(base: str, machine: str, rates: tuple[float, float], hour: float, assumed: Assumptions) -> dict[str, Any]:

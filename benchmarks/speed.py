@@ -22,7 +22,7 @@ Useful tokens are all tokens of all rows, shared ones included and padding not. 
 first two steps, memory the process's peak beyond what it held with the base loaded. The validation loss is computed
 by one function on the same 60 examples. Run n has seed n on all sides; ratios are medians over runs of the same
 seed. Every run is a process of its own. TRL is optional: `pip install "halka[trl]"`. The result goes to
-benchmarks/results/speed.json.
+benchmarks/results/speed.json, where what another processor measured before stays beside it.
 """
 
 from __future__ import annotations
@@ -223,6 +223,15 @@ def measured(pair: str, task: str, order: str, sides: list[str], steps: int, run
     }
 
 
+def of_others(before: dict[str, Any] | None, now: dict[str, Any]) -> list[dict[str, Any]]:
+    """What other processors than this one measured before, the latest first."""
+    if before is None:
+        return []
+    earlier = [{name: value for name, value in before.items() if name != "elsewhere"}, *before.get("elsewhere", [])]
+    here = now["setup"]["machine"]["cpu"]
+    return [each for each in earlier if each["setup"]["machine"]["cpu"] != here]
+
+
 def losses(pair: str, task: str, order: str, sides: list[str], steps: int, runs: int) -> dict[str, Any]:
     """Every side's validation losses, one a seed."""
     from fixed_batches import interleaved
@@ -279,7 +288,9 @@ def main() -> None:
                     arguments.out.write_text(json.dumps(found, indent=1) + "\n")
                     continue
                 tasks = found.get(pair, {}).get("tasks", {})
-                tasks.setdefault(task, {})[order] = measured(pair, task, order, sides, arguments.steps, arguments.runs)
+                now = measured(pair, task, order, sides, arguments.steps, arguments.runs)
+                before = tasks.setdefault(task, {}).get(order)
+                tasks[task][order] = now | {"elsewhere": of_others(before, now)}
                 of_pair = {**(summary(tasks) if "random" in tasks.get("snips", {}) else {}), "tasks": tasks}
                 found[pair] = {**found.get(pair, {}), **of_pair}
                 arguments.out.write_text(json.dumps(found, indent=1) + "\n")

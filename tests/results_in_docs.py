@@ -66,15 +66,17 @@ def speed_sides(found: Any) -> list[list[str]]:
     rows = [[*head, "Validation loss", "Processor"]]
     for method, pair in found.items():
         for task, by_order in pair.get("tasks", {}).items():
-            for order, each in by_order.items():
-                losses = pair.get("losses", {}).get(task, {}).get(order, {}).get("sides", {})
-                for side, medians in each["sides"].items():
-                    ratio = f"{each['halka_to'][side]['speed']:.2f}" if side in each["halka_to"] else "–"
-                    memory, speed = f"{medians['memory'] / 1e6:.0f} MB", f"{medians['tokens_per_second']:.0f}"
-                    seeds = losses.get(side) or [run["validation_loss"] for run in each["runs"][side]]
-                    loss = f"{min(seeds):.3f}–{max(seeds):.3f}"
+            for order, latest in by_order.items():
+                seeds_of = pair.get("losses", {}).get(task, {}).get(order, {}).get("sides", {})
+                for each in (latest, *latest.get("elsewhere", [])):
                     cpu = each["setup"]["machine"]["cpu"].replace("(R)", "").removesuffix(" Processor")
-                    rows.append([task, method, orders[order], side, speed, ratio, memory, loss, cpu])
+                    for side, medians in each["sides"].items():
+                        ratio = f"{each['halka_to'][side]['speed']:.2f}" if side in each["halka_to"] else "–"
+                        memory, speed = f"{medians['memory'] / 1e6:.0f} MB", f"{medians['tokens_per_second']:.0f}"
+                        seeds = [run["validation_loss"] for run in each["runs"][side]]
+                        seeds = seeds_of.get(side, seeds) if each is latest else seeds
+                        loss = f"{min(seeds):.3f}–{max(seeds):.3f}"
+                        rows.append([task, method, orders[order], side, speed, ratio, memory, loss, cpu])
     return rows
 
 
