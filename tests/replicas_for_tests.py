@@ -57,7 +57,7 @@ class Here:
         self.sent.append(Call.of(call))
         if self.next is not None:
             self.left[replica.name], self.next = self.next, None
-        async for text in replica.answer(call, files, order):
+        async for text in replica.answer(call, files):
             reply, left = Reply.of(text), self.left.get(replica.name)
             if left is not None and (piece := reply.piece) is not None:
                 self.left[replica.name] = max(0, left - len(piece.tokens))
@@ -69,7 +69,7 @@ class Here:
                 raise Lost("it died")
 
     async def room(self, order: Order, adapter: str, files: Sequence[Any]) -> str:
-        return await self._first(order).room(adapter, files, order)
+        return await self._first(order).room(adapter, files)
 
     def states(self) -> list[State]:
         if self.unreachable:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shlex
 import signal
 import sys
 from collections import Counter
@@ -203,7 +202,6 @@ def test_an_advice_is_that_of_this_machine(nodes, tmp_path):
         probe_on("ray", request, tmp_path / "ray", skip=("nothing",))
 
 
-@pytest.mark.skipif(shlex.quote(sys.executable) != sys.executable, reason="Ray's shell does not quote Python's path")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_server_answers_by_replicas_of_which_one_is_killed(nodes, tmp_path):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -25,6 +28,7 @@ from halka.server.backends.replicas.share import share_of
 from halka.server.backends.replicas.wire import Call, EngineFailed, Reply, State
 from halka.storage.adapter_folder import AdapterFolder
 from halka.util.errors import HalkaError, UnknownAdapterError
+from halka.util.openmp import BRIEFLY
 from halka.util.ray_connection import RayConnection
 from replicas_for_tests import Here, Parcel, gateway
 from serving_for_tests import InProcess, make_store, no_white_space, settings, until
@@ -306,6 +310,22 @@ def test_a_replica_gets_a_share_of_a_node_where_its_memory_is_free(base, served,
     assert share_of(Nodes(cards), large, model).gpu_memory > 40e9, "what no node reports, nobody compares"
     with pytest.raises(HalkaError, match=r"1 GPU of 41\.\d GB.* each have no room .* 2 GPU of 24\.0 GB"):
         share_of(Nodes({**cards, "gpu_memory": 24e9}), large, model)
+
+
+def test_openmps_variables_are_set_before_torch_is_loaded():
+    """In a process of its own, where torch cannot be imported."""
+    code = """
+import os, sys
+from halka.server.backends.replicas.serve_replica import ServeReplica
+loaded, sys.modules["torch"] = "torch" in sys.modules, None
+try:
+    ServeReplica('{"threads": 3}')
+except ImportError as error:
+    print(loaded, error.name, os.environ["OMP_NUM_THREADS"], os.environ["GOMP_SPINCOUNT"])
+"""
+    own = {name: value for name, value in os.environ.items() if name not in BRIEFLY}
+    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "torch", "3", BRIEFLY["GOMP_SPINCOUNT"]]
 
 
 def test_the_reason_why_no_replica_starts_is_our_own_error():

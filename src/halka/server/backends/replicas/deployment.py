@@ -17,11 +17,11 @@ from halka.core import AdaptedModel
 from halka.server.backends.replicas.channel import Channel, ServeChannel
 from halka.server.backends.replicas.plan import Plan
 from halka.server.backends.replicas.relay import RelayChannel
+from halka.server.backends.replicas.serve_replica import ServeReplica
 from halka.server.backends.replicas.share import Share, share_of
 from halka.server.settings import ServerSettings
 from halka.util.errors import HalkaError
 from halka.util.files import write_text
-from halka.util.openmp import wait_briefly
 from halka.util.ray_connection import RayConnection, last_line
 
 NAME = "engine"  # of the deployment in the application
@@ -72,11 +72,7 @@ class Deployment:
 
     def _run(self, settings: ServerSettings, plan: Plan, share: Share) -> Any:
         """Start the application; returns the handle of its deployment."""
-        from halka.server.backends.replicas.replica import Replica
-
         least, most = settings.replica_range
-        variables = {"OMP_NUM_THREADS": str(share.threads), "TOKENIZERS_PARALLELISM": "false"}
-        wait_briefly(variables)
         number: dict[str, Any] = {"num_replicas": least}
         if most > least:
             number = {
@@ -92,14 +88,13 @@ class Deployment:
                 }
             }
         deployment = self._serve.deployment(
-            Replica,
+            ServeReplica,
             name=NAME,
             **number,
             ray_actor_options={
                 "num_cpus": share.threads,
                 "num_gpus": share.gpus,
                 "memory": share.memory,
-                "runtime_env": {"env_vars": variables},
                 **self.connection.away_from_small_gpus(share.gpu_memory),
             },
             max_ongoing_requests=2 * settings.rows,

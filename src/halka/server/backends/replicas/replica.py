@@ -1,4 +1,4 @@
-"""`Replica`: an engine behind Ray Serve, which answers the gateway's calls with the adapters that come with them."""
+"""`Replica`: an engine that answers the gateway's calls with the adapters that come with them."""
 
 from __future__ import annotations
 
@@ -24,27 +24,24 @@ class Replica:
     """One replica. Every text that it takes or gives is JSON.
 
     plan   a `Plan`'s JSON
-    name   how the gateway knows it; Serve's name of it if not given
+    name   how the gateway knows it
 
     Raises HalkaError for another base, or another version of Halka, than the gateway's.
     """
 
-    def __init__(self, plan: str, name: str = ""):
+    def __init__(self, plan: str, name: str):
         self._folder = ExitStack()
-        self.name = name or _serves_name()
+        self.name = name
         self.contents = Contents(self._folder.enter_context(task_folder()) / "adapters")
         self.engine = AsyncEngine(Plan(**json.loads(plan)).engine(self.contents))
         residents = self.engine.engine.adapters.residents
         self.contents.loaded = lambda id: residents.held(id).loaded
         self._failures, self._failure = 0, None
 
-    async def answer(
-        self, call: str, files: Sequence[Awaitable[Files]] = (), order: Sequence[str | None] = ()
-    ) -> AsyncGenerator[str]:
+    async def answer(self, call: str, files: Sequence[Awaitable[Files]] = ()) -> AsyncGenerator[str]:
         """Replies to a `Call`, as its answers are made. Whoever stops reading cancels them.
 
         files  the adapter's, in a list: Serve would wait for them before the call if they stood alone
-        order  is for Serve's router
         """
         try:
             request = (parsed := Call.of(call)).request
@@ -64,7 +61,7 @@ class Replica:
         except Exception as error:
             yield self._failed(error).json
 
-    async def room(self, adapter: str, files: Sequence[Awaitable[Files]] = (), order: Sequence[str | None] = ()) -> str:
+    async def room(self, adapter: str, files: Sequence[Awaitable[Files]] = ()) -> str:
         """The positions that an adapter leaves for a text; it is loaded for this."""
         try:
             async with self.contents.using(adapter, next(iter(files), None)):
@@ -83,10 +80,10 @@ class Replica:
     async def aclose(self) -> None:
         """End the engine, and remove the folder."""
         await self.engine.aclose()
-        self._folder.close()
+        self.remove_folder()
 
-    def __del__(self) -> None:
-        """Remove the folder; Serve calls it when the replica is to go."""
+    def remove_folder(self) -> None:
+        """Remove the folder of adapters: no call may come then."""
         self._folder.close()
 
     def check_health(self) -> None:
@@ -117,9 +114,3 @@ def _piece(answer: Answer, sent: int, before: int) -> Piece:
     finish, logprobs = answer.finish, answer.logprobs[sent - before :]
     tokens = answer.tokens[sent:] if answer.request.logprobs is None else answer.tokens[sent : sent + len(logprobs)]
     return Piece(answer.number, tokens, logprobs, finish)
-
-
-def _serves_name() -> str:
-    from ray import serve
-
-    return serve.get_replica_context().replica_id.unique_id
