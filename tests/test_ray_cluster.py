@@ -23,7 +23,7 @@ from halka.data.task import load_task
 from halka.studies.compare import Plan, measurements, run, runner, write_outputs
 from halka.studies.experiment import Experiment
 from halka.studies.needs import needs_of
-from halka.studies.on_ray import UNPICKLED, OnRay
+from halka.studies.on_ray import OnRay, task_files
 from halka.studies.runner import Event
 from halka.util.errors import HalkaError
 from halka.util.ray_cluster import RayCluster
@@ -139,7 +139,7 @@ def test_who_stops_leaves_no_process_behind(nodes, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_a_program_gets_its_data_and_no_node_is_waited_for_that_will_not_come(nodes, tmp_path):
     task = load_task(written_task(tmp_path, metrics="exact_match"))
-    cluster = RayCluster("ray", shared={"task/sums.py": UNPICKLED.encode(), "task/sums.pickle": task}, patience=0)
+    cluster = RayCluster("ray", shared=task_files("sums", task), patience=0)
     code = (
         "import sys\nfrom halka.data.task import load_task\nopen('out.txt', 'w').write(repr(load_task(sys.argv[1])))\n"
     )

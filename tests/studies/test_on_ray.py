@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from halka.data.task import load_task
+from halka.data.examples import Example, Message
+from halka.data.readers import Problem
+from halka.data.task import Task, load_task
 from halka.studies.compare import runner
 from halka.studies.experiment import Experiment
 from halka.studies.needs import Needs, needs_by_group, needs_of
-from halka.studies.on_ray import OnRay
+from halka.studies.on_ray import OnRay, task_files
 from halka.training.run_folder import CHECKPOINT
 from halka.util.ray_cluster import News
 from halka.util.ray_node import Program
@@ -59,6 +61,18 @@ def test_a_checkpoint_that_was_here_is_not_gone_on_from_after_an_attempt_on_a_no
     checkpoint.write_bytes(b"of an earlier process here")
     on_one_node(run, folder)
     assert not checkpoint.exists()
+
+
+def test_a_task_comes_to_a_node_as_it_is_here(tmp_path):
+    talk = Message("system", "Be brief."), Message("user", "Where?"), Message("assistant", "ঢাকা")
+    example = Example(talk, ("Dhaka", "ঢাকা"), "train.jsonl:1")
+    rest = {"max_new_tokens": 3, "licence": "CC0", "problems": (Problem("train.jsonl:2", "empty"),)}
+    rest |= {"kind": "sequence-classification", "labels": ("Dhaka", "ঢাকা")}
+    task = Task("cities", (example,) * 2, (example,), (), ("accuracy", "f1"), "f1", **rest)
+    (tmp_path / "task").mkdir()
+    for path, content in task_files("my.cities", task).items():
+        (tmp_path / path).write_bytes(content)
+    assert load_task(tmp_path / "task/my.cities.py") == task
 
 
 def test_a_program_needs_what_its_runs_need(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -23,7 +22,7 @@ from halka.util.files import write_bytes
 from halka.util.ray_cluster import News, RayCluster
 from halka.util.ray_node import Program
 
-ADVICE, REQUEST, LOG = "advice", "request.pickle", "log.txt"  # in the program's folder
+ADVICE, REQUEST, LOG = "advice", "request.json", "log.txt"  # in the program's folder
 EVIDENCE = "evidence.json"
 
 
@@ -49,7 +48,8 @@ def probe_on(
             files[f"{ADVICE}/{name}"] = (kept.path / name).read_bytes()
     form = {"dtype": request.dtype, "quantize": request.quantize}
     size = estimate(request.base, ["prompt"], batch_size=1, length=8, **form)
-    cluster = RayCluster(address, shared={REQUEST: (replace(request, documents=documents), minutes, (*skip,))})
+    asked = {"request": asdict(replace(request, documents=documents)), "minutes": minutes, "skip": [*skip]}
+    cluster = RayCluster(address, shared={REQUEST: json.dumps(asked).encode()})
     try:
         memory = size.base_bytes + size.process
         cluster.start("", Program("the advice", __name__, (), files, LOG, memory, gpu_memory=size.base_bytes))
@@ -100,7 +100,8 @@ def _followed(cluster: RayCluster, progress: Progress) -> News:
 
 def main() -> int:
     """Run the probes of the request in the program's folder; an error of the user's is the last line of the log."""
-    request, minutes, skip = pickle.loads(Path(REQUEST).read_bytes())
+    asked = json.loads(Path(REQUEST).read_bytes())
+    request, minutes, skip = from_json(Request, asked["request"]), asked["minutes"], asked["skip"]
 
     def progress(stage: str, text: str) -> None:
         print(json.dumps({"stage": stage, "text": text}), flush=True)

@@ -23,15 +23,18 @@ from halka.util.ray_cluster import RayCluster
 from halka.util.ray_node import Program
 
 TASK, FORGETTING = "task", "forgetting"  # folders of what a program gets
-UNPICKLED = """\
-import pickle
+TASK_FILE = """\
 from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from halka.data.task import Task
 
 
 def task():
-    return pickle.loads(Path(__file__).with_suffix(".pickle").read_bytes())
+    return TypeAdapter(Task).validate_json(Path(__file__).with_suffix(".json").read_bytes())
 """
-"""A task's file, beside the task's own examples, whatever files they were read from."""
+"""A task's file, beside the task itself as JSON, whatever files its examples were read from."""
 
 
 class OnRay(Generic[R]):
@@ -116,6 +119,12 @@ class OnRay(Generic[R]):
         return file.relative_to(self.folder).as_posix()
 
 
+def task_files(name: str, task: Task) -> dict[str, bytes]:
+    """What a node's program reads a task from, as files of its folder; task/NAME.py is the task's own."""
+    path = f"{TASK}/{name}"
+    return {f"{path}.py": TASK_FILE.encode(), f"{path}.json": json.dumps(asdict(task)).encode()}
+
+
 def on_ray(experiment: Experiment, task: Task, program: str, folder: str | Path, address: str) -> OnRay[Spec]:
     """The Ray cluster at `address` for an experiment's runs, which get its task and its text for forgetting.
 
@@ -123,7 +132,7 @@ def on_ray(experiment: Experiment, task: Task, program: str, folder: str | Path,
     """
     name, text = Path(experiment.task).stem, experiment.forgetting and Path(experiment.forgetting)
     places: dict[str, Any] = {"task": f"{TASK}/{name}.py"}
-    shared: dict[str, Any] = {f"{TASK}/{name}.py": UNPICKLED.encode(), f"{TASK}/{name}.pickle": task}
+    shared = task_files(name, task)
     if text:
         places["forgetting"] = f"{FORGETTING}/{text.name}"
         shared[places["forgetting"]] = text.read_bytes()

@@ -60,14 +60,14 @@ class RayCluster:
     a GPU that has less memory than it needs, as far as nodes report that.
 
     address   "ray", the cluster that this machine is part of (or $RAY_ADDRESS), or "ray://HOST:10001"
-    shared    files that every program gets: bytes, or other values, which are pickled
+    shared    files that every program gets, by their paths in its folder
     patience  seconds that a program waits for a node, where all that could run it are gone
 
     Raises HalkaError where Ray is not installed, the cluster cannot be reached, or no node takes tasks.
     """
 
     def __init__(
-        self, address: str, *, jobs: int = 1, shared: Mapping[str, Any] | None = None, patience: float = PATIENCE
+        self, address: str, *, jobs: int = 1, shared: Mapping[str, bytes] | None = None, patience: float = PATIENCE
     ):
         self.connection, self.patience = RayConnection(address), patience
         self.ray = self.connection.ray
@@ -76,11 +76,7 @@ class RayCluster:
         except HalkaError:
             self.connection.close()
             raise
-        files = {
-            name: value if isinstance(value, bytes) else self.ray.cloudpickle.dumps(value)
-            for name, value in (shared or {}).items()
-        }
-        self.shared = self.ray.put(files)
+        self.shared = self.ray.put({**(shared or {})})
         self.task = self.ray.remote(run)
         self.post = self._mailbox()
         self.mail = self.post.take.remote()
