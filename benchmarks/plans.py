@@ -1,12 +1,13 @@
 """Two plans on paper: a million requests a day over ten thousand adapters, and a base of 70B that fifty teams tune.
 
     python benchmarks/plans.py                               # reads results/*.json; seconds
-    python benchmarks/plans.py --gpu-hour 3.2 --requests 5e6
+    python benchmarks/plans.py --gpu-hour 3.2 --requests 5e6 --out plans.json
 
 Unit costs are measured where they could be (serving.json, speed.json: SmolLM2-135M on two cores), and else estimated:
 memory and time of training by `halka estimate` (large_bases.json), decoding on a GPU by its published bandwidth and
 speed, of which it reaches the shares that `estimating/devices.py` assumes. Prices, and how requests are spread over the
-day and the adapters, are assumptions, each with a flag. The result goes to benchmarks/results/plans.json.
+day and the adapters, are assumptions, each with a flag. The result goes to benchmarks/results/plans.json, or
+to `--out`.
 """
 
 from __future__ import annotations
@@ -72,10 +73,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in asdict(Assumptions()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    assumed = Assumptions(**vars(parser.parse_args()))
+    parser.add_argument("--out", type=Path, default=RESULTS / "plans.json")
+    asked = vars(parser.parse_args())
+    out: Path = asked.pop("out")
+    assumed = Assumptions(**asked)
     plans = {"traffic": traffic(assumed), "teams": teams(assumed)}
     about = {"setup": setup("halka", "torch", "transformers"), "assumptions": asdict(assumed)}
-    (RESULTS / "plans.json").write_text(json.dumps({**about, **plans}, indent=1) + "\n", encoding="utf-8")
+    out.write_text(json.dumps({**about, **plans}, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(plans, indent=1))
 
 
