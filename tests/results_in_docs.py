@@ -566,7 +566,7 @@ def replicas(found: Any) -> list[list[str]]:
 def _range(shares: list[float]) -> str:
     """The mean of shares in %, and the least and the most of several."""
     least, most = min(shares), max(shares)
-    return f"{sum(shares) / len(shares):.0f} %" + (f" [{least:.0f}–{most:.0f}]" if len(shares) > 1 else "")
+    return f"{sum(shares) / len(shares):.1f} %" + (f" [{least:.1f}–{most:.1f}]" if len(shares) > 1 else "")
 
 
 def replicas_speed(found: Any) -> list[list[str]]:
