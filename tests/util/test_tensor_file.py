@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from halka.util.errors import DamagedFolderError
-from halka.util.tensor_file import read_tensors, shapes_of, write_tensors
+from halka.util.tensor_file import ALIGNED, fill_file, read_tensors, shapes_of, write_tensors
 
 TENSORS = {
     "b": torch.arange(3, dtype=torch.bfloat16),
@@ -33,7 +33,23 @@ def test_safetensors_reads_it(tmp_path: Path):
     starts = {
         key: entry["data_offsets"][0] for key, entry in json.loads(content[8 : 8 + size]).items() if key in TENSORS
     }
-    assert all((8 + size + start) % TENSORS[key].element_size() == 0 for key, start in starts.items())
+    assert (8 + size) % ALIGNED == 0
+    assert all(start % TENSORS[key].element_size() == 0 for key, start in starts.items())
+
+
+def test_tensors_of_one_precision_are_the_bytes_of_safetensors_behind_its_header_and_spaces(tmp_path: Path):
+    tensors = {"b.é": torch.arange(12.0).view(3, 4), "a": torch.arange(3.0)}
+    fill_file(tmp_path / "own", tensors, {"format": "pt"})
+    save_file(tensors, tmp_path / "theirs", {"format": "pt"})
+    (own, values), (header, expected) = (_cut(tmp_path / name) for name in ("own", "theirs"))
+    assert (own.rstrip(b" "), values) == (header.rstrip(b" "), expected)
+
+
+def _cut(path: Path) -> tuple[bytes, bytes]:
+    """The header of a safetensors file, and its values."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    return content[8:start], content[start:]
 
 
 def test_a_file_that_was_cut_is_damaged(tmp_path: Path):

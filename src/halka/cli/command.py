@@ -24,6 +24,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from halka.util.errors import HalkaError, TrainingError
+from halka.util.files import FULL
 from halka.util.plain import plain
 from halka.util.suggest import suggest
 from halka.util.text import one_line
@@ -259,7 +260,10 @@ def explain(error: Any) -> tuple[str, int]:
         return str(error), 1 if isinstance(error, TrainingError) else 2
     if isinstance(error, OSError):
         reason = (error.strerror or str(error)).lower()
-        return (reason, 1) if error.filename is None else (f"{error.filename}: {reason}", 2)
+        if full := error.errno in FULL:
+            reason += ": make room there, or name another folder"
+        message = reason if error.filename is None else f"{error.filename}: {reason}"
+        return message, 1 if full or error.filename is None else 2
     if isinstance(error, Failed | typer.Abort):
         return str(error) or "aborted", 1
     from halka.util.machine import ran_out

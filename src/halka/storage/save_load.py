@@ -25,6 +25,7 @@ from halka.storage.formats import Contents, FileNames, Format, format_named
 from halka.util.divided import checked_by_first, first_process
 from halka.util.errors import HalkaError
 from halka.util.files import new_folder, read_ahead
+from halka.util.tensor_file import fill_file
 
 README = "README.md"
 
@@ -173,4 +174,4 @@ def load(
 
 def _write(contents: Contents, files: FileNames, folder: Path) -> None:
     (folder / files.config).write_text(json.dumps(contents.config, indent=2) + "\n", encoding="utf-8")
-    tensors.write_tensors({key: tensor.cpu() for key, tensor in contents.tensors.items()}, folder / files.weights)
+    fill_file(folder / files.weights, contents.tensors, {"format": "pt"})

@@ -1,10 +1,9 @@
-"""Read and write an adapter's tensors: safetensors, mapped into memory; pickles by `torch.load` with `weights_only`."""
+"""Read an adapter's tensors: safetensors, mapped into memory; pickles by `torch.load` with `weights_only`."""
 
 from __future__ import annotations
 
 import math
 import pickle
-import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
+from safetensors.torch import load_file
 from torch import Tensor
 
 from halka.util.errors import DamagedFolderError, HalkaError
 
-ALIGNED = 64  # bytes
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -52,21 +50,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 f"{path} holds values that are not finite, in {key}: it is damaged, or its training diverged"
             )
     return tensors
-
-
-def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file with spaces after its header, so that the values begin at a multiple of `ALIGNED` bytes.
-
-    So the mapped tensors are aligned like torch's own: some matrix products round differently at other addresses.
-    """
-    packed = path.with_suffix(".packed")
-    save_file(dict(tensors), packed, {"format": "pt"})
-    with packed.open("rb") as source, path.open("wb") as target:
-        header = source.read(int.from_bytes(source.read(8), "little"))
-        header += b" " * (-(8 + len(header)) % ALIGNED)
-        target.write(len(header).to_bytes(8, "little") + header)
-        shutil.copyfileobj(source, target, 1 << 20)
-    packed.unlink()
 
 
 def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -28,7 +28,7 @@ from halka.storage.save_load import save
 from halka.training.checkpoint import PADDED, Checkpoint, identity_of, open_checkpoint
 from halka.training.config import Step, TrainConfig, TrainResult
 from halka.util.errors import HalkaError
-from halka.util.files import locked, write_text
+from halka.util.files import full_disk_named, locked, write_text
 from halka.util.tensor_file import read_tensors
 
 RUN, METRICS = "run.yaml", "metrics.jsonl"
@@ -132,7 +132,8 @@ class RunFolder:
 
     def record(self, step: Step) -> None:
         """Append a step to the metrics."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+        metrics = self.path / METRICS
+        with full_disk_named(metrics), metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(step)) + "\n")
 
     def steps(self) -> list[Step]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import re
@@ -17,6 +18,8 @@ from filelock import FileLock, Timeout
 from halka.util.errors import HalkaError
 
 LOCK = ".lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the system's errors that say that there is no room for a file."""
 PORTABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -29,15 +32,27 @@ def check_writable(path: Path) -> None:
         raise HalkaError(f"{path} cannot be created, because {parent} is read-only: choose another path")
 
 
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Names `path` in the error of a full disk, where the system names no file: it does not when it writes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then rename it: a crash leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        write(beside)
-        flush(beside)
-        os.replace(beside, path)
-        flush(path.parent)
+        with full_disk_named(path):
+            write(beside)
+            flush(beside)
+            os.replace(beside, path)
+            flush(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -59,15 +74,16 @@ def new_folder(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     beside.mkdir()
     try:
-        yield beside
-        for file in beside.rglob("*"):
-            flush(file)
-        flush(beside)
-        if path.exists():
-            _exchange(beside, path)
-        else:
-            os.rename(beside, path)
-        flush(path.parent)
+        with full_disk_named(path):
+            yield beside
+            for file in beside.rglob("*"):
+                flush(file)
+            flush(beside)
+            if path.exists():
+                _exchange(beside, path)
+            else:
+                os.rename(beside, path)
+            flush(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -15,7 +15,7 @@ from halka.util.divided import gathered
 from halka.util.errors import DamagedFolderError
 from halka.util.files import write_file
 
-ALIGNED = 8  # bytes
+ALIGNED = 64  # bytes
 NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -34,26 +34,46 @@ def write_tensors(path: Path | None, tensors: Mapping[str, Tensor], metadata: Ma
     Where tensors are divided among processes (`util.divided`) all of them call this together, and the first one alone
     has a path.
     """
-    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))  # aligned, too
+    tensors = _in_order(tensors)
+    header, pieces = _header(tensors, metadata), gathered(tensors.items())
+    if path is not None:
+        write_file(path, lambda beside: _fill(beside, header, pieces))
+    for _ in pieces:
+        pass
+
+
+def fill_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, of tensors that this process has whole, into a folder that replaces another."""
+    tensors = _in_order(tensors)
+    _fill(path, _header(tensors, metadata), gathered(tensors.items()))
+
+
+def _in_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The largest values first, so that all are aligned; else by name."""
+    return dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> bytes:
+    """What stands before the tensors' values, which begin at a multiple of `ALIGNED` bytes thanks to spaces at its end.
+
+    So the tensors of a file that is mapped into memory are aligned like torch's own: some matrix products round
+    differently at other addresses.
+    """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % ALIGNED)
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNED)
+    return len(text).to_bytes(8, "little") + text
 
-    def write(beside: Path) -> None:
-        with beside.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for _, tensor in gathered(tensors.items()):
-                file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
-    if path is None:
-        for _ in gathered(tensors.items()):
-            pass
-    else:
-        write_file(path, write)
+def _fill(path: Path, header: bytes, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    with path.open("wb") as file:
+        file.write(header)
+        for _, tensor in tensors:
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
