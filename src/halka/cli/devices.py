@@ -34,8 +34,9 @@ class Devices:
         """Run this command once more in as many processes, and wait for them; False if there are none to start.
 
         `device` is what the settings name. It is dealt, and `check` is called, before, so that a mistake in the command
-        or the data is named once. Raises HalkaError for no device, for another number of processes than the environment
-        has, for `shard` in one process, and as `dealt_device`; Failed and typer.Exit as `_run`.
+        or the data is named once; what else `check` has to say the first process says. Raises HalkaError for no device,
+        for another number of processes than the environment has, for `shard` in one process, and as `dealt_device`;
+        Failed and typer.Exit as `_run`.
         """
         if self.count is not None and self.count < 1:
             raise HalkaError(f"--devices must be at least 1, not {self.count}")
@@ -52,7 +53,8 @@ class Devices:
             return False
         if count > 1:
             dealt_device(device, count - 1, count)
-        check()
+        with redirect_stderr(io.StringIO()):
+            check()
         _run(count)
         return True
 
