@@ -22,14 +22,13 @@ from halka.data.tokens import Tokens
 from halka.models.attention.function import use_attention
 from halka.models.quantised import quantise
 from halka.objectives import summed_losses
-from tiny import tiny
+from tiny import WINDOWED, tiny, windowed
 
 FORMS: list[Method] = [*(forms[0] for forms in METHODS.values()), *METHODS["bottleneck"][2:4], *JOINT, *OF_EXPERTS]
 ALL_FORMS: list[Method] = [*dict.fromkeys([form for forms in METHODS.values() for form in forms] + JOINT + OF_EXPERTS)]
 """Those, and all other forms that the contract tries."""
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 ALL_EXPERTS = ("mixtral", "olmoe")  # whose layers have no other linear layer in their feed-forward
-WINDOWED = ("mistral", "gemma2", "gemma3_text", "phi3", "mixtral")  # those of whose layers some can have a window
 OTHERS: dict[str, Method] = {
     "bottleneck": halka.Bottleneck(width=5, reads="input"),
     "prefix": halka.Prefix(length=4),
@@ -98,7 +97,7 @@ WITHOUT_DROPOUT = {
 
 @cache
 def _base(architecture: str, window: bool) -> PreTrainedModel:
-    return tiny(architecture, **({"sliding_window": 5} if window else {}), **WITHOUT_DROPOUT.get(architecture, {}))
+    return tiny(architecture, **(windowed(architecture, 5) if window else {}), **WITHOUT_DROPOUT.get(architecture, {}))
 
 
 def model_of(case: Mapping[str, Any]) -> tuple[AdaptedModel, dict[str, list[Tokens]]]:

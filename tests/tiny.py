@@ -97,6 +97,15 @@ SEQ2SEQ = {
     "flan-t5": {**_T5, "feed_forward_proj": "gated-gelu"},
 }
 
+WINDOWED = ("mistral", "gemma2", "gemma3_text", "phi3", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe")
+"""Those of whose layers all or some can have a window."""
+
+
+def windowed(architecture: str, window: int) -> dict[str, Any]:
+    """What changes in the configuration of one of these where its layers have that window: both, or one of the two."""
+    qwen = {"use_sliding_window": True, "max_window_layers": 1} if architecture.startswith("qwen") else {}
+    return {"sliding_window": window, **qwen}
+
 
 def tiny(
     architecture: str = "llama",

@@ -12,7 +12,7 @@ from halka.engine.request import Answer, Request
 from halka.engine.sampling import Sampling
 from halka.engine.stopping import Stopping
 from halka.util.errors import HalkaError
-from tiny import CONFIGS, tiny
+from tiny import CONFIGS, tiny, windowed
 from tokenizers_for_tests import chatml_tokenizer
 
 EACH = 16 * 4 * 2 * 2 * 16 * 2  # bytes of a block
@@ -63,7 +63,7 @@ def test_a_cache_that_is_too_small_changes_no_token(blocks):
     assert engine.schedule.preempted
 
 
-WINDOWS = ["mistral", "gemma2", "gemma3_text"]
+WINDOWS = ["mistral", "gemma2", "gemma3_text", "qwen2_moe"]
 OTHERS = {
     "head": halka.LoRA(rank=3, targets=("head",)),
     "embedding": halka.LoRA(rank=3, targets=("linear", "head", "embedding")),
@@ -79,7 +79,7 @@ OTHERS = {
 def test_adapters_at_heads_and_embeddings_share_a_step_with_others(architecture):
     """In windows shorter than the texts."""
     families = {name: method for name, method in OTHERS.items() if architecture != "gpt2" or name != "llama-adapter"}
-    model = model_of(architecture, families=families, **({"sliding_window": 12} if architecture in WINDOWS else {}))
+    model = model_of(architecture, families=families, **(windowed(architecture, 12) if architecture in WINDOWS else {}))
     names = [None, *families]
     requests = [
         Request(prompt, names[number % len(names)], stopping=Stopping(6)) for number, prompt in enumerate(prompts(24))

@@ -18,7 +18,7 @@ from halka.models.attention.forest_products import LARGE, TILE
 from halka.models.attention.function import attend, attend_to_forest, use_attention, way_of_forest
 from halka.models.attention.places import LayerMemory
 from halka.util.forest import Forest
-from tiny import CONFIGS, tiny
+from tiny import CONFIGS, WINDOWED, tiny, windowed
 from torch_calls import torch_calls
 
 FORESTS = {
@@ -102,18 +102,9 @@ def test_rows_in_one_line_equal_rows_alone(architecture, forest, memory):
     alike(*(everything(base, FORESTS[forest], packed, memory) for packed in (True, False)))
 
 
-@pytest.mark.parametrize(
-    ("architecture", "forest"),
-    [
-        ("mistral", "three levels"),
-        ("gemma2", "several runs"),
-        ("gemma3_text", "one level"),
-        ("phi3", "several trees"),
-        ("mixtral", "one level"),
-    ],
-)
+@pytest.mark.parametrize(("architecture", "forest"), list(zip(WINDOWED, itertools.cycle([*FORESTS][1:]), strict=False)))
 def test_a_window_follows_the_path_and_not_the_line(architecture, forest):
-    base, wide = tiny(architecture, sliding_window=5), tiny(architecture, sliding_window=64)
+    base, wide = (tiny(architecture, **windowed(architecture, window)) for window in (5, 64))
     expected = everything(base, FORESTS[forest], False)
     assert not torch.allclose(expected[0], everything(wide, FORESTS[forest], False)[0], atol=1e-3)
     alike(everything(base, FORESTS[forest], True), expected)

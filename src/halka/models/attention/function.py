@@ -86,6 +86,7 @@ def attend(
 
     forest: the one row is a line of segments, and a token sees what the forest says, in place of attention_mask; memory
     and gated then hold their tokens for each run, or one for all. With a `PagedPlan` it sees its text's blocks, too.
+    sliding_window: the layer's, of which without a forest the mask knows
 
     way: "products" or "fused", or one of `attend_to_forest`'s with a forest; the fastest if None.
     """
@@ -96,6 +97,8 @@ def attend(
     if record is not None:
         record[module.layer_idx] = (key, value)  # type: ignore[index]
     assert forest is None or (batch == 1 and position_bias is None), "a forest is one row, with positions of its tokens"
+    if forest is not None and sliding_window is None:  # Qwen2-MoE's layers hold one that they do not pass on
+        sliding_window = getattr(module, "sliding_window", None)
     mine, beside = (
         None if layers is None or (layer := layers[module.layer_idx]) is None else layer.on(query.device)  # type: ignore[index]
         for layers in (memory, gated)
