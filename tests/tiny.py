@@ -33,7 +33,14 @@ CONFIGS = {
     "qwen3": {**_GROUPED, "head_dim": 16},
     "mistral": {**_GROUPED, "head_dim": 16, "sliding_window": None},
     "gemma": {**_GROUPED, "head_dim": 16},
-    "gemma2": {**_GROUPED, "head_dim": 16, "sliding_window": 64, "query_pre_attn_scalar": 16},
+    "gemma2": {
+        **_GROUPED,
+        "head_dim": 16,
+        "sliding_window": 64,
+        "query_pre_attn_scalar": 16,
+        "attn_logit_softcapping": 0.1,  # of the size of its scores, which its own 50.0 would not change
+        "final_logit_softcapping": 1.0,
+    },
     "gemma3_text": {**_GROUPED, "head_dim": 16, "sliding_window": 64, "query_pre_attn_scalar": 16},
     "phi3": _GROUPED,
     "gpt2": {

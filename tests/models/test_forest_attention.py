@@ -110,6 +110,15 @@ def test_a_window_follows_the_path_and_not_the_line(architecture, forest):
     alike(everything(base, FORESTS[forest], True), expected)
 
 
+def test_a_softcap_is_in_what_a_line_is_compared_with():
+    """Of which `test_rows_in_one_line_equal_rows_alone` sees where it is left out."""
+    capped, free = (
+        everything(base, FORESTS["three levels"], True)[0]
+        for base in (tiny("gemma2"), tiny("gemma2", attn_logit_softcapping=None))
+    )
+    assert (capped - free).norm() > 1e-3 * free.norm()
+
+
 def test_recomputed_layers_see_the_same_forest():
     base = tiny().train()
     expected = everything(base, FORESTS["several runs"], False, memory=True)
