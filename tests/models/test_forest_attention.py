@@ -265,6 +265,22 @@ def test_who_sees_whom_is_computed_once_for_all_layers(way):
     assert counts[1:] == [0, 0]
 
 
+@pytest.mark.parametrize("way", ["dense", "fused"])
+def test_it_is_computed_once_for_all_layers_of_another_device_than_the_virtual_tokens(way):
+    """As of a base on several GPUs; `meta` stands for the second."""
+    forest = FORESTS["several runs"]
+    line, virtual, valid = line_inputs(forest, len(forest.runs))
+    line = [tensor.to("meta") for tensor in line]
+    plan, memory, counts = ForestPlan(forest), [LayerMemory(*virtual, valid)] * 3, []
+    for layer in range(3):
+        module = SimpleNamespace(layer_idx=layer)
+        with torch_calls() as calls:
+            attend(module, *line, None, memory=memory, forest=plan, way=way)
+        counts.append(len(calls.of(torch.full_like)))
+    assert counts[0] > 0
+    assert counts[1:] == [0, 0]
+
+
 @pytest.mark.parametrize("way", ["products", "dense", "flex", "fused"])
 @pytest.mark.filterwarnings("ignore")  # that it is not compiled
 def test_what_is_no_number_stays_in_its_run(way):

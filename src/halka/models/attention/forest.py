@@ -7,7 +7,7 @@ transformers hands `forest` on to `attend`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -78,6 +78,13 @@ class ForestPlan:
     def on(self, device: torch.device) -> ForestPlan:
         """The plan with its tensors there: of a base on several devices, each has one."""
         return self if device == self.device else self.kept(("on", device), lambda: ForestPlan(self.forest, device))
+
+    def here(self, layer: LayerMemory) -> LayerMemory:
+        """A layer's virtual tokens on the plan's device, `valid` as one tensor for all layers: masks are kept by it."""
+        valid = layer.valid
+        if valid is not None:
+            layer = replace(layer, valid=self.kept(("there", valid), lambda: valid.to(self.device)))
+        return layer.on(self.device)
 
     def is_one_text(self, window: int | None) -> bool:
         """Whether every token sees all before it."""

@@ -99,12 +99,12 @@ def attend(
     assert forest is None or (batch == 1 and position_bias is None), "a forest is one row, with positions of its tokens"
     if forest is not None and sliding_window is None:  # Qwen2-MoE's layers hold one that they do not pass on
         sliding_window = getattr(module, "sliding_window", None)
-    mine, beside = (
-        None if layers is None or (layer := layers[module.layer_idx]) is None else layer.on(query.device)  # type: ignore[index]
-        for layers in (memory, gated)
-    )
     if isinstance(forest, ForestPlan):
         forest = forest.on(query.device)
+    mine, beside = (
+        None if layers is None else _layer_memory(layers[module.layer_idx], query.device, forest)  # type: ignore[index]
+        for layers in (memory, gated)
+    )
     if (
         isinstance(forest, ForestPlan)
         and way is None
@@ -278,6 +278,15 @@ def way_of_forest(device: str, dropout: float = 0.0, softcap: float | None = Non
     if device in COMPILED and not dropout:
         return "flex"
     return "fused" if softcap is None else "dense"
+
+
+def _layer_memory(
+    layer: LayerMemory | None, device: torch.device, forest: ForestPlan | PagedPlan | None
+) -> LayerMemory | None:
+    """A layer's virtual tokens on its device."""
+    if layer is None:
+        return None
+    return forest.here(layer) if isinstance(forest, ForestPlan) else layer.on(device)
 
 
 def _of_runs(memory: LayerMemory | None, plan: ForestPlan) -> list[LayerMemory | None]:
