@@ -107,7 +107,7 @@ def worker(way: str, task: str, steps: int, seed: int) -> dict[str, float]:
     from halka.models.attention.function import use_attention
     from halka.models.loading import load_base
     from halka.objectives import summed_losses
-    from halka.objectives.language_modelling import LanguageModelling
+    from halka.objectives.language_modelling import LINE, LanguageModelling
     from halka.util import machine
 
     form = WAYS[way]
@@ -131,7 +131,7 @@ def worker(way: str, task: str, steps: int, seed: int) -> dict[str, float]:
         rows = [items[index] for index in batch]
         with model.use("a"), use_attention(base):
             if form["packed"]:
-                losses = LanguageModelling().packed_losses(model, ["a"], pack([rows], least_saved))
+                losses = LanguageModelling().packed_losses(model, ["a"], pack([rows], least_saved).filled(LINE))
             else:
                 losses = summed_losses(model, {"a": rows}, packed=False)
             (losses.sum() / sum(item.labels for item in rows)).backward()

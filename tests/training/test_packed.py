@@ -19,6 +19,7 @@ from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import use_attention
 from halka.objectives import summed_losses
 from halka.objectives.classification import Labelled
+from halka.objectives.language_modelling import LINE
 from halka.training import Job, Step, TrainConfig, mean_loss, train, train_many
 from packed_cases import COMPANIES, FORMS, SHARING, differences, losses_and_gradients, model_of, possible, texts
 from pairwise import pairwise
@@ -137,6 +138,19 @@ def test_bf16_stays_within_rounding():
         results.append(losses_and_gradients(model, {"a": texts("three levels", 0)}, packed=packed)[1:])
     ours, padded, exact = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in results)
     assert (ours - exact).norm() <= 1.5 * (padded - exact).norm()
+
+
+def test_tokens_that_fill_up_a_line_count_as_computed():
+    """On a CPU in half precision."""
+    computed = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = halka.adapt(tiny(dtype=dtype))
+        model.add("a", halka.LoRA(rank=4))
+        (step,) = train(model, "a", texts("a beginning", 0), TrainConfig(steps=1, batch_size=6))
+        computed.append(step.computed)
+    exact, filled = computed
+    assert exact % LINE
+    assert filled == exact + -exact % LINE
 
 
 def test_the_mean_loss_is_the_padded_ones():

@@ -21,7 +21,6 @@ from halka.advisor.statistics import answer_values
 from halka.core import AdaptedModel
 from halka.data.batches import plan_packed
 from halka.data.examples import Example, Message
-from halka.data.packing import pack
 from halka.data.readers import Problem
 from halka.data.tokens import Tokens, encode, encode_all, encode_prompt
 from halka.evaluation.generation import AdapterNames, answers_of
@@ -217,10 +216,10 @@ def token_losses(model: AdaptedModel, adapter: str | None, items: Sequence[Token
     What prompts of a batch begin with, such as worked examples, is computed once.
     """
     losses: list[TokenLosses] = [([], np.zeros(0))] * len(items)
-    objective, device = LanguageModelling(), next(model.base.parameters()).device
+    objective = LanguageModelling()
     with torch.inference_mode(), model.use(adapter), use_attention(model.base), in_mode(False, model.base):
         for indices in plan_packed(items, seed=0, epoch=0, batch_tokens=BATCH_TOKENS) if items else ():
-            batch = pack([[items[index] for index in indices]]).to(device)
+            batch = objective.pack(model, [[items[index] for index in indices]])
             losses_M = objective.packed_label_losses(model, [adapter], batch)
             counts = [sum(items[index].loss[1:]) for index in indices]
             for index, own in zip(indices, batch.own.split(counts), strict=True):

@@ -14,7 +14,7 @@ from torch import Tensor
 from halka.core import AdaptedModel
 from halka.data.batches import Batch
 from halka.data.examples import Example, Item
-from halka.data.packing import PackedBatch, pack
+from halka.data.packing import PackedBatch
 from halka.data.tokens import Tokens
 from halka.data.truncation import EncodedExamples, LengthPolicy
 from halka.models import pad_id
@@ -103,16 +103,17 @@ def packs(model: AdaptedModel) -> bool:
 def batch_of(model: AdaptedModel, groups: Mapping[str | None, Sequence[Item]], *, packed: bool) -> PackedBatch | Batch:
     """Each adapter's items in one batch, on the base's device.
 
-    packed: the items are one line of tokens without padding, which computes what items of one adapter begin with once.
+    packed: the items are one line of tokens, in which what items of one adapter begin with is computed once, as
+    `LanguageModelling.pack` lays it out.
     Raises HalkaError for an objective whose batches cannot be packed.
     """
-    objective, device = objective_of(model), next(model.base.parameters()).device
+    objective = objective_of(model)
     if packed:
         if not isinstance(objective, LanguageModelling):
             raise HalkaError(f"batches of {type(model.base).__name__} cannot be packed: train with batches=padded")
-        return pack(cast(Sequence[Sequence[Tokens]], [*groups.values()])).to(device)
+        return objective.pack(model, cast(Sequence[Sequence[Tokens]], [*groups.values()]))
     items = [item for own in groups.values() for item in own]
-    return objective.collate(items, pad_id(model)).to(device)
+    return objective.collate(items, pad_id(model)).to(next(model.base.parameters()).device)
 
 
 def summed_losses(

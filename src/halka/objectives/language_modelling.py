@@ -15,7 +15,7 @@ from torch import Tensor
 from halka.core import AdaptedModel
 from halka.data.batches import Batch, collate
 from halka.data.examples import Example
-from halka.data.packing import PackedBatch
+from halka.data.packing import PackedBatch, pack
 from halka.data.tokens import Tokens, encode_all, encode_prompt
 from halka.data.truncation import EncodedExamples, LengthPolicy
 from halka.models import hidden_states, logits, pad_id
@@ -28,7 +28,8 @@ GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 """Options of transformers' `generate` that override what a base's own generation config says of sampling."""
 
 LINE = 16
-"""On CPUs a line in half precision has a multiple of so many tokens: kernels are made for each length, and kept."""
+"""On CPUs a line in half precision is filled up to a multiple of so many tokens: kernels are made for each length, and
+kept."""
 
 
 class LanguageModelling:
@@ -61,6 +62,16 @@ class LanguageModelling:
     def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         return next_token_loss(outputs, labels, partial(logits, model), **_head(model, [name], outputs.device))
 
+    def pack(self, model: AdaptedModel, groups: Sequence[Sequence[Tokens]]) -> PackedBatch:
+        """The items of each run as one line, on the base's device; what fills it up to LINE is the last run's.
+
+        Raises HalkaError as `data.packing.pack` does.
+        """
+        base: Any = model.base
+        batch, device = pack(groups), next(base.parameters()).device
+        filled = device.type == "cpu" and base.dtype != torch.float32
+        return (batch.filled(LINE) if filled else batch).to(device)
+
     def packed_losses(self, model: AdaptedModel, names: Sequence[str | None], batch: PackedBatch) -> Tensor:
         """The summed loss of each run (R,). Raises as `packed_label_losses` does."""
         return summed_by_run(self.packed_label_losses(model, names, batch), batch)
@@ -76,8 +87,6 @@ class LanguageModelling:
             raise HalkaError(f"a packed batch of {names} needs `model.use({names})` and `use_attention(model.base)`")
         if len(names) > 1 and any(_trains_head(model, name) for name in names):
             raise HalkaError(f"of {names} one trains the head: its packed batches need passes of their own")
-        if base.device.type == "cpu" and base.dtype != torch.float32:
-            batch = batch.filled(LINE)
         forest = ForestPlan(batch.forest, batch.input_ids.device)
         hidden = hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, **forest.inputs)
         batch = batch.to(hidden.device)  # of the last layer, if the base is on several
