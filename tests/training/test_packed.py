@@ -114,15 +114,21 @@ def test_a_run_with_shared_segments_goes_on_to_the_bit(grouped, tmp_path):
     assert begun[-1].saved > (0.35 if grouped else 0.15)
 
 
-def test_adapters_trained_together_learn_what_they_learn_apart():
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+
+
+@pytest.mark.parametrize("rope", [None, {**LONGROPE, "original_max_position_embeddings": 10}], ids=["", "longrope"])
+def test_adapters_trained_together_learn_what_they_learn_apart(rope):
+    """Also where the texts of `a` alone are so long that a base takes other rotary frequencies for the pass."""
     jobs = {"a": texts("a beginning", 0), "b": texts("nothing", 1)}
     config = TrainConfig(steps=5, batch_size=3, lr=1e-3)
-    model = halka.adapt(tiny())
+    changes = {} if rope is None else {"rope_parameters": rope}
+    model = halka.adapt(tiny(**changes))
     for name in jobs:
         model.add(name, halka.LoRA(rank=4))
     list(train_many(model, [Job(name, examples, config) for name, examples in jobs.items()]))
     for name, examples in jobs.items():
-        alone = halka.adapt(tiny())
+        alone = halka.adapt(tiny(**changes))
         alone.add(name, halka.LoRA(rank=4))
         list(train(alone, name, examples, config))
         for key, tensor in weights(alone, name).items():

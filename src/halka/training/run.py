@@ -21,6 +21,7 @@ from halka.data.examples import Item
 from halka.data.tokens import Tokens
 from halka.methods import described
 from halka.models.fingerprint import own_fingerprint
+from halka.models.rotary import changing_rotary
 from halka.objectives import objective_of, packs
 from halka.training.checkpoint import PLAN, Checkpoint, Progress, adapter_tensors, restore, save_checkpoint
 from halka.training.config import Step, TrainConfig, learning_rate
@@ -38,7 +39,7 @@ class Run:
 
     items, held_out   training and validation examples, encoded
     alone             whether its batches share no pass with another adapter's: it trains the base's own weights, or a
-                      head that is called without whole rows
+                      head that is called without whole rows, or texts change each other (`models/rotary.py`)
     packed            whether its batches are packed
     divided           whether each process holds a part of the adapter; then all of them write files together
     """
@@ -57,7 +58,8 @@ class Run:
         self.adapter = model.adapter(name)
         self.objective = objective_of(model)
         roles = {target.role for target in self.adapter.targets.values()}
-        self.alone = "base" in roles or ("head" in roles and not self.objective.head_sees_rows)
+        head = "head" in roles and not self.objective.head_sees_rows
+        self.alone = "base" in roles or head or changing_rotary(model.base) is not None
         self.divided = self.adapter.divided
         self.packed = packed_batches(model, config)
         if config.group_shared and not self.packed:

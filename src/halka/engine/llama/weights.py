@@ -19,6 +19,7 @@ from halka.engine.llama.watched import Watched
 from halka.models.kinds import kind_of
 from halka.models.layouts import Layout, layout_of
 from halka.models.quantised.int8 import Int8Linear
+from halka.models.rotary import changing_rotary
 from halka.util.huge_pages import Room
 
 QKV, GATE_UP = ("attn.q", "attn.k", "attn.v"), ("mlp.gate", "mlp.up")
@@ -32,7 +33,6 @@ PLACES: tuple[tuple[str, Literal["input", "output"]], ...] = (
     *((f"{sublayer}{which}", "output") for sublayer in OUTPUTS for which in ("", ".residual")),
 )
 """Where in a layer parts may act, by role, in the order of the kernels' tables."""
-CHANGING = ("dynamic", "longrope")  # rotary frequencies that depend on how long the text is by then
 
 
 class Dims(NamedTuple):
@@ -103,9 +103,8 @@ def obstacle(base: Any) -> str | None:
         return "it is not on the CPU"
     if dtype not in (torch.float32, torch.bfloat16) or any(parameter.dtype != dtype for _, parameter in parameters):
         return "its weights are neither all fp32 nor all bf16"
-    rope = base.config.rope_parameters
-    if rope["rope_type"] in CHANGING:
-        return f"its rotary positions are {rope['rope_type']}, which change with the text's length"
+    if (rotary := changing_rotary(base)) is not None:
+        return f"its rotary positions are {rotary}, which change with the text's length"
     return _odd_module(base, layout)
 
 
