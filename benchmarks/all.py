@@ -84,7 +84,7 @@ def study(name: str) -> Piece:
 PIECES = {
     "speed": Piece("speed.py", ("--pairs", "lora", "prompt", "prefix", "full", "--tasks", "snips"), 60),
     "speed-long-instruction": Piece("speed.py", ("--pairs", "lora", "--tasks", "snips-180"), 60),
-    "packing-grid": Piece("packing.py", ("--grid",), 30, timed=False),
+    "packing-grid": Piece("packing_grid.py", minutes=20, timed=False),
     "packing-steps": Piece("packing.py", ("--steps", "--count", "20"), 40),
     "packing-memory": Piece("packing.py", ("--memory",), 10),
     "together": Piece("together.py"),

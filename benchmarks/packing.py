@@ -1,13 +1,7 @@
-"""What packed batches compute, and what each step on the way to them gains.
+"""What each step on the way to packed batches gains, and what memory they need.
 
-    python benchmarks/packing.py --grid     # every method on every decoder: packed losses and gradients beside padded
     python benchmarks/packing.py --steps    # from padded batches in random order to packed ones, a change at a time
     python benchmarks/packing.py --memory   # what packed batches need that share much, beside the estimate
-
-`--grid` tries every form of every method on tiny fp32 bases of all decoder architectures, alone and in one batch with
-other adapters, on examples that share nothing, a beginning, beginnings of beginnings, or labels in these (the cases of
-tests/packed_cases.py, all of them). It writes the worst differences, relative to padded batches, by method and by
-architecture to benchmarks/results/packing_grid.json.
 
 `--steps` trains a LoRA of rank 8 on SmolLM2-135M-Instruct in bf16, on the two tasks and in the way of
 benchmarks/speed.py: 8 examples a step, run n with seed n, every run a process of its own, the ways interleaved. All
@@ -27,10 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from collections import Counter, defaultdict
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -49,48 +40,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "packed, grouped by beginning": {"order": "beginning", "packed": True},
 }
 TASKS = ("snips", "snips-180")
-
-
-# ── the grid ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def grid(architectures: list[str] | None, every: int) -> dict[str, Any]:
-    """The worst relative difference of all possible cases, by each of their dimensions."""
-    sys.path.insert(0, str(HERE.parent / "tests"))
-    from packed_cases import ALL_FORMS, COMPANIES, SHARING, differences, losses_and_gradients, model_of, possible
-    from tiny import CONFIGS
-
-    dimensions = {
-        "architecture": architectures or list(CONFIGS),
-        "method": ALL_FORMS,
-        "company": COMPANIES,
-        "sharing": SHARING,
-    }
-    fixed = {"window": False, "checkpointing": False, "quantize": None}
-    cases = [dict(zip(dimensions, values, strict=True)) | fixed for values in product(*dimensions.values())]
-    cases = [case for case in cases if possible(case)][::every]
-    worst: dict[str, dict[str, float]] = {name: defaultdict(float) for name in dimensions}
-    count: dict[str, Counter[str]] = {name: Counter() for name in dimensions}
-    for number, case in enumerate(cases):
-        model, groups = model_of(case)
-        packed, padded = (losses_and_gradients(model, groups, packed=way) for way in (True, False))
-        difference = max(differences(packed, padded))
-        for name in dimensions:
-            value = case[name].name if name == "method" else case[name]
-            worst[name][value] = max(worst[name][value], difference)
-            count[name][value] += 1
-        if number % 100 == 0:
-            print(number, "of", len(cases), flush=True)
-    return {
-        "cases": len(cases),
-        "dtype": "float32",
-        "worst": max(worst["architecture"].values()),
-        "by": {
-            name: {value: {"cases": count[name][value], "worst": worst[name][value]} for value in worst[name]}
-            for name in dimensions
-        },
-        "setup": setup("halka", "torch", "transformers"),
-    }
 
 
 # ── the steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -240,9 +189,6 @@ def memory_table() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--grid", action="store_true", help="write packing_grid.json")
-    parser.add_argument("--architectures", nargs="+", help="of the grid only these")
-    parser.add_argument("--every", type=int, default=1, help="of the grid's cases only every n-th")
     parser.add_argument("--steps", action="store_true", help="write packing_steps.json")
     parser.add_argument("--memory", action="store_true", help="write packing_memory.json")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
@@ -255,11 +201,8 @@ def main() -> None:
         given = json.loads(arguments.worker)
         print(json.dumps(memory_worker(**given) if "shared" in given else worker(**given)))
         return
-    if not (arguments.grid or arguments.steps or arguments.memory):
-        parser.error("choose --grid, --steps, --memory or several")
-    if arguments.grid:
-        result = grid(arguments.architectures, arguments.every)
-        (arguments.out / "packing_grid.json").write_text(json.dumps(result, indent=1) + "\n")
+    if not (arguments.steps or arguments.memory):
+        parser.error("choose --steps, --memory or both")
     if arguments.steps:
         result = steps_table(arguments.tasks, arguments.count, arguments.runs)
         (arguments.out / "packing_steps.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """Cases of packed training, and what a packed batch must equal: a padded one's losses and gradients.
 
-`tests/training/test_packed.py` tries pairs of their dimensions, `benchmarks/packing.py` the whole grid.
+`tests/training/test_packed.py` tries pairs of their dimensions, `benchmarks/packing_grid.py` all of them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -109,6 +110,10 @@ def model_of(case: Mapping[str, Any]) -> tuple[AdaptedModel, dict[str, list[Toke
     for seed, (name, method) in enumerate({"a": case["method"], **others[case["company"]]}.items()):
         model.add(name, method, seed=seed)
         disturb(model, name, seed=seed)
+    if case["checkpointing"]:
+        model.base.train()
+        context = lambda: (nullcontext(), model.as_now())  # noqa: E731
+        base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": context})
     return model, {name: texts(case["sharing"], seed) for seed, name in enumerate(model.adapters)}
 
 
