@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 import halka
 from contract import disturb, ids, padded, weights_of
 from halka.core import repeats
+from halka.core.routing import Route, resolve
 from kinds import KINDS, bare, logits, model_with
 from tiny import tiny
 
@@ -406,6 +407,25 @@ def test_a_merged_adapter_is_the_only_one_that_can_be_used():
         with pytest.raises(ValueError, match="is in use"):
             model.remove("lora")
     assert model.merged == "lora"
+
+
+def test_a_route_acts_for_the_adapters_it_was_resolved_for_alone():
+    model = model_with("lora", "ia3")
+    rows = ("lora", "ia3", None)
+    route, both = resolve(rows, model.adapters), logits(model, rows)
+    assert torch.equal(logits(model, route), both)
+    model.merge("lora")
+    with pytest.raises(ValueError, match="`unmerge` before using others"), model.use(route):
+        pass
+    one = Route(("lora",))
+    assert torch.equal(logits(model, one), bare(model))  # which has it
+    model.unmerge()
+    method = model.adapter("lora").method
+    model.remove("lora")
+    model.add("lora", method)
+    for stale in (route, one):
+        with pytest.raises(AssertionError, match="was resolved for others"), model.use(stale):
+            pass
 
 
 def test_own_weights_are_the_bare_base_whatever_is_in_use():

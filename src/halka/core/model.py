@@ -110,7 +110,7 @@ class AdaptedModel:
         RuntimeError: a thread that is started within the block, as for a streamer, must hold the block itself.
         Coroutines of one thread must not await within a block. Blocks nest; the inner one counts.
         If you change an adapter's values by hand while a mixed batch decodes, the change counts from the next prompt.
-        A `Route` that was resolved before may take the place of names.
+        A `Route` that was resolved before, for these adapters, may take the place of names.
         """
         return MustEnter(
             self._using(adapters),
@@ -260,11 +260,11 @@ class AdaptedModel:
                 self.pool.ready(name for name in names if name is not None)
             own = {name: self.adapter(name) for name in names if name is not None}
             self._put_parts()
-            route = adapters if isinstance(adapters, Route) else self._resolve(names, own)
+            route = self._resolve(names, own, adapters if isinstance(adapters, Route) else None)
             with self._passes.using(route, adapters):
                 yield self
 
-    def _resolve(self, names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> Route | None:
+    def _resolve(self, names: tuple[str | None, ...], own: Mapping[str, Adapter], before: Route | None) -> Route | None:
         if not names:
             raise HalkaError("`use` names no rows: name an adapter, or None for the bare base")
         if self.merged is not None:
@@ -273,10 +273,13 @@ class AdaptedModel:
                     f"adapter {self.merged!r} is merged into the base: `unmerge` before using others or the bare base"
                 )
             return Route(names)
-        if len(names) > 1 or not adapters:
-            return None if names == (None,) else resolve(names, adapters)
+        if before is not None:
+            assert before.adapters == own, f"the route of {names} was resolved for others of these names"
+            return before
+        if len(names) > 1 or not own:
+            return None if names == (None,) else resolve(names, own)
         if self._latest is None or self._latest.names != names:
-            self._latest = resolve(names, adapters)
+            self._latest = resolve(names, own)
         return self._latest
 
     def _put_parts(self) -> None:

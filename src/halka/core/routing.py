@@ -16,6 +16,7 @@ from halka.core.stacking import StackedParts
 from halka.util.errors import HalkaError
 
 Place = tuple[str, Literal["input", "output"]]  # a target's key, and what parts edit there
+VirtualParts = dict[str, tuple[VirtualPart | None, ...]]
 Rows = str | Sequence[str | None] | None  # the adapters that `use` names: one for all rows, one for each, or none
 
 
@@ -87,15 +88,15 @@ class Route:
     virtual   by role: a row's part each, or one for all
     weights   what stands in for the base's weights
     experts   some part acts on experts
+    adapters  those whose parts these are, by name; none where they are merged into the base
     """
 
     names: tuple[str | None, ...]
     edits: Mapping[Place, Edits] = field(default_factory=dict[Place, Edits])
-    virtual: Mapping[str, tuple[VirtualPart | None, ...]] = field(
-        default_factory=dict[str, tuple[VirtualPart | None, ...]]
-    )
+    virtual: VirtualParts = field(default_factory=VirtualParts)
     weights: WeightPart | None = None
     experts: bool = False
+    adapters: Mapping[str, Adapter] = field(default_factory=dict[str, Adapter])
 
 
 def repeats(batch: int, named: int) -> int:
@@ -138,4 +139,5 @@ def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> R
         {role: tuple(parts.get(name or "") for name in rows) for role, parts in virtual.items()},
         weights,
         any(target.experts for adapter in adapters.values() for target in adapter.targets.values()),
+        dict(adapters),
     )

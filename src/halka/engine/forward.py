@@ -42,8 +42,8 @@ class TransformersForward:
     def _route_of(self, names: tuple[str | None, ...]) -> Route:
         if self._model.merged is not None:  # its parts are in the base's weights
             return Route(names)
-        if self._route is None or self._route.names != names:
-            adapters = {name: self._model.adapter(name) for name in names if name is not None}
+        adapters = {name: self._model.adapter(name) for name in names if name is not None}
+        if self._route is None or self._route.names != names or self._route.adapters != adapters:
             with torch.inference_mode():
                 for adapter in adapters.values():
                     prepare(adapter, next(self._model.base.parameters()).dtype)

@@ -276,7 +276,6 @@ def test_changes_of_adapters_are_seen():
     model.remove("b")
     model.add("b", halka.IA3(), seed=1)
     forward.forget()
-    twin.forget()
     assert not torch.allclose(stepped, assert_alike())
     model.merge("a")
     merged = one_row(Lines(model, forward), ("a",))
