@@ -2,7 +2,8 @@
 
 One `index_select` gathers the queries of all groups, and one puts the outputs back into the line. For the gradient the
 line's own queries, keys and values are kept, and gathered once more: an ancestor's keys, which each of many blocks has
-a copy of, are kept once. Scores are kept where they are few, and computed once more where they are many.
+a copy of, are kept once. Scores are kept where they are few, and computed once more where they are many; with dropout
+all are kept, whose draws are among them, and the masks of all groups.
 
     N tokens of the line   Q query heads   H key/value heads   G = Q/H   W head width   R runs, or 1
     b blocks of a group   L tokens of the longest block   S ancestors' tokens   P virtual ones   K = P+S+L keys
@@ -24,7 +25,7 @@ from halka.models.attention.forest_groups import Group, groups_of, groups_on
 from halka.models.attention.forest_rows import Rows
 from halka.models.attention.places import LayerMemory
 
-LARGE = 2**16  # L·K above which no mask is kept
+LARGE = 2**16  # L·K above which no mask is kept, without dropout
 MANY = 2**8  # keys of a token above which scores are computed once more: more would be kept than for padded rows
 TILE = 2**17  # scores of one head that are computed at once there
 
