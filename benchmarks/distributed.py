@@ -1,6 +1,6 @@
 """Training on several processes beside one: memory of each, losses, runs that were killed, adapters that were written.
 
-    python benchmarks/distributed.py                 # some fifteen minutes, and 6 GB of memory
+    python benchmarks/distributed.py                 # some twenty-five minutes, and 6 GB of memory
     python benchmarks/distributed.py --only full     # a part, which takes its place in the result
 
 Processes exchange by gloo, with one thread each. SmolLM2-135M-Instruct trains on the same eight examples in every
@@ -10,7 +10,8 @@ Memory is `RssAnon` of /proc/PID/status, beyond what the process had before it l
 without those of mapped files, which the system may drop. A base that is whole is copied out of its file first, as onto
 a device. Memory is looked at every 2 ms. The noise in bf16 is what one process changes that takes the same examples in
 batches of four and of two. Runs of a tiny random base, all methods at once, are killed by SIGKILL on one, two and
-four processes in turn. The result goes to benchmarks/results/distributed.json.
+four processes in turn, amid steps and where a checkpoint is due. The result goes to
+benchmarks/results/distributed.json.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import torch
 from side_by_side import setup
 
 import halka
+from halka.core import Method
 from halka.data.tokens import Tokens
 from halka.models.sharded import load_sharded_base, shard
 from halka.training import Job, Ranks, RunFolder, joined_ranks, train_many
@@ -45,10 +47,20 @@ STATUS = Path("/proc/self/status")
 EXAMPLES, LENGTH, STEPS = 8, 40, 3
 BATCHES = (8, 4, 2)  # examples in each batch of a step
 FORMS = [(1, False), (2, False), (2, True), (4, False), (4, True)]
-PARTS = ("lora", "full", "killed")
+BESIDE_ONE: dict[str, Method] = {
+    "lora": halka.LoRA(rank=16),
+    "full": halka.Full(),
+    "bottleneck": halka.Bottleneck(),
+    "prefix": halka.Prefix(length=16),
+    "prompt": halka.Prompt(length=16),
+}
+PARTS = (*BESIDE_ONE, "killed")
 RUN = {"steps": 60, "batch_size": 5, "lr": 1e-3, "save_every": 5}
-KILLED = {"whole": ((1, 17), (2, 41), (4, None)), "in parts": ((4, 8), (1, 33), (2, None))}
-"""By form: so many processes until so many steps are recorded, or until the end."""
+KILLED = {
+    "whole": ((1, 17), (2, 30), (4, 41), (1, 60), (4, None)),
+    "in parts": ((4, 8), (1, 20), (2, 33), (4, 45), (2, None)),
+}
+"""By form: so many processes until so many steps are recorded, or until the end. The last ones write the adapters."""
 
 
 # ── one process ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -101,7 +113,7 @@ def measured(method: str, parts: bool, dtype: str, batches: Sequence[int]) -> di
     for size in batches:
         with watched() as training:
             model = halka.adapt(base, tokenizer)
-            model.add("a", halka.Full() if method == "full" else halka.LoRA(rank=16))
+            model.add("a", BESIDE_ONE[method])
             lr = 1e-5 if method == "full" else None
             config = {"steps": STEPS, "batch_size": size, "accumulate": EXAMPLES // size, "lr": lr}
             losses.append([step.loss for step in halka.train(model, "a", examples(), config)])
@@ -225,7 +237,7 @@ def beside_one(method: str) -> list[dict[str, Any]]:
     """Each form's memory by process, losses, and their largest difference from those of one process."""
     rows: list[dict[str, Any]] = []
     alone: list[list[dict[str, Any]]] = []
-    for count, parts in FORMS:
+    for count, parts in FORMS if method in ("lora", "full") else FORMS[:3]:
         if method == "full" and count == 4 and not parts:
             continue  # four times what one process takes
         half, exact = trained(method, count, parts)

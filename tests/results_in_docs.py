@@ -695,7 +695,7 @@ def distributed(found: Any) -> list[list[str]]:
 def distributed_losses(found: Any) -> list[list[str]]:
     """Losses on several processes beside those of one."""
     rows = [["Largest difference of a loss", "Method", "fp32", "bf16", "Noise in bf16"]]
-    for method, name in (("lora", "LoRA"), ("full", "full")):
+    for method, name in {"lora": "LoRA", **{name: name for name in ("bottleneck", "prefix", "prompt", "full")}}.items():
         for row in found.get(method, ()):
             if row["processes"] > 1:
                 rows.append([_processes(row), name, *(_difference(row[key]) for key in ("fp32", "bf16", "noise"))])
