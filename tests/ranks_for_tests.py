@@ -20,10 +20,10 @@ import torch
 import torch.distributed as dist
 
 import halka
+from contract import METHODS as FORMS
 from halka.core import AdaptedModel, Method
 from halka.data.tokens import Tokens
-from halka.methods import IA3, BitFit, Joint, LlamaAdapter, LoRABias, NormedBottleneck, PositionlessPrefix
-from halka.methods import Tokens as TrainedTokens
+from halka.methods import BitFit, Joint
 from halka.models.quantised import quantise
 from halka.models.sharded import in_turn, load_sharded_base, shard
 from halka.objectives.sequence_to_sequence import Pair
@@ -57,14 +57,7 @@ METHODS: dict[str, Method] = {
     "full": halka.Full(),
 }
 OTHERS: dict[str, Method] = {
-    "dora": halka.DoRA(rank=4),
-    "ia3": IA3(),
-    "bitfit": BitFit(),
-    "llama_adapter": LlamaAdapter(length=3),
-    "lora_bias": LoRABias(rank=4),
-    "tokens": TrainedTokens((5, 9)),
-    "positionless_prefix": PositionlessPrefix(length=3),
-    "normed_bottleneck": NormedBottleneck(width=5),
+    **{name: forms[0] for name, forms in FORMS.items() if name not in METHODS},
     "modules": halka.Modules(("head", "model.layers.1.input_layernorm")),
     "joint": Joint((halka.LoRA(rank=4, targets=("attn.q",)), BitFit(targets=("attn.o",)))),
 }

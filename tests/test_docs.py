@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from serving_for_tests import serving
 ROOT = Path(__file__).parents[1]
 BENGALI = ROOT / "README.bn.md"
 DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+ADD_A_METHOD = ROOT / "docs" / "add-a-method.md"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -52,7 +54,9 @@ def small_cache(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")  # TRL's, of transformers
-@pytest.mark.parametrize("page", [page for page in DOCS if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in DOCS if blocks(page, "python") and page != ADD_A_METHOD], ids=lambda page: page.name
+)
 def test_python_blocks_run(page, tmp_path, monkeypatch, small_cache):
     """A page's blocks in turn, in one namespace and an empty folder."""
     monkeypatch.chdir(tmp_path)
@@ -61,6 +65,39 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, small_cache):
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look their names up
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), vars(module))
+
+
+@pytest.mark.slow
+def test_a_method_is_the_file_that_its_page_shows(tmp_path, small_cache):
+    """In a package that has it the method is listed and works; one whose file has no first line is listed, too."""
+    source, package = Path(halka.__file__).parent, tmp_path / "halka"
+    (package / "methods").mkdir(parents=True)
+    for path in source.iterdir():
+        if path.name != "methods":
+            (package / path.name).symlink_to(path)
+    for path in (source / "methods").glob("*.py"):
+        (package / "methods" / path.name).symlink_to(path)
+    *parts, use = blocks(ADD_A_METHOD, "python")
+    file = "\n\n".join(parts)
+    (package / "methods" / "scale.py").write_text(file, encoding="utf-8")
+    undescribed = file.partition("\n")[2].replace('"scale"', '"undescribed"')
+    (package / "methods" / "undescribed.py").write_text(undescribed, encoding="utf-8")
+    listed = (
+        'from halka.cli import app\ntry:\n    app(["methods"])\nexcept SystemExit as end:\n    assert not end.code\n'
+    )
+    environment = {"PYTHONPATH": str(tmp_path), "HALKA_CACHE": str(small_cache), "COLUMNS": "200"}
+    printed = subprocess.run(
+        [sys.executable, "-c", listed + use],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert printed.returncode == 0, printed.stderr
+    assert re.search(r"^scale +0\.01 +Learned factors on keys", printed.stdout, flags=re.MULTILINE)
+    assert re.search(r"^undescribed +0\.01 +Scale *$", printed.stdout, flags=re.MULTILINE)
+    assert "Adapter(Scale(targets=" in printed.stdout
 
 
 @pytest.mark.slow
