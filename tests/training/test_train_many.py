@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -176,6 +179,40 @@ def test_a_stream_that_is_closed_early_goes_on_where_it_was(close_after, tmp_pat
     rest = [{name: step.loss for name, step in told.items()} for told in train_many(again, given(True))]
     assert first + rest == expected
     for name in names:
+        assert all(torch.equal(weights(again, name)[key], tensor) for key, tensor in weights(whole, name).items())
+
+
+@pytest.mark.parametrize(("file", "goes_on_after"), [("checkpoint-next.safetensors", 3), ("checkpoint.safetensors", 4)])
+def test_one_that_dies_between_two_checkpoints_goes_on_with_both_at_one_step(file, goes_on_after, tmp_path):
+    """Of which the second cannot be written, or not be put in place. What dropout drops follows from all adapters."""
+    configs = {
+        "lora": replace(CONFIG, steps=7, save_every=2),
+        "prefix": replace(CONFIG, steps=5, save_every=3, seed=1),
+    }
+
+    def started(folder: Path | None) -> tuple[AdaptedModel, Iterator[dict[str, Any]]]:
+        model = model_with(*configs, architecture="gpt2")  # which has dropout
+        jobs = [
+            Job(name, data(name), config, items(2, seed=9), folder and folder / name)
+            for name, config in configs.items()
+        ]
+        return model, ({name: step.loss for name, step in steps.items()} for steps in train_many(model, jobs))
+
+    whole, losses = started(None)
+    expected = [*losses]
+    _, losses = started(tmp_path)
+    assert [*itertools.islice(losses, 3)] == expected[:3]
+    blocked = tmp_path / "prefix" / file
+    before = blocked.rename(tmp_path / "before") if blocked.exists() else None
+    blocked.mkdir()
+    with pytest.raises(IsADirectoryError):
+        next(losses)
+    blocked.rmdir()
+    if before is not None:
+        before.rename(blocked)
+    again, losses = started(tmp_path)
+    assert [*losses] == expected[goes_on_after:]
+    for name in configs:
         assert all(torch.equal(weights(again, name)[key], tensor) for key, tensor in weights(whole, name).items())
 
 

@@ -17,7 +17,7 @@ from halka.studies.experiment import Experiment
 from halka.studies.measure import Spec
 from halka.studies.needs import Needs, needs_by_group
 from halka.studies.places import Group, Line, R, reported, without_result
-from halka.training.run_folder import BESTS, CHECKPOINT, RunFolder
+from halka.training.run_folder import BESTS, CHECKPOINT, NEXT_CHECKPOINT, RunFolder
 from halka.util.files import write_bytes
 from halka.util.ray_cluster import RayCluster
 from halka.util.ray_node import Program
@@ -76,7 +76,7 @@ class OnRay(Generic[R]):
                 log=self._own(group.log),
                 memory=needs and needs.memory,
                 gpu_memory=needs and needs.gpu_memory,
-                stays=(CHECKPOINT, BESTS),
+                stays=(CHECKPOINT, NEXT_CHECKPOINT, BESTS),
             ),
         )
 

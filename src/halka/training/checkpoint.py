@@ -161,10 +161,20 @@ def adapter_tensors(adapter: Adapter) -> dict[str, Tensor]:
 
 def identity_of(path: Path) -> dict[str, Any] | None:
     """What `save_checkpoint` was told to identify the run by; None if there is no file. Raises as `open_checkpoint`."""
+    return _read(path, "run")
+
+
+def step_of(path: Path) -> int | None:
+    """The step after which a checkpoint was written; None if there is no file. Raises as `open_checkpoint`."""
+    progress = _read(path, "progress")
+    return None if progress is None else progress["step"]
+
+
+def _read(path: Path, key: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     with _opened(path) as file:
-        return json.loads(_metadata(file, path)["run"])
+        return json.loads(_metadata(file, path)[key])
 
 
 def _opened(path: Path) -> Any:

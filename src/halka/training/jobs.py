@@ -22,6 +22,7 @@ from halka.training.loop import Observer, loop
 from halka.training.ranks import Ranks
 from halka.training.run import Run
 from halka.training.run_folder import RunFolder
+from halka.training.saving import save_together
 from halka.util.divided import checked_by_first
 from halka.util.errors import HalkaError, TrainingError
 
@@ -123,6 +124,9 @@ def train_many(
     do so if of similar length. Adapters of a language model's head, and full fine-tuning, go alone. The base is in
     memory once. An adapter that fails yields its TrainingError once; the others go on.
 
+    Where a checkpoint of one is due, all are written: jobs with folders go on, when they were killed, from the newest
+    step that all have, and compute what they would have computed, dropout included.
+
     Raises HalkaError for two jobs of one adapter or folder, and as `train` does; OutOfMemoryError for all jobs.
     """
     if not jobs:
@@ -186,18 +190,16 @@ def _steps_of_one(model: AdaptedModel, run: Run, observer: Observer, ranks: Rank
 class Steps(Generator[T, None, None]):
     """The steps of runs: a generator that warns when it is dropped without having been iterated: nothing was trained.
 
-    `close`, which leaving a loop calls, writes a checkpoint, but for a run that is divided among processes (`stop`).
+    `close`, which leaving a loop calls, writes checkpoints, but not where a run is divided among processes (`stop`).
     """
 
     def __init__(self, steps: Generator[T, None, None], runs: list[Run], name: str):
         self._steps, self._runs, self._name, self._used = steps, runs, name, False
 
     def stop(self) -> None:
-        """Write a checkpoint and close. Processes that train together call this together, after the same step."""
+        """Write checkpoints and close. Processes that train together call this together, after the same step."""
         if self._used:
-            for run in self._runs:
-                if run.divided and not run.over:
-                    run.save()
+            save_together(self._runs)
         self.close()
 
     def send(self, value: None) -> T:

@@ -29,6 +29,7 @@ from halka.training.config import Step, TrainConfig
 from halka.training.memory_errors import SMALLER_ADAPTER, SMALLER_BATCHES, memory_errors, smaller_pass
 from halka.training.ranks import Ranks
 from halka.training.run import Run, batch_plan, packed_batches
+from halka.training.saving import resume_together, save_together
 from halka.training.sharing import Pass, own_passes
 from halka.util.errors import LostRankError, OutOfMemoryError, TrainingError
 from halka.util.machine import returning_memory
@@ -64,8 +65,7 @@ def loop(
     model: AdaptedModel, runs: list[Run], observer: Observer, ranks: Ranks
 ) -> Generator[dict[str, Step | TrainingError], None, None]:
     """Train the runs together until each is over; yields by name the step of each, or the error that ends it."""
-    for run in runs:
-        run.resume(ranks)
+    resume_together(runs, ranks)
     ahead = StepWork(model, {run: run.next_batches() for run in runs if not run.over}, ranks)
     try:
         while active := [run for run in runs if not run.over]:
@@ -106,7 +106,7 @@ def loop(
                                 loss = mean_loss(model, run.name, run.held_out, run.config, ranks=ranks)
                                 step = run.validated(step, loss)
                         except (OutOfMemoryError, LostRankError):
-                            run.record(step, alone=True)  # the optimiser's part is done: resuming goes on after it
+                            run.record(step)  # the optimiser's part is done: resuming goes on after it
                             raise
                     # record
                     run.record(step)
@@ -118,13 +118,16 @@ def loop(
                     runs.remove(run)
                 finally:
                     run.optimizer.zero_grad()
+            going_on = [run for run in active if run in runs]
+            if any(run.save_due for run in going_on):
+                save_together(going_on)
             yield results
     except BaseException as error:
         for run in runs:
             run.optimizer.zero_grad()
-            whole = isinstance(error, OutOfMemoryError | LostRankError | GeneratorExit)  # the last step is
-            if whole and not run.over and not run.divided:  # else all processes would have to be here
-                run.save()
+        whole = isinstance(error, OutOfMemoryError | LostRankError | GeneratorExit)  # the last step is
+        if whole and not any(run.divided for run in runs):  # else all processes would have to be here
+            save_together(runs)
         raise
 
 

@@ -72,6 +72,7 @@ class Run:
         )
         self.best: dict[str, Tensor] | None = None  # on the CPU, without a folder: weights of the best evaluation
         self.progress = Progress()
+        self._saved_step: int | None = None  # that of the last checkpoint
         self._saved_best = 0  # the best step of the last checkpoint, whose weights stay until the next one
 
     def resume(self, ranks: Ranks) -> None:
@@ -84,7 +85,7 @@ class Run:
             ranks.check_same(self._identity)
         progress = ranks.from_first(None if checkpoint is None else checkpoint.progress)
         if progress is not None:
-            self.progress, self._saved_best = progress, progress.best_step
+            self.progress, self._saved_step, self._saved_best = progress, progress.step, progress.best_step
             restore(ranks.stream(() if checkpoint is None else checkpoint.tensors()), self.adapter, self.optimizer)
         elif ranks.count > 1 and not self.divided:
             restore(ranks.stream(adapter_tensors(self.adapter).items()), self.adapter, self.optimizer)
@@ -203,29 +204,37 @@ class Run:
             self.folder.keep_bests(self._saved_best, step.step)
         return step
 
-    def record(self, step: Step, *, alone: bool = False) -> None:
-        """Write the step to the folder, and a checkpoint where one is due. After the last step, restore the best
-        weights: a caller that leaves its loop there has them, too.
-
-        `alone`: other processes may be elsewhere. Of a run that is divided among them only the step is written then.
-        """
+    def record(self, step: Step) -> None:
+        """Write the step to the folder's metrics."""
         if self.folder is not None:
             self.folder.record(step)
-        if alone and self.divided:
-            return
-        if self.over or (self.config.save_every and step.step % self.config.save_every == 0):
-            self.save()
+
+    @property
+    def save_due(self) -> bool:
+        """Whether a checkpoint is to be written after this step."""
+        return self.over or bool(self.config.save_every and self.progress.step % self.config.save_every == 0)
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether there were steps since the last checkpoint."""
+        return self.progress.step != self._saved_step
+
+    def write_checkpoint(self) -> None:
+        """Write a checkpoint beside the last one, where the run has a folder and `save_every` allows it."""
+        if self._writes and self.config.save_every:
+            path = None if self.folder is None else self.folder.next_checkpoint
+            save_checkpoint(path, self._identity, self.progress, self.adapter, self.optimizer)
+
+    def keep_checkpoint(self) -> None:
+        """Put the checkpoint that was written in the place of the one before. After the last step, restore the best
+        weights: a caller that leaves its loop there has them, too."""
+        self._saved_step = self.progress.step
+        if self.folder is not None and self.config.save_every:
+            self.folder.keep_next()
+            self._saved_best = self.progress.best_step
+            self.folder.keep_bests(self._saved_best)
         if self.over:
             self.restore_best()
-
-    def save(self) -> None:
-        """Write a checkpoint, where the run has a folder and `save_every` allows it."""
-        if self._writes and self.config.save_every:
-            path = None if self.folder is None else self.folder.checkpoint
-            save_checkpoint(path, self._identity, self.progress, self.adapter, self.optimizer)
-            self._saved_best = self.progress.best_step
-            if self.folder is not None:
-                self.folder.keep_bests(self._saved_best)
 
     @property
     def _writes(self) -> bool:

@@ -1,17 +1,19 @@
 """`RunFolder`: a training run on the disk. It can be locked, resumed after a crash, and finished.
 
-run.yaml                 the settings, which `halka train --config` reads (`fit`'s name no data: it needs --data)
-metrics.jsonl            one line of JSON a step: `Step`'s fields
-checkpoint.safetensors   while the run is unfinished: all that it needs to go on exactly where it was
-best-STEP.safetensors    likewise: the weights of the best evaluation, which came after that step
-adapter/                 the trained adapter, once the run is finished
-.lock                    while a process trains here
+run.yaml                      the settings, which `halka train --config` reads (`fit`'s name no data: it needs --data)
+metrics.jsonl                 one line of JSON a step: `Step`'s fields
+checkpoint.safetensors        while the run is unfinished: all that it needs to go on exactly where it was
+checkpoint-next.safetensors   the next one, until all runs that train together have written theirs (`saving.py`)
+best-STEP.safetensors         while unfinished: the weights of the best evaluation, which came after that step
+adapter/                      the trained adapter, once the run is finished
+.lock                         while a process trains here
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -28,11 +30,11 @@ from halka.storage.save_load import save
 from halka.training.checkpoint import PADDED, Checkpoint, identity_of, open_checkpoint
 from halka.training.config import Step, TrainConfig, TrainResult
 from halka.util.errors import HalkaError
-from halka.util.files import full_disk_named, locked, write_text
+from halka.util.files import flush, full_disk_named, locked, write_text
 from halka.util.tensor_file import read_tensors
 
 RUN, METRICS = "run.yaml", "metrics.jsonl"
-CHECKPOINT, BESTS = "checkpoint.safetensors", "best*.safetensors"
+CHECKPOINT, NEXT_CHECKPOINT, BESTS = "checkpoint.safetensors", "checkpoint-next.safetensors", "best*.safetensors"
 OLD_BEST = "best.safetensors"  # of versions that kept one such file
 POINTS = 100  # of a curve
 
@@ -52,6 +54,16 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """The file that an unfinished run goes on from."""
         return self.path / CHECKPOINT
+
+    @property
+    def next_checkpoint(self) -> Path:
+        """The file that takes its place once all runs that train together have written theirs."""
+        return self.path / NEXT_CHECKPOINT
+
+    def keep_next(self) -> None:
+        """Put the next checkpoint in the place of the one before."""
+        os.replace(self.next_checkpoint, self.checkpoint)
+        flush(self.path)
 
     def best(self, step: int) -> Path:
         """The file with the weights of the best evaluation so far, which came after that step."""
@@ -94,6 +106,7 @@ class RunFolder:
     def drop_checkpoint(self) -> None:
         """Drop what the run would go on from; a run that begins anew here keeps the adapter until it has its own."""
         self.checkpoint.unlink(missing_ok=True)
+        self.next_checkpoint.unlink(missing_ok=True)
         self.keep_bests()
 
     def finish(

@@ -1,0 +1,50 @@
+"""Runs that train together are saved together, all after the same step, and resumed from there.
+
+What dropout drops, and whose tokens a pass computes, follow from the steps of all runs. So each goes on exactly where
+it was only if the others do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from halka.training.checkpoint import step_of
+from halka.training.ranks import Ranks
+from halka.training.run import Run
+from halka.training.run_folder import RunFolder
+from halka.util.divided import checked_by_first
+
+
+def save_together(runs: Sequence[Run]) -> None:
+    """Write the runs' checkpoints, and put them in the place of those before once all are written.
+
+    What ends the process leaves all runs at the step before, or lets `resume_together` put the rest in place. Runs that
+    are over get their best weights.
+    """
+    unsaved = [run for run in runs if run.unsaved]
+    for run in unsaved:
+        run.write_checkpoint()
+    for run in unsaved:
+        run.keep_checkpoint()
+
+
+def resume_together(runs: Sequence[Run], ranks: Ranks) -> None:
+    """Let the runs go on from their folders' checkpoints, of the newest step that all of them had written.
+
+    Raises as `Run.resume`, and DamagedFolderError for a checkpoint that cannot be read.
+    """
+    folders = [run.folder for run in runs if run.folder is not None]
+    checked_by_first(lambda: _settle(folders))
+    for run in runs:
+        run.resume(ranks)
+
+
+def _settle(folders: Sequence[RunFolder]) -> None:
+    """Put the checkpoints that wait in place if one of that step is in place already; drop the others."""
+    steps = {step_of(folder.checkpoint) for folder in folders}
+    for folder in folders:
+        if (step := step_of(folder.next_checkpoint)) is not None:
+            if step in steps:
+                folder.keep_next()
+            else:
+                folder.next_checkpoint.unlink()
