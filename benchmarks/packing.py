@@ -5,8 +5,9 @@
 
 `--steps` trains a LoRA of rank 8 on SmolLM2-135M-Instruct in bf16, on the two tasks and in the way of
 benchmarks/speed.py: 8 examples a step, run n with seed n, every run a process of its own, the ways interleaved. All
-ways run the same loop on the same examples; only what is named differs from the way before. Useful tokens are all
-tokens of all rows, padding not. It writes benchmarks/results/packing_steps.json.
+ways run the same loop on the same examples, each step as training makes it; only what is named differs from the way
+before. Useful tokens are all tokens of all rows, padding not. A gain is the median of the runs' ratios. It writes
+benchmarks/results/packing_steps.json.
 
 `--memory` trains the same LoRA on random tokens, examples of a common beginning and 20 tokens of their own, with
 batch_tokens of 2,048, packed and padded, every case in a process of its own, and notes the peak beyond the base. The
@@ -54,10 +55,12 @@ def worker(way: str, task: str, steps: int, seed: int) -> dict[str, float]:
     from halka.data.batches import plan_packed
     from halka.data.packing import LEAST_SAVED, WIDTH, computed_tokens, pack, paths_of
     from halka.models.attention.function import use_attention
+    from halka.models.casting import casting
     from halka.models.loading import load_base
     from halka.objectives import summed_losses
     from halka.objectives.language_modelling import LINE, LanguageModelling
     from halka.util import machine
+    from halka.util.mode import in_mode
 
     form = WAYS[way]
     least_saved = form.get("least_saved", LEAST_SAVED)
@@ -72,13 +75,13 @@ def worker(way: str, task: str, steps: int, seed: int) -> dict[str, float]:
     before = machine.resident(cpu)
     machine.reset_peak(cpu)
     model = halka.adapt(base, tokenizer)
-    model.add("a", halka.LoRA(rank=8), seed=seed)
-    parameters = model.parameters("a")
+    adapter = model.add("a", halka.LoRA(rank=8), seed=seed)
+    parameters, parts = adapter.parameters(), [*adapter.parts.values()]
     optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0, fused=True)
     times: list[float] = []
     for batch in batches:
         rows = [items[index] for index in batch]
-        with model.use("a"), use_attention(base):
+        with use_attention(base), in_mode(True, base), casting(parts, base.dtype), model.use("a"):
             if form["packed"]:
                 losses = LanguageModelling().packed_losses(model, ["a"], pack([rows], least_saved).filled(LINE))
             else:
