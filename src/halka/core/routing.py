@@ -44,16 +44,14 @@ class Edits:
         if len(self.parts) == 1:
             (stack,) = self.stacks
             return stack.distinct[0].edit(values, stack.tensors(values[-1]))
+        count = len(self.parts)
         if runs:
             lines = [value if value.shape[0] == sum(runs) else value.flatten(0, 1) for value in values]
             if len({*runs}) > 1:
                 return self._by_run(runs, lines).reshape(values[-1].shape)
-            # a rectangle: stacks act in one go
-            rows = [torch.unflatten(line, 0, (len(runs), runs[0])) for line in lines]
+            rows = [torch.unflatten(line, 0, (count, 1, runs[0])) for line in lines]  # a rectangle
         else:
-            rows = [*values]
-        count = len(self.parts)
-        rows = [torch.unflatten(value, 0, (count, repeats(value.shape[0], count))) for value in rows]
+            rows = [torch.unflatten(value, 0, (count, repeats(value.shape[0], count))) for value in values]
         for stack in self.stacks:
             rows[-1] = stack.edit(rows)
         return rows[-1].reshape(values[-1].shape)
