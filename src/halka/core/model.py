@@ -276,8 +276,10 @@ class AdaptedModel:
         if before is not None:
             assert before.adapters == own, f"the route of {names} was resolved for others of these names"
             return before
-        if len(names) > 1 or not own:
-            return None if names == (None,) else resolve(names, own)
+        if names == (None,):
+            return None
+        if len(names) > 1:
+            return resolve(names, own)
         if self._latest is None or self._latest.names != names:
             self._latest = resolve(names, own)
         return self._latest
