@@ -80,18 +80,18 @@ class Passes:
         def edit_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
             if (edits := self._edits(place)) is None:
                 return None
-            x = edits.edit(self._runs, args[0] if args else kwargs[argument])
+            x = edits.edit(self._runs, _received(args, kwargs, argument))
             return ((x, *args[1:]), kwargs) if args else ((), {**kwargs, argument: x})
 
         def edit_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
             if (edits := self._edits(place)) is None:
                 return None
-            x = self._inputs.pop(key) if target.source else args[0] if args else kwargs[argument]
+            x = self._inputs.pop(key) if target.source else _received(args, kwargs, argument)
             return edits.edit(self._runs, x, y)
 
         def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._edits(place) is not None:
-                self._inputs[key] = args[0] if args else kwargs[source_argument]
+                self._inputs[key] = _received(args, kwargs, source_argument)
 
         def edit_experts(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
             route = self.route
@@ -239,3 +239,8 @@ def _places(adapter: Adapter) -> Iterable[tuple[Place, Target]]:
 def _argument(module: nn.Module) -> str:
     """What the module calls its input, for callers that name it."""
     return next(iter(inspect.signature(module.forward).parameters), "")
+
+
+def _received(args: tuple[Any, ...], kwargs: dict[str, Any], argument: str) -> Tensor:
+    """The input of a module's call."""
+    return args[0] if args else kwargs[argument]
