@@ -13,6 +13,13 @@ from halka.core.parts import VirtualPart
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a module's call: those by position, those by name
 
 
+class Line(Protocol):
+    """A batch without padding, which a pass of the base receives as `forest`: runs of tokens with one adapter each."""
+
+    @property
+    def runs(self) -> tuple[int, ...]: ...
+
+
 class VirtualAttention(Protocol):
     """Where virtual tokens join the base's own (`models/attention/virtual_tokens.py`); the core only says whose."""
 

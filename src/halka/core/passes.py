@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from halka.core.adapter import Adapter
-from halka.core.interfaces import Arguments, VirtualAttention
+from halka.core.interfaces import Arguments, Line, VirtualAttention
 from halka.core.parts import ModulePart, WeightPart
 from halka.core.routing import Edits, ExpertEdits, Place, Route, repeats
 from halka.core.targets import Target
@@ -26,8 +26,8 @@ from halka.util.turns import Turns
 class Passes:
     """The route of the innermost block, for every pass of the base that runs within it.
 
-    A pass over a padded batch has rows of one length. A pass over a line of tokens is called with `forest`
-    (`models.attention.forest.ForestPlan`): then run i of it uses what `use` named i-th.
+    A pass over a padded batch has rows of one length. A pass over a line of tokens is called with `forest`, a `Line`:
+    then run i of it uses what `use` named i-th.
     """
 
     def __init__(
@@ -207,8 +207,8 @@ class Passes:
         route = self.route
         if route is None:
             return None
-        forest = kwargs.get("forest")
-        self._runs = () if forest is None else forest.forest.runs
+        line: Line | None = kwargs.get("forest")
+        self._runs = () if line is None else line.runs
         inputs = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         tokens = next((tensor for tensor in inputs if tensor is not None), None)
         if len(route.names) > 1:

@@ -71,6 +71,10 @@ class ForestPlan:
         self._kept: dict[Any, Any] = {}
 
     @property
+    def runs(self) -> tuple[int, ...]:
+        return self.forest.runs
+
+    @property
     def inputs(self) -> dict[str, Any]:
         """Keywords for the decoder's call. Transformers takes a mask of four dimensions as it is and builds none."""
         return {"forest": self, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)}

@@ -99,6 +99,10 @@ class PagedPlan:
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
     @property
+    def runs(self) -> tuple[int, ...]:
+        return self.forest.runs
+
+    @property
     def inputs(self) -> dict[str, Any]:
         """Keywords for the decoder's call, as `ForestPlan.inputs`."""
         return {"forest": self, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)}
