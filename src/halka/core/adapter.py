@@ -93,10 +93,11 @@ class Adapter:
         if assign and (other := [key for key, tensor in state.items() if tensor.dtype != torch.float32]):
             raise HalkaError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
         for path, part in self.parts.items():
-            values = {name: part_like(state[f"{path}.{name}"].detach(), own) for name, own in part.state_dict().items()}
-            if assign:
-                here = {name: values[name].to(own) for name, own in part.state_dict().items()}
-                values = {name: tensor.clone() if tensor.is_inference() else tensor for name, tensor in here.items()}
+            values: dict[str, Tensor] = {}
+            for name, own in part.state_dict().items():
+                value = part_like(state[f"{path}.{name}"].detach(), own)
+                value = value.to(own) if assign else value
+                values[name] = value.clone() if assign and value.is_inference() else value
             part.load_state_dict(values, assign=assign)
         Changes.happened([*before, *self.parameters()])
 
