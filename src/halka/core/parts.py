@@ -88,11 +88,6 @@ class ModulePart(Part):
         """
         raise NotImplementedError
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The edit with this part's own tensors: of the input x, or of the output y."""
-        values = (x,) if y is None else (x, y)
-        return self.edit(values, self.tensors(values[-1].dtype))
-
     def edit(self, values: Sequence[Tensor], tensors: Iterable[Any]) -> Tensor:
         """The last of `values` edited: (x,) if `edits` is "input", else (x, y)."""
         edit: Callable[..., Tensor] = self.edit_input if self.edits == "input" else self.edit_output
