@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from halka.core.parts import Method, ModulePart, Part, VirtualPart, WeightPart
 from halka.core.targets import Target
-from halka.util.cached import Cached, Changes
+from halka.util.cached import Changes
 from halka.util.divided import is_divided, part_like
 from halka.util.errors import HalkaError
 
@@ -21,7 +21,6 @@ class Adapter:
         self.method = method
         self.parts = dict(parts)
         self.targets = dict(targets)
-        self.prepared = Cached[bool]()  # by `models.casting.prepare`
         self.labels: tuple[str, ...] = ()  # what its head tells apart, by place; the base's own names if empty
 
     @classmethod

@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from halka.core import Adapter, ModulePart, Part, WeightPart
+from halka.util.cached import Cached
 
 aten: Any = torch.ops.aten
+_prepared = WeakKeyDictionary[Adapter, Cached[bool]]()  # the adapters that have what they compute with
 
 
 @contextmanager
@@ -50,7 +53,7 @@ def prepare(adapter: Adapter, dtype: torch.dtype) -> None:
                 part.prepared(dtype)
         return True
 
-    adapter.prepared.get(adapter.parameters(), make, dtype)
+    _prepared.setdefault(adapter, Cached()).get(adapter.parameters(), make, dtype)
 
 
 class _Cast(torch.autograd.Function):
