@@ -76,8 +76,8 @@ def test_memory_that_ran_out_is_known_by_its_many_words(message):
 @pytest.mark.parametrize(("capability", "kernel"), [((8, 0), False), ((8, 9), False), ((9, 0), True), ((12, 0), False)])
 def test_the_product_of_groups_is_for_gpus_that_have_a_kernel(monkeypatch, capability, kernel):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert machine.asks_for_no_sizes(torch.device("cuda:0")) == kernel
-    assert not machine.asks_for_no_sizes(machine.CPU)
+    assert machine.has_grouped_kernel(torch.device("cuda:0")) == kernel
+    assert not machine.has_grouped_kernel(machine.CPU)
 
 
 @pytest.mark.parametrize(("capability", "lacks"), [((7, 5), True), ((8, 0), False), ((9, 0), False)])

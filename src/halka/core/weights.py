@@ -33,7 +33,7 @@ class BaseWeights:
                 raise HalkaError(busy)
             try:
                 for key, weight in merged_weights(adapter):
-                    self._passes.swap.swap_in({key: weight}, tied=False, aside=True)
+                    self._passes.swap.swap_in({key: weight}, tied=False, offload=True)
             except BaseException:
                 self._passes.swap.restore()
                 raise

@@ -67,11 +67,12 @@ def lacks_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and not _processor_has_bfloat16()
 
 
-def asks_for_no_sizes(device: torch.device) -> bool:
-    """Whether torch's grouped product, in bfloat16, leaves the groups' sizes on the device, for which the host waits.
+def has_grouped_kernel(device: torch.device) -> bool:
+    """Whether torch's grouped product, in bfloat16, is a kernel of its own there, which reads the groups' sizes itself.
 
-    Its kernels do on NVIDIA's Hopper and, from torch 2.9 on, data-centre Blackwell (aten/native/cuda/GroupedBlas.cpp);
-    torch 2.8 has no such product on other GPUs at all. An estimate's GPU, "xpu", is taken for one of these.
+    There is one for NVIDIA's Hopper and, from torch 2.9 on, data-centre Blackwell (aten/native/cuda/GroupedBlas.cpp).
+    On other GPUs the host waits for the sizes and computes group by group; torch 2.8 has no such product there at all.
+    An estimate's GPU, "xpu", is taken for one that has the kernel.
     """
     if device.type != "cuda":
         return device.type == "xpu"

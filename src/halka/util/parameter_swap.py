@@ -34,11 +34,11 @@ class ParameterSwap:
             self._places[name] = base.get_submodule(path), key
             self._tied[first.setdefault(id(parameter), name)].append(self._places[name])
 
-    def swap_in(self, weights: Mapping[str, Tensor], *, tied: bool = True, aside: bool = False) -> None:
+    def swap_in(self, weights: Mapping[str, Tensor], *, tied: bool = True, offload: bool = False) -> None:
         """Compute with `weights`, by the base's names for its parameters, until `restore`.
 
         Tied parameters have several places: all of them take the new tensor, or only the one that is named.
-        aside: what is replaced waits on the CPU, if it has no other place; on a GPU the new tensor has its room.
+        offload: what is replaced waits on the CPU, if it has no other place; on a GPU the new tensor has its room.
         """
         for name, tensor in weights.items():
             for module, key in self._tied[name] if tied else [self._places[name]]:
@@ -47,7 +47,7 @@ class ParameterSwap:
                     self._swap_values(own, tensor)
                 else:
                     if (module, key) not in self._own:
-                        alone = aside and own is not None and len(self._tied.get(name, ())) == 1
+                        alone = offload and own is not None and len(self._tied.get(name, ())) == 1
                         self._own[module, key] = _on(torch.device("cpu"), own) if alone else own
                     module._parameters[key] = tensor  # type: ignore[assignment]
 

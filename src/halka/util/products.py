@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halka.util.machine import asks_for_no_sizes
+from halka.util.machine import has_grouped_kernel
 
 
 class Runs:
@@ -57,7 +57,7 @@ def _fits_kernel(x: Tensor, weights: Tensor) -> bool:
     Elsewhere it computes run by run, too, and waits for the runs' sizes at every product.
     """
     aligned = all(width * x.element_size() % 16 == 0 for width in weights.shape[1:])
-    return x.dtype == torch.bfloat16 and aligned and len(x) > 0 and asks_for_no_sizes(x.device)
+    return x.dtype == torch.bfloat16 and aligned and len(x) > 0 and has_grouped_kernel(x.device)
 
 
 def _in_one_go(x: Tensor, grouped: Grouped) -> Tensor:
