@@ -20,7 +20,9 @@ from halka.util.cached import Cached
 from halka.util.compiled import see_hooks
 from halka.util.errors import HalkaError
 from halka.util.parameter_swap import ParameterSwap
-from halka.util.turns import Turns
+from halka.util.turns import Flow, Turns
+
+Use = Callable[[tuple[str | None, ...]], AbstractContextManager[object]]  # `AdaptedModel.use`
 
 
 class Passes:
@@ -172,28 +174,27 @@ class Passes:
                 raise HalkaError(busy)
             yield
 
-    def as_now(
-        self, use: Callable[[tuple[str | None, ...]], AbstractContextManager[object]]
-    ) -> AbstractContextManager[None]:
+    def as_now(self, use: Use) -> AbstractContextManager[None]:
         """A block for later, in backward, in which layers are computed once more with the adapters of now."""
-        names, runs, owner = self.names, self._runs, self.turns.owner
+        return self._again(use, self.names, self._runs, self.turns.owner)
 
-        @contextmanager
-        def block() -> Generator[None]:
-            in_backward, mine = self.turns.waits_for_backward(owner), self.turns.mine()
-            if in_backward and self.names != names:
-                raise RuntimeError(
-                    f"backward computes layers once more that were computed with {names}, but runs within "
-                    f"`use({self.names})`: let the block end before backward, or begin after it"
-                )
-            with nullcontext() if in_backward or (mine and self.names == names) else use(names):
-                before, self._runs = self._runs, runs
-                try:
-                    yield
-                finally:
-                    self._runs = before
-
-        return block()
+    @contextmanager
+    def _again(
+        self, use: Use, names: tuple[str | None, ...], runs: tuple[int, ...], owner: Flow | None
+    ) -> Generator[None]:
+        """Within the block layers compute as in a pass of these names and runs, in the turn of its owner."""
+        in_backward, same = self.turns.waits_for_backward(owner), self.names == names
+        if in_backward and not same:
+            raise RuntimeError(
+                f"backward computes layers once more that were computed with {names}, but runs within "
+                f"`use({self.names})`: let the block end before backward, or begin after it"
+            )
+        with nullcontext() if in_backward or (same and self.turns.mine()) else use(names):
+            before, self._runs = self._runs, runs
+            try:
+                yield
+            finally:
+                self._runs = before
 
     @property
     def names(self) -> tuple[str | None, ...]:
