@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from halka.core import Forest
 from halka.estimating.fake_tensors import DryRunMode
 from halka.models.attention.flex_kernels import FlexKernels
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import attend, attend_to_forest
 from halka.models.attention.places import LayerMemory
+from halka.util.forest import Forest
 
 VIRTUAL = 20
 

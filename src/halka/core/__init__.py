@@ -7,8 +7,7 @@ from halka.core.parts import Method, ModulePart, Part, VirtualPart, WeightPart
 from halka.core.routing import Edits, ExpertEdits, repeats
 from halka.core.stacking import StackedParts
 from halka.core.targets import LINEAR_ROLES, ROLE_GROUPS, VIRTUAL_ROLES, WEIGHT_ROLES, WHOLE, Reader, Target, wants
-from halka.util.forest import Forest
-from halka.util.initial import init_parameter, skip_init
+from halka.util.initial import init_parameter
 from halka.util.products import linear
 from halka.util.quantised import parameter_count, quantization_of
 
@@ -22,7 +21,6 @@ __all__ = [
     "Adapter",
     "Edits",
     "ExpertEdits",
-    "Forest",
     "Method",
     "ModulePart",
     "Part",
@@ -37,6 +35,5 @@ __all__ = [
     "parameter_count",
     "quantization_of",
     "repeats",
-    "skip_init",
     "wants",
 ]

@@ -117,8 +117,8 @@ def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> R
     Raises HalkaError where a full copy of the weights would share a batch.
     """
     rows = names[:1] if len(set(names)) == 1 else names
-    at_modules: dict[Place, dict[str, ModulePart]] = defaultdict(dict)  # by adapter
-    virtual: dict[str, dict[str, VirtualPart]] = defaultdict(dict)  # by role and adapter
+    at_modules: dict[Place, dict[str | None, ModulePart]] = defaultdict(dict)  # by adapter
+    virtual: dict[str, dict[str | None, VirtualPart]] = defaultdict(dict)  # by role and adapter
     weights = None
     for name, adapter in adapters.items():
         for path, part in adapter.parts.items():
@@ -133,8 +133,8 @@ def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> R
                 weights = part
     return Route(
         names,
-        {place: Edits([parts.get(name or "") for name in rows]) for place, parts in at_modules.items()},
-        {role: tuple(parts.get(name or "") for name in rows) for role, parts in virtual.items()},
+        {place: Edits([parts.get(name) for name in rows]) for place, parts in at_modules.items()},
+        {role: tuple(parts.get(name) for name in rows) for role, parts in virtual.items()},
         weights,
         any(target.experts for adapter in adapters.values() for target in adapter.targets.values()),
         dict(adapters),
