@@ -107,11 +107,12 @@ class Passes:
             return [module.register_forward_pre_hook(edit_experts, with_kwargs=True)]
         if edited == "input":
             return [module.register_forward_pre_hook(edit_input, with_kwargs=True)]
-        own = source is None  # the module's own output is edited before that of the sublayer which ends with it
-        handles: list[RemovableHandle] = [module.register_forward_hook(edit_output, with_kwargs=True, prepend=own)]
-        if source is not None:
-            handles.append(source.register_forward_pre_hook(remember, with_kwargs=True))
-        return handles
+        if source is None:  # the module's own output is edited before that of the sublayer which ends with it
+            return [module.register_forward_hook(edit_output, with_kwargs=True, prepend=True)]
+        return [
+            source.register_forward_pre_hook(remember, with_kwargs=True),
+            module.register_forward_hook(edit_output, with_kwargs=True),
+        ]
 
     def _edits(self, place: Place) -> Edits | None:
         """This pass's edits there. Raises RuntimeError for another thread's, whose block has overtaken the pass."""
