@@ -14,7 +14,7 @@ from halka.core.adapter import Adapter
 from halka.core.interfaces import Kept, Pool, VirtualAttention
 from halka.core.parts import Method
 from halka.core.passes import Passes
-from halka.core.routing import Route, Rows, resolve
+from halka.core.routing import Names, Route, Rows, resolve
 from halka.core.targets import VIRTUAL_ROLES, Target, select
 from halka.core.weights import BaseWeights
 from halka.util.cached import Changes
@@ -153,7 +153,7 @@ class AdaptedModel:
         return (() if name is None else self.adapter(name).labels) or self.labels
 
     @property
-    def active(self) -> tuple[str | None, ...]:
+    def active(self) -> Names:
         """The names that the innermost `use` gave, one per row or one for all."""
         return self._passes.names
 
@@ -252,7 +252,7 @@ class AdaptedModel:
     @contextmanager
     def _using(self, adapters: Rows | Route) -> Generator[AdaptedModel]:
         if adapters is None or isinstance(adapters, str):
-            names: tuple[str | None, ...] = (adapters,)
+            names: Names = (adapters,)
         else:
             names = adapters.names if isinstance(adapters, Route) else tuple(adapters)
         with self._passes.turns.take():
@@ -264,7 +264,7 @@ class AdaptedModel:
             with self._passes.using(route, adapters):
                 yield self
 
-    def _resolve(self, names: tuple[str | None, ...], own: Mapping[str, Adapter], before: Route | None) -> Route | None:
+    def _resolve(self, names: Names, own: Mapping[str, Adapter], before: Route | None) -> Route | None:
         if not names:
             raise HalkaError("`use` names no rows: name an adapter, or None for the bare base")
         if self.merged is not None:

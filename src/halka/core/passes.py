@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from halka.core.adapter import Adapter
 from halka.core.interfaces import Arguments, Line, VirtualAttention
 from halka.core.parts import ModulePart, WeightPart
-from halka.core.routing import Edits, ExpertEdits, Place, Route, repeats
+from halka.core.routing import Edits, ExpertEdits, Names, Place, Route, repeats
 from halka.core.targets import Target
 from halka.util.cached import Cached
 from halka.util.compiled import see_hooks
@@ -22,7 +22,7 @@ from halka.util.errors import HalkaError
 from halka.util.parameter_swap import ParameterSwap
 from halka.util.turns import Flow, Turns
 
-Use = Callable[[tuple[str | None, ...]], AbstractContextManager[object]]  # `AdaptedModel.use`
+Use = Callable[[Names], AbstractContextManager[object]]  # `AdaptedModel.use`
 
 
 class Passes:
@@ -180,9 +180,7 @@ class Passes:
         return self._again(use, self.names, self._runs, self.turns.owner)
 
     @contextmanager
-    def _again(
-        self, use: Use, names: tuple[str | None, ...], runs: tuple[int, ...], owner: Flow | None
-    ) -> Generator[None]:
+    def _again(self, use: Use, names: Names, runs: tuple[int, ...], owner: Flow | None) -> Generator[None]:
         """Within the block layers compute as in a pass of these names and runs, in the turn of its owner."""
         in_backward, same = self.turns.waits_for_backward(owner), self.names == names
         if in_backward and not same:
@@ -198,7 +196,7 @@ class Passes:
                 self._runs = before
 
     @property
-    def names(self) -> tuple[str | None, ...]:
+    def names(self) -> Names:
         """The names that the innermost block uses, one per row or one for all."""
         return self.route.names if self.route else (None,)
 
@@ -244,5 +242,4 @@ def _argument(module: nn.Module) -> str:
 
 
 def _received(args: tuple[Any, ...], kwargs: dict[str, Any], argument: str) -> Tensor:
-    """The input of a module's call."""
     return args[0] if args else kwargs[argument]

@@ -18,6 +18,7 @@ from halka.util.errors import HalkaError
 Place = tuple[str, Literal["input", "output"]]  # a target's key, and what parts edit there
 VirtualParts = dict[str, tuple[VirtualPart | None, ...]]
 Rows = str | Sequence[str | None] | None  # the adapters that `use` names: one for all rows, one for each, or none
+Names = tuple[str | None, ...]  # the same: a row's each, or one for all
 
 
 class Edits:
@@ -72,7 +73,7 @@ class ExpertEdits(NamedTuple):
     names   the adapters of the rows, of as many tokens each, or of `runs`
     """
 
-    names: tuple[str | None, ...]
+    names: Names
     runs: tuple[int, ...]
     inputs: Edits | None = None
     outputs: Edits | None = None
@@ -89,7 +90,7 @@ class Route:
     adapters  those whose parts these are, by name; none where they are merged into the base
     """
 
-    names: tuple[str | None, ...]
+    names: Names
     edits: Mapping[Place, Edits] = field(default_factory=dict[Place, Edits])
     virtual: VirtualParts = field(default_factory=VirtualParts)
     weights: WeightPart | None = None
@@ -111,7 +112,7 @@ def repeats(batch: int, named: int) -> int:
     return times
 
 
-def resolve(names: tuple[str | None, ...], adapters: Mapping[str, Adapter]) -> Route:
+def resolve(names: Names, adapters: Mapping[str, Adapter]) -> Route:
     """The route of a batch whose rows use the adapters of these names; a single name counts for every row.
 
     Raises HalkaError where a full copy of the weights would share a batch.
