@@ -43,8 +43,7 @@ class Edits:
         With runs they are a line, (1, N, …) or (N, …).
         """
         if len(self.parts) == 1:
-            (stack,) = self.stacks
-            return stack.distinct[0].edit(values, stack.tensors(values[-1]))
+            return _edited(self.parts[0], values)
         count = len(self.parts)
         if runs:
             lines = [value if value.shape[0] == sum(runs) else value.flatten(0, 1) for value in values]
@@ -60,11 +59,11 @@ class Edits:
     def _by_run(self, runs: Sequence[int], lines: Sequence[Tensor]) -> Tensor:
         """Each run, of its own length, by its own part: lines (N, …)."""
         pieces = zip(*(torch.split(line, list(runs)) for line in lines), strict=True)
-        edited = [
-            piece[-1] if part is None else part.edit(piece, part.prepared(piece[-1].dtype))
-            for part, piece in zip(self.parts, pieces, strict=True)
-        ]
-        return torch.cat(edited)
+        return torch.cat([_edited(part, piece) for part, piece in zip(self.parts, pieces, strict=True)])
+
+
+def _edited(part: ModulePart | None, values: Sequence[Tensor]) -> Tensor:
+    return values[-1] if part is None else part.edit(values, part.prepared(values[-1].dtype))
 
 
 class ExpertEdits(NamedTuple):
