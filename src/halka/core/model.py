@@ -58,7 +58,7 @@ class AdaptedModel:
         self._weights = BaseWeights(self._passes, self.adapter)
         self.lock = self._passes.turns.lock  # held by whoever uses the adapters or changes them
         self._latest: Route | None = None  # of the adapter that was last used for whole batches, as in training
-        self._device = self._base_device()  # where the parts were last put
+        self._device = next(base.parameters()).device  # where the parts were last put
         for parameter in base.parameters():
             parameter.requires_grad_(False)
 
@@ -286,12 +286,9 @@ class AdaptedModel:
 
     def _put_parts(self) -> None:
         """Put every part on its target's device, if the base was moved."""
-        device = self._base_device()
+        device = next(self.base.parameters()).device
         if device != self._device:
             for adapter in self.adapters.values():
                 for path, part in adapter.parts.items():
                     part.to(adapter.targets[path].device() or device)
             self._device = device
-
-    def _base_device(self) -> torch.device:
-        return next(self.base.parameters()).device

@@ -39,8 +39,8 @@ class StackedParts:
 
     def edit(self, values: Sequence[Tensor]) -> Tensor:
         """The last of `values`, (rows of the batch, repeats of each, …), with these rows edited."""
-        last, every = values[-1], len(self.rows) == len(values[-1])
-        places = None if every else numbers(tuple(self.rows), last.device)
+        last = values[-1]
+        places = None if len(self.rows) == len(last) else numbers(tuple(self.rows), last.device)
         own = values if places is None else [value[places] for value in values]
         if len(self.distinct) == 1:
             batch = [value.flatten(0, 1) for value in own]
