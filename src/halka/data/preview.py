@@ -80,6 +80,11 @@ class Packing:
     useful: int
     computed: int
 
+    @property
+    def saved(self) -> float:
+        """The share of the tokens without padding that need not be computed, as of a training's `Step`."""
+        return 1 - self.computed / self.useful
+
 
 @dataclass(frozen=True)
 class Preview:

@@ -42,7 +42,7 @@ def _lines(preview: Preview) -> list[Text]:
                 f"{lengths.lost:,} of them without any token of an answer"
             )
         )
-    if preview.packing is not None and preview.packing.padded:
+    if preview.packing is not None and preview.packing.useful:
         lines.append(Text(_saved(preview.packing)))
     lines += [Text(note, style="yellow") for note in preview.notes]
     lines += _listing("rows that cannot be used", [str(problem) for problem in preview.problems], "red")
@@ -57,7 +57,7 @@ def _lines(preview: Preview) -> list[Text]:
 def _saved(packing: Packing) -> str:
     return (
         f"{packing.batches:,} batches: {packing.padded:,} tokens with padding, {packing.useful:,} without, "
-        f"{packing.computed:,} computed: packing saves {1 - packing.computed / packing.padded:.0%}"
+        f"{packing.computed:,} computed: packing saves {packing.saved:.0%}, and the padding"
     )
 
 

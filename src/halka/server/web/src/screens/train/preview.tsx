@@ -53,7 +53,7 @@ export interface Preview {
 export function PreviewOf({ preview }: { preview: Preview }) {
   const w = words.value.train;
   const { lengths, packing, problems, repeated, shared } = preview;
-  const saved = packing && packing.padded > packing.computed ? 1 - packing.computed / packing.padded : 0;
+  const saved = packing && packing.useful > packing.computed ? 1 - packing.computed / packing.useful : 0;
   return (
     <div class="stack preview">
       <p>
@@ -78,7 +78,7 @@ export function PreviewOf({ preview }: { preview: Preview }) {
           <Pair name={w.lossShare} value={percent(preview.loss_share)} />
           <Pair name={w.median} value={number(lengths.median)} />
           <Pair name={w.longest} value={`${number(lengths.longest)} (${placeOf(lengths.longest_at)})`} />
-          {packing && saved > 0 && <Pair name={w.saved} value={fill(w.savedOf, { share: percent(saved), padded: packing.padded, computed: packing.computed })} />}
+          {packing && saved > 0 && <Pair name={w.saved} value={fill(w.savedOf, { share: percent(saved), useful: packing.useful, computed: packing.computed })} />}
         </dl>
       </div>
     </div>

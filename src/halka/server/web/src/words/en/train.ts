@@ -34,7 +34,7 @@ export default {
   median: "Half are no longer than",
   longest: "The longest",
   saved: "Saved by sharing",
-  savedOf: "{share} of an epoch: {computed} tokens instead of {padded}",
+  savedOf: "{share} of an epoch: {computed} tokens instead of {useful}",
   ofTokens: "of the tokens",
   held: "Held out for validation",
   heldHint: "Examples that are not trained on show whether it really gets better.",
