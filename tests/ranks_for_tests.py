@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 import halka
 from contract import METHODS as FORMS
+from full_disk import file_limit
 from halka.core import AdaptedModel, Method
 from halka.data.tokens import Tokens
 from halka.methods import BitFit, Joint
@@ -201,6 +202,7 @@ def main(folder: Path) -> None:
             stopped(folder / f"{name} stopped", name, steps=3)
         results["refusal"] = saved_of_fewer_labels(folder / "of fewer labels")
         results["refusals"] = refused_runs(folder)
+        results["full disk"] = [full_disk(folder / f"full {name}", model_of_run(name), ranks) for name in RUNS]
         results["lost"] = lost(folder / "lost run", ranks)
         if ranks.first:
             torch.save(results, folder / "trained.pt")
@@ -251,9 +253,50 @@ def refused_runs(folder: Path) -> list[list[str]]:
         with pytest.raises(HalkaError) as refusal:
             halka.fit(model_of_run("lora"), "a", data(), {**RUN, "lr": lr}, folder=folder / f"lora {name}")
         refusals.append(str(refusal.value))
-    of_all: list[Any] = [None] * Ranks.here().count
-    dist.all_gather_object(of_all, refusals)
-    return of_all
+    return of_all(refusals)
+
+
+def of_all(value: Any) -> list[Any]:
+    """Each process's value."""
+    values: list[Any] = [None] * Ranks.here().count
+    dist.all_gather_object(values, value)
+    return values
+
+
+def full_disk(folder: Path, model: AdaptedModel, ranks: Ranks) -> dict[str, list[str]]:
+    """Each process's error, which it catches, by the file of a run that the first one has no room for."""
+    config = {"steps": 2, "batch_size": 5, "lr": 1e-3, "save_every": None}
+
+    def trained(path: Path, validation: Any = (), **settings: Any) -> None:
+        for _ in train(model, "a", data(), {**config, **settings}, validation=validation, folder=path):
+            pass
+
+    def stopped(path: Path) -> None:
+        running = train(model, "a", data(), {**config, "save_every": 9}, folder=path)
+        next(running)
+        running.stop()
+
+    def fitted(path: Path) -> None:
+        halka.fit(model, "a", data(), config, folder=path)
+
+    nothing, little = 10, 3000  # bytes: less than any file has, and less than any tensors
+    errors: dict[str, list[str]] = {}
+    for file, room, act in (
+        ("run.yaml", nothing, fitted),
+        ("metrics.jsonl", nothing, trained),
+        ("best-1.safetensors", nothing, lambda path: trained(path, items(5, seed=2))),
+        ("checkpoint-next.safetensors", little, lambda path: trained(path, save_every=1)),
+        ("checkpoint-next.safetensors at a stop", little, stopped),
+        ("adapter", little, fitted),
+    ):
+        error = "none"
+        with file_limit(room) if ranks.first else nullcontext():
+            try:
+                act(folder / file)
+            except (HalkaError, OSError) as raised:
+                error = str(raised)
+        errors[file] = of_all(error)
+    return errors
 
 
 def mixture_in_parts(folder: Path, ranks: Ranks) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,13 @@ def test_what_the_first_process_refuses_is_refused_in_all_and_none_waits(two: di
     assert first == second
     assert "differs from this one: lr was 0.001, is 0.002" in first[0]
     assert "holds a finished run" in first[1]
+
+
+def test_a_full_disk_of_the_first_process_is_an_error_of_all_and_none_waits(two: dict[str, Any]):
+    for errors in two["full disk"]:  # of an adapter that is whole, and of one that is divided
+        for file, (first, second) in errors.items():
+            assert re.search(rf"File too large: '.*/{file.partition(' ')[0]}'$", first), first
+            assert second == first
 
 
 def test_a_run_of_one_process_goes_on_with_two(two: dict[str, Any], straight: dict[str, Any]):

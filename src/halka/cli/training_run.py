@@ -20,10 +20,10 @@ from halka.core import AdaptedModel
 from halka.data.task import Task
 from halka.methods import primary
 from halka.storage.adapter_folder import AdapterFolder
-from halka.storage.save_load import help_save
 from halka.training import Job, Ranks, RunFolder, Step, as_tokens, train_many
 from halka.training.jobs import Steps
-from halka.training.run_folder import METRICS, RUN
+from halka.training.run_folder import METRICS, RUN, help_finish
+from halka.util.divided import checked_by_first
 from halka.util.errors import HalkaError, TrainingError
 
 TENSORBOARD = "tensorboard"
@@ -99,13 +99,8 @@ def train_runs(model: AdaptedModel, runs: Sequence[TrainingRun]) -> list[dict[st
     fail, and typer.Exit after Ctrl-C.
     """
     jobs = [run.job(model) for run in runs]
-    writing = Ranks.here().first
     with ExitStack() as folders:
-        if writing:
-            for run in runs:
-                folders.enter_context(run.folder.locked())
-            for run in runs:
-                run.begin(model)
+        checked_by_first(lambda: _begin(runs, model, folders))
         errors: dict[str, TrainingError] = {}
         try:
             stopped = _watch(train_many(model, jobs), {run.name: run for run in runs}, errors)
@@ -114,12 +109,20 @@ def train_runs(model: AdaptedModel, runs: Sequence[TrainingRun]) -> list[dict[st
         if stopped:
             _say_how_to_resume(runs)
             raise typer.Exit(128 + stopped)
-        if not writing:
+        if not Ranks.here().first:
             for run in runs:
                 if run.name not in errors:
-                    help_save(model, run.name)
+                    help_finish(model, run.name)
             return []
         return [run.failed(errors[run.name]) if run.name in errors else run.finish(model) for run in runs]
+
+
+def _begin(runs: Sequence[TrainingRun], model: AdaptedModel, folders: ExitStack) -> None:
+    """Lock the runs' folders until `folders` ends, and write the settings of new runs."""
+    for run in runs:
+        folders.enter_context(run.folder.locked())
+    for run in runs:
+        run.begin(model)
 
 
 def _watch(
@@ -146,7 +149,6 @@ def _watch(
                         logs[name](step)
                 if ranks.any(bool(signals)):  # all end after the same step
                     steps.stop()
-                    ranks.any(False)  # none ends before the first one has written: what ended would end that one, too
                     return signals[0] if signals else signal.SIGTERM
     except KeyboardInterrupt:
         return signal.SIGINT

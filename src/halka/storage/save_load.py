@@ -69,15 +69,10 @@ def save(
     if divided and not first_process():
         help_save(model, name, format)
         return folder
-    if divided:
-        checked_by_first(lambda: check_adapter_folder(folder, format))
-    else:
-        check_adapter_folder(folder, format)
+    checked_by_first(lambda: check_adapter_folder(folder, format), together=divided)
     base: Any = model.base
     base_name = getattr(base.config, "_name_or_path", "") or ""
     adapter, contents = _gathered(model, name, written_as, base_name)
-    head = contents.head or Contents({}, {})
-    tensors.check_finite(name, {**contents.tensors, **head.tensors})
     identity = {"name": base_name, "fingerprint": own_fingerprint(model), "quantize": quantization_of(model.base)}
     if adapter.labels and not has_head(model, adapter.state_dict()):
         identity["head"] = own_fingerprint(model, head=True)["weights"]
@@ -94,14 +89,7 @@ def save(
         versions={package: version(package) for package in ("halka", "torch", "transformers")},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    with new_folder(folder) as beside:
-        _write(contents, written_as.FILES, beside)
-        if contents.head is not None and written_as.FILES.head is not None:
-            _write(contents.head, written_as.FILES.head, beside)
-        card = replace(card, files=AdapterFolder.open(beside).digests)
-        (beside / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
-        if (folder / README).exists():
-            shutil.copyfile(folder / README, beside / README)
+    checked_by_first(lambda: _write_folder(folder, name, contents, written_as.FILES, card), together=divided)
     return folder
 
 
@@ -113,6 +101,7 @@ def help_save(model: AdaptedModel, name: str, format: Literal["peft", "adapterhu
     if model.adapter(name).divided:
         checked_by_first(lambda: None)
         _gathered(model, name, format_named(format), "")
+        checked_by_first(lambda: None)
 
 
 def _gathered(model: AdaptedModel, name: str, written_as: Format, base_name: str) -> tuple[Adapter, Contents]:
@@ -170,6 +159,20 @@ def load(
         except HalkaError as error:
             raise type(error)(f"{folder}: {error}") from None
     return adapter
+
+
+def _write_folder(folder: Path, name: str, contents: Contents, files: FileNames, card: Card) -> None:
+    """Write the adapter's folder. Raises HalkaError for weights that are not finite."""
+    head = contents.head or Contents({}, {})
+    tensors.check_finite(name, {**contents.tensors, **head.tensors})
+    with new_folder(folder) as beside:
+        _write(contents, files, beside)
+        if contents.head is not None and files.head is not None:
+            _write(contents.head, files.head, beside)
+        card = replace(card, files=AdapterFolder.open(beside).digests)
+        (beside / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+        if (folder / README).exists():
+            shutil.copyfile(folder / README, beside / README)
 
 
 def _write(contents: Contents, files: FileNames, folder: Path) -> None:

@@ -15,13 +15,12 @@ from halka.core import AdaptedModel, quantization_of
 from halka.data.examples import ExamplesOrItems, examples_and_items
 from halka.methods import described, primary
 from halka.models.kinds import kind_of
-from halka.storage.save_load import help_save
 from halka.training.config import Step, TrainConfig, TrainResult, config_of
 from halka.training.data import as_tokens
 from halka.training.loop import Observer, loop
 from halka.training.ranks import Ranks
 from halka.training.run import Run
-from halka.training.run_folder import RunFolder
+from halka.training.run_folder import RunFolder, help_finish
 from halka.training.saving import save_together
 from halka.util.divided import checked_by_first
 from halka.util.errors import HalkaError, TrainingError
@@ -91,7 +90,7 @@ def fit(
             if not run.divided:
                 result = checked_by_first(finish)
             else:
-                result = finish() if ranks.first else help_save(model, name)
+                result = finish() if ranks.first else help_finish(model, name)
     return cast(TrainResult, ranks.from_first(result))
 
 
@@ -197,10 +196,15 @@ class Steps(Generator[T, None, None]):
         self._steps, self._runs, self._name, self._used = steps, runs, name, False
 
     def stop(self) -> None:
-        """Write checkpoints and close. Processes that train together call this together, after the same step."""
-        if self._used:
-            save_together(self._runs)
-        self.close()
+        """Write checkpoints and close. Processes that train together call this together, after the same step.
+
+        None returns before the first one has written, whose error is raised in all.
+        """
+        try:
+            if self._used:
+                save_together(self._runs, Ranks.here())
+        finally:
+            self.close()
 
     def send(self, value: None) -> T:
         self._used = True

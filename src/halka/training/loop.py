@@ -104,12 +104,14 @@ def loop(
                         try:
                             with memory_errors(f"in the evaluation after step {step.step}", SMALLER_BATCHES):
                                 loss = mean_loss(model, run.name, run.held_out, run.config, ranks=ranks)
-                                step = run.validated(step, loss)
+                                with ranks.raised_in_all():
+                                    step = run.validated(step, loss)
                         except (OutOfMemoryError, LostRankError):
                             run.record(step)  # the optimiser's part is done: resuming goes on after it
                             raise
                     # record
-                    run.record(step)
+                    with ranks.raised_in_all():
+                        run.record(step)
                     results[run.name] = step
                 except (OutOfMemoryError, LostRankError):  # all runs end
                     raise
@@ -120,14 +122,14 @@ def loop(
                     run.optimizer.zero_grad()
             going_on = [run for run in active if run in runs]
             if any(run.save_due for run in going_on):
-                save_together(going_on)
+                save_together(going_on, ranks)
             yield results
     except BaseException as error:
         for run in runs:
             run.optimizer.zero_grad()
         whole = isinstance(error, OutOfMemoryError | LostRankError | GeneratorExit)  # the last step is
         if whole and not any(run.divided for run in runs):  # else all processes would have to be here
-            save_together(runs)
+            save_together(runs, Ranks())
         raise
 
 

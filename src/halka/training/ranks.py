@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from halka.util.divided import is_divided, lost_rank
-from halka.util.errors import HalkaError
+from halka.util.divided import checked_by_first, is_divided, lost_rank
+from halka.util.errors import HalkaError, LostRankError, OutOfMemoryError
 from halka.util.machine import ran_out
 
 T = TypeVar("T")
@@ -50,6 +50,28 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether any rank's flag is set."""
         return self.sum(flag) > 0
+
+    @contextmanager
+    def raised_in_all(self) -> Generator[None]:
+        """An error with files that one rank has within the block is raised in all, at the block's end.
+
+        All enter it together. What they exchange within they exchange to the end, whatever files do. Raises the
+        block's own error, and HalkaError with the same message in the others. A rank that was lost and memory that ran
+        out end a rank at once, since then the others may be anywhere.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except (LostRankError, OutOfMemoryError):
+            raise
+        except (HalkaError, OSError) as error:
+            failure = error
+        if not self.any(failure is not None):
+            return
+        messages = self._of_all(None if failure is None else str(failure))
+        if failure is not None:
+            raise failure
+        raise HalkaError(next(message for message in messages if message is not None))
 
     def reduce(self, parameters: Sequence[nn.Parameter], loss: Tensor | float) -> Tensor | float:
         """Add up every rank's gradients, in place, and losses; returns the loss.
@@ -89,13 +111,16 @@ class Ranks:
         return values[0]
 
     def stream(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """The first rank's tensors with their names, one after another, on the CPU; what the others pass is dropped."""
+        """The first rank's tensors with their names, one after another, on the CPU; what the others pass is dropped.
+
+        An error with which the first rank's end is raised in all, as HalkaError in the others.
+        """
         if self.count == 1:
             yield from tensors
             return
         own = iter(tensors)
         while True:
-            name, tensor = next(own, ("", None)) if self.first else ("", None)
+            name, tensor = checked_by_first(lambda: next(own, None)) or ("", None)
             form = self.from_first(None if tensor is None else (name, tensor.shape, tensor.dtype))
             if form is None:
                 return
@@ -107,14 +132,20 @@ class Ranks:
 
     def check_same(self, identity: Mapping[str, Any]) -> None:
         """Raises HalkaError, on every rank, where one trains something else than the first."""
-        identities: list[Any] = [None] * self.count
-        with _lost_rank_error():
-            dist.all_gather_object(identities, dict(identity))  # pyright: ignore[reportUnknownMemberType]
+        identities = self._of_all(dict(identity))
         first = identities[0]
         for rank, other in enumerate(identities):
             if different := sorted(key for key in {*first, *other} if first.get(key) != other.get(key)):
                 shown = "; ".join(f"{key} is {first.get(key)!r} and {other.get(key)!r}" for key in different)
                 raise HalkaError(f"ranks 0 and {rank} do not train the same: {shown}. Start them by one command")
+
+    def _of_all(self, value: T) -> list[T]:
+        """Every rank's value, which must be picklable."""
+        values: list[Any] = [value] * self.count
+        if self.count > 1:
+            with _lost_rank_error():
+                dist.all_gather_object(values, value)  # pyright: ignore[reportUnknownMemberType]
+        return values
 
     def _summed(self, tensor: Tensor) -> Tensor:
         """The tensor, with every rank's values added to its own."""

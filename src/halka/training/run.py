@@ -93,7 +93,8 @@ class Run:
             self._share_best(ranks)
         self._batches = self._batches_from(self.progress.step * self.config.accumulate)
         if self.over:
-            self.restore_best()
+            with ranks.raised_in_all():
+                self.restore_best()
 
     def _checkpoint(self) -> Checkpoint | None:
         """The folder's, which fits the adapter. Raises HalkaError for that of another run."""

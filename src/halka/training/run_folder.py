@@ -26,9 +26,10 @@ from torch import Tensor
 from halka.core import AdaptedModel
 from halka.methods import primary
 from halka.storage.adapter_folder import ADAPTER
-from halka.storage.save_load import save
+from halka.storage.save_load import help_save, save
 from halka.training.checkpoint import PADDED, Checkpoint, identity_of, open_checkpoint
 from halka.training.config import Step, TrainConfig, TrainResult
+from halka.util.divided import checked_by_first
 from halka.util.errors import HalkaError
 from halka.util.files import flush, full_disk_named, locked, write_text
 from halka.util.tensor_file import read_tensors
@@ -120,9 +121,12 @@ class RunFolder:
     ) -> TrainResult:
         """Save the trained adapter with a Card of its training, and drop the checkpoint.
 
-        `examples` is how many it was trained on. Raises HalkaError as `storage.save` does.
+        `examples` is how many it was trained on. Where processes hold parts of the adapter the others call
+        `help_finish`. Raises HalkaError as `storage.save` does.
         """
-        steps = self.steps()
+        together = model.adapter(name).divided
+        steps = checked_by_first(self.steps, together=together)
+        assert steps is not None
         result = TrainResult.of(steps, model.adapter(name).count(), self.adapter)
         training = {
             **asdict(config),
@@ -138,7 +142,7 @@ class RunFolder:
         validated = result.validation_loss is not None
         measurements = {"validation_loss": result.validation_loss} if validated else {}
         save(model, name, self.adapter, task=task, training=training, measurements=measurements)
-        self.drop_checkpoint()
+        checked_by_first(self.drop_checkpoint, together=together)
         return result
 
     # ── from step to step ───────────────────────────────────────────────────────────────────────────────────────
@@ -178,6 +182,17 @@ class RunFolder:
     def load_best(self, step: int) -> dict[str, Tensor]:
         """The weights of the best evaluation, after that step. Raises DamagedFolderError where they cannot be read."""
         return dict(read_tensors(self.best(step)))
+
+
+def help_finish(model: AdaptedModel, name: str) -> None:
+    """What processes without the run's folder call while the first one calls `RunFolder.finish`.
+
+    Raises HalkaError where that one cannot.
+    """
+    together = model.adapter(name).divided
+    checked_by_first(lambda: None, together=together)
+    help_save(model, name)
+    checked_by_first(lambda: None, together=together)
 
 
 def _step_number(line: str) -> float:

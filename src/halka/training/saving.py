@@ -15,17 +15,20 @@ from halka.training.run_folder import RunFolder
 from halka.util.divided import checked_by_first
 
 
-def save_together(runs: Sequence[Run]) -> None:
+def save_together(runs: Sequence[Run], ranks: Ranks) -> None:
     """Write the runs' checkpoints, and put them in the place of those before once all are written.
 
     What ends the process leaves all runs at the step before, or lets `resume_together` put the rest in place. Runs that
-    are over get their best weights.
+    are over get their best weights. An error of one of `ranks` is raised in all: of those that save now, which is this
+    one alone where others may be elsewhere.
     """
     unsaved = [run for run in runs if run.unsaved]
     for run in unsaved:
-        run.write_checkpoint()
-    for run in unsaved:
-        run.keep_checkpoint()
+        with ranks.raised_in_all():
+            run.write_checkpoint()
+    with ranks.raised_in_all():
+        for run in unsaved:
+            run.keep_checkpoint()
 
 
 def resume_together(runs: Sequence[Run], ranks: Ranks) -> None:

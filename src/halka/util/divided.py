@@ -82,18 +82,19 @@ def gathered(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tenso
             yield name, complete.cpu()
 
 
-def checked_by_first(check: Callable[[], T]) -> T | None:
+def checked_by_first(check: Callable[[], T], *, together: bool = True) -> T | None:
     """What `check` returns in the first process, None in others. All call this together; an error is raised in all.
 
+    The check exchanges nothing. With `together` False it is this process's alone.
     Raises what the check does in the first process, or in the only one, and HalkaError in the others.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if not together or not (dist.is_available() and dist.is_initialized()):
         return check()
     result, error = None, None
     if first_process():
         try:
             result = check()
-        except (HalkaError, OSError) as raised:
+        except Exception as raised:
             error = raised
     refusals = [None if error is None else str(error)]
     with lost_rank_error():

@@ -32,14 +32,20 @@ def write_tensors(path: Path | None, tensors: Mapping[str, Tensor], metadata: Ma
     """Write a safetensors file, whole or not at all.
 
     Where tensors are divided among processes (`util.divided`) all of them call this together, and the first one alone
-    has a path.
+    has a path. If it cannot write, it raises that once all tensors are gathered: none waits for it in vain.
     """
     tensors = _in_order(tensors)
     header, pieces = _header(tensors, metadata), gathered(tensors.items())
+    failure: OSError | None = None
     if path is not None:
-        write_file(path, lambda beside: _fill(beside, header, pieces))
+        try:
+            write_file(path, lambda beside: _fill(beside, header, pieces))
+        except OSError as error:
+            failure = error
     for _ in pieces:
         pass
+    if failure is not None:
+        raise failure
 
 
 def fill_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
