@@ -200,6 +200,7 @@ def main(folder: Path) -> None:
         for name in RUNS:
             results[f"{name} resumed"] = resumed(folder / f"{name} run", name)
             stopped(folder / f"{name} stopped", name, steps=3)
+        results["default device"] = exchanged_under_a_default_device(ranks)
         results["refusal"] = saved_of_fewer_labels(folder / "of fewer labels")
         results["refusals"] = refused_runs(folder)
         results["full disk"] = [full_disk(folder / f"full {name}", model_of_run(name), ranks) for name in RUNS]
@@ -297,6 +298,17 @@ def full_disk(folder: Path, model: AdaptedModel, ranks: Ranks) -> dict[str, list
                 error = str(raised)
         errors[file] = of_all(error)
     return errors
+
+
+def exchanged_under_a_default_device(ranks: Ranks) -> dict[str, Any]:
+    """What both processes have of their gradients, and of the first one's tensor, where torch makes no tensor here."""
+    one, unused = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    one.grad = torch.full((3,), 1.0 + ranks.rank)
+    tensors = [("a", torch.arange(3.0))] if ranks.first else []
+    with torch.device("meta"):
+        loss, computed = ranks.reduce([one, unused], 0.25, 1 << 30)
+        streamed = dict(ranks.stream(tensors))
+    return {"gradients": [one.grad, unused.grad], "loss": loss, "computed": computed, "streamed": of_all(streamed)}
 
 
 def mixture_in_parts(folder: Path, ranks: Ranks) -> dict[str, Any]:

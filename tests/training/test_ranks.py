@@ -130,6 +130,14 @@ def test_a_process_that_ends_in_an_evaluation_leaves_no_other_waiting(two: dict[
     assert len((folder / "lost run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 1
 
 
+def test_a_default_device_of_torchs_changes_nothing_of_what_is_exchanged(two: dict[str, Any]):
+    exchanged = two["default device"]
+    assert (exchanged["loss"], exchanged["computed"]) == (0.5, 1 << 31)
+    assert exchanged["gradients"][0].tolist() == [3.0, 3.0, 3.0]
+    assert exchanged["gradients"][1] is None
+    assert [streamed["a"].tolist() for streamed in exchanged["streamed"]] == [[0.0, 1.0, 2.0]] * 2
+
+
 def test_a_process_alone_loads_no_base_in_parts():
     with pytest.raises(HalkaError, match="a base in parts is for several processes"):
         load_sharded_base("smollm2-135m")

@@ -89,8 +89,8 @@ def loop(
             means: dict[Run, float] = {}
             computed: dict[Run, int] = {}
             for run in active:
-                means[run] = float(ranks.reduce(run.adapter.parameters(), losses[run]))  # the host waits for the GPU
-                computed[run] = round(ranks.sum(work.computed[run]))
+                own = losses[run], work.computed[run]
+                means[run], computed[run] = ranks.reduce(run.adapter.parameters(), *own)  # the host waits for the GPU
             seconds = time.perf_counter() - started
 
             for run in active:

@@ -73,17 +73,18 @@ class Ranks:
             raise failure
         raise HalkaError(next(message for message in messages if message is not None))
 
-    def reduce(self, parameters: Sequence[nn.Parameter], loss: Tensor | float) -> Tensor | float:
-        """Add up every rank's gradients, in place, and losses; returns the loss.
+    def reduce(self, parameters: Sequence[nn.Parameter], loss: Tensor | float, computed: int) -> tuple[float, int]:
+        """Add up every rank's gradients, in place, losses and numbers of computed tokens; returns these two.
 
         A parameter that got no gradient on any rank has none afterwards, as in one process. Of one that is divided
         among the ranks, the gradient is the sum already.
         """
         if self.count == 1:
-            return loss
+            return float(loss), computed
         parameters = [parameter for parameter in parameters if not is_divided(parameter)]
-        has_gradient = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
-        loss, *used = self._summed(torch.cat([torch.tensor([float(loss)]), has_gradient]))
+        has_gradient = [parameter.grad is not None for parameter in parameters]
+        own = torch.tensor([float(loss), computed, *has_gradient], dtype=torch.float64, device="cpu")
+        mean, tokens, *used = map(float, self._summed(own))
         gradients: list[Tensor] = []
         for parameter, count in zip(parameters, used, strict=True):
             if count:
@@ -99,7 +100,7 @@ class Ranks:
             for gradient in bucket:
                 gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
                 start += gradient.numel()
-        return loss
+        return mean, round(tokens)
 
     def from_first(self, value: T) -> T:
         """The first rank's value, which must be picklable; what the others pass is dropped."""
@@ -125,7 +126,9 @@ class Ranks:
             if form is None:
                 return
             name, shape, dtype = form
-            tensor = torch.empty(shape, dtype=dtype) if tensor is None else tensor.detach().cpu().contiguous()
+            tensor = (
+                torch.empty(shape, dtype=dtype, device="cpu") if tensor is None else tensor.detach().cpu().contiguous()
+            )
             with _lost_rank_error():
                 dist.broadcast(tensor, src=0)  # pyright: ignore[reportUnknownMemberType]
             yield name, tensor
