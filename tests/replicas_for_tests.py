@@ -38,6 +38,7 @@ class Here:
 
     left   tokens that a replica says before it is lost, by its name; next: those of the next that is asked
     lose_files   replicas do not get the files that are put next; unreachable: no replica says what it holds
+    hanging  replicas that say nothing from now on, neither what they hold nor to calls that they have
     calls  how many each has had; fetched: the files that were put; sent: what each call was
     """
 
@@ -46,6 +47,7 @@ class Here:
         self.left, self.calls, self.fetched = dict[str, int](), Counter[str](), list[Mapping[str, bytes]]()
         self.next: int | None = None
         self.sent, self.lose_files, self.unreachable = list[Call](), False, False
+        self.hanging = set[str]()
 
     def put(self, files: Mapping[str, bytes]) -> Parcel:
         self.fetched.append(files)
@@ -58,6 +60,8 @@ class Here:
         if self.next is not None:
             self.left[replica.name], self.next = self.next, None
         async for text in replica.answer(call, files):
+            if replica.name in self.hanging:
+                await asyncio.Event().wait()
             reply, left = Reply.of(text), self.left.get(replica.name)
             if left is not None and (piece := reply.piece) is not None:
                 self.left[replica.name] = max(0, left - len(piece.tokens))
@@ -71,10 +75,11 @@ class Here:
     async def room(self, order: Order, adapter: str, files: Sequence[Any]) -> str:
         return await self._first(order).room(adapter, files)
 
-    def states(self) -> list[State]:
+    def states(self) -> list[State | None]:
         if self.unreachable:
             raise Lost("nobody can be asked")
-        return [State.of(asyncio.run(replica.state())) for replica in self.replicas.values()]
+        present = self.replicas.items()
+        return [None if name in self.hanging else State.of(asyncio.run(one.state())) for name, one in present]
 
     def close(self) -> None:
         for replica in self.replicas.values():

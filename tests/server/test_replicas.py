@@ -9,7 +9,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import aclosing
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +28,7 @@ from halka.server.backends.replicas.placement import Placement
 from halka.server.backends.replicas.plan import Plan
 from halka.server.backends.replicas.share import share_of
 from halka.server.backends.replicas.wire import Call, EngineFailed, Reply, State
+from halka.server.guards.metrics import BackendState
 from halka.storage.adapter_folder import AdapterFolder
 from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.openmp import BRIEFLY
@@ -242,6 +245,49 @@ def test_a_schema_is_kept_across_replicas(served):
         channel.left.clear()
 
 
+def test_another_goes_on_with_what_a_replica_that_hangs_has(base, stored, tmp_path):
+    """Before its first reply, and after it; when it says something again it is as it was."""
+    request = Request([5, 6, 7], "main/lora", stopping=Stopping(30, ignore_ends=True))
+    with gateway(base, stored, tmp_path) as (server, channel):
+        holder = server.service.holder
+
+        def states() -> list[BackendState]:
+            return [*holder.states()]
+
+        async def answer(begun: bool) -> tuple[list[int], str]:
+            """Its tokens, and who had it first, and hangs."""
+            before, tokens = channel.calls.copy(), list[int]()
+            async with aclosing(holder.follow(request)) as answers:
+                if begun:
+                    await anext(answers)
+                else:
+                    channel.hanging = {*channel.replicas}
+
+                async def read() -> None:
+                    async for one in answers:
+                        tokens[:] = one.tokens
+
+                reading = asyncio.create_task(read())
+                while channel.calls == before:
+                    await asyncio.sleep(0.001)
+                (first,) = channel.hanging = {*(channel.calls - before)}
+                while not holder.placement.hanging:
+                    await asyncio.to_thread(holder.watch.see)
+                await reading
+            assert [state.up for state in await asyncio.to_thread(states)].count(True) == 1
+            channel.hanging = set()
+            await asyncio.to_thread(holder.watch.see)
+            assert all(state.up for state in await asyncio.to_thread(states))
+            return tokens, first
+
+        expected = choices(server, prompt=[5, 6, 7], max_tokens=30, ignore_eos=True, logprobs=0)
+        for begun in (True, False):
+            channel.calls.clear()
+            tokens, first = asyncio.run(answer(begun))
+            assert server.service.model.tokenizer.decode(tokens) == expected[0]["text"]
+            assert channel.calls == Counter(dict.fromkeys(channel.replicas, 1)), f"{first} was asked again"
+
+
 def test_where_no_replica_is_left_requests_fail_with_the_way_out(served):
     _, server, channel = served
     channel.left |= dict.fromkeys(channel.replicas, 0)
@@ -383,7 +429,7 @@ def test_files_that_are_lost_are_put_anew_and_cached_tokens_are_counted_once(bas
         assert len(channel.fetched) == 2
 
         def ready() -> int:
-            server.service.holder._looked = -math.inf
+            server.service.holder.watch._looked = -math.inf
             return server.client.get("/readyz").status_code
 
         present = channel.replicas

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
@@ -28,7 +26,8 @@ from halka.server.backends.growing import Growing, fail, grown
 from halka.server.backends.replicas.channel import Channel
 from halka.server.backends.replicas.deployment import Deployment
 from halka.server.backends.replicas.placement import Placed, Placement
-from halka.server.backends.replicas.wire import Call, EngineFailed, FilesLost, Lost, Reply, State
+from halka.server.backends.replicas.watch import Watch
+from halka.server.backends.replicas.wire import Call, EngineFailed, FilesLost, Hangs, Lost, Reply, State
 from halka.server.errors import ApiError
 from halka.server.guards.metrics import BackendState
 from halka.server.resources.adapter_files import ALLOWED, close, content_id, opened_files
@@ -40,8 +39,6 @@ TRIES = 6  # replicas that may be lost under one answer
 FAILURES = 2  # of these, whose engine may fail: perhaps it is the request
 REPEATS = 3  # times that an adapter may be replaced while its files are read
 PAUSE = 0.1  # seconds before the first of these is changed for another; twice as long before each next
-LOOK = 5.0  # seconds between looks at what the replicas hold
-BETWEEN = 1.0  # seconds between two that were asked for
 SENT = 64  # adapters whose files are kept for replicas
 log = logging.getLogger("halka.server")
 
@@ -59,11 +56,8 @@ class Replicas:
         self, engine: AsyncEngine, store: Source, channel: Channel, placement: Placement, close: Callable[[], None]
     ):
         self.engine, self.store, self.channel, self.placement, self.close = engine, store, channel, placement, close
-        self._files, self._looked = OrderedDict[str, Any](), -math.inf
-        self._look: asyncio.Task[None] | None = None
-        self._reached, self._looking = True, threading.Lock()
-        self.pause = PAUSE
-        self._lock = threading.Lock()
+        self.watch, self.pause = Watch(channel, placement), PAUSE
+        self._files, self._lock = OrderedDict[str, Any](), threading.Lock()
 
     async def follow(self, request: Request, n: int = 1, *, pieces: bool = True) -> AsyncGenerator[Answer]:
         """As `AsyncEngine.follow`."""
@@ -117,7 +111,8 @@ class Replicas:
             await self._before(attempt)
             with self.placement.place(id, 1, _owner(name)) as placed:
                 try:
-                    reply = Reply.of(await self.channel.room(placed.order, id, files))
+                    async with self.watch.waiting(placed):
+                        reply = Reply.of(await self.channel.room(placed.order, id, files))
                     reply.raise_error({id: name})
                 except Lost as error:
                     self._lose(placed, error)
@@ -138,30 +133,29 @@ class Replicas:
             id = content_id(self.store.get(name).folder)
         except (HalkaError, OSError):  # damaged, or removed: no replica answers with it any more
             return Held()
-        if time.monotonic() > self._looked + BETWEEN:
-            self._see()
+        self.watch.refresh()
         loaded, answers = self.placement.held(id, _owner(name))
         return Held(loaded, False, answers)
 
     @property
     def alive(self) -> bool:
         """Whether it takes requests: a replica could be asked at the last look. A new one begins at times."""
-        self._look_at_times()
-        return self.engine.alive and self._reached
+        self.watch.look_at_times()
+        return self.engine.alive and self.watch.reached
 
     def states(self) -> Iterable[BackendState]:
         """What the metrics say of each replica; it blocks."""
-        self._see()
+        self.watch.refresh(after=0.0)
         for slot, (seen, counts) in self.placement.by_slot().items():
             state = State("") if seen is None else seen.state
             numbers = {"running": state.running, "waiting": state.waiting, "met": counts["met"]}
             numbers |= {"missed": counts["missed"], "loads": state.loads, "evictions": state.evictions}
-            yield BackendState(f"replica-{slot}", seen is not None, len(state.holds), numbers)
+            up = seen is not None and not seen.hangs
+            yield BackendState(f"replica-{slot}", up, len(state.holds), numbers)
 
     async def aclose(self) -> None:
         try:
-            if self._look is not None:
-                await asyncio.gather(self._look, return_exceptions=True)
+            await self.watch.aclose()
             await self.engine.aclose()
         finally:
             await to_thread.run_sync(self.close)
@@ -177,13 +171,17 @@ class Replicas:
         self, placed: Placed, call: Call, files: Sequence[Any], names: dict[str, str]
     ) -> AsyncGenerator[Reply]:
         """A replica's replies to a call. Raises Lost, and what is wrong with the request."""
-        self._look_at_times()
         async with aclosing(self.channel.answer(placed.order, call.json, files)) as texts:
-            async for text in texts:
+            while True:
+                async with self.watch.waiting(placed):
+                    text = await anext(texts, None)
+                if text is None:
+                    return
                 reply = Reply.of(text)
                 reply.raise_error(names)
                 if reply.replica is not None:
                     placed.at(reply.replica, reply.held)
+                placed.heard()
                 if reply.piece is not None and reply.piece.finish not in (None, "stop", "length"):
                     raise Lost(f"it ended the answer: {reply.piece.finish}")
                 yield reply
@@ -193,7 +191,7 @@ class Replicas:
         log.warning("a replica was lost", extra={"fields": {"replica": placed.label, "reason": str(error)}})
         if isinstance(error, EngineFailed):
             self.placement.avoid(placed.replica)
-        elif not isinstance(error, FilesLost):
+        elif not isinstance(error, FilesLost | Hangs):
             self.placement.lose(placed.replica)
 
     async def _content(self, adapter: str | None, lost: str | None = None) -> tuple[str | None, Sequence[Any]]:
@@ -239,33 +237,6 @@ class Replicas:
             while len(self._files) > SENT:
                 self._files.popitem(last=False)
         return id, kept
-
-    def _look_at_times(self) -> None:
-        """See what the replicas hold, beside what their replies say: which are new, or gone, what was evicted."""
-        if self._look is None and time.monotonic() > self._looked + LOOK:
-            self._look = asyncio.get_running_loop().create_task(to_thread.run_sync(self._see))
-            self._look.add_done_callback(self._has_looked)
-
-    def _has_looked(self, task: asyncio.Task[None]) -> None:
-        self._look = None
-
-    def _see(self) -> None:
-        """See what the replicas hold, unless somebody is about to."""
-        if not self._looking.acquire(blocking=False):
-            return
-        try:
-            states = self.channel.states()
-            self.placement.update(filter(None, states), whole=None not in states)
-            self._reached = any(states)
-        except Lost as error:
-            self._reached = False
-            log.warning("the replicas cannot be asked", extra={"fields": {"reason": str(error)}})
-        except Exception:
-            self._reached = False
-            log.exception("the replicas cannot be seen")
-        finally:
-            self._looked = time.monotonic()
-            self._looking.release()
 
 
 def open_replicas(settings: ServerSettings, model: AdaptedModel, engine: Engine, store: Source) -> Replicas:

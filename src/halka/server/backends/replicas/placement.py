@@ -15,6 +15,7 @@ from halka.server.backends.replicas.wire import State
 Order = list[str | None]
 """Replicas by name, the one that is wanted most first; None stands for all that are not named."""
 AVOIDED = 30.0  # seconds in which a replica whose engine failed is asked last
+SILENT = 3  # looks in a row at which a replica says nothing of itself, and hangs
 
 
 @dataclass(eq=False)
@@ -26,6 +27,7 @@ class Seen:
     using    answers under way, by content id; None: the bare base
     owners   answers under way of every owner whose adapter it has or is about to have, by content id and owner
     avoided  until when others are asked first, by `time.monotonic`: its engine failed
+    silent   looks in a row at which it said nothing
     """
 
     slot: int
@@ -34,6 +36,11 @@ class Seen:
     using: Counter[str | None] = field(default_factory=Counter[str | None])
     owners: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     avoided: float = 0.0
+    silent: int = 0
+
+    @property
+    def hangs(self) -> bool:
+        return self.silent >= SILENT
 
     @property
     def busy(self) -> int:
@@ -68,12 +75,14 @@ class Placed:
 
     order    the replicas, as Serve is to try them
     replica  the one that has it; None: not yet known
+    answered  whether that has said so; it is the one that is wanted, before
     """
 
     def __init__(self, placement: Placement, id: str | None, owner: str, answers: int, order: Order):
         self.order, self.replica = order, next(filter(None, order), None)
         self.id, self.owner, self.answers, self._placement = id, owner, answers, placement
         self.seen: Seen | None = None  # where its answers are counted
+        self.answered = False
 
     @property
     def label(self) -> str:
@@ -83,6 +92,12 @@ class Placed:
     def at(self, replica: str, held: bool | None = None) -> None:
         """This replica has the request, and had its adapter or not; None: that does not count."""
         self._placement.move(self, replica, held)
+        self.answered = True
+
+    def heard(self) -> None:
+        """Its replica has said something."""
+        if self.seen is not None:
+            self.seen.silent = 0
 
 
 class Placement:
@@ -122,8 +137,11 @@ class Placement:
             if placed.id is not None and held is not None:
                 self.slots[self.seen[replica].slot]["met" if held else "missed"] += 1
 
-    def update(self, states: Iterable[State], whole: bool = True) -> None:
-        """These are all replicas that there are, and what they hold; not the `whole`: some did not say it in time."""
+    def update(self, states: Iterable[State], whole: bool = True) -> set[str]:
+        """These are all replicas that there are, and what they hold; not the `whole`: some did not say it in time.
+
+        Returns those that hang since now.
+        """
         with self._lock:
             by_name = {state.name: state for state in states}
             for name in self.seen.keys() - by_name.keys() if whole else ():
@@ -133,8 +151,12 @@ class Placement:
                     self._see(state)
                 seen = self.seen[name]
                 wanted = {*state.holds} | {id for id in seen.using if id is not None}
-                seen.state, seen.holds = state, {id: seen.holds.get(id, 0) for id in wanted}
+                seen.state, seen.holds, seen.silent = state, {id: seen.holds.get(id, 0) for id in wanted}, 0
                 seen.forget()
+            silent = self.seen.keys() - by_name.keys()
+            for name in silent:
+                self.seen[name].silent += 1
+            return {name for name in silent if self.seen[name].silent == SILENT}
 
     def lose(self, replica: str | None) -> None:
         """It cannot be asked: it has nothing any more, until it is seen again."""
@@ -146,6 +168,17 @@ class Placement:
         with self._lock:
             if (seen := self.seen.get(replica or "")) is not None:
                 seen.avoided = time.monotonic() + AVOIDED
+
+    @property
+    def hanging(self) -> bool:
+        """Whether a replica hangs."""
+        with self._lock:
+            return any(seen.hangs for seen in self.seen.values())
+
+    def hangs(self, replica: str | None) -> bool:
+        """Whether this one does."""
+        seen = self.seen.get(replica or "")
+        return seen is not None and seen.hangs
 
     def held(self, id: str, owner: str) -> tuple[bool, int]:
         """Whether a replica has an owner's adapter with this content in memory, and how many answers use it.
@@ -176,7 +209,7 @@ class Placement:
         longest unused adapter was not used for longest: together they evict as one memory would.
         """
         now = time.monotonic()
-        well = {name: seen for name, seen in self.seen.items() if seen.avoided < now}
+        well = {name: seen for name, seen in self.seen.items() if seen.avoided < now and not seen.hangs}
         free = {name: seen for name, seen in well.items() if seen.busy < self.rows}
         full = {name: seen for name, seen in well.items() if name not in free}
         order: Order = []
@@ -185,7 +218,8 @@ class Placement:
             if group is free:
                 order.append(None)  # none of these has had a request
             order += sorted((n for n in group if n not in order), key=lambda name: self._cost(group[name]))
-        return [*order, *(name for name in self.seen if name not in well)] if self.seen else []
+        ill = sorted(self.seen.keys() - well.keys(), key=lambda name: self.seen[name].hangs)
+        return [*order, *ill] if self.seen else []
 
     def _cost(self, seen: Seen) -> tuple[int, int]:
         """What it costs a replica to take another adapter."""

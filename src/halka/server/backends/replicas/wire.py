@@ -21,6 +21,10 @@ class EngineFailed(Lost):
     """A replica's engine failed, or has stopped."""
 
 
+class Hangs(Lost):
+    """A replica is there, and says nothing."""
+
+
 class FilesLost(Lost):
     """A replica cannot get an adapter's files, which the gateway is to put anew."""
 

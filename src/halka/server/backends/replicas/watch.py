@@ -1,0 +1,118 @@
+"""`Watch`: looks at what the replicas hold, every few seconds, and ends the waiting for one that hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from functools import partial
+
+from anyio import to_thread
+
+from halka.server.backends.replicas.channel import PATIENCE, Channel
+from halka.server.backends.replicas.placement import Placed, Placement
+from halka.server.backends.replicas.wire import Hangs, Lost
+
+LOOK = 5.0  # seconds between looks at what the replicas hold
+BETWEEN = 1.0  # seconds between two that were asked for
+log = logging.getLogger("halka.server")
+
+
+class Watch:
+    """What replicas say of themselves, beside their replies: which are new, gone or hang, and what was evicted.
+
+    reached  whether one could be asked at the last look
+    """
+
+    def __init__(self, channel: Channel, placement: Placement):
+        self.channel, self.placement, self.reached = channel, placement, True
+        self._looked, self._looking = -math.inf, threading.Lock()
+        self._waiting = dict[Placed, asyncio.Timeout]()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._looks: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def waiting(self, placed: Placed) -> AsyncIterator[None]:
+        """Within the block a request's replica is waited for. Raises Hangs as soon as that hangs.
+
+        Who has a request is not certain before its first reply: until then any replica that begins to hang may be it.
+        """
+        if placed.answered and self.placement.hangs(placed.replica):
+            raise Hangs("it hangs")
+        limit, self._loop = asyncio.timeout(None), asyncio.get_running_loop()
+        try:
+            async with limit:
+                self._waiting[placed] = limit
+                self.look_at_times()
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise Hangs("it hangs, or had not taken the request when another began to") from None
+        finally:
+            self._waiting.pop(placed, None)
+
+    def look_at_times(self) -> None:
+        """See what the replicas hold, if that was not seen for a while; again while somebody waits, or one hangs."""
+        if self._looks is None and (self._waiting or time.monotonic() > self._looked + LOOK):
+            self._looks = asyncio.get_running_loop().create_task(self._look())
+            self._looks.add_done_callback(self._has_looked)
+
+    def refresh(self, after: float = BETWEEN) -> None:
+        """See it now, unless it was seen less than so many seconds ago; meanwhile, where a replica hangs."""
+        if time.monotonic() <= self._looked + after:
+            return
+        if self.placement.hanging and self._loop is not None:
+            self._loop.call_soon_threadsafe(self.look_at_times)
+        else:
+            self.see()
+
+    def see(self) -> None:
+        """See it now, unless somebody is about to. It blocks."""
+        if not self._looking.acquire(blocking=False):
+            return
+        try:
+            states = self.channel.states()
+            hanging = self.placement.update(filter(None, states), whole=None not in states)
+            self.reached = any(states)
+            if hanging and self._loop is not None:
+                self._loop.call_soon_threadsafe(self._end, hanging)
+        except Lost as error:
+            self.reached = False
+            log.warning("the replicas cannot be asked", extra={"fields": {"reason": str(error)}})
+        except Exception:
+            self.reached = False
+            log.exception("the replicas cannot be seen")
+        finally:
+            self._looked = time.monotonic()
+            self._looking.release()
+
+    async def aclose(self) -> None:
+        """Look no more; waits for a look that is under way."""
+        if self._looks is not None:
+            self._looks.cancel()
+            await asyncio.gather(self._looks, return_exceptions=True)
+        await to_thread.run_sync(partial(self._looking.acquire, timeout=3 * PATIENCE))
+
+    # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _look(self) -> None:
+        while True:
+            if time.monotonic() > self._looked + LOOK:
+                await to_thread.run_sync(self.see)
+            if not self._waiting and not self.placement.hanging:
+                return
+            await asyncio.sleep(max(BETWEEN, self._looked + LOOK - time.monotonic()))
+
+    def _has_looked(self, task: asyncio.Task[None]) -> None:
+        self._looks = None
+
+    def _end(self, hanging: Collection[str]) -> None:
+        """End the waiting for these replicas, and for whom is not known."""
+        for placed in [*self._waiting]:
+            if not placed.answered or placed.replica in hanging:
+                self._waiting.pop(placed).reschedule(0.0)
