@@ -101,6 +101,8 @@ def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
     """The operation on the CPU, its result on the device of its arguments."""
     if func is aten._fused_sdp_choice.default:
         return 0  # of torch's kernels for attention, the one of plain operations
+    if func._overloadpacket is aten.to:  # as inference mode calls it: a copy, or nothing
+        return func.decompose(*args, **kwargs)
     tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
     places = {tensor.device for tensor in tensors if tensor.dim() or tensor.device.type == NAME}
     asked = kwargs.get("device")
@@ -109,8 +111,9 @@ def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
         place = torch.device(asked) if asked is not None else tensors[0].device
     else:
         if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
-            places = {args[0].device}
             indices = [index for index in args[1] if index is not None]
+            places = {args[0].device, *(index.device for index in indices if index.device.type != "cpu")}
+            places |= {values.device for values in args[2:3] if values.dim()}
             if any(index.dtype == torch.bool or index.device.type == "cpu" for index in indices):
                 _seen.waits[f"{func} by a mask, or from the CPU"] += 1
         if len(places) > 1:

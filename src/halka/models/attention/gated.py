@@ -48,8 +48,8 @@ class Gated(StackTokens[list[LayerMemory | None]]):
         valid = None if valid_NP.all() else valid_NP.to(rows.device)[rows]
         contents: list[LayerMemory | None] = [None] * (self.stack.layers - count)
         for number, (keys, values) in enumerate(self._read(tokens_NPKD)):
-            gates = (gates_NK[:, number][rows] * with_one).to(keys.dtype)
-            contents.append(LayerMemory(keys[rows], values[rows], valid, gates=gates))
+            gates, here = (gates_NK[:, number][rows] * with_one).to(keys.dtype), rows.to(keys.device)
+            contents.append(LayerMemory(keys[here], values[here], valid, gates=gates))
         return contents
 
     def _read(self, tokens_NPKD: Tensor) -> list[tuple[Tensor, Tensor]]:
