@@ -6,6 +6,7 @@ Autograd counts devices once, at a process's first backward pass: fake ones must
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from dataclasses import replace
 from functools import partial, update_wrapper
@@ -41,6 +42,7 @@ FAMILIES = {
 }
 WAITS = 4  # a training step, at most
 CPU, FIRST, SECOND = "cpu", "gpu:0", "gpu:1"
+LIKELIEST = halka.Sampling()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -346,31 +348,34 @@ def test_a_layer_launches_few_operations(operations, most):
 )
 def test_the_engine_on_a_gpu_answers_as_on_the_processor_with_few_waits_a_step(architecture, sampling, logprobs, waits):
     """For the likeliest tokens; for those that are drawn, of all rows in one go; for log probabilities."""
-    answers, names = [], [*[*FAMILIES][:4], None]
+    how = {"architecture": architecture, "sampling": sampling, "logprobs": logprobs}
+    assert answers((FIRST,), [*FAMILIES][:4], waits, **how) == answers((CPU,), [*FAMILIES][:4], 0, **how)
+
+
+@pytest.mark.parametrize("second", [SECOND, CPU])
+def test_the_engine_on_two_devices_answers_as_on_the_processor(second):
+    assert answers((FIRST, second), [*FAMILIES][:5], None) == answers((CPU,), [*FAMILIES][:5], None)
+
+
+def answers(devices, names, waits, sampling=LIKELIEST, logprobs=None, architecture="llama") -> list[list[int]]:
+    """The tokens of twelve answers, by each adapter in turn and by none, with so many waits a step at most."""
+    tokenizer = chatml_tokenizer()
+    model = halka.adapt(base_on(*devices, architecture=architecture, vocab_size=len(tokenizer)), tokenizer)
+    for seed, name in enumerate(names):
+        disturbed(model, name, seed)
     requests = [
-        halka.Request(
-            [*range(5, 20 + n)],
-            names[n % len(names)],
-            replace(sampling, seed=n),
-            halka.Stopping(6),
-            logprobs=logprobs,
-        )
-        for n in range(12)
+        halka.Request([*range(5, 20 + n)], name, replace(sampling, seed=n), halka.Stopping(6), logprobs=logprobs)
+        for n, name in zip(range(12), itertools.cycle([*names, None]), strict=False)
     ]
-    for device in (CPU, FIRST):
-        tokenizer = chatml_tokenizer()
-        model = halka.adapt(base_on(device, architecture=architecture, vocab_size=len(tokenizer)), tokenizer)
-        for seed, name in enumerate(names[:-1]):
-            disturbed(model, name, seed)
-        with halka.Engine(model, rows=6, read=32, ends=frozenset()) as engine:
-            own = [answer for request in requests for answer in engine.submit(request)]
-            more = True
-            while more:
-                with fake_gpu.watching() as seen:
-                    more = engine.step()
-                assert sum(seen.waits.values()) <= waits, seen.waits
-        answers.append([answer.tokens for answer in own])
-    assert answers[0] == answers[1]
+    with halka.Engine(model, rows=6, read=32, ends=frozenset()) as engine:
+        own = [answer for request in requests for answer in engine.submit(request)]
+        more = True
+        while more:
+            with fake_gpu.watching() as seen:
+                more = engine.step()
+            assert waits is None or sum(seen.waits.values()) <= waits, seen.waits
+    assert not any(answer.error for answer in own)
+    return [answer.tokens for answer in own]
 
 
 def disturbed(model, name: str, seed: int) -> None:

@@ -33,7 +33,8 @@ class TransformersForward:
         ids, last = to_device([ids, last], base.device)
         with torch.inference_mode(), self._model.use(route), use_attention(base):
             inputs = {"input_ids": ids, "position_ids": line.plan.positions[None], **line.plan.inputs}
-            hidden = hidden_states(self._model, **inputs)[0, last]
+            hidden = hidden_states(self._model, **inputs)[0]
+            hidden = hidden[last.to(hidden.device)]  # a base on several devices has its norm on another perhaps
             if len(line.names) == 1 or not any(key.startswith(self._head) for key, _ in route.edits):
                 return logits(self._model, hidden).float()
             with self._model.use(line.names_of_last or None):  # the head's rows are not the line's runs
