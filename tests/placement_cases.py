@@ -192,6 +192,9 @@ def test_parts_are_where_their_targets_compute():
     adapter = model.add("a", halka.LoRA(rank=4))
     at = {target.layer: str(next(adapter.parts[path].parameters()).device) for path, target in adapter.targets.items()}
     assert at == {0: FIRST, 1: SECOND}
+    masters = dict(next(iter(model.add("full", halka.Full()).parts.values())).named_parameters())
+    for name, parameter in model.base.named_parameters():
+        assert masters[name].device == parameter.device
 
 
 def test_best_weights_wait_on_the_processor():

@@ -40,7 +40,7 @@ class Adapter:
                     "VirtualPart or a WeightPart of halka.core"
                 )
             path = target.key if target.name in adapter.parts else target.name
-            adapter.parts[path] = part.to(target.device() or device).eval()
+            adapter.parts[path] = (part if isinstance(part, WeightPart) else part.to(target.device() or device)).eval()
             adapter.targets[path] = target
         if not adapter.parts:
             raise HalkaError(f"{method.name} built no part for this base: widen its targets")

@@ -123,7 +123,7 @@ class VirtualPart(Part):
 
 
 class WeightPart(Part):
-    """A part that stands in for weights of the base."""
+    """A part that stands in for weights of the base, which may be on several devices: it is built where they are."""
 
     def weights(self) -> Mapping[str, Tensor]:
         """The tensors that take the place of the base's parameters, by name, in its precision.

@@ -38,7 +38,7 @@ class Full:
 
 
 class FullPart(WeightPart):
-    """fp32 copies of the weights under the base's own names. The base itself is not changed.
+    """fp32 copies of the weights under the base's own names, each where its weight is. The base itself is not changed.
 
     Of a base that is divided among processes each has its part of every copy, and so of gradients and moments, also of
     what the base has whole, such as embeddings.
