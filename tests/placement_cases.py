@@ -40,6 +40,10 @@ FAMILIES = {
     "llama_adapter": halka.LlamaAdapter(),
     "full": halka.Full(),
 }
+AT_HEAD = {
+    "at its output": halka.LoRA(rank=4, targets=("head",)),
+    "at its input": halka.IA3(targets=("head",), feedforward=("head",)),
+}
 WAITS = 4  # a training step, at most
 CPU, FIRST, SECOND = "cpu", "gpu:0", "gpu:1"
 LIKELIEST = halka.Sampling()
@@ -175,16 +179,17 @@ def test_every_method_computes_on_a_gpu_what_it_does_on_the_processor(base, meth
 @pytest.mark.parametrize(
     ("devices", "name", "config"),
     [
-        *(((FIRST, CPU), name, {}) for name in FAMILIES),
-        *(((CPU, FIRST), name, {}) for name in FAMILIES),
+        *(((FIRST, CPU), name, {}) for name in (*FAMILIES, *AT_HEAD)),
+        *(((CPU, FIRST), name, {}) for name in (*FAMILIES, *AT_HEAD)),
         *(((FIRST, CPU), name, {"batches": "padded"}) for name in ("prompt", "llama_adapter")),
         ((FIRST, CPU), "lora", {"checkpointing": True}),
     ],
 )
 def test_a_base_on_two_devices_trains(devices, name, config):
-    """Autograd has one fake GPU."""
-    spread = losses(base_on(*devices), FAMILIES[name], **config)
-    assert spread == pytest.approx(losses(base_on(CPU), FAMILIES[name], **config), rel=1e-5)
+    """Where its head is with the embeddings, and reads what the second device computed. Autograd has one fake GPU."""
+    method = AT_HEAD.get(name) or FAMILIES[name]
+    spread = losses(base_on(*devices), method, **config)
+    assert spread == pytest.approx(losses(base_on(CPU), method, **config), rel=1e-5)
 
 
 def test_parts_are_where_their_targets_compute():

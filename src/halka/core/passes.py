@@ -82,14 +82,14 @@ class Passes:
         def edit_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
             if (edits := self._edits(place)) is None:
                 return None
-            x = edits.edit(self._runs, _received(args, kwargs, argument))
+            x = edits.edit(self._runs, _received(args, kwargs, argument).to(target.device()))  # as accelerate will
             return ((x, *args[1:]), kwargs) if args else ((), {**kwargs, argument: x})
 
         def edit_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
             if (edits := self._edits(place)) is None:
                 return None
             x = self._inputs.pop(key) if target.source else _received(args, kwargs, argument)
-            return edits.edit(self._runs, x, y)
+            return edits.edit(self._runs, x.to(y.device), y)
 
         def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._edits(place) is not None:
