@@ -287,8 +287,8 @@ def main(arguments: Sequence[str] | None = None, start: Callable[[list[str]], st
         [piece] = options.pieces
         work(piece, options)
         return 0
-    if options.gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu or first  # of more than one, transformers' Trainer takes all
     failed = 0
     with tempfile.TemporaryDirectory() as unkept:
         out = options.out or (Path(unkept) if options.dry else RESULTS)

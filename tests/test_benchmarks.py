@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 import math
+import os
 import warnings
 from pathlib import Path
 
@@ -100,8 +101,9 @@ def parts(gpu, tmp_path):
     return tmp_path / "parts"
 
 
-def test_the_gpu_s_pieces_run_with_tiny_shapes_on_a_processor(gpu, parts, tmp_path):
+def test_the_gpu_s_pieces_run_with_tiny_shapes_on_a_processor(gpu, parts, tmp_path, monkeypatch):
     """By `main` and its workers, one of them in a process; what a piece that fails has measured is kept."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
 
     def start(arguments):
         if arguments[0] == "decoding":
@@ -112,6 +114,7 @@ def test_the_gpu_s_pieces_run_with_tiny_shapes_on_a_processor(gpu, parts, tmp_pa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's and transformers' own
         failed = gpu.main(["--dry", "--out", str(tmp_path), "--weights", str(parts)], start)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"  # one card for all sides
     results = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("gpu_*.json")}
     assert [name for name, result in results.items() if not result["whole"]] == ["gpu_training_8b_nf4"]
     assert (failed, results["gpu_training_8b_nf4"]["error"]) == (1, "out of patience")
