@@ -29,6 +29,7 @@ from halka.models.attention.paged import KVBlocks
 from halka.models.quantised import LAYERS, quantise
 from halka.util import machine
 from halka.util.deterministic import WORKSPACE
+from halka.util.products import Grouped, Runs, linear
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -295,6 +296,17 @@ def test_experts_of_a_mixture_wait_no_more_than_other_layers():
     with counting_waits() as waits:
         next(steps)
     assert len(waits) <= WAITS
+
+
+def test_experts_without_tokens_get_no_gradient():
+    """By the kernel of torch's that asks for no sizes, where the GPU has one."""
+    counts = torch.tensor([16, 0, 5, 0, 11, 0], device="cuda")
+    x = torch.randn(32, 64, dtype=torch.bfloat16, device="cuda")
+    weights = torch.randn(6, 48, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    torch.full((2**26,), torch.nan, device="cuda")  # what memory has that is freed
+    linear(x, Grouped(weights, Runs(counts.cumsum(0)))).square().sum().backward()
+    gradients = weights.grad.float().abs().amax((1, 2))
+    assert torch.equal(gradients > 0, counts > 0)
 
 
 # ── files, quantised bases, merging ─────────────────────────────────────────────────────────────────────────────────

@@ -73,7 +73,10 @@ def test_memory_that_ran_out_is_known_by_its_many_words(message):
     assert not machine.ran_out(RuntimeError("CUDA error: device-side assert triggered"))
 
 
-@pytest.mark.parametrize(("capability", "kernel"), [((8, 0), False), ((8, 9), False), ((9, 0), True), ((12, 0), False)])
+@pytest.mark.parametrize(
+    ("capability", "kernel"),
+    [((8, 0), False), ((8, 9), False), ((9, 0), True), ((10, 0), False), ((10, 3), False), ((12, 0), False)],
+)
 def test_the_product_of_groups_is_for_gpus_that_have_a_kernel(monkeypatch, capability, kernel):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert machine.has_grouped_kernel(torch.device("cuda:0")) == kernel

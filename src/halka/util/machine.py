@@ -70,14 +70,14 @@ def lacks_bfloat16(device: torch.device) -> bool:
 def has_grouped_kernel(device: torch.device) -> bool:
     """Whether torch's grouped product, in bfloat16, is a kernel of its own there, which reads the groups' sizes itself.
 
-    There is one for NVIDIA's Hopper and, from torch 2.9 on, data-centre Blackwell (aten/native/cuda/GroupedBlas.cpp).
-    On other GPUs the host waits for the sizes and computes group by group; torch 2.8 has no such product there at all.
-    An estimate's GPU, "xpu", is taken for one that has the kernel.
+    There is one for NVIDIA's Hopper (aten/native/cuda/GroupedBlas.cpp), and one for data-centre Blackwell that is not
+    used: as the gradient of weights whose group has no tokens it returns what its memory had (pytorch#172439,
+    cutlass#2674). On other GPUs the host waits for the sizes and computes group by group; torch 2.8 has no such product
+    there at all. An estimate's GPU, "xpu", is taken for a Hopper.
     """
     if device.type != "cuda":
         return device.type == "xpu"
-    generation, _ = torch.cuda.get_device_capability(device)
-    return torch.version.hip is None and (generation == 9 or (generation == 10 and torch.__version__ >= "2.9"))
+    return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def usable_precision(precision: str, device: torch.device) -> str:
