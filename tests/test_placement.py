@@ -5,10 +5,12 @@ The same code runs on a GPU: what stands here holds there by construction. `test
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 from pathlib import Path
+from weakref import ref
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import halka
 from contract import disturb
+from engine_for_tests import Tokenizer
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import use_attention
 from halka.models.quantised import LAYERS, quantise
@@ -75,7 +78,8 @@ class Casts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float32 and args[0].shape in self.shapes:
+        copied = func._overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.to)  # the one, or in inference mode
+        if copied and args[0].dtype == torch.float32 and args[0].shape in self.shapes:
             self.single += result.dtype == torch.bfloat16
         self.many += func is torch.ops.aten._foreach_copy_.default
         return result
@@ -102,6 +106,31 @@ def test_full_fine_tuning_casts_its_masters_once_a_step():
     with Casts(model.parameters("a")) as seen:
         next(steps)
     assert seen.single == len(model.parameters("a"))
+
+
+def test_the_engine_casts_full_copies_once():
+    """As long as its rows are that adapter's; after the block there are no casts of them."""
+    model = halka.adapt(tiny("gemma2").bfloat16(), Tokenizer())
+    model.add("a", halka.Full())
+    with halka.Engine(model, rows=2, ends=frozenset()) as engine, torch.inference_mode():
+        engine.submit(halka.Request([5, 6, 7], "a", stopping=halka.Stopping(4)))
+        with Casts(model.parameters("a")) as first:
+            engine.step()
+        with Casts(model.parameters("a")) as later:
+            while engine.step():
+                pass
+    assert (first.single, later.single) == (len(model.parameters("a")), 0)
+    assert all(parameter.dtype == torch.bfloat16 for parameter in model.base.parameters())
+
+
+def test_a_block_takes_its_casts_of_full_copies_with_it():
+    model = halka.adapt(tiny("llama").bfloat16())
+    model.add("a", halka.Full())
+    weight = model.base.model.layers[0].mlp.up_proj
+    with torch.no_grad(), model.use("a"):
+        cast = ref(weight.weight)
+    gc.collect()
+    assert cast() is None
 
 
 def test_a_mixed_batch_finds_its_adapters_prepared():

@@ -280,9 +280,10 @@ class AdaptedModel:
             return None
         if len(names) > 1:
             return resolve(names, own)
-        if self._latest is None or self._latest.names != names:
-            self._latest = resolve(names, own)
-        return self._latest
+        if (latest := self._latest) is None or latest.names != names:
+            latest = resolve(names, own)
+            self._latest = latest if latest.weights is None else None  # else it keeps what is cast after the block
+        return latest
 
     def _put_parts(self) -> None:
         """Put every part on its target's device, if the base was moved."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -13,10 +13,9 @@ from torch.utils.hooks import RemovableHandle
 
 from halka.core.adapter import Adapter
 from halka.core.interfaces import Arguments, Line, VirtualAttention
-from halka.core.parts import ModulePart, WeightPart
+from halka.core.parts import ModulePart
 from halka.core.routing import Edits, ExpertEdits, Names, Place, Route, repeats
 from halka.core.targets import Target
-from halka.util.cached import Cached
 from halka.util.compiled import see_hooks
 from halka.util.errors import HalkaError
 from halka.util.parameter_swap import ParameterSwap
@@ -47,7 +46,6 @@ class Passes:
         self.outer: list[Route | None] = []  # those of the blocks around the innermost
         self._attention, self._experts = attention, experts
         self._entered = ExitStack()  # what the route changes in the base
-        self._cast = Cached[Mapping[str, Tensor]]()  # what is swapped in for a `WeightPart`
         self._inputs: dict[str, Tensor] = {}  # what a sublayer received, from its source to its output
         self.modules = dict(base.named_modules())  # pyright: ignore[reportUnknownArgumentType]
         self._runs: tuple[int, ...] = ()  # of the pass, if it has a forest
@@ -96,8 +94,7 @@ class Passes:
                 self._inputs[key] = _received(args, kwargs, source_argument)
 
         def edit_experts(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-            route = self.route
-            if route is None or self._edits(place) is None:
+            if (route := self.route) is None or self._edits(place) is None:
                 return None
             inputs, outputs = route.edits.get((key, "input")), route.edits.get((key, "output"))
             edits = ExpertEdits(route.names, self._runs, inputs, outputs)
@@ -145,12 +142,12 @@ class Passes:
 
     def _enter(self, route: Route | None) -> None:
         self._entered.close()
-        self.route, self._runs, self._cast, self._inputs = route, (), Cached[Mapping[str, Tensor]](), {}
+        self.route, self._runs, self._inputs = route, (), {}
         if route is None:
             return
         if route.weights is not None:
             self._entered.callback(self.swap.restore)
-            self._swap_in(route.weights)
+            self._swap_in(route)
         if route.virtual:
             self._entered.enter_context(self._attention.using(route.virtual, self.bare))
         if route.experts:
@@ -204,8 +201,7 @@ class Passes:
 
     def _begin(self, entry: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         """What a pass that begins there receives. Refuses a batch whose rows are not those that `use` named."""
-        route = self.route
-        if route is None:
+        if (route := self.route) is None:
             return None
         line: Line | None = kwargs.get("forest")
         self._runs = () if line is None else line.runs
@@ -216,17 +212,17 @@ class Passes:
                 raise HalkaError(f"the line has {len(self._runs)} runs, but `use` named {len(route.names)} adapters")
             if tokens is not None and not self._runs:
                 repeats(tokens.shape[0], len(route.names))
-        if route.weights is not None:
-            self._swap_in(route.weights)
+        self._swap_in(route)
         return self._attention.begin(entry, args, kwargs, self._runs) if route.virtual else None
 
     def _end(self, entry: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
         self._runs = ()
         return self._attention.end(entry, kwargs, output) if self.route and self.route.virtual else None
 
-    def _swap_in(self, part: WeightPart) -> None:
+    def _swap_in(self, route: Route) -> None:
         """fp32 masters are cast afresh at every pass that will be differentiated, and whenever they have changed."""
-        self.swap.swap_in(self._cast.get([*part.parameters()], part.weights))
+        if (part := route.weights) is not None:
+            self.swap.swap_in(route.cast.get([*part.parameters()], part.weights))
 
 
 def _places(adapter: Adapter) -> Iterable[tuple[Place, Target]]:

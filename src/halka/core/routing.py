@@ -13,6 +13,7 @@ from torch import Tensor
 from halka.core.adapter import Adapter
 from halka.core.parts import ModulePart, VirtualPart, WeightPart
 from halka.core.stacking import StackedParts
+from halka.util.cached import Cached
 from halka.util.errors import HalkaError
 
 Place = tuple[str, Literal["input", "output"]]  # a target's key, and what parts edit there
@@ -84,7 +85,7 @@ class Route:
 
     edits     what edits at each place
     virtual   by role: a row's part each, or one for all
-    weights   what stands in for the base's weights
+    weights   what stands in for the base's weights; `cast`: in their precision, for as long as there is the route
     experts   some part acts on experts
     adapters  those whose parts these are, by name; none where they are merged into the base
     """
@@ -95,6 +96,7 @@ class Route:
     weights: WeightPart | None = None
     experts: bool = False
     adapters: Mapping[str, Adapter] = field(default_factory=dict[str, Adapter])
+    cast: Cached[Mapping[str, Tensor]] = field(default_factory=Cached[Mapping[str, Tensor]], compare=False)
 
 
 def repeats(batch: int, named: int) -> int:
