@@ -23,6 +23,7 @@ from halka.core import StackedParts
 from halka.data.batches import collate
 from halka.data.packing import pack
 from halka.data.tokens import Tokens
+from halka.engine.kept import kept_of
 from halka.objectives.classification import Labelled
 from halka.objectives.sequence_to_sequence import Pair
 from halka.training import Step
@@ -228,6 +229,18 @@ def test_a_merge_leaves_the_own_weights_on_the_processor():
     for name, parameter in model.base.named_parameters():
         assert str(parameter.device) == FIRST
         assert torch.equal(parameter.cpu(), before[name])
+
+
+def test_the_engine_after_a_merge_moves_no_weights():
+    model = halka.adapt(base_on(FIRST), Tokenizer())
+    disturbed(model, "lora", seed=1)
+    model.merge("lora")
+    with kept_of(model) as first:
+        pass
+    with fake_gpu.watching() as seen, kept_of(model) as second:
+        pass
+    assert second is first
+    assert not seen.operations
 
 
 @pytest.mark.parametrize(("format", "file"), [("safetensors", "merged"), ("gguf", "merged.gguf")])

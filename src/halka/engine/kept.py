@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from halka.core import AdaptedModel
 from halka.engine.adapters import Adapters, Source
@@ -44,8 +45,7 @@ class Kept:
     @property
     def intact(self) -> bool:
         """Whether the pass still computes with the base's own weights, wherever these are now."""
-        with self._model.own_weights():
-            return self.forward.intact
+        return self.forward.intact
 
     @property
     def current(self) -> bool:
@@ -63,11 +63,15 @@ class Kept:
         self.forward.close()
 
     def _state(self) -> list[object]:
-        with self._model.own_weights():
-            tensors = [*self._model.base.parameters(), *self._model.base.buffers()]
+        """What is another once the base's weights have changed; on a GPU also once others are merged: then its own wait
+        on the CPU."""
+        base: Any = self._model.base
+        own = base.device.type == "cpu"
+        with self._model.own_weights() if own else nullcontext():
+            tensors = [*base.parameters(), *base.buffers()]
         changes = Changes.count if any(tensor.requires_grad for tensor in tensors) else 0
         versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-        return [changes, versions, [tensor.data_ptr() for tensor in tensors]]
+        return [changes, versions, [tensor.data_ptr() for tensor in tensors], None if own else self._model.merged]
 
 
 @contextmanager

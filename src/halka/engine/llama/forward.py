@@ -72,8 +72,10 @@ class LlamaForward:
 
     @property
     def intact(self) -> bool:
-        step = self._step
-        return step is not None and all(step.weights.intact() for _ in range(LOOKS))
+        if (step := self._step) is None:
+            return False
+        with self._model.own_weights():  # which are aside while an adapter is merged
+            return all(step.weights.intact() for _ in range(LOOKS))
 
     def forget(self) -> None:
         self._adapters.forget()
