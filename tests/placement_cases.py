@@ -336,22 +336,32 @@ def operations_of_a_step(base) -> int:
     return seen[0].launches
 
 
-def operations_of_mixed_rows(base) -> int:
-    """Of a token more for rows with three LoRAs, a bottleneck, a prefix and no adapter."""
+def operations_of_mixed_rows(base, prompt: int = 0) -> int:
+    """Of a token more for rows with three LoRAs, a bottleneck, a prefix and no adapter, beside so many of a prompt."""
     model = halka.adapt(base, Tokenizer())
     for seed, name in enumerate(names := ["lora", "lora 2", "lora 3", "bottleneck", "prefix"]):
         disturbed(model, name, seed)
-    with halka.Engine(model, rows=6, read=512, ends=frozenset()) as engine:
+    with halka.Engine(model, rows=7, read=512, ends=frozenset()) as engine:
         for name in [*names, None]:
             engine.submit(halka.Request([*range(5, 20)], name, stopping=halka.Stopping(9)))
         for _ in range(4):
             engine.step()
+        if prompt:
+            engine.submit(halka.Request([5 + n % 60 for n in range(prompt)], "lora 2", stopping=halka.Stopping(1)))
         with fake_gpu.watching() as seen:
             engine.step()
+        assert len(engine.schedule.running) == 6  # the prompt is read whole
     return seen.launches
 
 
-@pytest.mark.parametrize(("operations", "most"), [(operations_of_a_step, 230), (operations_of_mixed_rows, 120)])
+def operations_beside_a_prompt(base) -> int:
+    return operations_of_mixed_rows(base, prompt=100)
+
+
+@pytest.mark.parametrize(
+    ("operations", "most"),
+    [(operations_of_a_step, 230), (operations_of_mixed_rows, 120), (operations_beside_a_prompt, 200)],
+)
 def test_a_layer_launches_few_operations(operations, most):
     assert 0 < a_layer_more(operations) <= most
 

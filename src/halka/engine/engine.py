@@ -29,6 +29,8 @@ from halka.models.layouts import layout_of
 from halka.storage.save_load import Allowed
 from halka.util.errors import HalkaError
 
+BESIDE = 28  # tokens of prompts that are read beside answers on a CPU, where each takes as long as one more row
+
 
 class Engine:
     """Answers requests with a frozen base, each by its own adapter, as many at a time as there are rows.
@@ -51,7 +53,7 @@ class Engine:
         adapter_memory: int = BUDGET,
         most_adapters: int | None = None,
         read: int = 512,
-        read_beside: int = 28,
+        read_beside: int | None = None,
         ends: frozenset[int] | None = None,
         allowed: Allowed | None = None,
         kept: Kept | None = None,
@@ -65,7 +67,8 @@ class Engine:
         read            tokens of prompts that are read in a step
         read_beside     the same while others wait for their next token, which they do the longer: fewer behind a long
                         beginning, whose attention costs more; up to eight times as many where rows have none to decode;
-                        from 16 on a few more, which fill up what is computed at once
+                        from 16 on a few more, which fill up what is computed at once. By default 28 on a CPU, and as
+                        `read` on a GPU, whose step takes little longer for them
         ends            tokens that end every answer; those of the base's generation config if not given
         allowed         what `halka.load` may accept of folders: other bases, other templates, pickles
         kept            what an engine before this one left, with its store; `close` leaves it there
@@ -87,6 +90,8 @@ class Engine:
         self.adapters, self._forward = self._kept.adapters, self._kept.forward
         self.cache = cache_for(model, rows, memory)
         embedding = next(target for target in model.targets if target.role == "embedding")
+        if read_beside is None:
+            read_beside = BESIDE if self.cache.kv.data.device.type == "cpu" else read
         self.schedule = Schedule(self.cache, rows, read, read_beside, embedding.d_out)
         self.steps = 0
         self._vocabulary = embedding.d_in
