@@ -409,6 +409,20 @@ def answers(devices, names, waits, sampling=LIKELIEST, logprobs=None, architectu
     return [answer.tokens for answer in own]
 
 
+def test_an_adapter_counts_twice_on_a_gpu(tmp_path):
+    """It is there in fp32, and in the base's precision, for itself and for the rows that it has."""
+    model, store = halka.adapt(base_on(FIRST), Tokenizer()), halka.AdapterStore(tmp_path)
+    disturbed(model, "lora", seed=1)
+    store.save(model, "lora")
+    model.remove("lora")
+    with halka.Engine(model, store) as engine:
+        engine.submit(halka.Request([5, 6, 7], "lora", stopping=halka.Stopping(2)))
+        while engine.step():
+            pass
+        (version,) = engine.adapters.residents.versions
+    assert version.bytes == 2 * store.get("lora").open().memory
+
+
 def disturbed(model, name: str, seed: int) -> None:
     model.add(name, FAMILIES[name.partition(" ")[0]], seed=seed)
     generator = torch.Generator().manual_seed(seed)

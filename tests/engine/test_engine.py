@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import halka
 from engine_for_tests import alone, filled, model_of, prompts, run
+from halka.engine.cache import most_memory
 from halka.engine.constraint import Constraint
 from halka.engine.engine import Engine
 from halka.engine.request import Answer, Request
@@ -114,6 +116,16 @@ def test_a_text_as_long_as_the_context_fits_one_row():
 def test_a_prompt_that_the_base_cannot_read_is_refused(prompt, why):
     with Engine(model_of(families={})) as engine, pytest.raises(HalkaError, match=why):
         engine.submit(Request(prompt))
+
+
+def test_keys_and_values_leave_room_on_a_card_that_the_base_nearly_fills(monkeypatch):
+    card = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 17)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 24))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 16)
+    assert (most_memory(card), most_memory(card, beside=2)) == (4, 2)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 4)
+    assert most_memory(card) == 6
 
 
 def test_an_answer_that_the_cache_cannot_hold_is_refused_when_its_adapter_is_known():

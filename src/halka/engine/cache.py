@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import torch
+
 from halka.core import AdaptedModel
 from halka.models import memory_of
 from halka.models.attention.paged import SIZE, KVBlocks
@@ -21,7 +23,7 @@ from halka.util import machine
 from halka.util.errors import HalkaError
 
 POSITIONS = 4096  # of a text, to size the cache of a base without a limit
-SHARE = 0.25  # of the machine's memory that the cache takes at most, unless another is set
+SHARE, OF_FREE = 0.25, 0.5  # of a device's memory, and of what is free there, that the cache takes at most by default
 
 Key = tuple["int | str", Hashable, Hashable]
 """A block's parent (its serial number, or a tenant), what acted on its tokens, and the tokens."""
@@ -104,8 +106,17 @@ class BlockCache:
         self._idle.clear()
 
 
+def most_memory(device: torch.device, beside: int = 1) -> int:
+    """Bytes that a cache takes there at most, unless others are set; so many engines share the device.
+
+    What is free has to do for activations, too: a base may leave less than a quarter of its card.
+    """
+    whole = machine.available(device)
+    return int(min(SHARE * whole, OF_FREE * (whole - machine.held(device))) / beside)
+
+
 def cache_for(model: AdaptedModel, rows: int, memory: int | None) -> BlockCache:
-    """A cache of so many bytes; by default what the rows can need, up to a quarter of what is free.
+    """A cache of so many bytes; by default what the rows can need, up to `most_memory`.
 
     Raises HalkaError for less than two blocks.
     """
@@ -113,7 +124,7 @@ def cache_for(model: AdaptedModel, rows: int, memory: int | None) -> BlockCache:
     stack = memory_of(model).stack
     size = KVBlocks.bytes_of(stack.shape, base.dtype)
     if memory is None:
-        memory = int(SHARE * machine.available(base.device))
+        memory = most_memory(base.device)
     if memory < 2 * size:
         raise HalkaError(f"memory holds at least two blocks of keys and values, {2 * size:,} bytes, not {memory:,}")
     limit = stack.limit or POSITIONS

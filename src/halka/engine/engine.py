@@ -61,7 +61,8 @@ class Engine:
         """
         store           where adapters come from that the model does not have; its pool's if there is one
         rows            answers that are made at the same time
-        memory          bytes for keys and values; by default what the rows can need, up to a quarter of what is free
+        memory          bytes for keys and values; by default what the rows can need, up to a quarter of the device's
+                        memory and half of what is free there
         adapter_memory  bytes for adapters that are loaded from the store or were `put`
         most_adapters   how many of these there may be; None: as many as fit
         read            tokens of prompts that are read in a step

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from halka.core import AdaptedModel
 from halka.engine.version import Version, describe, opened, removed, state_of_files
@@ -14,6 +15,7 @@ from halka.util.errors import HalkaError
 
 BUDGET = 2 * 10**9  # bytes of adapters that were loaded for requests
 AHEAD = 4  # adapters whose files are read at a time, so that one that comes late need not wait for all that came early
+COPIES = 2  # of an adapter's bytes on a GPU: beside its fp32 parameters what is computed with, and that stacked by row
 PATIENCE = 32  # steps that an adapter waits for room before one that is in the way takes no more requests
 
 
@@ -45,6 +47,8 @@ class Residents:
         self.loads, self.evictions, self.changed = 0, 0, False
         self._pins: dict[str, Fits] = {}  # names whose newest version stays, if it fits
         self._reader = _reader()
+        base: Any = model.base
+        self._copies = 1 if base.device.type == "cpu" else COPIES
 
     def prepare(self, wanted: Iterable[Version]) -> tuple[Version | None, Future[None] | None]:
         """Load what is wanted, in this order, one a call: files are read in the background, then the model takes them.
@@ -58,7 +62,7 @@ class Residents:
         reading = [future for version in missing if (future := version.reading) is not None and not future.done()]
         for version in missing:
             if version.reading is None and len(reading) < AHEAD:
-                version.reading = self._reader.submit(_read, version)
+                version.reading = self._reader.submit(_read, version, self._copies)
                 reading.append(version.reading)
         loaded = None if ready is None or not self._load(ready) else ready
         return loaded, reading[0] if reading else None
@@ -204,10 +208,10 @@ def _reader() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "halka-adapters")
 
 
-def _read(version: Version) -> None:
+def _read(version: Version, copies: int) -> None:
     """Read an adapter's files once, so that taking them over is quick, and check them."""
     assert version.folder is not None
-    version.bytes = version.folder.memory
+    version.bytes = copies * version.folder.memory
     version.id = version.folder.id
 
 

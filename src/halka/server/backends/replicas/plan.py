@@ -14,13 +14,12 @@ import torch
 from halka.core import AdaptedModel
 from halka.engine import Engine
 from halka.engine.adapters import Source
-from halka.engine.cache import SHARE
+from halka.engine.cache import most_memory
 from halka.models import adapt
 from halka.models.fingerprint import own_fingerprint
 from halka.models.loading import load_base
 from halka.server.settings import GB, ServerSettings
 from halka.util.errors import HalkaError
-from halka.util.machine import available
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Plan:
             model,
             store,
             rows=settings["rows"],
-            memory=int(SHARE / self.beside * available(base.device)) if memory is None else memory,
+            memory=most_memory(base.device, self.beside) if memory is None else memory,
             adapter_memory=int(settings["adapter_memory"] * GB),
             most_adapters=settings["adapters_in_memory"],
         )
