@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import halka
 from halka.training import TrainConfig, train
 from halka.util.errors import OutOfMemoryError
+from tiny import tiny
 from training_for_tests import items, model_for
 
 CONFIG = TrainConfig(lr=1e-2, steps=2, batch_tokens=30)
@@ -35,3 +39,23 @@ def test_memory_that_runs_out_says_what_needs_less(config: TrainConfig, in_train
     base.model.layers[1].register_forward_pre_hook(full)
     with pytest.raises(OutOfMemoryError, match=message):
         list(train(model, "a", items(), config, validation=items(2, seed=9)))
+
+
+class NoRoomForCasts(TorchDispatchMode):
+    """Memory runs out where fp32 is cast to bf16, as the masters of full fine-tuning are before a step's batches."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and (args[0].dtype, result.dtype) == (torch.float32, torch.bfloat16):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return result
+
+
+def test_memory_that_runs_out_before_a_batch_says_so_and_leaves_a_checkpoint(tmp_path: Path):
+    model = halka.adapt(tiny("llama").bfloat16())
+    model.add("a", halka.Full())
+    steps = train(model, "a", items(), replace(CONFIG, save_every=5), folder=tmp_path)
+    next(steps)
+    with NoRoomForCasts(), pytest.raises(OutOfMemoryError, match="at step 2, before its first batch: train fewer"):
+        next(steps)
+    assert (tmp_path / "checkpoint.safetensors").exists()
