@@ -109,6 +109,8 @@ def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
     if func in COPIES:
         _count_copy(func, args, kwargs, tensors)
         place = torch.device(asked) if asked is not None else tensors[0].device
+        if func is aten._foreach_copy_.default and len({tensor.device for tensor in args[0]}) > 1:
+            raise RuntimeError(f"{func} to several devices, which torch does one by one")
     else:
         if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
             indices = [index for index in args[1] if index is not None]

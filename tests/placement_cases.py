@@ -193,6 +193,13 @@ def test_a_base_on_two_devices_trains(devices, name, config):
     assert spread == pytest.approx(losses(base_on(CPU), method, **config), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_done_to_all_parts_at_once_is_done_device_by_device(dtype):
+    """Casts, their factors, and in fp16 the loss's: torch takes tensors of several devices one by one."""
+    spread, whole = (losses(base_on(*devices, dtype=dtype), halka.LoRA(rank=4)) for devices in ((FIRST, CPU), (CPU,)))
+    assert spread == pytest.approx(whole, rel=1e-2)
+
+
 def test_parts_are_where_their_targets_compute():
     model = halka.adapt(base_on(FIRST, SECOND))
     adapter = model.add("a", halka.LoRA(rank=4))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from halka.core import Adapter, ModulePart, Part, WeightPart
 from halka.util.cached import Cached
+from halka.util.transfer import by_device
 
 aten: Any = torch.ops.aten
 _prepared = WeakKeyDictionary[Adapter, Cached[bool]]()  # the adapters that have what they compute with
@@ -77,15 +78,19 @@ class _Cast(torch.autograd.Function):
 
 
 def _times(tensors: Sequence[Tensor], factors: Sequence[float]) -> Sequence[Tensor]:
-    """The tensors times their factors, by one operation if there is anything to multiply."""
-    if not tensors or {*factors} == {1.0}:
+    """The tensors times their factors, by one operation a device if there is anything to multiply."""
+    if {*factors} <= {1.0}:
         return tensors
-    return aten._foreach_mul([*tensors], [*factors])
+    results = [*tensors]
+    for places in by_device(tensors):
+        products = aten._foreach_mul([tensors[place] for place in places], [factors[place] for place in places])
+        for place, product in zip(places, products, strict=True):
+            results[place] = product
+    return results
 
 
-def _cast(tensors: Iterable[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    tensors = [*tensors]
+def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     results = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
-    if tensors:
-        aten._foreach_copy_(results, tensors)
+    for places in by_device(tensors):
+        aten._foreach_copy_([results[place] for place in places], [tensors[place] for place in places])
     return results

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from halka.training.checkpoint import Progress
+from halka.util.transfer import by_device
 
 aten: Any = torch.ops.aten
 
@@ -19,7 +20,8 @@ GROWTH = 2000  # steps without an overflow, after which the factor is doubled
 def unscale(parameters: Iterable[nn.Parameter], scale: float) -> None:
     """Divide the gradients, fp32, by the factor on their loss."""
     if scale != 1 and (gradients := [parameter.grad for parameter in parameters if parameter.grad is not None]):
-        aten._foreach_div_(gradients, scale)
+        for places in by_device(gradients):
+            aten._foreach_div_([gradients[place] for place in places], scale)
 
 
 def after_step(progress: Progress, *, overflow: bool) -> Progress:

@@ -1,7 +1,8 @@
-"""Tensors to a device in one copy, for which the host does not wait."""
+"""Tensors to a device in one copy, for which the host does not wait; and which of them are on which."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -21,6 +22,14 @@ def to_device(tensors: Sequence[Tensor], device: torch.device | str) -> list[Ten
     line = (line.pin_memory() if device.type == "cuda" else line).to(device, non_blocking=True)
     pieces = line.split([tensor.numel() for tensor in tensors])
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+
+def by_device(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """The places in `tensors` of those of each device: torch computes many at once only where they are on one."""
+    places: dict[torch.device, list[int]] = defaultdict(list)
+    for place, tensor in enumerate(tensors):
+        places[tensor.device].append(place)
+    return [*places.values()]
 
 
 def numbers(values: tuple[int, ...], device: torch.device) -> Tensor:
