@@ -63,6 +63,21 @@ def test_a_frozen_heads_gradient_is_scaled_before_it_is_rounded():
     assert torch.equal(gradients[1], (gradients[0].float() * (1 / 129)).bfloat16())
 
 
+def test_in_fp16_a_sure_labels_gradient_is_that_of_a_loss_scaled_before_it():
+    """As in training, where the loss is multiplied by so much; weights are as small as a wide base's."""
+    head, labels = inputs(torch.float16)[2], torch.arange(V)
+    head.requires_grad_(False).weight.div_(16)
+    hidden = (14 * 16 * 16 * head.weight).requires_grad_()
+    (label_losses(hidden, labels, head, head_trains=False) * 2.0**16).sum().backward()
+    ours, hidden.grad = hidden.grad.float(), None
+    losses = nn.functional.cross_entropy(head(hidden).float(), labels, reduction="none")
+    (losses * 2.0**16).sum().backward()
+    sure = (losses > 1e-5) & (losses < 1e-3)
+    assert sure.sum() > 4
+    errors = (ours - hidden.grad.float())[sure].norm(dim=1) / hidden.grad.float()[sure].norm(dim=1)
+    assert errors.max() < 0.02
+
+
 @pytest.mark.parametrize("head_trains", [False, True])
 def test_without_gradients_it_is_the_same_value(head_trains):
     hidden, labels, head = inputs(torch.float32)

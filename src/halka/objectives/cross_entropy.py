@@ -22,6 +22,7 @@ from halka.util.transfer import to_device
 
 Head = Callable[[Tensor], Tensor]
 CHUNK = 256  # label positions whose logits exist at once on a CPU, and at least elsewhere
+FINER = 2**10  # what gradients of fp16 logits are multiplied by while fp16 holds them: below 6e-8 it has no numbers
 LOGITS = 2**27  # logits that exist at once on a GPU, to which few large products are better than many small ones
 
 
@@ -85,8 +86,8 @@ def _losses(hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
     return F.cross_entropy(logits, labels_N.to(logits.device), reduction="none")
 
 
-def _losses_and_slope(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses (N,), in fp32, and their gradients with respect to the logits, in the logits' precision.
+def _losses_and_slope(logits_NV: Tensor, labels_N: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """The losses (N,), in fp32, and their gradients for the logits times a factor, in the logits' precision.
 
     In one fp32 copy of the logits: autograd would hold four of them, which are most of a chunk's memory and time.
     """
@@ -96,7 +97,7 @@ def _losses_and_slope(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tens
     sums_N = exact.exp_().sum(-1)
     exact /= sums_N[:, None]
     exact.scatter_add_(1, labels_N[:, None], exact.new_full((len(labels_N), 1), -1.0))
-    return sums_N.log() - of_label_N, exact.to(logits_NV.dtype)
+    return sums_N.log() - of_label_N, (exact if factor == 1 else exact.mul_(factor)).to(logits_NV.dtype)
 
 
 class _FrozenHeadLosses(torch.autograd.Function):
@@ -105,13 +106,14 @@ class _FrozenHeadLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, labels_N: Tensor, head: Head, chunk: int) -> Tensor:
+        ctx.factor = FINER if hidden_ND.dtype == torch.float16 else 1.0  # the loss's own comes in backward, too late
         losses: list[Tensor] = []
         gradients: list[Tensor] = []
         for h, t in zip(hidden_ND.split(chunk), labels_N.split(chunk), strict=True):
             with torch.enable_grad():
                 h = h.detach().requires_grad_()
                 logits = head(h)
-            losses_n, slope = _losses_and_slope(logits.detach(), t.to(logits.device))
+            losses_n, slope = _losses_and_slope(logits.detach(), t.to(logits.device), ctx.factor)
             losses.append(losses_n.to(h.device))
             gradients += torch.autograd.grad(logits, h, slope)
         ctx.save_for_backward(torch.cat(gradients))
@@ -120,4 +122,4 @@ class _FrozenHeadLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient_ND,) = ctx.saved_tensors
-        return (gradient_ND.float() * outer[0][:, None]).to(gradient_ND.dtype), None, None, None
+        return (gradient_ND.float() * (outer[0] / ctx.factor)[:, None]).to(gradient_ND.dtype), None, None, None
