@@ -199,26 +199,29 @@ def test_what_is_free_is_that_of_the_device_that_the_base_is_loaded_to(monkeypat
 
 
 @pytest.mark.parametrize(
-    ("name", "like"),
+    ("name", "like", "capability"),
     [
-        ("NVIDIA H100 80GB HBM3", "h100"),
-        ("NVIDIA A100-SXM4-80GB", "a100"),
-        ("NVIDIA GeForce RTX 4090", "rtx4090"),
-        ("Tesla T4", "t4"),
-        ("NVIDIA L40S", None),
-        ("NVIDIA T400 4GB", None),
+        ("NVIDIA H100 80GB HBM3", "h100", (9, 0)),
+        ("NVIDIA A100-SXM4-80GB", "a100", (8, 0)),
+        ("NVIDIA GeForce RTX 4090", "rtx4090", (8, 9)),
+        ("Tesla T4", "t4", (7, 5)),
+        ("NVIDIA L40S", None, (8, 9)),
+        ("NVIDIA T400 4GB", None, (7, 5)),
+        ("Tesla V100-SXM2-16GB", None, (7, 0)),
     ],
 )
-def test_a_gpu_that_is_here_has_its_own_memory(monkeypatch, name, like):
+def test_a_gpu_that_is_here_has_its_own_memory_and_kernels(monkeypatch, name, like, capability):
     class Properties:
         total_memory = 10**10
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: Properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     found = gpu_here()
     assert (found.name, found.gpu, found.memory) == (name, True, 10**10)
     assert found.device is (None if like is None else DEVICES[like])
+    assert found.flash == (capability >= (8, 0))
 
 
 @pytest.mark.parametrize(

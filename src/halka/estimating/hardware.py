@@ -10,7 +10,7 @@ import torch
 
 from halka.estimating.devices import DEVICES, Device, device_named
 from halka.estimating.measured_device import measure_device
-from halka.util.machine import CPU, usable_precision
+from halka.util.machine import CPU, lacks_bfloat16, usable_precision
 
 KERNELS = (
     15 * 10**6
@@ -23,12 +23,16 @@ CONTEXT = 500 * 10**6 + 2 * WORKSPACE  # of CUDA, before there is a tensor (assu
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a run must fit on: bytes of memory, and a device with its speed; None where unknown."""
+    """What a run must fit on: bytes of memory, and a device with its speed; None where unknown.
+
+    has_flash   of a GPU that is not in the table, whether it has flash attention
+    """
 
     name: str
     gpu: bool
     memory: int | None
     device: Device | None
+    has_flash: bool = True
 
     @property
     def process(self) -> int:
@@ -37,8 +41,8 @@ class Hardware:
 
     @property
     def flash(self) -> bool:
-        """Whether it is a GPU with flash attention; one that is not in the table is taken to have it."""
-        return self.device is None or self.device.flash
+        """Whether it is a GPU with flash attention; one of which nothing is known is taken to have it."""
+        return self.has_flash if self.device is None else self.device.flash
 
     @property
     def room(self) -> int | None:
@@ -71,4 +75,5 @@ def gpu_here(place: torch.device = FIRST) -> Hardware | None:
     name = torch.cuda.get_device_name(place)
     plain = re.sub(r"\bRTX (?=\d)", "rtx", name, flags=re.I).lower()
     like = next((device for device in DEVICES.values() if re.search(rf"\b{device.name}\b", plain)), None)
-    return Hardware(name, True, torch.cuda.get_device_properties(place).total_memory, like)
+    memory = torch.cuda.get_device_properties(place).total_memory
+    return Hardware(name, True, memory, like, has_flash=not lacks_bfloat16(place))
