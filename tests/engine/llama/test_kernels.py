@@ -232,7 +232,7 @@ def test_queries_and_keys_are_turned_and_kept(dtype, normed):
     assert_close(q, turned[0], dtype)
     twin = KVBlocks(3, (4, heads, width), dtype)
     twin.data = expected
-    twin.write(1, slots, turned[1].to(dtype), own[2].to(dtype))
+    twin.write(1, slots // SIZE, slots % SIZE, turned[1].to(dtype), own[2].to(dtype))
     assert_close(kv.data, twin.data, dtype)
 
 

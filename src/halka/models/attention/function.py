@@ -258,7 +258,7 @@ def attend_to_blocks(
     query (1, Q, N, W), key and value (1, H, N, W). Texts with equally many tokens in the line are computed in one go.
     """
     there, query, key, value = query.device, *(tensor.to(plan.device) for tensor in (query, key, value))
-    plan.kv.write(layer, plan.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    plan.kv.write(layer, *plan.blocks_and_places, key[0].transpose(0, 1), value[0].transpose(0, 1))
     output = torch.empty_like(query[0].transpose(0, 1))  # N Q W
     for group, (_, texts, places) in enumerate(plan.groups):
         keys, values = plan.kv.read(layer, plan.tables[texts])

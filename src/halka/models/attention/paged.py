@@ -45,9 +45,8 @@ class KVBlocks:
         for block in blocks:
             self.data[block].zero_()
 
-    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
-        """Keep key and value (N, H, W) at these slots (N,): block · SIZE + place in it."""
-        blocks, places = slots // SIZE, slots % SIZE
+    def write(self, layer: int, blocks: Tensor, places: Tensor, key: Tensor, value: Tensor) -> None:
+        """Keep key and value (N, H, W) at these places (N,) of blocks (N,)."""
         self.data[blocks, layer, 0, :, places] = key
         self.data[blocks, layer, 1, :, places] = value
 
@@ -79,7 +78,7 @@ class PagedPlan:
     kv          where keys and values are
     texts       in the order of the line
     positions   (N,) of each token
-    slots       (N,) where each token's keys and values are kept
+    slots       (N,) where each token's keys and values are kept: block · SIZE + place in it
     forest      the line as `util.forest.Forest` has it: a segment for each text, and its runs
     """
 
@@ -97,6 +96,11 @@ class PagedPlan:
         self.positions, self.slots = to_device(of_tokens, self.device)
         self.forest = Forest(tuple(text.tokens for text in texts), (-1,) * len(texts), tuple(runs))
         self._masks: dict[tuple[int, int | None], Tensor] = {}
+
+    @cached_property
+    def blocks_and_places(self) -> tuple[Tensor, Tensor]:
+        """(N,) the block of each token's slot, and the place in it."""
+        return self.slots // SIZE, self.slots % SIZE
 
     @property
     def runs(self) -> tuple[int, ...]:

@@ -57,7 +57,8 @@ def quantise_layer(base: Any, path: str, transposed: bool, quantize: str, device
         there.T.contiguous() if transposed else there, linear.bias, transposed, samples(weight).to(there.device)
     )
     base.get_submodule(parent).register_module(leaf, layer.train(linear.training))
-    release_pages(weight.data_ptr(), weight.numel() * weight.element_size())
+    if weight.device.type == "cpu":  # an address of a GPU's is none of the process's pages
+        release_pages(weight.data_ptr(), weight.numel() * weight.element_size())
 
 
 def quantise(base: Any, quantize: str, device: torch.device | None = None) -> None:
