@@ -60,7 +60,7 @@ def no_compiler(*_):
     raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
 
 
-@pytest.mark.parametrize(("window", "softcap", "virtual"), [(None, None, False), (7, 30.0, True)])
+@pytest.mark.parametrize(("window", "softcap", "virtual"), [(None, None, False), (7, None, True), (7, 30.0, True)])
 def test_where_torch_compiles_nothing_other_kernels_compute_and_one_warning_says_so(window, softcap, virtual):
     kernels = FlexKernels(no_compiler)
     reason = (

@@ -1,7 +1,7 @@
 """A forest's attention by torch's fused attention, group by group (`forest_groups.py`), for GPUs.
 
-Where there is dropout, which FlexAttention lacks: these kernels store no scores either, but a group's mask, one for all
-heads and layers.
+Where there is dropout, which FlexAttention lacks, or torch cannot compile that: these kernels store no scores either,
+but a group's mask, one for all heads and layers.
 
     N tokens of the line   Q query heads   H key/value heads   W head width
     b blocks of a group   L tokens of the longest block   S ancestors' tokens   P virtual ones   K = P+S+L keys

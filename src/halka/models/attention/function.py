@@ -213,7 +213,7 @@ def attend_to_forest(
     """Attention (1, Q, N, W) of a forest's tokens: query (1, Q, N, W), key and value (1, H, N, W).
 
     way: "products", "flex", "fused" or "dense", which computes the same with a mask of N × K; the device's own if None.
-    Where torch cannot compile FlexAttention, "products" takes its place.
+    Where torch cannot compile FlexAttention, "fused" takes its place, and with a softcap "products".
     """
     way = way_of_forest(query.device.type, dropout, softcap) if way is None else way
     in_one = way in ("flex", "dense")  # where a value that is no number would spread over the line
@@ -239,7 +239,8 @@ def attend_to_forest(
     mask = plan.kept(("blocks", visibility), lambda: block_mask(visibility))
     output = attend_by_flex(query, keys, values, mask, scale, softcap, window is not None, kernels)
     if output is None:
-        return attend_to_forest(query, key, value, plan, scale, dropout, softcap, window, memory, "products")
+        other = "fused" if softcap is None else "products"  # which keeps scores
+        return attend_to_forest(query, key, value, plan, scale, dropout, softcap, window, memory, other)
     return output
 
 
