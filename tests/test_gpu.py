@@ -55,13 +55,18 @@ def model_on(device: str, architecture: str = "llama"):
     tokenizer = chatml_tokenizer()
     changes = WITHOUT_DROPOUT.get(architecture, {})
     model = halka.adapt(tiny(architecture, vocab_size=len(tokenizer), **changes), tokenizer)
-    for seed, (name, method) in enumerate(FAMILIES.items()):
+    fill(model, FAMILIES)
+    return model.to(device)
+
+
+def fill(model, families) -> None:
+    """Add these, with values of which none is as it starts."""
+    for seed, (name, method) in enumerate(families.items()):
         model.add(name, method, seed=seed)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.parameters(name):
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model.to(device)
+                parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.1).to(parameter.device))
 
 
 def items() -> list[Tokens]:
@@ -261,6 +266,20 @@ def test_a_step_of_decoding_waits_for_its_tokens_alone(sampling, waits):
     assert len(counted) <= waits
 
 
+def test_a_prompt_beside_rows_that_decode_is_read_whole_and_waits_no_more():
+    model = model_on("cuda")
+    with halka.Engine(model, rows=8, ends=frozenset()) as engine:
+        for name in [*FAMILIES, None]:
+            engine.submit(halka.Request([*range(5, 20)], name, stopping=halka.Stopping(8)))
+        for _ in range(3):
+            engine.step()
+        (answer,) = engine.submit(halka.Request([*range(5, 85)], "lora", stopping=halka.Stopping(2)))
+        with counting_waits() as counted:
+            engine.step()
+        assert len(answer.tokens) == 1
+    assert len(counted) <= 1
+
+
 def test_launches_of_a_layer_are_bounded():
     """Those of a step of eight layers without those of four, divided by four."""
     counts = []
@@ -307,6 +326,64 @@ def test_experts_without_tokens_get_no_gradient():
     linear(x, Grouped(weights, Runs(counts.cumsum(0)))).square().sum().backward()
     gradients = weights.grad.float().abs().amax((1, 2))
     assert torch.equal(gradients > 0, counts > 0)
+
+
+# ── two cards ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+two_cards = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+EVERYWHERE = {
+    **FAMILIES,
+    "llama_adapter": halka.LlamaAdapter(),
+    "full": halka.Full(),
+    "head": halka.LoRA(rank=4, targets=("head",)),
+}
+
+
+def model_here():
+    return halka.adapt(tiny("llama", vocab_size=len(chatml_tokenizer())), chatml_tokenizer())
+
+
+def model_on_two_cards():
+    """As accelerate spreads a base: last layer and norm on the second one, the head with the embeddings."""
+    dispatch_model = pytest.importorskip("accelerate").dispatch_model
+    first = ("model.embed_tokens", "model.rotary_emb", "model.layers.0", "lm_head")
+    places = dict.fromkeys(first, 0) | dict.fromkeys(("model.layers.1", "model.norm"), 1)
+    tokenizer = chatml_tokenizer()
+    return halka.adapt(dispatch_model(tiny("llama", vocab_size=len(tokenizer)), places), tokenizer)
+
+
+@two_cards
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_a_base_on_two_cards_trains_as_on_the_processor(name):
+    losses = []
+    for model in (model_here(), model_on_two_cards()):
+        model.add("a", EVERYWHERE[name])
+        steps = halka.train(model, "a", items(), halka.TrainConfig(lr=1e-2, steps=3, batch_size=4))
+        losses.append([step.loss for step in steps])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@two_cards
+def test_full_copies_on_two_cards_are_beside_their_weights():
+    model = model_on_two_cards()
+    (copies,) = model.add("a", halka.Full()).parts.values()
+    devices = {name: parameter.device for name, parameter in model.base.named_parameters()}
+    assert {name: copy.device for name, copy in copies.named_parameters()} == devices
+    assert len({*devices.values()}) == 2
+
+
+@two_cards
+def test_the_engine_on_two_cards_answers_as_on_the_processor():
+    requests = [halka.Request([*range(5, 20)], name, stopping=halka.Stopping(6)) for name in (*EVERYWHERE, None)]
+    tokens = []
+    for model in (model_here(), model_on_two_cards()):
+        fill(model, EVERYWHERE)
+        with halka.Engine(model, rows=8, read=32, ends=frozenset()) as engine:
+            answers = [answer for request in requests for answer in engine.submit(request)]
+            while engine.step():
+                pass
+        tokens.append([answer.tokens for answer in answers])
+    assert tokens[0] == tokens[1]
 
 
 # ── files, quantised bases, merging ─────────────────────────────────────────────────────────────────────────────────
