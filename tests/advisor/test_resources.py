@@ -221,7 +221,8 @@ def test_a_gpu_that_is_here_has_its_own_memory_and_kernels(monkeypatch, name, li
     found = gpu_here()
     assert (found.name, found.gpu, found.memory) == (name, True, 10**10)
     assert found.device is (None if like is None else DEVICES[like])
-    assert found.flash == (capability >= (8, 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8, 10))
+    assert found.flash == Available.at(torch.device("cuda")).flash == (capability >= (8, 0))
 
 
 @pytest.mark.parametrize(

@@ -48,16 +48,22 @@ PILOT_SHARE = 0.5  # of the available memory, above which the pilot checkpoints,
 
 @dataclass(frozen=True)
 class Available:
-    """Bytes that are free: of main memory, and of the device that models are loaded to; whether that is a GPU."""
+    """Bytes that are free, of main memory and of the device that models are loaded to.
+
+    gpu     whether that device is a GPU
+    flash   whether it has flash attention, if it is one
+    """
 
     main: int
     device: int
     gpu: bool
+    flash: bool = True
 
     @classmethod
     def at(cls, place: torch.device) -> Available:
         """With models loaded to that device of this machine."""
-        return cls(available(), available(place), place.type == "cuda")
+        gpu = gpu_here(place) if place.type == "cuda" else None
+        return cls(available(), available(place), place.type == "cuda", gpu is None or gpu.flash)
 
     @property
     def process(self) -> int:
@@ -322,7 +328,7 @@ def pilot_room(request: Request, config: Any, lengths: Sequence[int], free: Avai
     def needs(method: str, trials: int, length: int, checkpointing: bool) -> int:
         rows = trials * max(1, min(request.batch_size, pilot.batch_tokens // length))
         precision = precision_here(request.dtype, free.gpu)
-        form: dict[str, Any] = {"dtype": precision, "quantize": request.quantize}
+        form: dict[str, Any] = {"dtype": precision, "quantize": request.quantize, "flash": free.flash}
         _, setup = prepared(config, rows=rows, length=length, checkpointing=checkpointing, **form)
         return dry_run(config, build_method(method, {}), setup, gpu=free.gpu).memory.total + free.process
 
