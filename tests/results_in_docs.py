@@ -94,16 +94,16 @@ def packing_steps(found: Any) -> list[list[str]]:
 def packing_grid(found: Any) -> list[list[str]]:
     """The worst difference between packed and padded batches, by what the cases have, by method and by architecture."""
     rows = [["Packed beside padded, fp32", "Cases", "Worst relative difference"]]
-    of = found.get("possible", found["cases"])
-    count = f"{found['cases']:,}" + (f" of {of:,}" if of > found["cases"] else "")
+    of = f" of {found['possible']:,}" if found["possible"] > found["cases"] else ""
+    count = f"{found['cases']:,}{of}"
     rows.append([f"all, at commit {found['setup']['commit']}", count, f"{found['worst']:.1e}"])
     for dimension, value, words in (
         ("window", "True", "with a window shorter than the texts"),
         ("checkpointing", "True", "with layers computed again in backward"),
         ("quantize", "int8", "on int8 linear layers"),
     ):
-        if each := found["by"].get(dimension, {}).get(value):
-            rows.append([words, f"{each['cases']:,}", f"{each['worst']:.1e}"])
+        each = found["by"][dimension][value]
+        rows.append([words, f"{each['cases']:,}", f"{each['worst']:.1e}"])
     for dimension in ("method", "architecture"):
         for name, each in found["by"][dimension].items():
             rows.append([f"{dimension} {name}", f"{each['cases']:,}", f"{each['worst']:.1e}"])
