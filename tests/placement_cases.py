@@ -436,3 +436,26 @@ def disturbed(model, name: str, seed: int) -> None:
     with torch.no_grad():
         for parameter in model.parameters(name):
             parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.1).to(parameter.device))
+
+
+@pytest.mark.parametrize("waiting", [0, 20], ids=["decoding", "beside a prompt"])
+def test_a_layer_launches_no_more_for_more_adapters(waiting):
+    """Of whose rows some have two, where all are decoded and where a prompt is read beside them."""
+
+    def operations(base, adapters: int) -> int:
+        model = halka.adapt(base, Tokenizer())
+        for seed, name in enumerate(names := [f"lora {number}" for number in range(adapters)]):
+            disturbed(model, name, seed)
+        with halka.Engine(model, rows=adapters + 2, read=64, ends=frozenset()) as engine:
+            for name in [*names, names[-1]]:
+                engine.submit(halka.Request([*range(5, 20)], name, stopping=halka.Stopping(9)))
+            for _ in range(4):
+                engine.step()
+            if waiting:
+                engine.submit(halka.Request([*range(5, 5 + waiting)], None, stopping=halka.Stopping(2)))
+            with fake_gpu.watching() as seen:
+                engine.step()
+        return seen.launches
+
+    few, more = (a_layer_more(partial(operations, adapters=adapters)) for adapters in (3, 6))
+    assert 0 < few == more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 import halka
 from contract import disturb, ids, padded
-from halka.core import AdaptedModel
+from halka.core import AdaptedModel, ModulePart
+from halka.core.routing import resolve
 from halka.methods.lora import LoRAPart
 from numbers_for_tests import close
 from tiny import tiny
@@ -64,6 +66,30 @@ def test_each_row_is_its_own_single_run(family, dtype, architecture):
     for row, name in enumerate(rows):
         alone = outputs(model, name, batch[row : row + 1])
         close(found[row : row + 1], alone)
+
+
+@every_family
+@pytest.mark.parametrize("longest", [1, 5, 40])
+def test_runs_of_a_line_are_edited_as_each_by_its_own_part(family, longest):
+    """Short ones in one go, also where some are empty; the slow twin is what would be differentiated."""
+    model, rows = model_of(family)
+    places = {
+        (target.key, part.edits): target
+        for adapter in model.adapters.values()
+        for path, part in adapter.parts.items()
+        if isinstance(part, ModulePart) and (target := adapter.targets[path]).layer in (0, None)
+    }
+    edits = resolve(tuple(rows), model.adapters).edits
+    draw = random.Random(longest)
+    runs = tuple(draw.choice((0, 1, 1, longest, draw.randint(1, longest))) for _ in rows)
+    for place, target in places.items():
+        widths = [target.d_in] if place[1] == "input" else [target.d_in, target.d_out]
+        values = [torch.randn(1, sum(runs), width) for width in widths]
+        with torch.no_grad():
+            together = edits[place].edit(runs, *values)
+        with torch.enable_grad():
+            apart = edits[place].edit(runs, *values)
+        torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
 
 
 def gradients(model: AdaptedModel) -> dict[str, torch.Tensor | None]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from halka.util.products import Grouped, Runs, _in_one_go, _run_by_run, linear, stacked
+from halka.util.products import Grouped, Runs, _as_rows, _in_one_go, _run_by_run, linear, short_runs, stacked
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -29,6 +29,26 @@ def test_one_kernel_for_all_runs_computes_what_a_product_for_each_does():
     gradients = [torch.autograd.grad(result.float().square().sum(), (x, grouped.weights)) for result in results]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=0.02, atol=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(3, 0, 1, 1, 4, 0), (0, 2), (1, 1, 1), (2, 2)])
+def test_short_runs_are_multiplied_as_each_alone(sizes, dtype):
+    """By weighted sums, by rows that are filled up, and by the kernel for all runs."""
+    x, weights = torch.randn(sum(sizes), 64).to(dtype), torch.randn(len(sizes), 16, 64).to(dtype)
+    runs = short_runs(sizes, x.device)
+    alone = torch.cat([F.linear(run, weight) for run, weight in zip(x.split(sizes), weights, strict=True)])
+    lying_by_input = stacked([*weights], by_input=True)
+    with torch.no_grad():
+        results = [
+            linear(x, Grouped(lying_by_input, runs)),
+            linear(x, Grouped(weights, runs)),
+            _as_rows(x, weights, runs),
+        ]
+    if dtype == torch.bfloat16:
+        results.append(_in_one_go(x, Grouped(weights, runs)))
+    for result in results:
+        torch.testing.assert_close(result, alone, rtol=0.02, atol=1e-4 if dtype == torch.float32 else 0.02)
 
 
 def test_stacked_is_filled_up_with_zeros():

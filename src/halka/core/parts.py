@@ -76,8 +76,8 @@ class ModulePart(Part):
         """What the module shall receive instead of x (…, I), if `edits` is "input".
 
         Matrices are for `core.linear`. In a padded batch of several adapters x is (B, T, I), and tensors are a row's
-        each: vectors (B, 1, O), matrices (B, R, I). In a packed one the part is given its own run's tokens (n, I). At
-        experts x is (C, I), every token once for each of its experts.
+        each: vectors (B, 1, O), matrices (B, R, I). In a line it is a run's tokens (n, I), or several runs' with
+        vectors (n, O), a token's each. At experts x is (C, I), every token once for each of its experts.
         """
         raise NotImplementedError
 

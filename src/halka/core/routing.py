@@ -15,6 +15,7 @@ from halka.core.parts import ModulePart, VirtualPart, WeightPart
 from halka.core.stacking import StackedParts
 from halka.util.cached import Cached
 from halka.util.errors import HalkaError
+from halka.util.runs import shares_of
 
 Place = tuple[str, Literal["input", "output"]]  # a target's key, and what parts edit there
 VirtualParts = dict[str, tuple[VirtualPart | None, ...]]
@@ -37,6 +38,7 @@ class Edits:
                 key = part.stack_key()
                 groups[id(part) if key is None else (type(part), key)][row] = part
         self.stacks = [StackedParts([*group], [*group.values()]) for group in groups.values()]
+        self._rows = tuple((tuple(stack.rows), len(stack.distinct) > 1) for stack in self.stacks)
 
     def edit(self, runs: Sequence[int], *values: Tensor) -> Tensor:
         """The last of `values`, edited: x (B, T, I) that the module received, or x and its output y (B, T, O).
@@ -48,6 +50,8 @@ class Edits:
         count = len(self.parts)
         if runs:
             lines = [value if value.shape[0] == sum(runs) else value.flatten(0, 1) for value in values]
+            if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                return self._in_one_go(tuple(runs), lines).reshape(values[-1].shape)
             if len({*runs}) > 1:
                 return self._by_run(runs, lines).reshape(values[-1].shape)
             rows = [torch.unflatten(line, 0, (count, 1, runs[0])) for line in lines]  # a rectangle
@@ -57,8 +61,22 @@ class Edits:
             rows[-1] = stack.edit(rows)
         return rows[-1].reshape(values[-1].shape)
 
+    def _in_one_go(self, runs: tuple[int, ...], lines: Sequence[Tensor]) -> Tensor:
+        """Short runs by their stacks, each long one by its own part: lines (N, …). Nothing is differentiated."""
+        shares = shares_of(runs, self._rows, lines[-1].device)
+        edited = [
+            stack.edit_runs(of_stack.runs, [line[of_stack.tokens] for line in lines])
+            for stack, of_stack in zip(self.stacks, shares.together, strict=True)
+            if of_stack is not None
+        ]
+        for row, own in shares.alone:
+            part = self.parts[row]
+            assert part is not None
+            edited.append(part.edit([line[own] for line in lines], part.prepared(lines[-1].dtype)))
+        return shares.joined(lines[-1], edited)
+
     def _by_run(self, runs: Sequence[int], lines: Sequence[Tensor]) -> Tensor:
-        """Each run, of its own length, by its own part: lines (N, …)."""
+        """The slow twin of `_in_one_go`: each run, of its own length, by its own part. What is differentiated, so."""
         pieces = zip(*(torch.split(line, list(runs)) for line in lines), strict=True)
         return torch.cat([_edited(part, piece) for part, piece in zip(self.parts, pieces, strict=True)])
 

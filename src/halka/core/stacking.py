@@ -2,7 +2,7 @@
 
 Of one part, the tensors are its own. Of several they are padded to the widest, stacked, and gathered by row: matrices
 (B, R, I), vectors (B, 1, O); a batch of products takes the place of a loop over adapters. Zeros in a rank's place add
-nothing.
+nothing. In a line of tokens a row is a run of any length: matrices are `Grouped`, and each token has its run's vectors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from halka.core.parts import ModulePart
 from halka.util.cached import Cached
-from halka.util.products import stacked
+from halka.util.products import Grouped, ShortRuns, stacked
 from halka.util.transfer import numbers
 
 
@@ -48,6 +48,15 @@ class StackedParts:
             batch = [value.reshape(len(self.rows), -1, value.shape[-1]) for value in own]
         edited = self.distinct[0].edit(batch, self.tensors(batch[-1])).reshape(own[-1].shape)
         return edited if places is None else last.index_copy(0, places, edited)
+
+    def edit_runs(self, runs: ShortRuns, values: Sequence[Tensor]) -> Tensor:
+        """The last of `values` (C, …), a run of tokens for each row, edited; of several parts, in one go."""
+        part, tensors = self.distinct[0], self.joined(self._by_row, values[-1], look=False)
+        own = [
+            Grouped(tensor, runs) if of_part.dim() == 2 else runs.of_tokens(tensor[:, 0])
+            for tensor, of_part in zip(tensors, part.prepared(values[-1].dtype), strict=True)
+        ]
+        return part.edit(values, own)
 
     def tensors(self, like: Tensor) -> tuple[Tensor, ...]:
         """The rows' tensors for an input like this one, (…, T, I).

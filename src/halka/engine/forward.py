@@ -24,27 +24,33 @@ class TransformersForward:
     def __init__(self, model: AdaptedModel):
         self._model = model
         self._head = f"{layout_of(model.base).head}:"  # what the key of a place there begins with
-        self._route: Route | None = None  # of the last line: rows seldom change from one step to the next
+        self._route: Route | None = None  # of the lines before
 
     def __call__(self, line: Line) -> Tensor:
         route = self._route_of(line.names)
+        plan = line.plan if route.names == line.names else line.plan.with_runs(_runs(route.names, line))
         base: Any = self._model.base
         ids, last = (torch.tensor(it, dtype=torch.int64, device="cpu") for it in ([line.tokens], line.last))
         ids, last = to_device([ids, last], base.device)
         with torch.inference_mode(), self._model.use(route), use_attention(base):
-            inputs = {"input_ids": ids, "position_ids": line.plan.positions[None], **line.plan.inputs}
+            inputs = {"input_ids": ids, "position_ids": plan.positions[None], **plan.inputs}
             hidden = hidden_states(self._model, **inputs)[0]
             hidden = hidden[last.to(hidden.device)]  # a base on several devices has its norm on another perhaps
-            if len(line.names) == 1 or not any(key.startswith(self._head) for key, _ in route.edits):
+            if len(route.names) == 1 or not any(key.startswith(self._head) for key, _ in route.edits):
                 return logits(self._model, hidden).float()
             with self._model.use(line.names_of_last or None):  # the head's rows are not the line's runs
                 return logits(self._model, hidden).float()
 
     def _route_of(self, names: tuple[str | None, ...]) -> Route:
+        """A route of these adapters, and perhaps of others, whose runs are empty.
+
+        It stays, with all that was made for it, while rows join and leave that use adapters of the lines before. With a
+        pool it does not, which would have to keep adapters that no row uses.
+        """
         if self._model.merged is not None:  # its parts are in the base's weights
             return Route(names)
-        adapters = {name: self._model.adapter(name) for name in names if name is not None}
-        if self._route is None or self._route.names != names or self._route.adapters != adapters:
+        if self._route is None or not self._covers(self._route, names):
+            adapters = {name: self._model.adapter(name) for name in names if name is not None}
             with torch.inference_mode():
                 for adapter in adapters.values():
                     prepare(adapter, next(self._model.base.parameters()).dtype)
@@ -53,6 +59,16 @@ class TransformersForward:
             gated = {role: parts for role, parts in route.virtual.items() if role == "memory.gated"}
             self._route = replace(route, virtual=gated)
         return self._route
+
+    def _covers(self, route: Route, names: tuple[str | None, ...]) -> bool:
+        """Whether these names, each once, are half or more of the route's, in its order, and all of these are here."""
+        if any(self._model.adapters.get(name) is not adapter for name, adapter in route.adapters.items()):
+            return False
+        if route.names == names:
+            return True
+        here = {*names}
+        in_order = len(here) == len(names) and tuple(name for name in route.names if name in here) == names
+        return in_order and len(route.names) <= 2 * len(names) and self._model.pool is None
 
     @property
     def intact(self) -> bool:
@@ -63,3 +79,9 @@ class TransformersForward:
 
     def close(self) -> None:
         self.forget()
+
+
+def _runs(kept: tuple[str | None, ...], line: Line) -> list[int]:
+    """The tokens of the line's runs, one for each name that was kept."""
+    tokens = dict(zip(line.names, line.plan.forest.runs, strict=True))
+    return [tokens.get(name, 0) for name in kept]

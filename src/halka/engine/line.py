@@ -37,20 +37,15 @@ class Line:
 
 
 def line_of(work: Work, kv: KVBlocks) -> Line:
-    """One line of all that a step computes; texts of one adapter stand side by side."""
+    """One line of all that a step computes; texts of one adapter stand side by side, in an order that steps share."""
     work.sort(key=lambda pair: pair[0].version.key or "")
-    counts = [len(slots) for _, slots in work]
-    keys = [text.version.key for text, _ in work]
-    if len({*keys}) > 1 and len({*counts}) == 1:  # a rectangle: adapters act on rows
-        runs, names = counts, keys
-    else:
-        runs, names = [], list[str | None]()
-        for key, tokens in zip(keys, counts, strict=True):
-            if names and names[-1] == key:
-                runs[-1] += tokens
-            else:
-                names.append(key)
-                runs.append(tokens)
+    runs, names = [], list[str | None]()
+    for text, slots in work:
+        if names and names[-1] == text.version.key:
+            runs[-1] += len(slots)
+        else:
+            names.append(text.version.key)
+            runs.append(len(slots))
     tokens, positions, texts, last = list[int](), list[int](), [], list[int]()
     for text, slots in work:
         end = text.done + len(slots)

@@ -23,8 +23,8 @@ class Forest:
     lengths   tokens of each segment, in the order of the line; above 0
     parents   the number of each segment's parent; -1 for a root. Subtrees are not torn apart: the parent is the
               segment before, or one that this continues
-    runs      tokens of each run, in the order of the line. A tree lies within one run; a run holds one tree or several.
-              `model.use([...])` names an adapter for each
+    runs      tokens of each run, in the order of the line. A tree lies within one run; a run holds one tree or several,
+              or none. `model.use([...])` names an adapter for each
 
     Raises ValueError where these do not fit together.
     """
@@ -36,8 +36,8 @@ class Forest:
     def __post_init__(self) -> None:
         if len(self.lengths) != len(self.parents):
             raise ValueError(f"{len(self.lengths)} lengths, but {len(self.parents)} parents")
-        if min(self.lengths, default=0) < 1 or min(self.runs, default=0) < 1:
-            raise ValueError("a forest has a segment and a run at least, and none is empty")
+        if min(self.lengths, default=0) < 1:
+            raise ValueError("a forest has a segment at least, and none is empty")
         if sum(self.runs) != self.tokens:
             raise ValueError(f"the runs have {sum(self.runs)} tokens, the segments {self.tokens}")
         run_of_segment, run_ends = self.run_of_segment, [*accumulate(self.runs)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halka.util.machine import has_grouped_kernel
+from halka.util.transfer import to_device
 
 
 class Runs:
@@ -29,26 +30,86 @@ class Runs:
         return [end - start for start, end in pairwise([0, *self.ends.tolist()])]
 
 
+class ShortRuns:
+    """Runs of a few tokens, as `Runs`, of which some may be empty; the host knows their sizes.
+
+    ends     (G,) as `Runs` has them, int32
+    numbers  (C,) each token's run
+    places   (G·T,) the tokens of rows of one length T, a run each, filled up with tokens that do not count; None if all
+             runs are that long
+    back     (C,) where in these rows each token is
+    """
+
+    def __init__(self, sizes: Sequence[int], device: torch.device):
+        self.sizes, self.longest = [*sizes], max(sizes)
+        count, stops = sum(sizes), [*accumulate(sizes)]
+        of_tokens = [(run, place) for run, size in enumerate(sizes) for place in range(size)]
+        places = [
+            min(stop - size + (place if place < size else 0), count - 1)
+            for size, stop in zip(sizes, stops, strict=True)
+            for place in range(self.longest)
+        ]
+        numbers, back = [run for run, _ in of_tokens], [run * self.longest + place for run, place in of_tokens]
+        tensors = [torch.tensor(it, dtype=torch.int64, device="cpu") for it in (stops, numbers, places, back)]
+        ends, self.numbers, filled_up, self.back = to_device(tensors, device)
+        self.ends = ends.int()
+        self.places = None if len(places) == count else filled_up
+        self._bags: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of_tokens(self, rows: Tensor) -> Tensor:
+        """(C, …), for each token what its run has among `rows` (G, …)."""
+        return rows if self.longest == 1 and self.places is None else rows[self.numbers]
+
+    def bags(self, length: int) -> tuple[Tensor, Tensor]:
+        """For each token, the rows of its run's bag of `length` rows; and where each token's rows start."""
+        if length not in self._bags:
+            self._bags[length] = _bags(self.numbers, length)
+        return self._bags[length]
+
+
+@lru_cache(maxsize=32)
+def short_runs(sizes: tuple[int, ...], device: torch.device) -> ShortRuns:
+    """`ShortRuns` of these sizes: one for all modules of a pass."""
+    with torch.inference_mode(False):
+        return ShortRuns(sizes, device)
+
+
 class Grouped(NamedTuple):
     """Weights (G, O, I), one for each run of tokens."""
 
     weights: Tensor
-    runs: Runs
+    runs: Runs | ShortRuns
 
 
 def linear(x: Tensor, weight: Tensor | Grouped, bias: Tensor | None = None) -> Tensor:
     """x (…, I) times a weight (R, I); or x (B, T, I) times a weight for each row (B, R, I); bias (R,), or (B, 1, R).
 
-    Of experts: x (C, I) times a weight for each run of tokens; bias (C, R).
+    Of runs, as experts have them: x (C, I) times a weight for each run of tokens; bias (C, R).
     """
-    if isinstance(weight, Grouped):
-        result = _in_one_go(x, weight) if _fits_kernel(x, weight.weights) else _run_by_run(x, weight)
-        return result if bias is None else result + bias
-    if weight.dim() == 2:
+    if isinstance(weight, Tensor) and weight.dim() == 2:
         return F.linear(x, weight, bias)
-    by_input = weight.device.type == "cpu" and weight.mT.is_contiguous() and not torch.is_grad_enabled()
-    result = _one_token(x, weight) if by_input and x.shape[1] == 1 else x @ weight.mT
+    if isinstance(weight, Grouped):
+        result = _of_runs(x, weight)
+    elif x.shape[1] == 1 and _lies_by_input(weight):
+        result = _one_token(x, weight)
+    else:
+        result = x @ weight.mT
     return result if bias is None else result + bias
+
+
+def _of_runs(x: Tensor, grouped: Grouped) -> Tensor:
+    if _fits_kernel(x, grouped.weights):
+        return _in_one_go(x, grouped)
+    if isinstance(grouped.runs, Runs):
+        return _run_by_run(x, grouped)
+    if _lies_by_input(grouped.weights):
+        return _sums(x, grouped.weights, grouped.runs.bags(x.shape[1]))
+    return _as_rows(x, grouped.weights, grouped.runs)
+
+
+def _lies_by_input(weights: Tensor) -> bool:
+    """Whether weights (G, R, I) lie as `_sums` wants them, in a pass that it can compute."""
+    return weights.device.type == "cpu" and weights.mT.is_contiguous() and not torch.is_grad_enabled()
 
 
 def _fits_kernel(x: Tensor, weights: Tensor) -> bool:
@@ -64,8 +125,15 @@ def _in_one_go(x: Tensor, grouped: Grouped) -> Tensor:
     return torch.ops.aten._grouped_mm(x, grouped.weights.mT, offs=grouped.runs.ends.int())
 
 
+def _as_rows(x: Tensor, weights: Tensor, runs: ShortRuns) -> Tensor:
+    """One batched product, of runs that are filled up to the length of the longest."""
+    rows = x if runs.places is None else x[runs.places]
+    product = (rows.unflatten(0, (len(weights), runs.longest)) @ weights.mT).flatten(0, 1)
+    return product if runs.places is None else product[runs.back]
+
+
 def _run_by_run(x: Tensor, grouped: Grouped) -> Tensor:
-    """The slow twin of `_in_one_go`."""
+    """The slow twin of all others."""
     runs = zip(x.split(grouped.runs.sizes), grouped.weights.unbind(), strict=True)
     return torch.cat([_of_run(run, own) for run, own in runs if len(run)])
 
@@ -81,22 +149,33 @@ def _of_run(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _one_token(x: Tensor, weight: Tensor) -> Tensor:
-    """x (B, 1, I) times a weight for each row (B, R, I), laid out as (B, I, R): weighted sums, as embedding bags are.
+    """x (B, 1, I) times a weight for each row (B, R, I), laid out as (B, I, R)."""
+    return _sums(x[:, 0], weight, _bags_of_rows(len(weight), weight.shape[2]))[:, None]
 
-    Each weight is read once, on a CPU; torch's batched product of one row takes up to four times as long.
+
+def _sums(x: Tensor, weights: Tensor, bags: tuple[Tensor, Tensor]) -> Tensor:
+    """x (C, I) times, for each token, one of the weights (G, R, I), laid out as (G, I, R): weighted sums of table rows.
+
+    As embedding bags are. Each weight is read once, on a CPU; torch's batched product of one row takes up to four times
+    as long.
     """
-    batch, width, length = weight.shape
-    rows, starts = _bags(batch, length)
-    table = weight.mT.reshape(batch * length, width)
-    return torch.embedding_bag(table, rows, starts, False, 0, False, x.reshape(-1))[0][:, None]
+    count, width, length = weights.shape
+    rows, starts = bags
+    table = weights.mT.reshape(count * length, width)
+    return torch.embedding_bag(table, rows, starts, False, 0, False, x.reshape(-1))[0]
 
 
 @lru_cache(maxsize=64)
-def _bags(count: int, length: int) -> tuple[Tensor, Tensor]:
-    """The rows of `count` bags of `length` rows each, one after another, and where each bag starts."""
+def _bags_of_rows(count: int, length: int) -> tuple[Tensor, Tensor]:
+    return _bags(torch.arange(count, device="cpu"), length)
+
+
+def _bags(numbers: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The rows of bags of these numbers (C,), of `length` rows each, and where each one's rows start."""
     with torch.inference_mode(False):
-        rows = torch.arange(count * length, dtype=torch.int32, device="cpu")
-        return rows, rows[::length].contiguous()
+        rows = numbers[:, None] * length + torch.arange(length, device="cpu")
+        starts = torch.arange(0, rows.numel(), length, device="cpu")
+        return rows.flatten().int(), starts.int()
 
 
 def stacked(tensors: Sequence[Tensor], *, by_input: bool = False) -> Tensor:

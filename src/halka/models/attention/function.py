@@ -310,7 +310,7 @@ def _through_gate(
 ) -> Tensor:
     """What the layer's gated tokens add (B, Q, T, W); in a line, each run's to its own tokens."""
     if runs and len(gate.keys) > 1:
-        lines = enumerate(query.split(runs, dim=2))
+        lines = [(run, line) for run, line in enumerate(query.split(runs, dim=2)) if runs[run]]
         return torch.cat([_through_gate(line, gate.of_run(run), scale, softcap) for run, line in lines], dim=2)
     batch = query.shape[0]
     keys, values, gates = (_for_batch(rows, batch) for rows in (gate.keys, gate.values, cast(Tensor, gate.gates)))

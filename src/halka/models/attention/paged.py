@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -96,6 +97,12 @@ class PagedPlan:
         self.positions, self.slots = to_device(of_tokens, self.device)
         self.forest = Forest(tuple(text.tokens for text in texts), (-1,) * len(texts), tuple(runs))
         self._masks: dict[tuple[int, int | None], Tensor] = {}
+
+    def with_runs(self, runs: Sequence[int]) -> PagedPlan:
+        """The plan with other runs."""
+        plan = copy(self)
+        plan.forest = replace(self.forest, runs=tuple(runs))
+        return plan
 
     @cached_property
     def blocks_and_places(self) -> tuple[Tensor, Tensor]:
