@@ -118,7 +118,7 @@ def test_every_answer_of_many_threads_is_that_of_one_thread_alone():
 
     with meanwhile(replace) as replaced:
         assert answers_of_threads(model, expected, threads=16, each=20) == 16 * 20
-    assert len(replaced) > 10
+    assert replaced
     assert fingerprint(model) == untouched
     assert torch.equal(bare(model), in_a_thread(lambda: bare(model)))
 
