@@ -45,7 +45,7 @@ AT_HEAD = {
     "at its output": halka.LoRA(rank=4, targets=("head",)),
     "at its input": halka.IA3(targets=("head",), feedforward=("head",)),
 }
-WAITS = 4  # a training step, at most
+WAITS = 3  # a training step, at most
 CPU, FIRST, SECOND = "cpu", "gpu:0", "gpu:1"
 LIKELIEST = halka.Sampling()
 
@@ -157,7 +157,7 @@ def test_the_seconds_of_a_step_hold_all_that_the_host_waits_for(monkeypatch):
     with fake_gpu.watching() as seen:
         monkeypatch.setattr("time.perf_counter", lambda: float(seen.waits.total()))
         step = next(steps)
-    assert step.seconds - before == pytest.approx(seen.waits.total()) == 2  # the loss, and the gradients' norm
+    assert step.seconds - before == pytest.approx(seen.waits.total()) == 1  # the loss with the gradients' norm
 
 
 @pytest.mark.parametrize("device", [CPU, FIRST])

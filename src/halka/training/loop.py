@@ -86,11 +86,13 @@ def loop(
                         losses[run] = losses[run] + loss
             following = {run: run.next_batches() for run in active if run.number < run.steps}
             ahead = StepWork(model, following, ranks)  # meanwhile
-            means: dict[Run, float] = {}
+            read: dict[Run, tuple[float, float]] = {}
             computed: dict[Run, int] = {}
             for run in active:
                 own = losses[run], work.computed[run]
-                means[run], computed[run] = ranks.reduce(run.adapter.parameters(), *own)  # the host waits for the GPU
+                loss, computed[run] = ranks.reduce(run.adapter.parameters(), *own)
+                with memory_errors(f"at step {run.number}, in the optimiser", SMALLER_ADAPTER):
+                    read[run] = _read(loss, run.clip())  # the host waits for the GPU
             seconds = time.perf_counter() - started
 
             for run in active:
@@ -98,7 +100,7 @@ def loop(
                     # step
                     run.end_with(observer.last_step(run.number, run.steps))
                     with memory_errors(f"at step {run.number}, in the optimiser", SMALLER_ADAPTER):
-                        step = run.optimise(means[run], work.tokens[run], computed[run], seconds)
+                        step = run.optimise(*read[run], work.tokens[run], computed[run], seconds)
                     # evaluate
                     if run.evaluation_due:
                         try:
@@ -160,6 +162,14 @@ class StepWork:
         for shared, batch, _ in self.passes:
             for run, tokens in zip(shared, _computed(model, shared, batch), strict=True):
                 self.computed[run] += tokens
+
+
+def _read(loss: Tensor | float, norm: Tensor) -> tuple[float, float]:
+    """The loss and the gradients' norm; of one device in one copy, for which the host waits once."""
+    if not isinstance(loss, Tensor) or loss.device != norm.device:
+        return float(loss), float(norm)
+    both = torch.stack([loss, norm.to(loss.dtype)]).cpu()
+    return float(both[0]), float(both[1])
 
 
 def _groups(shared: Pass) -> dict[str | None, Sequence[Item]]:

@@ -73,14 +73,16 @@ class Ranks:
             raise failure
         raise HalkaError(next(message for message in messages if message is not None))
 
-    def reduce(self, parameters: Sequence[nn.Parameter], loss: Tensor | float, computed: int) -> tuple[float, int]:
+    def reduce(
+        self, parameters: Sequence[nn.Parameter], loss: Tensor | float, computed: int
+    ) -> tuple[Tensor | float, int]:
         """Add up every rank's gradients, in place, losses and numbers of computed tokens; returns these two.
 
         A parameter that got no gradient on any rank has none afterwards, as in one process. Of one that is divided
         among the ranks, the gradient is the sum already.
         """
         if self.count == 1:
-            return float(loss), computed
+            return loss, computed
         parameters = [parameter for parameter in parameters if not is_divided(parameter)]
         has_gradient = [parameter.grad is not None for parameter in parameters]
         own = torch.tensor([float(loss), computed, *has_gradient], dtype=torch.float64, device="cpu")

@@ -135,8 +135,13 @@ class Run:
         """The batches whose gradients make the next step."""
         return [next(self._batches) for _ in range(self.config.accumulate)]
 
-    def optimise(self, loss: float, tokens: int, computed: int, seconds: float) -> Step:
-        """Let the optimiser take a step with the gradients of so many tokens, which took `seconds` to compute.
+    def clip(self) -> Tensor:
+        """Clip the gradients; returns their norm before that, for which the host does not wait."""
+        unscale(self.adapter.parameters(), self.scale)
+        return whole(torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.clip or math.inf))
+
+    def optimise(self, loss: float, norm: float, tokens: int, computed: int, seconds: float) -> Step:
+        """Let the optimiser take a step with the clipped gradients of so many tokens, which took `seconds` to compute.
 
         In fp16 a step whose gradients overflow changes no weights; its gradient norm is recorded as 0. Raises
         TrainingError, with the weights unchanged, where else loss or gradients are not finite.
@@ -144,8 +149,6 @@ class Run:
         started = time.perf_counter()
         lr = learning_rate(self.number, self.steps, self.peak_lr, self.config)
         computed += self.progress.computed
-        unscale(self.adapter.parameters(), self.scale)
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.clip or math.inf)))
         overflow = self.scale > 1 and math.isfinite(loss) and not math.isfinite(norm)
         if not math.isfinite(loss + norm) and not overflow:
             raise TrainingError(
