@@ -166,7 +166,8 @@ def test_rows_matrices_lie_by_input_on_the_processor_alone(device):
     adapters = [model.add(name, halka.LoRA(rank=4), seed=seed) for seed, name in enumerate(["a", "b"])]
     parts: Any = [adapter.parts["model.layers.0.self_attn.q_proj"] for adapter in adapters]
     with torch.no_grad():
-        first = StackedParts([0, 1], parts).tensors(torch.zeros(2, 1, 64, device=device))[0]
+        stack = StackedParts([0, 1], parts)
+        first = stack.joined(stack.by_row, torch.zeros(2, 1, 64, device=device))[0]
     assert first.mT.is_contiguous() == (device == CPU)
     assert first.is_contiguous() == (device != CPU)
 

@@ -47,7 +47,7 @@ OUTSIDE = {"core": {"torch"}, "methods": {"torch"}}
 
 
 # How many files and lines a package has at most: who opens the core reads all of it.
-BOUNDS = {"core": (11, 1430)}
+BOUNDS = {"core": (11, 1400)}
 
 
 def pieces() -> set[str]:

@@ -8,8 +8,8 @@ from torch.nn.functional import cross_entropy
 
 import halka
 from contract import disturb, ids, padded, weights_of
-from halka.core import repeats
 from halka.core.routing import Route, resolve
+from halka.util.rows import repeats
 from kinds import KINDS, bare, logits, model_with
 from tiny import tiny
 

@@ -4,7 +4,7 @@ from halka.core.adapter import Adapter
 from halka.core.interfaces import VirtualAttention
 from halka.core.model import AdaptedModel
 from halka.core.parts import Method, ModulePart, Part, VirtualPart, WeightPart
-from halka.core.routing import Edits, ExpertEdits, repeats
+from halka.core.routing import Edits, ExpertEdits
 from halka.core.stacking import StackedParts
 from halka.core.targets import LINEAR_ROLES, ROLE_GROUPS, VIRTUAL_ROLES, WEIGHT_ROLES, WHOLE, Reader, Target, wants
 from halka.util.initial import init_parameter
@@ -34,6 +34,5 @@ __all__ = [
     "linear",
     "parameter_count",
     "quantization_of",
-    "repeats",
     "wants",
 ]

@@ -13,7 +13,7 @@ from halka.core.parts import VirtualPart
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a module's call: those by position, those by name
 
 
-class Line(Protocol):
+class LinePlan(Protocol):
     """A batch without padding, which a pass of the base receives as `forest`: runs of tokens with one adapter each."""
 
     @property
@@ -46,24 +46,22 @@ class VirtualAttention(Protocol):
         ...
 
 
-class Pool(Protocol):
+class Follower(Protocol):
+    def removed(self, name: str) -> None:
+        """The adapter of that name has left the model."""
+        ...
+
+
+class Pool(Follower, Protocol):
     """Where adapters come from that are not in the model yet (`halka.storage.pool`)."""
 
     def ready(self, names: Iterable[str]) -> None:
         """Let these be in the model, or raise HalkaError. Called while the model's lock is held."""
         ...
 
-    def removed(self, name: str) -> None:
-        """The adapter of that name has left the model."""
-        ...
 
-
-class Kept(Protocol):
+class Kept(Follower, Protocol):
     """What was made of base and adapters, and is kept for who needs it next (`halka.engine.kept`)."""
-
-    def removed(self, name: str) -> None:
-        """The adapter of that name has left the model."""
-        ...
 
     def close(self) -> None:
         """Leave the base as it was."""

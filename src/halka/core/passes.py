@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -12,13 +11,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from halka.core.adapter import Adapter
-from halka.core.interfaces import Arguments, Line, VirtualAttention
+from halka.core.interfaces import Arguments, LinePlan, VirtualAttention
 from halka.core.parts import ModulePart
-from halka.core.routing import Edits, ExpertEdits, Names, Place, Route, repeats
+from halka.core.routing import Edits, ExpertEdits, Names, Place, Route
 from halka.core.targets import Target
+from halka.util.calls import argument_of, received
 from halka.util.compiled import see_hooks
 from halka.util.errors import HalkaError
 from halka.util.parameter_swap import ParameterSwap
+from halka.util.rows import repeats
+from halka.util.transfer import device_of
 from halka.util.turns import Flow, Turns
 
 Use = Callable[[Names], AbstractContextManager[object]]  # `AdaptedModel.use`
@@ -27,8 +29,8 @@ Use = Callable[[Names], AbstractContextManager[object]]  # `AdaptedModel.use`
 class Passes:
     """The route of the innermost block, for every pass of the base that runs within it.
 
-    A pass over a padded batch has rows of one length. A pass over a line of tokens is called with `forest`, a `Line`:
-    then run i of it uses what `use` named i-th.
+    A pass over a padded batch has rows of one length. A pass over a line of tokens is called with `forest`, a
+    `LinePlan`: then run i of it uses what `use` named i-th.
     """
 
     def __init__(
@@ -73,25 +75,25 @@ class Passes:
     def _hook(self, place: Place, target: Target) -> list[RemovableHandle]:
         key, edited = place
         module = target.module
-        argument = _argument(module)
+        argument = argument_of(module)
         source = None if target.source is None else self.modules[target.source]
-        source_argument = "" if source is None else _argument(source)
+        source_argument = "" if source is None else argument_of(source)
 
         def edit_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
             if (edits := self._edits(place)) is None:
                 return None
-            x = edits.edit(self._runs, _received(args, kwargs, argument).to(target.device()))  # as accelerate will
+            x = edits.edit(self._runs, received(args, kwargs, argument).to(target.device()))  # as accelerate will
             return ((x, *args[1:]), kwargs) if args else ((), {**kwargs, argument: x})
 
         def edit_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
             if (edits := self._edits(place)) is None:
                 return None
-            x = self._inputs.pop(key) if target.source else _received(args, kwargs, argument)
-            return edits.edit(self._runs, x.to(y.device), y)
+            x = self._inputs.pop(key) if target.source else received(args, kwargs, argument)
+            return edits.edit(self._runs, x.to(device_of(y, target.name)), y)
 
         def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._edits(place) is not None:
-                self._inputs[key] = _received(args, kwargs, source_argument)
+                self._inputs[key] = received(args, kwargs, source_argument)
 
         def edit_experts(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
             if (route := self.route) is None or self._edits(place) is None:
@@ -203,7 +205,7 @@ class Passes:
         """What a pass that begins there receives. Refuses a batch whose rows are not those that `use` named."""
         if (route := self.route) is None:
             return None
-        line: Line | None = kwargs.get("forest")
+        line: LinePlan | None = kwargs.get("forest")
         self._runs = () if line is None else line.runs
         inputs = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         tokens = next((tensor for tensor in inputs if tensor is not None), None)
@@ -230,12 +232,3 @@ def _places(adapter: Adapter) -> Iterable[tuple[Place, Target]]:
     for path, part in adapter.parts.items():
         if isinstance(part, ModulePart):
             yield (adapter.targets[path].key, part.edits), adapter.targets[path]
-
-
-def _argument(module: nn.Module) -> str:
-    """What the module calls its input, for callers that name it."""
-    return next(iter(inspect.signature(module.forward).parameters), "")
-
-
-def _received(args: tuple[Any, ...], kwargs: dict[str, Any], argument: str) -> Tensor:
-    return args[0] if args else kwargs[argument]

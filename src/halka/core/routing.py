@@ -15,6 +15,7 @@ from halka.core.parts import ModulePart, VirtualPart, WeightPart
 from halka.core.stacking import StackedParts
 from halka.util.cached import Cached
 from halka.util.errors import HalkaError
+from halka.util.rows import repeats
 from halka.util.runs import shares_of
 
 Place = tuple[str, Literal["input", "output"]]  # a target's key, and what parts edit there
@@ -115,20 +116,6 @@ class Route:
     experts: bool = False
     adapters: Mapping[str, Adapter] = field(default_factory=dict[str, Adapter])
     cast: Cached[Mapping[str, Tensor]] = field(default_factory=Cached[Mapping[str, Tensor]], compare=False)
-
-
-def repeats(batch: int, named: int) -> int:
-    """How many rows of a batch each row that `use` named has become: beam search repeats each one in place.
-
-    Raises HalkaError if the batch is not a multiple of the rows that were named.
-    """
-    times, rest = divmod(batch, named)
-    if rest or not times:
-        raise HalkaError(
-            f"the batch has {batch} rows, but `use` named an adapter for each of {named}: "
-            "give one name a row, or a single name for all rows"
-        )
-    return times
 
 
 def resolve(names: Names, adapters: Mapping[str, Adapter]) -> Route:

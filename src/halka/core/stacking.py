@@ -46,25 +46,20 @@ class StackedParts:
             batch = [value.flatten(0, 1) for value in own]
         else:  # a row's tokens, and those of its repeats, are one row to the stack
             batch = [value.reshape(len(self.rows), -1, value.shape[-1]) for value in own]
-        edited = self.distinct[0].edit(batch, self.tensors(batch[-1])).reshape(own[-1].shape)
+        # while a mixed batch decodes, token by token, nobody looks for values written by hand: to look at each of its
+        # many parameters takes a third of the time that the products do
+        tensors = self.joined(self.by_row, batch[-1], look=batch[-1].shape[-2] > 1)
+        edited = self.distinct[0].edit(batch, tensors).reshape(own[-1].shape)
         return edited if places is None else last.index_copy(0, places, edited)
 
     def edit_runs(self, runs: ShortRuns, values: Sequence[Tensor]) -> Tensor:
         """The last of `values` (C, …), a run of tokens for each row, edited; of several parts, in one go."""
-        part, tensors = self.distinct[0], self.joined(self._by_row, values[-1], look=False)
+        part, tensors = self.distinct[0], self.joined(self.by_row, values[-1], look=False)
         own = [
             Grouped(tensor, runs) if of_part.dim() == 2 else runs.of_tokens(tensor[:, 0])
             for tensor, of_part in zip(tensors, part.prepared(values[-1].dtype), strict=True)
         ]
         return part.edit(values, own)
-
-    def tensors(self, like: Tensor) -> tuple[Tensor, ...]:
-        """The rows' tensors for an input like this one, (…, T, I).
-
-        While a mixed batch decodes, token by token, nobody looks for values written by hand: to look at each of its
-        many parameters takes a third of the time that the products do.
-        """
-        return self.joined(self._by_row, like, look=like.shape[-2] > 1)
 
     def joined(self, join: Callable[[Sequence[Tensor]], Tensor], like: Tensor, look: bool = True) -> tuple[Tensor, ...]:
         """The tensors of one part as they are; of several parts, each first one, each second one … joined by `join`."""
@@ -80,7 +75,7 @@ class StackedParts:
             return make()
         return self._tensors.get(self._parameters, make, like.dtype, like.device, look=look)
 
-    def _by_row(self, tensors: Sequence[Tensor]) -> Tensor:
+    def by_row(self, tensors: Sequence[Tensor]) -> Tensor:
         by_input = not torch.is_grad_enabled() and tensors[0].device.type == "cpu"  # which `linear` reads fastest
         stack = stacked(tensors, by_input=by_input)
         if len(self.distinct) == len(self.which):  # they are the rows already

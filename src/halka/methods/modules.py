@@ -87,10 +87,7 @@ class WholePart(ModulePart):
     def stack_key(self) -> None:
         return None
 
-    def edit_output(self, x: Tensor, y: object, *tensors: Tensor) -> Tensor:
-        if not isinstance(y, Tensor):
-            kind = type(self._form[0]).__name__
-            raise HalkaError(f"modules: a {kind} returns several tensors: name modules with one output")
+    def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
         weights = {name: parameter.to(y.dtype) for name, parameter in self.named_parameters()}
         return functional_call(self._form[0].train(self.training), weights, (x,))
 

@@ -9,6 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from halka.util.errors import HalkaError
+
 
 def to_device(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
     """These tensors, of one dtype, on a device. From the CPU all go in one copy, out of pinned memory.
@@ -30,6 +32,13 @@ def by_device(tensors: Sequence[Tensor]) -> list[list[int]]:
     for place, tensor in enumerate(tensors):
         places[tensor.device].append(place)
     return [*places.values()]
+
+
+def device_of(output: object, name: str) -> torch.device:
+    """Where the output of the module of that path is. Raises HalkaError for one that is no single tensor."""
+    if not isinstance(output, Tensor):
+        raise HalkaError(f"{name} returns several tensors, of which none can be edited: name modules with one output")
+    return output.device
 
 
 def numbers(values: tuple[int, ...], device: torch.device) -> Tensor:

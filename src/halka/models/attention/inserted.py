@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from halka.core import repeats
 from halka.models.attention.places import Stack
 from halka.util.errors import HalkaError
+from halka.util.rows import repeats
 from halka.util.transfer import numbers
 
 TOKENS, MEAN, ALL = "tokens", "mean", "all"  # what becomes of an encoder's output

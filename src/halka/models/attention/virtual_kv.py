@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from halka.core import VirtualPart, repeats
+from halka.core import VirtualPart
 from halka.models.attention.function import use_attention
 from halka.models.attention.places import LayerMemory, Recorded, Stack, StackTokens, tokens_of
+from halka.util.rows import repeats
 from halka.util.transfer import to_device
 
 
