@@ -73,9 +73,9 @@ class Seen:
 class Placed:
     """A request's place.
 
-    order    the replicas, as Serve is to try them
-    replica  the one that has it; None: not yet known
-    answered  whether that has said so; it is the one that is wanted, before
+    order     the replicas, as Serve is to try them
+    replica   the one that has it; None: not yet known
+    answered  whether that one has replied; until then `replica` is the one that is wanted
     """
 
     def __init__(self, placement: Placement, id: str | None, owner: str, answers: int, order: Order):
@@ -153,7 +153,8 @@ class Placement:
                 wanted = {*state.holds} | {id for id in seen.using if id is not None}
                 seen.state, seen.holds, seen.silent = state, {id: seen.holds.get(id, 0) for id in wanted}, 0
                 seen.forget()
-            silent = self.seen.keys() - by_name.keys()
+            # Serve lets the question wait behind twice as many calls as there are rows: silence says nothing then
+            silent = {name for name in self.seen.keys() - by_name.keys() if self.seen[name].busy < 2 * self.rows}
             for name in silent:
                 self.seen[name].silent += 1
             return {name for name in silent if self.seen[name].silent == SILENT}
@@ -218,7 +219,7 @@ class Placement:
             if group is free:
                 order.append(None)  # none of these has had a request
             order += sorted((n for n in group if n not in order), key=lambda name: self._cost(group[name]))
-        ill = sorted(self.seen.keys() - well.keys(), key=lambda name: self.seen[name].hangs)
+        ill = sorted((name for name in self.seen if name not in well), key=lambda name: self.seen[name].hangs)
         return [*order, *ill] if self.seen else []
 
     def _cost(self, seen: Seen) -> tuple[int, int]:

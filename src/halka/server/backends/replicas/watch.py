@@ -60,7 +60,6 @@ class Watch:
         """See what the replicas hold, if that was not seen for a while; again while somebody waits, or one hangs."""
         if self._looks is None and (self._waiting or time.monotonic() > self._looked + LOOK):
             self._looks = asyncio.get_running_loop().create_task(self._look())
-            self._looks.add_done_callback(self._has_looked)
 
     def refresh(self, after: float = BETWEEN) -> None:
         """See it now, unless it was seen less than so many seconds ago; meanwhile, where a replica hangs."""
@@ -101,15 +100,15 @@ class Watch:
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _look(self) -> None:
-        while True:
-            if time.monotonic() > self._looked + LOOK:
-                await to_thread.run_sync(self.see)
-            if not self._waiting and not self.placement.hanging:
-                return
-            await asyncio.sleep(max(BETWEEN, self._looked + LOOK - time.monotonic()))
-
-    def _has_looked(self, task: asyncio.Task[None]) -> None:
-        self._looks = None
+        try:
+            while True:
+                if time.monotonic() > self._looked + LOOK:
+                    await to_thread.run_sync(self.see)
+                if not self._waiting and not self.placement.hanging:
+                    return
+                await asyncio.sleep(max(BETWEEN, self._looked + LOOK - time.monotonic()))
+        finally:
+            self._looks = None  # at once: who begins to wait now has others started
 
     def _end(self, hanging: Collection[str]) -> None:
         """End the waiting for these replicas, and for whom is not known."""
