@@ -194,6 +194,7 @@ class Steps(Generator[T, None, None]):
 
     def __init__(self, steps: Generator[T, None, None], runs: list[Run], name: str):
         self._steps, self._runs, self._name, self._used = steps, runs, name, False
+        self._at_step = False  # a step is done, and neither an error nor the end came after it
 
     def stop(self) -> None:
         """Write checkpoints and close. Processes that train together call this together, after the same step.
@@ -201,14 +202,16 @@ class Steps(Generator[T, None, None]):
         None returns before the first one has written, whose error is raised in all.
         """
         try:
-            if self._used:
+            if self._at_step:
                 save_together(self._runs, Ranks.here())
         finally:
             self.close()
 
     def send(self, value: None) -> T:
-        self._used = True
-        return self._steps.send(value)
+        self._used, self._at_step = True, False
+        step = self._steps.send(value)
+        self._at_step = True
+        return step
 
     def throw(
         self,
@@ -216,11 +219,11 @@ class Steps(Generator[T, None, None]):
         val: BaseException | object = None,
         tb: TracebackType | None = None,
     ) -> T:
-        self._used = True
+        self._used, self._at_step = True, False
         return self._steps.throw(typ, val, tb)  # type: ignore[arg-type]
 
     def close(self) -> None:
-        self._used = True
+        self._used, self._at_step = True, False
         self._steps.close()
 
     def __del__(self) -> None:

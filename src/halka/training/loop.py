@@ -67,8 +67,10 @@ def loop(
     """Train the runs together until each is over; yields by name the step of each, or the error that ends it."""
     resume_together(runs, ranks)
     ahead = StepWork(model, {run: run.next_batches() for run in runs if not run.over}, ranks)
+    before: dict[Run, int] = {}  # of the step under way: after how many steps its runs were
     try:
         while active := [run for run in runs if not run.over]:
+            before = {run: run.progress.step for run in active}
             results: dict[str, Step | TrainingError] = {}
             started = time.perf_counter()
 
@@ -130,7 +132,8 @@ def loop(
         for run in runs:
             run.optimizer.zero_grad()
         whole = isinstance(error, OutOfMemoryError | LostRankError | GeneratorExit)  # the last step is
-        if whole and not any(run.divided for run in runs):  # else all processes would have to be here
+        at_one_step = len({run.progress.step > before[run] for run in runs if run in before}) < 2
+        if whole and at_one_step and not any(run.divided for run in runs):  # of divided ones all processes have a part
             save_together(runs, Ranks())
         raise
 
