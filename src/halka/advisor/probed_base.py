@@ -223,7 +223,7 @@ def token_losses(model: AdaptedModel, adapter: str | None, items: Sequence[Token
             losses_M = objective.packed_label_losses(model, [adapter], batch)
             counts = [sum(items[index].loss[1:]) for index in indices]
             for index, own in zip(indices, batch.own.split(counts), strict=True):
-                losses[index] = (batch.labels[own].tolist(), losses_M[own].cpu().double().numpy())
+                losses[index] = (batch.labels[own].tolist(), losses_M[own.to(losses_M.device)].cpu().double().numpy())
     return losses
 
 

@@ -68,7 +68,8 @@ class TransformersForward:
             return True
         here = {*names}
         in_order = len(here) == len(names) and tuple(name for name in route.names if name in here) == names
-        return in_order and len(route.names) <= 2 * len(names) and self._model.pool is None
+        kept = len(route.names) <= 2 * len(names) and not route.virtual  # gates of nobody cost a pass a step
+        return in_order and kept and self._model.pool is None
 
     @property
     def intact(self) -> bool:

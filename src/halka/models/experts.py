@@ -145,6 +145,7 @@ class Choices:
         count, per_token = choice.shape
         slot = {name: i for i, name in enumerate(dict.fromkeys(names))}
         self._slots = [slot[name] for name in names]
+        self._here = {own for own, run in zip(self._slots, runs or [1] * len(names), strict=True) if run}
         key = choice.flatten()
         if len(slot) > 1:
             lengths = torch.tensor(runs or [count // len(names)] * len(names), device="cpu") * per_token
@@ -173,7 +174,7 @@ class Choices:
         mine, experts, part = None, self.experts, torch.zeros_like(self._slot)
         if len(which) > 1:
             part = numbers(tuple(which), part.device)[self._slot]
-            if -1 in which:
+            if any(which[own] < 0 for own in self._here):  # of runs that are not empty
                 mine = (part >= 0).nonzero()[:, 0]
                 experts, part = experts[mine], part[mine]
         if parts == 1 and mine is None:
