@@ -53,8 +53,13 @@ class Devices:
             return False
         if count > 1:
             dealt_device(device, count - 1, count)
-        with redirect_stderr(io.StringIO()):
-            check()
+        messages = io.StringIO()
+        try:
+            with redirect_stderr(messages):
+                check()
+        except BaseException:  # no process starts that would say it again
+            sys.stderr.write(messages.getvalue())
+            raise
         _run(count)
         return True
 
