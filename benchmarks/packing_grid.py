@@ -117,11 +117,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the result files")
     arguments = parser.parse_args()
     begun, every, commit = time.monotonic(), cases(arguments.architectures), setup()["commit"]
-    known = commit is not None and not commit.endswith("-dirty")  # else equal names may be of unlike code
+    clean = commit is not None and not commit.endswith("-dirty")  # else equal names may be of unlike code
     kept, worst = arguments.out / "packing_grid.jsonl", dict[str, float]()
     if kept.exists():
         lines = [json.loads(line) for line in kept.read_text().splitlines()]
-        worst = {json.dumps(line["case"]): line["difference"] for line in lines if line["commit"] == commit and known}
+        worst = {json.dumps(line["case"]): line["difference"] for line in lines if line["commit"] == commit and clean}
     with kept.open("a") as file:
         for number, case in enumerate(every):
             if time.monotonic() - begun > 60 * arguments.minutes:

@@ -220,10 +220,10 @@ def token_losses(model: AdaptedModel, adapter: str | None, items: Sequence[Token
     with torch.inference_mode(), model.use(adapter), use_attention(model.base), in_mode(False, model.base):
         for indices in plan_packed(items, seed=0, epoch=0, batch_tokens=BATCH_TOKENS) if items else ():
             batch = objective.pack(model, [[items[index] for index in indices]])
-            losses_M = objective.packed_label_losses(model, [adapter], batch)
+            losses_M = objective.packed_label_losses(model, [adapter], batch).to(batch.own.device)
             counts = [sum(items[index].loss[1:]) for index in indices]
             for index, own in zip(indices, batch.own.split(counts), strict=True):
-                losses[index] = (batch.labels[own].tolist(), losses_M[own.to(losses_M.device)].cpu().double().numpy())
+                losses[index] = (batch.labels[own].tolist(), losses_M[own].cpu().double().numpy())
     return losses
 
 

@@ -47,6 +47,8 @@ class VirtualAttention(Protocol):
 
 
 class Follower(Protocol):
+    """Who keeps something by adapters' names."""
+
     def removed(self, name: str) -> None:
         """The adapter of that name has left the model."""
         ...

@@ -70,10 +70,7 @@ class Edits:
             for stack, of_stack in zip(self.stacks, shares.together, strict=True)
             if of_stack is not None
         ]
-        for row, own in shares.alone:
-            part = self.parts[row]
-            assert part is not None
-            edited.append(part.edit([line[own] for line in lines], part.prepared(lines[-1].dtype)))
+        edited += [_edited(self.parts[row], [line[own] for line in lines]) for row, own in shares.alone]
         return shares.joined(lines[-1], edited)
 
     def _by_run(self, runs: Sequence[int], lines: Sequence[Tensor]) -> Tensor:

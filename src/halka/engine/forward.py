@@ -84,5 +84,5 @@ class TransformersForward:
 
 def _runs(kept: tuple[str | None, ...], line: Line) -> list[int]:
     """The tokens of the line's runs, one for each name that was kept."""
-    tokens = dict(zip(line.names, line.plan.forest.runs, strict=True))
+    tokens = dict(zip(line.names, line.plan.runs, strict=True))
     return [tokens.get(name, 0) for name in kept]
