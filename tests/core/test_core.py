@@ -535,3 +535,11 @@ def test_an_adapter_computes_the_same_whichever_others_came_before():
             logits.append(model.base(torch.tensor([[5, 6, 7, 8]])).logits)
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
+
+
+def test_a_module_that_returns_several_tensors_is_named():
+    model = halka.adapt(tiny("llama"))
+    model.add("a", halka.Modules(("model.layers.0.self_attn",)))
+    several = "model.layers.0.self_attn returns several tensors"
+    with model.use("a"), pytest.raises(halka.HalkaError, match=several):
+        model.base(torch.tensor([[3, 4, 5]]))
