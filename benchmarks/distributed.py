@@ -270,7 +270,8 @@ def main() -> None:
                 result[part] = killed(Path(folder))
         else:
             result[part] = beside_one(part)
-        result["setup"] = setup("halka", "torch", "transformers", "peft")
+        settings = RUN if part == "killed" else {"examples": EXAMPLES, "length": LENGTH, "steps": STEPS}
+        result.setdefault("setups", {})[part] = {**setup("halka", "torch", "transformers", "peft"), **settings}
         path.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -63,7 +63,7 @@ def main() -> None:
         "done": sum("] done " in line for line in lines),
         "failed": sum("] failed " in line for line in lines),
     }
-    out.write_text(json.dumps({**result, **origin(torch.device("cpu"))}, indent=1) + "\n")
+    out.write_text(json.dumps({**result, "experiment": EXPERIMENT, **origin(torch.device("cpu"))}, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 

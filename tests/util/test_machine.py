@@ -111,6 +111,28 @@ def test_a_processor_without_products_of_bfloat16_computes_in_float32(monkeypatc
     assert measured == ["float32" if lacks else "bfloat16"]
 
 
+@pytest.mark.parametrize(
+    ("vendor", "has_avx", "has_amx", "slow"),
+    [
+        ("GenuineIntel", True, False, True),
+        ("GenuineIntel", True, True, False),
+        ("AuthenticAMD", True, False, False),
+        ("AuthenticAMD", False, False, True),
+    ],
+)
+def test_the_demo_is_in_the_precision_that_is_faster_here(monkeypatch, tmp_path, vendor, has_avx, has_amx, slow):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    assert machine.slow_in_bfloat16(machine.CPU, cpuinfo) == slow
+    assert not machine.slow_in_bfloat16(torch.device("cuda:0"), cpuinfo)
+    cpuinfo.unlink()
+    monkeypatch.setattr("platform.processor", lambda: f"Family 6 Model 207 Stepping 2, {vendor}")
+    assert machine.slow_in_bfloat16(machine.CPU, cpuinfo) == slow
+
+
 def test_a_processor_of_another_kind_is_asked_by_torch(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "arm64")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # as in builds for Macs

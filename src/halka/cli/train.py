@@ -157,6 +157,7 @@ def _read_tasks(runs: list[TrainingRun]) -> None:
 def _model_for(runs: list[TrainingRun], devices: Devices) -> AdaptedModel:
     """The base that the runs share, with an adapter for each. Raises HalkaError for tasks of several kinds."""
     from halka.training.ranks import device_of_rank
+    from halka.util.machine import slow_in_bfloat16
 
     settings = runs[0].plan.run
     kinds = {run.task.kind: run.task.name for run in runs}
@@ -170,6 +171,8 @@ def _model_for(runs: list[TrainingRun], devices: Devices) -> AdaptedModel:
         quantize=settings.quantize,
         shard=devices.shard,
     )
+    if str(model.base.dtype) == "torch.bfloat16" and slow_in_bfloat16(model.base.device):
+        say("this processor is slower in bfloat16 than in float32: --dtype float32 is faster, and takes more memory")
     for run in runs:
         method = method_of(run.plan, model)
         model.add(run.name, method, seed=run.plan.train.seed, labels=run.task.labels)

@@ -16,11 +16,13 @@ from halka.data.task import SPLITS, TASK_FILES, Task, is_task_file, limit, load_
 from halka.evaluation.metrics import score
 from halka.methods import method_named
 from halka.methods.prompt import check_start
+from halka.models.loading import place_of
 from halka.report.units import listed
 from halka.studies.measure import BASE
 from halka.training import TrainConfig
 from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
+from halka.util.machine import slow_in_bfloat16
 from halka.util.places import is_base_folder
 from halka.util.settings import converted, settings_of, yaml_of
 
@@ -250,10 +252,12 @@ DEMO_TEXT = (
 def demo_experiment() -> Experiment:
     """The demo: the shipped support desk, every family and full fine-tuning, some minutes on two cores.
 
-    Its learning rates are the best of benchmarks/experiments/demo.yaml, which has more rates, seeds and test items.
+    Its learning rates are the best of benchmarks/experiments/demo.yaml, which has more rates, seeds and test items. On
+    a processor that is slow in bfloat16 it is in float32.
     """
     return Experiment(
         name="demo",
+        dtype="float32" if slow_in_bfloat16(place_of(None)) else "bfloat16",
         task="support",
         examples={"validation": 32, "test": 60},
         methods=(
