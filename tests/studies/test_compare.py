@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from halka.studies.experiment import Entry, Experiment, demo_experiment, read_ex
 from halka.studies.places import Here
 from halka.studies.runner import Event, Runner
 from halka.util.errors import HalkaError
+from halka.util.machine import cores
 from runs_for_tests import base_and_task, written_task
 from staged_runs import Stage, is_alive, staged, within_seconds
 
@@ -231,7 +231,7 @@ def test_so_many_runs_at_a_time_and_no_more(jobs, stage):
     running = [sum(change for _, change in sorted(times)[: count + 1]) for count in range(len(times))]
     assert len(stage.notes()) == 6
     assert max(running) == jobs
-    assert {note["threads"] for note in stage.notes()} == {str(max(1, (os.cpu_count() or 1) // jobs))}
+    assert {note["threads"] for note in stage.notes()} == {str(max(1, cores() // jobs))}
 
 
 def test_runs_that_are_there_are_not_run_again(stage):

@@ -1,4 +1,4 @@
-"""What a process may hold: no more than the machine has left, nor than its control groups leave; and what goes back."""
+"""What a process may hold and use: no more than the machine and its control groups have; and what goes back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from halka.estimating.hardware import hardware_of
 from halka.models import loading
 from halka.util import machine
-from halka.util.machine import available
+from halka.util.machine import available, cores
 
 SET_BY_THE_ENVIRONMENT = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
@@ -159,6 +159,47 @@ def test_groups_of_the_first_version(groups):
     (memory / "memory.usage_in_bytes").write_text("1000\n")
     (memory / "memory.stat").write_text("total_inactive_file 0\n")
     assert leaves(groups, 0)
+
+
+# ── cores ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def sixty_four(monkeypatch) -> int:
+    """How many cores this process is bound to; the machine may have more."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
+    return 64
+
+
+def test_cores_are_those_that_the_process_is_bound_to(groups, sixty_four, monkeypatch):
+    assert cores(groups) == sixty_four
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(os, "cpu_count", lambda: 10)
+    assert cores(groups) == 10
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "count"),
+    [("max", "max", 64), ("400000", "max", 4), ("max", "250000", 2), ("9000000", "9900000", 64), ("50000", "max", 1)],
+)
+def test_no_more_cores_than_the_groups_of_a_container_allow(groups, sixty_four, inner, outer, count):
+    folder = groups / "sys" / "fs" / "cgroup" / "pod" / "container"
+    folder.mkdir(parents=True)
+    (groups / "proc" / "self" / "cgroup").write_text("0::/pod/container\n")
+    (folder / "cpu.max").write_text(f"{inner} 100000\n")
+    (folder.parent / "cpu.max").write_text(f"{outer} 100000\n")
+    assert cores(groups) == count
+
+
+@pytest.mark.parametrize(("quota", "count"), [("-1", 64), ("600000", 6)])
+def test_cores_of_groups_of_the_first_version(groups, sixty_four, quota, count):
+    folder = groups / "sys" / "fs" / "cgroup" / "cpu"
+    folder.mkdir()
+    (groups / "proc" / "self" / "cgroup").write_text("5:cpu,cpuacct:/docker/1\n4:cpuset:/docker/1\n")
+    (folder / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (folder / "cpu.cfs_period_us").write_text("100000\n")
+    assert cores(groups) == count
 
 
 # ── memory that goes back ───────────────────────────────────────────────────────────────────────────────────────────

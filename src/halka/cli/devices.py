@@ -19,6 +19,7 @@ from halka.cli.command import Failed
 from halka.training import TrainConfig, joined_ranks
 from halka.training.ranks import dealt_device, world_size
 from halka.util.errors import HalkaError
+from halka.util.machine import cores
 
 GRACE = 110  # seconds that processes have after Ctrl-C or SIGTERM to end their step and write a checkpoint
 
@@ -98,7 +99,7 @@ def _run(count: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE))  # which torch knows from 2.12 on
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its account of a failure is 30 lines
     config = LaunchConfig(
         min_nodes=1,

@@ -6,7 +6,6 @@ docs/compare.md explains the file.
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -22,7 +21,7 @@ from halka.studies.measure import BASE
 from halka.training import TrainConfig
 from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
-from halka.util.machine import slow_in_bfloat16
+from halka.util.machine import cores, slow_in_bfloat16
 from halka.util.places import is_base_folder
 from halka.util.settings import converted, settings_of, yaml_of
 
@@ -270,5 +269,5 @@ def demo_experiment() -> Experiment:
         ),
         train={"steps": 108, "batch_size": 4, "evaluate_every": 36, "save_every": None},
         seeds=(0,),
-        jobs=max(1, min(4, (os.cpu_count() or 1))),
+        jobs=min(4, cores()),
     )

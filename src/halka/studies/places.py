@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from halka.util.machine import cores
 from halka.util.openmp import environment
 
 Result = dict[str, Any]  # a run's result, as its JSON file holds it
@@ -96,7 +96,7 @@ class Here(Generic[R]):
 
     def __init__(self, program: str, jobs: int = 1):
         self.command, self.jobs = [sys.executable, "-m", program], jobs
-        self.environment = environment(max(1, (os.cpu_count() or 1) // jobs))
+        self.environment = environment(max(1, cores() // jobs))
         self.lines: queue.Queue[tuple[Group[R], Line]] = queue.Queue()
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self._listening: list[threading.Thread] = []

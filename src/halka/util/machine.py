@@ -1,4 +1,4 @@
-"""This process's memory, now and at its peak, and the machine and commit that it runs on."""
+"""This process's memory, now and at its peak, its cores, and the machine and commit that it runs on."""
 
 from __future__ import annotations
 
@@ -188,27 +188,51 @@ def _thresholds() -> Callable[[int, int], None] | None:
     return set_both
 
 
+def cores(root: Path = Path("/")) -> int:
+    """Processor cores that this process may use, at least one: those it is bound to, where Linux says so.
+
+    No more than the processor time that its control groups allow, as of a container, rounded down; they are read in
+    `proc` and `sys` below `root`. What this process starts may use the same.
+    """
+    bound = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min([bound, *_cores_of_groups(root)]))
+
+
+def _cores_of_groups(root: Path) -> Iterator[int]:
+    """Processor time a time that each control group with a limit allows, in whole cores."""
+    for folder, unified in _groups(root, "cpu"):
+        files = ("cpu.max",) if unified else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        if all((folder / file).exists() for file in files):
+            quota, period = " ".join((folder / file).read_text() for file in files).split()
+            if quota not in ("max", "-1"):
+                yield int(quota) // int(period)
+
+
 def _left_in_groups(root: Path) -> Iterator[int]:
     """Bytes that each control group with a limit has left; cached files count as free."""
-    groups, tree = root / "proc" / "self" / "cgroup", root / "sys" / "fs" / "cgroup"
-    if not groups.exists():
-        return
-    for line in groups.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            top, limit, used, files = tree, "memory.max", "memory.current", "inactive_file"
-        elif controllers == "memory":
-            top, files = tree / "memory", "total_inactive_file"
-            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+    for folder, unified in _groups(root, "memory"):
+        if unified:
+            limit, used, files = "memory.max", "memory.current", "inactive_file"
         else:
-            continue
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(top) and (folder / limit).exists():
-                most = (folder / limit).read_text().strip()
-                if most != "max":
-                    statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                    yield max(0, int(most) - int((folder / used).read_text()) + int(statistics.get(files, 0)))
+            limit, used, files = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        if (folder / limit).exists():
+            most = (folder / limit).read_text().strip()
+            if most != "max":
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                yield max(0, int(most) - int((folder / used).read_text()) + int(statistics.get(files, 0)))
+
+
+def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """The folder of each control group that this process is in, and whether it is one of cgroup v2."""
+    groups, tree = root / "proc" / "self" / "cgroup", root / "sys" / "fs" / "cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "" or controller in controllers.split(","):
+            top = tree / controller if controllers else tree
+            group = top / path.lstrip("/")
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(top):
+                    yield folder, not controllers
 
 
 def describe(device: torch.device) -> dict[str, Any]:
