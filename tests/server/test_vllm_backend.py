@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 import halka
+from engine_for_tests import filled
 from halka.server.backends.vllm.events import data_of
 from halka.server.guards.logs import JsonLines
 from halka.storage.adapter_folder import AdapterFolder
@@ -281,6 +282,64 @@ def test_an_adapter_that_nobody_asks_for_leaves_vllm_and_the_disk_until_somebody
     backend.loras.idle = 3600.0
     assert same(ask(gateway, **PROMPT)) == same(answer)
     assert made_by(gateway) == {vllm.url: 3}
+
+
+def test_vllm_reads_the_stores_own_files_where_they_are_as_an_export_writes_them(base, gateway, store, vllm, tmp_path):
+    stored, unlike = store / "lora" / "1", tmp_path / "unlike"
+    shutil.copytree(stored, unlike)
+    (unlike / "halka.json").unlink()
+    halka.AdapterStore(store).add(unlike, "unlike")
+    answers = [ask(gateway, **PROMPT, model=name)["choices"] for name in ("lora", "unlike")]
+    assert answers[0] == answers[1]
+    linked, written = ((tmp_path / "gateway" / "vllm" / lora(store / name / "1")) for name in ("lora", "unlike"))
+    for name in ("adapter_config.json", "adapter_model.safetensors", "halka.json"):
+        assert (linked / name).samefile(stored / name)
+    assert all(path.stat().st_nlink == 1 for path in written.iterdir())
+    model = halka.adapt(*halka.load_base(base, dtype="float32"))
+    halka.load(model, stored, name="lora")
+    exported = halka.export(model, "lora", tmp_path / "exported", format="vllm")
+    name = "adapter_model.safetensors"
+    assert (linked / name).read_bytes() == (exported / name).read_bytes()
+    ours, theirs = (json.loads((folder / "adapter_config.json").read_text()) for folder in (linked, exported))
+    assert ours == {**theirs, "base_model_name_or_path": ours["base_model_name_or_path"]}
+
+
+def test_loras_that_are_no_links_have_only_so_much_room_and_what_answers_need_stays(base, store, vllm, tmp_path):
+    names = ("first", "second", "third")
+    model = halka.adapt(*halka.load_base(base, dtype="float32"))
+    for seed, name in enumerate(names):
+        filled(model, name, halka.LoRA(rank=4), seed)
+        (halka.AdapterStore(store).save(model, name).folder / "halka.json").unlink()
+    loras = [lora(store / name / "1") for name in names]
+    folder, vllm.pause = tmp_path / "gateway" / "vllm", 0.02
+
+    def there() -> set[str]:
+        return {name for name in names if (folder / loras[names.index(name)]).exists()}
+
+    with Running(base, store, tmp_path / "gateway", vllm=(vllm.url,)) as running:
+        router: Any = running.service.backend
+        backend, url = router.others[0], f"{running.url}/v1/completions"
+
+        def post(name: str, **more: Any) -> None:
+            body = {"model": name, "prompt": "The", "ignore_eos": True, "max_tokens": 2, **more}
+            assert httpx.post(url, json=body, timeout=60).status_code == 200
+
+        for name in ("first", "second", "first"):
+            post(name)
+        backend.loras.limit = backend.loras.held  # of two
+        post("third")
+        until(lambda: there() == {"first", "third"}, "the one that was asked for the longest ago stays")
+        until(lambda: {*vllm.loras} == {loras[0], loras[2]}, "vLLM keeps it")
+        backend.loras.limit = 0
+        body = {"model": "first", "prompt": "The", "ignore_eos": True, "max_tokens": 60, "stream": True}
+        with httpx.stream("POST", url, json=body, timeout=60) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            post("second")
+            until(lambda: there() == {"first"}, "what nobody needs stays")
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        until(lambda: not there() and not vllm.loras, "it stays after its last answer")
+        assert backend.loras.held == 0
 
 
 def test_an_adapter_can_be_loaded_before_a_request(gateway, vllm):

@@ -222,7 +222,8 @@ def _peft(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
     save(model, name, to, format="peft")
 
 
-def _vllm(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
+def check_served(model: AdaptedModel, name: str) -> LoRA:
+    """The method of an adapter that vLLM serves. Raises HalkaError for one that it does not."""
     adapter = model.adapter(name)
     method = adapter.method
     if not isinstance(method, LoRA):
@@ -234,11 +235,16 @@ def _vllm(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
             "vLLM reads peft's folders, and peft takes the names of this base's dense MLPs for those of experts: train "
             "the LoRA without them, or merge it instead"
         )
-    rank = next((rank for rank in RANKS if rank >= method.rank), None)
-    if rank is None:
+    if method.rank > RANKS[-1]:
         raise HalkaError(
             f"vLLM serves ranks up to {RANKS[-1]}, and this is {method.rank}: use svd, or merge it instead"
         )
+    return method
+
+
+def _vllm(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
+    adapter, method = model.adapter(name), check_served(model, name)
+    rank = next(rank for rank in RANKS if rank >= method.rank)
     if not options.pad_rank or rank == method.rank:
         save(model, name, to, format="peft")
         return

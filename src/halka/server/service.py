@@ -116,7 +116,8 @@ class Service:
             backend: Backend = holder
             states = [] if replicas is None else [replicas.states]
             if processes:
-                vllm = Vllm(running, Loras(running, tenants, folder), processes, settings.vllm_base)
+                loras = Loras(running, tenants, folder, int(settings.vllm_storage * GB))
+                vllm = Vllm(running, loras, processes, settings.vllm_base)
                 states, backend = [*states, vllm.states], Router([vllm], holder)
             guards.metrics.backends = lambda: chain.from_iterable(state() for state in states)
             embedders = embedders or Embedders()

@@ -24,7 +24,7 @@ LEAST = {
     "document_characters": 1,
     **dict.fromkeys(("temperature", "storage", "queue", "drain", "metric_adapters"), 0),
     **dict.fromkeys(("memory", "adapter_memory", "pinned", "jobs", "jobs_kept"), 0),
-    **dict.fromkeys(("scale_up_after", "scale_down_after"), 0),
+    **dict.fromkeys(("scale_up_after", "scale_down_after", "vllm_storage"), 0),
     "adapters_in_memory": 1,
 }
 
@@ -109,6 +109,13 @@ class ServerSettings:
         metadata={
             "help": "where they read LoRAs, under the same path as the server; in --data if not given",
             "metavar": "FOLDER",
+        },
+    )
+    vllm_storage: float = field(
+        default=20.0,
+        metadata={
+            "help": "for LoRAs there that are no links to the stores' files; 0: for what is in use",
+            "metavar": "GB",
         },
     )
 

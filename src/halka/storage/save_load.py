@@ -93,6 +93,25 @@ def save(
     return folder
 
 
+def is_as_saved(model: AdaptedModel, name: str, folder: AdapterFolder) -> bool:
+    """Whether a folder in peft's format has the configuration and tensors that `save` would write of adapter `name`.
+
+    The base may have another name there. Raises UnknownAdapterError for a name that the model does not have;
+    DamagedFolderError as `AdapterFolder.read` does.
+    """
+    if folder.format is not format_named("peft"):
+        return False
+    there = folder.read()
+    base_name = str(there.config.get("base_model_name_or_path", ""))
+    own = _gathered(model, name, folder.format, base_name)[1]
+    return (
+        json.loads(json.dumps(own.config)) == there.config
+        and own.head is there.head is None
+        and own.tensors.keys() == there.tensors.keys()
+        and all(torch.equal(tensor.cpu(), there.tensors[key]) for key, tensor in own.tensors.items())
+    )
+
+
 def help_save(model: AdaptedModel, name: str, format: Literal["peft", "adapterhub"] = "peft") -> None:
     """What processes without a folder call while the first one calls `save`: gathers what they hold of the adapter.
 

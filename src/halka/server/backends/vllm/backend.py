@@ -12,8 +12,9 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 
 from halka.engine import Answer, AsyncEngine, Request
 from halka.server.backends.growing import Growing, ended_before, fail, grown
@@ -39,6 +40,7 @@ class Vllm:
         self.engine, self.loras, self.processes, self.base = engine, loras, processes, base
         self._key, self._cleaned, self.look = secrets.token_bytes(), -math.inf, LOOK
         self._tasks = set[asyncio.Task[None]]()
+        self._needed = Counter[str | None]()  # LoRAs whose answers are under way
 
     async def follow(self, request: Request, n: int = 1, *, pieces: bool = True) -> AsyncGenerator[Answer]:
         """As `Backend.follow`. A process that fails before the first token is changed for another."""
@@ -49,46 +51,48 @@ class Vllm:
         lora = None if id is None else lora_of(id)
         answers = [Growing(request, id, self.engine.engine) for _ in range(n)]
         failed = list[Process]()
-        for _ in range(2 * len(self.processes)):  # each may have been started again
-            process, body = await self._ready(request, n, lora, failed)
-            try:
-                async with process.using(lora, self.loras.folder), aclosing(process.events(body)) as events:
-                    async for event in events:
-                        new = pieces_of(event, request.logprobs)
-                        for answer in grown(answers, new, process.url, event.cached):
-                            if pieces or answer.at_edge:
-                                yield answer.answer
-                        if ended_before(answers):
-                            break
-                if any(growing.answer.finish is None for growing in answers):
-                    raise Unavailable("its answer has no end")
-                return
-            except Refused as error:
-                raise self._left_to_the_engine(id, error) from None
-            except Forgotten:
-                process.forget(lora)
-            except Unavailable as error:
-                failed.append(process)
-                if all(growing.answer.finish is not None for growing in answers):
-                    return  # only what follows an answer is missing
-                if fail(answers, error):
-                    raise unavailable() from None
-            finally:
-                self._clean()
+        with self._needing(lora):
+            for _ in range(2 * len(self.processes)):  # each may have been started again
+                process, body = await self._ready(request, n, lora, failed)
+                try:
+                    async with process.using(lora, self.loras.folder), aclosing(process.events(body)) as events:
+                        async for event in events:
+                            new = pieces_of(event, request.logprobs)
+                            for answer in grown(answers, new, process.url, event.cached):
+                                if pieces or answer.at_edge:
+                                    yield answer.answer
+                            if ended_before(answers):
+                                break
+                    if any(growing.answer.finish is None for growing in answers):
+                        raise Unavailable("its answer has no end")
+                    return
+                except Refused as error:
+                    raise self._left_to_the_engine(id, error) from None
+                except Forgotten:
+                    process.forget(lora)
+                except Unavailable as error:
+                    failed.append(process)
+                    if all(growing.answer.finish is not None for growing in answers):
+                        return  # only what follows an answer is missing
+                    if fail(answers, error):
+                        raise unavailable() from None
+                finally:
+                    self._clean()
         raise unavailable()
 
     async def load(self, name: str) -> None:
         """Let every process that can be asked have the newest version of an adapter."""
         id = await self.loras.id_of(name)
-        for process in self.processes:
-            try:
-                await process.ready()
-                async with process.using(lora_of(id), self.loras.folder):
-                    pass
-            except Unavailable:
-                continue
-            except Refused as error:
-                raise self._left_to_the_engine(id, error) from None
+        with self._needing(lora_of(id)):
+            for process in self.processes:
+                try:
+                    await process.ready()
+                    async with process.using(lora_of(id), self.loras.folder):
+                        pass
+                except Unavailable:
+                    continue
+                except Refused as error:
+                    raise self._left_to_the_engine(id, error) from None
         self._clean()
 
     def states(self) -> Iterable[BackendState]:
@@ -102,6 +106,17 @@ class Vllm:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for process in self.processes:
             await process.aclose()
+
+    @contextmanager
+    def _needing(self, lora: str | None) -> Iterator[None]:
+        """Within the block the LoRA's folder stays."""
+        self._needed[lora] += 1
+        try:
+            yield
+        finally:
+            self._needed[lora] -= 1
+            if not self._needed[lora]:
+                del self._needed[lora]
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -146,18 +161,20 @@ class Vllm:
         return Declined(str(error))
 
     def _clean(self) -> None:
-        """Unload what no name means any more, as soon as no answer needs it; at times look for adapters that were
-        removed, or that nobody asks for.
+        """Unload what no name means any more, or has no room, as soon as no answer needs it; at times look for adapters
+        that were removed, or that nobody asks for.
         """
-        due = time.monotonic() > self._cleaned + self.look
-        if due or any(process.unwanted(self.loras.wanted) for process in self.processes):
-            self._cleaned = time.monotonic()
-            task = asyncio.get_running_loop().create_task(self._unload())
+        due, full = time.monotonic() > self._cleaned + self.look, self.loras.held > self.loras.limit
+        if due or full or any(process.unwanted(self.loras.wanted) for process in self.processes):
+            self._cleaned = time.monotonic() if due else self._cleaned
+            task = asyncio.get_running_loop().create_task(self._unload(due))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _unload(self) -> None:
-        await self.loras.forget()
+    async def _unload(self, due: bool) -> None:
+        if due:
+            await self.loras.forget()
+        await self.loras.trim(self._needed)
         for process in self.processes:
             await process.unload(self.loras.wanted)
         await self.loras.remove_folders({lora for process in self.processes for lora in process.needed})

@@ -5,12 +5,13 @@ vLLM knows a LoRA by name and path and never looks again: another content needs 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
 from asyncio import Lock
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +19,14 @@ from anyio import CancelScope, to_thread
 
 from halka.engine import AsyncEngine
 from halka.engine.adapters import Source
-from halka.merging.exporting import export
+from halka.merging.exporting import check_served, export
 from halka.server.backends.router import Declined
 from halka.server.resources.adapter_files import content_id
+from halka.storage.adapter_folder import AdapterFolder
+from halka.storage.card import CARD
+from halka.storage.save_load import is_as_saved
 from halka.util.errors import HalkaError, UnknownAdapterError
+from halka.util.files import new_folder
 
 IDLE = 3600.0  # seconds
 NAME = re.compile("halka-[0-9a-f]{64}")
@@ -34,24 +39,27 @@ def lora_of(id: str) -> str:
 
 
 class Loras:
-    """The LoRAs of a server's adapters.
+    """The LoRAs of a server's adapters, which vLLM reads: the store's own files where they are as `export` writes them.
 
     store   where adapters are, by name
     folder  where vLLM reads them
-    idle    seconds after which nothing is kept of an adapter that nobody asks for: the folder would become a second
-            copy of the store
+    limit   bytes that the folder may hold beside the store's, but for what answers need
+    idle    seconds after which nothing is kept of an adapter that nobody asks for
     """
 
-    def __init__(self, engine: AsyncEngine, store: Source, folder: Path):
-        self.engine, self.store, self.folder = engine, store, folder
+    def __init__(self, engine: AsyncEngine, store: Source, folder: Path, limit: int):
+        self.engine, self.store, self.folder, self.limit = engine, store, folder, limit
         self.wanted = Counter[str]()  # what vLLM calls the contents that names mean, and how many names
+        self.held = 0  # bytes of these that are not the store's files
+        self._sizes = dict[str, int]()  # of each LoRA in the folder
         self._ids = dict[str, str]()  # what each name meant at its last request
-        self._asked, self.idle = dict[str, float](), IDLE  # when that was, by `time.monotonic`
+        self._asked, self.idle = dict[str, float](), IDLE  # when that was, by `time.monotonic`; the latest comes last
         self._declined = dict[str, str]()  # why vLLM does not serve the content of an id
         self._changing = Lock()
 
     async def id_of(self, adapter: str) -> str:
         """The id of an adapter's content now, which is written. Raises Declined for one that is no LoRA for vLLM."""
+        self._asked.pop(adapter, None)
         self._asked[adapter] = time.monotonic()
         try:
             id, written = await to_thread.run_sync(self._now, adapter)
@@ -59,9 +67,11 @@ class Loras:
                 if not written:
                     await self.engine.load(adapter)  # as strictly as for an answer of its own
                 async with self._changing:
-                    if not self._is_written(id):
-                        with CancelScope(shield=True):  # whoever waits: nothing else changes while it is written
+                    with CancelScope(shield=True):  # whoever waits: nothing else changes while it is written
+                        if not self._is_written(id):
                             id = await self.engine.call(partial(self._write, adapter))
+                        if (lora := lora_of(id)) not in self._sizes:
+                            self._sizes[lora] = await to_thread.run_sync(self._own_bytes, lora)
                     self._means(adapter, id)
         except (HalkaError, OSError) as error:  # the engine says the same of it
             raise Declined(str(error)) from None
@@ -83,10 +93,26 @@ class Loras:
                 self._means(name, None)
                 self._asked.pop(name, None)
 
+    async def trim(self, needed: Container[str]) -> None:
+        """The names that were asked for the longest ago mean nothing from now on, until the others fit the limit.
+
+        Those whose LoRA is needed stay; what is needed may change meanwhile.
+        """
+        async with self._changing:
+            for name in [*self._asked] if self.held > self.limit else ():
+                id = self._ids.get(name)
+                if id is not None and self._sizes[lora_of(id)] and lora_of(id) not in needed:
+                    self._means(name, None)
+                    del self._asked[name]
+                    if self.held <= self.limit:
+                        return
+
     async def remove_folders(self, used: Collection[str]) -> None:
         """Remove those that are neither wanted nor used."""
         async with self._changing:
-            await to_thread.run_sync(self._remove_but, {*self.wanted, *used})
+            kept = {*self.wanted, *used}
+            await to_thread.run_sync(self._remove_but, kept)
+            self._sizes = {lora: size for lora, size in self._sizes.items() if lora in kept}
 
     def _means(self, adapter: str, id: str | None) -> None:
         """From now on the name means this content; None: none of vLLM's."""
@@ -94,8 +120,11 @@ class Loras:
             self.wanted[lora_of(before)] -= 1
             if not self.wanted[lora_of(before)]:
                 del self.wanted[lora_of(before)]
+                self.held -= self._sizes[lora_of(before)]
         if id is not None:
             self._ids[adapter] = id
+            if lora_of(id) not in self.wanted:
+                self.held += self._sizes[lora_of(id)]
             self.wanted[lora_of(id)] += 1
 
     def _removed(self, names: Iterable[str]) -> list[str]:
@@ -124,13 +153,35 @@ class Loras:
         return (self.folder / lora_of(id)).is_dir()
 
     def _write(self, adapter: str) -> str:
-        """Export it, on the engine's thread: it is the content that the engine has loaded. Returns its id."""
+        """Link or export it, on the engine's thread: it is the content that the engine has loaded. Returns its id."""
         version = self.engine.engine.adapters.version(adapter)
-        if not version.here or version.id is None:
+        if not version.here or version.id is None or version.key is None:
             raise HalkaError(f"adapter {adapter!r} was evicted, or replaced, while it was loaded")
+        model, to = self.engine.engine.model, self.folder / lora_of(version.id)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            export(self.engine.engine.model, version.key, self.folder / lora_of(version.id), format="vllm")
+            check_served(model, version.key)
+            if not self._link(adapter, version.key, to):
+                export(model, version.key, to, format="vllm")
         except HalkaError as error:
             self._declined[version.id] = str(error)
         return version.id
+
+    def _link(self, adapter: str, key: str, to: Path) -> bool:
+        """Whether the store's files are what `export` would write, and are the folder's now: hard links to them."""
+        try:
+            stored = AdapterFolder.open(self.store.get(adapter).folder)
+            with new_folder(to) as beside, self.engine.engine.model.lock:
+                for name in (stored.format.FILES.config, stored.weights.name, CARD):
+                    os.link(stored.path / name, beside / name, follow_symlinks=False)
+                if not is_as_saved(self.engine.engine.model, key, AdapterFolder.open(beside)):
+                    raise HalkaError(f"{stored} is written otherwise than for vLLM")
+        except (HalkaError, OSError):  # also a folder on another disk, and an adapter that is removed meanwhile
+            return False
+        return True
+
+    def _own_bytes(self, lora: str) -> int:
+        """Bytes of its folder that are not the store's."""
+        folder = self.folder / lora
+        files = [path.lstat() for path in folder.iterdir()] if folder.is_dir() else []
+        return sum(file.st_size for file in files if file.st_nlink == 1)
