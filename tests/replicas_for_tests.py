@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Here:
     left   tokens that a replica says before it is lost, by its name; next: those of the next that is asked
     lose_files   replicas do not get the files that are put next; unreachable: no replica says what it holds
     hanging  replicas that say nothing from now on, neither what they hold nor to calls that they have
+    most   calls with which a replica does not say what it holds, since Serve lets the question wait; open: those it has
     calls  how many each has had; fetched: the files that were put; sent: what each call was
     """
 
@@ -47,7 +48,7 @@ class Here:
         self.left, self.calls, self.fetched = dict[str, int](), Counter[str](), list[Mapping[str, bytes]]()
         self.next: int | None = None
         self.sent, self.lose_files, self.unreachable = list[Call](), False, False
-        self.hanging = set[str]()
+        self.hanging, self.most, self.open = set[str](), 10**9, Counter(dict.fromkeys(names, 0))
 
     def put(self, files: Mapping[str, bytes]) -> Parcel:
         self.fetched.append(files)
@@ -59,27 +60,32 @@ class Here:
         self.sent.append(Call.of(call))
         if self.next is not None:
             self.left[replica.name], self.next = self.next, None
-        async for text in replica.answer(call, files):
-            if replica.name in self.hanging:
-                await asyncio.Event().wait()
-            reply, left = Reply.of(text), self.left.get(replica.name)
-            if left is not None and (piece := reply.piece) is not None:
-                self.left[replica.name] = max(0, left - len(piece.tokens))
-                if not self.left[replica.name]:
-                    piece = replace(piece, tokens=piece.tokens[:left], logprobs=piece.logprobs[:left], finish=None)
-                    text = replace(reply, piece=piece).json
-            yield text
-            if left is not None and not self.left[replica.name]:
-                raise Lost("it died")
-
-    async def room(self, order: Order, adapter: str, files: Sequence[Any]) -> str:
-        return await self._first(order).room(adapter, files)
+        self.open[replica.name] += 1
+        try:
+            async with aclosing(replica.answer(call, files)) as texts:
+                async for text in texts:
+                    if replica.name in self.hanging:
+                        await asyncio.Event().wait()
+                    reply, left = Reply.of(text), self.left.get(replica.name)
+                    if left is not None and (piece := reply.piece) is not None:
+                        self.left[replica.name] = max(0, left - len(piece.tokens))
+                        if not self.left[replica.name]:
+                            piece = replace(
+                                piece, tokens=piece.tokens[:left], logprobs=piece.logprobs[:left], finish=None
+                            )
+                            text = replace(reply, piece=piece).json
+                    yield text
+                    if left is not None and not self.left[replica.name]:
+                        raise Lost("it died")
+        finally:
+            self.open[replica.name] -= 1
 
     def states(self) -> list[State | None]:
         if self.unreachable:
             raise Lost("nobody can be asked")
+        silent = self.hanging | {name for name, calls in self.open.items() if calls >= self.most}
         present = self.replicas.items()
-        return [None if name in self.hanging else State.of(asyncio.run(one.state())) for name, one in present]
+        return [None if name in silent else State.of(asyncio.run(one.state())) for name, one in present]
 
     def close(self) -> None:
         for replica in self.replicas.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -10,6 +11,7 @@ import halka
 from engine_for_tests import alone, model_of
 from halka.engine.background import AsyncEngine
 from halka.engine.engine import Engine
+from halka.engine.pulse import Pulse
 from halka.engine.request import Request
 from halka.engine.stopping import Stopping
 from halka.util.errors import HalkaError, UnknownAdapterError
@@ -96,6 +98,58 @@ def test_calls_run_between_steps_and_adapters_load_before_they_are_wanted(model,
             await running.call(lambda: None)
 
     in_time(call())
+
+
+def test_calls_are_made_while_an_adapters_files_are_waited_for(model, tmp_path):
+    """It is no stall: a step waits for them for a moment only."""
+    halka.save(model, "lora", tmp_path / "lora")
+    gate = threading.Event()
+
+    async def call():
+        async with AsyncEngine(engine := Engine(model)) as running:
+            engine.put("stored", tmp_path / "lora")
+            engine.adapters.residents._reader.submit(gate.wait)  # files are read one after the other
+            under_way = asyncio.create_task(running.answers(request("stored")))
+            while not engine.adapters.residents._reader._work_queue.qsize():
+                await asyncio.sleep(0.001)
+            await running.call(lambda: None)
+            assert not under_way.done()
+            gate.set()
+            return await under_way
+
+    try:
+        (answer,) = in_time(call())
+    finally:
+        gate.set()
+    assert answer.tokens == alone(model, request("lora"))
+
+
+def test_a_step_stalls_that_takes_longer_than_those_before_let_expect(model):
+    now = [0.0]
+    pulse = Pulse(lambda: now[0])
+    assert not pulse.stalls(0)
+    for seconds, stalls in ((5, False), (50, True), (60, False), (120, False), (241, True)):
+        with pulse.step():
+            now[0] += seconds
+            assert pulse.stalls(40) == stalls, seconds
+    with pytest.raises(ValueError, match="no"), pulse.step():
+        raise ValueError("no")
+    now[0] += 1000
+    assert not pulse.stalls(0), "nothing is done"
+
+    async def wait():
+        gate = threading.Event()
+        async with AsyncEngine(Engine(model)) as running:
+            under_way = asyncio.create_task(running.call(gate.wait))
+            while not running.stalls(0.0):
+                await asyncio.sleep(0.001)
+            assert not running.stalls(60.0)
+            gate.set()
+            await under_way
+            while running.stalls(0.0):
+                await asyncio.sleep(0.001)
+
+    in_time(wait())
 
 
 def test_a_reader_sees_that_another_has_cancelled(model):

@@ -33,10 +33,6 @@ class Replicas:
             self.left.append(call)
             raise
 
-    async def room(self, order: list[Any], adapter: str, files: list[Any]) -> str:
-        await (self._lost if adapter == "lost" else self._end)()
-        return adapter
-
     def states(self) -> list[State | None]:
         return [State("a", 7), None]
 
@@ -88,9 +84,6 @@ def test_each_call_gets_its_own_replies_and_how_it_ended():
         assert results[:2] == ["abc", "defg"]
         assert [str(error) for error in results[2:]] == ["it died", "ValueError: no"]
         assert all(isinstance(error, Lost) for error in results[2:])
-        assert await channel.room([], "x", []) == "x"
-        with pytest.raises(Lost, match="it died"):
-            await channel.room([], "lost", [])
         assert await actor.relay.states() == ("reply", [State("a", 7).json, None])
         assert not replicas.left
         assert not actor.relay._calls

@@ -9,10 +9,12 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,12 +24,14 @@ import halka
 from halka.engine import Constraint, Request, Sampling, Stopping
 from halka.engine.logprobs import TokenLogprob
 from halka.server.backends.growing import Piece
+from halka.server.backends.replicas.beating import beating
 from halka.server.backends.replicas.contents import Contents
 from halka.server.backends.replicas.deployment import application, reason, remove
-from halka.server.backends.replicas.placement import Placement
+from halka.server.backends.replicas.placement import CALLS, SILENT, Placement
 from halka.server.backends.replicas.plan import Plan
+from halka.server.backends.replicas.replica import Replica
 from halka.server.backends.replicas.share import share_of
-from halka.server.backends.replicas.wire import Call, EngineFailed, Reply, State
+from halka.server.backends.replicas.wire import UNSAID, Call, EngineFailed, Reply, State
 from halka.server.guards.metrics import BackendState
 from halka.storage.adapter_folder import AdapterFolder
 from halka.util.errors import HalkaError, UnknownAdapterError
@@ -247,7 +251,6 @@ def test_a_schema_is_kept_across_replicas(served):
 
 def test_another_goes_on_with_what_a_replica_that_hangs_has(base, stored, tmp_path):
     """Before its first reply, and after it; when it says something again it is as it was."""
-    request = Request([5, 6, 7], "main/lora", stopping=Stopping(30, ignore_ends=True))
     with gateway(base, stored, tmp_path) as (server, channel):
         holder = server.service.holder
 
@@ -257,7 +260,7 @@ def test_another_goes_on_with_what_a_replica_that_hangs_has(base, stored, tmp_pa
         async def answer(begun: bool) -> tuple[list[int], str]:
             """Its tokens, and who had it first, and hangs."""
             before, tokens = channel.calls.copy(), list[int]()
-            async with aclosing(holder.follow(request)) as answers:
+            async with aclosing(holder.follow(REQUEST)) as answers:
                 if begun:
                     await anext(answers)
                 else:
@@ -287,6 +290,94 @@ def test_another_goes_on_with_what_a_replica_that_hangs_has(base, stored, tmp_pa
             tokens, first = asyncio.run(answer(begun))
             assert server.service.model.tokenizer.decode(tokens) == expected[0]["text"]
             assert channel.calls == Counter(dict.fromkeys(channel.replicas, 1)), f"{first} was asked again"
+
+
+@contextmanager
+def held(*replicas: Replica) -> Iterator[None]:
+    """Within the block the engines of these are in one step, which does not end."""
+    gate = threading.Event()
+    for replica in replicas:
+        replica.beat = 0.01
+        replica.engine._call(gate.wait)
+    try:
+        yield
+    finally:
+        gate.set()
+
+
+REQUEST = Request([5, 6, 7], "main/lora", stopping=Stopping(30, ignore_ends=True))
+
+
+async def answered(server: InProcess) -> list[int]:
+    """The tokens of an answer to `REQUEST`."""
+    async with aclosing(server.service.holder.follow(REQUEST)) as answers:
+        return [one async for one in answers][-1].tokens
+
+
+def test_under_full_load_one_that_lives_is_waited_for_and_one_that_hangs_is_not(base, stored, tmp_path):
+    """Each has as many calls as it takes, and a long step: only its beats say that it is there."""
+
+    async def go() -> list[list[int]]:
+        see, seen = server.service.holder.watch.see, server.service.holder.placement.seen
+        with held(channel.replicas["a"]):
+            with held(channel.replicas["b"]):
+                asked = [asyncio.create_task(answered(server)) for _ in range(4)]
+                async with asyncio.timeout(60):
+                    while channel.open != {"a": 2, "b": 2}:
+                        await asyncio.sleep(0.001)
+                    for _ in range(2 * SILENT):
+                        await asyncio.to_thread(see)
+                        while any(one.silent for one in seen.values()):
+                            await asyncio.sleep(0.001)
+            while sum(one.done() for one in asked) < 2:
+                await asyncio.sleep(0.001)
+            assert channel.calls == {"a": 2, "b": 2}
+            channel.hanging = {"a"}
+            while not seen["a"].hangs:
+                await asyncio.to_thread(see)
+            return await asyncio.gather(*asked)
+
+    with gateway(base, stored, tmp_path, rows=1) as (server, channel):
+        channel.most = CALLS
+        (first, *others) = asyncio.run(asyncio.wait_for(go(), 100))
+        assert channel.calls == {"a": 2, "b": 4}
+        channel.hanging = set()
+        assert others == [first] * 3
+        assert first == asyncio.run(answered(server))
+
+
+def test_another_goes_on_where_an_engine_makes_no_step(base, stored, tmp_path):
+    """Where no other is well, the request stays: perhaps the step ends."""
+
+    async def go(others: int) -> list[int]:
+        holder, tokens = server.service.holder, asyncio.create_task(answered(server))
+        while channel.open.total() < 1:
+            await asyncio.sleep(0.001)
+        (first,) = channel.calls
+        channel.replicas[first].patience = 0.0
+        while not holder.placement.hangs(first):
+            await asyncio.sleep(0.001)
+        with pytest.raises(RuntimeError, match="has been in one step for more than"):
+            channel.replicas[first].check_health()
+        while channel.calls.total() < 1 + others:
+            await asyncio.sleep(0.001)
+        for _ in range(SILENT):
+            await asyncio.to_thread(holder.watch.see)
+        assert [state.up for state in await asyncio.to_thread(lambda: [*holder.states()])].count(True) == others
+        release.close()
+        channel.replicas[first].patience = 60.0
+        while holder.placement.hanging:
+            await asyncio.to_thread(holder.watch.see)
+        return await tokens
+
+    expected = None
+    for names in (("a", "b"), ("a",)):
+        with gateway(base, stored, tmp_path / names[-1], names) as (server, channel), ExitStack() as release:
+            release.enter_context(held(*channel.replicas.values()))
+            tokens = asyncio.run(asyncio.wait_for(go(len(names) - 1), 100))
+            assert channel.calls == dict.fromkeys(names, 1)
+            assert tokens == (expected := expected or tokens)
+            assert len(tokens) == 30
 
 
 def test_where_no_replica_is_left_requests_fail_with_the_way_out(served):
@@ -492,12 +583,12 @@ def test_what_is_sent_is_what_is_read():
     assert Call.of(call.json) == call
     assert Call.of(Call(Request([1])).json) == Call(Request([1]), written=[])
     piece = Piece(1, [5, 6], [TokenLogprob(5, -0.5, ((5, -0.5), (6, -1.0)))] * 2, "stop")
-    for reply in (Reply("a", True), Reply(piece=piece, cached=3), Reply.failed(UnknownAdapterError("no aa"))):
+    for reply in (Reply("a", True), Reply(piece=piece, cached=3), Reply.failed(UnknownAdapterError("no aa")), Reply()):
         assert Reply.of(reply.json) == replace(reply, error=reply.error and [*reply.error])
     with pytest.raises(UnknownAdapterError, match="no main/lora"):
         Reply.of(Reply.failed(UnknownAdapterError("no aa")).json).raise_error({"aa": "main/lora"})
-    assert Reply.of(Reply("a", room=0).json).room == 0
-    state = State("a", 7, ["x"], 1, 2, 3, 4)
+    assert [Reply.of(Reply("a", room=room).json).room for room in (0, None, UNSAID)] == [0, None, UNSAID]
+    state = State("a", 7, ["x"], 1, 2, 3, 4, True)
     assert State.of(state.json) == state
 
 
@@ -516,6 +607,64 @@ def test_a_request_goes_to_a_holder_until_its_rows_are_full():
     assert placement.slots[2] == {"missed": 1}
     placement.update([State("d"), State("c")])
     assert placement.label("d") == "replica-0"
+
+
+def test_calls_are_counted_apart_from_their_answers_and_silence_under_full_load_by_who_waits():
+    placement = Placement(rows=8, most=None)
+    placement.update([State("a")])
+    looks = {False: partial(placement.update, (), False), True: partial(placement.update, (), False, {"a"})}
+    with placement.place("x", 8) as first, placement.place("x", 8) as placed:
+        for one in (first, placed):
+            one.at("a")
+        assert (placement.seen["a"].busy, placement.seen["a"].calls) == (16, 2)
+        assert [looks[False]() for _ in range(4)] == [False, False, True, False], "Serve has room for 14 more calls"
+        placed.heard(False)
+        assert not placement.hanging
+    with ExitStack() as calls:
+        *others, placed = [calls.enter_context(placement.place("x")) for _ in range(16)]
+        assert [looks[False]() for _ in range(3)] == [False, False, True], "it has taken none of them"
+        for one in (*others, placed):
+            one.at("a")
+        placed.heard(False)
+        assert not any(looks[False]() for _ in range(9)), "the question waits at Serve, and nobody for a reply"
+        assert not any([looks[True](), looks[True]()])
+        placed.heard(False)
+        assert [looks[True]() for _ in range(3)] == [False, False, True]
+        placed.heard(True)
+        assert (placement.hanging, placement.well) == (True, False)
+        placement.update([State("a")])
+        assert (placement.hanging, placement.well) == (False, True)
+    assert placement.seen["a"].calls == 0
+
+
+def test_who_says_nothing_for_a_while_beats():
+    left = list[str]()
+
+    async def items(*texts: str) -> AsyncGenerator[str]:
+        try:
+            for text in texts:
+                await (asyncio.Event().wait() if text == "waits" else asyncio.sleep(0))
+                if text == "fails":
+                    raise ValueError(text)
+                yield text
+        finally:
+            left.append(texts[-1])
+
+    async def read(*texts: str, beats: int = 0) -> list[str]:
+        read = list[str]()
+        async with aclosing(beating(items(*texts), 30 if not beats else 0.001)) as beaten:
+            async for item in beaten:
+                read += [] if item is None else [item]
+                beats -= item is None
+                if item is None and not beats:
+                    break
+        return read
+
+    assert asyncio.run(read("a", "b")) == ["a", "b"]
+    with pytest.raises(ValueError, match="fails"):
+        asyncio.run(read("a", "fails"))
+    assert asyncio.run(read("a", "waits", beats=3)) == ["a"]
+    assert left == ["b", "fails", "waits"]
 
 
 def test_a_new_adapter_goes_where_it_costs_least():

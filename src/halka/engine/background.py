@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from halka.engine.engine import Engine
+from halka.engine.pulse import FIRST, Pulse
 from halka.engine.request import Answer, Request
 from halka.engine.residents import Held
 from halka.util.errors import HalkaError
@@ -47,6 +48,7 @@ class AsyncEngine:
         self.engine = engine
         self._listeners: dict[Answer, _Listener] = {}
         self._lock, self._closed, self._notified = threading.Lock(), False, 0.0
+        self._pulse = Pulse()
         self._calls = SimpleQueue[Callable[[], object] | None]()  # that the thread makes between steps; None: the last
         self._thread = threading.Thread(target=self._steps, name="halka-engine", daemon=True)
         self._thread.start()
@@ -120,6 +122,14 @@ class AsyncEngine:
         """Whether the thread runs, and takes requests."""
         return not self._closed and self._thread.is_alive()
 
+    def stalls(self, patience: float) -> bool:
+        """Whether the thread has been in one step for longer than so many seconds, and than twice its longest so far.
+
+        In the first step, for twice as long. A long prompt is many steps, and so are an adapter's files that are waited
+        for.
+        """
+        return self._pulse.stalls(patience * (1 if self.engine.steps else FIRST))
+
     async def aclose(self) -> None:
         """End the thread and close the engine; answers that are not finished are cancelled."""
         with self._lock:
@@ -190,7 +200,8 @@ class AsyncEngine:
         try:
             while (call := self._next()) is not None:
                 try:
-                    call()
+                    with self._pulse.step():
+                        call()
                     self._notify()
                 except Exception as error:  # it fails who waits; the next requests may do better
                     self._fail(error)

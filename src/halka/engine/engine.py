@@ -29,6 +29,7 @@ from halka.models.layouts import layout_of
 from halka.storage.save_load import Allowed
 from halka.util.errors import HalkaError
 
+READING = 2.0  # seconds of a step that waits for an adapter's files: others may call meanwhile
 BESIDE = 28  # tokens of prompts that are read beside answers on a CPU, where each takes as long as one more row
 
 
@@ -231,7 +232,7 @@ class Engine:
                 raise
             idle = not self.schedule.running
         if idle and reading is not None:
-            wait([reading])
+            wait([reading], READING)
         return self.busy
 
     def _follow(self) -> None:

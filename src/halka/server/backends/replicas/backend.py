@@ -27,7 +27,7 @@ from halka.server.backends.replicas.channel import Channel
 from halka.server.backends.replicas.deployment import Deployment
 from halka.server.backends.replicas.placement import Placed, Placement
 from halka.server.backends.replicas.watch import Watch
-from halka.server.backends.replicas.wire import Call, EngineFailed, FilesLost, Hangs, Lost, Reply, State
+from halka.server.backends.replicas.wire import UNSAID, Call, EngineFailed, FilesLost, Hangs, Lost, Reply, State
 from halka.server.errors import ApiError
 from halka.server.guards.metrics import BackendState
 from halka.server.resources.adapter_files import ALLOWED, close, content_id, opened_files
@@ -106,25 +106,25 @@ class Replicas:
             return await self.engine.room(None)
         id, files = await self._content(name)
         assert id is not None
-        failures = 0
+        call, room, failures = Call(Request([0], id), n=0), UNSAID, 0
         for attempt in range(TRIES):
             await self._before(attempt)
             with self.placement.place(id, 1, _owner(name)) as placed:
                 try:
-                    async with self.watch.waiting(placed):
-                        reply = Reply.of(await self.channel.room(placed.order, id, files))
-                    reply.raise_error({id: name})
+                    async with aclosing(self._replies(placed, call, files, {id: name})) as replies:
+                        async for reply in replies:
+                            room = reply.room if room == UNSAID else room
+                    if room == UNSAID:
+                        raise Lost("it did not answer")
                 except Lost as error:
                     self._lose(placed, error)
                     failures += isinstance(error, EngineFailed)
                     if failures == FAILURES:
                         break
                     if isinstance(error, FilesLost):
-                        id, files = await self._content(name, id)
-                        assert id is not None
+                        _, files = await self._content(name, id)
                 else:
-                    placed.at(reply.replica or "")
-                    return reply.room
+                    return room
         raise unavailable()
 
     def held(self, name: str) -> Held:
@@ -181,7 +181,7 @@ class Replicas:
                 reply.raise_error(names)
                 if reply.replica is not None:
                     placed.at(reply.replica, reply.held)
-                placed.heard()
+                placed.heard(reply.stalled)
                 if reply.piece is not None and reply.piece.finish not in (None, "stop", "length"):
                     raise Lost(f"it ended the answer: {reply.piece.finish}")
                 yield reply

@@ -25,10 +25,6 @@ class Channel(Protocol):
         """As `Replica.answer`. Raises Lost."""
         ...
 
-    async def room(self, order: Order, adapter: str, files: Sequence[Any]) -> str:
-        """As `Replica.room`. Raises Lost."""
-        ...
-
     def states(self) -> Sequence[State | None]:
         """What every replica says of itself; None: it is there, and says nothing in time. It blocks.
 
@@ -57,10 +53,6 @@ class ServeChannel:
             finally:
                 if not ended:
                     replies.cancel()
-
-    async def room(self, order: Order, adapter: str, files: Sequence[Any]) -> str:
-        with losses():
-            return await self._handle.room.remote(adapter, files, order=order)
 
     def states(self) -> list[State | None]:
         from ray.exceptions import RayActorError

@@ -15,6 +15,7 @@ from typing import Any
 
 from halka.core import AdaptedModel
 from halka.server.backends.replicas.channel import Channel, ServeChannel
+from halka.server.backends.replicas.placement import CALLS
 from halka.server.backends.replicas.plan import Plan
 from halka.server.backends.replicas.relay import RelayChannel
 from halka.server.backends.replicas.serve_replica import ServeReplica
@@ -97,7 +98,7 @@ class Deployment:
                 "memory": share.memory,
                 **self.connection.away_from_small_gpus(share.gpu_memory),
             },
-            max_ongoing_requests=2 * settings.rows,
+            max_ongoing_requests=CALLS * settings.rows,
             max_constructor_retry_count=3,
             graceful_shutdown_wait_loop_s=LOOK,
             graceful_shutdown_timeout_s=settings.timeout,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from halka.server.backends.replicas.wire import State
@@ -15,7 +15,8 @@ from halka.server.backends.replicas.wire import State
 Order = list[str | None]
 """Replicas by name, the one that is wanted most first; None stands for all that are not named."""
 AVOIDED = 30.0  # seconds in which a replica whose engine failed is asked last
-SILENT = 3  # looks in a row at which a replica says nothing of itself, and hangs
+SILENT = 3  # looks in a row at which a replica has said nothing since the one before, and hangs
+CALLS = 2  # that a replica takes for each of its rows; the others wait at the gateway
 
 
 @dataclass(eq=False)
@@ -24,15 +25,17 @@ class Seen:
 
     slot     its place among the replicas, which another has when it is gone
     holds    the adapters that it has or is about to have, by content id, and when each was used last
+    calls    requests that it has replied to and goes on with
     using    answers under way, by content id; None: the bare base
     owners   answers under way of every owner whose adapter it has or is about to have, by content id and owner
     avoided  until when others are asked first, by `time.monotonic`: its engine failed
-    silent   looks in a row at which it said nothing
+    silent   looks in a row at which it had said nothing
     """
 
     slot: int
     state: State
     holds: dict[str, int] = field(default_factory=dict[str, int])
+    calls: int = 0
     using: Counter[str | None] = field(default_factory=Counter[str | None])
     owners: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     avoided: float = 0.0
@@ -40,7 +43,7 @@ class Seen:
 
     @property
     def hangs(self) -> bool:
-        return self.silent >= SILENT
+        return self.silent >= SILENT or self.state.stalled
 
     @property
     def busy(self) -> int:
@@ -92,12 +95,13 @@ class Placed:
     def at(self, replica: str, held: bool | None = None) -> None:
         """This replica has the request, and had its adapter or not; None: that does not count."""
         self._placement.move(self, replica, held)
-        self.answered = True
 
-    def heard(self) -> None:
-        """Its replica has said something."""
+    def heard(self, stalled: bool) -> None:
+        """Its replica has said something, perhaps that its engine makes no step."""
         if self.seen is not None:
             self.seen.silent = 0
+            if self.seen.state.stalled != stalled:
+                self.seen.state = replace(self.seen.state, stalled=stalled)
 
 
 class Placement:
@@ -131,18 +135,23 @@ class Placement:
         with self._lock:
             if replica not in self.seen:
                 self._see(State(replica))
-            if replica != placed.replica:
+            if (seen := self.seen[replica]) is not placed.seen:
                 self._leave(placed)
                 self._enter(placed, replica)
+            seen.calls += not placed.answered
+            placed.answered = True
             if placed.id is not None and held is not None:
-                self.slots[self.seen[replica].slot]["met" if held else "missed"] += 1
+                self.slots[seen.slot]["met" if held else "missed"] += 1
 
-    def update(self, states: Iterable[State], whole: bool = True) -> set[str]:
+    def update(self, states: Iterable[State], whole: bool = True, waited: Collection[str] = ()) -> bool:
         """These are all replicas that there are, and what they hold; not the `whole`: some did not say it in time.
 
-        Returns those that hang since now.
+        waited  the replicas whose next reply somebody waits for: these hear from one that cannot be asked
+
+        Returns whether one hangs since now.
         """
         with self._lock:
+            before = {name for name, seen in self.seen.items() if seen.hangs}
             by_name = {state.name: state for state in states}
             for name in self.seen.keys() - by_name.keys() if whole else ():
                 del self.seen[name]
@@ -153,11 +162,11 @@ class Placement:
                 wanted = {*state.holds} | {id for id in seen.using if id is not None}
                 seen.state, seen.holds, seen.silent = state, {id: seen.holds.get(id, 0) for id in wanted}, 0
                 seen.forget()
-            # Serve lets the question wait behind twice as many calls as there are rows: silence says nothing then
-            silent = {name for name in self.seen.keys() - by_name.keys() if self.seen[name].busy < 2 * self.rows}
-            for name in silent:
-                self.seen[name].silent += 1
-            return {name for name in silent if self.seen[name].silent == SILENT}
+            for name in self.seen.keys() - by_name.keys():
+                # Serve lets the question wait where a replica has all calls that it takes: then only their beats tell
+                if self.seen[name].calls < CALLS * self.rows or name in waited:
+                    self.seen[name].silent += 1
+            return any(seen.hangs and name not in before for name, seen in self.seen.items())
 
     def lose(self, replica: str | None) -> None:
         """It cannot be asked: it has nothing any more, until it is seen again."""
@@ -175,6 +184,12 @@ class Placement:
         """Whether a replica hangs."""
         with self._lock:
             return any(seen.hangs for seen in self.seen.values())
+
+    @property
+    def well(self) -> bool:
+        """Whether a replica does not."""
+        with self._lock:
+            return any(not seen.hangs for seen in self.seen.values())
 
     def hangs(self, replica: str | None) -> bool:
         """Whether this one does."""
@@ -241,4 +256,5 @@ class Placement:
     def _leave(self, placed: Placed) -> None:
         if placed.seen is not None:
             placed.seen.leave(placed.id, placed.owner, placed.answers)
-            placed.seen = None
+            placed.seen.calls -= placed.answered
+            placed.seen, placed.answered = None, False

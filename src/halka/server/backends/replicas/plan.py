@@ -40,7 +40,17 @@ class Plan:
 
     @classmethod
     def of(cls, settings: ServerSettings, model: AdaptedModel, threads: int, beside: int = 1) -> Plan:
-        names = ("base", "dtype", "device", "quantize", "rows", "memory", "adapter_memory", "adapters_in_memory")
+        names = (
+            "base",
+            "dtype",
+            "device",
+            "quantize",
+            "rows",
+            "memory",
+            "adapter_memory",
+            "adapters_in_memory",
+            "timeout",
+        )
         others = {name: getattr(settings, name) for name in names}
         return cls(own_fingerprint(model), version("halka"), threads, beside, others)
 

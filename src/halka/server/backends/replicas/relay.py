@@ -46,12 +46,6 @@ class Relay:
         letters, self._letters = self._letters, []
         return letters
 
-    async def room(self, order: Order, adapter: str, files: Sequence[Any]) -> tuple[Kind, str]:
-        try:
-            return "reply", await self._channel.room(order, adapter, files)
-        except Lost as error:
-            return "lost", str(error)
-
     async def states(self) -> tuple[Kind, list[str | None] | str]:
         try:
             return "reply", [state and state.json for state in await asyncio.to_thread(self._channel.states)]
@@ -113,13 +107,6 @@ class RelayChannel:
             if kind != "end":
                 with suppress(Lost), losses():  # what is wrong is raised already
                     self._relay.cancel.remote(number)
-
-    async def room(self, order: Order, adapter: str, files: Sequence[Any]) -> str:
-        with losses():
-            kind, text = await self._relay.room.remote(order, adapter, [*files])
-        if kind == "lost":
-            raise Lost(text)
-        return text
 
     def states(self) -> list[State | None]:
         with losses():

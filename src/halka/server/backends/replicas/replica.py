@@ -10,12 +10,17 @@ from contextlib import ExitStack, aclosing
 
 from halka.engine import Answer, AsyncEngine
 from halka.server.backends.growing import Piece
+from halka.server.backends.replicas.beating import beating
 from halka.server.backends.replicas.contents import Contents, Files
 from halka.server.backends.replicas.plan import Plan
 from halka.server.backends.replicas.wire import Call, FilesLost, Reply, State
 from halka.util.errors import HalkaError
 from halka.util.ray_node import task_folder
 
+BEAT = 5.0  # seconds without a reply after which a call's replica says that it is there
+STALL = 0.4  # of the seconds after which a request ends: one step of the engine that takes longer stalls, so that
+LEAST = 60.0  # another replica has the rest of them; at least so many seconds, in which kernels are compiled
+HOPELESS = 2.0  # times as long, until another is to take its place
 FAILURES = 3  # times that an engine fails, without an answer that ends, before another is to take its place
 log = logging.getLogger("halka.server")
 
@@ -23,51 +28,32 @@ log = logging.getLogger("halka.server")
 class Replica:
     """One replica. Every text that it takes or gives is JSON.
 
-    plan   a `Plan`'s JSON
-    name   how the gateway knows it
+    plan      a `Plan`'s JSON
+    name      how the gateway knows it
+    patience  seconds that a step of the engine may take before it stalls
+    beat      seconds without a reply after which each call gets one that has nothing
 
     Raises HalkaError for another base, or another version of Halka, than the gateway's.
     """
 
     def __init__(self, plan: str, name: str):
         self._folder = ExitStack()
-        self.name = name
+        self.name, parsed = name, Plan(**json.loads(plan))
+        self.patience, self.beat = max(LEAST, STALL * parsed.others["timeout"]), BEAT
         self.contents = Contents(self._folder.enter_context(task_folder()) / "adapters")
-        self.engine = AsyncEngine(Plan(**json.loads(plan)).engine(self.contents))
+        self.engine = AsyncEngine(parsed.engine(self.contents))
         residents = self.engine.engine.adapters.residents
         self.contents.loaded = lambda id: residents.held(id).loaded
         self._failures, self._failure = 0, None
 
     async def answer(self, call: str, files: Sequence[Awaitable[Files]] = ()) -> AsyncGenerator[str]:
-        """Replies to a `Call`, as its answers are made. Whoever stops reading cancels them.
+        """Replies to a `Call`, as its answers are made, and beats. Whoever stops reading cancels them.
 
         files  the adapter's, in a list: Serve would wait for them before the call if they stood alone
         """
-        try:
-            request = (parsed := Call.of(call)).request
-            yield Reply(self.name, held=request.adapter is None or self.contents.loaded(request.adapter)).json
-            sent = dict(enumerate(map(len, parsed.written)))  # tokens of each answer that the gateway has
-            async with (
-                self.contents.using(request.adapter, next(iter(files), None)),
-                aclosing(self._followed(parsed)) as answers,
-            ):
-                async for answer in answers:
-                    before = len(parsed.written[answer.number]) if parsed.written else 0
-                    piece = _piece(answer, sent.get(answer.number, 0), before)
-                    sent[answer.number] = sent.get(answer.number, 0) + len(piece.tokens)
-                    if piece.tokens or piece.finish is not None:
-                        yield Reply(piece=piece, cached=answer.cached).json
-            self._failures = 0
-        except Exception as error:
-            yield self._failed(error).json
-
-    async def room(self, adapter: str, files: Sequence[Awaitable[Files]] = ()) -> str:
-        """The positions that an adapter leaves for a text; it is loaded for this."""
-        try:
-            async with self.contents.using(adapter, next(iter(files), None)):
-                return Reply(self.name, room=await self.engine.room(adapter)).json
-        except Exception as error:
-            return self._failed(error).json
+        async with aclosing(beating(self._replies(call, files), self.beat)) as replies:
+            async for reply in replies:
+                yield (Reply(stalled=self.stalled) if reply is None else reply).json
 
     async def state(self) -> str:
         """Its `State`."""
@@ -75,7 +61,12 @@ class Replica:
         residents, running = engine.adapters.residents, len(engine.schedule.running)
         holds = [version.name or "" for version in [*residents.versions]]
         numbers = running, engine.waiting, residents.loads, residents.evictions
-        return State(self.name, os.getpid(), holds, *numbers).json
+        return State(self.name, os.getpid(), holds, *numbers, self.stalled).json
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the engine makes no step any more, as far as one can see."""
+        return self.engine.stalls(self.patience)
 
     async def aclose(self) -> None:
         """End the engine, and remove the folder."""
@@ -87,11 +78,40 @@ class Replica:
         self._folder.close()
 
     def check_health(self) -> None:
-        """Raises RuntimeError where the engine has stopped or only fails: Serve starts another replica then."""
+        """Raises RuntimeError where the engine has stopped, stalls or only fails: Serve starts another replica then."""
         if not self.engine.alive:
             raise RuntimeError("the engine has stopped")
+        if self.engine.stalls(HOPELESS * self.patience):
+            raise RuntimeError(f"the engine has been in one step for more than {HOPELESS * self.patience:g} s")
         if self._failures >= FAILURES:
             raise RuntimeError(f"the engine failed {self._failures} times, and made no answer meanwhile")
+
+    # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _replies(self, call: str, files: Sequence[Awaitable[Files]]) -> AsyncGenerator[Reply]:
+        try:
+            request = (parsed := Call.of(call)).request
+            if not parsed.n:
+                yield Reply(self.name)
+                assert request.adapter is not None
+                async with self.contents.using(request.adapter, next(iter(files), None)):
+                    yield Reply(room=await self.engine.room(request.adapter))
+                return
+            yield Reply(self.name, held=request.adapter is None or self.contents.loaded(request.adapter))
+            sent = dict(enumerate(map(len, parsed.written)))  # tokens of each answer that the gateway has
+            async with (
+                self.contents.using(request.adapter, next(iter(files), None)),
+                aclosing(self._followed(parsed)) as answers,
+            ):
+                async for answer in answers:
+                    before = len(parsed.written[answer.number]) if parsed.written else 0
+                    piece = _piece(answer, sent.get(answer.number, 0), before)
+                    sent[answer.number] = sent.get(answer.number, 0) + len(piece.tokens)
+                    if piece.tokens or piece.finish is not None:
+                        yield Reply(piece=piece, cached=answer.cached)
+            self._failures = 0
+        except Exception as error:
+            yield self._failed(error)
 
     def _failed(self, error: Exception) -> Reply:
         """The reply to a call that this happened to. A step that fails under several calls counts once."""

@@ -37,12 +37,6 @@ class ServeReplica:
             async for reply in replies:
                 yield reply
 
-    async def room(
-        self, adapter: str, files: Sequence[Awaitable[Mapping[str, bytes]]] = (), order: Sequence[str | None] = ()
-    ) -> str:
-        """As `Replica.room`; `order` is for Serve's router."""
-        return await self._replica.room(adapter, files)
-
     async def state(self) -> str:
         """As `Replica.state`."""
         return await self._replica.state()

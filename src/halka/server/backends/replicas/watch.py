@@ -1,4 +1,8 @@
-"""`Watch`: looks at what the replicas hold, every few seconds, and ends the waiting for one that hangs."""
+"""`Watch`: looks at what the replicas hold, every few seconds, and ends the waiting for one that hangs.
+
+One hangs that has said nothing, neither of itself nor to a call, for some looks, or that says its engine makes no step.
+While all hang nobody is better off elsewhere: then requests wait, and go on where they are if that was wrong.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -32,16 +36,17 @@ class Watch:
         self.channel, self.placement, self.reached = channel, placement, True
         self._looked, self._looking = -math.inf, threading.Lock()
         self._waiting = dict[Placed, asyncio.Timeout]()
+        self._began = False  # a replica hangs since a time at which no other did not
         self._loop: asyncio.AbstractEventLoop | None = None
         self._looks: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def waiting(self, placed: Placed) -> AsyncIterator[None]:
-        """Within the block a request's replica is waited for. Raises Hangs as soon as that hangs.
+        """Within the block a request's replica is waited for. Raises Hangs as soon as that hangs and another does not.
 
         Who has a request is not certain before its first reply: until then any replica that begins to hang may be it.
         """
-        if placed.answered and self.placement.hangs(placed.replica):
+        if placed.answered and self.placement.hangs(placed.replica) and self.placement.well:
             raise Hangs("it hangs")
         limit, self._loop = asyncio.timeout(None), asyncio.get_running_loop()
         try:
@@ -76,10 +81,11 @@ class Watch:
             return
         try:
             states = self.channel.states()
-            hanging = self.placement.update(filter(None, states), whole=None not in states)
+            waited = {placed.replica or "" for placed in [*self._waiting] if placed.answered}
+            began = self.placement.update(filter(None, states), None not in states, waited)
             self.reached = any(states)
-            if hanging and self._loop is not None:
-                self._loop.call_soon_threadsafe(self._end, hanging)
+            if self._loop is not None and (began or self.placement.hanging):
+                self._loop.call_soon_threadsafe(self._end, began)
         except Lost as error:
             self.reached = False
             log.warning("the replicas cannot be asked", extra={"fields": {"reason": str(error)}})
@@ -110,8 +116,12 @@ class Watch:
         finally:
             self._looks = None  # at once: who begins to wait now has others started
 
-    def _end(self, hanging: Collection[str]) -> None:
-        """End the waiting for these replicas, and for whom is not known."""
+    def _end(self, began: bool) -> None:
+        """If a replica is well, end the waiting for those that hang, and, where one began to, for whom is uncertain."""
+        self._began |= began
+        if not self.placement.well:
+            return
+        began, self._began = self._began, False
         for placed in [*self._waiting]:
-            if not placed.answered or placed.replica in hanging:
+            if self.placement.hangs(placed.replica) if placed.answered else began:
                 self._waiting.pop(placed).reschedule(0.0)

@@ -22,7 +22,7 @@ class EngineFailed(Lost):
 
 
 class Hangs(Lost):
-    """A replica is there, and says nothing."""
+    """A replica is there, and says nothing, or its engine makes no step."""
 
 
 class FilesLost(Lost):
@@ -31,10 +31,15 @@ class FilesLost(Lost):
 
 KINDS = {kind.__name__: kind for kind in (HalkaError, UnknownAdapterError, EngineFailed, FilesLost)}
 
+UNSAID = -1  # positions, of a reply that has no word of them
+
 
 @dataclass(frozen=True)
 class Call:
-    """A request for `n` answers, as `AsyncEngine.follow` takes it; its adapter is named by its content's id."""
+    """A request for `n` answers, as `AsyncEngine.follow` takes it; its adapter is named by its content's id.
+
+    n  0: only the positions that the adapter leaves for a text are asked
+    """
 
     request: Request
     n: int = 1
@@ -70,21 +75,23 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a replica says; the first of an answer's has `replica` and `held`, each other a piece, or an error.
+    """What a replica says; the first has `replica` and `held`, each other a piece, the room, an error, or it is a beat.
 
     replica  the replica's name
-    held     whether the adapter was in its memory when the call came
+    held     whether the adapter was in its memory when the call came; None: that does not count
     piece    what one of the answers has more
     cached   tokens of the prompt that its cache had
-    room     positions for a text, where that was asked; None: no end
+    room     positions for a text, where that was asked; None: no end, `UNSAID` in every other reply
+    stalled  whether its engine makes no step, in a beat
     error    why it failed: the kind of error, and its message
     """
 
     replica: str | None = None
-    held: bool = False
+    held: bool | None = None
     piece: Piece | None = None
     cached: int = 0
-    room: int | None = None
+    room: int | None = UNSAID
+    stalled: bool = False
     error: tuple[str, str] | None = None
 
     @property
@@ -126,6 +133,7 @@ class State:
     holds      the ids of the adapters in its memory
     running    answers that have a row; waiting: that wait for one
     loads      how many adapters it has loaded, and evictions how many it has evicted
+    stalled    whether its engine makes no step
     """
 
     name: str
@@ -135,6 +143,7 @@ class State:
     waiting: int = 0
     loads: int = 0
     evictions: int = 0
+    stalled: bool = False
 
     @property
     def json(self) -> str:
