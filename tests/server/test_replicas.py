@@ -15,6 +15,8 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +38,7 @@ from halka.server.guards.metrics import BackendState
 from halka.storage.adapter_folder import AdapterFolder
 from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.openmp import BRIEFLY
+from halka.util.own_version import PACKAGE, own_version, source_hash
 from halka.util.ray_connection import RayConnection
 from replicas_for_tests import Here, Parcel, gateway
 from serving_for_tests import InProcess, make_store, no_white_space, settings, until
@@ -411,7 +414,7 @@ def test_who_leaves_frees_the_row(served):
 
 def test_another_base_or_version_is_refused_by_name(base, served, tmp_path):
     plan = Plan.of(settings(base, None, tmp_path), served[0].service.model, threads=1)
-    with pytest.raises(HalkaError, match=r"has Halka .*, and the gateway 0\.0: install that on every node"):
+    with pytest.raises(HalkaError, match=r"has Halka .*, and the gateway 0\.0: install one wheel on all"):
         replace(plan, halka="0.0").engine(Contents(tmp_path))
     with pytest.raises(HalkaError, match=r"has another base as .* than the gateway"):
         replace(plan, fingerprint={**plan.fingerprint, "weights": "0" * 16}).engine(Contents(tmp_path))
@@ -553,6 +556,28 @@ def test_who_leaves_while_files_come_disturbs_no_other(stored, tmp_path):
 
     asyncio.run(go())
     assert [path.name for path in tmp_path.iterdir()] == [id]
+
+
+def test_two_states_of_a_checkout_have_versions_of_their_own(base, served, tmp_path):
+    """Whatever their number says; what Python or the page's tools leave there changes nothing."""
+    plan = Plan.of(settings(base, None, tmp_path), served[0].service.model, threads=1)
+    assert plan.halka == own_version() == f"{version('halka')} (source {source_hash(PACKAGE)})"
+    files = {"a.py": "1", "b/c.py": "2", "b/__pycache__/c.pyc": "3", "web/node_modules/d.py": "4"}
+    hashes = dict[str, str]()
+    for state, changes in {"one": {}, "left": {"b/__pycache__/c.pyc": "5", "web/node_modules/d.py": "6"}}.items():
+        write(tmp_path / state, files | changes)
+        hashes[state] = source_hash(tmp_path / state)
+    for number, changed in enumerate(({"a.py": "2"}, {"b/c.py": "1"}, {"b/d.py": ""})):
+        write(tmp_path / str(number), files | changed)
+        hashes[str(number)] = source_hash(tmp_path / str(number))
+    assert hashes.pop("left") == hashes["one"]
+    assert len({*hashes.values()}) == len(hashes) == 4
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
 
 
 def test_an_application_is_waited_for_until_it_has_ended_or_its_time_has(base, tmp_path):

@@ -6,7 +6,6 @@ import json
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -20,13 +19,14 @@ from halka.models.fingerprint import own_fingerprint
 from halka.models.loading import load_base
 from halka.server.settings import GB, ServerSettings
 from halka.util.errors import HalkaError
+from halka.util.own_version import own_version
 
 
 @dataclass(frozen=True)
 class Plan:
     """The base, and the engine on it.
 
-    fingerprint  of the gateway's base; halka: the gateway's version of Halka
+    fingerprint  of the gateway's base; halka: the gateway's `own_version`
     threads      that it computes in, where it has no GPU
     beside       the most replicas that share a node's memory
     others       settings of `ServerSettings` by their names
@@ -52,7 +52,7 @@ class Plan:
             "timeout",
         )
         others = {name: getattr(settings, name) for name in names}
-        return cls(own_fingerprint(model), version("halka"), threads, beside, others)
+        return cls(own_fingerprint(model), own_version(), threads, beside, others)
 
     @property
     def json(self) -> str:
@@ -62,8 +62,11 @@ class Plan:
         """The engine of a replica. Raises HalkaError, with this node's name, for another base or version."""
         torch.set_num_threads(self.threads)
         node, settings = socket.gethostname(), self.others
-        if (own := version("halka")) != self.halka:
-            raise HalkaError(f"node {node} has Halka {own}, and the gateway {self.halka}: install that on every node")
+        if (own := own_version()) != self.halka:
+            raise HalkaError(
+                f"node {node} has Halka {own}, and the gateway {self.halka}: install one wheel on all of them, as "
+                "docs/replicas.md says, or check the same commit out"
+            )
         try:
             model = adapt(
                 *load_base(
