@@ -10,6 +10,7 @@ from halka.engine.llama.chunks import QUERIES, ChunkAttention, batched, tiles_of
 from halka.engine.llama.shared import shared
 from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
+from halka.models.attention.paged_groups import Products, groups_of
 
 Q, H, W = 6, 2, 8
 
@@ -46,12 +47,11 @@ def test_chunks_see_what_a_mask_lets_them(dtype, window):
     q = torch.randn(len(positions), Q, W, generator=torch.Generator().manual_seed(1)).to(dtype)
     out, attend = torch.zeros(len(positions), Q * W, dtype=dtype), ChunkAttention(H, dtype)
     expected = torch.zeros(len(positions), Q * W)
-    for group, (length, numbers, places) in enumerate(plan.groups):
-        if length > 1:
-            keys, values = (tensor.float() for tensor in kv.read(1, plan.tables[numbers]))
-            own = q[places].float().transpose(1, 2)
-            attended = grouped_products(own, keys, values, plan.mask(group, window), 0.4)
-            expected[places] = attended.transpose(1, 2).flatten(-2)
+    for group in groups_of(plan, Products(Q, window=window)):
+        keys, values = (tensor.float() for tensor in kv.read(1, *group.strips))
+        attended = grouped_products(q[group.places].float().transpose(1, 2), keys, values, group.mask, 0.4)
+        expected[group.places] = attended.transpose(1, 2).flatten(-2)
+    expected[0] = 0  # a text of one token is none of these chunks
     tiles = [tile for number, own in enumerate(texts) if own.tokens > 1 for tile in tiles_of(plan, number, window)]
     batches = batched(tiles)
     assert any(batch.count > 1 for batch in batches)

@@ -21,6 +21,7 @@ from halka.engine.llama.shared import shared
 from halka.methods.bottleneck import ACTIVATIONS
 from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
+from halka.models.attention.paged_groups import Products, groups_of
 
 DTYPES = [torch.float32, torch.bfloat16]
 NO_SCALE = np.empty(0, np.float32)
@@ -268,11 +269,11 @@ def test_attention_to_blocks(dtype, queries, heads, width, window, pieces):
         ),
     )
     expected = torch.zeros(8, queries * width)
-    for group, (length, numbers, own) in enumerate(plan.groups):
-        if length == 1:
-            keys, values = (tensor.float() for tensor in kv.read(1, plan.tables[numbers]))
-            mask = plan.mask(group, window)
-            expected[own[:, 0]] = grouped_products(q[own].float().transpose(1, 2), keys, values, mask, 0.4).flatten(1)
+    for group in groups_of(plan, Products(queries, window=window)):
+        if (own := group.places).shape[1] == 1:
+            keys, values = (tensor.float() for tensor in kv.read(1, *group.strips))
+            attended = grouped_products(q[own].float().transpose(1, 2), keys, values, group.mask, 0.4)
+            expected[own[:, 0]] = attended.flatten(1)
     assert_close(out, expected, dtype)
 
 

@@ -3,7 +3,7 @@
     B tiles   T queries of the longest   M blocks, C filled slots that the largest sees
     Q query heads   H key/value heads   G = Q/H   W head width
 
-`grouped_products` with `KVBlocks.read` and `PagedPlan.mask` is the slow twin.
+`grouped_products` of `paged_groups.py` is the slow twin.
 """
 
 from __future__ import annotations

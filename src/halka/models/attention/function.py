@@ -28,6 +28,7 @@ from halka.models.attention.forest_flex import attend_by_flex, block_mask
 from halka.models.attention.forest_fused import attend_by_fused
 from halka.models.attention.forest_products import attend_by_products
 from halka.models.attention.paged import PagedPlan
+from halka.models.attention.paged_groups import NUMBERS, Products, groups_of
 from halka.models.attention.places import LayerMemory, Recorded
 from halka.util.machine import lacks_bfloat16
 
@@ -253,19 +254,31 @@ def attend_to_blocks(
     scale: float,
     softcap: float | None = None,
     window: int | None = None,
+    way: str | None = None,
+    most: int = NUMBERS,
 ) -> Tensor:
     """Attention (1, Q, N, W) of a line's tokens to their texts' blocks, to which this layer's key and value are added.
 
-    query (1, Q, N, W), key and value (1, H, N, W). Texts with equally many tokens in the line are computed in one go.
+    query (1, Q, N, W), key and value (1, H, N, W). Each group of `paged_groups.py` is computed in one go.
+
+    way: "products", or "fused" for texts with several tokens; the device's own if None
+    most: numbers that a group computes with at once
     """
     there, query, key, value = query.device, *(tensor.to(plan.device) for tensor in (query, key, value))
     plan.kv.write(layer, *plan.blocks_and_places, key[0].transpose(0, 1), value[0].transpose(0, 1))
     output = torch.empty_like(query[0].transpose(0, 1))  # N Q W
-    for group, (_, texts, places) in enumerate(plan.groups):
-        keys, values = plan.kv.read(layer, plan.tables[texts])
-        own = query[0][:, places].transpose(0, 1)  # G Q T W
-        attended = grouped_products(own, keys, values, plan.mask(group, window), scale, softcap=softcap)
-        output[places] = attended.transpose(1, 2)
+    fused = (plan.device.type != "cpu" and softcap is None) if way is None else way == "fused"
+    products = Products(query.shape[1], fused, window, most)
+    for group in plan.kept(products, lambda: groups_of(plan, products)):
+        own, parts = query[0][:, group.places].transpose(0, 1), list[Tensor]()  # G Q T W
+        for part, strips in zip(own.split(group.heads, dim=1), group.strips, strict=True):
+            keys, values = plan.kv.read(layer, strips)
+            if group.fused:
+                parts.append(F.scaled_dot_product_attention(part, keys, values, group.mask, scale=scale))
+            else:
+                parts.append(grouped_products(part, keys, values, group.mask, scale, softcap=softcap))
+            del keys, values  # before the next ones are read
+        output[group.places] = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).transpose(1, 2)
     return output.transpose(0, 1)[None].to(there)
 
 

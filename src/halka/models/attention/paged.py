@@ -1,21 +1,20 @@
 """Attention to keys and values that are kept in blocks: one line of tokens of many texts, each behind its own past.
 
-    N tokens of the line   R texts in it   M blocks of the longest text   C = M·SIZE   L layers
+    N tokens of the line   R texts   M blocks of the one with the most   C = M·SIZE   L layers
     Q query heads   H key/value heads   W head width
 
 A text's past is a list of blocks, which others may share: of its adapter's virtual tokens, and of its own tokens. What
 the line's tokens add is written first, layer by layer, so a text may attend to a block that another of the same line
-fills.
+fills. `paged_groups.py` says which tokens attend in one go.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +22,8 @@ from torch import Tensor
 from halka.util import huge_pages
 from halka.util.forest import Forest
 from halka.util.transfer import to_device
+
+T = TypeVar("T")
 
 SIZE = 16  # tokens of a block
 ALWAYS = -1  # where a block begins whose tokens are virtual: all of a text see them, whatever the window
@@ -51,18 +52,29 @@ class KVBlocks:
         self.data[blocks, layer, 0, :, places] = key
         self.data[blocks, layer, 1, :, places] = value
 
-    def read(self, layer: int, tables: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (R, H, C, W) of these blocks (R, M)."""
-        pairs = self.data[:, layer][tables]  # R M 2 H SIZE W
-        keys, values = pairs.permute(2, 0, 3, 1, 4, 5).flatten(3, 4).unbind(0)
-        return keys, values
+    def strips(self, tables: Tensor, heads: Tensor | None = None) -> Tensor:
+        """(R, H, M) what `read` reads of these blocks (R, M), for all heads, or these (H,): numbers of strips.
+
+        A strip is a block's keys, or values, of one head: SIZE·W numbers side by side.
+        """
+        _, layers, _, count, _, _ = self.data.shape
+        heads = torch.arange(count, device=tables.device) if heads is None else heads
+        return tables[:, None] * (2 * layers * count) + heads[None, :, None]
+
+    def read(self, layer: int, strips: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values (R, H, C, W) of these strips (R, H, M), by one copy of each."""
+        rows, heads, blocks = strips.shape
+        width, count = self.data.shape[-1], self.data.shape[3]
+        flat, wanted = self.data.view(-1, SIZE * width), strips.flatten()
+        keys, values = (flat[count * pair :].index_select(0, wanted) for pair in (2 * layer, 2 * layer + 1))
+        return keys.view(rows, heads, blocks * SIZE, width), values.view(rows, heads, blocks * SIZE, width)
 
 
 @dataclass(frozen=True)
 class PagedText:
     """One text of a line: how many tokens it has there, and its blocks, those that it fills included.
 
-    blocks   numbers of blocks
+    blocks   numbers of blocks, in order, those of virtual tokens first
     counts   how many tokens of each are filled, when the line has been computed
     begins   the position of each block's first token, or ALWAYS
     """
@@ -78,7 +90,8 @@ class PagedPlan:
 
     kv          where keys and values are
     texts       in the order of the line
-    positions   (N,) of each token
+    at          the position of each token, for the host
+    positions   (N,) the same on the device
     slots       (N,) where each token's keys and values are kept: block · SIZE + place in it
     forest      the line as `util.forest.Forest` has it: a segment for each text, and its runs
     """
@@ -92,11 +105,17 @@ class PagedPlan:
         runs: Sequence[int],
     ):
         """runs: tokens of each stretch with one adapter, in the order of the line."""
-        self.kv, self.texts, self.device = kv, tuple(texts), kv.data.device
+        self.kv, self.texts, self.device, self.at = kv, tuple(texts), kv.data.device, tuple(positions)
         of_tokens = [torch.tensor(it, dtype=torch.int64, device="cpu") for it in (positions, slots)]
         self.positions, self.slots = to_device(of_tokens, self.device)
         self.forest = Forest(tuple(text.tokens for text in texts), (-1,) * len(texts), tuple(runs))
-        self._masks: dict[tuple[int, int | None], Tensor] = {}
+        self._kept: dict[Hashable, Any] = {}
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` makes, the first time that it is asked for by this key."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     def with_runs(self, runs: Sequence[int]) -> PagedPlan:
         """The plan with other runs."""
@@ -134,49 +153,15 @@ class PagedPlan:
         return self._of_texts[2]
 
     @cached_property
-    def groups(self) -> list[tuple[int, Tensor, Tensor]]:
-        """Texts of equal length in the line: that length, their numbers (G,), and their tokens' places (G, T)."""
-        pairs = zip(self._of_texts[3::2], self._of_texts[4::2], strict=True)
-        return [(length, *pair) for length, pair in zip(self._lengths, pairs, strict=True)]
-
-    @cached_property
-    def _lengths(self) -> dict[int, list[int]]:
-        """The numbers of the texts of each length in the line."""
-        of_length: dict[int, list[int]] = defaultdict(list)
-        for number, text in enumerate(self.texts):
-            of_length[text.tokens].append(number)
-        return of_length
-
-    @cached_property
     def _of_texts(self) -> list[Tensor]:
-        """Tables, counts, begins, then each group's texts and places: in one copy to the device."""
-        last = [text.blocks[-1] for text in self.texts]
-        tables = [_table([text.blocks for text in self.texts], last)]
-        tables += [_table([text.counts for text in self.texts]), _table([text.begins for text in self.texts])]
-        starts = torch.tensor(self.forest.starts, device="cpu")
-        for length, numbers in self._lengths.items():
-            texts = torch.tensor(numbers, device="cpu")
-            tables += [texts, starts[texts][:, None] + torch.arange(length, device="cpu")]
+        """Tables, counts, begins: in one copy to the device."""
+        tables = [table([text.blocks for text in self.texts], [text.blocks[-1] for text in self.texts])]
+        tables += [table([text.counts for text in self.texts]), table([text.begins for text in self.texts])]
         return to_device(tables, self.device)
 
-    def mask(self, group: int, window: int | None) -> Tensor:
-        """(G, 1, T, C), true where the group's tokens see a slot of their text's blocks."""
-        if (group, window) not in self._masks:
-            _, texts, places = self.groups[group]
-            begins = self.begins[texts][:, :, None]
-            within = torch.arange(SIZE, device=self.device)
-            key = (begins + within).flatten(1)[:, None]  # G 1 C
-            own = self.positions[places][:, :, None]  # G T 1
-            sees = key <= own
-            if window is not None:
-                sees = sees & (own - key < window)
-            always = (begins == ALWAYS).expand(-1, -1, SIZE).flatten(1)[:, None]
-            filled = (within < self.counts[texts][:, :, None]).flatten(1)[:, None]
-            self._masks[group, window] = ((sees | always) & filled)[:, None]
-        return self._masks[group, window]
 
-
-def _table(rows: Sequence[Sequence[int]], fill: Sequence[int] | None = None) -> Tensor:
+def table(rows: Sequence[Sequence[int]], fill: Sequence[int] | None = None) -> Tensor:
+    """Rows of numbers as a tensor on the CPU, filled up to the longest with zeros, or with a number of each."""
     longest = max(len(row) for row in rows)
     fill = [0] * len(rows) if fill is None else fill
     filled = [[*row, *[rest] * (longest - len(row))] for row, rest in zip(rows, fill, strict=True)]

@@ -139,7 +139,7 @@ def partial_sums(texts: int, pieces: int, queries: int, width: int) -> tuple[Any
 def attend(
     threads, q_NQW, kv, layer, places, texts, tables, counts, begins, positions, window, scale, sums, states, out_N
 ):
-    """grouped_products(q, *KVBlocks.read(layer, tables), PagedPlan.mask(window), scale) for texts of one token.
+    """grouped_products(q, *KVBlocks.read(layer, strips), PagedGroup.mask, scale) for texts of one token.
 
     places  (T,) the token's place in the line    texts  (T,) the number of its text, a row of the next three
     tables, counts, begins  (texts, M), as `PagedPlan` has them    positions  (N,)    window  0 where there is none

@@ -40,7 +40,7 @@ def _gather(thread, threads, q_NQW, kv, layer, starts, counts, tables, ends, sca
 
 @kernel
 def gather(threads, q_NQW, kv, layer, starts, counts, tables, ends, scale, q_BHGTW, keys_BHCW, values_BHCW):
-    """q = q[places] · scale; keys, values = KVBlocks.read(layer, tables), of filled slots; values are 0 behind them.
+    """q = q[places] · scale; keys, values = KVBlocks.read(layer, strips), of filled slots; values are 0 behind them.
 
     starts, counts  (B,) the place in the line of a tile's first token, and how many it has
     tables, ends    (B, M) blocks, and how many slots are filled up to the end of each
