@@ -25,7 +25,13 @@ from halka.models.quantised import quantise
 from halka.objectives import summed_losses
 from tiny import WINDOWED, tiny, windowed
 
-FORMS: list[Method] = [*(forms[0] for forms in METHODS.values()), *METHODS["bottleneck"][2:4], *JOINT, *OF_EXPERTS]
+BY_PATH = halka.Joint((halka.LoRA(rank=4), halka.Modules(("lm_head",))))  # JOINT's first, with the head by its path
+FORMS: list[Method] = [
+    *(forms[0] for forms in METHODS.values()),
+    *METHODS["bottleneck"][2:4],
+    *(BY_PATH, *JOINT[1:]),
+    *OF_EXPERTS,
+]
 ALL_FORMS: list[Method] = [*dict.fromkeys([form for forms in METHODS.values() for form in forms] + JOINT + OF_EXPERTS)]
 """Those, and all other forms that the contract tries."""
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
@@ -87,7 +93,9 @@ def possible(case: Mapping[str, Any]) -> bool:
         return False
     if any("model.norm" in role for role in roles) and architecture in ("gpt2", "gpt_neox", "opt"):
         return False
-    return case["company"] == "alone" or "head" not in roles
+    if method == BY_PATH and architecture == "gpt_neox":  # whose head is `embed_out`
+        return False
+    return case["company"] == "alone" or roles.isdisjoint({"head", "module:lm_head"})
 
 
 WITHOUT_DROPOUT = {

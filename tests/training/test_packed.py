@@ -23,7 +23,7 @@ from halka.training import Job, Step, TrainConfig, mean_loss, train, train_many
 from packed_cases import COMPANIES, FORMS, SHARING, differences, losses_and_gradients, model_of, possible, texts
 from pairwise import pairwise
 from tiny import CONFIGS, tiny
-from training_for_tests import items, same, weights
+from training_for_tests import items, recorded_gradients, same, weights
 
 CASES = pairwise(
     {
@@ -128,6 +128,31 @@ def test_adapters_trained_together_learn_what_they_learn_apart(rope):
         list(train(alone, name, examples, config))
         for key, tensor in weights(alone, name).items():
             torch.testing.assert_close(weights(model, name)[key], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("batches", ["packed", "padded"])
+def test_a_head_and_embeddings_that_are_named_by_their_paths_are_trained_in_any_company(batches):
+    head, embedding = "module:lm_head", "module:model.embed_tokens"
+    methods = {
+        "a": halka.Joint((halka.LoRA(rank=4), halka.Modules((head, embedding)))),
+        "b": halka.LoRA(rank=4, targets=("linear", head, embedding)),
+        "c": halka.LoRA(rank=4),
+    }
+    config = TrainConfig(steps=1, batch_size=3, lr=1e-2, batches=batches)
+    ends: dict[str, dict[str, Tensor]] = {}
+    for names in (["a"], ["b"], ["c"], ["a", "b", "c"]):
+        model = halka.adapt(tiny())
+        for name in names:
+            model.add(name, methods[name])
+            disturb(model, name)
+        starts = {name: weights(model, name) for name in names}
+        with recorded_gradients() as gradients:  # which fails for a parameter without one
+            list(train_many(model, [Job(name, texts("a beginning", 0), config) for name in names]))
+        assert all(gradient.any() for of_step in gradients for gradient in of_step)
+        for name in names:
+            end = weights(model, name)
+            assert not any(torch.equal(end[key], start) for key, start in starts[name].items())
+            torch.testing.assert_close(end, ends.setdefault(name, end), rtol=1e-3, atol=1e-5)
 
 
 def test_bf16_stays_within_rounding():

@@ -112,10 +112,10 @@ class Target:
 
 
 def wants(roles: Iterable[str], target: Target) -> bool:
-    """Whether a method of these roles, groups of roles or paths acts on the target."""
+    """Whether a method of these roles, groups of roles or paths, with or without `module:`, acts on the target."""
     wanted = {member for role in roles for member in ROLE_GROUPS.get(role, (role,))}
-    by_path = target.role in WEIGHT_ROLES and target.name in wanted
-    return target.role in wanted or by_path or (target.role == "module" and f"{WHOLE}{target.name}" in wanted)
+    by_path = target.role in (*WEIGHT_ROLES, "embedding", "module")
+    return target.role in wanted or (by_path and not wanted.isdisjoint({target.name, f"{WHOLE}{target.name}"}))
 
 
 def select(
@@ -123,23 +123,23 @@ def select(
 ) -> list[Target]:
     """The targets that a method of that name and these roles acts on, of a base's targets and modules (by path).
 
+    The path of a head, an embedding or another weight selects the base's own target, and its role with it.
     Raises HalkaError for a role or a path that selects none, and for a router; of a group, one role is enough.
     """
     targets = list(targets)
     for role in roles:
+        if any(wants([role], target) for target in targets):
+            continue
         path = role.removeprefix(WHOLE)
-        if role.startswith(WHOLE) and path in modules:
-            if type(modules[path]).__name__.endswith("Router"):  # returns several tensors, of all rows' tokens as one
-                raise HalkaError(
-                    f"{method}: {path} is a router, which is not trained: tokens go where the base sends them"
-                )
-            targets.append(module_target(path, modules[path]))
-        if not any(wants([role], target) for target in targets):
+        if path == role or path not in modules:
             present = ", ".join(sorted({target.role for target in targets}))
             raise HalkaError(
                 f"{method} wants {path!r}, which this base does not have: it has {present} and the groups "
                 f"{', '.join(ROLE_GROUPS)}; a linear layer can also be named by its path"
             )
+        if type(modules[path]).__name__.endswith("Router"):  # returns several tensors, of all rows' tokens as one
+            raise HalkaError(f"{method}: {path} is a router, which is not trained: tokens go where the base sends them")
+        targets.append(module_target(path, modules[path]))
     return [target for target in targets if wants(roles, target)]
 
 
