@@ -27,6 +27,7 @@ FORESTS = {
     "three levels": Forest((3, 4, 2, 7, 1, 6), (-1, 0, 1, 1, 0, 0), (23,)),
     "several trees": Forest((3, 4, 8, 2, 6, 1, 5), (-1, 0, 0, -1, 3, 3, -1), (29,)),
     "several runs": Forest((3, 4, 8, 2, 6, 21, 5, 3), (-1, 0, 0, -1, 3, -1, -1, 6), (23, 21, 8)),
+    "a run without tokens": Forest((5, 4, 2, 6), (-1, 0, -1, 2), (9, 0, 8)),
 }
 VIRTUAL = 4  # the longest run's virtual tokens
 
@@ -234,7 +235,7 @@ def test_flex_equals_the_dense_mask(runs, window, softcap):
 
 
 @pytest.mark.parametrize("one_for_all", [None, True, False], ids=["", "one memory", "memories"])
-@pytest.mark.parametrize("forest", ["three levels", "several runs"])
+@pytest.mark.parametrize("forest", ["three levels", "several runs", "a run without tokens"])
 def test_fused_equals_the_dense_mask_and_stores_no_mask_of_all_tokens(forest, one_for_all):
     """Its call of torch's kernel is looked at: on a GPU with dropout, such as GPT-2 has, it is the way."""
     runs = None if one_for_all is None else 1 if one_for_all else len(FORESTS[forest].runs)

@@ -95,15 +95,14 @@ class ForestPlan:
         return len(self.forest.lengths) == 1 and (window is None or self.forest.tokens <= window)
 
     @cached_property
-    def by_run(self) -> list[ForestPlan]:
-        """A plan for each run alone."""
-        forest, run_of_segment = self.forest, self.forest.run_of_segment
-        plans: list[ForestPlan] = []
+    def by_run(self) -> list[ForestPlan | None]:
+        """A plan for each run alone; None for one without tokens."""
+        forest, plans, first = self.forest, list[ForestPlan | None](), 0
         for run, tokens in enumerate(forest.runs):
-            first = run_of_segment.index(run)
-            own = slice(first, first + run_of_segment.count(run))
+            own = slice(first, first + forest.run_of_segment.count(run))
             parents = tuple(parent if parent < 0 else parent - first for parent in forest.parents[own])
-            plans.append(ForestPlan(Forest(forest.lengths[own], parents, (tokens,)), self.device))
+            plans.append(ForestPlan(Forest(forest.lengths[own], parents, (tokens,)), self.device) if tokens else None)
+            first = own.stop
         return plans
 
     def kept(self, key: Any, compute: Callable[[], Value]) -> Value:

@@ -223,6 +223,7 @@ def attend_to_forest(
         outputs = [
             attend_to_forest(q, k, v, plan_of_run, scale, dropout, softcap, window, virtual_of_run, way, kernels)
             for q, k, v, plan_of_run, virtual_of_run in zip(*lines, plan.by_run, _of_runs(memory, plan), strict=True)
+            if plan_of_run is not None
         ]
         return torch.cat(outputs, dim=2)
     if way == "products":
