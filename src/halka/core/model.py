@@ -109,8 +109,6 @@ class AdaptedModel:
         Other threads' blocks wait for this one to end, and forward passes that they start outside of a block raise
         RuntimeError: a thread that is started within the block, as for a streamer, must hold the block itself.
         Coroutines of one thread must not await within a block. Blocks nest; the inner one counts.
-        Values that you change by hand while a mixed batch decodes count from the next prompt, in a line from the next
-        block.
         A `Route` that was resolved before, for these adapters, may take the place of names.
         """
         return MustEnter(

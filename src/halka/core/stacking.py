@@ -22,6 +22,10 @@ from halka.util.transfer import numbers
 class StackedParts:
     """Parts of one class and stack key at one target, and the rows of a batch that use them.
 
+    What is stacked stays until an optimiser or a load changes a parameter. Values written by hand are looked for at a
+    prompt, and in a line once, by the first pass: every block of `use` with names makes its own stacks. While a batch
+    decodes, token by token, a look at each of many parameters would take a third of the products' time.
+
     distinct   the parts, each once; the first one's edit serves all
     which      the place of each row's part among them
     """
@@ -46,8 +50,6 @@ class StackedParts:
             batch = [value.flatten(0, 1) for value in own]
         else:  # a row's tokens, and those of its repeats, are one row to the stack
             batch = [value.reshape(len(self.rows), -1, value.shape[-1]) for value in own]
-        # while a mixed batch decodes, token by token, nobody looks for values written by hand: to look at each of its
-        # many parameters takes a third of the time that the products do
         tensors = self.joined(self.by_row, batch[-1], look=batch[-1].shape[-2] > 1)
         edited = self.distinct[0].edit(batch, tensors).reshape(own[-1].shape)
         return edited if places is None else last.index_copy(0, places, edited)
