@@ -12,6 +12,8 @@ from transformers import DynamicCache
 import halka
 from contract import adapted, disturb, ids, padded
 from halka.core import AdaptedModel
+from halka.models.attention.forest import ForestPlan
+from halka.util.forest import Forest
 from numbers_for_tests import close
 from tiny import CONFIGS, tiny
 
@@ -243,6 +245,12 @@ def test_past_a_sliding_window_the_text_slides_and_the_virtual_tokens_stay():
 # ── positions have an end ───────────────────────────────────────────────────────────────────────────────────────────
 
 
+def line(model: AdaptedModel, longest: int) -> None:
+    """A pass over a line of two texts that begin alike."""
+    plan = ForestPlan(Forest((100, 3, longest - 100), (-1, 0, 0), (longest + 3,)))
+    model.base(ids(1, longest + 3), position_ids=plan.positions[None], use_cache=False, **plan.inputs)
+
+
 @pytest.mark.parametrize("method", [halka.Prefix(length=P), halka.Prompt(length=P)], ids=lambda m: m.name)
 def test_text_and_virtual_tokens_share_the_bases_positions(method):
     model = adapted(method)
@@ -250,6 +258,9 @@ def test_text_and_virtual_tokens_share_the_bases_positions(method):
         model.base(ids(1, 128 - P))
         with pytest.raises(ValueError, match=r"5 virtual tokens and 124 of text exceed the base's 128 positions"):
             model.base(ids(1, 128 - P + 1))
+        line(model, 128 - P)
+        with pytest.raises(ValueError, match=r"5 virtual tokens and 124 of text exceed the base's 128 positions"):
+            line(model, 128 - P + 1)
     with torch.no_grad():
         assert model.base(ids(1, 128)).logits.isfinite().all()
 

@@ -84,6 +84,11 @@ class Forest:
         paths = (self.ancestors(segment) for segment in range(len(self.lengths)))
         return tuple(sum(self.lengths[ancestor] for ancestor in path) for path in paths)
 
+    @cached_property
+    def longest(self) -> int:
+        """The tokens of the longest text, from its root's first to its last."""
+        return max(offset + length for offset, length in zip(self.offsets, self.lengths, strict=True))
+
     def ancestors(self, segment: int) -> tuple[int, ...]:
         """A segment's ancestors, root first."""
         path: list[int] = []

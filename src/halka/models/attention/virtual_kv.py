@@ -58,8 +58,7 @@ class VirtualKV(StackTokens[tuple[Tensor, Tensor]]):
         taking = torch.tensor([part is not None and part.takes_positions for part in self.parts], device="cpu")
         shift, limit = lengths * taking, self.stack.limit
         if limit is not None and int(past) + length + longest > limit:
-            text = int(kwargs["position_ids"].max()) + 1 if runs else int(past) + length
-            self.stack.check(int(shift.max()), text)
+            self.stack.check(int(shift.max()), _longest_text(kwargs) if runs else int(past) + length)
         if len(self.parts) > 1:
             times = torch.tensor(runs, device="cpu") if runs else repeats(batch, len(lengths))
             shift = shift.repeat_interleave(times)
@@ -87,3 +86,12 @@ class VirtualKV(StackTokens[tuple[Tensor, Tensor]]):
         rows = [nothing if part is None else by_part[id(part)] for part in self.parts]
         lengths = torch.tensor([row.shape[0] for row in rows], device="cpu")
         return pad_sequence(rows, batch_first=True).permute(2, 0, 3, 1, 4).contiguous(), lengths
+
+
+def _longest_text(kwargs: dict[str, Any]) -> int:
+    """The tokens of a line's longest text. On a GPU they are the forest's, for which the host does not wait.
+
+    On a CPU tokens that no text has may fill up the line; their positions are 0.
+    """
+    positions = kwargs["position_ids"]
+    return int(positions.max()) + 1 if positions.device.type == "cpu" else kwargs["forest"].forest.longest
