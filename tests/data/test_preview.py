@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from halka.data.examples import Rows, read_examples
+from halka.data.examples import FileExamples, read_examples
 from halka.data.preview import Span, inspect, preview
 from halka.data.preview_print import render
 from halka.util.text import chat_template_fingerprint
@@ -126,7 +126,7 @@ def test_a_tasks_split_can_be_seen(write):
     seen = inspect("validation", rows, CHATML, others={"train": rows.examples})
     assert (seen.name, seen.examples, len(seen.shared["train"])) == ("validation", 2, 2)
     with pytest.raises(ValueError, match="none of 0 examples can be used"):
-        inspect("validation", Rows([], "prompt", []), CHATML)
+        inspect("validation", FileExamples([], "prompt", []), CHATML)
 
 
 def test_rendering_shows_everything_plainly(write):

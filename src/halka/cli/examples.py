@@ -9,7 +9,7 @@ from halka.cli.command import existing_file, say
 from halka.util.text import plural
 
 if TYPE_CHECKING:
-    from halka.data.examples import Example, Rows
+    from halka.data.examples import Example, FileExamples
     from halka.data.task import Task
 
 
@@ -18,7 +18,7 @@ def read_data(file: Path, flag: str, shape: str | None) -> list[Example]:
     return data_rows(file, flag, shape).examples
 
 
-def data_rows(file: Path, flag: str, shape: str | None) -> Rows:
+def data_rows(file: Path, flag: str, shape: str | None) -> FileExamples:
     """A data file's examples with their rows; prints as `read_data`. Raises DataError for an unreadable file."""
     from halka.data.examples import read_examples
 

@@ -47,7 +47,7 @@ class VirtualAttention(Protocol):
 
 
 class Follower(Protocol):
-    """Who keeps something by adapters' names."""
+    """Who keeps something by adapters' names, and must hear when one leaves."""
 
     def removed(self, name: str) -> None:
         """The adapter of that name has left the model."""
@@ -63,7 +63,7 @@ class Pool(Follower, Protocol):
 
 
 class Kept(Follower, Protocol):
-    """What was made of base and adapters, and is kept for who needs it next (`halka.engine.kept`)."""
+    """What an engine made of base and adapters: the model holds it between engines, for the next (`engine/kept.py`)."""
 
     def close(self) -> None:
         """Leave the base as it was."""

@@ -14,7 +14,7 @@ from halka.core.adapter import Adapter
 from halka.core.interfaces import Kept, Pool, VirtualAttention
 from halka.core.parts import Method
 from halka.core.passes import Passes
-from halka.core.routing import Names, Route, Rows, resolve
+from halka.core.routing import AdapterNames, Route, RowNames, resolve
 from halka.core.targets import VIRTUAL_ROLES, Target, select
 from halka.core.weights import BaseWeights
 from halka.util.cached import Changes
@@ -101,7 +101,7 @@ class AdaptedModel:
             self._passes.turns.watch(True)
         return adapter
 
-    def use(self, adapters: Rows | Route) -> AbstractContextManager[AdaptedModel]:
+    def use(self, adapters: AdapterNames | Route) -> AbstractContextManager[AdaptedModel]:
         """`with model.use(...):` the base computes with one adapter, one per row (None for the bare base), or none.
 
         While an adapter is merged, no other can be used. Raises UnknownAdapterError for a name that the model does not
@@ -152,7 +152,7 @@ class AdaptedModel:
         return (() if name is None else self.adapter(name).labels) or self.labels
 
     @property
-    def active(self) -> Names:
+    def active(self) -> RowNames:
         """The names that the innermost `use` gave, one per row or one for all."""
         return self._passes.names
 
@@ -249,9 +249,9 @@ class AdaptedModel:
         return adapter
 
     @contextmanager
-    def _using(self, adapters: Rows | Route) -> Generator[AdaptedModel]:
+    def _using(self, adapters: AdapterNames | Route) -> Generator[AdaptedModel]:
         if adapters is None or isinstance(adapters, str):
-            names: Names = (adapters,)
+            names: RowNames = (adapters,)
         else:
             names = adapters.names if isinstance(adapters, Route) else tuple(adapters)
         with self._passes.turns.take():
@@ -263,7 +263,7 @@ class AdaptedModel:
             with self._passes.using(route, adapters):
                 yield self
 
-    def _resolve(self, names: Names, own: Mapping[str, Adapter], before: Route | None) -> Route | None:
+    def _resolve(self, names: RowNames, own: Mapping[str, Adapter], before: Route | None) -> Route | None:
         if not names:
             raise HalkaError("`use` names no rows: name an adapter, or None for the bare base")
         if self.merged is not None:

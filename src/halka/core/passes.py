@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from halka.core.adapter import Adapter
 from halka.core.interfaces import Arguments, LinePlan, VirtualAttention
 from halka.core.parts import ModulePart
-from halka.core.routing import Edits, ExpertEdits, Names, Place, Route
+from halka.core.routing import Edits, ExpertEdits, Place, Route, RowNames
 from halka.core.targets import Target
 from halka.util.calls import argument_of, received
 from halka.util.compiled import see_hooks
@@ -23,7 +23,7 @@ from halka.util.rows import repeats
 from halka.util.transfer import device_of
 from halka.util.turns import Flow, Turns
 
-Use = Callable[[Names], AbstractContextManager[object]]  # `AdaptedModel.use`
+Use = Callable[[RowNames], AbstractContextManager[object]]  # `AdaptedModel.use`
 
 
 class Passes:
@@ -179,7 +179,7 @@ class Passes:
         return self._again(use, self.names, self._runs, self.turns.owner)
 
     @contextmanager
-    def _again(self, use: Use, names: Names, runs: tuple[int, ...], owner: Flow | None) -> Generator[None]:
+    def _again(self, use: Use, names: RowNames, runs: tuple[int, ...], owner: Flow | None) -> Generator[None]:
         """Within the block layers compute as in a pass of these names and runs, in the turn of its owner."""
         in_backward, same = self.turns.waits_for_backward(owner), self.names == names
         if in_backward and not same:
@@ -195,7 +195,7 @@ class Passes:
                 self._runs = before
 
     @property
-    def names(self) -> Names:
+    def names(self) -> RowNames:
         """The names that the innermost block uses, one per row or one for all."""
         return self.route.names if self.route else (None,)
 

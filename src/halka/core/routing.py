@@ -16,12 +16,12 @@ from halka.core.stacking import StackedParts
 from halka.util.cached import Cached
 from halka.util.errors import HalkaError
 from halka.util.rows import repeats
-from halka.util.runs import shares_of
+from halka.util.runs import StackRows, shares_of
 
 Place = tuple[str, Literal["input", "output"]]  # a target's key, and what parts edit there
 VirtualParts = dict[str, tuple[VirtualPart | None, ...]]
-Rows = str | Sequence[str | None] | None  # the adapters that `use` names: one for all rows, one for each, or none
-Names = tuple[str | None, ...]  # the same: a row's each, or one for all
+AdapterNames = str | Sequence[str | None] | None  # as `use` takes them: one for all rows, one a row, or none
+RowNames = tuple[str | None, ...]  # what `use` makes of them: one a row, or a single one for all; None: no adapter
 
 
 class Edits:
@@ -39,7 +39,7 @@ class Edits:
                 key = part.stack_key()
                 groups[id(part) if key is None else (type(part), key)][row] = part
         self.stacks = [StackedParts([*group], [*group.values()]) for group in groups.values()]
-        self._rows = tuple((tuple(stack.rows), len(stack.distinct) > 1) for stack in self.stacks)
+        self._rows = tuple(StackRows(tuple(stack.rows), len(stack.distinct) > 1) for stack in self.stacks)
 
     def edit(self, runs: Sequence[int], *values: Tensor) -> Tensor:
         """The last of `values`, edited: x (B, T, I) that the module received, or x and its output y (B, T, O).
@@ -89,7 +89,7 @@ class ExpertEdits(NamedTuple):
     names   the adapters of the rows, of as many tokens each, or of `runs`
     """
 
-    names: Names
+    names: RowNames
     runs: tuple[int, ...]
     inputs: Edits | None = None
     outputs: Edits | None = None
@@ -106,7 +106,7 @@ class Route:
     adapters  those whose parts these are, by name; none where they are merged into the base
     """
 
-    names: Names
+    names: RowNames
     edits: Mapping[Place, Edits] = field(default_factory=dict[Place, Edits])
     virtual: VirtualParts = field(default_factory=VirtualParts)
     weights: WeightPart | None = None
@@ -115,7 +115,7 @@ class Route:
     cast: Cached[Mapping[str, Tensor]] = field(default_factory=Cached[Mapping[str, Tensor]], compare=False)
 
 
-def resolve(names: Names, adapters: Mapping[str, Adapter]) -> Route:
+def resolve(names: RowNames, adapters: Mapping[str, Adapter]) -> Route:
     """The route of a batch whose rows use the adapters of these names; a single name counts for every row.
 
     Raises HalkaError where a full copy of the weights would share a batch.

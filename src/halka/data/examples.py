@@ -15,10 +15,10 @@ __all__ = [
     "Example",
     "Examples",
     "ExamplesOrItems",
+    "FileExamples",
     "Item",
     "Message",
     "Prompt",
-    "Rows",
     "as_examples",
     "as_prompt",
     "examples_and_items",
@@ -83,7 +83,7 @@ ExamplesOrItems = Iterable[Example | Mapping[str, object] | Item]
 
 
 @dataclass(frozen=True)
-class Rows:
+class FileExamples:
     """A file's examples, their shape, and the rows that could not be used. Iterates over the examples.
 
     `rows[i]` is the whole row of `examples[i]`, with its other fields.
@@ -101,7 +101,7 @@ class Rows:
         return len(self.examples)
 
 
-def read_examples(path: str | Path, shape: str | None = None) -> Rows:
+def read_examples(path: str | Path, shape: str | None = None) -> FileExamples:
     """Read a JSONL, JSON, CSV, TSV, Parquet or CoNLL file (see `readers.read_rows`) into examples.
 
     The shape is the one that most rows have, unless `shape` names it. Every other row is in `problems`, with its line.
@@ -134,7 +134,7 @@ def read_examples(path: str | Path, shape: str | None = None) -> Rows:
         raise DataError(
             f"{path}: none of {len(rows)} rows is usable as {shape!r}. {reasons}. Known shapes: {known_shapes()}."
         )
-    return Rows(examples, shape, problems, used)
+    return FileExamples(examples, shape, problems, used)
 
 
 def as_examples(examples: Examples) -> list[Example]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from halka.data.batches import plan_packed
 from halka.data.duplicates import Duplicate, between, within
-from halka.data.examples import Example, Rows, read_examples
+from halka.data.examples import Example, FileExamples, read_examples
 from halka.data.packing import computed_tokens, paths_of
 from halka.data.readers import Problem
 from halka.data.shapes import SHAPES, keys_read
@@ -145,7 +145,7 @@ def preview(
 
 def inspect(
     name: str,
-    rows: Rows,
+    rows: FileExamples,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None = None,
     show: int = 3,

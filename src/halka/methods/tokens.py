@@ -49,7 +49,7 @@ class Tokens:
         return (ReadRows if target.role == "embedding" else PredictedRows)(target, self.tokens)
 
 
-class Rows(ModulePart):
+class TokenRows(ModulePart):
     """`rows` (N, D), which start as the base's own."""
 
     ids: Tensor
@@ -77,7 +77,7 @@ class Rows(ModulePart):
         return weight.index_copy(0, self.ids.to(weight.device), self.values().to(weight)), bias
 
 
-class ReadRows(Rows):
+class ReadRows(TokenRows):
     """At the embedding: these tokens' rows take the place of the base's."""
 
     def __init__(self, target: Target, tokens: tuple[int, ...]):
@@ -90,7 +90,7 @@ class ReadRows(Rows):
         return y + same.to(y.dtype) @ change
 
 
-class PredictedRows(Rows):
+class PredictedRows(TokenRows):
     """At the head: these tokens' logits, as their rows would give them. Where it is tied, the embedding's rows."""
 
     _tied: tuple[ReadRows, ...] = ()  # in a tuple, so that the other part is no submodule of this one

@@ -15,7 +15,12 @@ from halka.util.transfer import numbers
 
 SHORT = 16  # tokens of a run up to which it shares a product with others: a longer one is work enough for its own
 
-Rows = tuple[tuple[int, ...], bool]  # a stack's rows, and whether they have several parts
+
+class StackRows(NamedTuple):
+    """The rows of a stack, and whether they have several parts."""
+
+    rows: tuple[int, ...]
+    several_parts: bool
 
 
 class Together(NamedTuple):
@@ -49,14 +54,14 @@ class Shares(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def shares_of(runs: tuple[int, ...], stacks: tuple[Rows, ...], device: torch.device) -> Shares:
+def shares_of(runs: tuple[int, ...], stacks: tuple[StackRows, ...], device: torch.device) -> Shares:
     """How stacks of these rows share out runs of so many tokens, on a device: one answer for all modules of a pass."""
     ends = [*accumulate(runs)]
     together, alone = list[Together | None](), list[tuple[int, slice]]()
     spans = [(0, 0, 0, 0)]  # of what is edited: start and end in the line, whose, and where it starts there
-    for rows, several in stacks:
+    for rows, several_parts in stacks:
         short = [row for row in rows if 0 < runs[row] <= SHORT]
-        if not several or len(short) < 2:
+        if not several_parts or len(short) < 2:
             short = []
         alone += [(row, slice(ends[row] - runs[row], ends[row])) for row in rows if runs[row] and row not in short]
         if not short:

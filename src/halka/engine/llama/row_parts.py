@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from halka.engine.llama import kernels
-from halka.engine.llama.rows import Rows, Table
+from halka.engine.llama.rows import LineAdapters, Table
 from halka.engine.llama.shared import Shared
 from halka.engine.llama.weights import PRODUCTS, ROLES, LlamaLayer
 
@@ -30,7 +30,7 @@ SUBLAYERS = {"o": ("attn", 0), "down": ("mlp", 2)}  # that a product ends, and t
 class RowParts:
     """The parts of `rows`, whose runs have these lengths."""
 
-    def __init__(self, rows: Rows, runs: Sequence[int], h: Shared, residual: Shared, threads: int, pairs: bool):
+    def __init__(self, rows: LineAdapters, runs: Sequence[int], h: Shared, residual: Shared, threads: int, pairs: bool):
         """Arguments:
         h, residual  (N, D) what a sublayer reads, and what its output is added to
         pairs        kernels compute the low-rank products of long runs

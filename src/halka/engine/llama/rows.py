@@ -37,7 +37,7 @@ def stacked(tables: Sequence[Tables]) -> tuple[Table, Table, Table]:
 
 
 @dataclass(frozen=True)
-class Rows:
+class LineAdapters:
     """The adapters of a line's runs.
 
     names      as `Line.names`
@@ -56,7 +56,7 @@ class Rows:
     misplaced: str | None
 
 
-class Kept(NamedTuple):
+class KeptAdapter(NamedTuple):
     """An adapter, what it had at the last look, and what was made of that."""
 
     adapter: Adapter
@@ -66,18 +66,18 @@ class Kept(NamedTuple):
 
 
 class RowAdapters:
-    """Makes `Rows` of names, and keeps each adapter's `RowAdapter` while it is in the model and unchanged."""
+    """Makes `LineAdapters` of names, and keeps each adapter's `RowAdapter` while it is in the model and unchanged."""
 
     def __init__(self, model: AdaptedModel, places: Mapping[Place, Slot], layers: int, dtype: torch.dtype):
         """places: where a step lets parts act, each in its layer one of `weights.PLACES`."""
         self._model = model
         self._arguments = places, layers, dtype
         self._bare = Tables.empty(layers)
-        self._kept: dict[str, Kept] = {}
-        self._rows: Rows | None = None
+        self._kept: dict[str, KeptAdapter] = {}
+        self._rows: LineAdapters | None = None
         self._changes = Changes.count
 
-    def rows(self, names: tuple[str | None, ...]) -> Rows:
+    def rows(self, names: tuple[str | None, ...]) -> LineAdapters:
         """What the adapters of these names do now; changes by hand count when the names change."""
         distinct = [name for name in dict.fromkeys(names) if name is not None]
         other = self._rows is None or self._rows.names != names
@@ -87,7 +87,7 @@ class RowAdapters:
             return self._rows
         self._rows = None
         number = {name: index for index, name in enumerate(distinct)}
-        self._rows = Rows(
+        self._rows = LineAdapters(
             names,
             own,
             tuple(-1 if name is None else number[name] for name in names),
@@ -103,7 +103,7 @@ class RowAdapters:
             parameters, settings = contents(adapter)
             replaced = kept is None or [*map(id, kept.parameters)] != [*map(id, parameters)]
             cached = Cached[RowAdapter]() if kept is None or replaced else kept.cached
-            self._kept[name] = kept = Kept(adapter, parameters, settings, cached)
+            self._kept[name] = kept = KeptAdapter(adapter, parameters, settings, cached)
         return kept.cached.get(kept.parameters, lambda: RowAdapter(adapter, *self._arguments), kept.settings, look=look)
 
     @staticmethod

@@ -20,7 +20,7 @@ from halka.engine.llama.chunks import ChunkAttention, batched, tiles_of
 from halka.engine.llama.product import NO_SCALE, Product
 from halka.engine.llama.row_adapter import Tables
 from halka.engine.llama.row_parts import RowParts, pieces_of
-from halka.engine.llama.rows import Rows, stacked
+from halka.engine.llama.rows import LineAdapters, stacked
 from halka.engine.llama.shared import Shared, shared
 from halka.engine.llama.weights import LlamaLayer, LlamaWeights
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan, PagedText
@@ -51,7 +51,7 @@ class Scratch:
 
 
 class LlamaStep:
-    """Computes lines whose adapters act where the step passes through (`Rows.misplaced` is None)."""
+    """Computes lines whose adapters act where the step passes through (`LineAdapters.misplaced` is None)."""
 
     def __init__(self, weights: LlamaWeights):
         D, Q, H, W, F, _ = self.dims = weights.dims
@@ -72,7 +72,7 @@ class LlamaStep:
         self._turns = self._turns_of(1024)
         self.attend_tiles = ChunkAttention(H, dtype)
 
-    def __call__(self, line: Line, rows: Rows) -> Tensor:
+    def __call__(self, line: Line, rows: LineAdapters) -> Tensor:
         """The logits (len(line.last), V), fp32."""
         threads = torch.get_num_threads()
         if len(line.tokens) == 1 and len(line.last) == 1 and not rows.edits:
@@ -89,7 +89,7 @@ class LlamaStep:
         cos, sin = self.weights.rotary(torch.empty(1), torch.arange(count)[None])
         return cos[0].numpy(), sin[0].numpy()
 
-    def _one_row(self, line: Line, rows: Rows, threads: int) -> Tensor:
+    def _one_row(self, line: Line, rows: LineAdapters, threads: int) -> Tensor:
         plan, logits = line.plan, torch.empty(1, len(self.head))
         cos, sin = self.rotary(plan.positions.numpy())
         kernels.one_row(
@@ -111,7 +111,7 @@ class LlamaStep:
                 texts = [PagedText(count, [number], [count], [0]) for number, count in enumerate(counts)]
                 places = [(number, place) for number, count in enumerate(counts) for place in range(count)]
                 slots, positions = [SIZE * number + place for number, place in places], [place for _, place in places]
-                rows = Rows((None,) * len(counts), (), (-1,) * len(counts), tables, {}, None)
+                rows = LineAdapters((None,) * len(counts), (), (-1,) * len(counts), tables, {}, None)
                 plan = PagedPlan(kv, texts, positions, slots, counts)
                 self(Line([0] * len(places), plan, rows.names, last), rows)
             room, nobody = self.scratch(1), np.empty(0, np.int64)
@@ -134,7 +134,7 @@ class LlamaStep:
 class _Pass:
     """A line on its way through the layers."""
 
-    def __init__(self, step: LlamaStep, line: Line, rows: Rows, threads: int):
+    def __init__(self, step: LlamaStep, line: Line, rows: LineAdapters, threads: int):
         self._step, self._line, self._threads = step, line, threads
         plan = line.plan
         self._kv, self._slots, self._positions = shared(plan.kv.data).array, plan.slots.numpy(), plan.positions.numpy()

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from halka.models.attention.forest import ForestPlan, Visibility
+from halka.models.attention.forest_gather import GatherPlan
 from halka.models.attention.forest_groups import Group, groups_of, groups_on
-from halka.models.attention.forest_rows import Rows
 from halka.models.attention.places import LayerMemory
 
 LARGE = 2**16  # L·K above which no mask is kept, without dropout
@@ -47,8 +47,8 @@ def attend_by_products(
     (tokens, heads, _), kv_heads = query.shape, value.shape[1]
     groups = plan.kept("groups", lambda: tuple(groups_of(plan.forest)))
 
-    def rows(heads: int, ancestors: bool) -> Rows:
-        return Rows.of(groups, tokens, heads, kv_heads, ancestors=ancestors).on(plan.device)
+    def rows(heads: int, ancestors: bool) -> GatherPlan:
+        return GatherPlan.of(groups, tokens, heads, kv_heads, ancestors=ancestors).on(plan.device)
 
     call = _Call(
         plan,
@@ -71,8 +71,8 @@ class _Call:
 
     plan: ForestPlan
     groups: tuple[Group, ...]
-    of_queries: Rows
-    of_keys: Rows
+    of_queries: GatherPlan
+    of_keys: GatherPlan
     visibility: Visibility
     scale: float
     dropout: float

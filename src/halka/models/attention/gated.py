@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from halka.core import VirtualPart
 from halka.core.interfaces import Arguments
 from halka.models.attention.function import use_attention
-from halka.models.attention.places import LayerMemory, Recorded, Stack, StackTokens
+from halka.models.attention.places import LayerMemory, LayerStack, LayerTokens, Recorded
 from halka.models.layouts import Layout
 from halka.util.transfer import to_device
 
 
-class Gated(StackTokens[list[LayerMemory | None]]):
+class Gated(LayerTokens[list[LayerMemory | None]]):
     """What `parts` hold for a stack's layers; the module of a `memory.gated` target."""
 
-    def __init__(self, base: Any, stack: Stack, layout: Layout):
+    def __init__(self, base: Any, stack: LayerStack, layout: Layout):
         super().__init__(base, stack, (stack.layers, stack.module.config.get_text_config().hidden_size))
         layers = base.get_submodule(layout.layers).children()
         self._attentions = (*(layer.get_submodule(layout.attention) for layer in layers),)

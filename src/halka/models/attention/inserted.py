@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from halka.models.attention.places import Stack
+from halka.models.attention.places import LayerStack
 from halka.util.errors import HalkaError
 from halka.util.rows import repeats
 from halka.util.transfer import numbers
@@ -35,7 +35,7 @@ class Inserted:
         self.batch = batch
         self._times = repeats(batch, len(rows))
 
-    def enter(self, stack: Stack, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def enter(self, stack: LayerStack, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The encoder's arguments with the virtual tokens. Raises HalkaError for a mask that is not (rows, tokens)."""
         ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         text = kwargs["inputs_embeds"] if ids is None else stack.embed(ids)

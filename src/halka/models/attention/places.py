@@ -20,7 +20,7 @@ from halka.util.mode import in_mode
 T = TypeVar("T")
 
 
-class Stack:
+class LayerStack:
     """A base's decoder or encoder: how many layers of which shape, and how its passes are called.
 
     shape   of a token's keys and values in all layers, (2·L, H, head width)
@@ -149,13 +149,13 @@ def tokens_of(kwargs: dict[str, Any]) -> Tensor:
     return kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"]
 
 
-class StackTokens(nn.Module, Generic[T]):
-    """Virtual tokens that rows have at a stack's layers, made into contents T once for all passes of a block.
+class LayerTokens(nn.Module, Generic[T]):
+    """The virtual tokens that rows have at a stack's layers, made into contents T once for all passes of a block.
 
     shape   of a token, as `core.Reader` has it
     """
 
-    def __init__(self, base: Any, stack: Stack, shape: tuple[int, ...]):
+    def __init__(self, base: Any, stack: LayerStack, shape: tuple[int, ...]):
         super().__init__()
         self.parts: tuple[VirtualPart | None, ...] = ()  # a row's each, or one for all
         self.bare: Callable[[], AbstractContextManager[None]] = nullcontext

@@ -14,18 +14,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from halka.core import VirtualPart
 from halka.models.attention.function import use_attention
-from halka.models.attention.places import LayerMemory, Recorded, Stack, StackTokens, tokens_of
+from halka.models.attention.places import LayerMemory, LayerStack, LayerTokens, Recorded, tokens_of
 from halka.util.rows import repeats
 from halka.util.transfer import to_device
 
 
-class VirtualKV(StackTokens[tuple[Tensor, Tensor]]):
+class VirtualKV(LayerTokens[tuple[Tensor, Tensor]]):
     """The virtual keys and values of a stack's layers; with `over`, of their attention to that encoder's tokens.
 
     Implements `core.Reader`: it is the module of a `memory` target.
     """
 
-    def __init__(self, base: Any, stack: Stack, over: Stack | None = None):
+    def __init__(self, base: Any, stack: LayerStack, over: LayerStack | None = None):
         super().__init__(base, stack, stack.shape)
         self._over = over
 

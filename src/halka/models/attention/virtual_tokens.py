@@ -20,7 +20,7 @@ from halka.core.interfaces import Arguments
 from halka.models.attention.function import use_attention
 from halka.models.attention.gated import Gated
 from halka.models.attention.inserted import ALL, MEAN, TOKENS, Inserted
-from halka.models.attention.places import Stack, tokens_of
+from halka.models.attention.places import LayerStack, tokens_of
 from halka.models.attention.virtual_kv import VirtualKV
 from halka.models.kinds import kind_of
 from halka.models.layouts import Layout
@@ -37,14 +37,14 @@ class VirtualTokens:
 
     def __init__(self, base: Any, layout: Layout):
         self._base = base
-        decoder = Stack(base, layout)
+        decoder = LayerStack(base, layout)
         self.readers: dict[str, VirtualKV | Gated] = {
             "memory": VirtualKV(base, decoder),
             "memory.gated": Gated(base, decoder, layout),
         }
         self._entry = None if layout.causal else decoder  # whose input takes a prompt's embeddings
         if layout.encoder is not None:
-            self._entry = Stack(base, layout.encoder)
+            self._entry = LayerStack(base, layout.encoder)
             self.readers |= {
                 "memory.encoder": VirtualKV(base, self._entry),
                 "memory.cross": VirtualKV(base, decoder, over=self._entry),

@@ -1,4 +1,4 @@
-"""`Rows`: a line's tokens gathered into the places of groups (`forest_groups.py`), and put back, with the gradients.
+"""`GatherPlan`: a line's tokens into the places of groups (`forest_groups.py`) and back, and the gradients of both.
 
 N tokens of the line   H key/value heads   G query heads for each   W head width
 b blocks of a group   L tokens of the longest block   S ancestors' tokens
@@ -17,7 +17,7 @@ from halka.util.transfer import to_device
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class GatherPlan:
     """Which rows (N·heads, W) of the line fill the places of all groups.
 
     index       the row of each place; an empty place has its block's first, so that no block reads another run's values
@@ -36,7 +36,9 @@ class Rows:
     sizes: tuple[int, ...]
 
     @classmethod
-    def of(cls, groups: Sequence[Group], tokens: int, heads: int, kv_heads: int, *, ancestors: bool = False) -> Rows:
+    def of(
+        cls, groups: Sequence[Group], tokens: int, heads: int, kv_heads: int, *, ancestors: bool = False
+    ) -> GatherPlan:
         """Of groups' own tokens, in (H, b, G, L), or with their ancestors', in (H, b, 1, S+L); on the CPU."""
         head = torch.arange(heads, device="cpu").view(kv_heads, 1, -1, 1)
         parts, filled, in_path = [], [], []
@@ -54,11 +56,11 @@ class Rows:
         above = (of_ancestor & (index >= 0)).nonzero()[:, 0]
         return cls(torch.cat(filled), inverse, empty, above, index[above], tuple(len(part) for part in parts))
 
-    def on(self, device: torch.device) -> Rows:
+    def on(self, device: torch.device) -> GatherPlan:
         """The same with its tensors on a device, to which they go in one copy."""
         tensors = (self.index, self.inverse, self.empty, self.ancestors, self.shared)
         index, inverse, empty, ancestors, shared = to_device(tensors, device)
-        return Rows(index, inverse, empty, ancestors, shared, self.sizes)
+        return GatherPlan(index, inverse, empty, ancestors, shared, self.sizes)
 
     def take(self, line: Tensor) -> Tensor:
         """All groups' places (…, W) of a line (N, heads, W)."""
