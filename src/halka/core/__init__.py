@@ -1,4 +1,13 @@
-"""What acts where, on which tokens, in torch alone: targets, methods, parts, adapters, `AdaptedModel`."""
+"""What acts where, on which tokens, in torch alone: targets, methods, parts, adapters, `AdaptedModel`.
+
+Read `targets.py` (places in a base), `parts.py` (what a method puts there), `adapter.py` (the parts of one method),
+`routing.py` (whose parts act on which row), `passes.py` (hooks, and the blocks of `use`) and `model.py` (all together);
+then `stacking.py` (many rows in one go), `weights.py` (merging) and `interfaces.py` (what others implement).
+
+Of `halka.util` the first sentences will do at first: `turns` (threads take turns with a base), `cached` (kept until a
+parameter changes), `parameter_swap` (weights in the place of the base's), `products` and `runs` (a weight for each row,
+or run), `rows` (beam search), `divided` (parameters of which each process has a part).
+"""
 
 from halka.core.adapter import Adapter
 from halka.core.interfaces import VirtualAttention
@@ -11,28 +20,7 @@ from halka.util.initial import init_parameter
 from halka.util.products import linear
 from halka.util.quantised import parameter_count, quantization_of
 
-__all__ = [
-    "LINEAR_ROLES",
-    "ROLE_GROUPS",
-    "VIRTUAL_ROLES",
-    "WEIGHT_ROLES",
-    "WHOLE",
-    "AdaptedModel",
-    "Adapter",
-    "Edits",
-    "ExpertEdits",
-    "Method",
-    "ModulePart",
-    "Part",
-    "Reader",
-    "StackedParts",
-    "Target",
-    "VirtualAttention",
-    "VirtualPart",
-    "WeightPart",
-    "init_parameter",
-    "linear",
-    "parameter_count",
-    "quantization_of",
-    "wants",
-]
+__all__ = ["LINEAR_ROLES", "ROLE_GROUPS", "VIRTUAL_ROLES", "WEIGHT_ROLES", "WHOLE", "Reader", "Target", "wants"]
+__all__ += ["Adapter", "Method", "ModulePart", "Part", "VirtualPart", "WeightPart"]
+__all__ += ["AdaptedModel", "Edits", "ExpertEdits", "StackedParts", "VirtualAttention"]
+__all__ += ["init_parameter", "linear", "parameter_count", "quantization_of"]
