@@ -21,13 +21,10 @@ from halka.util.divided import gathered
 
 
 class Part(nn.Module):
-    """What a method puts at one target: a `ModulePart`, a `VirtualPart` or a `WeightPart`. Parameters are fp32.
+    """What a method puts at one target: a `ModulePart`, a `VirtualPart` or a `WeightPart`. Parameters are fp32."""
 
-    operands  names of the parameters that it reads by `cast` alone: training casts them once a step
-    """
-
-    operands: tuple[str, ...] = ()
-    casts: Mapping[str, Tensor] = {}  # within `models.casting`, the operands in the base's precision
+    operands: tuple[str, ...] = ()  # the parameters that it reads by `cast` alone: training casts them once a step
+    casts: Mapping[str, Tensor] = {}  # within `models.casting`, what was cast so
 
     def scale_of(self, operand: str) -> float:
         """What an operand is multiplied by once it is cast."""
@@ -46,10 +43,12 @@ class Part(nn.Module):
 
 
 class ModulePart(Part):
-    """A part that edits what a module receives or returns, token by token.
+    """A part that edits what a module receives or returns, token by token, with tensors that it is handed:
 
-    It computes with its `tensors` alone, which are handed to it: where a batch mixes adapters, those of several parts
-    are stacked and act in one go. A part that cannot be stacked returns None as its `stack_key`.
+        operands  --cast-->  in the compute dtype  --tensors-->  as the edit takes them  --prepared-->  kept until
+        (fp32)               times `scale_of`                    (LoRA: rank padded)                    one changes
+
+    Where a batch mixes adapters, the prepared tensors of several parts are stacked, and one edit serves all of them.
     """
 
     edits: ClassVar[Literal["input", "output"]] = "output"
@@ -103,12 +102,9 @@ class ModulePart(Part):
 
 
 class VirtualPart(Part):
-    """A part that gives virtual tokens, which rows attend to beside their text.
+    """A part that gives virtual tokens, which rows attend to beside their text."""
 
-    takes_positions   the text's own positions begin behind them
-    """
-
-    takes_positions: bool = True
+    takes_positions: bool = True  # the text's own positions begin behind them
 
     def virtual(self) -> Tensor:
         """At `embed`: virtual embeddings (P, D). At `memory`: keys and values (P, 2·L, H, width).

@@ -1,8 +1,9 @@
-"""Parts of several adapters at one target, in one go: their tensors are stacked, a row's own for each row.
+"""Parts of several adapters at one target, in one go: their tensors are stacked, and each row has its own part's.
 
-Of one part, the tensors are its own. Of several they are padded to the widest, stacked, and gathered by row: matrices
-(B, R, I), vectors (B, 1, O); a batch of products takes the place of a loop over adapters. Zeros in a rank's place add
-nothing. In a line of tokens a row is a run of any length: matrices are `Grouped`, and each token has its run's vectors.
+Tensors of several parts are padded to the widest, stacked, and gathered by row: matrices (B, R, I), vectors (B, 1, O);
+a batch of products takes the place of a loop over adapters. Zeros in a rank's place add nothing. In a line of tokens a
+row is a run of any length: matrices are `Grouped`, and each token has its run's vectors. Where all rows have the same
+part, its tensors are used as they are, not stacked.
 """
 
 from __future__ import annotations
@@ -25,16 +26,13 @@ class StackedParts:
     What is stacked stays until an optimiser or a load changes a parameter. Values written by hand are looked for at a
     prompt, and in a line once, by the first pass: every block of `use` with names makes its own stacks. While a batch
     decodes, token by token, a look at each of many parameters would take a third of the products' time.
-
-    distinct   the parts, each once; the first one's edit serves all
-    which      the place of each row's part among them
     """
 
     def __init__(self, rows: Sequence[int], parts: Sequence[ModulePart]):
         self.rows = rows
         places = {part: place for place, part in enumerate(dict.fromkeys(parts))}
-        self.distinct = tuple(places)
-        self.which = [places[part] for part in parts]
+        self.distinct = tuple(places)  # the parts, each once; the first one's edit serves all
+        self.which = [places[part] for part in parts]  # the place of each row's part among them
         self._tensors = Cached[tuple[Tensor, ...]]()
 
     @cached_property

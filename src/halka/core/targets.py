@@ -51,13 +51,19 @@ class Reader(Protocol):
 class Target:
     """One place in a base where a method may act.
 
-    role        the same for every architecture: a linear layer (`attn.q` … `mlp.down`), all experts' weights of a layer
-                (`experts.gate_up`, `experts.down`), a sublayer's output before the residual sum (`attn`, `mlp`; with
-                `.residual` for parts that read the residual beside it), the output layer (`head`), the module that
-                turns tokens into embeddings (`embedding`) and those that stand before the text's own (`embed`), every
-                layer's keys and values (`memory`; of a base that reads one text and writes another the decoder's,
-                beside `memory.encoder` and `memory.cross`), tokens that layers attend to apart (`memory.gated`), all
-                weights (`base`), or any other module, trained whole (`module`)
+    role        what stands there, the same for every architecture:
+                attn.q … mlp.down   a linear layer
+                experts.gate_up, experts.down       a layer's experts, the weights of all of them
+                attn, mlp           a sublayer's output, before the residual sum
+                attn.residual, mlp.residual         the same, for parts that read the residual beside it
+                head                the output layer
+                embedding           the module that turns tokens into embeddings
+                embed               embeddings before the text's own
+                memory              every layer's keys and values; in an encoder-decoder, the decoder's
+                memory.encoder, memory.cross        there the encoder's, and those of attention to the encoder
+                memory.gated        tokens that layers attend to apart from the text
+                base                all weights
+                module              any other module, named by its path
     name        the module's path in the base; of experts, the path of the parameter that holds their weights
     module      that module; where virtual tokens act, a `Reader`
     d_in, d_out the widths of what the part reads and returns; 0 for a module that is no single linear layer

@@ -16,13 +16,10 @@ from halka.util.quantised import Quantized
 
 
 class BaseWeights:
-    """Merges an adapter into the base's weights, and puts the base's own back, bit for bit.
-
-    merged  the name of the adapter that is inside them, or None
-    """
+    """Merges an adapter into the base's weights, and puts the base's own back, bit for bit."""
 
     def __init__(self, passes: Passes, adapter: Callable[[str], Adapter]):
-        self.merged: str | None = None
+        self.merged: str | None = None  # the name of the adapter that is inside them
         self._passes, self._adapter = passes, adapter
 
     def merge(self, name: str) -> None:
