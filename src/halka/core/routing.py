@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,48 +19,52 @@ from halka.util.rows import repeats
 from halka.util.runs import StackRows, shares_of
 
 Place = tuple[str, Literal["input", "output"]]  # a target's key, and what parts edit there
-VirtualParts = dict[str, tuple[VirtualPart | None, ...]]
 AdapterNames = str | Sequence[str | None] | None  # as `use` takes them: one for all rows, one a row, or none
 RowNames = tuple[str | None, ...]  # what `use` makes of them: one a row, or a single one for all; None: no adapter
 
 
 class Edits:
-    """What the rows' parts do to what one module receives, or returns.
-
-    parts    a row's each (None: nothing), or one for all rows
-    stacks   those that are done in one go
-    """
+    """What the rows' parts do to what one module receives, or returns."""
 
     def __init__(self, parts: Sequence[ModulePart | None]):
-        self.parts = tuple(parts)
+        self.parts = tuple(parts)  # one a row (None: nothing), or a single one for all rows
         groups: dict[Hashable, dict[int, ModulePart]] = defaultdict(dict)
         for row, part in enumerate(self.parts):
             if part is not None:
                 key = part.stack_key()
                 groups[id(part) if key is None else (type(part), key)][row] = part
-        self.stacks = [StackedParts([*group], [*group.values()]) for group in groups.values()]
+        self.stacks = [StackedParts([*group], [*group.values()]) for group in groups.values()]  # each in one go
         self._rows = tuple(StackRows(tuple(stack.rows), len(stack.distinct) > 1) for stack in self.stacks)
 
-    def edit(self, runs: Sequence[int], *values: Tensor) -> Tensor:
-        """The last of `values`, edited: x (B, T, I) that the module received, or x and its output y (B, T, O).
+    def edit(self, runs: Sequence[int], x: Tensor, y: Tensor | None = None) -> Tensor:
+        """y, which the module returned of x, edited; without y, x edited, which the module is to receive.
 
-        With runs they are a line, (1, N, …) or (N, …).
+        They are a padded batch's, (B, T, …), or with `runs` a line's, (1, N, …) or (N, …).
         """
+        values, last = ((x,), x) if y is None else ((x, y), y)
         if len(self.parts) == 1:
             return _edited(self.parts[0], values)
+        return (self._edit_line(tuple(runs), values) if runs else self._edit_rows(values)).reshape(last.shape)
+
+    def _edit_rows(self, values: Sequence[Tensor]) -> Tensor:
+        """A padded batch, stack by stack."""
         count = len(self.parts)
-        if runs:
-            lines = [value if value.shape[0] == sum(runs) else value.flatten(0, 1) for value in values]
-            if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-                return self._in_one_go(tuple(runs), lines).reshape(values[-1].shape)
-            if len({*runs}) > 1:
-                return self._by_run(runs, lines).reshape(values[-1].shape)
-            rows = [torch.unflatten(line, 0, (count, 1, runs[0])) for line in lines]  # a rectangle
-        else:
-            rows = [torch.unflatten(value, 0, (count, repeats(value.shape[0], count))) for value in values]
+        return self._by_stack([torch.unflatten(it, 0, (count, repeats(it.shape[0], count))) for it in values])
+
+    def _edit_line(self, runs: tuple[int, ...], values: Sequence[Tensor]) -> Tensor:
+        """A line. What is differentiated, or compiled, is edited run by run, or as a rectangle where it is one."""
+        lines = [value if value.shape[0] == sum(runs) else value.flatten(0, 1) for value in values]
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self._in_one_go(runs, lines)
+        if len({*runs}) > 1:
+            return self._by_run(runs, lines)
+        return self._by_stack([torch.unflatten(line, 0, (len(runs), 1, runs[0])) for line in lines])
+
+    def _by_stack(self, rows: list[Tensor]) -> Tensor:
+        """Rows (those that `use` named, repeats of each, T, …)."""
         for stack in self.stacks:
             rows[-1] = stack.edit(rows)
-        return rows[-1].reshape(values[-1].shape)
+        return rows[-1]
 
     def _in_one_go(self, runs: tuple[int, ...], lines: Sequence[Tensor]) -> Tensor:
         """Short runs by their stacks, each long one by its own part: lines (N, …). Nothing is differentiated."""
@@ -74,7 +78,7 @@ class Edits:
         return shares.joined(lines[-1], edited)
 
     def _by_run(self, runs: Sequence[int], lines: Sequence[Tensor]) -> Tensor:
-        """The slow twin of `_in_one_go`: each run, of its own length, by its own part. What is differentiated, so."""
+        """The slow twin of `_in_one_go`: each run, of its own length, by its own part."""
         pieces = zip(*(torch.split(line, list(runs)) for line in lines), strict=True)
         return torch.cat([_edited(part, piece) for part, piece in zip(self.parts, pieces, strict=True)])
 
@@ -108,7 +112,7 @@ class Route:
 
     names: RowNames
     edits: Mapping[Place, Edits] = field(default_factory=dict[Place, Edits])
-    virtual: VirtualParts = field(default_factory=VirtualParts)
+    virtual: Mapping[str, tuple[VirtualPart | None, ...]] = field(default_factory=dict[str, Any])
     weights: WeightPart | None = None
     experts: bool = False
     adapters: Mapping[str, Adapter] = field(default_factory=dict[str, Adapter])
