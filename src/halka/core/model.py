@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from halka.core.adapter import Adapter
 from halka.core.interfaces import Kept, Pool, VirtualAttention
 from halka.core.parts import Method
-from halka.core.passes import Passes
+from halka.core.passes import Passes, computed_again
 from halka.core.routing import AdapterNames, Route, RowNames, resolve
 from halka.core.targets import VIRTUAL_ROLES, Target, select
 from halka.core.weights import BaseWeights
@@ -164,7 +164,8 @@ class AdaptedModel:
 
     def as_now(self) -> AbstractContextManager[None]:
         """A block for later, in backward, in which layers are computed once more with the adapters of now."""
-        return self._passes.as_now(self.use)
+        passes = self._passes
+        return computed_again(self.use, passes, passes.names, passes.runs, passes.turns.owner)
 
     # ── the base ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -22,8 +21,6 @@ from halka.util.parameter_swap import ParameterSwap
 from halka.util.rows import repeats
 from halka.util.transfer import device_of
 from halka.util.turns import Flow, Turns
-
-Use = Callable[[RowNames], AbstractContextManager[object]]  # `AdaptedModel.use`
 
 
 class Passes:
@@ -48,72 +45,27 @@ class Passes:
         self.outer: list[Route | None] = []  # those of the blocks around the innermost
         self._attention, self._experts = attention, experts
         self._entered = ExitStack()  # what the route changes in the base
-        self._inputs: dict[str, Tensor] = {}  # what a sublayer received, from its source to its output
         self.modules = dict(base.named_modules())  # pyright: ignore[reportUnknownArgumentType]
-        self._runs: tuple[int, ...] = ()  # of the pass, if it has a forest
-        self._parts_at: Counter[Place] = Counter()
-        self._hooks: dict[Place, list[RemovableHandle]] = {}
-
-    # ── hooks ───────────────────────────────────────────────────────────────────────────────────────────────────
+        self.runs: tuple[int, ...] = ()  # of the pass, if it has a forest
+        self.inputs: dict[str, Tensor] = {}  # what a sublayer received, from its source to its output
+        self._hooks: dict[Place, _Hooks] = {}
 
     def add(self, adapter: Adapter) -> None:
         """Registers forward hooks where the adapter has a part."""
         see_hooks()
         for place, target in _places(adapter):
-            if not self._parts_at[place]:
-                self._hooks[place] = self._hook(place, target)
-            self._parts_at[place] += 1
+            if place not in self._hooks:
+                self._hooks[place] = _Hooks(self, place, target)
+            self._hooks[place].parts += 1
 
     def remove(self, adapter: Adapter) -> None:
         """Removes the hooks that no other adapter needs."""
         for place, _ in _places(adapter):
-            self._parts_at[place] -= 1
-            if not self._parts_at[place]:
-                for handle in self._hooks.pop(place):
-                    handle.remove()
+            self._hooks[place].parts -= 1
+            if not self._hooks[place].parts:
+                self._hooks.pop(place).remove()
 
-    def _hook(self, place: Place, target: Target) -> list[RemovableHandle]:
-        key, edited = place
-        module = target.module
-        argument = argument_of(module)
-        source = None if target.source is None else self.modules[target.source]
-        source_argument = "" if source is None else argument_of(source)
-
-        def edit_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-            if (edits := self._edits(place)) is None:
-                return None
-            x = edits.edit(self._runs, received(args, kwargs, argument).to(target.device()))  # as accelerate will
-            return ((x, *args[1:]), kwargs) if args else ((), {**kwargs, argument: x})
-
-        def edit_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
-            if (edits := self._edits(place)) is None:
-                return None
-            x = self._inputs.pop(key) if target.source else received(args, kwargs, argument)
-            return edits.edit(self._runs, x.to(device_of(y, target.name)), y)
-
-        def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._edits(place) is not None:
-                self._inputs[key] = received(args, kwargs, source_argument)
-
-        def edit_experts(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-            if (route := self.route) is None or self._edits(place) is None:
-                return None
-            inputs, outputs = route.edits.get((key, "input")), route.edits.get((key, "output"))
-            edits = ExpertEdits(route.names, self._runs, inputs, outputs)
-            return args, {**kwargs, target.role.rpartition(".")[2]: edits}
-
-        if target.experts:
-            return [module.register_forward_pre_hook(edit_experts, with_kwargs=True)]
-        if edited == "input":
-            return [module.register_forward_pre_hook(edit_input, with_kwargs=True)]
-        if source is None:  # the module's own output is edited before that of the sublayer which ends with it
-            return [module.register_forward_hook(edit_output, with_kwargs=True, prepend=True)]
-        return [
-            source.register_forward_pre_hook(remember, with_kwargs=True),
-            module.register_forward_hook(edit_output, with_kwargs=True),
-        ]
-
-    def _edits(self, place: Place) -> Edits | None:
+    def edits(self, place: Place) -> Edits | None:
         """This pass's edits there. Raises RuntimeError for another thread's, whose block has overtaken the pass."""
         if (route := self.route) is None:
             return None
@@ -144,7 +96,7 @@ class Passes:
 
     def _enter(self, route: Route | None) -> None:
         self._entered.close()
-        self.route, self._runs, self._inputs = route, (), {}
+        self.route, self.runs, self.inputs = route, (), {}
         if route is None:
             return
         if route.weights is not None:
@@ -159,12 +111,12 @@ class Passes:
     def bare(self) -> Generator[None]:
         """Within the block passes use no adapter, whatever is in use around it."""
         self.outer.append(self.route)
-        runs, entered = self._runs, self._entered
-        self.route, self._runs, self._entered = None, (), ExitStack()
+        runs, entered = self.runs, self._entered
+        self.route, self.runs, self._entered = None, (), ExitStack()
         try:
             yield
         finally:
-            self.route, self._runs, self._entered = self.outer.pop(), runs, entered
+            self.route, self.runs, self._entered = self.outer.pop(), runs, entered
 
     @contextmanager
     def idle(self, busy: str) -> Generator[None]:
@@ -173,26 +125,6 @@ class Passes:
             if self.outer:
                 raise HalkaError(busy)
             yield
-
-    def as_now(self, use: Use) -> AbstractContextManager[None]:
-        """A block for later, in backward, in which layers are computed once more with the adapters of now."""
-        return self._again(use, self.names, self._runs, self.turns.owner)
-
-    @contextmanager
-    def _again(self, use: Use, names: RowNames, runs: tuple[int, ...], owner: Flow | None) -> Generator[None]:
-        """Within the block layers compute as in a pass of these names and runs, in the turn of its owner."""
-        in_backward, same = self.turns.waits_for_backward(owner), self.names == names
-        if in_backward and not same:
-            raise RuntimeError(
-                f"backward computes layers once more that were computed with {names}, but runs within "
-                f"`use({self.names})`: let the block end before backward, or begin after it"
-            )
-        with nullcontext() if in_backward or (same and self.turns.mine()) else use(names):
-            before, self._runs = self._runs, runs
-            try:
-                yield
-            finally:
-                self._runs = before
 
     @property
     def names(self) -> RowNames:
@@ -206,25 +138,103 @@ class Passes:
         if (route := self.route) is None:
             return None
         line: LinePlan | None = kwargs.get("forest")
-        self._runs = () if line is None else line.runs
+        self.runs = () if line is None else line.runs
         inputs = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         tokens = next((tensor for tensor in inputs if tensor is not None), None)
         if len(route.names) > 1:
-            if self._runs and len(self._runs) != len(route.names):
-                raise HalkaError(f"the line has {len(self._runs)} runs, but `use` named {len(route.names)} adapters")
-            if tokens is not None and not self._runs:
+            if self.runs and len(self.runs) != len(route.names):
+                raise HalkaError(f"the line has {len(self.runs)} runs, but `use` named {len(route.names)} adapters")
+            if tokens is not None and not self.runs:
                 repeats(tokens.shape[0], len(route.names))
         self._swap_in(route)
-        return self._attention.begin(entry, args, kwargs, self._runs) if route.virtual else None
+        return self._attention.begin(entry, args, kwargs, self.runs) if route.virtual else None
 
     def _end(self, entry: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
-        self._runs = ()
+        self.runs = ()
         return self._attention.end(entry, kwargs, output) if self.route and self.route.virtual else None
 
     def _swap_in(self, route: Route) -> None:
         """fp32 masters are cast afresh at every pass that will be differentiated, and whenever they have changed."""
         if (part := route.weights) is not None:
             self.swap.swap_in(route.cast.get([*part.parameters()], part.weights))
+
+
+class _Hooks:
+    """The forward hooks at one place, where some adapters have parts."""
+
+    def __init__(self, passes: Passes, place: Place, target: Target):
+        self.parts = 0  # there, in all adapters
+        self._passes, self._place, self._target = passes, place, target
+        module, source = target.module, None if target.source is None else passes.modules[target.source]
+        self._argument, self._of_source = argument_of(module), "" if source is None else argument_of(source)
+        self._handles: list[RemovableHandle] = []
+        if target.experts:
+            self._handles.append(module.register_forward_pre_hook(self._edit_experts, with_kwargs=True))
+        elif place[1] == "input":
+            self._handles.append(module.register_forward_pre_hook(self._edit_input, with_kwargs=True))
+        elif source is None:  # the module's own output is edited before that of the sublayer which ends with it
+            self._handles.append(module.register_forward_hook(self._edit_output, with_kwargs=True, prepend=True))
+        else:
+            self._handles.append(source.register_forward_pre_hook(self._remember, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._edit_output, with_kwargs=True))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def __deepcopy__(self, memo: object) -> _Hooks:
+        return self  # a copy of the module has the same hooks, as if they were functions
+
+    def _edit_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        if (edits := self._passes.edits(self._place)) is None:
+            return None
+        x = received(args, kwargs, self._argument)
+        x = edits.edit(self._passes.runs, x.to(self._target.device()))  # where accelerate will put it
+        return ((x, *args[1:]), kwargs) if args else ((), {**kwargs, self._argument: x})
+
+    def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What the sublayer receives, until its output is edited."""
+        if self._passes.edits(self._place) is not None:
+            self._passes.inputs[self._target.key] = received(args, kwargs, self._of_source)
+
+    def _edit_output(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor
+    ) -> Tensor | None:
+        if (edits := self._passes.edits(self._place)) is None:
+            return None
+        target, inputs = self._target, self._passes.inputs
+        x = inputs.pop(target.key) if target.source else received(args, kwargs, self._argument)
+        return edits.edit(self._passes.runs, x.to(device_of(y, target.name)), y)
+
+    def _edit_experts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        passes, key = self._passes, self._target.key
+        if (route := passes.route) is None or passes.edits(self._place) is None:
+            return None
+        both = (route.edits.get((key, "input")), route.edits.get((key, "output")))
+        return args, {**kwargs, self._target.role.rpartition(".")[2]: ExpertEdits(route.names, passes.runs, *both)}
+
+
+@contextmanager
+def computed_again(
+    use: Callable[[RowNames], AbstractContextManager[object]],
+    passes: Passes,
+    names: RowNames,
+    runs: tuple[int, ...],
+    owner: Flow | None,
+) -> Generator[None]:
+    """Within the block, in backward, layers compute as in a pass of these names and runs, in the turn of its owner."""
+    in_backward, same = passes.turns.waits_for_backward(owner), passes.names == names
+    if in_backward and not same:
+        raise RuntimeError(
+            f"backward computes layers once more that were computed with {names}, but runs within "
+            f"`use({passes.names})`: let the block end before backward, or begin after it"
+        )
+    with nullcontext() if in_backward or (same and passes.turns.mine()) else use(names):
+        before, passes.runs = passes.runs, runs
+        try:
+            yield
+        finally:
+            passes.runs = before
 
 
 def _places(adapter: Adapter) -> Iterable[tuple[Place, Target]]:
