@@ -68,7 +68,7 @@ class ForestPlan:
     def __init__(self, forest: Forest, device: torch.device | str = "cpu"):
         self.forest, self.device = forest, torch.device(device)
         self.positions, self._ends = to_device([forest.positions, forest.ends_of_tokens], self.device)
-        self._kept: dict[Any, Any] = {}
+        self._cache: dict[Any, Any] = {}
 
     @property
     def runs(self) -> tuple[int, ...]:
@@ -79,16 +79,16 @@ class ForestPlan:
         """Keywords for the decoder's call. Transformers takes a mask of four dimensions as it is and builds none."""
         return {"forest": self, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)}
 
-    def on(self, device: torch.device) -> ForestPlan:
+    def on_device(self, device: torch.device) -> ForestPlan:
         """The plan with its tensors there: of a base on several devices, each has one."""
-        return self if device == self.device else self.kept(("on", device), lambda: ForestPlan(self.forest, device))
+        return self if device == self.device else self.cached(("plan", device), lambda: ForestPlan(self.forest, device))
 
-    def here(self, layer: LayerMemory) -> LayerMemory:
-        """A layer's virtual tokens on the plan's device, `valid` as one tensor for all layers: masks are kept by it."""
+    def memory_on_device(self, layer: LayerMemory) -> LayerMemory:
+        """A layer's virtual tokens there, with one tensor `valid` for all layers: masks are looked up by it."""
         valid = layer.valid
         if valid is not None:
-            layer = replace(layer, valid=self.kept(("there", valid), lambda: valid.to(self.device)))
-        return layer.on(self.device)
+            layer = replace(layer, valid=self.cached(("valid there", valid), lambda: valid.to(self.device)))
+        return layer.on_device(self.device)
 
     def is_one_text(self, window: int | None) -> bool:
         """Whether every token sees all before it."""
@@ -105,18 +105,18 @@ class ForestPlan:
             first = own.stop
         return plans
 
-    def kept(self, key: Any, compute: Callable[[], Value]) -> Value:
+    def cached(self, key: Any, compute: Callable[[], Value]) -> Value:
         """What `compute` returned the first time that this key was asked for; tensors in a key are told by identity."""
-        if key not in self._kept:
-            self._kept[key] = compute()
-        return self._kept[key]
+        if key not in self._cache:
+            self._cache[key] = compute()
+        return self._cache[key]
 
     def visibility(self, window: int | None, memory: LayerMemory | None = None) -> Visibility:
         """Who sees whom; memory's rows are the runs', or one is for all."""
         virtual, valid = ((1, 0), None) if memory is None else (memory.shape, memory.valid)
         assert virtual[0] in (1, len(self.forest.runs)), f"virtual tokens of {virtual[0]} runs, not of every run"
         key = ("visibility", window, virtual, valid)
-        return self.kept(key, lambda: self._visibility(window, virtual, valid))
+        return self.cached(key, lambda: self._visibility(window, virtual, valid))
 
     def _visibility(self, window: int | None, virtual: tuple[int, int], valid: Tensor | None) -> Visibility:
         forest = self.forest

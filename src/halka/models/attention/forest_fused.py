@@ -62,7 +62,7 @@ def attend_by_fused(
     memory: LayerMemory | None = None,
 ) -> Tensor:
     """Attention (1, Q, N, W) of query (1, Q, N, W) over key, value (1, H, N, W); memory's rows are the runs'."""
-    blocks, back = plan.kept("blocks of groups", lambda: _blocks(plan))
+    blocks, back = plan.cached("blocks of groups", lambda: _blocks(plan))
     visibility, heads = plan.visibility(window, memory), query.shape[1]
     outputs: list[Tensor] = []
     for block in blocks:
@@ -76,7 +76,7 @@ def attend_by_fused(
             )
         if k.shape[1] != heads:  # with a mask torch's kernels take no grouped heads
             k, v = (part.repeat_interleave(heads // part.shape[1], dim=1) for part in (k, v))
-        mask = plan.kept(("bias", group, visibility, q.dtype), partial(group.bias, visibility, q.dtype))
+        mask = plan.cached(("bias", group, visibility, q.dtype), partial(group.bias, visibility, q.dtype))
         output = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
         outputs.append(output.transpose(1, 2).flatten(0, 1)[block.own])
     return torch.cat(outputs)[back].transpose(0, 1)[None]

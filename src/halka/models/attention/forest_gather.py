@@ -56,7 +56,7 @@ class GatherPlan:
         above = (of_ancestor & (index >= 0)).nonzero()[:, 0]
         return cls(torch.cat(filled), inverse, empty, above, index[above], tuple(len(part) for part in parts))
 
-    def on(self, device: torch.device) -> GatherPlan:
+    def on_device(self, device: torch.device) -> GatherPlan:
         """The same with its tensors on a device, to which they go in one copy."""
         tensors = (self.index, self.inverse, self.empty, self.ancestors, self.shared)
         index, inverse, empty, ancestors, shared = to_device(tensors, device)

@@ -45,16 +45,16 @@ def attend_by_products(
 ) -> Tensor:
     """Attention (N, Q, W) of query (N, Q, W) over key, value (N, H, W); memory's rows are the runs'."""
     (tokens, heads, _), kv_heads = query.shape, value.shape[1]
-    groups = plan.kept("groups", lambda: tuple(groups_of(plan.forest)))
+    groups = plan.cached("groups", lambda: tuple(groups_of(plan.forest)))
 
     def rows(heads: int, ancestors: bool) -> GatherPlan:
-        return GatherPlan.of(groups, tokens, heads, kv_heads, ancestors=ancestors).on(plan.device)
+        return GatherPlan.of(groups, tokens, heads, kv_heads, ancestors=ancestors).on_device(plan.device)
 
     call = _Call(
         plan,
-        plan.kept("groups there", lambda: groups_on(plan.device, groups)),
-        plan.kept(("queries", heads, kv_heads), lambda: rows(heads, ancestors=False)),
-        plan.kept(("keys", kv_heads), lambda: rows(kv_heads, ancestors=True)),
+        plan.cached("groups there", lambda: groups_on(plan.device, groups)),
+        plan.cached(("queries", heads, kv_heads), lambda: rows(heads, ancestors=False)),
+        plan.cached(("keys", kv_heads), lambda: rows(kv_heads, ancestors=True)),
         plan.visibility(window, memory),
         scale,
         dropout,
@@ -100,7 +100,7 @@ class _Call:
     def whole_bias(self, group: Group, dtype: torch.dtype) -> Tensor:
         """(1 or b, 1, L, K): what is added to a group's scores, computed once for all layers."""
         compute = partial(group.bias, self.visibility, dtype)
-        return self.plan.kept(("bias", group, self.visibility, dtype), compute)
+        return self.plan.cached(("bias", group, self.visibility, dtype), compute)
 
     def bias(self, group: Group, query: Tensor, key: Tensor) -> Part:
         """Parts of that, of a whole that is kept where it is not large."""

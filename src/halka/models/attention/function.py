@@ -6,8 +6,8 @@ small (on a CPU, with few tokens, several times faster than torch's fused attent
 
     B rows   Q query heads   H key/value heads   G = Q/H   T query tokens   S key tokens   P virtual ones   W head width
 
-In a decoder that also attends to an encoder's tokens, those virtual ones are given as `across`. A batch in one line
-comes with the keyword `forest` (`forest.py`).
+In a decoder that also attends to an encoder's tokens, those virtual ones are given as `cross_memory`. A batch in one
+line comes with the keyword `forest` (`forest.py`).
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def attend(
     position_bias: Tensor | None = None,
     memory: Sequence[LayerMemory] | None = None,
     record: Recorded | None = None,
-    across: Sequence[LayerMemory] | None = None,
-    record_across: Recorded | None = None,
+    cross_memory: Sequence[LayerMemory] | None = None,
+    record_cross: Recorded | None = None,
     gated: Sequence[LayerMemory | None] | None = None,
     forest: ForestPlan | PagedPlan | None = None,
     sliding_window: int | None = None,
@@ -91,44 +91,56 @@ def attend(
 
     way: "products" or "fused", or one of `attend_to_forest`'s with a forest; the fastest if None.
     """
-    batch, _, tokens, width = query.shape
-    scale = width**-0.5 if scaling is None else scaling
-    if getattr(module, "is_decoder", False) and not getattr(module, "is_causal", True):
-        memory, record, gated = across, record_across, None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if getattr(module, "is_decoder", False) and not getattr(module, "is_causal", True):  # to the encoder's tokens
+        memory, record, gated = cross_memory, record_cross, None
     if record is not None:
         record[module.layer_idx] = (key, value)  # type: ignore[index]
-    assert forest is None or (batch == 1 and position_bias is None), "a forest is one row, with positions of its tokens"
-    if forest is not None and sliding_window is None:  # Qwen2-MoE's layers hold one that they do not pass on
-        sliding_window = getattr(module, "sliding_window", None)
     if isinstance(forest, ForestPlan):
-        forest = forest.on(query.device)
-    mine, beside = (
+        forest = forest.on_device(query.device)
+    virtual, behind_gate = (
         None if layers is None else _layer_memory(layers[module.layer_idx], query.device, forest)  # type: ignore[index]
         for layers in (memory, gated)
     )
-    if (
-        isinstance(forest, ForestPlan)
-        and way is None
-        and query.device.type != "cpu"
-        and softcap is None
-        and mine is None
-        and forest.is_one_text(sliding_window)
-    ):
-        attention_mask, forest = None, None  # plain causal attention, which torch's fused kernels are the fastest for
-    if isinstance(forest, PagedPlan):
-        assert mine is None, "virtual tokens are in blocks, too"
-        output = attend_to_blocks(query, key, value, forest, module.layer_idx, scale, softcap, sliding_window)  # type: ignore[arg-type]
-    elif forest is not None:
-        output = attend_to_forest(query, key, value, forest, scale, dropout, softcap, sliding_window, mine, way)
-    else:
+    if forest is None:
         causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
-        causal = causal and tokens > 1
+        causal = causal and query.shape[2] > 1
         output = attend_to_rows(
-            query, key, value, attention_mask, causal, scale, dropout, softcap, position_bias, mine, way
+            query, key, value, attention_mask, causal, scale, dropout, softcap, position_bias, virtual, way
         )
-    if beside is not None:
-        output = output + _through_gate(query, beside, scale, softcap, () if forest is None else forest.forest.runs)
+    else:
+        assert len(query) == 1, "a line is one row"
+        assert position_bias is None, "a line has positions of its tokens"
+        if sliding_window is None:  # Qwen2-MoE's layers hold one that they do not pass on
+            sliding_window = getattr(module, "sliding_window", None)
+        numbers = module.layer_idx, scale, dropout, softcap, sliding_window
+        output = attend_to_line(query, key, value, forest, *numbers, virtual, way)  # type: ignore[arg-type]
+    if behind_gate is not None:
+        output = output + _through_gate(query, behind_gate, scale, softcap, () if forest is None else forest.runs)
     return output.transpose(1, 2).contiguous(), None
+
+
+def attend_to_line(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: ForestPlan | PagedPlan,
+    layer: int,
+    scale: float,
+    dropout: float,
+    softcap: float | None,
+    window: int | None,
+    memory: LayerMemory | None,
+    way: str | None,
+) -> Tensor:
+    """Attention (1, Q, N, W) of a line's tokens: to their texts' blocks, or along its forest."""
+    if isinstance(plan, PagedPlan):
+        assert memory is None, "virtual tokens are in blocks, too"
+        return attend_to_blocks(query, key, value, plan, layer, scale, softcap, window)
+    plain = way is None and softcap is None and memory is None and query.device.type != "cpu"
+    if plain and plan.is_one_text(window):  # for which torch's fused kernels are the fastest
+        return attend_to_rows(query, key, value, None, query.shape[2] > 1, scale, dropout)
+    return attend_to_forest(query, key, value, plan, scale, dropout, softcap, window, memory, way)
 
 
 def attend_to_rows(
@@ -238,7 +250,7 @@ def attend_to_forest(
         values = torch.cat([_in_one_row(memory.values), value], dim=2)
     if way == "dense":
         return grouped_products(query, keys, values, visibility.dense[None, None], scale, dropout, softcap)
-    mask = plan.kept(("blocks", visibility), lambda: block_mask(visibility))
+    mask = plan.cached(("blocks", visibility), lambda: block_mask(visibility))
     output = attend_by_flex(query, keys, values, mask, scale, softcap, window is not None, kernels)
     if output is None:
         other = "fused" if softcap is None else "products"  # which keeps scores
@@ -301,7 +313,7 @@ def _layer_memory(
     """A layer's virtual tokens on its device."""
     if layer is None:
         return None
-    return forest.here(layer) if isinstance(forest, ForestPlan) else layer.on(device)
+    return forest.memory_on_device(layer) if isinstance(forest, ForestPlan) else layer.on_device(device)
 
 
 def _of_runs(memory: LayerMemory | None, plan: ForestPlan) -> list[LayerMemory | None]:
@@ -310,7 +322,7 @@ def _of_runs(memory: LayerMemory | None, plan: ForestPlan) -> list[LayerMemory |
     if memory is None or len(memory.keys) == 1:
         return [memory] * count
     own, whole = [memory.of_run(run) for run in range(count)], memory.valid
-    valid = [None] * count if whole is None else plan.kept(("valid", whole), lambda: whole.split(1))
+    valid = [None] * count if whole is None else plan.cached(("valid", whole), lambda: whole.split(1))
     return [replace(of_run, valid=valid_of_run) for of_run, valid_of_run in zip(own, valid, strict=True)]
 
 

@@ -116,7 +116,7 @@ class LayerMemory:
         """(R, P)."""
         return self.keys.shape[0], self.keys.shape[2]
 
-    def on(self, device: torch.device) -> LayerMemory:
+    def on_device(self, device: torch.device) -> LayerMemory:
         """The same on the device of its layer."""
         tensors = (self.keys, self.values, self.valid, self.bias, self.gates)
         if all(tensor is None or tensor.device == device for tensor in tensors):

@@ -42,7 +42,7 @@ class VirtualKV(LayerTokens[tuple[Tensor, Tensor]]):
                 self.stack.run_from_start(embeddings, record=recorded)
             else:
                 states = self._over.run_from_start(embeddings).last_hidden_state
-                self.stack.run_from_start(embeddings[:, :1], encoder_hidden_states=states, record_across=recorded)
+                self.stack.run_from_start(embeddings[:, :1], encoder_hidden_states=states, record_cross=recorded)
         pairs = [tensor.to(embeddings.device) for layer in range(self.stack.layers) for tensor in recorded[layer]]
         return torch.stack(pairs).permute(1, 3, 0, 2, 4)  # 2L N H P W -> N P 2L H W
 
@@ -69,7 +69,7 @@ class VirtualKV(LayerTokens[tuple[Tensor, Tensor]]):
         bias = None if self._over is not None else self.stack.bias(lengths, length, past, contents.device)
         memory = [LayerMemory(pairs[2 * i], pairs[2 * i + 1], valid, bias) for i in range(self.stack.layers)]
         if self._over is not None:
-            return {**kwargs, "across": memory}
+            return {**kwargs, "cross_memory": memory}
         return {**kwargs, **self.stack.positions(kwargs, past, shift), "memory": memory}
 
     def compute(self, distinct: Sequence[VirtualPart]) -> tuple[Tensor, Tensor]:
