@@ -106,6 +106,7 @@ def test_packed_batches_save_padding_and_common_beginnings(write):
     grouped = preview(write(rows), CHATML, batch_tokens=200, group_shared=True)
     assert grouped.packing.computed < seen.packing.computed
     saved = 1 - seen.packing.computed / seen.packing.useful  # as training shows it
+    assert f"{seen.packing.batches} steps an epoch, a packed batch each: " in printed(seen)
     assert f"without, {seen.packing.computed:,} computed: packing saves {saved:.0%}, and the padding" in printed(seen)
 
 

@@ -56,8 +56,8 @@ def _lines(preview: Preview) -> list[Text]:
 
 def _saved(packing: Packing) -> str:
     return (
-        f"{packing.batches:,} batches: {packing.padded:,} tokens with padding, {packing.useful:,} without, "
-        f"{packing.computed:,} computed: packing saves {packing.saved:.0%}, and the padding"
+        f"{packing.batches:,} steps an epoch, a packed batch each: {packing.padded:,} tokens with padding, "
+        f"{packing.useful:,} without, {packing.computed:,} computed: packing saves {packing.saved:.0%}, and the padding"
     )
 
 
