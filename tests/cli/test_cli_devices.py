@@ -17,6 +17,7 @@ import halka
 from commands import TRAIN, failure, parsed, process
 from halka.cli.devices import shares
 from halka.training import TrainConfig
+from halka.training.checkpoint import step_of
 
 MANY = """
 base: base
@@ -42,10 +43,10 @@ def begun(command: str, folder: Path, metrics: Path, steps: int) -> subprocess.P
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_run_which_goes_on_in_one_process(here: Path):
-    command = f"train {TRAIN.removesuffix(' --rank 4')} --method full --steps 100 --save-every 10"
+def test_a_process_that_dies_leaves_the_others_checkpoint_from_which_one_process_goes_on(here: Path):
+    command = f"train {TRAIN} --steps 100 --save-every 1000"
     metrics = Path("two/metrics.jsonl")
-    launcher = begun(f"{command} -o two --devices 2 --shard", here, metrics, steps=25)
+    launcher = begun(f"{command} -o two --devices 2", here, metrics, steps=25)
     (second,) = [child for child in psutil.Process(launcher.pid).children() if child.environ().get("RANK") == "1"]
     second.kill()
     output, messages = launcher.communicate()
@@ -55,6 +56,9 @@ def test_a_process_that_dies_ends_the_run_which_goes_on_in_one_process(here: Pat
     assert "goes on from the last checkpoint" in last
     assert messages.count("step 1/100") == messages.count("data.jsonl: ") == 1  # the first process speaks for both
     assert not Path("two/adapter").exists()
+    done = len(metrics.read_text().splitlines())
+    assert 25 <= done < 100
+    assert step_of(Path("two/checkpoint.safetensors")) == done
     resumed, straight = parsed(f"{command} -o two"), parsed(f"{command} -o straight")
     assert resumed["loss"] == pytest.approx(straight["loss"], rel=1e-5)
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [*range(1, 101)]
