@@ -7,7 +7,9 @@ import importlib
 import json
 import math
 import os
+import subprocess
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,23 @@ SHARED = {
     "engine_load",
     "serving_client",
 }  # modules of the scripts
+COMMITS_ELSEWHERE = {
+    "advisor": {"752207bd2ccb", "86ad5256a087-dirty"},
+    "classification": {"4c4fe7bb67e7", "76d90615c001", "aa417ae94083"},
+    "engine_exactness.json": {"0df845a50d26"},
+    "experts.json": {"29ba5715098b"},
+    "handbook.json": {"b16c4fca2267"},
+    "large_bases.json": {"d770e667ce7c-dirty"},
+    "llama_cpp.json": {"a779cbca0b17"},
+    "merging.json": {"cf8320094af8"},
+    "page.json": {"8e9872a61489-dirty"},
+    "plans.json": {"f5ed03cc87db"},
+    "precision.json": {"9c7041467d1f"},
+    "speed.json": {"990638acb0e9-dirty"},
+    "tried": {"none"},
+    "vllm_gateway.json": {"5a1160688849"},
+}
+"""Commits of results that history lacks, by file or folder: none is added, and what is measured again goes."""
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
@@ -69,6 +88,38 @@ def test_pieces_name_scripts_and_experiments_that_exist(every):
             words = (FOLDER / piece.script).read_text(encoding="utf-8")
             flags = [word for word in (*piece.arguments, *piece.tools) if word.startswith("--")]
             assert all(f'"{flag}"' in words for flag in flags), name
+
+
+def recorded_commits(content: object) -> Iterator[str | None]:
+    """Each commit that a result's JSON names, at any depth."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from [value] if name == "commit" else value if name == "commits" else recorded_commits(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from recorded_commits(value)
+
+
+def git(*arguments: str) -> str:
+    command = ["git", "-C", str(FOLDER), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_each_result_is_of_a_commit_that_history_has():
+    """Whoever checks it out has the code that measured; those in COMMITS_ELSEWHERE are to be measured again."""
+    try:
+        if git("rev-parse", "--is-shallow-repository") == "true":
+            pytest.skip("the clone has no history")
+        history = git("rev-list", "HEAD").split()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("there is no git repository")
+    elsewhere = dict[str, set[str]]()
+    for path in sorted((FOLDER / "results").rglob("*.json")):
+        for commit in recorded_commits(json.loads(path.read_text(encoding="utf-8"))):
+            if commit is None or not any(own.startswith(commit) for own in history):
+                name = path.relative_to(FOLDER / "results").parts[0]
+                elsewhere.setdefault(name, set()).add(commit or "none")
+    assert elsewhere == COMMITS_ELSEWHERE, "measure with a clean checkout of main; take out what was measured again"
 
 
 def test_each_result_has_a_piece_that_brings_it_up_to_date(every):
