@@ -457,6 +457,17 @@ def test_a_layer_launches_no_more_for_more_adapters(waiting):
                 engine.submit(halka.Request([*range(5, 20)], name, stopping=halka.Stopping(9)))
             for _ in range(4):
                 engine.step()
+def test_the_blocks_of_a_prompt_are_cleared_in_one_go():
+    model = halka.adapt(base_on(FIRST), Tokenizer())
+    with halka.Engine(model, ends=frozenset()) as engine:
+        for _ in range(3):
+            engine.submit(halka.Request([*range(5, 65)], stopping=halka.Stopping(1)))
+        with fake_gpu.watching() as seen:
+            engine.step()
+    assert seen.operations["aten.index_fill_.int_Scalar"] == 1
+    assert not seen.operations["aten.zero_.default"]
+
+
             if waiting:
                 engine.submit(halka.Request([*range(5, 5 + waiting)], None, stopping=halka.Stopping(2)))
             with fake_gpu.watching() as seen:

@@ -14,7 +14,7 @@ from halka.engine.engine import Engine
 from halka.engine.request import Request
 from halka.engine.sampling import Sampling
 from halka.engine.stopping import Stopping
-from halka.util.errors import HalkaError
+from halka.util.errors import HalkaError, OutOfMemoryError
 
 
 class Failing:
@@ -44,13 +44,19 @@ def test_a_step_that_raises_changes_no_token(after):
     with Engine(model, rows=4, read=24, read_beside=8) as engine:
         engine._forward = Failing(engine._forward, errors, after=after)
         answers = [engine.submit(request)[0] for request in requests]
-        raised = 0
+        raised = list[BaseException]()
         while engine.busy:
             try:
                 engine.step()
-            except (KeyboardInterrupt, RuntimeError):
-                raised += 1
-        assert raised == len(errors)
+            except (KeyboardInterrupt, RuntimeError, OutOfMemoryError) as error:
+                raised.append(error)
+        assert [type(error) for error in raised] == [
+            KeyboardInterrupt,
+            OutOfMemoryError,
+            RuntimeError,
+            KeyboardInterrupt,
+        ]
+        assert "lower rows, read" in str(raised[1])
         assert [answer.tokens for answer in answers] == [alone(model, request) for request in requests]
         assert engine.cache.room == engine.cache.size
 

@@ -10,7 +10,9 @@ import logging
 import pytest
 
 from guarded_for_tests import Guarded
+from halka.server.errors import api_error
 from halka.server.guards.logs import LOGGERS, log_to
+from halka.util.errors import OutOfMemoryError
 
 HEADERS = ("x-request-id", "x-content-type-options", "content-security-policy", "referrer-policy", "x-frame-options")
 
@@ -66,6 +68,12 @@ def test_an_error_that_nobody_expected_says_nothing(guarded, logged):
     assert failed["trace"][-1].endswith(" fails")
     assert "secret" not in json.dumps(failed), "an error's message may be a piece of a prompt"
     assert ended["status"] == 500
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_request(logged):
+    error = api_error(OutOfMemoryError("out of memory in a step of the engine: lower rows"))
+    assert (error.status, error.code, error.message[:13]) == (503, "out_of_memory", "out of memory")
+    assert [line["message"] for line in logged()] == ["memory ran out"]
 
 
 def test_errors_of_the_machine_are_logged_with_their_reason(logged):

@@ -53,7 +53,7 @@ class BlockCache:
     def __init__(self, kv: KVBlocks):
         self.kv = kv
         self.size = kv.data.shape[0]
-        self._free: list[int] = []
+        self._free, self._new = list[int](), list[int]()
         self._by_key: dict[Key, Block] = {}
         self._idle: OrderedDict[Key, Block] = OrderedDict()  # that nobody uses, the longest unused first
         self._serials = count(1)
@@ -65,14 +65,22 @@ class BlockCache:
         return len(self._free) + len(self._idle)
 
     def new(self, begin: int) -> Block:
-        """An empty block, of those that are free, else of the longest unused. There has to be room."""
+        """An empty block, of those that are free, else of the longest unused. There has to be room, and `clear_new`
+        zeroes it.
+        """
         if not self._free:
             key, block = self._idle.popitem(last=False)
             del self._by_key[key]
             self._free.append(block.number)
         number = self._free.pop()
-        self.kv.clear([number])
+        self._new.append(number)
         return Block(number, begin)
+
+    def clear_new(self) -> None:
+        """Zero the blocks that were handed out since the last call; to be called before any is written or read."""
+        if self._new:
+            self.kv.clear(self._new)
+            self._new.clear()
 
     def find(self, key: Key) -> Block | None:
         """The block of this key, with one user more; None if there is none."""
@@ -102,6 +110,7 @@ class BlockCache:
     def reset(self) -> None:
         """Keep nothing: all blocks are free, whoever had them."""
         self._free = list(reversed(range(self.size)))
+        self._new.clear()
         self._by_key.clear()
         self._idle.clear()
 

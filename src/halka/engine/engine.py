@@ -28,8 +28,14 @@ from halka.models.attention.paged import SIZE
 from halka.models.layouts import layout_of
 from halka.storage.save_load import Allowed
 from halka.util.errors import HalkaError
+from halka.util.machine import memory_named
 
 READING = 2.0  # seconds of a step that waits for an adapter's files: others may call meanwhile
+READ, READ_ON_GPU = 512, 2048  # tokens of prompts a step: fewer leave a GPU waiting for its next operations
+FULL = (
+    "out of memory in a step of the engine: lower rows, read (tokens of prompts in a step), memory (for keys and "
+    "values) or adapter_memory, or end other programs that hold memory there"
+)
 BESIDE = 28  # tokens of prompts that are read beside answers on a CPU, where each takes as long as one more row
 
 
@@ -53,7 +59,7 @@ class Engine:
         memory: int | None = None,
         adapter_memory: int = BUDGET,
         most_adapters: int | None = None,
-        read: int = 512,
+        read: int | None = None,
         read_beside: int | None = None,
         ends: frozenset[int] | None = None,
         allowed: Allowed | None = None,
@@ -66,7 +72,7 @@ class Engine:
                         memory and half of what is free there
         adapter_memory  bytes for adapters that are loaded from the store or were `put`
         most_adapters   how many of these there may be; None: as many as fit
-        read            tokens of prompts that are read in a step
+        read            tokens of prompts that are read in a step; by default 512 on a CPU, and 2,048 on a GPU
         read_beside     the same while others wait for their next token, which they do the longer: fewer behind a long
                         beginning, whose attention costs more; up to eight times as many where rows have none to decode;
                         from 16 on a few more, which fill up what is computed at once. By default 28 on a CPU, and as
@@ -92,8 +98,11 @@ class Engine:
         self.adapters, self._forward = self._kept.adapters, self._kept.forward
         self.cache = cache_for(model, rows, memory)
         embedding = next(target for target in model.targets if target.role == "embedding")
+        on_cpu = self.cache.kv.data.device.type == "cpu"
+        if read is None:
+            read = READ if on_cpu else READ_ON_GPU
         if read_beside is None:
-            read_beside = BESIDE if self.cache.kv.data.device.type == "cpu" else read
+            read_beside = BESIDE if on_cpu else read
         self.schedule = Schedule(self.cache, rows, read, read_beside, embedding.d_out)
         self.steps = 0
         self._vocabulary = embedding.d_in
@@ -213,7 +222,8 @@ class Engine:
     def step(self) -> bool:
         """Compute the next tokens of as many answers as there are rows. Returns whether some answer goes on.
 
-        After an error, which is raised, every answer that is not finished begins anew, without a changed token.
+        After an error, which is raised, every answer that is not finished begins anew, without a changed token. Raises
+        OutOfMemoryError where the pass does not fit in memory.
         """
         with self._lock:
             self._follow()
@@ -225,7 +235,9 @@ class Engine:
                 if self.adapters.stale():
                     self._forward.forget()
                 if work := self.schedule.next():
-                    self._hand_out(work, self._forward(line_of(work, self.cache.kv)))
+                    self.cache.clear_new()
+                    with memory_named(FULL):
+                        self._hand_out(work, self._forward(line_of(work, self.cache.kv)))
                     self.steps += 1
             except BaseException:
                 self._start_over()

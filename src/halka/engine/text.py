@@ -96,6 +96,7 @@ class Text:
                 block = cache.new(ALWAYS)
                 block.count = min(SIZE, count - start)
                 pairs = virtual[start : start + SIZE].unflatten(1, (-1, 2))  # n L 2 H W
+                cache.clear_new()
                 cache.kv.data[block.number, :, :, :, : block.count] = pairs.permute(1, 2, 3, 0, 4)
                 cache.name(block, key)
             self.blocks.append(block)

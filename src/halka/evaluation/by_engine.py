@@ -23,8 +23,8 @@ from halka.objectives import objective_of
 from halka.objectives.language_modelling import LanguageModelling
 from halka.util.errors import DataError, HalkaError
 
+ALL = 2**16  # tokens of prompts beside answers: as many as without, for nobody waits for the next token
 DRAWN = ("temperature", "top_k", "top_p", "min_p")  # what the engine knows of `generate`'s options for sampling
-READ = 512  # tokens of prompts that are read in a step
 UNKNOWN = (
     "repetition_penalty",
     "no_repeat_ngram_size",
@@ -139,7 +139,7 @@ def check_room(place: str, prompt: int, max_new_tokens: int, room: int | None, n
 @contextmanager
 def _engine_of(model: AdaptedModel, rows: int) -> Iterator[Engine]:
     """An engine for answers that nobody waits for token by token, with what the last one left on the model."""
-    with kept_of(model) as kept, Engine(model, rows=rows, read_beside=READ, read=READ, kept=kept) as engine:
+    with kept_of(model) as kept, Engine(model, rows=rows, read_beside=ALL, kept=kept) as engine:
         yield engine
 
 

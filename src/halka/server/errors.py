@@ -16,7 +16,7 @@ from starlette.requests import Request as HttpRequest
 
 from halka.server.folders import NO_FOLDERS
 from halka.server.wire import Json
-from halka.util.errors import HalkaError, UnknownAdapterError
+from halka.util.errors import HalkaError, OutOfMemoryError, UnknownAdapterError
 from halka.util.text import one_line
 
 if TYPE_CHECKING:
@@ -103,6 +103,9 @@ def api_error(error: BaseException, caller: Caller | None = None) -> ApiError:
         return error
     if isinstance(error, UnknownAdapterError):
         return refusal(error, 404, caller=caller, param="model", code="model_not_found")
+    if isinstance(error, OutOfMemoryError):
+        log.error("memory ran out", exc_info=error, extra={"fields": {"request": caller and caller.request}})
+        return refusal(error, 503, caller=caller, code="out_of_memory")
     if isinstance(error, HalkaError):
         return refusal(error, caller=caller)
     if isinstance(error, RequestValidationError):

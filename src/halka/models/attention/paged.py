@@ -43,7 +43,14 @@ class KVBlocks:
         return SIZE * dtype.itemsize * shape[0] * shape[1] * shape[2]
 
     def clear(self, blocks: Sequence[int]) -> None:
-        """Zero these: what is no number there would reach whoever has zeros to multiply it by."""
+        """Zero these: what is no number there would reach whoever has zeros to multiply it by.
+
+        By one operation on a GPU; on a CPU block by block, which writes whole pages.
+        """
+        if self.data.device.type != "cpu":
+            [numbers] = to_device([torch.tensor(blocks, dtype=torch.int64, device="cpu")], self.data.device)
+            self.data.index_fill_(0, numbers, 0)
+            return
         for block in blocks:
             self.data[block].zero_()
 
