@@ -15,6 +15,7 @@ there; `losses` takes SmolLM2's, from the cache, from `--base FOLDER`, or joined
     training-8b      the same on the 8B shape, and 2 × 4096; every side recomputes activations
     training-8b-nf4, training-8b-int8   Halka alone, on a quantised base
     decoding         1, 8 and 32 rows of the 1B shape by the engine: the base, one adapter, an adapter a row, families
+    decoding-nf4, decoding-int8   the same on a quantised base, beside the base in bf16
     estimator        peaks of training beside what `halka estimate` says before
 
 Speeds are useful tokens a second (padding is none, shared tokens count in every row) without the first two steps; the
@@ -120,10 +121,16 @@ def speed_of(run: Any, base: Any, batches: list[list[Any]], sizes: Sizes, shape:
     return {"tokens_per_second": tokens / (times[-1] - times[1]), "peak": machine.peak(sizes.device)}
 
 
-def decoding(sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """Tokens a second of the engine by rows and adapters, and the share of the base's."""
-    model = halka.adapt(random_base("1b", sizes), Tokenizer())
-    methods = {"lora": halka.LoRA(rank=16), "bottleneck": halka.Bottleneck(), "prefix": halka.Prefix(length=8)}
+def decoding(sizes: Sizes, quantize: str | None = None) -> Iterator[dict[str, Any]]:
+    """Tokens a second of the engine by rows and adapters, as shares of the base's; of a quantised one, of bf16's."""
+    base, methods = random_base("1b", sizes), {"lora": halka.LoRA(rank=16), "bottleneck": halka.Bottleneck()}
+    methods["prefix"] = halka.Prefix(length=8)
+    in_bf16: dict[int, float] = {}
+    if quantize is not None:
+        bare = halka.adapt(base, Tokenizer())
+        in_bf16 = {rows: decoded(bare, [None] * rows, sizes) for rows in sizes.decoded}
+        quantise(base, quantize)
+    model = halka.adapt(base, Tokenizer())
     for number in range(sizes.adapters):
         filled(model, f"lora {number}", methods["lora"], number)
     for name, method in methods.items():
@@ -140,6 +147,8 @@ def decoding(sizes: Sizes) -> Iterator[dict[str, Any]]:
         result[str(rows)] = {
             way: {"tokens_per_second": speed, "of_base": speed / speeds["base"]} for way, speed in speeds.items()
         }
+        if in_bf16:
+            result[str(rows)]["base"]["of_bf16"] = speeds["base"] / in_bf16[rows]
         yield result
 
 
@@ -223,6 +232,8 @@ PIECES: dict[str, Callable[[Sizes, argparse.Namespace], Iterator[Any]]] = {
     "training-8b-nf4": lambda sizes, _: training(sizes, "8b", "nf4"),
     "training-8b-int8": lambda sizes, _: training(sizes, "8b", "int8"),
     "decoding": lambda sizes, _: decoding(sizes),
+    "decoding-nf4": lambda sizes, _: decoding(sizes, "nf4"),
+    "decoding-int8": lambda sizes, _: decoding(sizes, "int8"),
     "estimator": lambda sizes, _: estimator(sizes),
 }
 

@@ -175,6 +175,7 @@ def test_the_gpu_s_pieces_run_with_tiny_shapes_on_a_processor(gpu, parts, tmp_pa
     assert {*measured["training_8b"]} == {"full", "ragged", "shared", "full 2 × 4096"}
     assert {*measured["training_8b"]["ragged"]["halka_to"]} == {"peft with Trainer"}
     assert measured["training_8b_nf4"]["ragged"]["halka"]["tokens_per_second"] > 0
+    assert measured["decoding_int8"]["3"]["base"]["of_bf16"] > 0
     assert {*measured["decoding"]["3"]} == {"base", "one adapter", "an adapter a row", "families"}
     assert all(case["estimated"]["held"] >= case["estimated"]["tensors"] for case in measured["estimator"])
 
