@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fake_gpu
 import halka
@@ -24,6 +25,7 @@ from halka.data.batches import collate
 from halka.data.packing import pack
 from halka.data.tokens import Tokens
 from halka.engine.kept import kept_of
+from halka.models.fingerprint import own_fingerprint
 from halka.objectives.classification import Labelled
 from halka.objectives.sequence_to_sequence import Pair
 from halka.training import Step
@@ -244,6 +246,39 @@ def test_a_merge_leaves_the_own_weights_on_the_processor():
         assert torch.equal(parameter.cpu(), before[name])
 
 
+class Moved(TorchDispatchMode):
+    """The shapes of what is copied to the fake GPUs."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "gpu":
+            self.shapes += [value.shape for value in args if isinstance(value, torch.Tensor)]
+        return func(*args, **kwargs)
+
+
+def test_while_merged_saving_loading_and_fingerprints_move_no_weights(tmp_path):
+    model = halka.adapt(base_on(FIRST), Tokenizer())
+    disturbed(model, "lora", seed=1)
+    disturbed(model, "lora 2", seed=2)
+    before, weight = own_fingerprint(model), model.base.model.layers[0].mlp.up_proj.weight
+    model.merge("lora")
+    with Moved() as moved:
+        assert own_fingerprint(model) == before
+        halka.save(model, "lora 2", tmp_path / "a")
+        loaded = halka.load(model, tmp_path / "a")
+    assert moved.shapes
+    assert weight.shape not in moved.shapes
+    assert {str(parameter.device) for parameter in loaded.parameters()} == {FIRST}
+    with Moved() as moved:
+        model.add("b", halka.LoRA(rank=4))
+    assert weight.shape in moved.shapes
+    model.unmerge()
+
+
 def test_the_engine_after_a_merge_moves_no_weights():
     model = halka.adapt(base_on(FIRST), Tokenizer())
     disturbed(model, "lora", seed=1)
@@ -422,6 +457,17 @@ def answers(devices, names, waits, sampling=LIKELIEST, logprobs=None, architectu
     return [answer.tokens for answer in own]
 
 
+def test_the_blocks_of_a_prompt_are_cleared_in_one_go():
+    model = halka.adapt(base_on(FIRST), Tokenizer())
+    with halka.Engine(model, ends=frozenset()) as engine:
+        for _ in range(3):
+            engine.submit(halka.Request([*range(5, 65)], stopping=halka.Stopping(1)))
+        with fake_gpu.watching() as seen:
+            engine.step()
+    assert seen.operations["aten.index_fill_.int_Scalar"] == 1
+    assert not seen.operations["aten.zero_.default"]
+
+
 def test_an_adapter_counts_twice_on_a_gpu(tmp_path):
     """It is there in fp32, and in the base's precision, for itself and for the rows that it has."""
     model, store = halka.adapt(base_on(FIRST), Tokenizer()), halka.AdapterStore(tmp_path)
@@ -457,17 +503,6 @@ def test_a_layer_launches_no_more_for_more_adapters(waiting):
                 engine.submit(halka.Request([*range(5, 20)], name, stopping=halka.Stopping(9)))
             for _ in range(4):
                 engine.step()
-def test_the_blocks_of_a_prompt_are_cleared_in_one_go():
-    model = halka.adapt(base_on(FIRST), Tokenizer())
-    with halka.Engine(model, ends=frozenset()) as engine:
-        for _ in range(3):
-            engine.submit(halka.Request([*range(5, 65)], stopping=halka.Stopping(1)))
-        with fake_gpu.watching() as seen:
-            engine.step()
-    assert seen.operations["aten.index_fill_.int_Scalar"] == 1
-    assert not seen.operations["aten.zero_.default"]
-
-
             if waiting:
                 engine.submit(halka.Request([*range(5, 5 + waiting)], None, stopping=halka.Stopping(2)))
             with fake_gpu.watching() as seen:

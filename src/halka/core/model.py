@@ -15,7 +15,7 @@ from halka.core.interfaces import Kept, Pool, VirtualAttention
 from halka.core.parts import Method
 from halka.core.passes import Passes, computed_again
 from halka.core.routing import AdapterNames, Route, RowNames, resolve
-from halka.core.targets import VIRTUAL_ROLES, Target, select
+from halka.core.targets import LINEAR_ROLES, VIRTUAL_ROLES, Target, select
 from halka.core.weights import BaseWeights
 from halka.util.cached import Changes
 from halka.util.errors import HalkaError, UnknownAdapterError
@@ -84,9 +84,10 @@ class AdaptedModel:
         if self.head is not None and state is None:
             method = self.head(method, wanted)
             wanted = select(method.name, method.roles(), self.targets, self._passes.modules)
-        reading = any(target.role in VIRTUAL_ROLES for target in wanted)  # by `models.attention`
-        turn = self._passes.turns.take() if reading else nullcontext()
-        with self.own_weights(), turn, torch.inference_mode(False), seeded(seed), torch.device("cpu"):
+        roles = {target.role for target in wanted}  # at linear layers a state needs no weights
+        turn = self._passes.turns.take() if roles & {*VIRTUAL_ROLES} else nullcontext()  # `models.attention` reads them
+        own = nullcontext() if state is not None and roles <= {*LINEAR_ROLES, "attn", "mlp"} else self.own_weights()
+        with self.lock, own, turn, torch.inference_mode(False), seeded(seed), torch.device("cpu"):
             if name in self.adapters:
                 raise HalkaError(f"there is an adapter {name!r} already: remove it first, or choose another name")
             self._put_parts()
@@ -187,9 +188,10 @@ class AdaptedModel:
         """Put the base's own weights back, bit for bit. Raises HalkaError within `use`."""
         self._weights.unmerge()
 
-    def own_weights(self) -> AbstractContextManager[None]:
-        """Within the block the base has its own weights and no adapter, whatever is merged or in use."""
-        return self._weights.own()
+    def own_weights(self, *, computing: bool = True) -> AbstractContextManager[None]:
+        """Within the block the base has its own weights and no adapter, whatever is merged or in use. Without
+        `computing` they are only read, where they are: those that wait on the CPU need no room on a GPU."""
+        return self._weights.own(computing=computing)
 
     def idle(self, busy: str) -> AbstractContextManager[None]:
         """Within the block no other thread computes. Raises HalkaError that says `busy` within `use`."""

@@ -44,11 +44,11 @@ class BaseWeights:
                     self.merged = None
 
     @contextmanager
-    def own(self) -> Generator[None]:
-        """Within the block the base has its own weights and no adapter, whatever is merged or in use."""
+    def own(self, *, computing: bool = True) -> Generator[None]:
+        """`AdaptedModel.own_weights`."""
         with self._passes.turns.lock:  # before the look at what is merged, which another thread may change until then
             turn = nullcontext() if self.merged is None else self._passes.turns.take()
-            with turn, self._passes.bare(), self._passes.swap.restored():
+            with turn, self._passes.bare(), self._passes.swap.restored(computing=computing):
                 yield
 
 

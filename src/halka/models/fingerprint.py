@@ -58,5 +58,5 @@ def _sampled(base: Any) -> Iterator[tuple[str, Sequence[int], Tensor]]:
 
 def own_fingerprint(model: AdaptedModel, *, head: bool = False) -> dict[str, Any]:
     """The fingerprint of the base's own weights, whatever is merged or in use."""
-    with model.own_weights():
+    with model.own_weights(computing=False):
         return fingerprint(model.base, head=head)

@@ -125,7 +125,7 @@ def help_save(model: AdaptedModel, name: str, format: Literal["peft", "adapterhu
 
 def _gathered(model: AdaptedModel, name: str, written_as: Format, base_name: str) -> tuple[Adapter, Contents]:
     """The adapter as it is saved and what its files hold; of one in parts the first process gets all of it."""
-    with model.own_weights(), torch.no_grad():
+    with model.own_weights(computing=False), torch.no_grad():
         adapter = narrowed(model, name)
         return adapter, written_as.write(adapter, model.targets, base_name)
 
@@ -164,7 +164,7 @@ def load(
             check_base(card, model, folder.path, allow_other_base, allow_other_template)
         contents = folder.read()
         try:
-            with model.own_weights():
+            with model.own_weights(computing=False):
                 method, state = folder.format.read(contents, model.targets)
             labels = folder.named_labels if card is not None or has_head(model, state) else ()
             state = fitted_head(model, labels, state)

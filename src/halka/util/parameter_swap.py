@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from halka.util.divided import is_divided, part_like
+from halka.util.machine import memory_named
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -57,12 +58,16 @@ class ParameterSwap:
         self._values[parameter].swap_in(source)
 
     @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Within the block the base has its own parameters."""
+    def restored(self, *, computing: bool = True) -> Iterator[None]:
+        """Within the block the base has its own parameters, where it computes; without `computing` where they wait.
+
+        Raises OutOfMemoryError where a GPU does not hold both; then all is as it was.
+        """
         swapped = [(module, key, module._parameters[key]) for module, key in self._own]
         own, sources = dict(self._own), {own: swap.source for own, swap in self._values.items()}
         try:
-            self.restore()  # on a GPU it needs room for both: where that lacks, all is put back as it was
+            with memory_named("the base's own weights do not fit beside those with an adapter merged: `unmerge` first"):
+                self.restore(computing=computing)
             yield
         finally:
             for module, key, tensor in swapped:
@@ -71,10 +76,10 @@ class ParameterSwap:
             for parameter, source in sources.items():
                 self._swap_values(parameter, source)
 
-    def restore(self) -> None:
-        """Put the base's own parameters back."""
+    def restore(self, *, computing: bool = True) -> None:
+        """Put the base's own parameters back, on the device where it computes, or where they are now."""
         for (module, key), parameter in self._own.items():
-            there = module._parameters[key]
+            there = module._parameters[key] if computing else None
             module._parameters[key] = parameter if there is None else _on(there.device, parameter)
         for swap in self._values.values():
             swap.restore()
