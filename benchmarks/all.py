@@ -113,7 +113,7 @@ PIECES = {
     "two-processes": Piece("two_processes.py"),
     "distributed": Piece("distributed.py", minutes=25, timed=False),
     "study-on-cluster": Piece("study_on_cluster.py", minutes=5, timed=False),
-    "replicas": Piece("replicas.py", minutes=25, timed=False),
+    "replicas": Piece("replicas.py", minutes=35, timed=False),
     "laws": Piece("laws.py", minutes=1, timed=False),
     "advisor": Piece("advisor.py", minutes=90, timed=False),
     "advisor-minutes": Piece("advisor_minutes.py", minutes=20, timed=False),

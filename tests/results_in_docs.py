@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -554,28 +555,61 @@ def vllm_gateway(found: Any) -> list[list[str]]:
     return rows
 
 
+REPLICA_LOADS = {
+    "talks": "two replicas, talks of three",
+    "single": "two replicas, single requests",
+    "scaled": "one to two replicas, talks",
+    "killed": "two replicas, one killed, talks",
+}
+
+
 def replicas(found: Any) -> list[list[str]]:
     """Answers by replicas under load: how many were right, and how many requests met their adapter."""
     head = ["Load", "Answers", "Wrong", "Lost", "Met their adapter", "Random places", "One memory of ten"]
-    names = {
-        "talks": "two replicas, talks of three",
-        "single": "two replicas, single requests",
-        "scaled": "one to two replicas, talks",
-        "killed": "two replicas, one killed, talks",
-    }
     rows = [head]
-    for key, name in names.items():
+    for key, name in REPLICA_LOADS.items():
         draws = found["loads"][key]
         counts = [str(sum(one[kind] for one in draws)) for kind in ("requests", "wrong", "lost")]
-        kinds = ("met", "by random places", "by one memory of ten")
-        rows.append([name, *counts, *(_range([one[f"{kind}, %"] for one in draws]) for kind in kinds)])
+        drawn = sum(one.get("draws", one["requests"] / (1 if key == "single" else 3)) for one in draws)
+        met = _range([one["met, %"] for one in draws], drawn)
+        others = (_range([one[f"by {kind}, %"] for one in draws]) for kind in ("random places", "one memory of ten"))
+        rows.append([name, *counts, met, *others])
     return rows
 
 
-def _range(shares: list[float]) -> str:
-    """The mean of shares in %, and the least and the most of several."""
-    least, most = min(shares), max(shares)
-    return f"{sum(shares) / len(shares):.1f} %" + (f" [{least:.1f}–{most:.1f}]" if len(shares) > 1 else "")
+def _range(shares: list[float], drawn: float | None = None) -> str:
+    """The mean of shares in %, with the 95 % interval of so many draws, and the least and the most of several."""
+    least, most, mean = min(shares), max(shares), sum(shares) / len(shares)
+    interval = "" if drawn is None else f" ± {1.96 * math.sqrt(mean * (100 - mean) / drawn):.1f}"
+    return f"{mean:.1f} %{interval}" + (f" [{least:.1f}–{most:.1f}]" if len(shares) > 1 else "")
+
+
+def replicas_settings(found: Any) -> list[list[str]]:
+    """How each load was asked; "–": an earlier result that does not say it."""
+    rows = [["Load", "Replicas", "Rows of each", "Seconds of each number of clients", "Seeds", "As streams"]]
+    for key, name in REPLICA_LOADS.items():
+        draws = found["loads"][key]
+        one, streams = draws[0], [one["as streams"] for one in draws if "as streams" in one]
+        cells = [str(one.get(setting, "–")) for setting in ("replicas", "rows")]
+        seconds = f"{one['seconds']:g}" if "seconds" in one else "–"
+        share = f"{sum(streams)} of {sum(one['requests'] for one in draws)}" if streams else "–"
+        rows.append([name, *cells, seconds, str(len(draws)), share])
+    return rows
+
+
+def replicas_gateway(found: Any) -> list[list[str]]:
+    """What a gateway's own process computes."""
+    gateway = found.get("gateway")
+    rows = [["The gateway computes", "Seconds of one core"]]
+    if gateway is None:
+        return rows
+    milliseconds = {"a request": "request, s", "a token of a stream": "token of a stream, s"}
+    milliseconds |= {"a token of a whole answer": "token of a whole answer, s"}
+    rows += [[name, f"{1000 * gateway[key]:.2f} ms"] for name, key in milliseconds.items()]
+    megabytes = gateway["adapter, bytes"] / 1e6
+    for name, key in {"that it reads and sends": "adapter, s", "that Ray has": "adapter that Ray has, s"}.items():
+        rows.append([f"an adapter of {megabytes:.0f} MB {name}", f"{gateway[key]:.2f} s"])
+    return [*rows, ["nothing, for a second", f"{1000 * gateway['idle, cores']:.0f} ms"]]
 
 
 def replicas_speed(found: Any) -> list[list[str]]:
@@ -734,7 +768,9 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "vllm_exchange": ("vllm_exchange", vllm_exchange),
     "vllm_gateway": ("vllm_gateway", vllm_gateway),
     "replicas": ("replicas", replicas),
+    "replicas_settings": ("replicas", replicas_settings),
     "replicas_speed": ("replicas", replicas_speed),
+    "replicas_gateway": ("replicas", replicas_gateway),
     "merging": ("merging", merging),
     "combining": ("merging", combining),
     "llama_cpp": ("llama_cpp", llama_cpp),
