@@ -117,7 +117,7 @@ PIECES = {
     "laws": Piece("laws.py", minutes=1, timed=False),
     "advisor": Piece("advisor.py", minutes=90, timed=False),
     "advisor-minutes": Piece("advisor_minutes.py", minutes=20, timed=False),
-    "gpu": Piece("gpu.py", minutes=40, tools={"--gpu": "HALKA_GPU"}),
+    "gpu": Piece("gpu.py", minutes=50, tools={"--gpu": "HALKA_GPU"}),
     **{name: study(name) for name in STUDIES},
 }
 

@@ -1,4 +1,4 @@
-"""What one GPU measures in forty minutes, in pieces of under ten, each a process and a result file of its own.
+"""What one GPU measures in fifty minutes, in pieces of under ten, each a process and a result file of its own.
 
     python benchmarks/gpu.py                                  # all pieces, on the first GPU
     python benchmarks/gpu.py training-8b decoding             # some
