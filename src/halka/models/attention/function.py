@@ -282,7 +282,7 @@ def attend_to_blocks(
     output = torch.empty_like(query[0].transpose(0, 1))  # N Q W
     fused = (plan.device.type != "cpu" and softcap is None) if way is None else way == "fused"
     products = Products(query.shape[1], fused, window, most)
-    for group in plan.kept(products, lambda: groups_of(plan, products)):
+    for group in plan.cached(products, lambda: groups_of(plan, products)):
         own, parts = query[0][:, group.places].transpose(0, 1), list[Tensor]()  # G Q T W
         for part, strips in zip(own.split(group.heads, dim=1), group.strips, strict=True):
             keys, values = plan.kv.read(layer, strips)

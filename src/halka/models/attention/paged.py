@@ -116,13 +116,13 @@ class PagedPlan:
         of_tokens = [torch.tensor(it, dtype=torch.int64, device="cpu") for it in (positions, slots)]
         self.positions, self.slots = to_device(of_tokens, self.device)
         self.forest = Forest(tuple(text.tokens for text in texts), (-1,) * len(texts), tuple(runs))
-        self._kept: dict[Hashable, Any] = {}
+        self._cache: dict[Hashable, Any] = {}
 
-    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+    def cached(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` makes, the first time that it is asked for by this key."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
 
     def with_runs(self, runs: Sequence[int]) -> PagedPlan:
         """The plan with other runs."""
