@@ -9,7 +9,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ import halka
 from contract import disturb, ids
 from halka import AdapterPool, AdapterStore
 from halka.core import AdaptedModel
+from halka.core.routing import AdapterNames
 from halka.data.tokens import Tokens
 from halka.training import TrainConfig, mean_loss, train
 from halka.util.errors import UnknownAdapterError
 from kinds import KINDS, bare, logits, model_with, train_a_step
 from tiny import tiny
 
-Rows = str | Sequence[str | None] | None
 KIND = [None, *KINDS, "full"]
 REFUSED = r"outside of `with model\.use\(\.\.\.\)` while another thread is.*None for the bare base.*as with a streamer"
 
@@ -43,7 +43,7 @@ def in_a_thread(call: Callable):
         return thread.submit(call).result(30)
 
 
-def answer(model: AdaptedModel, rows: Rows, tokens: int = 4) -> Tensor:
+def answer(model: AdaptedModel, rows: AdapterNames, tokens: int = 4) -> Tensor:
     """The last logits of a greedy generation for three short texts."""
     options = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True, "use_cache": True}
     with model.use(rows):
