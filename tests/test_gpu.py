@@ -228,6 +228,20 @@ def test_left_padded_decoding_takes_no_math_kernel():
         model.base.generate(input_ids=ids, attention_mask=mask, max_new_tokens=3, do_sample=False)
 
 
+def test_prompts_beside_a_long_text_take_no_math_kernel():
+    """In the engine, whose texts see their own blocks by a mask."""
+    tokenizer = chatml_tokenizer()
+    model = halka.adapt(wide(torch.float32, vocab_size=len(tokenizer)), tokenizer)
+    requests = [
+        halka.Request([5 + (row + n) % 60 for n in range(length)], stopping=halka.Stopping(4))
+        for row, length in enumerate((3000, 40, 40, 700, 41))
+    ]
+    with without_the_math_kernel(), halka.Engine(model, rows=5, ends=frozenset()) as engine:
+        answers = [answer for request in requests for answer in engine.submit(request)]
+        run(engine)
+    assert [answer.tokens for answer in answers] == [alone(model, request) for request in requests]
+
+
 @contextmanager
 def counting_waits():
     """Within the block the list that it has gets a warning for each time that the host waits for the GPU."""
