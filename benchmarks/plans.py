@@ -3,7 +3,8 @@
     python benchmarks/plans.py                               # reads results/*.json; seconds
     python benchmarks/plans.py --gpu-hour 3.2 --requests 5e6 --out plans.json
 
-Unit costs are measured where they could be (serving.json, speed.json: SmolLM2-135M on two cores), and else estimated:
+Unit costs are measured where they could be (serving.json, speed.json: SmolLM2-135M on two cores; replicas.json: the
+gateway's own), and else estimated:
 memory and time of training by `halka estimate` (large_bases.json), decoding on a GPU by its published bandwidth and
 speed, of which it reaches the shares that `estimating/devices.py` assumes. Prices, and how requests are spread over the
 day and the adapters, are assumptions, each with a flag. The result goes to benchmarks/results/plans.json, or
@@ -26,6 +27,7 @@ from typing import Any
 from large_bases import BASES
 from side_by_side import setup
 
+from halka.engine.background import PIECES
 from halka.estimating.devices import device_named
 from halka.estimating.hardware import CONTEXT
 
@@ -34,6 +36,7 @@ DAY, HOUR = 86_400, 3600
 DRAWS = 200_000  # requests of a simulated cache, of which the first half fills it
 HELD = (100, 300, 1000, 3000)  # adapters in memory
 MOST = 4096  # GPUs of a run
+ANSWER = 64  # tokens of an answer of the small base, as serving.json has them
 STATES = 16  # bytes of a trained number: fp32 weight, gradient and two moments
 
 
@@ -48,6 +51,7 @@ class Assumptions:
     task         tokens that an adapter learns from, all epochs
     held         adapters that a machine has in memory
     disk         bytes a second that a machine reads from its disk
+    network      bytes a second of the gateway's card: 10 Gbit
     tokens       of a team's examples, all epochs
     tries        runs of a team until one is kept
     """
@@ -62,6 +66,7 @@ class Assumptions:
     task: int = 180_000
     held: int = 300
     disk: float = 2e9
+    network: float = 1.25e9
     teams: int = 50
     tokens: float = 8e6
     tries: int = 3
@@ -97,8 +102,8 @@ def traffic(assumed: Assumptions) -> dict[str, Any]:
     here = (served["requests_per_second"]["32 clients"], training_speed(served["setup"]["machine"]["cpu"]))
     there = on_gpu("Llama 3.1 8B", assumed), measured("large_bases")["length"] / of_base("Llama 3.1 8B")["seconds"]
     rows = (
-        side("SmolLM2-135M", "two cores", here, 2 * assumed.core_hour, assumed),
-        side("Llama 3.1 8B", "an H100", there, assumed.gpu_hour, assumed),
+        side("SmolLM2-135M", "two cores", here, 2 * assumed.core_hour, ANSWER, assumed),
+        side("Llama 3.1 8B", "an H100", there, assumed.gpu_hour, assumed.answer, assumed),
     )
     hits = {held: hit_rate(assumed.adapters, held) for held in HELD}
     return {"busiest_second": busiest, "sides": rows, "hits": hits}
@@ -112,11 +117,14 @@ def training_speed(cpu: str) -> float:
     return run["sides"]["halka"]["tokens_per_second"]
 
 
-def side(base: str, machine: str, rates: tuple[float, float], hour: float, assumed: Assumptions) -> dict[str, Any]:
-    """One way to serve them: how many machines, their price, and what loading adapters reads from the disk.
+def side(
+    base: str, machine: str, rates: tuple[float, float], hour: float, answer: int, assumed: Assumptions
+) -> dict[str, Any]:
+    """One way to serve them: how many machines, their price, and what loading adapters reads and sends.
 
     rates   of one machine: requests a second, and tokens a second in training
     hour    its price
+    answer  tokens of an answer
     """
     (per_machine, trained), adapter = rates, lora_bytes(base)
     busiest = assumed.requests / DAY * assumed.peak
@@ -136,6 +144,22 @@ def side(base: str, machine: str, rates: tuple[float, float], hour: float, assum
         "memory": assumed.held * adapter,
         "reads": {way: bytes / machines for way, bytes in reads.items()},
         "share_of_disk": {way: bytes / machines / assumed.disk for way, bytes in reads.items()},
+        "gateway": gateway(busiest, answer, machines, reads["the one that holds it"], assumed),
+    }
+
+
+def gateway(busiest: float, answer: int, machines: int, sent: float, assumed: Assumptions) -> dict[str, float]:
+    """What the one gateway of `--on ray` has in the busiest second: bytes of adapters that it sends, and its cores.
+
+    Every answer is a stream. A token of one costs what was measured, with a piece of its own; of a replica there are so
+    many pieces a second at most, and more tokens in them.
+    """
+    cost, pieces = measured("replicas")["gateway"], min(busiest * answer, PIECES * machines)
+    return {
+        "sent": sent,
+        "share_of_network": sent / assumed.network,
+        "cores_of_answers": busiest * cost["request, s"] + pieces * cost["token of a stream, s"],
+        "cores_of_adapters": sent * cost["adapter, s"] / cost["adapter, bytes"],
     }
 
 
