@@ -120,19 +120,31 @@ def losses(base, method, seen=None, of=items, **config) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("name", "architecture", "positions"),
-    [
-        *((name, "llama", 128) for name in FAMILIES),
-        *(("lora", "gemma2", 128), ("prompt", "gemma2", 128)),
-        ("prefix", "llama", 24),  # more than a text needs, and fewer than a line
-    ],
+    ("name", "architecture"), [*((name, "llama") for name in FAMILIES), ("lora", "gemma2"), ("prompt", "gemma2")]
 )
-def test_a_step_on_a_gpu_takes_the_losses_of_the_processor_and_few_waits(name, architecture, positions):
-    seen, base = [], partial(base_on, architecture=architecture, max_position_embeddings=positions)
-    there = losses(base(FIRST), FAMILIES[name], seen)
-    assert there == pytest.approx(losses(base(CPU), FAMILIES[name]), rel=1e-5)
+def test_a_step_on_a_gpu_takes_the_losses_of_the_processor_and_few_waits(name, architecture):
+    seen = []
+    there = losses(base_on(FIRST, architecture=architecture), FAMILIES[name], seen)
+    assert there == pytest.approx(losses(base_on(CPU, architecture=architecture), FAMILIES[name]), rel=1e-5)
     assert sum(seen[0].waits.values()) <= WAITS, seen[0].waits
     assert [device for device, _ in seen[0].seeds] == [0]
+
+
+def test_a_line_that_is_longer_than_the_bases_positions_waits_no_more_often():
+    """To know whether its longest text and virtual tokens exceed them."""
+
+    def unlike_ends() -> list[Tokens]:
+        return [
+            Tokens([*item.ids[:8], *(9 * number + token for token in item.ids[8:])], item.loss)
+            for number, item in enumerate(items())
+        ]
+
+    waits = []
+    for positions in (22, 128):
+        seen = []
+        losses(base_on(FIRST, max_position_embeddings=positions), FAMILIES["prefix"], seen, unlike_ends)
+        waits.append(seen[0].waits)
+    assert waits[0] == waits[1]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -98,6 +100,17 @@ def test_a_module_trained_whole_takes_the_place_of_the_base_s():
         expected = reference(ids()).logits
     assert (bare(model) - expected).abs().max() > 0.1
     torch.testing.assert_close(logits(model, "a"), expected, rtol=0, atol=1e-5)
+
+
+def test_modules_with_hooks_are_copied_without_what_is_behind_these():
+    """Both of a copied base, whose hooks still are the model's, and of a part that has a copy of its module."""
+    model = halka.adapt(tiny())
+    for name in ("a", "b"):
+        model.add(name, halka.Modules((NORM, "head")))
+        disturb(model, name)
+    copied = copy.deepcopy(model.base)
+    with torch.no_grad(), model.use("b"):
+        torch.testing.assert_close(copied(ids()).logits, model.base(ids()).logits, rtol=0, atol=0)
 
 
 def test_a_module_without_parameters_cannot_be_trained_whole():
