@@ -352,7 +352,8 @@ def plan_traffic(found: Any) -> list[list[str]]:
     """What a million requests a day over ten thousand adapters take."""
     from halka.report.units import percent, size
 
-    sides, ways = found["traffic"]["sides"], ("any machine", "the one that holds it")
+    sides = found["traffic"]["sides"]
+    ways = {"any machine": "requests to any machine", "the one that holds it": "adapters divided between machines"}
     rows = [["", *(side["name"] for side in sides)]]
     rows.append(["requests a second, one machine", *(f"{side['requests_per_second']:.0f}" for side in sides)])
     rows.append(["machines", *(str(side["machines"]) for side in sides)])
@@ -367,9 +368,14 @@ def plan_traffic(found: Any) -> list[list[str]]:
     rows.append(["an adapter", *(size(side["adapter"]) for side in sides)])
     rows.append(["all adapters on disk", *(size(side["disk"]) for side in sides)])
     rows.append([f"{found['assumptions']['held']} in a machine's memory", *(size(side["memory"]) for side in sides)])
-    for way in ways:
+    for way, name in ways.items():
         reads = (f"{size(side['reads'][way])}/s ({percent(side['share_of_disk'][way])})" for side in sides)
-        rows.append([f"read from a machine's disk, requests to {way}", *reads])
+        rows.append([f"read from a machine's disk, {name}", *reads])
+    gateways = [side["gateway"] for side in sides]
+    sent = (f"{size(one['sent'])}/s ({percent(one['share_of_network'])})" for one in gateways)
+    rows.append(["sent by the one gateway of `--on ray`, of what 10 Gbit carry", *sent])
+    for name, key in {"requests and tokens": "cores_of_answers", "adapters": "cores_of_adapters"}.items():
+        rows.append([f"cores of that gateway, for {name}", *(f"{one[key]:.2f}" for one in gateways)])
     return rows
 
 
