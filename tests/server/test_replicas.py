@@ -36,7 +36,7 @@ from halka.server.backends.replicas.share import share_of
 from halka.server.backends.replicas.wire import UNSAID, Call, EngineFailed, Reply, State
 from halka.server.guards.metrics import BackendState
 from halka.storage.adapter_folder import AdapterFolder
-from halka.util.errors import HalkaError, UnknownAdapterError
+from halka.util.errors import HalkaError, OutOfMemoryError, UnknownAdapterError
 from halka.util.openmp import BRIEFLY
 from halka.util.own_version import PACKAGE, own_version, source_hash
 from halka.util.ray_connection import RayConnection
@@ -492,9 +492,9 @@ def test_a_replica_whose_engine_has_stopped_is_asked_last_and_is_to_be_replaced(
 def test_an_engine_that_fails_again_and_again_is_to_be_replaced(served):
     _, server, channel = served
     replica = channel.replicas["a"]
-    error = RuntimeError("no memory")
+    error = OutOfMemoryError("no memory")
     for _ in range(5):
-        with pytest.raises(EngineFailed, match="RuntimeError: no memory"):
+        with pytest.raises(EngineFailed, match="OutOfMemoryError: no memory"):
             replica._failed(error).raise_error({})
     replica.check_health()
     for _ in range(2):

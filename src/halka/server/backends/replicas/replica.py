@@ -14,7 +14,7 @@ from halka.server.backends.replicas.beating import beating
 from halka.server.backends.replicas.contents import Contents, Files
 from halka.server.backends.replicas.plan import Plan
 from halka.server.backends.replicas.wire import Call, FilesLost, Reply, State
-from halka.util.errors import HalkaError
+from halka.util.errors import HalkaError, OutOfMemoryError
 from halka.util.ray_node import task_folder
 
 BEAT = 5.0  # seconds without a reply after which a call's replica says that it is there
@@ -117,7 +117,7 @@ class Replica:
         """The reply to a call that this happened to. A step that fails under several calls counts once."""
         if not self.engine.alive:
             return Reply.failed(RuntimeError(f"the engine has stopped ({error})"))
-        if not isinstance(error, HalkaError | FilesLost):
+        if isinstance(error, OutOfMemoryError) or not isinstance(error, HalkaError | FilesLost):
             log.error("the engine failed", exc_info=error)
             self._failures, self._failure = self._failures + (error is not self._failure), error
         return Reply.failed(error)

@@ -10,7 +10,7 @@ from typing import Any
 from halka.engine import Constraint, Request, Sampling, Stopping
 from halka.engine.logprobs import TokenLogprob
 from halka.server.backends.growing import Piece
-from halka.util.errors import HalkaError, UnknownAdapterError
+from halka.util.errors import HalkaError, OutOfMemoryError, UnknownAdapterError
 
 
 class Lost(Exception):
@@ -110,7 +110,7 @@ class Reply:
     @classmethod
     def failed(cls, error: Exception) -> Reply:
         """The reply of a replica that this happened to: what is no error of the request's is its engine's."""
-        kinds = (UnknownAdapterError, HalkaError, FilesLost)
+        kinds = () if isinstance(error, OutOfMemoryError) else (UnknownAdapterError, HalkaError, FilesLost)
         for kind in kinds:
             if isinstance(error, kind):
                 return cls(error=(kind.__name__, str(error)))
