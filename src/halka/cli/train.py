@@ -171,7 +171,7 @@ def _model_for(runs: list[TrainingRun], devices: Devices) -> AdaptedModel:
         quantize=settings.quantize,
         shard=devices.shard,
     )
-    if str(model.base.dtype) == "torch.bfloat16" and slow_in_bfloat16(model.base.device):
+    if str(model.base.dtype) == "torch.bfloat16" and slow_in_bfloat16(next(model.base.parameters()).device):
         say("this processor is slower in bfloat16 than in float32: --dtype float32 is faster, and takes more memory")
     for run in runs:
         method = method_of(run.plan, model)
