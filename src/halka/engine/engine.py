@@ -34,7 +34,7 @@ READING = 2.0  # seconds of a step that waits for an adapter's files: others may
 READ, READ_ON_GPU = 512, 2048  # tokens of prompts a step: fewer leave a GPU waiting for its next operations
 FULL = (
     "out of memory in a step of the engine: lower rows, read (tokens of prompts in a step), memory (for keys and "
-    "values) or adapter_memory, or end other programs that hold memory there"
+    "values) or adapter_memory, choose a smaller or quantised base, or end other programs that hold memory there"
 )
 BESIDE = 28  # tokens of prompts that are read beside answers on a CPU, where each takes as long as one more row
 
