@@ -6,6 +6,7 @@ from an error is as on a GPU. `test_gpu.py` has the kernels themselves.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from halka.estimating.fake_tensors import DryRunMode
-from halka.models.attention.flex_kernels import FlexKernels
+from halka.models.attention.flex_kernels import FEW, FlexKernels
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import attend, attend_to_forest
 from halka.models.attention.places import LayerMemory
@@ -29,11 +30,24 @@ def tree(first: int) -> Forest:
     return Forest(lengths, (-1, 0, 0), (sum(lengths),))
 
 
+def line(*runs: int) -> Forest:
+    """A text for each run."""
+    return Forest(runs, (-1,) * len(runs), runs)
+
+
 def agree(
-    kernels: FlexKernels, forest: Forest, window: int | None = None, softcap: float | None = None, virtual: bool = False
+    kernels: FlexKernels,
+    forest: Forest,
+    window: int | None = None,
+    softcap: float | None = None,
+    virtual: bool = False,
+    heads: int = 4,
 ) -> None:
+    """Queries, keys and values lie as layers compute them, token by token."""
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, heads, forest.tokens, 16, generator=generator) for heads in (4, 2, 2))
+    query, key, value = (
+        torch.randn(1, forest.tokens, count, 16, generator=generator).transpose(1, 2) for count in (heads, 2, 2)
+    )
     keys, values = (torch.randn(1, 2, VIRTUAL, 16, generator=generator) for _ in range(2))
     memory, plan = LayerMemory(keys, values, None) if virtual else None, ForestPlan(forest)
     ours, expected = (
@@ -54,6 +68,69 @@ def test_every_kind_of_call_is_compiled_once_for_forests_of_all_sizes():
         with torch.no_grad():
             agree(kernels, tree(several))
     assert counted.frame_count == 8 + 2
+
+
+def test_a_count_of_blocks_is_none_of_heads_and_no_width():
+    """Although the first line has as many blocks as there are heads: what equals is not taken for the same."""
+    counted = CompileCounter()
+    kernels = FlexKernels(counted)
+    for tokens in (4 * 128, 2 * 128 - 7, 3 * 128, 16 * 128):
+        agree(kernels, line(tokens))
+    assert counted.frame_count == 1
+
+
+def test_runs_of_a_line_are_of_one_kind():
+    counted = CompileCounter()
+    kernels = FlexKernels(counted)
+    for runs in ((200, 500, 260), (300,), (140, 30, 150), (40,)):
+        agree(kernels, line(*runs))
+    assert counted.frame_count == 2  # one for runs of fewer tokens than a block
+
+
+class Inductor:
+    """Stands for it: asks what it asks of a line's tokens, and compiles what `refuses` does not refuse.
+
+    compiled   of each graph whether it is for few tokens, and torch's options
+    """
+
+    def __init__(self, refuses):
+        self.refuses, self.compiled = refuses, []
+
+    def __call__(self, graph, _):
+        (node,) = [node for node in graph.graph.nodes if "flex_attention" in str(node.target)]
+        tokens, options = node.args[0].meta["example_value"].shape[2], node.args[6]
+        few = bool(tokens < FEW)  # for which torch compiles anew
+        if reason := self.refuses(tokens, options):
+            raise RuntimeError(reason)
+        self.compiled.append((few, options))
+        return graph.forward
+
+
+def test_lines_of_fewer_tokens_than_a_block_take_the_same_kernel_and_are_a_kind_of_their_own():
+    """Instead of the kernel of decoding, which has no tiles for 4 times 100 tokens (pytorch#185349)."""
+
+    def of_decoding(tokens, options):
+        return tokens < FEW and not options.get("FORCE_USE_FLEX_ATTENTION") and "NoValidChoicesError"
+
+    inductor = Inductor(of_decoding)
+    kernels = FlexKernels(inductor)
+    for tokens in (300, 100, 40, 300):
+        agree(kernels, line(tokens), heads=8)
+    assert [few for few, _ in inductor.compiled] == [False, True]
+    assert all("fwd_BLOCK_M" not in options for _, options in inductor.compiled)
+
+
+@pytest.mark.parametrize("small_fits", [True, False])
+def test_a_kind_that_torch_compiles_anew_is_tried_as_in_its_first_call(small_fits):
+    def of_another_size(tokens, options):
+        return tokens < 300 and not (small_fits and "fwd_BLOCK_M" in options) and "out of resource: shared memory"
+
+    kernels = FlexKernels(Inductor(of_another_size))
+    agree(kernels, line(400))
+    with nullcontext() if small_fits else pytest.warns(UserWarning, match="torch cannot compile FlexAttention"):
+        agree(kernels, line(200))
+    agree(kernels, line(400))
+    agree(kernels, line(250))
 
 
 def no_compiler(*_):

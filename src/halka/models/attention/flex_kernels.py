@@ -2,24 +2,27 @@
 
 Of one function torch compiles eight variants at most, and runs what comes then uncompiled, which stores all scores. A
 base has more kinds of calls: training and evaluation, layers with and without a window, batches of one block and of
-more, with virtual tokens and without. So each kind is compiled from code of its own.
+more, lines of a few tokens. So each kind is compiled from code of its own, and takes no count of tokens for a width.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.fx.experimental import _config as shapes
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from halka.util.machine import ran_out
 
 Kernel = Callable[[Tensor, Tensor, Tensor, BlockMask, Tensor | None], Tensor]
+FEW = 128  # tokens below which inductor looks for its kernel of decoding, and compiles anew
 
 
 def uncompiled(
@@ -53,13 +56,23 @@ class FlexKernels:
     ) -> Tensor | None:
         """As `attend_by_flex`. A kind's first call goes back as well, where it is differentiated, to compile that too.
 
-        Warns where torch cannot compile it, once for a device, a precision and a width of heads.
+        Warns where torch cannot compile it, once for a device, a precision and a width of heads: in a kind's first
+        call, or where it compiles a kind anew, for sizes that it had not left open.
         """
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+        # in a run of a line, rows are as far apart as the line is long, for which torch would compile anew
+        query, key, value = (tensor[0][None] for tensor in (query, key, value))
         cap = _cap(softcap, query.device)
         kind = (*_kind(query, key, value, mask), scale, cap is None, windowed)
-        if kind not in self._of:
-            self._of[kind] = self._compiled(query, key, value, mask, scale, cap)
-        kernel = self._of[kind]
+        if kind in self._of:
+            kernel = self._of[kind]
+            try:
+                return None if kernel is None else kernel(query, key, value, mask, cap)
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+                if ran_out(error):
+                    raise
+        kernel = self._of[kind] = self._compiled(query, key, value, mask, scale, cap)
         return None if kernel is None else kernel(query, key, value, mask, cap)
 
     def _compiled(
@@ -75,7 +88,8 @@ class FlexKernels:
             plain: Any = _kernel_of(scale, small=small)
             kernel: Any = torch.compile(plain, dynamic=True, fullgraph=True, backend=self._backend)
             try:
-                _tried(kernel, query, key, value, mask, cap)
+                with _compiling(query.device):
+                    _tried(kernel, query, key, value, mask, cap)
             except Exception as error:  # torch's, Triton's, or of the C compiler that these call
                 if ran_out(error):
                     raise
@@ -99,18 +113,27 @@ KERNELS = FlexKernels()
 def _kind(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> tuple[Hashable, ...]:
     """What of the tensors torch compiles a kernel for.
 
-    The counts of tokens, keys and blocks are numbers to it, but where they are 1 or equal each other, a count of heads
-    or a width: it takes equal sizes for the same one.
+    The counts of tokens, keys and blocks are numbers to it, except where they are 1, and below FEW tokens. A layer's
+    own keys lie token by token, as it computed them, and head by head where virtual ones were joined to them.
     """
     tensors = (query, key, value)
-    sizes = {1, *(size for tensor in tensors for size in tensor.shape[1::2])}
     counts = (query.shape[2], key.shape[2], *mask.kv_indices.shape[-2:])
     return (
         (query.device, query.dtype, key.dtype, torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
-        tuple((*tensor.shape[1::2], tensor.requires_grad) for tensor in tensors),
-        tuple(count if count in sizes else None for count in counts),
-        (counts[0] == counts[1], counts[2] == counts[3]),
+        tuple((*tensor.shape[1::2], tensor.requires_grad, tensor.is_contiguous()) for tensor in tensors),
+        (counts[0] < FEW, *(count == 1 for count in counts)),
     )
+
+
+@contextmanager
+def _compiling(device: torch.device) -> Iterator[None]:
+    """Within the block torch compiles for this device, of whose generation tiles are, and takes no two sizes for one.
+
+    It does if they are equal in the first call: a count of blocks for that of heads, for which it then is a constant.
+    """
+    current = nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device)
+    with current, shapes.patch(use_duck_shape=False):  # pyright: ignore[reportAttributeAccessIssue]
+        yield
 
 
 def _kernel_of(scale: float, *, small: bool) -> Kernel:
@@ -140,10 +163,10 @@ def _attention(
     def capped(score: Tensor, row: Tensor, head: Tensor, token: Tensor, place: Tensor) -> Tensor:
         return score if cap is None else torch.tanh(score / cap) * cap
 
-    options: Any = None
+    # instead of the kernel of decoding, which lacks tiles where the tokens of a group's heads are more than a block
+    options: Any = {"FORCE_USE_FLEX_ATTENTION": True}
     if small:
-        options = {
-            "FORCE_USE_FLEX_ATTENTION": True,  # instead of the kernel for few tokens, whose tiles these are not
+        options |= {
             "num_stages": 1,
             "num_warps": 4,
             "fwd_BLOCK_M": 32,
@@ -165,11 +188,17 @@ def _attention(
 
 def _tried(kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, cap: Tensor | None) -> None:
     """Compute forward and, where that is differentiated, back: torch compiles the way back when it is first gone."""
-    own = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in (query, key, value)]
+    own = [_at_storages_begin(tensor).requires_grad_(tensor.requires_grad) for tensor in (query, key, value)]
     with saved_tensors_hooks(_same, _same):  # a layer that is recomputed in backward counts what it saves
         output = kernel(own[0], own[1], own[2], mask, cap)
         if output.requires_grad:
             torch.autograd.grad(output, [tensor for tensor in own if tensor.requires_grad], output.detach())
+
+
+def _at_storages_begin(tensor: Tensor) -> Tensor:
+    """A copy that lies alike. What torch compiles for it takes a line's later runs, too; not so the other way round."""
+    copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return copy.copy_(tensor.detach())
 
 
 def _same(tensor: Tensor) -> Tensor:
