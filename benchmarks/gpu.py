@@ -18,8 +18,9 @@ there; `losses` takes SmolLM2's, from the cache, from `--base FOLDER`, or joined
     decoding-nf4, decoding-int8   the same on a quantised base, beside the base in bf16
     estimator        peaks of training beside what `halka estimate` says before
 
-Speeds are useful tokens a second (padding is none, shared tokens count in every row) without the first two steps; the
-GPU's work is waited for before a clock is read. The result goes to benchmarks/results/gpu_PIECE.json, after each side
+Speeds are useful tokens a second (padding is none, shared tokens count in every row) of all batches together and of the
+median step. The same batches were trained before, untimed: every kernel that they need is compiled by then. The GPU's
+work is waited for before a clock is read. The result goes to benchmarks/results/gpu_PIECE.json, after each side
 and workload: what a piece had measured before it ended is kept, and "out of memory" is a result. A piece that fails
 has its error there, and the next one begins.
 """
@@ -41,7 +42,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -115,10 +118,16 @@ def sides_for(sizes: Sizes, quantize: str | None) -> dict[str, Any]:
 
 
 def speed_of(run: Any, base: Any, batches: list[list[Any]], sizes: Sizes, shape: str) -> dict[str, Any]:
+    """Of the second of two rounds of the batches: in the first whatever they need is compiled."""
     machine.reset_peak(sizes.device)
-    times = run(base, batches, sizes, checkpointing=shape == "8b")
-    tokens = sum(len(item) for batch in batches[2:] for item in batch)
-    return {"tokens_per_second": tokens / (times[-1] - times[1]), "peak": machine.peak(sizes.device)}
+    times = run(base, [*batches, *batches], sizes, checkpointing=shape == "8b")[len(batches) - 1 :]
+    tokens = [sum(len(item) for item in batch) for batch in batches]
+    speeds = [count / (end - start) for count, (start, end) in zip(tokens, pairwise(times), strict=True)]
+    return {
+        "tokens_per_second": sum(tokens) / (times[-1] - times[0]),
+        "tokens_per_second_of_the_median_step": median(speeds),
+        "peak": machine.peak(sizes.device),
+    }
 
 
 def decoding(sizes: Sizes, quantize: str | None = None) -> Iterator[dict[str, Any]]:

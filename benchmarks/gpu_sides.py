@@ -32,10 +32,13 @@ FEW = {"num_key_value_heads": 2, "vocab_size": 97, "max_position_embeddings": 12
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much a piece computes; `dry` on a CPU, with the tiny shape for every other."""
+    """How much a piece computes; `dry` on a CPU, with the tiny shape for every other.
+
+    steps   batches of a workload, trained twice
+    """
 
     dry: bool
-    steps: int = 12
+    steps: int = 8
     rows: int = 8
     length: int = 1024
     new_tokens: int = 64
