@@ -31,6 +31,24 @@ def test_one_kernel_for_all_runs_computes_what_a_product_for_each_does():
         torch.testing.assert_close(one, other, rtol=0.02, atol=0.5)
 
 
+@pytest.mark.parametrize("short", [False, True])
+def test_more_weights_than_the_kernel_takes_are_multiplied_part_by_part(short):
+    """As of 128 experts with 8 LoRAs; of some parts no run has a token."""
+    sizes = [3, 0, 17, 0, 0, 0, 0, 1, 16, 2]
+    x, weights = torch.randn(sum(sizes), 64).bfloat16(), torch.randn(len(sizes), 32, 64).bfloat16().requires_grad_()
+    runs = short_runs(tuple(sizes), x.device) if short else Runs(torch.tensor(sizes).cumsum(0))
+
+    def kernel(x, weights, *, offs):
+        assert len(weights) == len(offs) < 4, "Can't process more than 4 groups"
+        return torch.ops.aten._grouped_mm(x, weights, offs=offs)
+
+    grouped = Grouped(weights, runs)
+    results = [_in_one_go(x, grouped, kernel, most=3), _in_one_go(x, grouped)]
+    gradients = [torch.autograd.grad(result.float().square().sum(), weights)[0] for result in results]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", [(3, 0, 1, 1, 4, 0), (0, 2), (1, 1, 1), (2, 2)])
 def test_short_runs_are_multiplied_as_each_alone(sizes, dtype):

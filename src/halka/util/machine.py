@@ -86,12 +86,13 @@ def has_grouped_kernel(device: torch.device) -> bool:
 
     There is one for NVIDIA's Hopper (aten/native/cuda/GroupedBlas.cpp), and one for data-centre Blackwell that is not
     used: as the gradient of weights whose group has no tokens it returns what its memory had (pytorch#172439,
-    cutlass#2674). On other GPUs the host waits for the sizes and computes group by group; torch 2.8 has no such product
-    there at all. An estimate's GPU, "xpu", is taken for a Hopper.
+    cutlass#2674). On other GPUs, and on Windows, for which torch builds neither, the host waits for the sizes and
+    computes group by group; torch 2.8 has no such product there. An estimate's GPU, "xpu", is taken for a Hopper.
     """
     if device.type != "cuda":
         return device.type == "xpu"
-    return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
+    built = torch.version.hip is None and sys.platform != "win32"
+    return built and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def usable_precision(precision: str, device: torch.device) -> str:

@@ -5,7 +5,7 @@ B rows   T tokens   I, O a weight's widths, in and out   R rank   C tokens in ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from halka.util.machine import has_grouped_kernel
 from halka.util.transfer import to_device
+
+GROUPS = 1023  # that torch's kernel takes at most, with a weight each (GroupMM.cu)
 
 
 class Runs:
@@ -121,8 +123,17 @@ def _fits_kernel(x: Tensor, weights: Tensor) -> bool:
     return x.dtype == torch.bfloat16 and aligned and len(x) > 0 and has_grouped_kernel(x.device)
 
 
-def _in_one_go(x: Tensor, grouped: Grouped) -> Tensor:
-    return torch.ops.aten._grouped_mm(x, grouped.weights.mT, offs=grouped.runs.ends.int())
+def _in_one_go(
+    x: Tensor, grouped: Grouped, kernel: Callable[..., Tensor] = torch.ops.aten._grouped_mm, most: int = GROUPS
+) -> Tensor:
+    """By torch's kernel; of more weights than it takes, part by part, for which the host waits for the runs' sizes."""
+    weights, runs = grouped
+    if len(weights) <= most:
+        return kernel(x, weights.mT, offs=runs.ends.int())
+    sizes = [sum(runs.sizes[first : first + most]) for first in range(0, len(weights), most)]
+    starts = accumulate(sizes[:-1], initial=0)
+    parts = zip(x.split(sizes), weights.split(most), runs.ends.split(most), starts, strict=True)
+    return torch.cat([kernel(own, w.mT, offs=(ends - start).int()) for own, w, ends, start in parts if len(own)])
 
 
 def _as_rows(x: Tensor, weights: Tensor, runs: ShortRuns) -> Tensor:
