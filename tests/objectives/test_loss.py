@@ -9,7 +9,16 @@ from torch import nn
 from halka.data.batches import IGNORE_INDEX
 from halka.data.packing import PackedBatch, pack
 from halka.data.tokens import Tokens
-from halka.objectives.cross_entropy import label_losses, next_token_loss, plain_next_token_loss, summed_by_run
+from halka.objectives.cross_entropy import (
+    CHUNK,
+    LOGITS,
+    chunk_for,
+    label_losses,
+    logits_within,
+    next_token_loss,
+    plain_next_token_loss,
+    summed_by_run,
+)
 from numbers_for_tests import close
 
 B, T, D, V = 3, 11, 16, 37
@@ -188,3 +197,18 @@ def test_a_packed_batchs_loss_by_run_equals_that_of_its_labels_alone(dtype, head
 def test_the_counts_of_a_packed_batch_are_the_labels_of_its_items():
     items = [Tokens([1, 2, 3, 4], [True, False, True, True]), Tokens([1, 2, 3], [False, True, True])]
     assert pack([items]).counts.sum() == sum(item.labels for item in items)
+
+
+@pytest.mark.parametrize(
+    ("free", "logits"),
+    [(80 * 2**30, LOGITS), (4 * 2**30, LOGITS), (3 * 2**30, LOGITS // 2), (2**30, LOGITS // 4), (2**20, 2**15), (0, 1)],
+)
+def test_a_gpu_that_is_nearly_full_computes_fewer_logits_at_once(free, logits):
+    assert logits_within(free) == logits
+
+
+def test_labels_computed_at_once_are_few_on_a_cpu_and_many_where_no_memory_is_asked_for():
+    """As on an estimate's GPU; with a vocabulary that leaves few, as many as on a CPU."""
+    devices = [torch.device("cpu"), torch.device("xpu")]
+    assert [chunk_for(device, 50_000) for device in devices] == [CHUNK, LOGITS // 50_000]
+    assert chunk_for(devices[1], LOGITS) == CHUNK

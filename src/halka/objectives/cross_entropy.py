@@ -18,12 +18,15 @@ from torch.utils.checkpoint import checkpoint
 
 from halka.data.batches import IGNORE_INDEX
 from halka.data.packing import PackedBatch
+from halka.util.machine import available, held
 from halka.util.transfer import to_device
 
 Head = Callable[[Tensor], Tensor]
 CHUNK = 256  # label positions whose logits exist at once on a CPU, and at least elsewhere
 FINER = 2**10  # what gradients of fp16 logits are multiplied by while fp16 holds them: below 6e-8 it has no numbers
 LOGITS = 2**27  # logits that exist at once on a GPU, to which few large products are better than many small ones
+BYTES = 8  # of a logit while its loss is computed: in half precision itself, in fp32, and its slope
+SHARE = 4  # of a GPU's free memory logits take one part in so many, at most
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, int]:
@@ -35,8 +38,24 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor, classes: int) -> tuple[
 
 
 def chunk_for(device: torch.device, vocabulary: int) -> int:
-    """How many label positions' logits exist at once on a device."""
-    return CHUNK if device.type == "cpu" else max(CHUNK, LOGITS // vocabulary)
+    """How many label positions' logits exist at once on a device.
+
+    Within `deterministic` that depends on no free memory, nor does it in an estimate.
+    """
+    if device.type == "cpu":
+        return CHUNK
+    varies = device.type == "cuda" and not torch.are_deterministic_algorithms_enabled()
+    logits = logits_within(available(device) - held(device)) if varies else LOGITS
+    return max(CHUNK, logits // vocabulary)
+
+
+def logits_within(free: int) -> int:
+    """How many logits exist at once on a GPU that has so many bytes free: LOGITS, or a half, a quarter … of it.
+
+    So that most steps take pieces of one size from the allocator.
+    """
+    fit = max(1, free // (SHARE * BYTES))
+    return min(LOGITS, 1 << (fit.bit_length() - 1))
 
 
 def next_token_loss(
