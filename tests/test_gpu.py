@@ -12,12 +12,14 @@ import os
 import subprocess
 import sys
 import warnings
-from contextlib import contextmanager
+from collections import Counter
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 import halka
 from contract import logits_and_gradients, named, pairs
@@ -25,11 +27,16 @@ from engine_for_tests import alone, model_of, prompts, run
 from halka.data.tokens import Tokens
 from halka.estimating.dry_runs import Setup, dry_run, training_items
 from halka.models import memory_of
+from halka.models.attention.forest import ForestPlan
+from halka.models.attention.function import attend_to_forest
 from halka.models.attention.paged import KVBlocks
+from halka.models.attention.places import LayerMemory
 from halka.models.quantised import LAYERS, quantise
+from halka.objectives.cross_entropy import CHUNK, LOGITS, chunk_for
 from halka.util import machine
 from halka.util.deterministic import WORKSPACE
-from halka.util.products import Grouped, Runs, linear
+from halka.util.forest import Forest
+from halka.util.products import GROUPS, Grouped, Runs, linear
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -48,12 +55,13 @@ FAMILIES = {
     "prefix": halka.Prefix(length=5),
     "prompt": halka.Prompt(length=6),
 }
+SHORT = (300, 100, 40, 300)  # tokens of lines
 WITHOUT_DROPOUT = {"gpt2": {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}}  # each device draws its own
 
 
-def model_on(device: str, architecture: str = "llama"):
+def model_on(device: str, architecture: str = "llama", **changes):
     tokenizer = chatml_tokenizer()
-    changes = WITHOUT_DROPOUT.get(architecture, {})
+    changes |= WITHOUT_DROPOUT.get(architecture, {})
     model = halka.adapt(tiny(architecture, vocab_size=len(tokenizer), **changes), tokenizer)
     fill(model, FAMILIES)
     return model.to(device)
@@ -74,16 +82,49 @@ def items() -> list[Tokens]:
     return [Tokens([*begin, *range(13, 13 + n)], [False] * 8 + [True] * n) for n in (3, 9, 5, 7, 4, 6, 8, 3)]
 
 
+def long_rows() -> list[Tokens]:
+    """Behind an instruction of 200 tokens: lines of blocks of 128 that are skipped, seen in full and seen in part."""
+    begin = [5 + 3 * i % 80 for i in range(200)]
+    own = [[5 + (7 * row + 11 * i) % 80 for i in range(count)] for row, count in enumerate((50, 400, 130, 90, 260, 75))]
+    return [Tokens([*begin, *tokens], [False] * 200 + [True] * len(tokens)) for tokens in own]
+
+
+def losses_and_norms(model, name: str, rows: list[Tokens], **config) -> list[float]:
+    """Of three steps, or as many as the configuration says."""
+    steps = halka.train(model, name, rows, halka.TrainConfig(**{"lr": 1e-2, "steps": 3, "batch_size": 4, **config}))
+    return [number for step in steps for number in (step.loss, step.gradient_norm)]
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("batches", ["packed", "padded"])
-def test_training_on_a_gpu_takes_the_losses_of_the_processor(architecture, name, batches):
-    config = halka.TrainConfig(lr=1e-2, steps=3, batch_size=4, batches=batches)
-    losses = []
-    for device in ("cpu", "cuda"):
-        model = model_on(device, architecture)
-        losses.append([step.loss for step in halka.train(model, name, items(), config)])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+def test_padded_batches_take_the_losses_of_the_processor(architecture, name):
+    ours, expected = (
+        losses_and_norms(model_on(device, architecture), name, items(), batches="padded") for device in ("cuda", "cpu")
+    )
+    assert ours == pytest.approx(expected, rel=1e-3)
+
+
+LONG = [*(("llama", name) for name in FAMILIES), *(("gemma2", name) for name in FAMILIES), ("gpt2", "lora")]
+
+
+@pytest.mark.parametrize(("architecture", "name"), LONG)
+def test_packed_lines_of_several_blocks_take_the_losses_of_the_processor(architecture, name):
+    """With Gemma 2's window, of 64 tokens, and its softcap."""
+    positions = {"n_positions" if architecture == "gpt2" else "max_position_embeddings": 2048}
+    ours, expected = (
+        losses_and_norms(model_on(device, architecture, **positions), name, long_rows()) for device in ("cuda", "cpu")
+    )
+    assert ours == pytest.approx(expected, rel=1e-3)
+
+
+def test_packed_lines_shorter_than_a_block_take_the_losses_of_the_processor():
+    """Between longer ones, with four query heads a key head, in which torch's kernel of decoding has no tiles."""
+    rows = [Tokens([5 + 3 * i % 80 for i in range(count)], [False] * 8 + [True] * (count - 8)) for count in SHORT]
+    sizes = {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    ours, expected = (
+        losses_and_norms(model_on(device, **sizes), "prefix", rows, steps=4, batch_size=1) for device in ("cuda", "cpu")
+    )
+    assert ours == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(("base", "method"), [pytest.param(*pair, id=name) for name, *pair in named(pairs())])
@@ -125,8 +166,10 @@ def test_a_cache_on_a_gpu_that_is_too_small_changes_no_token(blocks):
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
 def test_the_engine_on_a_gpu_answers_as_each_adapter_does_alone(architecture):
     model, names = model_on("cuda", architecture), [*FAMILIES, None]
+    lengths = [15 + n + n % 2 * 65 for n in range(15)]  # every other longer than Gemma 2's window
     requests = [
-        halka.Request([*range(5, 20 + n)], names[n % len(names)], stopping=halka.Stopping(8)) for n in range(15)
+        halka.Request([5 + i % 60 for i in range(length)], names[n % len(names)], stopping=halka.Stopping(8))
+        for n, length in enumerate(lengths)
     ]
     with halka.Engine(model, rows=6, read=32, ends=frozenset()) as engine:
         answers = [answer for request in requests for answer in engine.submit(request)]
@@ -193,9 +236,8 @@ def without_the_math_kernel():
         yield
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("name", "dtype"), [*((name, torch.bfloat16) for name in FAMILIES), ("prefix", torch.float32)])
 @pytest.mark.parametrize("batches", ["packed", "padded"])
-@pytest.mark.parametrize("name", FAMILIES)
 def test_training_takes_no_math_kernel_and_holds_no_scores(name, batches, dtype):
     """Twice the tokens take twice the memory. Scores would take four times as much, of which a quarter is noticed."""
     lengths = (1000, 2000, 4000)
@@ -216,6 +258,42 @@ def _peak_of_a_step(name: str, batches: str, dtype: torch.dtype, length: int) ->
         ):
             pass
     return tensor_bytes("peak") - before
+
+
+@pytest.mark.parametrize(("window", "virtual"), [(None, False), (64, True)])
+def test_fused_attention_of_a_forest_computes_what_products_do(window, virtual):
+    """Forward and back: what takes FlexAttention's place with dropout, or where torch cannot compile that."""
+    forest = Forest((200, 50, 300, 130, 40), (-1, 0, 0, -1, 3), (550, 170))
+    results = []
+    for device, way, kernels in (("cuda", "fused", without_the_math_kernel()), ("cpu", "products", nullcontext())):
+        generator = torch.Generator().manual_seed(0)
+        sizes = [*((1, heads, forest.tokens, 16) for heads in (4, 2, 2)), *[(2, 2, 20, 16)] * 2]
+        tensors = [torch.randn(size, generator=generator).to(device).requires_grad_() for size in sizes]
+        memory = LayerMemory(*tensors[3:], None) if virtual else None
+        plan = ForestPlan(forest, device)
+        with kernels:
+            output = attend_to_forest(*tensors[:3], plan, 0.25, window=window, memory=memory, way=way)
+            gradients = torch.autograd.grad(output.square().sum(), tensors if virtual else tensors[:3])
+        results.append([tensor.cpu() for tensor in (output, *gradients)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_dropout_in_attention_takes_torch_s_fused_attention_and_trains():
+    """GPT-2's own, of which no two steps of one seed's are alike; with none there would be FlexAttention."""
+    model = halka.adapt(tiny("gpt2", n_positions=2048, attn_pdrop=0.1).to("cuda"))
+    model.add("a", halka.LoRA(rank=4))
+    calls = Counter[str]()
+
+    class Calls(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            calls[func.__name__] += func is F.scaled_dot_product_attention and args[4] > 0
+            return func(*args, **(kwargs or {}))
+
+    with without_the_math_kernel(), Calls():
+        numbers = losses_and_norms(model, "a", long_rows())
+    assert calls["scaled_dot_product_attention"] >= 3 * 2
+    assert all(0 < number < float("inf") for number in numbers)
 
 
 def test_left_padded_decoding_takes_no_math_kernel():
@@ -340,6 +418,16 @@ def test_experts_without_tokens_get_no_gradient():
     linear(x, Grouped(weights, Runs(counts.cumsum(0)))).square().sum().backward()
     gradients = weights.grad.float().abs().amax((1, 2))
     assert torch.equal(gradients > 0, counts > 0)
+
+
+def test_more_weights_of_experts_than_torch_s_kernel_takes():
+    """As of 128 experts with 8 LoRAs: part by part, computing what the product of each does."""
+    sizes = [n % 3 for n in range(GROUPS + 50)]
+    x = torch.randn(sum(sizes), 64, dtype=torch.bfloat16)
+    weights = torch.randn(len(sizes), 16, 64, dtype=torch.bfloat16)
+    ends = torch.tensor(sizes).cumsum(0)
+    ours = linear(x.cuda(), Grouped(weights.cuda(), Runs(ends.cuda())))
+    torch.testing.assert_close(ours.cpu(), linear(x, Grouped(weights, Runs(ends))), rtol=0.02, atol=0.1)
 
 
 # ── two cards ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -469,6 +557,16 @@ def test_memory_that_runs_out_says_the_way_out_and_leaves_a_checkpoint(tmp_path)
     assert (tmp_path / "checkpoint.safetensors").exists()
     again = halka.train(model, "a", long_items(48, 512), config, folder=tmp_path)
     assert [step.step for step in again][-1] == 6
+
+
+def test_logits_take_a_quarter_of_what_a_full_card_has_left():
+    settled()
+    torch.cuda.empty_cache()
+    device = torch.device("cuda")
+    filled = torch.empty(machine.available(device) - machine.held(device) - 512 * MB, dtype=torch.uint8, device=device)
+    assert CHUNK < chunk_for(device, 1000) <= LOGITS // 8 // 1000
+    del filled
+    torch.cuda.empty_cache()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
