@@ -238,6 +238,12 @@ def test_a_head_of_several_layers_takes_no_lora():
             model.add("a", method)
 
 
+def test_an_embedding_takes_what_is_for_linear_layers_by_no_name():
+    for method in (halka.DoRA, halka.IA3, halka.BitFit):
+        with pytest.raises(ValueError, match=r"embed_tokens is a Embedding, not a linear layer"):
+            halka.adapt(tiny()).add("a", method(targets=("module:model.embed_tokens",)))
+
+
 def test_a_class_built_in_another_way_is_refused():
     import transformers
 

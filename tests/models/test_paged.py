@@ -83,7 +83,7 @@ class Largest(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         if not func.is_view and not func._schema.is_mutable:
             tensors = (it for it in tree_leaves(made) if isinstance(it, torch.Tensor))
-            self.numbers = max(self.numbers, *(tensor.numel() for tensor in tensors))
+            self.numbers = max([self.numbers, *(tensor.numel() for tensor in tensors)])
         return made
 
 

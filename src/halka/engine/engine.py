@@ -235,8 +235,8 @@ class Engine:
                 if self.adapters.stale():
                     self._forward.forget()
                 if work := self.schedule.next():
-                    self.cache.clear_new()
                     with memory_named(FULL):
+                        self.cache.clear_new()
                         self._hand_out(work, self._forward(line_of(work, self.cache.kv)))
                     self.steps += 1
             except BaseException:

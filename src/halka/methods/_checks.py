@@ -50,8 +50,8 @@ def weight_roles(name: str, targets: tuple[str, ...] | str, also: tuple[str, ...
 
 
 def linear_layer(method: str, target: Target) -> None:
-    """The target is a linear layer, as those named by their path, and a classifier's head, may not be."""
-    if not target.d_in:
+    """The target is a linear layer, as those named by their path, embeddings, and a classifier's head, may not be."""
+    if not target.d_in or target.role == "embedding":
         kind = type(target.module).__name__
         raise HalkaError(
             f"{method}: {target.name} is a {kind}, not a linear layer: leave it out, or train it whole with Modules"

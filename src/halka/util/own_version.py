@@ -22,5 +22,6 @@ def source_hash(package: Path) -> str:
     total = hashlib.sha256()
     for name, path in sorted((path.relative_to(package).as_posix(), path) for path in package.rglob("*.py")):
         if "node_modules" not in name:  # of the page's tools, in a checkout
-            total.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+            text = path.read_bytes().replace(b"\r\n", b"\n")  # git may check files out with Windows' ends of lines
+            total.update(f"{name} {hashlib.sha256(text).hexdigest()}\n".encode())
     return total.hexdigest()[:DIGITS]

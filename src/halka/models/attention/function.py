@@ -284,14 +284,16 @@ def attend_to_blocks(
     products = Products(query.shape[1], fused, window, most)
     for group in plan.cached(products, lambda: groups_of(plan, products)):
         own, parts = query[0][:, group.places].transpose(0, 1), list[Tensor]()  # G Q T W
+        mask = group.mask
         for part, strips in zip(own.split(group.heads, dim=1), group.strips, strict=True):
             keys, values = plan.kv.read(layer, strips)
             if group.fused:
-                parts.append(F.scaled_dot_product_attention(part, keys, values, group.mask, scale=scale))
+                parts.append(F.scaled_dot_product_attention(part, keys, values, mask, scale=scale))
             else:
-                parts.append(grouped_products(part, keys, values, group.mask, scale, softcap=softcap))
+                parts.append(grouped_products(part, keys, values, mask, scale, softcap=softcap))
             del keys, values  # before the next ones are read
         output[group.places] = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).transpose(1, 2)
+        del mask  # before the next group's is made
     return output.transpose(0, 1)[None].to(there)
 
 

@@ -98,10 +98,11 @@ class Placed:
 
     def heard(self, stalled: bool) -> None:
         """Its replica has said something, perhaps that its engine makes no step."""
-        if self.seen is not None:
-            self.seen.silent = 0
-            if self.seen.state.stalled != stalled:
-                self.seen.state = replace(self.seen.state, stalled=stalled)
+        seen = self._placement.seen.get(self.replica or "")  # another than `self.seen` if it was lost and seen again
+        if seen is not None:
+            seen.silent = 0
+            if seen.state.stalled != stalled:
+                seen.state = replace(seen.state, stalled=stalled)
 
 
 class Placement:

@@ -92,12 +92,13 @@ class Replica:
         try:
             request = (parsed := Call.of(call)).request
             if not parsed.n:
-                yield Reply(self.name)
+                yield Reply(self.name, stalled=self.stalled)
                 assert request.adapter is not None
                 async with self.contents.using(request.adapter, next(iter(files), None)):
                     yield Reply(room=await self.engine.room(request.adapter))
                 return
-            yield Reply(self.name, held=request.adapter is None or self.contents.loaded(request.adapter))
+            held = request.adapter is None or self.contents.loaded(request.adapter)
+            yield Reply(self.name, held=held, stalled=self.stalled)
             sent = dict(enumerate(map(len, parsed.written)))  # tokens of each answer that the gateway has
             async with (
                 self.contents.using(request.adapter, next(iter(files), None)),

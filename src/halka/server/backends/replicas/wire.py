@@ -82,7 +82,7 @@ class Reply:
     piece    what one of the answers has more
     cached   tokens of the prompt that its cache had
     room     positions for a text, where that was asked; None: no end, `UNSAID` in every other reply
-    stalled  whether its engine makes no step, in a beat
+    stalled  whether its engine makes no step, in the first and in a beat
     error    why it failed: the kind of error, and its message
     """
 
