@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from llvmlite.binding import Linkage
+from numba.core.dispatcher import Dispatcher
 from torch import Tensor
 
 from halka.engine.llama import kernels
@@ -55,6 +57,21 @@ def test_norm_and_residual(dtype):
     assert_close(h, F.rms_norm(expected, (48,), weight.float(), 1e-5), dtype)
     kernels.add_norm(2, array(x), array(y[:0]), array(weight), np.float32(1e-5), array(h))
     torch.testing.assert_close(x, expected)
+
+
+def test_kernels_have_no_function_in_common():
+    """With one, a kernel's bits would depend on which of them this process compiled or loaded first."""
+    x, nothing = random(2, 48), random(0, 48)
+    kernels.add_norm(1, array(x), array(nothing), array(x[0]), np.float32(1e-5), array(torch.empty(2, 48)))
+    for kernel in [getattr(kernels, name) for name in kernels.__all__]:
+        for compiled in kernel.overloads.values() if isinstance(kernel, Dispatcher) else ():
+            code, own = compiled.library._get_module_for_linking(), compiled.fndesc
+            shared_by_name = {
+                function.name
+                for function in code.functions
+                if not function.is_declaration and function.linkage != Linkage.internal
+            }
+            assert shared_by_name <= {own.llvm_func_name, own.llvm_cpython_wrapper_name}, own.qualname
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -60,7 +60,7 @@ class LlamaForward:
         return self._twin(line)
 
     def warm(self) -> None:
-        """Compile all kernels: some twenty seconds, once a machine; from then on they come from the disk."""
+        """Compile all kernels: about half a minute, once a machine; from then on they come from the disk."""
         assert self._step is not None
         notice = Timer(PATIENCE, LOG.warning, ["compiling the engine's kernels, once on this machine ..."])
         notice.daemon = True

@@ -24,6 +24,9 @@ SOURCES = _digest()
 def kernel(function: Callable[..., Any]) -> Any:
     """Compiles a function at its first call, and keeps the code on disk where a folder can be written."""
     options = {"fastmath": FAST, "nogil": True, "error_model": "numpy"}
+    # A kernel has its own copy of all that it calls. Of functions that two had in common, each optimised differently, a
+    # process would use the first it compiles or loads, and compute other bits in another order of them.
+    options |= {"forceinline": True, "no_cfunc_wrapper": True}  # and none for C, which nobody calls
     options["_nrt"] = False  # nobody counts who holds an array, which threads would wait for; `arrays.room` makes some
     function.__qualname__ += f"_{SOURCES}"  # part of the name of numba's file
     try:
