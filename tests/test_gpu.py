@@ -564,9 +564,12 @@ def test_logits_take_a_quarter_of_what_a_full_card_has_left():
     torch.cuda.empty_cache()
     device = torch.device("cuda")
     filled = torch.empty(machine.available(device) - machine.held(device) - 512 * MB, dtype=torch.uint8, device=device)
-    assert CHUNK < chunk_for(device, 1000) <= LOGITS // 8 // 1000
-    del filled
-    torch.cuda.empty_cache()
+    try:
+        chunk = chunk_for(device, 1000)
+    finally:
+        del filled
+        torch.cuda.empty_cache()
+    assert CHUNK < chunk <= LOGITS // 8 // 1000
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

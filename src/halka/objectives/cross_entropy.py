@@ -25,7 +25,7 @@ Head = Callable[[Tensor], Tensor]
 CHUNK = 256  # label positions whose logits exist at once on a CPU, and at least elsewhere
 FINER = 2**10  # what gradients of fp16 logits are multiplied by while fp16 holds them: below 6e-8 it has no numbers
 LOGITS = 2**27  # logits that exist at once on a GPU, to which few large products are better than many small ones
-BYTES = 8  # of a logit while its loss is computed: in half precision itself, in fp32, and its slope
+BYTES = 8  # of a logit while its loss is computed: itself, in fp32, and its slope; up to twice that if the head trains
 SHARE = 4  # of a GPU's free memory logits take one part in so many, at most
 
 

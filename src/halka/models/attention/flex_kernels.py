@@ -62,7 +62,7 @@ class FlexKernels:
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         # in a run of a line, rows are as far apart as the line is long, for which torch would compile anew
-        query, key, value = (tensor[0][None] for tensor in (query, key, value))
+        query, key, value = (tensor.squeeze(0)[None] for tensor in (query, key, value))  # `[0]` copies gradients
         cap = _cap(softcap, query.device)
         kind = (*_kind(query, key, value, mask), scale, cap is None, windowed)
         if kind in self._of:
@@ -118,9 +118,13 @@ def _kind(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask) -> tuple[H
     """
     tensors = (query, key, value)
     counts = (query.shape[2], key.shape[2], *mask.kv_indices.shape[-2:])
+    modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.are_deterministic_algorithms_enabled())
     return (
-        (query.device, query.dtype, key.dtype, torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
-        tuple((*tensor.shape[1::2], tensor.requires_grad, tensor.is_contiguous()) for tensor in tensors),
+        (query.device, query.dtype, key.dtype, *modes),
+        tuple(
+            (*tensor.shape[1::2], tensor.requires_grad, tensor.is_contiguous(), tensor.stride(1) > tensor.stride(2))
+            for tensor in tensors
+        ),
         (counts[0] < FEW, *(count == 1 for count in counts)),
     )
 
