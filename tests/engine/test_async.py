@@ -188,7 +188,7 @@ def test_errors_reach_who_asked_and_nobody_else(model):
             with pytest.raises(UnknownAdapterError):
                 await running.answers(request("nobody"))
             forward, engine._forward = engine._forward, Failing(engine._forward)
-            with pytest.raises(RuntimeError, match="out of memory"):
+            with pytest.raises(RuntimeError, match="no such kernel"):
                 await running.answers(request())
             engine._forward = forward
             (answer,) = await running.answers(request("lora"))
@@ -202,7 +202,7 @@ class Failing:
         self.forget, self.close = forward.forget, forward.close
 
     def __call__(self, line):
-        raise RuntimeError("out of memory")
+        raise RuntimeError("no such kernel")
 
 
 class Broken(Engine):
@@ -243,7 +243,7 @@ def test_a_step_and_a_fail_that_raise_fail_who_waits_and_the_thread_goes_on(mode
         async with AsyncEngine(engine := Broken(model)) as running:
             engine.broken = "fail"
             forward, engine._forward = engine._forward, Failing(engine._forward)
-            with pytest.raises(RuntimeError, match="out of memory"):
+            with pytest.raises(RuntimeError, match="no such kernel"):
                 await running.answers(request())
             engine._forward = forward
             assert running.alive
