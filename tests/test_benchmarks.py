@@ -48,7 +48,6 @@ COMMITS_ELSEWHERE = {
     "precision.json": {"9c7041467d1f"},
     "speed.json": {"990638acb0e9-dirty"},
     "tried": {"none"},
-    "vllm_gateway.json": {"5a1160688849"},
 }
 """Commits of results that history lacks, by file or folder: none is added, and what is measured again goes."""
 
