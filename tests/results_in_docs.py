@@ -70,7 +70,7 @@ def speed_sides(found: Any) -> list[list[str]]:
             for order, latest in by_order.items():
                 seeds_of = pair.get("losses", {}).get(task, {}).get(order, {}).get("sides", {})
                 for each in (latest, *latest.get("elsewhere", [])):
-                    cpu = each["setup"]["machine"]["cpu"].replace("(R)", "").removesuffix(" Processor")
+                    cpu = each["setup"]["machine"]["cpu"].replace("(R)", "").replace(" Processor", "")
                     for side, medians in each["sides"].items():
                         ratio = f"{each['halka_to'][side]['speed']:.2f}" if side in each["halka_to"] else "–"
                         memory, speed = f"{medians['memory'] / 1e6:.0f} MB", f"{medians['tokens_per_second']:.0f}"

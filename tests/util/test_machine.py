@@ -59,6 +59,14 @@ def test_a_second_gpu_is_measured_by_its_own_numbers(monkeypatch):
     assert len(asked) == 4
 
 
+def test_processors_of_one_name_with_amx_and_without_differ(monkeypatch):
+    names = []
+    for amx in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        names.append(machine.describe(torch.device("cpu"))["cpu"])
+    assert names[1] == f"{names[0]} with AMX"
+
+
 @pytest.mark.parametrize(
     "message",
     [

@@ -265,9 +265,9 @@ def commit(folder: Path = Path(__file__).parents[1]) -> str | None:
 
 
 def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
+    """The processor's name, and whether it has AMX: virtual machines give those with and without it one name."""
+    name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        names = (line for line in info.read_text().splitlines() if line.startswith("model name"))
+        name = next((line.partition(":")[2].strip() for line in names), name)
+    return name + (" with AMX" if torch.cpu._is_amx_tile_supported() else "")
