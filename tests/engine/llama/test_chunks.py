@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from halka.engine.llama import kernels
 from halka.engine.llama.chunks import QUERIES, ChunkAttention, batched, tiles_of
 from halka.engine.llama.shared import shared
 from halka.models.attention.function import grouped_products
@@ -59,3 +60,26 @@ def test_chunks_see_what_a_mask_lets_them(dtype, window):
         attend(2, shared(q), shared(kv.data).array, 1, batch, np.float32(0.4), shared(out))
     bound = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(out.float(), expected, rtol=bound, atol=bound)
+
+
+def test_what_pads_a_tile_is_0_whatever_memory_had():
+    """Products on processors with AMX multiply what follows a row of odd width: it must be numbers."""
+    kv, texts = KVBlocks(8, (4, H, W), torch.float32), [text(30, 0, 0), text(29, 0, 4)]
+    kv.data.fill_(1.0)
+    positions = [position for _, own in texts for position in own]
+    plan = PagedPlan(kv, [one for one, _ in texts], positions, [0] * len(positions), [len(positions)])
+    [tiles] = batched([tile for number in (0, 1) for tile in tiles_of(plan, number, None)])
+    B, T, C = tiles.count, tiles.longest, tiles.slots
+    q, keys, values = (np.full((B, H, *shape, W), np.nan, np.float32) for shape in ((Q // H, T), (C,), (C,)))
+    line = shared(torch.ones(len(positions), Q, W))
+    places = tiles.starts, tiles.counts, tiles.tables, tiles.ends
+    kernels.gather(2, line.array, shared(kv.data).array, 1, *places, np.float32(0.5), q, keys, values)
+    for tile in range(B):
+        tokens, slots = tiles.counts[tile], tiles.ends[tile, -1]
+        assert (q[tile, :, :, :tokens] == 0.5).all()
+        assert not q[tile, :, :, tokens:].any()
+        for rows in (keys, values):
+            assert (rows[tile, :, :slots] == 1).all()
+            assert not rows[tile, :, slots:].any()
+    assert (tiles.counts < T).any()
+    assert (tiles.ends[:, -1] < C).any()

@@ -27,20 +27,27 @@ def _gather(thread, threads, q_NQW, kv, layer, starts, counts, tables, ends, sca
                     value[i] = values[j, i]
             if m == most - 1:
                 for j in range(end, slots):
+                    keys_BHCW[b, head, j] = 0
                     values_BHCW[b, head, j] = 0
     for task in range(*part(starts.shape[0] * longest, thread, threads)):
         b, t = task // longest, task % longest
-        if t < counts[b]:
-            for head in range(heads):
-                for g in range(groups):
-                    q, own = q_NQW[starts[b] + t, head * groups + g], q_BHGTW[b, head, g, t]
+        for head in range(heads):
+            for g in range(groups):
+                own = q_BHGTW[b, head, g, t]
+                if t < counts[b]:
+                    q = q_NQW[starts[b] + t, head * groups + g]
                     for i in range(width):
                         own[i] = narrowed(widened(q[i]) * scale, q_NQW)
+                else:
+                    own[:] = 0
 
 
 @kernel
 def gather(threads, q_NQW, kv, layer, starts, counts, tables, ends, scale, q_BHGTW, keys_BHCW, values_BHCW):
-    """q = q[places] · scale; keys, values = KVBlocks.read(layer, strips), of filled slots; values are 0 behind them.
+    """q = q[places] · scale; keys, values = KVBlocks.read(layer, strips), of filled slots; all are 0 behind them.
+
+    What memory had there may be no number, and torch's products on processors with AMX multiply the beginning of a
+    row's neighbour by 0 where rows have an odd width.
 
     starts, counts  (B,) the place in the line of a tile's first token, and how many it has
     tables, ends    (B, M) blocks, and how many slots are filled up to the end of each
