@@ -39,14 +39,14 @@ def commands(split) -> set[str]:
     return {example.prompt[-1].content.lower() for example in split}
 
 
-@pytest.mark.parametrize("name", ["snips_nlu", "e2e_nlg", "tofu_facts"])
+@pytest.mark.parametrize("name", ["snips_nlu", "e2e_nlg", "tofu_facts", "banking77", "nl2bash"])
 def test_without_the_data_the_error_says_where_it_is(name, monkeypatch, tmp_path):
     monkeypatch.setenv("HALKA_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"missing: take .* from (github|huggingface).*HALKA_DATA"):
         module(name).task()
 
 
-@pytest.mark.parametrize("name", ["snips_nlu", "e2e_nlg", "tofu_facts"])
+@pytest.mark.parametrize("name", ["snips_nlu", "e2e_nlg", "tofu_facts", "banking77", "nl2bash"])
 def test_splits_never_meet_and_the_right_answers_score_best(name):
     task = loaded(name)
     train, validation, test = commands(task.train), commands(task.validation), commands(task.test)
@@ -100,6 +100,33 @@ def test_facts_are_asked_as_they_were_taught_in_other_words():
     for example in (*task.validation, *task.test):
         question = next(question for question in taught if question in example.prompt[-1].content)
         assert example.answers == taught[question]
+
+
+def test_banking77_has_every_intent_among_its_first_examples():
+    task = loaded("banking77")
+    assert (len(task.train), len(task.validation), len(task.test)) == (9_684, 308, 3_079)
+    assert len(commands(task.train)) == len(task.train)
+    intents = {example.answers[0] for example in task.test}
+    assert len(intents) == 77
+    assert {example.answers[0] for example in task.train[:500]} == intents
+    assert not any("_" in intent for intent in intents)
+
+
+def test_nl2bash_has_no_command_in_two_splits():
+    task = loaded("nl2bash")
+    assert (len(task.train), len(task.validation), len(task.test)) == (7_535, 210, 700)
+    plain = module("nl2bash").plain
+    splits = [{plain(answer) for example in split for answer in example.answers} for split in (task.train, task.test)]
+    assert not splits[0] & splits[1]
+    assert max(len(example.answers) for example in task.test) > 1
+
+
+def test_of_wishes_that_share_a_command_one_is_kept():
+    pairs = [("List all", "ls"), ("list  ALL", "ls -a"), ("Show the files", "LS"), ("Where am I", "pwd")]
+    pairs.append(("Too long", "x" * 81))
+    kept = module("nl2bash").distinct(pairs)
+    by_wish = {wish.lower().split()[0]: {*written} for wish, written in kept}
+    assert by_wish in ({"list": {"ls", "ls -a"}, "where": {"pwd"}}, {"show": {"LS"}, "where": {"pwd"}})
 
 
 def test_e2e():
