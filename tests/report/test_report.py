@@ -519,15 +519,35 @@ def followed(runs: Runs, scores: dict[str, list[float]]) -> Runs:
 
 def test_the_table_has_the_steps_to_95_percent_of_full_and_what_was_forgotten_by_then() -> None:
     scores = {"Full": [0.3, 0.58, 0.6], "LoRA r16": [0.2, 0.4, 0.57], "LoRA r8": [0.5, 0.569]}
-    summary = summarise(followed(measurements(), scores))
+    runs = followed(measurements(), scores)
+    summary = summarise(runs)
     found = {label: (near.steps, round(near.forgetting or 0, 6)) for label, near in summary.near_full.items()}
     assert found == {"Full": (200, 0.2), "LoRA r16": (300, 0.3)}
-    table = to_markdown(summary, ("method", "near_full", "forgetting_near_full"))
-    assert "| LoRA r16 | 300 | +30 % |" in table
-    assert "| LoRA r8 | – | – |" in table
+    table = to_markdown(summary, ("method", "near_full", "time_near_full", "forgetting_near_full"))
+    pace = mean(
+        run["train"]["seconds"] / run["train"]["steps"]
+        for run in runs
+        if run["method"]["label"] == "LoRA r16" and run["purpose"] == "final"
+    )
+    assert f"| LoRA r16 | 300 | {duration(300 * pace)} | +30 % |" in table
+    assert "| LoRA r8 | – | – | – |" in table
     nothing = {label: [0.0, 0.0] for label in scores}
     assert summarise(followed(measurements(), nothing)).near_full == {}
     assert "Steps to" not in to_markdown(summarise(measurements()), ("method", "near_full"))
+
+
+def test_the_scores_on_the_way_are_drawn_where_they_were_followed() -> None:
+    scores = {"Full": [0.3, 0.58, 0.6], "LoRA r16": [0.2, 0.4, 0.57], "LoRA r8": [0.5, 0.569]}
+    runs = followed(measurements(), scores)
+    plot = next(plot for plot in draw_plots(summarise(runs), runs) if plot.name == "progress")
+    assert plot.takeaway == (
+        "To 95 % of full fine-tuning's best score: Full after 200 steps and LoRA r16 after 300 steps; LoRA r8 did not "
+        "come there."
+    )
+    nothing = followed(measurements(), {label: [0.0, 0.0] for label in scores})
+    [plot] = [plot for plot in draw_plots(summarise(nothing), nothing) if plot.name == "progress"]
+    assert plot.takeaway.startswith("No method's score came to 95 %")
+    assert "progress" not in [plot.name for plot in draw_plots(summarise(measurements()), measurements())]
 
 
 def test_markdown_has_the_figures_in_human_units() -> None:

@@ -249,6 +249,11 @@ def line_across(axes: Axes, x: float, text: str) -> None:
     axes.annotate(text, (left, axes.bbox.y1 + 6), xycoords="figure pixels", color=colour("--muted"))
 
 
+def line_at(axes: Axes, y: float) -> None:
+    """Draw a dashed line at one y, behind what else is drawn."""
+    axes.axhline(y, color=colour("--muted"), linewidth=1.0, linestyle=DASHES, zorder=0.9)
+
+
 def value_at(axes: Axes, x: float, y: float, text: str, *, over_lines: bool = False) -> None:
     """Write a value to the right of a bar's end; `over_lines` covers lines that cross its place."""
     ground = {"facecolor": colour("--paper"), "edgecolor": "none", "pad": 1.5} if over_lines else None

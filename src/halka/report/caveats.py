@@ -210,7 +210,7 @@ def not_converged(evidence: Evidence) -> list[str]:
     names, limits = [], set[float]()
     for row in evidence.tuned:
         runs = [run for run in evidence.used(row) if patience_of(run) is not None]
-        limited = [run for run in runs if (patience_of(run) or 0) > _evaluations_since_best(run)]
+        limited = [run for run in runs if cut_off(run)]
         limits |= {steps for run in limited if (steps := number(run, "train", "steps")) is not None}
         names += [f"{row.label} ({len(limited)} of {plural(len(runs), 'run')})"] if limited else []
     if not names:
@@ -225,9 +225,11 @@ def patience_of(run: Measurement) -> float | None:
     return number(run, "config", "patience")
 
 
-def _evaluations_since_best(run: Measurement) -> int:
+def cut_off(run: Measurement) -> bool:
+    """Whether the run came to its last step before the evaluations without improvement that were to end it."""
     best = number(run, "train", "best_step") or 0
-    return sum(point["step"] > best for point in entry(run, "train", "validation") or ())
+    since_best = sum(point["step"] > best for point in entry(run, "train", "validation") or ())
+    return since_best < (patience_of(run) or 0)
 
 
 def still_falling(evidence: Evidence) -> list[str]:

@@ -31,6 +31,7 @@ from halka.report.axes import (
     value_at,
 )
 from halka.report.intervals import Spread
+from halka.report.progress import progress
 from halka.report.rows import MEMORY_PARTS, Measurement, Row, counting_runs, entry, is_done, label_of, number
 from halka.report.summary import Summary
 from halka.report.svg import Drawing, Plot, colour, drawn, grid, looks, name_axes, new_figure
@@ -56,6 +57,7 @@ def draw_plots(summary: Summary, measurements: Sequence[Measurement]) -> tuple[P
         memory,
         storage,
         curves,
+        progress,
         search,
         speed,
         forgetting,

@@ -166,15 +166,21 @@ def grid(axes: Axes, which: Literal["x", "y"]) -> None:
     axes.grid(axis=which, color=colour("--line"), linewidth=0.8)
 
 
-def drawn(make: Callable[..., Drawing | None], *args: Any) -> Plot | None:
-    """The plot that `make(*args)` draws, named after the function; None if it draws nothing."""
-    name = make.__name__
+def drawn(make: Callable[..., Drawing | None], *args: Any, name: str = "") -> Plot | None:
+    """The plot that `make(*args)` draws, named after the function or by `name`; None if it draws nothing."""
+    name = name or make.__name__
     with drawing(name):
         drawing_parts = make(*args)
         if drawing_parts is None:
             return None
         figure, title, takeaway = drawing_parts
         return Plot(name, title, takeaway, to_svg(figure, name, f"{title}. {takeaway}"))
+
+
+def as_file(plot: Plot) -> str:
+    """The plot as the text of an SVG file of its own."""
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return plot.svg.replace("<svg ", f"<svg {names} ", 1) + "\n"
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:

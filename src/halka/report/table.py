@@ -74,6 +74,10 @@ def _every_column(summary: Summary) -> tuple[Column, ...]:
         aside = "" if near.runs == near.of else f"({near.runs} of {plural(near.of, 'run')})"
         return Cell(f"{near.steps:.0f}", near.steps, aside)
 
+    def time_near_full(row: Row) -> Cell:
+        near = summary.near_full.get(row.label)
+        return _exact(near and near.seconds, duration)
+
     def forgotten(row: Row) -> Cell:
         near = summary.near_full.get(row.label)
         return (
@@ -89,6 +93,7 @@ def _every_column(summary: Summary) -> tuple[Column, ...]:
         _score("score", primary),
         Column("relative", "Of full", f"share of full fine-tuning's {primary.title}", _relative),
         Column("near_full", "Steps to 95 %", "steps to 95 % of full fine-tuning's score", near_full),
+        Column("time_near_full", "Time to 95 %", "time of training until then", time_near_full),
         Column("forgetting_near_full", "Forgetting there", "change of perplexity on other text by then", forgotten),
         *(_score(f"score:{metric.name}", metric) for metric in summary.metrics[1:]),
         _measured("validation_loss", "Val. loss", "validation loss", lambda r: r.validation_loss, _loss, False),
@@ -125,14 +130,14 @@ def to_markdown(summary: Summary, keys: Sequence[str] = COMPACT) -> str:
     Raises HalkaError for an unknown key.
     """
     shown = _chosen(summary, keys)
-    lines = [[_markdown(column.title) for column in shown]]
+    lines = [[escaped(column.title) for column in shown]]
     lines.append(["---" if column.key == "method" else "---:" for column in shown])
     table = [cells(summary, column) for column in shown]
     for i in range(len(summary.rows)):
-        row = [_markdown(cell.text) if cell.sort is None else cell.whole for cell in (c[i] for c in table)]
+        row = [escaped(cell.text) if cell.sort is None else cell.whole for cell in (c[i] for c in table)]
         lines.append([f"**{text}**" if column[i].best else text for text, column in zip(row, table, strict=True)])
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{body}\n\n{_markdown(caption(summary))}\n"
+    return f"{body}\n\n{escaped(caption(summary))}\n"
 
 
 def to_rich(summary: Summary, keys: Sequence[str] = COMPACT) -> Table:
@@ -278,5 +283,6 @@ def _loss(value: float) -> str:
     return decimals(value)
 
 
-def _markdown(text: str) -> str:
+def escaped(text: str) -> str:
+    """`text` with what Markdown would read as its own signs escaped."""
     return re.sub(r"([\\`*_\[\]|<>#])", r"\\\1", text)

@@ -1,0 +1,75 @@
+"""The plot of scores on the way: how soon each method comes near full fine-tuning's score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+
+from halka.report.axes import Name, at_the_right, line_at, padded, room, tall
+from halka.report.near_full import target_of, way_of
+from halka.report.rows import Measurement, Row, counting_runs, label_of, name_of
+from halka.report.summary import Summary
+from halka.report.svg import Drawing, grid, looks, name_axes, new_figure
+from halka.report.units import listed
+
+Point = tuple[float, float, float, float]
+"""A step with the least, the mean and the greatest score of the runs."""
+
+
+def progress(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | None:
+    """Validation scores over steps (`score_every`): the mean of the runs that count, a band from least to greatest.
+
+    A line ends where the first of its runs does. The dashed line is 95 % of full fine-tuning's score.
+    """
+    metric = summary.primary
+    used = {
+        row.label: counting_runs([run for run in measurements if label_of(run) == row.label])[0]
+        for row in summary.rows
+        if not row.is_base
+    }
+    lines = [
+        (row, points) for row in summary.rows if (points := _together(used.get(row.label, ()))) and len(points) > 1
+    ]
+    if not lines:
+        return None
+    look = looks(summary.rows)
+    figure, axes = new_figure(left=46, right=room([row.label for row, _ in lines]), height=tall(len(lines)))
+    names = []
+    for row, points in lines:
+        steps, low, middle, high = zip(*points, strict=True)
+        style = look[row.label]
+        axes.fill_between(steps, low, high, color=style.colour, alpha=0.18, linewidth=0)
+        axes.plot(steps, middle, color=style.colour, linewidth=1.8)
+        names.append(Name(row.label, steps[-1], middle[-1], style.colour))
+    full = next((runs for runs in used.values() if runs and name_of(runs[0]) == "full"), [])
+    target = target_of(full, metric)
+    scores = [value for _, points in lines for point in points for value in point[1:]]
+    axes.set_ylim(padded([*scores, *([] if target is None else [target])], 0.05))
+    axes.set_xlim(min(points[0][0] for _, points in lines), max(points[-1][0] for _, points in lines))
+    if target is not None:
+        line_at(axes, target)
+    if metric.is_share:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    grid(axes, "y")
+    at_the_right(axes, names)
+    better = "" if metric.higher_is_better else " (lower is better)"
+    name_axes(axes, "steps", f"{metric.title} on validation examples{better}")
+    return figure, "Scores on the way", _takeaway(summary, [row for row, _ in lines])
+
+
+def _together(runs: Sequence[Measurement]) -> list[Point]:
+    """The steps at which all runs that were followed have a score."""
+    ways = [{step: score for step, score, _ in way} for run in runs if (way := way_of(run))]
+    steps = set[float].intersection(*(set(way) for way in ways)) if ways else set[float]()
+    scores = [(step, [way[step] for way in ways]) for step in sorted(steps)]
+    return [(step, min(values), mean(values), max(values)) for step, values in scores]
+
+
+def _takeaway(summary: Summary, rows: Sequence[Row]) -> str:
+    near = {row.label: summary.near_full[row.label] for row in rows if row.label in summary.near_full}
+    if not near:
+        return "No method's score came to 95 % of full fine-tuning's best on the way."
+    reached = [f"{label} after {pace.steps:.0f} steps" for label, pace in near.items()]
+    never = [row.label for row in rows if row.label not in near]
+    rest = f"; {listed(never)} did not come there" if never else ""
+    return f"To 95 % of full fine-tuning's best score: {listed(reached)}{rest}."
