@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from results_in_docs import advisor, advisor_summary
+from result_tables.planning import advisor, advisor_summary
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
