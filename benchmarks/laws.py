@@ -1,7 +1,7 @@
 """Judges what is said of LoRA ("LoRA Without Regret", Schulman et al. 2025) by sweeps on SmolLM2-135M and SNIPS.
 
     halka compare benchmarks/experiments/laws/rates.yaml -o benchmarks/results/laws/rates     # and places, batches
-    python benchmarks/laws.py        # judges what is there: results/laws.json, and a figure beside each sweep
+    python benchmarks/laws.py        # judges what is there: results/laws.json, which docs/evidence.md shows
 
 Each law has a rule that was written before its sweep was run: it held, it did not, or it cannot be told here. Rates
 are compared by the best between those tried, losses at the best of those tried, seed by seed. Where the best is an edge
@@ -17,11 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from halka.report.intervals import Interval
-from halka.report.plots import search
 from halka.report.rates import Losses, at_edge, loss_gaps, losses_of, over_seeds, rate_ratio, rates_of
 from halka.report.rows import label_of
-from halka.report.summary import summarise
-from halka.report.svg import drawn
 from halka.report.units import listed
 from halka.studies.compare import Plan, measurements, runner
 from halka.studies.experiment import read_experiment
@@ -36,13 +33,21 @@ Sweep = Mapping[str, Losses]
 
 @dataclass(frozen=True)
 class Law:
-    """A law, the sweep that tests it, and the rule by which it is judged."""
+    """A law, the sweep that tests it, the methods that it needs, and the rule by which it is judged.
+
+    beside   methods that its figure shows, too
+    """
 
     name: str
     sweep: str
     law: str
     needs: tuple[str, ...]
     judge: Callable[[Sweep], tuple[Verdict, str]]
+    beside: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        return (*self.needs, *self.beside)
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,7 @@ class Finding:
 def main() -> None:
     findings: list[Finding] = []
     for name in dict.fromkeys(law.sweep for law in LAWS):
-        runs = swept(name)
-        if runs:
-            draw(name, runs)
-        sweep = by_label(runs)
+        sweep = by_label(swept(name))
         findings += [finding for law in LAWS if law.sweep == name and (finding := judged(law, sweep)) is not None]
     for finding in findings:
         print(f"{finding.law}\n  {finding.verdict}: {finding.finding}")
@@ -96,14 +98,6 @@ def judged(law: Law, sweep: Sweep) -> Finding | None:
     if edges := [label for label, losses in paired.items() if at_edge(losses)]:
         verdict, finding = "cannot be told here", f"{finding}; at an edge of the rates tried: {listed(edges)}"
     return Finding(law.name, law.sweep, law.law, verdict, finding, len(seeds))
-
-
-def draw(name: str, runs: Sequence[Mapping[str, Any]]) -> None:
-    """The sweep's figure: loss over rate, a band over the seeds."""
-    plot = drawn(search, summarise(runs), runs)
-    if plot is not None:
-        names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-        write_text(RESULTS / f"{name}.svg", plot.svg.replace("<svg ", f"<svg {names} ", 1) + "\n")
 
 
 # ── the rules ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -174,6 +168,7 @@ LAWS = (
         "With α fixed the best rate does not depend on the rank.",
         ("r1, α 32", "r64, α 32"),
         independent("r1, α 32", "r64, α 32"),
+        beside=("r4, α 32", "r16, α 32"),
     ),
     Law(
         "rank, α twice the rank",
@@ -181,6 +176,7 @@ LAWS = (
         "With α twice the rank the best rate does not depend on the rank.",
         ("r1, α 2", "r64, α 128"),
         independent("r1, α 2", "r64, α 128"),
+        beside=("r4, α 8", "r16, α 32"),
     ),
     Law(
         "places",

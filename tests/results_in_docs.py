@@ -1,14 +1,17 @@
-"""The tables of README and docs, made from the files in `benchmarks/results`.
+"""The tables of README and docs, and the parts of docs/evidence.md, made from the files in `benchmarks/results`.
 
 `python tests/results_in_docs.py` writes them in place (scripts/fix does); `test_docs.py` holds them equal. How a
-benchmark's file becomes rows is in `result_tables`.
+benchmark's file becomes rows is in `result_tables`, how the evidence becomes sentences in benchmarks/evidence_parts.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import exchange
 from result_tables import TABLES
@@ -17,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", ROOT / "README.bn.md", *sorted((ROOT / "docs").glob("*.md")))
 NOT_YET = "*Not measured yet.*\n"
+sys.path.append(str(ROOT / "benchmarks"))
 
 
 def table(name: str) -> str:
@@ -50,6 +54,22 @@ def benchmark(name: str) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *rows))
 
 
+@cache
+def parts() -> dict[str, Any]:
+    """The evidence page's parts, by name."""
+    from evidence import every
+    from evidence_parts.results import Results
+
+    return {part.name: part for part in every(Results())}
+
+
+def evidence(name: str) -> str:
+    """A part of the evidence page as Markdown."""
+    from evidence_parts.part import to_markdown
+
+    return to_markdown(parts()[name])
+
+
 def filled(text: str) -> str:
     """`text` with every marked place holding what the results say now."""
 
@@ -58,17 +78,22 @@ def filled(text: str) -> str:
             content = exchange.table(match["format"])
         elif match["ablation"]:
             content = ablation(match["ablation"])
+        elif match["evidence"]:
+            content = evidence(match["evidence"])
         else:
             content = table(match["name"]) if match["name"] else benchmark(match["benchmark"])
         return f"{match['mark']}\n{content.strip()}\n<!-- end -->"
 
     formats = "|".join({row.format: 0 for row in exchange.ROWS})
     benchmarks = "|".join(sorted(TABLES, reverse=True))  # a longer name before its beginning
-    own = r"table: (?P<name>\w+)|ablation: (?P<ablation>\w+)"
+    own = r"table: (?P<name>\w+)|ablation: (?P<ablation>\w+)|evidence: (?P<evidence>\w+)"
     marks = rf"{own}|(?P<format>{formats})|(?P<benchmark>{benchmarks})"
     return re.sub(rf"(?P<mark><!-- (?:{marks}) -->)\n.*?<!-- end -->", place, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
+    from evidence import PICTURES, draw
+
+    draw([*parts().values()], PICTURES)
     for page in PAGES:
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

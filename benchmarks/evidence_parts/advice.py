@@ -1,0 +1,242 @@
+"""What a practitioner should do: method, rank, rate and steps, by the size of the data.
+
+Every sentence follows from result files by a rule:
+- method: of the light methods whose score cannot be told apart from the best one's, the one with the least memory;
+- full fine-tuning instead: where its score is ahead of the best light method's, more than chance explains;
+- rank: the least rank of LoRA whose score cannot be told apart from the best rank's;
+- rate: the one that the search chose for LoRA r16, and that by full fine-tuning's;
+- steps: where validation was best, in the mean over seeds, and as passes over the examples.
+
+Three seeds of a method are the fewest that count. What is best for other kinds and amounts of data is of the cases that
+the advisor is judged by (benchmarks/advisor.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from evidence_parts.convergence import SETS, level_with_best
+from evidence_parts.part import Block, Missing, Notes, Part, table
+from evidence_parts.results import Results, Study, is_settled, mean_step
+from halka.report.intervals import apart
+from halka.report.rows import Row
+from halka.report.table import NOTHING, Cell
+from halka.report.units import learning_rate, listed, size
+from halka.util.text import plural
+
+SHORT = {"snips": "SNIPS", "e2e": "E2E", "banking77": "BANKING77", "nl2bash": "NL2Bash"}
+NAMES = {"peft": "an adapter", "rag": "retrieval", "peft+rag": "both", "full": "full fine-tuning", "prompt": "a prompt"}
+NAMES |= {"data": "more data", "base": "nothing helps"}
+LORA = "LoRA r16"
+
+
+@dataclass(frozen=True)
+class Advised:
+    """What one set's runs advise; what cannot be told yet is None or empty."""
+
+    study: Study
+    level: list[Row]
+    method: Row | None
+    full_is_ahead: bool
+    rank: Row | None
+    lora: Row | None
+    steps: float | None
+
+    @property
+    def name(self) -> str:
+        return SHORT[self.study.name]
+
+    @property
+    def passes(self) -> float | None:
+        return None if self.steps is None else self.steps * self.study.batch / self.study.examples
+
+    @property
+    def times_full(self) -> float | None:
+        """LoRA's rate by full fine-tuning's."""
+        full = self.study.full
+        return self.lora.lr / full.lr if self.lora and self.lora.lr and full and full.lr else None
+
+
+def part(results: Results) -> Part:
+    title = "What to do"
+    studies = sorted((results.study(name) for name in SETS), key=lambda study: study.examples)
+    advised = [advice for study in studies if (advice := advised_by(study)) is not None]
+    blocks: list[Block] = []
+    if advised:
+        blocks += [Notes(tuple(sentences(advised))), _table(advised)]
+    waiting = [study for study in studies if study.missing]
+    if waiting:
+        names = listed([SHORT[study.name] for study in waiting])
+        what = f"method, rank, rate and steps on {names}"
+        blocks.append(Missing(tuple(study.command for study in waiting), f"{'the rest of ' if advised else ''}{what}"))
+    return Part("advice", title, (*blocks, *_kinds(results)))
+
+
+def advised_by(study: Study) -> Advised | None:
+    """What a set's runs advise; None before a light method has seeds enough."""
+    light = [row for row in study.scored if row.is_light]
+    level = level_with_best(study, light)
+    if not level:
+        return None
+    name, sign = study.summary.primary.name, study.summary.primary.sign
+    by_memory = [row for row in level if row.beyond is not None]
+    best = max(level, key=lambda row: sign(row.scores[name].value))
+    full = study.full
+    ranks = level_with_best(study, study.ranks)
+    several = sum(map(is_settled, study.ranks)) > 1
+    lora = next((row for row in study.ranks if row.label == LORA and is_settled(row)), None)
+    return Advised(
+        study=study,
+        level=level,
+        method=min(by_memory, key=lambda row: row.beyond.mean if row.beyond else math.inf, default=None),
+        full_is_ahead=full is not None
+        and is_settled(full)
+        and apart(full.scores[name], best.scores[name])
+        and sign(full.scores[name].value) > sign(best.scores[name].value),
+        rank=min(ranks, key=lambda row: row.fields["rank"]) if several and ranks else None,
+        lora=lora,
+        steps=mean_step(study.finals(lora.label)) if lora else None,
+    )
+
+
+def _table(advised: list[Advised]) -> Block:
+    head = ["Data", "Examples", "Least memory among the best", "Also among the best", "Full is ahead"]
+    head += ["Least rank like the best", f"{LORA}'s rate", "by full's", "Steps", "Passes"]
+    lines = []
+    for advice in advised:
+        method, lora = advice.method, advice.lora
+        others = [row.label for row in advice.level if row is not method]
+        memory = f" ({size(method.beyond.mean)})" if method and method.beyond else ""
+        lines.append(
+            [
+                advice.name,
+                Cell(f"{advice.study.examples:,}", advice.study.examples),
+                f"{method.label}{memory}" if method else NOTHING,
+                ", ".join(others) or NOTHING,
+                "yes" if advice.full_is_ahead else "no" if advice.study.full else NOTHING,
+                advice.rank.label.removeprefix("LoRA ") if advice.rank else NOTHING,
+                learning_rate(lora.lr) if lora and lora.lr else NOTHING,
+                f"{advice.times_full:.3g}" if advice.times_full else NOTHING,
+                f"{advice.steps:.0f} of {advice.study.batch}" if advice.steps is not None else NOTHING,
+                f"{advice.passes:.1f}" if advice.passes is not None else NOTHING,
+            ]
+        )
+    caption = (
+        "By three seeds or more. Among the best: light methods whose score cannot be told apart from the best one's. "
+        "Steps and passes: where validation was best."
+    )
+    return table(head, lines, caption)
+
+
+def sentences(advised: list[Advised]) -> list[str]:
+    """What holds over the sets, by the rules above."""
+    return [*_method(advised), *_full(advised), *_rank(advised), *_rate(advised), *_steps(advised)]
+
+
+def _over(advised: list[Advised]) -> str:
+    names = listed([advice.name for advice in advised])
+    return f"on {names}{'' if len(advised) > 1 else ' (the only set so far)'}"
+
+
+def _method(advised: list[Advised]) -> list[str]:
+    always = [row.label for row in advised[0].level if all(row.label in map(_label, each.level) for each in advised)]
+    if not always:
+        per = [f"{listed([*map(_label, advice.level)])} on {advice.name}" for advice in advised]
+        return [f"Method: none is among the best everywhere; among the best are {'; '.join(per)}."]
+    least = [f"{advice.method.label} on {advice.name}" for advice in advised if advice.method]
+    return [
+        f"Method: {listed(always)} {'is' if len(always) == 1 else 'are'} among the best light methods "
+        f"{_over(advised)}; of the best the one with the least memory is {listed(least)}."
+    ]
+
+
+def _label(row: Row) -> str:
+    return row.label
+
+
+def _full(advised: list[Advised]) -> list[str]:
+    compared = [advice for advice in advised if advice.study.full and is_settled(advice.study.full)]
+    if not compared:
+        return []
+    ahead = [advice.name for advice in compared if advice.full_is_ahead]
+    if ahead:
+        return [f"Full fine-tuning is ahead of every light method on {listed(ahead)}: where that counts, take it."]
+    return [f"Full fine-tuning is not ahead of the best light method {_over(compared)}: nothing here asks for it."]
+
+
+def _rank(advised: list[Advised]) -> list[str]:
+    ranked = [advice for advice in advised if advice.rank is not None]
+    if not ranked:
+        return []
+    most = max(advice.rank.fields["rank"] for advice in ranked if advice.rank)
+    per = listed([f"{advice.rank.fields['rank']} on {advice.name}" for advice in ranked if advice.rank])
+    return [f"Rank: {most} is enough; the least rank that cannot be told apart from the best is {per}."]
+
+
+def _rate(advised: list[Advised]) -> list[str]:
+    rates = [advice.lora.lr for advice in advised if advice.lora and advice.lora.lr]
+    if not rates:
+        return []
+    middle = math.exp(sum(map(math.log, rates)) / len(rates))
+    spread = (
+        ""
+        if min(rates) == max(rates)
+        else f", the best were {learning_rate(min(rates))} to {learning_rate(max(rates))}"
+    )
+    times = [factor for advice in advised if (factor := advice.times_full) is not None]
+    beside = ""
+    if times:
+        low, high = f"{min(times):.3g}", f"{max(times):.3g}"
+        beside = f"; that is {low if low == high else f'{low} to {high}'} times full fine-tuning's"
+    start = learning_rate(float(f"{middle:.2g}"))
+    return [f"Rate: begin the search of {LORA} at {start} with batches of {_batches(advised)}{spread}{beside}."]
+
+
+def _batches(advised: list[Advised]) -> str:
+    return listed([str(batch) for batch in sorted({advice.study.batch for advice in advised})], "or")
+
+
+def _steps(advised: list[Advised]) -> list[str]:
+    stepped = [advice for advice in advised if advice.steps is not None]
+    if not stepped:
+        return []
+    per = [
+        f"{advice.steps:.0f} steps with {advice.study.examples:,} examples ({advice.name}, {advice.passes:.1f} passes)"
+        for advice in stepped
+    ]
+    return [f"Steps: validate, and stop when it no longer improves; for {LORA} that was after {listed(per)}."]
+
+
+# ── other kinds and amounts of data ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _kinds(results: Results) -> list[Block]:
+    """What was best by the kind of data and the number of examples, of the advisor's cases."""
+    judged = results.file("advisor/advisor")
+    if judged is None:
+        return [Missing(("python benchmarks/advisor.py",), "what is best for other kinds of data")]
+    groups: dict[tuple[str, int], Counter[str]] = {}
+    for case in judged["cases"]:
+        outcome: Any = results.file(f"advisor/outcomes/{case['case']}")
+        if outcome is not None:
+            groups.setdefault((case["kind"], outcome["train"]), Counter())[case["truth"]] += 1
+    lines = [
+        [
+            kind,
+            Cell(str(examples), examples),
+            ", ".join(f"{NAMES.get(best, best)} ({count})" for best, count in of.most_common()),
+        ]
+        for (kind, examples), of in sorted(groups.items(), key=lambda group: (group[0][1], group[0][0]))
+    ]
+    if not lines:
+        return []
+    total = sum(map(Counter.total, groups.values()))
+    caption = (
+        f"Of {plural(total, 'case')} of the advisor's benchmark, one run an option: what scored best, and how often."
+    )
+    waiting = judged["waiting"]
+    rest = [Missing(("python benchmarks/advisor.py",), f"{plural(len(waiting), 'case')} more")] if waiting else []
+    return [table(("What is to be learned", "Examples", "Best"), lines, caption), *rest]

@@ -1,0 +1,233 @@
+"""Methods beside full fine-tuning on one set, each trained until validation stopped improving.
+
+The rules, which were written before any of these results was looked at. A verdict needs three seeds of each method. A
+method reaches full fine-tuning where the 95 % interval of its share of full's score lies above 97 %, and stays below
+where it lies below; else it cannot be told here. Two scores differ where the interval of their difference leaves zero
+out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from evidence_parts.part import Block, Missing, Notes, Part, Table
+from evidence_parts.results import LEAST_SEEDS, Results, Study, is_settled, mean_step
+from halka.report.caveats import (
+    Evidence,
+    cut_off,
+    edge_of_the_grid,
+    few_seeds,
+    mixed_origins,
+    not_converged,
+    patience_of,
+    small_test_set,
+)
+from halka.report.intervals import apart
+from halka.report.near_full import NEAR
+from halka.report.plots import forgetting, quality
+from halka.report.progress import progress
+from halka.report.rows import Row
+from halka.report.svg import drawn
+from halka.report.table import NOTHING, Cell, cells, columns
+from halka.report.units import listed, percent, signed
+from halka.util.text import plural
+
+SETS = {
+    "snips": "Commands to JSON (SNIPS)",
+    "e2e": "Restaurant attributes to text (E2E)",
+    "banking77": "Messages to intents (BANKING77)",
+    "nl2bash": "English to bash (NL2Bash)",
+}
+REACHED = 0.97
+SCORES = ("method", "lr", "seeds", "score", "relative", "trainable")
+COSTS = ("method", "near_full", "time_near_full", "beyond", "seconds", "forgetting_near_full", "forgetting")
+JUDGED = ("lora", "bottleneck")  # of which the claim of 97 % is made
+
+
+def part(results: Results, name: str) -> Part:
+    study = results.study(name)
+    if not study.runs:
+        return Part(name, SETS[name], (Missing((study.command,)),))
+    blocks: list[Block] = [_size(study), study.state()]
+    if study.scored:
+        blocks += [scores(study), costs(study)]
+    blocks += [Notes(tuple(sentences))] if (sentences := findings(study)) else []
+    plots = (drawn(make, study.summary, study.runs, name=f"{name}-{make.__name__}") for make in PLOTS)
+    blocks += [plot for plot in plots if plot is not None]
+    if study.missing:
+        blocks.append(Missing((study.command,), f"the rest of {listed(study.missing)}"))
+    return Part(name, SETS[name], tuple(blocks))
+
+
+PLOTS = (quality, progress, forgetting)
+
+
+def _size(study: Study) -> str:
+    sizes, train = study.settings["examples"], study.settings["train"]
+    every, patience = train["evaluate_every"], train["patience"]
+    return (
+        f"{study.settings['base']} in {study.settings['dtype']}; {sizes['train']} examples to train on, "
+        f"{sizes['validation']} for validation, {sizes['test']} test items; batches of {train['batch_size']}, "
+        f"validated every {every} steps, until {patience} evaluations have not improved, at most {train['steps']}."
+    )
+
+
+# ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def scores(study: Study) -> Table:
+    """Score and share of full's, with the learning rate, the best step, and how many runs converged."""
+    more = (("Best step", _best_step), ("Converged", _converged))
+    caption = (
+        "In brackets 95 % intervals over seeds and test items; bold where the best can be told apart from all others. "
+        "Converged: runs that stopped early, before the most steps."
+    )
+    return _table(study, SCORES, caption, more)
+
+
+def costs(study: Study) -> Table:
+    """Steps, time and memory until 95 % of full's score, and forgetting there and at the end."""
+    jobs = study.settings.get("jobs", 1)
+    caption = (
+        f"Until the score on the validation examples is {percent(NEAR)} of full fine-tuning's best; time is of "
+        f"training alone, {plural(jobs, 'run')} at a time; memory is the most beyond the base. "
+        "Forgetting is the change of perplexity on other text, there and at the end."
+    )
+    return _table(study, COSTS, caption)
+
+
+def _table(
+    study: Study, keys: Sequence[str], caption: str, more: Sequence[tuple[str, Callable[[Study, Row], Cell]]] = ()
+) -> Table:
+    by_key = {column.key: column for column in columns(study.summary)}
+    shown = [by_key[key] for key in keys if key in by_key]
+    by_column = [cells(study.summary, column) for column in shown]
+    rows = []
+    for number, row in enumerate(study.summary.rows):
+        line = [column[number] for column in by_column]
+        line[0] = line[0] if row.final else replace(line[0], aside="(search only)")
+        rows.append((*line, *(cell(study, row) for _, cell in more)))
+    return Table((*(column.title for column in shown), *(title for title, _ in more)), tuple(rows), caption)
+
+
+def _best_step(study: Study, row: Row) -> Cell:
+    step = mean_step(study.finals(row.label))
+    return Cell(NOTHING) if row.is_base or step is None else Cell(f"{step:.0f}", step)
+
+
+def _converged(study: Study, row: Row) -> Cell:
+    runs = [run for run in study.finals(row.label) if patience_of(run) is not None]
+    if row.is_base or not runs:
+        return Cell(NOTHING)
+    whole = len(runs) - sum(map(cut_off, runs))
+    return Cell(f"{whole} of {len(runs)}", whole / len(runs))
+
+
+# ── sentences ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def findings(study: Study) -> list[str]:
+    """What the runs say so far: 97 % of full, LoRA's ranks, forgetting, and what limits all that."""
+    sentences = [sentence for row in study.scored if row.name in JUDGED for sentence in near_full(study, row)]
+    sentences += ranks(study) + forgotten(study)
+    summary = study.summary
+    evidence = Evidence(summary.rows, summary.primary, tuple(study.runs))
+    checks = (not_converged, edge_of_the_grid, few_seeds, small_test_set, mixed_origins)
+    return sentences + [sentence for check in checks for sentence in check(evidence)]
+
+
+def near_full(study: Study, row: Row) -> list[str]:
+    """Whether the row reaches 97 % of full fine-tuning; where it does not, what was ruled out as the reason."""
+    full, share = study.full, row.relative_interval
+    if full is None or row.relative is None or not study.summary.primary.higher_is_better:
+        return []
+    value = f"{percent(row.relative, 0)}" + (f" [{100 * share.low:.0f}–{100 * share.high:.0f}]" if share else "")
+    if not (is_settled(row) and is_settled(full)):
+        seeds = f"{len(row.seeds)} and {len(full.seeds)}"
+        return [
+            f"{row.label} has {value} of full fine-tuning's score so far; a verdict needs {LEAST_SEEDS} seeds of both, "
+            f"there are {seeds}."
+        ]
+    if share is None or share.low <= REACHED <= share.high:
+        return [f"Whether {row.label} reaches {percent(REACHED)} of full fine-tuning cannot be told here: {value}."]
+    if share.low > REACHED:
+        return [f"{row.label} reaches {percent(REACHED)} of full fine-tuning: {value}."]
+    return [f"{row.label} stays below {percent(REACHED)} of full fine-tuning: {value}.", *_reasons(study, row)]
+
+
+def _reasons(study: Study, row: Row) -> list[str]:
+    """What the other runs say of why a method stays below: its rate, its steps, its rank."""
+    parts = []
+    if row.lr is not None and len(row.lrs) > 1:
+        edge = row.lr in (row.lrs[0], row.lrs[-1])
+        parts.append(f"its rate is {'an edge of' if edge else 'between'} those tried")
+    runs = study.finals(row.label)
+    limited = sum(map(cut_off, runs))
+    parts.append(f"{limited} of {len(runs)} runs came to the most steps" if limited else "all of its runs converged")
+    above = [other for other in study.ranks if is_settled(other) and other.fields["rank"] > row.fields.get("rank", 0)]
+    if row.name == "lora" and above:
+        name = study.summary.primary.name
+        ahead = [
+            other.label
+            for other in above
+            if apart(other.scores[name], row.scores[name]) and _value(study, other) > _value(study, row)
+        ]
+        higher = "are" if len(ahead) > 1 else "is"
+        parts.append(f"{listed(ahead)} {higher} ahead of it" if ahead else "no higher rank can be told apart above it")
+    return [f"Why, as far as these runs say: {listed(parts)}."]
+
+
+def ranks(study: Study) -> list[str]:
+    """Which of LoRA's ranks follow full fine-tuning."""
+    full, settled = study.full, [row for row in study.ranks if is_settled(row)]
+    if full is None or not is_settled(full) or len(settled) < 2:
+        return []
+    groups: dict[str, list[str]] = {"behind": [], "level": [], "ahead": []}
+    for row in settled:
+        groups[_beside(study, row, full)].append(row.label)
+    words = {"behind": "behind full fine-tuning", "level": "not to be told apart from it", "ahead": "ahead of it"}
+    return [f"Ranks: {'; '.join(f'{listed(labels)} {words[side]}' for side, labels in groups.items() if labels)}."]
+
+
+def _beside(study: Study, row: Row, other: Row) -> str:
+    name = study.summary.primary.name
+    if not apart(row.scores[name], other.scores[name]):
+        return "level"
+    return "ahead" if _value(study, row) > _value(study, other) else "behind"
+
+
+def _value(study: Study, row: Row) -> float:
+    primary = study.summary.primary
+    return primary.sign(row.scores[primary.name].value)
+
+
+def level_with_best(study: Study, rows: Sequence[Row]) -> list[Row]:
+    """Of the rows with seeds enough, those whose score cannot be told apart from the best one's."""
+    settled = [row for row in rows if is_settled(row)]
+    if not settled:
+        return []
+    best = max(settled, key=lambda row: _value(study, row))
+    return [row for row in settled if _beside(study, row, best) == "level"]
+
+
+def forgotten(study: Study) -> list[str]:
+    """Which method forgets least, at the end and at equal score."""
+    near = study.summary.near_full
+    ends = {row.label: row.forgetting.mean for row in study.scored if row.forgetting and is_settled(row)}
+    there = {
+        label: change
+        for label in ends
+        if label in near and near[label].runs == near[label].of and (change := near[label].forgetting) is not None
+    }
+    sentences = []
+    for changes, when in ((ends, "At the end"), (there, f"At equal score ({percent(NEAR)} of full's)")):
+        if len(changes) > 1:
+            least, most = min(changes, key=changes.__getitem__), max(changes, key=changes.__getitem__)
+            own = next((label for label in changes if study.full and label == study.full.label), None)
+            beside = f", full fine-tuning {signed(changes[own])}" if own and own not in (least, most) else ""
+            sentences.append(
+                f"{when} {least} has forgotten least ({signed(changes[least])}), {most} most "
+                f"({signed(changes[most])}){beside}; in the mean over seeds."
+            )
+    return sentences

@@ -1,0 +1,64 @@
+"""The laws of LoRA, each with its verdict in one sentence (benchmarks/laws.py judges) and one figure with bands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evidence_parts.convergence import SETS, ranks
+from evidence_parts.part import Block, Missing, Notes, Part
+from evidence_parts.results import Results, compare
+from halka.report.plots import curves, search
+from halka.report.rows import Measurement, is_done, label_of
+from halka.report.summary import summarise
+from halka.report.svg import Plot, drawn
+
+JUDGE = "python benchmarks/laws.py"
+WITH_RANKS = ("snips", "e2e")
+
+
+def part(results: Results) -> Part:
+    from laws import LAWS
+
+    verdicts = {finding["name"]: finding for finding in results.file("laws") or ()}
+    blocks: list[Block] = []
+    missing: dict[str, list[str]] = {}
+    for law in LAWS:
+        runs = [run for run in results.runs(f"laws/{law.sweep}") if is_done(run) and label_of(run) in law.shown]
+        if verdict := verdicts.get(law.name):
+            words = f"{verdict['law']} {_capital(verdict['verdict'])}: {verdict['finding']} ({verdict['seeds']} seeds)."
+            blocks.append(Notes((words,)))
+            plot = _figure(law.name, runs)
+            blocks += [plot] if plot is not None else []
+        else:
+            missing.setdefault(law.sweep, []).append(law.law)
+    for sweep, statements in missing.items():
+        runs = sum(map(is_done, results.runs(f"laws/{sweep}")))
+        so_far = f" ({runs} runs have finished)" if runs else ""
+        blocks.append(Missing((compare(f"laws/{sweep}"), JUDGE), f"“{'” “'.join(statements)}”{so_far}"))
+    return Part("laws", "The laws of LoRA", (*blocks, *_ranks(results)))
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _figure(name: str, runs: Sequence[Measurement]) -> Plot | None:
+    """Validation loss over the learning rate, with a band over the seeds."""
+    place = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)
+    return drawn(search, summarise(runs), runs, name=f"law-{place}") if runs else None
+
+
+def _ranks(results: Results) -> list[Block]:
+    """Where a rank stops following full fine-tuning, from the sets that have several ranks."""
+    blocks: list[Block] = []
+    for name in WITH_RANKS:
+        study = results.study(name)
+        sentences = ranks(study) if study.runs else []
+        if not sentences:
+            blocks.append(Missing((study.command,), f"where a rank stops following full fine-tuning on {SETS[name]}"))
+            continue
+        shown = {row.label for row in (*study.ranks, study.full) if row is not None}
+        runs = [run for run in study.runs if label_of(run) in shown]
+        plot = drawn(curves, summarise(runs), runs, name=f"law-ranks-{name}")
+        blocks += [Notes((f"{SETS[name]}. {sentences[0]}",)), *([plot] if plot is not None else [])]
+    return blocks

@@ -1,0 +1,77 @@
+"""What an adapter and retrieval bring, alone and together: the ablations on Natural Questions and on TOFU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evidence_parts.part import Block, Missing, Notes, Part, table
+from evidence_parts.results import Results, compare, settings
+from halka.report.axes import bar_axes, interval, value_at
+from halka.report.svg import Drawing, colour, drawn, grid, name_axes
+
+SETS = {"rag_nq_oracle": "Natural Questions", "rag_tofu": "TOFU's invented authors"}
+BOTH = "tuned adapter + passages"
+
+
+def part(results: Results) -> Part:
+    blocks: list[Block] = []
+    for name in SETS:
+        blocks += _set(results, name)
+    return Part("rag", "Adapter and retrieval", tuple(blocks))
+
+
+def _set(results: Results, name: str) -> list[Block]:
+    from halka.studies.ablation.summary import caption, heads, line, sentences, summarise
+
+    command, wanted = compare(name, "--rag"), settings(name)
+    runs = [run for run in results.runs(name) if run.get("status") != "failed"]
+    if not runs:
+        return [Missing((command,), SETS[name])]
+    summary = summarise(runs)
+    blocks: list[Block] = [table(heads(), [line(way) for way in summary.ways], caption(summary))]
+    exact = {way.label: way.scores["exact"] for way in summary.ways if "exact" in way.scores}
+    plot = drawn(ways, SETS[name], exact, name=f"{name.replace('_', '-')}-ways")
+    blocks += [plot] if plot is not None else []
+    blocks += [Notes(tuple(words))] if (words := [*sentences(summary), *_joint(exact)]) else []
+    questions, seeds = wanted["examples"]["test"], len(wanted["seeds"])
+    if summary.questions < questions or len(summary.seeds) < seeds:
+        blocks.append(Missing((command,), f"{SETS[name]} with {questions} questions and {seeds} seeds"))
+    return blocks
+
+
+def _joint(exact: dict[str, Any]) -> list[str]:
+    """How the tuned adapter with passages stands beside passages alone and the adapter alone."""
+    if BOTH not in exact:
+        return []
+    both = exact[BOTH]
+    parts = []
+    for other in ("base + passages", "adapter"):
+        if other in exact and both.interval and (beside := exact[other].interval):
+            sides = both.interval.low > beside.high, both.interval.high < beside.low
+            words = "more than" if sides[0] else "less than" if sides[1] else "not to be told apart from"
+            parts.append(f"{words} {other} ({100 * exact[other].value:.1f} %)")
+    return [f"Exact answers, {BOTH} ({100 * both.value:.1f} %): {', '.join(parts)}."] if parts else []
+
+
+def ways(title: str, exact: dict[str, Any]) -> Drawing | None:
+    """Exact answers of each way, with 95 % intervals."""
+    if not exact:
+        return None
+    figure, axes = bar_axes([_short(label) for label in exact], right=48)
+    for y, score in enumerate(exact.values()):
+        axes.barh(y, score.value, 0.56, color=colour("--s0"))
+        if score.interval:
+            for name, width in (("--paper", 3.4), ("--ink", 1.2)):
+                interval(axes, (score.interval.low, score.interval.high), y, colour(name), width)
+        value_at(axes, max(score.value, score.high or 0.0), y, f"{100 * score.value:.1f} %")
+    grid(axes, "x")
+    axes.set_xlim(0, None)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    name_axes(axes, "exact answers", "")
+    best = max(exact, key=lambda label: exact[label].value)
+    return figure, f"Exact answers: {title}", f"Most exact answers: {best}, {100 * exact[best].value:.1f} %."
+
+
+def _short(label: str) -> str:
+    """The label in as many letters as fit beside a bar."""
+    return label.replace("tuned adapter", "tuned").replace("passages above the floor", "pass., floor")

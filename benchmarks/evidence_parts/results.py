@@ -1,0 +1,160 @@
+"""What there is to show: an experiment's own measurements, as far as they have finished, and other result files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from halka.report.rows import Measurement, Row, is_done, label_of, number
+from halka.report.summary import Summary, summarise
+from halka.report.units import shortened
+from halka.util.text import plural
+
+BENCHMARKS = Path(__file__).parents[1]
+LEAST_SEEDS = 3
+"""Fewer say too little of other seeds for a verdict."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The folder of all results."""
+
+    folder: Path = BENCHMARKS / "results"
+
+    def file(self, name: str) -> Any:
+        """The content of NAME.json; None where it is not there."""
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def runs(self, name: str) -> list[dict[str, Any]]:
+        """Every run in NAME/runs."""
+        paths = sorted((self.folder / name / "runs").glob("*.json"))
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+    def study(self, name: str) -> Study:
+        return Study(name, settings(name), self.runs(name))
+
+
+def settings(name: str) -> dict[str, Any]:
+    """What benchmarks/experiments/NAME.yaml says."""
+    return yaml.safe_load((BENCHMARKS / "experiments" / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def compare(name: str, *flags: str) -> str:
+    """The command that runs an experiment, or goes on with it."""
+    words = ("halka compare", *flags, f"benchmarks/experiments/{name}.yaml", "-o", f"benchmarks/results/{name}")
+    return " ".join(words)
+
+
+@dataclass(frozen=True)
+class Study:
+    """An experiment of `halka compare`, and the runs in its folder."""
+
+    name: str
+    settings: Mapping[str, Any]
+    every: Sequence[Measurement]
+
+    @cached_property
+    def runs(self) -> list[Measurement]:
+        """The runs of the experiment as it is: of its methods, on as many examples, in its precision."""
+        return [run for run in self.every if label_of(run) in self.labels and self._is_own(run)]
+
+    def _is_own(self, run: Measurement) -> bool:
+        sizes, precision = self.settings.get("examples", {}), self.settings.get("dtype")
+        return not is_done(run) or (
+            all(run["examples"].get(split, size) == size for split, size in sizes.items())
+            and precision in (None, "auto", run.get("dtype"))
+        )
+
+    @cached_property
+    def summary(self) -> Summary:
+        return summarise(self.runs)
+
+    @property
+    def labels(self) -> list[str]:
+        return [entry["label"] for entry in self.settings["methods"]]
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        return self.settings["seeds"]
+
+    @property
+    def examples(self) -> int:
+        return self.settings["examples"]["train"]
+
+    @property
+    def batch(self) -> int:
+        return self.settings["train"]["batch_size"]
+
+    @property
+    def command(self) -> str:
+        return compare(self.name)
+
+    @cached_property
+    def full(self) -> Row | None:
+        """Full fine-tuning's row, once it has a score."""
+        full = self.summary.full if self.runs else None
+        return full if full is not None and self.summary.primary.name in full.scores else None
+
+    @cached_property
+    def scored(self) -> list[Row]:
+        """The rows of tuned methods that have a score, full fine-tuning first."""
+        name = self.summary.primary.name if self.runs else ""
+        return [row for row in self.summary.rows if not row.is_base and name in row.scores] if self.runs else []
+
+    @property
+    def ranks(self) -> list[Row]:
+        """The scored LoRAs, by rank."""
+        return sorted((row for row in self.scored if row.name == "lora"), key=lambda row: row.fields["rank"])
+
+    def finals(self, label: str) -> list[Measurement]:
+        """The method's finished final runs."""
+        return [run for run in self.runs if label_of(run) == label and is_done(run) and run["purpose"] == "final"]
+
+    @cached_property
+    def missing(self) -> list[str]:
+        """The methods that lack final runs."""
+        return [label for label in self.labels if len(self.finals(label)) < self._wanted(label)]
+
+    def _wanted(self, label: str) -> int:
+        entry = next(entry for entry in self.settings["methods"] if entry["label"] == label)
+        return 1 if entry["method"] == "base" else len(self.seeds)
+
+    def state(self) -> str:
+        """How many of the runs have finished, in one sentence."""
+        if not self.missing and not self.summary.failed:
+            return f"All methods have their {plural(len(self.seeds), 'seed')}."
+        some = [f"{label} {len(own)} of {self._wanted(label)}" for label in self.labels if (own := self.finals(label))]
+        searched = {label_of(run) for run in self.runs if is_done(run) and run["purpose"] == "search"}
+        search = [label for label in self.labels if label in searched and not self.finals(label)]
+        waiting = [label for label in self.labels if label not in searched and not self.finals(label)]
+        failed = [f"{failure.label} ({shortened(failure.reason, 80)})" for failure in self.summary.failed]
+        parts = [
+            f"{kind}: {', '.join(labels)}"
+            for kind, labels in (
+                ("final runs that have finished", some),
+                ("searches alone", search),
+                ("nothing yet", waiting),
+                ("failed", failed),
+            )
+            if labels
+        ]
+        sentence = "; ".join(parts)
+        return f"{sentence[:1].upper()}{sentence[1:]}."
+
+
+def is_settled(row: Row) -> bool:
+    """Whether the row has seeds enough for a verdict."""
+    return row.final and len(row.seeds) >= LEAST_SEEDS
+
+
+def mean_step(runs: Sequence[Measurement]) -> float | None:
+    """The mean over runs of the step with the best validation loss."""
+    steps = [step for run in runs if (step := number(run, "train", "best_step")) is not None]
+    return sum(steps) / len(steps) if steps else None

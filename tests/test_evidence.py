@@ -1,0 +1,224 @@
+"""The evidence page: partial results are shown as such, verdicts follow their rules, figures are of the results."""
+
+from __future__ import annotations
+
+import html
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import evidence_for_tests as invented
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+PRIMARY = {"snips": "json_exact", "e2e": "bleu", "facts": "rouge_l", "banking77": "accuracy", "nl2bash": "chrf"}
+RANKS = {"LoRA r1": 0.5, "LoRA r4": 0.6, "LoRA r16": 0.70, "LoRA r64": 0.71}
+
+
+@pytest.fixture
+def pages(monkeypatch):
+    """The modules of the page, by name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    names = ("evidence", *(f"evidence_parts.{name}" for name in NAMES))
+    return {name.rpartition(".")[2]: importlib.import_module(name) for name in names}
+
+
+NAMES = ("part", "results", "convergence", "laws", "facts", "rag", "sizes", "advice")
+
+
+@pytest.fixture
+def results(pages, tmp_path):
+    """Results with nothing in them yet."""
+    return pages["results"].Results(tmp_path)
+
+
+def add(pages, results, name, **changes):
+    settings = pages["results"].settings(name)
+    primary = PRIMARY.get(name, "json_exact")
+    invented.write(results.folder / name, invented.study(settings, primary, **changes))
+
+
+def text(pages, part) -> str:
+    return pages["part"].to_markdown(part)
+
+
+def test_without_results_every_part_says_what_measures_it(pages, results):
+    for part in pages["evidence"].every(results):
+        assert not part.is_measured, part.name
+        assert text(pages, part).startswith("Not measured yet")
+    snips = text(pages, pages["convergence"].part(results, "snips"))
+    assert snips == "Not measured yet: `halka compare benchmarks/experiments/snips.yaml -o benchmarks/results/snips`\n"
+
+
+def test_the_commands_that_it_names_are_there(pages, results):
+    whole = "\n".join(text(pages, part) for part in pages["evidence"].every(results))
+    files = {*re.findall(r"benchmarks/(?:experiments/)?[\w/]+\.(?:yaml|py)", whole)}
+    assert {"benchmarks/experiments/laws/rates.yaml", "benchmarks/laws.py", "benchmarks/large_bases.py"} <= files
+    assert all((ROOT / file).exists() for file in files)
+
+
+def test_a_study_under_way_says_what_has_finished_and_makes_no_verdict(pages, results):
+    add(pages, results, "snips", seeds={"base (no tuning)": 1, "full": 3, "LoRA r16": 2, "bottleneck 72": 0})
+    shown = text(pages, pages["convergence"].part(results, "snips"))
+    assert "base (no tuning) 1 of 1, full 3 of 3, LoRA r16 2 of 3; searches alone: bottleneck 72; nothing yet:" in shown
+    assert "a verdict needs 3 seeds of both, there are 2 and 3" in shown
+    assert "reaches 97 %" not in shown
+    assert "stays below" not in shown
+    assert "| bottleneck 72 (search only) |" in shown
+    assert "Not measured yet, the rest of LoRA r16, bottleneck 72, prefix 41" in shown
+    assert "Ranks:" not in shown
+
+
+def test_a_base_alone_is_shown_without_a_comparison(pages, results):
+    add(pages, results, "snips", seeds={"base (no tuning)": 1})
+    shown = text(pages, pages["convergence"].part(results, "snips"))
+    assert "Final runs that have finished: base (no tuning) 1 of 1; nothing yet: full" in shown
+    assert "Not measured yet, the rest of full" in shown
+
+
+def test_failed_runs_are_named_with_their_reason(pages, results):
+    add(pages, results, "snips", seeds={"base (no tuning)": 1, "full": 1})
+    lost = json.loads(next((results.folder / "snips" / "runs").glob("full-*final.json")).read_text())
+    lost = {key: lost[key] for key in ("experiment", "method", "lr", "purpose", "base", "task")}
+    invented.write(results.folder / "snips", [{**lost, "seed": 1, "status": "failed", "error": "out of memory"}])
+    shown = text(pages, pages["convergence"].part(results, "snips"))
+    assert "full 1 of 3" in shown
+    assert "failed: full (out of memory)." in shown
+
+
+@pytest.mark.parametrize(
+    ("score", "verdict"),
+    [
+        (0.72, "LoRA r16 reaches 97 % of full fine-tuning: 103 %"),
+        (0.60, "LoRA r16 stays below 97 % of full fine-tuning: 86 %"),
+        (0.68, "Whether LoRA r16 reaches 97 % of full fine-tuning cannot be told here: 97 %"),
+    ],
+)
+def test_verdicts_on_97_percent_follow_the_interval(pages, results, score, verdict):
+    add(pages, results, "snips", scores={"LoRA r16": score})
+    shown = text(pages, pages["convergence"].part(results, "snips"))
+    assert verdict in shown
+    assert "All methods have their 3 seeds." in shown
+    assert ("Why, as far as these runs say: its rate is between those tried, all of its runs converged" in shown) == (
+        "stays below" in verdict
+    )
+
+
+def test_what_came_to_the_most_steps_has_not_converged(pages, results):
+    add(pages, results, "snips", limited=["LoRA r16"])
+    shown = text(pages, pages["convergence"].part(results, "snips"))
+    assert "LoRA r16 (3 of 3 runs) had not converged at the most steps, 800." in shown
+    line = next(line for line in shown.splitlines() if line.startswith("| LoRA r16 |"))
+    assert line.endswith("| 0 of 3 |")
+
+
+def test_runs_of_an_experiment_as_it_was_are_left_out(pages, results):
+    settings = pages["results"].settings("snips")
+    earlier = {**settings, "examples": {**settings["examples"], "train": 4000}}
+    invented.write(results.folder / "snips", invented.study(earlier, "json_exact"))
+    assert not pages["convergence"].part(results, "snips").is_measured
+
+
+def test_ranks_that_follow_full_fine_tuning_are_named(pages, results):
+    add(pages, results, "snips", scores=RANKS)
+    shown = text(pages, pages["laws"].part(results))
+    assert "LoRA r1 and LoRA r4 behind full fine-tuning; LoRA r16 and LoRA r64 not to be told apart from it." in shown
+    assert "pictures/evidence/law-ranks-snips.svg" in shown
+    assert "where a rank stops following full fine-tuning on Restaurant attributes" in shown
+
+
+def test_a_law_has_its_verdict_its_seeds_and_a_figure_of_its_methods(pages, results):
+    add(pages, results, "laws/rates")
+    verdict = {"name": "ten times", "sweep": "rates", "law": "A law.", "verdict": "held", "finding": "so", "seeds": 3}
+    (results.folder / "laws.json").write_text(json.dumps([verdict]))
+    part = pages["laws"].part(results)
+    assert "A law. Held: so (3 seeds)." in text(pages, part)
+    [plot] = part.plots
+    assert plot.name == "law-ten-times"
+    assert "full" in plot.svg
+    assert "r64" not in plot.svg
+    assert "With α fixed the best rate does not depend on the rank." in text(pages, part)  # not judged yet
+    assert "(24 runs have finished)" in text(pages, part)
+
+
+def test_facts_that_no_rank_learns_and_form_that_some_do(pages, results):
+    add(pages, results, "facts", scores={"base (no tuning)": 0.2, **dict.fromkeys(RANKS, 0.5)})
+    add(pages, results, "snips", scores={**RANKS, "LoRA r16": 0.72})
+    shown = text(pages, pages["facts"].part(results))
+    assert "Facts, less than 97 % of full's gain: LoRA r1, LoRA r4, LoRA r16, LoRA r64." in shown
+    assert "Not enough for new facts, though not shown to be too little for new form: LoRA r16 and LoRA r64." in shown
+    assert "| LoRA r16 | 50.0 % | 60 % [" in shown
+
+
+def test_advice_follows_from_the_sets_by_size(pages, results):
+    add(pages, results, "banking77", scores={"prefix 30": 0.70})
+    add(pages, results, "snips", scores={**RANKS, "bottleneck 72": 0.5, "DoRA r16": 0.5})
+    shown = text(pages, pages["advice"].part(results))
+    assert "Method: LoRA r16 is among the best light methods on SNIPS and BANKING77" in shown
+    assert "Full fine-tuning is not ahead of the best light method on SNIPS and BANKING77" in shown
+    assert "Rank: 16 is enough; the least rank that cannot be told apart from the best is 16 on SNIPS." in shown
+    assert "begin the search of LoRA r16 at 2e-3 with batches of 4; that is 10 times full fine-tuning's." in shown
+    assert shown.index("| SNIPS | 500 |") < shown.index("| BANKING77 | 1,000 |")
+    assert "Not measured yet, the rest of method, rank, rate and steps on E2E and NL2Bash" in shown
+
+
+def test_advice_says_where_full_fine_tuning_is_ahead(pages, results):
+    add(pages, results, "snips", scores={"full": 0.9})
+    assert "Full fine-tuning is ahead of every light method on SNIPS" in text(pages, pages["advice"].part(results))
+
+
+def test_one_seed_advises_nothing(pages, results):
+    add(pages, results, "snips", seeds=1)
+    shown = text(pages, pages["advice"].part(results))
+    assert "Method:" not in shown
+    assert "method, rank, rate and steps on SNIPS" in shown
+
+
+def test_a_thousand_times_fewer_is_counted_from_the_file(pages, results):
+    rows = [
+        {"base": "small", "parameters": 100, "method": "lora", "quantize": None, "trained": 10, "memory": 1},
+        {"base": "large", "parameters": 4000, "method": "lora", "quantize": None, "trained": 2, "memory": 1},
+    ]
+    gpt3 = [{"rank": 1, "trained": 50, "share": 0.01}]
+    (results.folder / "large_bases.json").write_text(json.dumps({"rows": rows, "gpt3": gpt3, "length": 8}))
+    shown = text(pages, pages["sizes"].parameters(results))
+    assert (
+        "10 % of small's parameters, 10 times fewer than full fine-tuning, and 0.050 % of large's, 2,000 times" in shown
+    )
+    assert "A thousand times fewer or more holds of large (LoRA r16, all linear layers: 2,000 times)." in shown
+
+
+def test_the_html_holds_every_part_and_nothing_from_elsewhere(pages, results):
+    for name in ("snips", "facts"):
+        add(pages, results, name)
+    parts = pages["evidence"].every(results)
+    page = pages["evidence"].page(parts)
+    for part in parts:
+        assert f'<h2 id="{part.name}">{html.escape(part.title)}</h2>' in page
+    assert page.count("<svg") == sum(len(part.plots) for part in parts) > 5
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len({*ids})
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)
+    assert "Method: LoRA" in re.search(r'<p class="headline">(.*?)</p>', page)[1]
+
+
+def test_figures_of_earlier_results_are_taken_away(pages, results, tmp_path):
+    add(pages, results, "snips", seeds={"base (no tuning)": 1, "full": 3})
+    folder = tmp_path / "figures"
+    pages["evidence"].draw(pages["evidence"].every(results), folder)
+    (folder / "other.svg").touch()
+    pages["evidence"].draw([pages["convergence"].part(results, "snips")], folder)
+    assert {path.stem for path in folder.iterdir()} == {"snips-forgetting", "snips-progress", "snips-quality"}
+
+
+def test_the_figures_in_docs_are_those_of_the_results(pages):
+    """By what they say of themselves: their bytes depend on matplotlib's version."""
+    plots = [plot for part in pages["evidence"].every(pages["results"].Results()) for plot in part.plots]
+    folder = pages["evidence"].PICTURES
+    assert {path.stem for path in folder.glob("*.svg")} == {plot.name for plot in plots}
+    for plot in plots:
+        label = re.search(r'aria-label="([^"]*)"', plot.svg)[0]
+        assert label in (folder / f"{plot.name}.svg").read_text(encoding="utf-8"), "run scripts/fix"
