@@ -20,7 +20,6 @@ from evidence_parts.results import Results
 
 from halka.report.page import fill, write_page
 from halka.report.svg import Plot, as_file
-from halka.report.units import listed
 from halka.util.files import write_text
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -75,12 +74,12 @@ def page(parts: Sequence[Part]) -> str:
 
 
 def headline(parts: Sequence[Part]) -> str:
-    """What to do, where that is measured; else how much is."""
+    """What to do, where runs say so; else how many parts have results."""
     first = next((block for block in parts[0].blocks if isinstance(block, Notes)), None)
     if first is not None:
         return first.sentences[0]
-    missing = [part.title for part in parts if not part.is_measured]
-    return f"Not measured yet: {listed(missing)}." if missing else parts[0].title
+    measured = sum(part.is_measured for part in parts)
+    return f"{measured} of {len(parts)} parts have results so far; what to do is not measured yet."
 
 
 def _groups(blocks: Sequence[tuple[str, object]]) -> list[tuple[str, list[object]]]:

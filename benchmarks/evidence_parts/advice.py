@@ -70,8 +70,8 @@ def part(results: Results) -> Part:
     waiting = [study for study in studies if study.missing]
     if waiting:
         names = listed([SHORT[study.name] for study in waiting])
-        what = f"method, rank, rate and steps on {names}"
-        blocks.append(Missing(tuple(study.command for study in waiting), f"{'the rest of ' if advised else ''}{what}"))
+        what = f"method, rank, rate and steps on {names} (commands below)"
+        blocks.append(Missing((), what))
     return Part("advice", title, (*blocks, *_kinds(results)))
 
 
@@ -104,7 +104,7 @@ def advised_by(study: Study) -> Advised | None:
 
 def _table(advised: list[Advised]) -> Block:
     head = ["Data", "Examples", "Least memory among the best", "Also among the best", "Full is ahead"]
-    head += ["Least rank like the best", f"{LORA}'s rate", "by full's", "Steps", "Passes"]
+    head += ["Least rank like the best", f"{LORA}'s rate", "by full's", "Steps × batch", "Passes"]
     lines = []
     for advice in advised:
         method, lora = advice.method, advice.lora
@@ -116,17 +116,17 @@ def _table(advised: list[Advised]) -> Block:
                 Cell(f"{advice.study.examples:,}", advice.study.examples),
                 f"{method.label}{memory}" if method else NOTHING,
                 ", ".join(others) or NOTHING,
-                "yes" if advice.full_is_ahead else "no" if advice.study.full else NOTHING,
+                "yes" if advice.full_is_ahead else "not shown" if advice.study.full else NOTHING,
                 advice.rank.label.removeprefix("LoRA ") if advice.rank else NOTHING,
                 learning_rate(lora.lr) if lora and lora.lr else NOTHING,
                 f"{advice.times_full:.3g}" if advice.times_full else NOTHING,
-                f"{advice.steps:.0f} of {advice.study.batch}" if advice.steps is not None else NOTHING,
+                f"{advice.steps:.0f} × {advice.study.batch}" if advice.steps is not None else NOTHING,
                 f"{advice.passes:.1f}" if advice.passes is not None else NOTHING,
             ]
         )
     caption = (
         "By three seeds or more. Among the best: light methods whose score cannot be told apart from the best one's. "
-        "Steps and passes: where validation was best."
+        "Steps of so many examples, and passes: where validation was best."
     )
     return table(head, lines, caption)
 
@@ -163,8 +163,8 @@ def _full(advised: list[Advised]) -> list[str]:
         return []
     ahead = [advice.name for advice in compared if advice.full_is_ahead]
     if ahead:
-        return [f"Full fine-tuning is ahead of every light method on {listed(ahead)}: where that counts, take it."]
-    return [f"Full fine-tuning is not ahead of the best light method {_over(compared)}: nothing here asks for it."]
+        return [f"Full fine-tuning is ahead of the best light method on {listed(ahead)}: where that counts, take it."]
+    return [f"Full fine-tuning is not shown to be ahead of the best light method {_over(compared)}."]
 
 
 def _rank(advised: list[Advised]) -> list[str]:
@@ -173,7 +173,7 @@ def _rank(advised: list[Advised]) -> list[str]:
         return []
     most = max(advice.rank.fields["rank"] for advice in ranked if advice.rank)
     per = listed([f"{advice.rank.fields['rank']} on {advice.name}" for advice in ranked if advice.rank])
-    return [f"Rank: {most} is enough; the least rank that cannot be told apart from the best is {per}."]
+    return [f"Rank: begin with {most}; the least rank that cannot be told apart from the best is {per}."]
 
 
 def _rate(advised: list[Advised]) -> list[str]:

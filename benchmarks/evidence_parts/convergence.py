@@ -175,7 +175,7 @@ def _reasons(study: Study, row: Row) -> list[str]:
         ]
         higher = "are" if len(ahead) > 1 else "is"
         parts.append(f"{listed(ahead)} {higher} ahead of it" if ahead else "no higher rank can be told apart above it")
-    return [f"Why, as far as these runs say: {listed(parts)}."]
+    return [f"Why, as far as these runs say: {'; '.join(parts)}."]
 
 
 def ranks(study: Study) -> list[str]:
@@ -186,8 +186,9 @@ def ranks(study: Study) -> list[str]:
     groups: dict[str, list[str]] = {"behind": [], "level": [], "ahead": []}
     for row in settled:
         groups[_beside(study, row, full)].append(row.label)
-    words = {"behind": "behind full fine-tuning", "level": "not to be told apart from it", "ahead": "ahead of it"}
-    return [f"Ranks: {'; '.join(f'{listed(labels)} {words[side]}' for side, labels in groups.items() if labels)}."]
+    words = {"behind": "behind", "level": "not to be told apart from", "ahead": "ahead of"}
+    parts = [f"{listed(labels)} {words[side]} full fine-tuning" for side, labels in groups.items() if labels]
+    return [f"Ranks: {'; '.join(parts)}."]
 
 
 def _beside(study: Study, row: Row, other: Row) -> str:
@@ -212,7 +213,7 @@ def level_with_best(study: Study, rows: Sequence[Row]) -> list[Row]:
 
 
 def forgotten(study: Study) -> list[str]:
-    """Which method forgets least, at the end and at equal score."""
+    """From where to where forgetting goes over the methods, at the end and at equal score."""
     near = study.summary.near_full
     ends = {row.label: row.forgetting.mean for row in study.scored if row.forgetting and is_settled(row)}
     there = {
@@ -225,9 +226,9 @@ def forgotten(study: Study) -> list[str]:
         if len(changes) > 1:
             least, most = min(changes, key=changes.__getitem__), max(changes, key=changes.__getitem__)
             own = next((label for label in changes if study.full and label == study.full.label), None)
-            beside = f", full fine-tuning {signed(changes[own])}" if own and own not in (least, most) else ""
+            beside = f", of full fine-tuning {signed(changes[own])}" if own and own not in (least, most) else ""
             sentences.append(
-                f"{when} {least} has forgotten least ({signed(changes[least])}), {most} most "
-                f"({signed(changes[most])}){beside}; in the mean over seeds."
+                f"{when} the change of perplexity on other text is from {signed(changes[least])} ({least}) to "
+                f"{signed(changes[most])} ({most}){beside}; means over seeds, whose differences are not tested."
             )
     return sentences

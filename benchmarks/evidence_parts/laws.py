@@ -11,6 +11,7 @@ from halka.report.plots import curves, search
 from halka.report.rows import Measurement, is_done, label_of
 from halka.report.summary import summarise
 from halka.report.svg import Plot, drawn
+from halka.report.units import listed
 
 JUDGE = "python benchmarks/laws.py"
 WITH_RANKS = ("snips", "e2e")
@@ -33,8 +34,9 @@ def part(results: Results) -> Part:
             missing.setdefault(law.sweep, []).append(law.law)
     for sweep, statements in missing.items():
         runs = sum(map(is_done, results.runs(f"laws/{sweep}")))
+        quoted = [f"“{statement.removesuffix('.')}”" for statement in statements]
         so_far = f" ({runs} runs have finished)" if runs else ""
-        blocks.append(Missing((compare(f"laws/{sweep}"), JUDGE), f"“{'” “'.join(statements)}”{so_far}"))
+        blocks.append(Missing((compare(f"laws/{sweep}"), JUDGE), f"{listed(quoted)}{so_far}"))
     return Part("laws", "The laws of LoRA", (*blocks, *_ranks(results)))
 
 

@@ -30,14 +30,14 @@ class Notes:
 
 @dataclass(frozen=True)
 class Missing:
-    """What no result says yet, and the commands that measure it, in turn."""
+    """What no result says yet, and the commands that measure it, in turn; none where another part has them."""
 
     commands: tuple[str, ...]
     what: str = ""
 
     @property
     def words(self) -> str:
-        return f"Not measured yet{f', {self.what}' if self.what else ''}:"
+        return f"Not measured yet{f', {self.what}' if self.what else ''}{':' if self.commands else '.'}"
 
 
 Block = str | Table | Notes | Missing | Plot
@@ -77,7 +77,7 @@ def _markdown(block: Block) -> str:
     if isinstance(block, Notes):
         return "\n".join(f"- {escaped(sentence)}" for sentence in block.sentences)
     if isinstance(block, Missing):
-        return f"{escaped(block.words)} {', then '.join(f'`{command}`' for command in block.commands)}"
+        return f"{escaped(block.words)} {', then '.join(f'`{command}`' for command in block.commands)}".strip()
     if isinstance(block, Plot):
         return f"![{escaped(block.title)}]({PICTURES}/{block.name}.svg)\n\n{escaped(block.takeaway)}"
     lines = [map(escaped, block.head), ("---", *["---:"] * (len(block.head) - 1))]

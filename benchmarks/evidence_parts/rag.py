@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from evidence_parts.part import Block, Missing, Notes, Part, table
 from evidence_parts.results import Results, compare, settings
 from halka.report.axes import bar_axes, interval, value_at
+from halka.report.intervals import Estimate, apart, gap
 from halka.report.svg import Drawing, colour, drawn, grid, name_axes
 
 SETS = {"rag_nq_oracle": "Natural Questions", "rag_tofu": "TOFU's invented authors"}
@@ -28,7 +27,7 @@ def _set(results: Results, name: str) -> list[Block]:
     if not runs:
         return [Missing((command,), SETS[name])]
     summary = summarise(runs)
-    blocks: list[Block] = [table(heads(), [line(way) for way in summary.ways], caption(summary))]
+    blocks: list[Block] = [f"{SETS[name]}:", table(heads(), [line(way) for way in summary.ways], caption(summary))]
     exact = {way.label: way.scores["exact"] for way in summary.ways if "exact" in way.scores}
     plot = drawn(ways, SETS[name], exact, name=f"{name.replace('_', '-')}-ways")
     blocks += [plot] if plot is not None else []
@@ -39,21 +38,22 @@ def _set(results: Results, name: str) -> list[Block]:
     return blocks
 
 
-def _joint(exact: dict[str, Any]) -> list[str]:
+def _joint(exact: dict[str, Estimate]) -> list[str]:
     """How the tuned adapter with passages stands beside passages alone and the adapter alone."""
     if BOTH not in exact:
         return []
     both = exact[BOTH]
     parts = []
     for other in ("base + passages", "adapter"):
-        if other in exact and both.interval and (beside := exact[other].interval):
-            sides = both.interval.low > beside.high, both.interval.high < beside.low
-            words = "more than" if sides[0] else "less than" if sides[1] else "not to be told apart from"
-            parts.append(f"{words} {other} ({100 * exact[other].value:.1f} %)")
+        beside = exact.get(other)
+        if beside is not None and gap(both, beside) is not None:
+            side = "more than" if both.value > beside.value else "less than"
+            words = side if apart(both, beside) else "not to be told apart from"
+            parts.append(f"{words} {other} ({100 * beside.value:.1f} %)")
     return [f"Exact answers, {BOTH} ({100 * both.value:.1f} %): {', '.join(parts)}."] if parts else []
 
 
-def ways(title: str, exact: dict[str, Any]) -> Drawing | None:
+def ways(title: str, exact: dict[str, Estimate]) -> Drawing | None:
     """Exact answers of each way, with 95 % intervals."""
     if not exact:
         return None

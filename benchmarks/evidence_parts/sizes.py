@@ -94,7 +94,7 @@ def costs(results: Results) -> Part:
             table(
                 ("Base", "Method", "Memory", "Fits an H100", "A step", "A million tokens"),
                 [_line(row, large["length"], price, card) for row in large["rows"]],
-                f"Estimates, which nobody has compared with a GPU: one row of {large['length']:,} tokens, gradient "
+                f"Estimates, no measurements: one row of {large['length']:,} tokens, gradient "
                 f"checkpointing, bf16{priced}. What fits is by its {size(card)}.",
             )
         )
@@ -116,7 +116,7 @@ def _line(row: dict[str, Any], length: int, price: float | None, card: int) -> l
         Cell(size(row["memory"]), row["memory"]),
         "yes" if row["memory"] <= card else "no",
         Cell(step_time(row["seconds"]), row["seconds"]),
-        NOTHING if tokens is None else Cell(f"{tokens:.2g} $", tokens),
+        NOTHING if tokens is None else Cell(f"{tokens:#.2g} $", tokens),
     ]
 
 
