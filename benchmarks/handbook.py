@@ -24,7 +24,7 @@ from halka.data.readers import whole_rows
 from halka.evaluation.streaming import answering
 from halka.rag.answer import Answerer, floor_for
 from halka.rag.collection import Collection
-from halka.rag.raft import Asked, asked_in
+from halka.rag.questions import Asked, asked_in
 from halka.rag.retrieve import Retriever
 from halka.storage.card import read_card
 from halka.studies.ablation.scores import Answered, as_rows, scored

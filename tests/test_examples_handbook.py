@@ -11,7 +11,7 @@ import pytest
 
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, in_form, prompted
-from halka.rag.raft import asked_in, holds
+from halka.rag.questions import asked_in, holds
 
 ROOT = Path(__file__).parents[1]
 HANDBOOK = ROOT / "examples" / "handbook"

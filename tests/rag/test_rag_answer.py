@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import defaultdict
 
 import pytest
 from tokenizers import AddedToken, normalizers
@@ -17,7 +18,8 @@ from halka.rag.answer import Answerer, floor_for
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION, abstains, cited, fitting, prompted
-from halka.rag.raft import Asked, Raft, asked_in, holds, placed
+from halka.rag.questions import Asked, asked_in, holds, placed
+from halka.rag.raft import Raft
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
 from halka.util.errors import HalkaError
@@ -270,6 +272,103 @@ def test_examples_hold_the_gold_passage_or_teach_to_abstain(collection):
             assert assistant == ABSTAINED
     assert rows == [*Raft(passages=3, without=0.4, seed=1).examples(Retriever(collection), asked)]
     assert {row["gold"] for row in rows} >= {1, 2, 3}
+
+
+def passages_in(row: dict) -> dict[str, str]:
+    """The passages of a row's prompt by their documents' names, in their order."""
+    _, *shown, _ = re.split(r"\n\n(?=\[\d+\] |Question: )", row["messages"][0]["content"])
+    return {re.match(r"\[\d+\] ([^:\s]+)", passage)[1]: passage for passage in shown}
+
+
+def asked_of(*numbers: int) -> list[Asked]:
+    return [Asked(f"What is the code of item{n}?", (f"Secret{n}",), f"d{n}") for n in numbers]
+
+
+def test_passages_stand_as_the_search_finds_them_or_shuffled(collection):
+    retriever, asked = Retriever(collection), asked_of(*range(9))
+    in_order = {"found": 0, "shuffled": 0}
+    for order in in_order:
+        rows = Raft(passages=3, without=0, order=order).examples(retriever, asked)
+        for question, row in zip(asked, rows, strict=True):
+            ranked = [hit.passage.document for hit in retriever.search(question.question, 24)]
+            names = [*passages_in(row)]
+            assert names[row["gold"] - 1] == question.document
+            in_order[order] += names == sorted(names, key=ranked.index)
+    assert in_order["shuffled"] < in_order["found"] == 9
+
+
+def test_random_passages_stand_beside_the_right_one(collection):
+    retriever, asked = Retriever(collection), asked_of(*range(9)) * 4
+    for question, row in zip(asked, Raft(passages=3, distractors="random").examples(retriever, asked), strict=True):
+        assert len(passages_in(row)) == 3
+        assert (question.document in passages_in(row)) == (row["gold"] is not None)
+    seen = {
+        distractors: {
+            name
+            for row in Raft(passages=3, distractors=distractors).examples(retriever, asked[:1] * 40)
+            for name in passages_in(row)
+        }
+        for distractors in ("random", "nearest")
+    }
+    assert seen["random"] > seen["nearest"]
+
+
+def test_each_question_is_drawn_as_often_as_is_wanted(collection):
+    retriever, asked = Retriever(collection), asked_of(*range(9))
+    rows = [*Raft(passages=3, without=0.5, draws=4).examples(retriever, asked)]
+    assert len(rows) == 36
+    assert len({row["messages"][0]["content"] for row in rows}) > 18
+    assert {row["gold"] is None for row in rows[:4]} == {True, False}
+
+
+def test_changed_answers_stand_in_their_passages(collection):
+    retriever, asked = Retriever(collection), asked_of(*range(9))
+    pairs = [*Raft(passages=3, without=0, changed=0.5).pairs(retriever, asked)]
+    plain = [*Raft(passages=3, without=0).pairs(retriever, asked)]
+    changed = 0
+    for (question, row), (before, row_before) in zip(pairs, plain, strict=True):
+        if question == before:
+            assert row == row_before
+            continue
+        changed += 1
+        (new,), (old,), own = question.answers, before.answers, passages_in(row)[before.document]
+        assert row["messages"][1]["content"] == f"{new} [{row['gold']}]"
+        assert f"is {new}." in own
+        assert old.lower() not in own
+        assert {**passages_in(row_before), before.document: own} == passages_in(row)
+    assert 0 < changed < 9
+
+
+def test_questions_that_share_their_passages_are_asked_about_them_all(collection):
+    retriever, asked = Retriever(collection), asked_of(*range(6))
+    pairs = [*Raft(passages=3, without=0.3, shared=True, seed=2).pairs(retriever, asked)]
+    by_passages = defaultdict[str, set[str]](set)
+    shown_by_passages: dict[str, list[str]] = {}
+    for question, row in pairs:
+        passages = row["messages"][0]["content"].rpartition("Question:")[0]
+        shown_by_passages[passages] = [*passages_in(row)]
+        if row["gold"] is not None:
+            assert shown_by_passages[passages][row["gold"] - 1] == question.document
+            by_passages[passages].add(question.document)
+    for passages, shown in shown_by_passages.items():
+        assert by_passages[passages] == {*shown} & {question.document for question in asked}
+    assert len(pairs) > len(shown_by_passages)
+    assert any(row["gold"] is None for _, row in pairs)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"order": "best"}, "order is one of shuffled, found, not 'best'"),
+        ({"distractors": "far"}, "distractors is one of nearest, random"),
+        ({"changed": 1.1}, "changed must be a share"),
+        ({"draws": 0}, "draws must be 1 or more"),
+        ({"passages": 0}, "passages must be 1 or more"),
+    ],
+)
+def test_raft_names_what_is_wrong(fields, reason):
+    with pytest.raises(ValueError, match=reason):
+        Raft(**fields)
 
 
 def test_what_no_passage_holds_is_left_out(collection):

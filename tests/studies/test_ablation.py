@@ -18,18 +18,22 @@ from embedder_for_tests import sentence_embedder
 from halka.methods import build_method
 from halka.models import adapt
 from halka.models.loading import load_base
+from halka.rag.changes import Alternatives, change_of, replace_answers
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION, prompted
-from halka.rag.raft import Asked
+from halka.rag.questions import Asked, holds
 from halka.rag.sources import digest_of
+from halka.rag.store import Scope
 from halka.studies.ablation import Ablation, measure, read_ablation, results, summarise
 from halka.studies.ablation import run as run_ablation
-from halka.studies.ablation.probes import attack_of, attacks, change_of, inject, replace_answers, similar_answers
+from halka.studies.ablation.attacks import attack_of, attacks, inject
+from halka.studies.ablation.kept import KeptAnswers
 from halka.studies.ablation.runs import runner, runs_of
 from halka.studies.ablation.scores import Answered, answer_in, scored
-from halka.studies.ablation.settings import collection_of, matcher
+from halka.studies.ablation.settings import Lessons, collection_of, matcher
 from halka.studies.ablation.summary import headline, to_html, to_markdown
 from halka.studies.experiment import Entry
+from halka.training.run_folder import RunFolder
 from staged_runs import staged
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -246,7 +250,7 @@ def test_full_fine_tuning_stands_beside_the_adapter_where_the_ablation_wants_it(
     full, tuned = measured(ablation, tmp_path / "out", ("full", "tuned-full"))
     assert full["method"] == {"name": "full", "label": "full", "lr": 1e-4}
     assert full["train"]["parameters"] == tuned["train"]["parameters"] > 10_000
-    assert ("alone" in full, "alone" in tuned, "changes" in full, "changes" in tuned) == (True, False, False, True)
+    assert ("alone" in full, "alone" in tuned) == (True, False)
     assert [way.label for way in summarise([full, tuned]).ways] == ["full", "full + passages", "tuned full + passages"]
     assert {path.parent.name for path in (tmp_path / "out" / "work").rglob("*.safetensors")} == {"adapter"}
 
@@ -282,10 +286,8 @@ def test_beside_an_experiment_what_is_wrong_is_told_first_and_what_is_done_is_ke
     assert "<title>e" in (out / "report.html").read_text()
 
 
-def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path):
-    """A model that reads the code out of its passages follows every change, and the documents end as they began."""
-
-    model = adapt(*load_base(files / "base", dtype="float32"))
+def reading(model: Any, rows: list[int] | None = None) -> Any:
+    """The model as one that reads the code out of its passages and abstains without it; `rows` gets what it answers."""
     tokenizer = model.tokenizer
 
     def generate(input_ids, **_):
@@ -294,33 +296,119 @@ def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path):
             wanted = re.search(r"Question: .*(item\d+)", prompt)
             held = re.search(rf"{wanted[1]} is (\w+)", prompt) if wanted else None
             answers.append(f"Code: {held[1]} [1]" if held else ABSTAINED)
+        if rows is not None:
+            rows.append(len(answers))
         return torch.cat([input_ids, tokenizer(answers, padding=True, return_tensors="pt").input_ids], dim=1)
 
     model.base.generate = generate
     model.base.generation_config.repetition_penalty = 1.1  # which the engine has not: `generate` answers
+    return model
+
+
+def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path):
+    """A model that reads the code out of its passages follows every change, and the documents end as they began."""
+    model = reading(adapt(*load_base(files / "base", dtype="float32")))
     ablation = read_ablation(files / "ablation.yaml").model_copy(update={"seeds": (0,), "changes": 5})
     subject = measure.subject_of(ablation, tmp_path, model)
     tuned = measure.measure_run(subject, runs_of(ablation, tmp_path)[-1], tmp_path / "run")
     asked = tuned["changes"]["asked"]
     assert len(asked) == 5
     assert tuned["changes"]["left_out"] == 0
-    assert all(each["follows"] and each["is"] in each["text"] and each["was"] not in each["text"] for each in asked)
+    assert all(row["follows"] and row["is"] in row["text"] and row["was"] not in row["text"] for row in asked)
+    assert not any(row["stays"] for row in asked)
     assert "item9" in asked[-1]["question"]
     assert (files / "more" / "extra.md").read_text() == "The code of item9 is secret9."
     collection = collection_of(ablation, tmp_path)
     texts = [
-        each.text
+        passage.text
         for document in collection.documents()
-        for each in collection.store.passages(document.name, [0], measure.Scope())
+        for passage in collection.store.passages(document.name, [0], Scope())
     ]
     assert sorted(re.findall(r"item(\d+) is secret(\d+)", " ".join(texts))) == [
         (str(n), str(n)) for n in (*range(8), 9)
     ]
-    ways = {way.label: way for way in summarise([tuned]).ways}
+    summary = summarise([tuned])
+    ways = {way.label: way for way in summary.ways}
     assert ways["tuned adapter + passages"].scores["exact"].value == 1
     assert ways["tuned adapter + passages"].scores["abstains"].value == 1
+    assert ways["tuned adapter + passages"].follows.value == summary.changes.follows.value == 1
     assert ways["tuned adapter + passages above the floor"].scores["abstains"].value == 1
-    assert summarise([tuned]).changes.follows.value == 1
+    assert ways["tuned adapter + passages above the floor"].follows is None
+
+
+def test_a_fact_that_another_passage_holds_too_is_not_changed(files, tmp_path):
+    """Whoever then gives the old answer has read it."""
+    (tmp_path / "again.jsonl").write_text('{"name": "again", "text": "Indeed the code of item0 is secret0."}\n')
+    plain = read_ablation(files / "ablation.yaml")
+    update = {"documents": (*plain.documents, str(tmp_path / "again.jsonl")), "passages": 4, "seeds": (0,)}
+    ablation = plain.model_copy(update=update).at(plain.folder)
+    subject = measure.subject_of(ablation, tmp_path, adapt(*load_base(files / "base", dtype="float32")))
+    asked = [subject.questions.test[change.place] for change in subject.searched.changes]
+    assert not any("item0" in question.question for question in asked)
+    assert subject.searched.left_out == 1
+    for change in subject.searched.changes:
+        assert any(holds(passage, Asked("?", (change.new,))) for passage in change.shown)
+
+
+def test_searches_are_made_once_for_all_runs(files, tmp_path):
+    ablation = read_ablation(files / "ablation.yaml")
+    model = adapt(*load_base(files / "base", dtype="float32"))
+    first = measure.subject_of(ablation, tmp_path, model).searched
+    (kept,) = tmp_path.glob("searched-*.json")
+    before = kept.stat().st_mtime_ns
+    assert measure.subject_of(ablation, tmp_path, model).searched == first
+    assert kept.stat().st_mtime_ns == before
+    fewer = ablation.model_copy(update={"passages": 1}).at(ablation.folder)
+    assert measure.subject_of(fewer, tmp_path, model).searched != first
+
+
+def test_a_stopped_process_leaves_its_answers_to_the_next(files, tmp_path):
+    """It asks for the missing ones alone; after a training of its own, for all."""
+    ablation = read_ablation(files / "ablation.yaml")
+    rows = list[int]()
+    subject = measure.subject_of(ablation, tmp_path, reading(adapt(*load_base(files / "base", dtype="float32")), rows))
+    _, _, tuned, *_ = runs_of(ablation, tmp_path)
+    whole = measure.measure_run(subject, tuned, tmp_path / "run")
+    asked = sum(rows)
+    kept = KeptAnswers(tmp_path / "run")
+    lines = kept.path.read_text().splitlines()
+    assert len(lines) == asked == 6 + 3 + 2
+    kept.path.write_text("\n".join(lines[:4]) + "\n" + lines[4][:9])  # cut short
+    rows.clear()
+    again = measure.measure_run(subject, tuned, tmp_path / "run")
+    assert sum(rows) == asked - 4
+    for part in ("passages", "injections", "changes", "train"):
+        assert again[part] == whole[part]
+    RunFolder(tmp_path / "run").drop_checkpoint()
+    rows.clear()
+    measure.measure_run(subject, tuned, tmp_path / "run")
+    assert sum(rows) == asked
+
+
+def test_runs_at_a_time_have_processes_of_their_own_and_the_same_answers(files, tmp_path):
+    alone = read_ablation(files / "ablation.yaml").model_copy(update={"seeds": (0,)})
+    together = alone.model_copy(update={"jobs": 2})
+    assert [run.key for run in runs_of(together, tmp_path)] == [run.key for run in runs_of(alone, tmp_path)]
+    for ablation, out in ((alone, tmp_path / "alone"), (together, tmp_path / "together")):
+        assert {event.kind for event in run_ablation(ablation.at(alone.folder), out)} >= {"started", "done"}
+    one, two = (results(alone, tmp_path / name) for name in ("alone", "together"))
+    assert len(one) == 3
+    for part in ("passages", "injections", "floor"):
+        assert [run[part] for run in one] == [run[part] for run in two]
+
+
+def test_other_lessons_are_other_work_for_those_tuned_alone(files, tmp_path):
+    plain = read_ablation(files / "ablation.yaml").model_copy(update={"full_lr": 1e-4})
+    before = {run.key: run.who for run in runs_of(plain, tmp_path)}
+    for update in ({"lessons": Lessons(draws=2)}, {"without": 0.5}):
+        after = {run.key: run.who for run in runs_of(plain.model_copy(update=update), tmp_path)}
+        assert {before[key] for key in before.keys() & after} == {"base", "adapter", "full"}
+        assert {before[key] for key in before.keys() - after} == {"tuned", "tuned-full"}
+
+
+def test_arms_name_who_answers(files, tmp_path):
+    ablation = read_ablation(files / "ablation.yaml").model_copy(update={"arms": ("tuned",)})
+    assert [(run.who, run.seed) for run in runs_of(ablation, tmp_path)] == [("tuned", 0), ("tuned", 1)]
 
 
 def test_what_was_asked_of_others_is_not_taken_for_the_answers(files, tmp_path):
@@ -396,7 +484,7 @@ def test_runs_keep_the_names_of_before(tmp_path):
     }
     (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(settings))
     runs = runs_of(read_ablation(tmp_path / "ablation.yaml"), tmp_path / "out")
-    assert [run.key for run in runs] == ["base-seed0-931bb484", "adapter-seed0-26981aa0", "tuned-seed0-8485ca3e"]
+    assert [run.key for run in runs] == ["base-seed0-f19e095d", "adapter-seed0-500f5f54", "tuned-seed0-ed7be7f9"]
 
 
 @pytest.mark.parametrize("injections", [0, 30])
@@ -430,10 +518,12 @@ def test_every_prompt_leaves_room_for_its_answer(files, tmp_path, method, instru
     model = adapt(*load_base(tmp_path / "base", dtype="float32"))
     subject = measure.subject_of(ablation, tmp_path / "out", model)
     runs = runs_of(ablation, tmp_path / "out")
-    base = subject.answers(None, runs[0])  # raises where a prompt and its answer do not fit
+    base = subject.answers(
+        None, runs[0], KeptAnswers(tmp_path / "base")
+    )  # raises where a prompt and its answer do not fit
     model.add("a", build_method(method, ablation.method.fields()))
     for run in runs[1:]:
-        subject.answers("a", run)
+        subject.answers("a", run, KeptAnswers(tmp_path / run.key))
     shown = [row["passages"] for row in base["passages"]]
     assert 0 < max(shown) < 6
     cramped = ablation.model_copy(update={"max_new_tokens": positions - 20})
@@ -453,30 +543,45 @@ def test_a_fact_is_changed_to_one_of_its_kind():
     asked = [
         Asked("who won the cup", ("Ada Lovelace",)),
         Asked("who sang it", ("Bob Dylan",)),
+        Asked("who wrote it", ("Johann Sebastian Bach",)),
         Asked("when was it", ("1973",)),
+        Asked("when is it", ("2001",)),
+        Asked("when was that", ("12 May 2001",)),
         Asked("who knows", ("cher",)),
     ]
-    assert similar_answers(asked[0], asked) == ["Bob Dylan"]
-    assert similar_answers(asked[2], asked) == ["Ada Lovelace", "Bob Dylan", "cher"]  # none of its kind: any other
-    assert similar_answers(asked[0], [asked[0], Asked("who else", ("the ada lovelace.",))]) == []
+    alternatives = Alternatives(asked)
+    assert alternatives.of(asked[0]) == ["Bob Dylan"]  # as many words
+    assert alternatives.of(asked[2]) == ["Ada Lovelace", "Bob Dylan"]  # several words
+    assert alternatives.of(asked[3]) == ["2001"]
+    assert alternatives.of(asked[4]) == ["1973"]  # no date that holds it
+    assert alternatives.of(asked[0], "Bob Dylan was there") == ["Johann Sebastian Bach"]
+    assert alternatives.of(asked[6]) == []  # and not what is of another kind
+    assert Alternatives([asked[0], Asked("who else", ("the ada lovelace.",))]).of(asked[0]) == []
 
 
 def test_a_fact_changes_in_its_document():
-    asked, others = Asked("how long", ("12 days, at most",)), [Asked("how long then", ("a week",))]
+    asked = Asked("how long", ("12 days, at most",))
+    others = Alternatives([Asked("how long then", ("11 weeks, or so",))])
     text = "It is 12 days at most. STRASSE."
-    assert change_of(asked, text, others, Random(0)) == ("a week", "It is a week. STRASSE.")
+    assert change_of(asked, text, others, Random(0)) == ("11 weeks, or so", "It is 11 weeks, or so. STRASSE.")
 
 
 @pytest.mark.parametrize(
     ("answer", "others"),
     [
         ("12 days, at most", []),  # no other answer
-        ("12 days, at most", [Asked("how long then", ("12 Days, at most.",))]),  # the same one
-        ("Straße", [Asked("how long then", ("a week",))]),  # `holds` finds it, and not in these letters
+        ("12 days, at most", ["12 Days, at most."]),  # the same one
+        ("12 days, at most", ["a week"]),  # one of another kind
+        ("Straße", ["Gasse"]),  # `holds` finds it, and not in these letters
+        ("Ada Lovelace", ["Emmy Noether"]),  # of whose name a part stands there alone
+        ("12 May 1973", ["14 June 1999"]),  # and the year
+        ("Rome", ["Oslo"]),  # in the title, which stays
     ],
 )
 def test_what_cannot_be_changed_has_no_change(answer, others):
-    assert change_of(Asked("how long", (answer,)), "It is 12 days at most. STRASSE.", others, Random(0)) is None
+    text = "It is 12 days at most. STRASSE. Ada Lovelace, as Lovelace, in Rome, on 12 May 1973, that is in 1973."
+    alternatives = Alternatives([Asked("how long then", (other,)) for other in others])
+    assert change_of(Asked("how long", (answer,)), text, alternatives, Random(0), "0007 Rome") is None
 
 
 @pytest.mark.parametrize(
@@ -492,6 +597,10 @@ def test_what_cannot_be_changed_has_no_change(answer, others):
         ({"method": {"method": "base"}}, "an adapter's"),
         ({"seeds": [1, 1]}, "none twice"),
         ({"passage": 3}, "passage: Extra inputs"),
+        ({"lessons": {"order": "random"}}, "lessons.order: Input should be 'shuffled' or 'found'"),
+        ({"lessons": {"changed": 2}}, "lessons.changed"),
+        ({"arms": ["base", "base"]}, "arms: name none twice"),
+        ({"arms": ["full"]}, "arms: full needs full_lr"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_named(files, changes, reason):

@@ -224,3 +224,21 @@ def test_of_a_file_no_more_is_held_than_what_is_kept(tmp_path):
     assert 4096 <= held(some) < 4200
     assert held(other) >= 3 * 4096
     assert sum(each.sum().item() for each in tensors.values()) == 3 << 20  # what is used is read anew
+
+
+def test_processes_take_turns(tmp_path):
+    """Each adds to a file what it reads there: nothing is lost."""
+    program = (
+        "import sys, time; from pathlib import Path; from halka.util.files import in_turn\n"
+        "count = Path(sys.argv[1])\n"
+        "for _ in range(5):\n"
+        "    with in_turn(count.with_suffix('.lock')):\n"
+        "        number = int(count.read_text())\n"
+        "        time.sleep(0.01)\n"
+        "        count.write_text(str(number + 1))\n"
+    )
+    count = tmp_path / "count"
+    count.write_text("0")
+    processes = [subprocess.Popen([sys.executable, "-c", program, str(count)]) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert count.read_text() == "10"

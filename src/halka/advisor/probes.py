@@ -19,7 +19,7 @@ from halka.advisor.statistics import mean_loss
 from halka.data.duplicates import answer_keys, between, prompt_key, within
 from halka.data.examples import Example
 from halka.evaluation.metrics import Score, mean_of
-from halka.rag.raft import stands_in
+from halka.rag.questions import stands_in
 
 COMMON = 0.25  # share of the training answers that contain a token of form
 PLACES = 5  # places of defects that are listed, at most, for each kind

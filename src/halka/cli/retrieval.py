@@ -152,7 +152,8 @@ def examples_(
     A question has the passage that answers it among other search results.
     """
     from halka.rag.answer import floor_for
-    from halka.rag.raft import Raft, read_questions
+    from halka.rag.questions import read_questions
+    from halka.rag.raft import Raft
     from halka.util.files import write_text
 
     asked = read_questions(existing_file(questions, "FILE"))

@@ -8,84 +8,40 @@ abstain instead of guessing.
 from __future__ import annotations
 
 import random
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal, get_args
 
-from halka.data.readers import whole_rows
+from halka.rag.changes import Alternatives, change_of
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, ANSWER, in_form, prompted
+from halka.rag.questions import Asked, holds, placed
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
-from halka.util.errors import DataError, HalkaError
+from halka.util.errors import HalkaError
 
-
-@dataclass(frozen=True)
-class Asked:
-    """A question, its answers (training uses the first) and the document that holds them; None: any document.
-
-    `document` is a name or the end of a path (see `placed`). A question without answers is one that the documents do
-    not answer.
-    """
-
-    question: str
-    answers: tuple[str, ...]
-    document: str | None = None
-
-
-def read_questions(path: Path) -> list[Asked]:
-    """The questions of a file of rows with "question", "answer" or "answers", and "document" (see `asked_in`)."""
-    return [asked_in(row.fields, row.where) for row in whole_rows(path)]
-
-
-def asked_in(row: Mapping[str, Any], where: str) -> Asked:
-    """The question of a row; `answers: []` means that the documents do not answer it.
-
-    Raises DataError, which begins with `where`, for a row without a question, or without `answer` and `answers`.
-    """
-    question, answers = row.get("question"), row.get("answers", row.get("answer"))
-    answers = [answers] if isinstance(answers, str) else answers
-    if not isinstance(question, str) or not question.strip():
-        raise DataError(f'{where}: no question: a row has "question": a text')
-    if not isinstance(answers, list) or not all(isinstance(answer, str) and answer for answer in answers):
-        raise DataError(f'{where}: no answer: a row has "answer": a text, or "answers": a list of texts')
-    document = row.get("document")
-    return Asked(question, tuple(answers), document if isinstance(document, str) else None)
-
-
-def placed(asked: Iterable[Asked], documents: Iterable[str]) -> Iterator[Asked]:
-    """Replace the ends of paths in the questions by whole names from `documents`.
-
-    An end has whole parts: `b.md` is an end of `/a/b.md`, but not of `/a/ab.md`. An end that fits no document stays.
-    Raises DataError for an end that fits several documents.
-    """
-    names, ending = {*documents}, defaultdict[str, list[str]](list)
-    for name in sorted(names):
-        ending[PurePath(name).name].append(name)
-    for question in asked:
-        if question.document is None or question.document in names:
-            yield question
-            continue
-        path = PurePath(question.document)
-        alike = ending.get(path.name, []) if path.parts else []
-        fitting = [name for name in alike if PurePath(name).parts[-len(path.parts) :] == path.parts]
-        if len(fitting) > 1:
-            raise DataError(f"the document {path} may be {fitting[0]} or {fitting[1]}: give more of its path")
-        yield replace(question, document=fitting[0]) if fitting else question
+Order = Literal["shuffled", "found"]
+Distractors = Literal["nearest", "random"]
 
 
 @dataclass(frozen=True)
 class Raft:
     """Makes training examples from questions.
 
-    passages  the number of passages in a prompt
-    without   the share of questions whose gold passage is left out
-    cite      whether a citation follows the answer
-    form      the form of the answer, with {answer} in it
-    seed      for the order of passages and the choice of those left out
+    passages     the number of passages in a prompt
+    without      the share of questions whose gold passage is left out
+    cite         whether a citation follows the answer
+    form         the form of the answer, with {answer} in it
+    seed         for all that is drawn
+    order        of the passages: shuffled, or as the search finds them
+    distractors  the search's nearest other passages, or passages of random documents
+    changed      the share of questions whose answer is another one of its kind, in the gold passage, too
+    shared       whether questions that the other passages of a prompt answer are asked about the same passages, too:
+                 packed batches compute these once (`group_shared`)
+    draws        examples of each question, with passages drawn anew
+
+    Raises HalkaError for a value that is out of range.
     """
 
     passages: int = 4
@@ -93,10 +49,20 @@ class Raft:
     cite: bool = True
     form: str = ANSWER
     seed: int = 0
+    order: Order = "shuffled"
+    distractors: Distractors = "nearest"
+    changed: float = 0.0
+    shared: bool = False
+    draws: int = 1
 
     def __post_init__(self) -> None:
         if self.passages < 1 or not 0 <= self.without < 1:
             raise HalkaError("passages must be 1 or more, and without must be a share from 0 to below 1")
+        if self.draws < 1 or not 0 <= self.changed <= 1:
+            raise HalkaError("draws must be 1 or more, and changed must be a share from 0 to 1")
+        for name, choices in (("order", Order), ("distractors", Distractors)):
+            if getattr(self, name) not in get_args(choices):
+                raise HalkaError(f"{name} is one of {', '.join(get_args(choices))}, not {getattr(self, name)!r}")
         in_form(self.form, "")
 
     def examples(
@@ -115,8 +81,11 @@ class Raft:
         scope: Scope = Scope(),  # noqa: B008
     ) -> Iterator[tuple[Asked, dict[str, Any]]]:
         """Yield the same rows as `examples`, each with its question."""
-        draw = random.Random(self.seed)
-        for question in placed(asked, [document.name for document in retriever.collection.documents(scope)]):
+        draw, changes = random.Random(self.seed), random.Random(f"{self.seed}/changes")
+        names = [document.name for document in retriever.collection.documents(scope)]
+        questions = [*placed(asked, names)]
+        alternatives, on = Alternatives(questions), _by_document(questions)
+        for question in questions:
             passages = [hit.passage for hit in retriever.search(question.question, 8 * self.passages, scope)]
             gold = next((passage for passage in passages if holds(passage, question)), None)
             if gold is None and question.document is not None:
@@ -124,20 +93,50 @@ class Raft:
                 gold = next((passage for passage in own if holds(passage, question)), None)
             if gold is None and question.answers:
                 continue
-            left_out = gold is None or draw.random() < self.without
-            others = [passage for passage in passages if not holds(passage, replace(question, document=None))]
-            shown = others[: self.passages] if gold is None or left_out else [gold, *others[: self.passages - 1]]
-            draw.shuffle(shown)
-            number = None if gold is None or left_out else shown.index(gold) + 1
-            row = {
-                "messages": [
-                    {"role": "user", "content": prompted(question.question, shown)},
-                    {"role": "assistant", "content": self._answer(question, number)},
-                ],
-                "answers": [ABSTAINED] if number is None else list(question.answers),
-                "gold": number,
-            }
-            yield question, row
+            for _ in range(self.draws):
+                left_out = gold is None or draw.random() < self.without
+                others = passages if self.distractors == "nearest" else self._random(retriever, names, scope, draw)
+                shown = self._shown(question, None if left_out else gold, others, draw)
+                if self.order == "found":
+                    shown.sort(key=lambda passage: passages.index(passage) if passage in passages else len(passages))
+                number = None if left_out or gold is None else shown.index(gold) + 1
+                example = question
+                if number is not None and self.changed and changes.random() < self.changed:
+                    example, shown = _changed(question, shown, number, alternatives, changes)
+                yield example, self._row(example, shown, number)
+                for other, place in _others_asked(question, shown, on) if self.shared else ():
+                    yield other, self._row(other, shown, place)
+
+    def _random(
+        self, retriever: Retriever, names: Sequence[str], scope: Scope, draw: random.Random
+    ) -> Iterator[Passage]:
+        """The first passages of random documents."""
+        for name in draw.sample(names, len(names)):
+            yield from retriever.collection.store.passages(name, [0], scope)
+
+    def _shown(
+        self, question: Asked, gold: Passage | None, others: Iterable[Passage], draw: random.Random
+    ) -> list[Passage]:
+        """The gold passage, if there is one, and others that do not hold an answer, shuffled."""
+        shown = [] if gold is None else [gold]
+        anywhere = replace(question, document=None)
+        for passage in others:
+            if len(shown) == self.passages:
+                break
+            if not holds(passage, anywhere):
+                shown.append(passage)
+        draw.shuffle(shown)
+        return shown
+
+    def _row(self, question: Asked, shown: Sequence[Passage], number: int | None) -> dict[str, Any]:
+        return {
+            "messages": [
+                {"role": "user", "content": prompted(question.question, shown)},
+                {"role": "assistant", "content": self._answer(question, number)},
+            ],
+            "answers": [ABSTAINED] if number is None else list(question.answers),
+            "gold": number,
+        }
 
     def _answer(self, asked: Asked, number: int | None) -> str:
         if number is None:
@@ -145,18 +144,35 @@ class Raft:
         return in_form(self.form, asked.answers[0]) + (f" [{number}]" if self.cite else "")
 
 
-def holds(passage: Passage, asked: Asked) -> bool:
-    """Whether a passage is of the question's document and has an answer's words in order (see `stands_in`)."""
-    if asked.document is not None and passage.document != asked.document:
-        return False
-    return stands_in(asked.answers, passage.searched)
+def _changed(
+    question: Asked, shown: list[Passage], number: int, alternatives: Alternatives, draw: random.Random
+) -> tuple[Asked, list[Passage]]:
+    """The question with another answer, and the passages with it in the gold one; as they were where none fits."""
+    gold = shown[number - 1]
+    change = change_of(question, gold.text, alternatives, draw, f"{gold.document}\n{gold.heading}")
+    if change is None:
+        return question, shown
+    new, text = change
+    passages = [replace(gold, text=text) if passage is gold else passage for passage in shown]
+    return replace(question, answers=(new,)), passages
 
 
-def stands_in(answers: Iterable[str], text: str) -> bool:
-    """Whether a text has the words of one of the answers in order, ignoring case and punctuation."""
-    within = f" {_words(text)} "
-    return any(f" {words} " in within for words in map(_words, answers) if words)
+def _by_document(questions: Iterable[Asked]) -> dict[str, list[Asked]]:
+    """The questions that name their document, by it."""
+    on = defaultdict[str, list[Asked]](list)
+    for question in questions:
+        if question.document is not None and question.answers:
+            on[question.document].append(question)
+    return on
 
 
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
+def _others_asked(
+    question: Asked, shown: Sequence[Passage], on: Mapping[str, Sequence[Asked]]
+) -> Iterator[tuple[Asked, int]]:
+    """The other questions that these passages answer, once each, with the passage's number."""
+    asked = {question.question}
+    for number, passage in enumerate(shown, start=1):
+        for other in on.get(passage.document, ()):
+            if other.question not in asked and holds(passage, other):
+                asked.add(other.question)
+                yield other, number

@@ -107,6 +107,14 @@ def locked(folder: Path, otherwise: str) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Wait until no other process is in a block with this file, which is made and stays; a dead one's turn is over."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path):
+        yield
+
+
 def portable_name(name: object, use: str) -> str:
     """The name, if it can be a file name on any system. Raises HalkaError, which says that it cannot `use`."""
     if not isinstance(name, str) or not is_portable_name(name):

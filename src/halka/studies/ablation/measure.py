@@ -5,10 +5,7 @@ The program of an ablation's runs (`halka.studies.runner`); those in one process
 
 from __future__ import annotations
 
-import json
-import random
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +14,7 @@ from typing import Any
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
-from halka.evaluation.generation import answers_of
+from halka.evaluation.generation import iter_answers
 from halka.evaluation.metrics import find_metric
 from halka.evaluation.streaming import prompt_budget, user_message
 from halka.methods import build_method
@@ -27,22 +24,24 @@ from halka.rag.answer import floor_for
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.prompt import fitting, in_form, prompted
-from halka.rag.raft import Asked, Raft, holds, placed
+from halka.rag.questions import Asked, holds, placed
 from halka.rag.retrieve import Retriever
-from halka.rag.sources import listed, taken_in
-from halka.rag.store import Scope
+from halka.rag.sources import digest_of, listed, taken_in
 from halka.storage.save_load import save
-from halka.studies.ablation.probes import attack_of, attacks, change_of, inject
-from halka.studies.ablation.runs import FULL, SCHEMA, Run
+from halka.studies.ablation.attacks import attack_of, attacks, inject
+from halka.studies.ablation.kept import KeptAnswers
+from halka.studies.ablation.runs import SCHEMA, Run
 from halka.studies.ablation.scores import Answered, answer_in, as_rows
-from halka.studies.ablation.settings import Ablation, Questions, collection_of, matcher, read_questions
+from halka.studies.ablation.searched import Searched, changed_facts, kept_in
+from halka.studies.ablation.settings import FULL, Ablation, Lessons, Questions, collection_of, matcher, read_questions
 from halka.studies.experiment import Entry
 from halka.studies.places import Result
 from halka.studies.runner import origin, report, report_step, serve
 from halka.training import TrainConfig, train
-from halka.training.run_folder import METRICS, RunFolder
+from halka.training.run_folder import RunFolder
 from halka.util.dtypes import dtype_name
 from halka.util.errors import HalkaError
+from halka.util.files import in_turn
 
 NAME = "run"
 BATCH = 16
@@ -50,7 +49,8 @@ EDGES = 8  # the most tokens that a text takes more where an attack cuts it in t
 
 
 def measure(runs: Sequence[Run], folders: Sequence[Path]) -> Iterator[Result]:
-    """Measure runs of one ablation in turn; `folders` get adapters, and a checkpoint until the result is written.
+    """Measure runs of one ablation in turn; `folders` get adapters, and what a stopped run goes on from: a checkpoint
+    and answers, until the result is written.
 
     Data that cannot be used fails every run.
     """
@@ -64,30 +64,34 @@ def measure(runs: Sequence[Run], folders: Sequence[Path]) -> Iterator[Result]:
     for number, (run, folder) in enumerate(zip(runs, folders, strict=True)):
         yield measure_run(subject, run, folder, number)
         RunFolder(folder).drop_checkpoint()
+        KeptAnswers(folder).drop()
 
 
 def subject_of(ablation: Ablation, folder: Path, model: AdaptedModel) -> Subject:
     """The model with the ablation's questions and documents, whose collection is in the study's folder.
 
-    The documents are taken in, so that what a stopped process left changed is put back. Raises HalkaError for data
-    that cannot be used.
+    The documents are taken in, so that what a stopped process left changed is put back, and searched; other processes
+    of the study wait meanwhile. Raises HalkaError for data that cannot be used.
     """
-    collection = collection_of(ablation, folder)
-    texts, files = listed(ablation.documents)
-    for event in taken_in(collection, texts, files):
-        if event.what == "skipped":
-            report(skipped=event.document, reason=event.reason)
-    return Subject(ablation, read_questions(ablation), collection, model, texts)
+    with in_turn(folder / "searching.lock"):
+        collection = collection_of(ablation, folder)
+        texts, files = listed(ablation.documents)
+        for event in taken_in(collection, texts, files):
+            if event.what == "skipped":
+                report(skipped=event.document, reason=event.reason)
+        return Subject(ablation, read_questions(ablation), collection, model, texts, folder)
 
 
 def measure_run(subject: Subject, run: Run, folder: Path, number: int = 0) -> Result:
     """Train the run's adapter, if it has one, and answer; `number` is the run's in the reports of this process."""
-    result = _identity(subject, run)
+    result, kept = _identity(subject, run), KeptAnswers(folder)
     if run.who == "base":
-        return result | subject.answers(None, run)
+        return result | subject.answers(None, run, kept)
+    if not RunFolder(folder).resumable:
+        kept.drop()  # they are of another training
     try:
         result["train"] = _train(subject, run, folder, number)
-        return result | subject.answers(NAME, run)
+        return result | subject.answers(NAME, run, kept)
     finally:
         subject.model.remove(NAME)
 
@@ -98,16 +102,25 @@ def _train(subject: Subject, run: Run, folder: Path, number: int) -> dict[str, A
     entry = _entry(ablation, run)
     config = TrainConfig(**{**ablation.train, "lr": entry.rates()[0], "seed": run.seed})
     adapter = model.add(NAME, build_method(entry.method, entry.fields()), seed=run.seed)
-    examples = subject.lessons(subject.questions.train, run)
-    held_out = subject.lessons(subject.questions.validation, run)
+    examples = subject.lessons(subject.questions.train, run, ablation.lessons)
+    held_out = subject.lessons(subject.questions.validation, run, Lessons())
     for step in train(model, NAME, examples, config, validation=held_out, folder=folder):
         report_step(step, number)
-    metrics = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-    last = json.loads(metrics[-1])  # not the last step's own: training may have ended in an earlier process
-    training = {**asdict(config), "steps": last["steps"], "examples": len(examples)}
+    steps = RunFolder(folder).steps()  # those of an earlier process, too
+    last, best = steps[-1], next((step for step in reversed(steps) if step.best), steps[-1])
+    training = {**asdict(config), "steps": last.step, "best_step": best.step, "examples": len(examples)}
     save(model, NAME, folder / "adapter", training=training)
-    took = {key: last[key] for key in ("steps", "seconds", "tokens", "validation")}
-    return took | {"examples": len(examples), "parameters": adapter.count()}
+    return {
+        "steps": last.step,
+        "best_step": best.step,
+        "seconds": last.seconds,
+        "tokens": last.tokens,
+        "computed": last.computed,
+        "validation": best.validation,
+        "curve": [{"step": step.step, "validation": step.validation} for step in steps if step.validation is not None],
+        "examples": len(examples),
+        "parameters": adapter.count(),
+    }
 
 
 def _entry(ablation: Ablation, run: Run) -> Entry:
@@ -126,8 +139,9 @@ def _identity(subject: Subject, run: Run) -> Result:
         "seed": run.seed,
         "base": ablation.base,
         "dtype": dtype_name(str(subject.model.base.dtype)),
-        "method": {"name": entry.method, "label": entry.title(), "lr": entry.rates()[0]},
+        "method": {"name": entry.method, "label": entry.title(), "lr": entry.rates()[0], "fields": entry.fields()},
         "config": ablation.train,
+        "lessons": asdict(ablation.raft(run.seed, ablation.lessons)) if run.is_tuned else None,
         "form": ablation.form,
         "passages_shown": ablation.passages,
         "documents": len(subject.collection.documents()),
@@ -146,16 +160,35 @@ class Subject:
         collection: Collection,
         model: AdaptedModel,
         texts: Mapping[str, str],  # of the documents that are rows
+        folder: Path,
     ):
         self.ablation, self.collection, self.model, self.texts = ablation, collection, model, texts
         names = [document.name for document in collection.documents()]
         self.questions = replace(questions, test=(*placed(questions.test, names),))
         self.retriever = Retriever(collection)
         self.budget = self._budget()
-        searched = [self.search(asked.question) for asked in self.questions.test]
-        self.shown, self.best = [shown for shown, _ in searched], [best for _, best in searched]
+        work = {
+            "base": ablation.base,  # whose tokens say what fits
+            "documents": digest_of(ablation.documents),
+            "questions": questions.digest,
+            "embedder": collection.embedder.name,
+            "passages": ablation.passages,
+            "budget": self.budget,
+            "changes": ablation.changes > 0,
+            "schema": SCHEMA,
+        }
+        self.searched = kept_in(folder, work, self._search_all)
+
+    def _search_all(self) -> Searched:
+        """Search for each test question, as it is and after a change of its document."""
+        results = [self.search(asked.question) for asked in self.questions.test]
+        shown, best = [shown for shown, _ in results], [best for _, best in results]
         answerable = [asked.question for asked in self.questions.validation if asked.answers]
-        self.floor = floor_for(self.retriever, answerable)
+        floor = floor_for(self.retriever, answerable)
+        changes, left_out, seconds = [], 0, None
+        if self.ablation.changes:
+            changes, left_out, seconds = changed_facts(self.questions, shown, self.collection, self.texts, self.search)
+        return Searched(shown, best, floor, changes, left_out, seconds)
 
     def _budget(self) -> int:
         """The tokens that a prompt may have for base and adapter alike, with room for any attack.
@@ -193,43 +226,49 @@ class Subject:
         shown = fitting(question, passages, self.budget, self._tokens)
         return shown, hits[0].score if hits else None
 
-    def lessons(self, asked: Iterable[Asked], run: Run) -> list[Example]:
-        """The run's training examples: answers in the form; where it is tuned, from passages and with citations."""
+    def lessons(self, asked: Iterable[Asked], run: Run, lessons: Lessons) -> list[Example]:
+        """The run's training examples: answers in the form; where it is tuned, from passages and with citations.
+
+        Validation takes plain `lessons`, so that losses of runs with other ones compare.
+        """
         template = self.ablation.form
         if not run.is_tuned:
             rows = [(one.question, in_form(template, one.answers[0])) for one in asked if one.answers]
         else:
-            raft = Raft(self.ablation.passages, self.ablation.without, form=template, seed=run.seed)
-            examples = raft.examples(self.retriever, asked)
+            examples = self.ablation.raft(run.seed, lessons).examples(self.retriever, asked)
             rows = [(row["messages"][0]["content"], row["messages"][1]["content"]) for row in examples]
         return [Example((user_message(self.model, prompt), Message("assistant", answer))) for prompt, answer in rows]
 
-    def answers(self, name: str | None, run: Run) -> dict[str, Any]:
+    def answers(self, name: str | None, run: Run, kept: KeptAnswers) -> dict[str, Any]:
         """The run's answers: to the test alone and with passages, with attacks, and after changes of facts."""
-        test, result = self.questions.test, {}
+        test, shown, result = self.questions.test, self.searched.shown, {}
         if not run.is_tuned:
-            texts = self.ask(name, [asked.question for asked in test])
+            texts = self.ask(name, [asked.question for asked in test], kept)
             alone = [Answered(asked.question, asked.answers, text) for asked, text in zip(test, texts, strict=True)]
             result["alone"] = as_rows(alone)
-        texts = self.ask(name, [prompted(asked.question, shown) for asked, shown in zip(test, self.shown, strict=True)])
-        read = [_answered(*row) for row in zip(test, texts, self.shown, self.best, strict=True)]
-        result |= {"passages": as_rows(read), "floor": self.floor}
-        result["injections"] = self._attacked(name)
-        if run.is_tuned:
-            result["changes"] = self._changed(name, read)
+        prompts = [prompted(asked.question, passages) for asked, passages in zip(test, shown, strict=True)]
+        rows = zip(test, self.ask(name, prompts, kept), shown, self.searched.best, strict=True)
+        read = [_answered(*row) for row in rows]
+        result |= {"passages": as_rows(read), "floor": self.searched.floor}
+        result["injections"] = self._attacked(name, kept)
+        result["changes"] = self._changed(name, read, kept)
         return result
 
-    def ask(self, name: str | None, prompts: Sequence[str]) -> list[str]:
-        """The model's answers to the prompts, in their order."""
+    def ask(self, name: str | None, prompts: Sequence[str], kept: KeptAnswers) -> list[str]:
+        """The model's answers to the prompts, in their order; those that are not kept yet are made."""
         examples = [self._asking(name, prompt) for prompt in prompts]
-        tokens = self.ablation.max_new_tokens
-        answers = answers_of(self.model, name, examples, max_new_tokens=tokens, batch_size=BATCH)
-        return [answer.strip() for answer in answers]
+        keys, texts = [*map(kept.key, examples)], kept.all()
+        missing = {key: example for key, example in zip(keys, examples, strict=True) if key not in texts}
+        missing_keys, limits = [*missing], {"max_new_tokens": self.ablation.max_new_tokens, "batch_size": BATCH}
+        for index, text in iter_answers(self.model, name, [*missing.values()], **limits):
+            texts[missing_keys[index]] = text.strip()
+            kept.add(missing_keys[index], text.strip())
+        return [texts[key] for key in keys]
 
-    def _attacked(self, name: str | None) -> list[dict[str, Any]]:
+    def _attacked(self, name: str | None, kept: KeptAnswers) -> list[dict[str, Any]]:
         """The first questions again, with an attack in one of their passages."""
-        chosen = [(asked, shown) for asked, shown in zip(self.questions.test, self.shown, strict=True) if shown]
-        chosen = chosen[: self.ablation.injections]
+        both = zip(self.questions.test, self.searched.shown, strict=True)
+        chosen = [(asked, shown) for asked, shown in both if shown][: self.ablation.injections]
         used = [attack_of(number) for number in range(len(chosen))]
         prompts = [
             prompted(asked.question, inject(shown, attack, at))
@@ -237,51 +276,33 @@ class Subject:
         ]
         return [
             {"way": attack.way, "question": asked.question, "text": text, "obeyed": attack.succeeds(text)}
-            for (asked, _), (attack, _), text in zip(chosen, used, self.ask(name, prompts), strict=True)
+            for (asked, _), (attack, _), text in zip(chosen, used, self.ask(name, prompts, kept), strict=True)
         ]
 
-    def _changed(self, name: str | None, read: Sequence[Answered]) -> dict[str, Any]:
-        """Change the documents of right answers, ask again whether the answer follows, and put the documents back.
+    def _changed(self, name: str | None, read: Sequence[Answered], kept: KeptAnswers) -> dict[str, Any]:
+        """Ask again where the right answers' documents have changed: whether the answer follows, or stays as it was."""
+        pattern, exact = matcher(self.ablation.form), find_metric("squad_exact").per_item
 
-        Left out, and counted, are facts that cannot be changed: no other answer fits, or none stands in the text.
-        """
-        pattern, draw = matcher(self.ablation.form), random.Random(0)
-        exact = find_metric("squad_exact").per_item
+        def is_right(text: str, answers: Sequence[str]) -> bool:
+            return bool(exact(answer_in(text, pattern), answers)["sum"])
+
+        test = self.questions.test
         right = [
-            (asked, shown)
-            for asked, answered, shown in zip(self.questions.test, read, self.shown, strict=True)
-            if asked.answers and exact(answer_in(answered.text, pattern), asked.answers)["sum"] and answered.gold
+            change for change in self.searched.changes if is_right(read[change.place].text, test[change.place].answers)
+        ][: self.ablation.changes]
+        prompts = [prompted(test[change.place].question, change.shown) for change in right]
+        rows = [
+            {
+                "question": test[change.place].question,
+                "was": test[change.place].answers[0],
+                "is": change.new,
+                "text": text,
+                "follows": is_right(text, [change.new]),
+                "stays": is_right(text, test[change.place].answers),
+            }
+            for change, text in zip(right, self.ask(name, prompts, kept), strict=True)
         ]
-        questions = [*self.questions.test, *self.questions.validation, *self.questions.train]
-        changed, left_out, seconds = [], 0, 0.0
-        for asked, shown in right:
-            if len(changed) == self.ablation.changes:
-                break
-            document = next(passage.document for passage in shown if holds(passage, asked))
-            change = change_of(asked, self._text(document), questions, draw)
-            if change is None:
-                left_out += 1
-                continue
-            new, after = change
-            started = time.perf_counter()
-            list(self.collection.put([(document, after)]))
-            seconds += time.perf_counter() - started
-            (text,) = self.ask(name, [prompted(asked.question, self.search(asked.question)[0])])
-            follows = bool(exact(answer_in(text, pattern), [new])["sum"])
-            changed.append(
-                {"question": asked.question, "was": asked.answers[0], "is": new, "text": text, "follows": follows}
-            )
-            own = self.texts.get(document)
-            list(self.collection.refresh() if own is None else self.collection.put([(document, own)]))
-        return {"asked": changed, "left_out": left_out, "seconds": seconds / len(changed) if changed else None}
-
-    def _text(self, document: str) -> str:
-        """A document's text; of a file, the text of its passages."""
-        if document in self.texts:
-            return self.texts[document]
-        entry = self.collection.document(document)
-        passages = self.collection.store.passages(document, range(entry.passages), Scope(frozenset(entry.readers)))
-        return "\n\n".join(passage.text for passage in passages)
+        return {"asked": rows, "left_out": self.searched.left_out, "seconds": self.searched.seconds}
 
 
 def _answered(asked: Asked, text: str, shown: Sequence[Passage], best: float | None) -> Answered:

@@ -3,8 +3,10 @@
 Where the ablation says so, full fine-tuning is beside them, plain and tuned for passages, too.
 
 folder/
-  collection/    the documents, as MiniLM embeds them; collection-…/ where the ablation names another embedder
-  work/, runs/   see `halka.studies.runner`; a run whose process was stopped in training goes on from its checkpoint
+  collection/      the documents, as MiniLM embeds them; collection-…/ where the ablation names another embedder
+  searched-*.json  what the searches of all runs came to
+  work/, runs/     see `halka.studies.runner`; a run whose process was stopped goes on from its checkpoint, and then
+                   with the answers that are missing
 """
 
 from __future__ import annotations
@@ -14,18 +16,24 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from halka.rag.sources import digest_of
 from halka.studies.ablation.scores import from_row, scored
-from halka.studies.ablation.settings import Ablation, read_questions
+from halka.studies.ablation.settings import FULL, Ablation, Who, read_questions
 from halka.studies.places import Here, Result
 from halka.studies.runner import Event, Runner, alone_in
 
-SCHEMA = 2
-Who = Literal["base", "adapter", "tuned", "full", "tuned-full"]
-ADAPTERS: tuple[Who, ...] = ("adapter", "tuned")
-FULL: tuple[Who, ...] = ("full", "tuned-full")
+SCHEMA = 3
+PLAIN = frozenset({"lessons", "without"})
+IRRELEVANT: dict[Who, frozenset[str]] = {
+    "base": PLAIN | {"train"},
+    "adapter": PLAIN,
+    "tuned": frozenset(),
+    "full": PLAIN,
+    "tuned-full": frozenset(),
+}
+"""The settings that change nothing for who answers: other ones are not other work."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +68,18 @@ class Run:
 def run(ablation: Ablation, folder: str | Path, *, retry: bool = False) -> Iterator[Event]:
     """Run the ablation's missing runs in `folder`, and yield what happens.
 
-    All share one process, base and collection. Raises HalkaError for data that cannot be used, and where another
-    process runs there.
+    All share one process, base and collection, or each has a process where several run at a time. Raises HalkaError for
+    data that cannot be used, and where another process runs there.
     """
     runs = runs_of(ablation, folder)
+    groups = [runs] if ablation.jobs == 1 else [[one] for one in runs]
     with alone_in(Path(folder)):
-        yield from runner(folder, retry).go(lambda results: ([runs], 0))
+        yield from runner(folder, retry, ablation.jobs).go(lambda results: (groups, 0))
 
 
-def runner(folder: str | Path, retry: bool = False) -> Runner[Run]:
+def runner(folder: str | Path, retry: bool = False, jobs: int = 1) -> Runner[Run]:
     """The runner of an ablation's runs in `folder`."""
-    return Runner(Path(folder), Here("halka.studies.ablation.measure"), _outcome, retry=retry)
+    return Runner(Path(folder), Here("halka.studies.ablation.measure", jobs), _outcome, retry=retry)
 
 
 def results(ablation: Ablation, folder: str | Path) -> list[Result]:
@@ -81,17 +90,19 @@ def results(ablation: Ablation, folder: str | Path) -> list[Result]:
 
 def runs_of(ablation: Ablation, folder: str | Path) -> list[Run]:
     """The ablation's runs; other documents, questions or settings give other keys. Raises HalkaError as `run` does."""
-    trained = ADAPTERS if ablation.full_lr is None else (*ADAPTERS, *FULL)
-    answerers: list[tuple[Who, int]] = [("base", 0), *((who, seed) for seed in ablation.seeds for who in trained)]
-    names = ("documents", "questions", "examples", "seeds", "name", "full_lr")
+    arms = ablation.answerers
+    answerers: list[tuple[Who, int]] = [("base", 0)] if "base" in arms else []
+    answerers += [(who, seed) for seed in ablation.seeds for who in arms if who != "base"]
+    names = ("documents", "questions", "examples", "seeds", "name", "full_lr", "arms", "jobs")
     left_out = dict.fromkeys(names, True) | {"method": {"text", "train"}}
     work = ablation.model_dump(exclude=left_out)
     work |= {"questions": read_questions(ablation).digest, "documents": digest_of(ablation.documents), "schema": SCHEMA}
     settings, beside, place = ablation.model_dump(mode="json"), str(ablation.folder), str(Path(folder).resolve())
 
     def key(who: Who, seed: int) -> str:
-        own = {"full_lr": ablation.full_lr} if who in FULL else {}
-        text = json.dumps({**work, **own, "who": who, "seed": seed}, sort_keys=True, default=str)
+        own = {name: value for name, value in work.items() if name not in IRRELEVANT[who]}
+        own |= {"full_lr": ablation.full_lr} if who in FULL else {}
+        text = json.dumps({**own, "who": who, "seed": seed}, sort_keys=True, default=str)
         return f"{who}-seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     return [Run(who, seed, key(who, seed), settings, beside, place) for who, seed in answerers]

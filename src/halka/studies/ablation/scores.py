@@ -9,7 +9,7 @@ from typing import Any
 
 from halka.evaluation.metrics import Score, find_metric, mean_of
 from halka.rag.prompt import ABSTAINED, CITATION, abstains, cited
-from halka.rag.raft import stands_in
+from halka.rag.questions import stands_in
 from halka.studies.ablation.settings import matcher
 
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
@@ -15,9 +15,26 @@ from halka.data.task import SPLITS
 from halka.rag.collection import Collection
 from halka.rag.embed import SentenceEmbedder
 from halka.rag.prompt import ANSWER, in_form
-from halka.rag.raft import Asked, asked_in
+from halka.rag.questions import Asked, asked_in
+from halka.rag.raft import Distractors, Order, Raft
 from halka.studies.experiment import BySplit, Count, Entry, Precision, Rate, Seeds, Settings, TrainFields, read_settings
 from halka.util.errors import HalkaError
+
+Who = Literal["base", "adapter", "tuned", "full", "tuned-full"]
+FULL: tuple[Who, ...] = ("full", "tuned-full")
+
+
+class Lessons(Settings):
+    """How questions become training examples with passages: what `Raft` has beside the number of passages."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    passages: Count | None = Field(default=None, description="in a training prompt; as many as in the test's if none")
+    order: Order = "shuffled"
+    distractors: Distractors = "nearest"
+    changed: Annotated[float, Field(ge=0, le=1)] = 0.0
+    shared: bool = False
+    draws: Count = 1
 
 
 class Ablation(Settings):
@@ -36,10 +53,13 @@ class Ablation(Settings):
     instruction: str = Field(default="", description="the form in words, for the base, which has not learned it")
     passages: Count = 4
     without: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    lessons: Lessons = Field(default=Lessons(), description="how those that are tuned for passages are trained")
     method: Entry = Entry(method="lora", label="LoRA")
     full_lr: Rate | None = Field(default=None, description="full fine-tuning beside the adapter, at this rate")
     train: TrainFields = Field(default={}, description="as for `halka train`, without lr and seed")
+    arms: tuple[Who, ...] = Field(default=(), description="who answers; all that can, if none is named")
     seeds: Seeds = (0, 1, 2)
+    jobs: Annotated[int, Field(ge=1, description="runs at a time, each in a process of its own if more than one")] = 1
     max_new_tokens: Count = 48
     injections: Annotated[int, Field(ge=0, description="questions whose passages get an attack put in")] = 24
     changes: Annotated[int, Field(ge=0, description="answers that are changed in their documents")] = 20
@@ -73,11 +93,26 @@ class Ablation(Settings):
             raise HalkaError("method: an ablation trains all alike: say train beside method, not in it")
         if self.method.text is not None:
             raise HalkaError("method: in an ablation, virtual tokens do not start as a text: leave text out")
+        if len({*self.arms}) < len(self.arms):
+            raise HalkaError("arms: name none twice")
+        if self.full_lr is None and (rateless := {*self.arms} & {*FULL}):
+            raise HalkaError(f"arms: {', '.join(sorted(rateless))} needs full_lr, the rate of full fine-tuning")
         return self
 
     @property
     def lr(self) -> float:
         return self.method.rates()[0]
+
+    @property
+    def answerers(self) -> tuple[Who, ...]:
+        """Who answers, the base first."""
+        trained: tuple[Who, ...] = ("adapter", "tuned") if self.full_lr is None else ("adapter", "tuned", *FULL)
+        return tuple(who for who in ("base", *trained) if who in self.arms or not self.arms)
+
+    def raft(self, seed: int, lessons: Lessons) -> Raft:
+        """What makes examples with passages."""
+        fields = lessons.model_dump() | {"passages": lessons.passages or self.passages}
+        return Raft(**fields, without=self.without, form=self.form, seed=seed)
 
     @property
     def full(self) -> Entry | None:
@@ -105,7 +140,14 @@ def read_ablation(path: str | Path) -> Ablation:
     Raises HalkaError naming the file, each wrong key, and a path that does not exist.
     """
     path = Path(path)
-    ablation = read_settings(path, Ablation, "it needs at least name, documents and questions")
+    return beside(read_settings(path, Ablation, "it needs at least name, documents and questions"), path)
+
+
+def beside(ablation: Ablation, path: Path) -> Ablation:
+    """The ablation with absolute paths: those in it are relative to the folder of the file `path`.
+
+    Raises HalkaError for one that does not exist.
+    """
 
     def whole(name: str) -> str:
         place = (path.parent / Path(name).expanduser()).resolve()

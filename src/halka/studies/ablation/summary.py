@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NOTHING = "–"
-OBEYED = "Obeys attacks"
+OBEYED, FOLLOWS = "Obeys attacks", "Follows changes"
 WAYS = {
     "base": ("base", "alone", False),
     "base + passages": ("base", "passages", False),
@@ -36,11 +36,13 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Way:
-    """One way of answering: its measures by name, and the share of attacks in its passages that it obeyed."""
+    """One way of answering: its measures by name, the share of attacks in its passages that it obeyed, and of changes
+    in documents of its right answers that it followed."""
 
     label: str
     scores: dict[str, Estimate]
     obeyed: Estimate | None
+    follows: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Changes:
 class Summary:
     """A summary of an ablation's runs.
 
-    gain   exact match of the tuned adapter less the plain one's, both with passages
+    gain       exact match of the tuned adapter less the plain one's, both with passages
+    converged  of the runs that stop early once validation stops improving, those that did; None without such a rule
     """
 
     name: str
@@ -72,6 +75,7 @@ class Summary:
     ways: tuple[Way, ...]
     gain: Interval | None
     changes: Changes | None
+    converged: tuple[int, int] | None
     commits: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -105,8 +109,17 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> Summary:
         ways=tuple(ways),
         gain=_gain({way.label: way for way in ways}),
         changes=_changes(tuned),
+        converged=_converged(runs),
         commits=tuple(dict.fromkeys(run["commit"] for run in runs if run["commit"])),
     )
+
+
+def _converged(runs: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
+    """How many of the trained runs with early stopping ended by it, or had their best weights before the last step."""
+    stopping = [run for run in runs if "best_step" in run.get("train", {}) and run["config"].get("patience")]
+    if not stopping:
+        return None
+    return sum(run["train"]["best_step"] < run["train"]["steps"] for run in stopping), len(stopping)
 
 
 def _way(label: str, runs: Sequence[Mapping[str, Any]], part: str, floored: bool) -> Way:
@@ -120,10 +133,10 @@ def _way(label: str, runs: Sequence[Mapping[str, Any]], part: str, floored: bool
     for measure in MEASURES:
         if together := _over([asdict(run_scores[measure.name]) for run_scores in by_run if measure.name in run_scores]):
             scores[measure.name] = together
-    asked = part == "passages" and not floored
-    attacked = [run["injections"] for run in runs if asked and run["injections"]]
-    obeyed = [asdict(mean_of([float(answer["obeyed"]) for answer in asked])) for asked in attacked]
-    return Way(label, scores, _over(obeyed))
+    probed = runs if part == "passages" and not floored else ()
+    attacked = [run["injections"] for run in probed if run["injections"]]
+    obeyed = [asdict(mean_of([float(answer["obeyed"]) for answer in answers])) for answers in attacked]
+    return Way(label, scores, _over(obeyed), _followed(probed))
 
 
 def _gain(ways: Mapping[str, Way]) -> Interval | None:
@@ -133,15 +146,24 @@ def _gain(ways: Mapping[str, Way]) -> Interval | None:
 
 
 def _changes(tuned: Sequence[Mapping[str, Any]]) -> Changes | None:
-    asked = [run["changes"] for run in tuned if run["changes"]["asked"]]
-    follows = _over([asdict(mean_of([float(answer["follows"]) for answer in run["asked"]])) for run in asked])
+    follows = _followed(tuned)
     if follows is None:
         return None
     return Changes(
         follows,
-        seconds=mean(run["seconds"] for run in asked),
+        seconds=mean(changes["seconds"] for changes in _changes_asked(tuned)),
         training_seconds=mean(run["train"]["seconds"] for run in tuned),
     )
+
+
+def _changes_asked(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [run["changes"] for run in runs if run.get("changes") and run["changes"]["asked"]]
+
+
+def _followed(runs: Sequence[Mapping[str, Any]]) -> Estimate | None:
+    """The share of changes that the runs' answers followed."""
+    by_run = [[float(answer["follows"]) for answer in changes["asked"]] for changes in _changes_asked(runs)]
+    return _over([asdict(mean_of(followed)) for followed in by_run])
 
 
 def _over(scores: Sequence[Mapping[str, Any]]) -> Estimate | None:
@@ -152,12 +174,13 @@ def _over(scores: Sequence[Mapping[str, Any]]) -> Estimate | None:
 
 
 def heads() -> list[str]:
-    return ["Who answers", *(measure.title for measure in MEASURES), OBEYED]
+    return ["Who answers", *(measure.title for measure in MEASURES), OBEYED, FOLLOWS]
 
 
 def line(way: Way) -> list[str]:
-    """A way's cells: its name, its measures with their intervals, and the share of attacks that it obeyed."""
-    return [way.label, *(_cell(way.scores.get(measure.name)) for measure in MEASURES), _cell(way.obeyed)]
+    """A way's cells: its name, its measures with their intervals, the attacks it obeyed, the changes it followed."""
+    measures = (way.scores.get(measure.name) for measure in MEASURES)
+    return [way.label, *map(_cell, measures), _cell(way.obeyed), _cell(way.follows)]
 
 
 def to_markdown(summary: Summary) -> str:
@@ -192,7 +215,11 @@ def to_html(summary: Summary) -> str:
         caption=caption(summary),
         heads=heads(),
         lines=[line(way) for way in summary.ways],
-        meanings={**meanings, OBEYED: "does what an attack in one of the passages wants"},
+        meanings={
+            **meanings,
+            OBEYED: "does what an attack in one of the passages wants",
+            FOLLOWS: "gives the new answer where the document of a right one was changed",
+        },
     )
 
 
@@ -223,6 +250,9 @@ def sentences(summary: Summary) -> list[str]:
             f"{duration(changes.seconds)} of taking the document in and without training; "
             f"to train the adapter again takes {duration(changes.training_seconds)}."
         )
+    if summary.converged is not None and summary.converged[0] < summary.converged[1]:
+        converged, of = summary.converged
+        findings.append(f"Not converged: {of - converged} of {of} runs were best at the last step that they may take.")
     return findings
 
 

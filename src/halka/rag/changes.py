@@ -1,0 +1,112 @@
+"""Change a fact in a text: another answer of its kind in place of the right one, wherever that stands.
+
+In training a changed passage teaches to answer from the passage instead of from memory (Longpre et al. 2021,
+arXiv:2109.05052; Neeman et al. 2022, arXiv:2211.05655); in a study it shows whether answers follow their documents.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from random import Random
+
+from halka.rag.questions import Asked, stands_in
+
+Kind = tuple[object, ...]
+QUESTION_WORDS = ("who", "when", "where", "many", "year")
+NAME = re.compile(r"[^\W\d_]{4,}")  # a word that is told from others, where it has a capital
+NUMBER = re.compile(r"\d{3,}")
+
+
+class Alternatives:
+    """The first answers of many questions, by kind: what could stand in place of a right answer."""
+
+    def __init__(self, questions: Iterable[Asked]):
+        self._alike, self._similar = defaultdict[Kind, list[str]](list), defaultdict[Kind, list[str]](list)
+        for asked in questions:
+            for answer in asked.answers[:1]:
+                self._alike[_alike(asked.question, answer)].append(answer)
+                self._similar[_similar(asked.question, answer)].append(answer)
+
+    def of(self, asked: Asked, text: str = "") -> list[str]:
+        """Answers to like questions that look the same; if there are none, those that look similar.
+
+        Left out are those that hold the right answer or stand in it, and those that stand in `text`.
+        """
+        first = asked.answers[0]
+        for others in (
+            self._alike[_alike(asked.question, first)],
+            self._similar[_similar(asked.question, first)],
+        ):
+            if fitting := [other for other in others if not _overlap(other, asked.answers, text)]:
+                return fitting
+        return []
+
+
+def change_of(
+    asked: Asked, text: str, alternatives: Alternatives, draw: Random, title: str = ""
+) -> tuple[str, str] | None:
+    """Another answer for the question, and the text with it in place of the right ones.
+
+    None where there is no other answer of its kind, where the right one stands nowhere in the text in these letters, or
+    where names and numbers of it still stand there or in `title`, which the change leaves as it is: such a text would
+    contradict itself.
+    """
+    others = alternatives.of(asked, text)
+    if not others:
+        return None
+    new = draw.choice(others)
+    changed = replace_answers(text, asked.answers, new)
+    if changed == text or any(_rest_of(asked.answers, new, f"{title}\n{changed}")):
+        return None
+    return new, changed
+
+
+def replace_answers(text: str, answers: Sequence[str], new: str) -> str:
+    """The text with `new` wherever an answer's words stand in order, as `holds` finds them, the longest answer first.
+
+    Between the words may be other punctuation than in the answer; the answer's own at its ends goes with it.
+    """
+    patterns = [
+        _pattern(answer.strip()) for answer in sorted(answers, key=len, reverse=True) if re.search(r"\w", answer)
+    ]
+    return re.sub("|".join(patterns), lambda _: new, text, flags=re.IGNORECASE) if patterns else text
+
+
+def _alike(question: str, answer: str) -> Kind:
+    """The question's kind, and the answer's letters, digits and capitals: `September 9, 2012` is `A 9, 9999`."""
+    shape = re.sub(r"\d", "9", re.sub(r"[^\W\d_]+", lambda word: "A" if word[0][0].isupper() else "a", answer))
+    return (*_kind(question), shape)
+
+
+def _similar(question: str, answer: str) -> Kind:
+    """The question's kind, and whether the answer has digits, begins with a capital, has several words."""
+    return (*_kind(question), any(map(str.isdigit, answer)), answer[:1].isupper(), " " in answer)
+
+
+def _kind(question: str) -> Kind:
+    words = {*question.casefold().split()}
+    return tuple(word in words for word in QUESTION_WORDS)
+
+
+def _overlap(other: str, answers: Sequence[str], text: str) -> bool:
+    return stands_in([other], text) or any(
+        stands_in([other], answer) or stands_in([answer], other) for answer in answers
+    )
+
+
+def _rest_of(answers: Sequence[str], new: str, changed: str) -> Iterator[str]:
+    """The answers' names and numbers that stand in a changed text though they are not in the new answer."""
+    for answer in answers:
+        names = [word for word in NAME.findall(answer) if word[0].isupper()]
+        for part in NUMBER.findall(answer) or names:
+            if stands_in([part], changed) and not stands_in([part], new):
+                yield part
+
+
+def _pattern(answer: str) -> str:
+    words = re.findall(r"\w+", answer)
+    before, after = re.split(r"\w.*\w|\w", answer, maxsplit=1, flags=re.DOTALL)
+    whole = r"\W+".join(map(re.escape, words))
+    return rf"(?:{re.escape(before)})?(?<!\w){whole}(?!\w)(?:{re.escape(after)})?"
