@@ -48,10 +48,9 @@ TOOLS = {
 }
 LLAMA, VLLM = "HALKA_LLAMA", "HALKA_VLLM"
 SWEEPS = ("laws/rates", "laws/places", "laws/batches")
-STUDIES = (
-    *("snips", "e2e", "facts", "banking77", "nl2bash", "classification", "demo", "quantised", "rag_nq_oracle"),
-    *("rag_tofu", *SWEEPS),
-)
+RAG = ("rag_nq_oracle", "rag_tofu", "rag_nq_oracle_converged", "rag_tofu_converged")
+STUDIES = ("snips", "e2e", "facts", "banking77", "nl2bash", "classification", "demo", "quantised", *RAG, *SWEEPS)
+READING = ("passages", "shares", "sharing", "ranks", "full", "sentences")
 
 
 @dataclass(frozen=True)
@@ -123,6 +122,7 @@ PIECES = {
     "advisor": Piece("advisor.py", minutes=90, timed=False),
     "advisor-minutes": Piece("advisor_minutes.py", minutes=20, timed=False),
     "gpu": Piece("gpu.py", minutes=50, tools={"--gpu": "HALKA_GPU"}),
+    **{f"reading-{name}": Piece("reading.py", (name,), 90, timed=False) for name in READING},
     **{name: study(name) for name in STUDIES},
 }
 

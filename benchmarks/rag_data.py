@@ -6,8 +6,10 @@ nq_oracle: Natural Questions with the passage of Wikipedia that holds each answe
 2023, arXiv:2307.03172; MIT, passages CC BY-SA). tofu: questions on invented authors (Maini et al. 2024,
 arXiv:2401.06121; MIT), whose documents are built of the gold answers, four each.
 
-The splits are fixed and share no passage, in tofu no author. Of the test's questions one in five has no answer in the
-documents: its passage was left out (tofu: its author's sentence).
+The splits are fixed and share no passage, in tofu no author. Of the questions in `test` and `development` one in five
+has no answer in the documents: its passage was left out (tofu: its author's sentence). `development` is for choices
+between settings, so that the test is read once; tofu, which has too few questions, has none. Folders whose names end
+in -long have 500 test questions and more, the others 300 and 200, of which the first tables are.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 OUT = Path(__file__).parent / "data" / "rag"
-TRAIN, VALIDATION, TEST = 1000, 60, 300
+SPLITS = ("test", "validation", "train", "development")
+PASSAGES = {"nq_oracle": (300, 60, 1000), "nq_oracle-long": (500, 80, 1600, 300)}  # of the splits
+AUTHORS = {"tofu": (10, 3, 22), "tofu-long": (25, 3, 7)}
 PART = 4  # answers a document of tofu
 WITHHELD = 5  # one test question in so many
 
@@ -49,16 +53,17 @@ def splits(items: Sequence[Any], sizes: Sequence[int], seed: int = 0) -> list[li
     return parts
 
 
-def nq_oracle(folder: Path) -> None:
+def nq_oracle(folder: Path, sizes: Sequence[int]) -> None:
     by_passage: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for each in rows("nq_oracle/nq-open-oracle.jsonl.gz"):
         by_passage[each["ctxs"][0]["title"], each["ctxs"][0]["text"]].append(each)
-    parts = splits([*by_passage.items()], (TEST, VALIDATION, TRAIN, len(by_passage)))
+    parts = splits([*by_passage.items()], sizes)
     names = {passage: f"{number:04d} {passage[0]}" for number, passage in enumerate(by_passage)}
-    withheld = {passage for number, (passage, _) in enumerate(parts[0]) if number % WITHHELD == 0}
+    asked_of = [part for split, part in zip(SPLITS, parts, strict=False) if split in ("test", "development")]
+    withheld = {passage for part in asked_of for number, (passage, _) in enumerate(part) if number % WITHHELD == 0}
     kept = [passage for passage in by_passage if passage not in withheld]
     write(folder / "documents.jsonl", ({"name": names[each], "text": f"# {each[0]}\n\n{each[1]}"} for each in kept))
-    for split, part in zip(("test", "validation", "train"), parts, strict=False):
+    for split, part in zip(SPLITS, parts, strict=False):
         write(
             folder / f"{split}.jsonl",
             (
@@ -71,11 +76,11 @@ def nq_oracle(folder: Path) -> None:
         )
 
 
-def tofu(folder: Path) -> None:
+def tofu(folder: Path, sizes: Sequence[int]) -> None:
     by_author: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for each in rows("tofu/qa.jsonl"):
         by_author[each["author_id"]].append(each)
-    parts = splits([*by_author], (10, 3, len(by_author)))
+    parts = splits([*by_author], sizes)
     withheld = {
         (author, number)
         for author in parts[0]
@@ -89,7 +94,7 @@ def tofu(folder: Path) -> None:
             told = " ".join(asked[number]["answer"] for number in numbers if (author, number) not in withheld)
             documents.append({"name": f"author {author} part {start // PART}", "text": told})
     write(folder / "documents.jsonl", documents)
-    for split, authors in zip(("test", "validation", "train"), parts, strict=True):
+    for split, authors in zip(SPLITS, parts, strict=False):
         found = [
             {"question": each["question"], "answers": [], "would_be": [each["answer"]]}
             if (author, number) in withheld
@@ -106,7 +111,9 @@ def tofu(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    nq_oracle(OUT / "nq_oracle")
-    tofu(OUT / "tofu")
+    for name, sizes in PASSAGES.items():
+        nq_oracle(OUT / name, sizes)
+    for name, sizes in AUTHORS.items():
+        tofu(OUT / name, sizes)
     for path in sorted(OUT.glob("*/*.jsonl")):
         print(path, sum(1 for _ in path.open(encoding="utf-8")))

@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import os
+import re
 import subprocess
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import halka
 from tiny import tiny
@@ -129,6 +131,59 @@ def test_each_result_has_a_piece_that_brings_it_up_to_date(every):
     once = {"packing_steps", "packing_memory", "measured", "tried", "snips_nlu", "e2e_nlg", "handbook"}
     results = {path.stem for path in (FOLDER / "results").iterdir() if path.suffix != ".svg"}
     assert {stem for stem in results - once if not stem.startswith("gpu_")} <= scripts
+
+
+@pytest.fixture
+def reading(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("reading")
+
+
+def test_a_variant_changes_what_it_names_and_nothing_else(reading):
+    settings = {"passages": 3, "lessons": {"draws": 4, "order": "found"}, "train": {"steps": 9, "batch_size": 4}}
+    changes = {"lessons": {"order": "shuffled"}, "train": {"batch_size": None, "batch_tokens": 64}}
+    assert reading.merged(settings, changes) == {
+        "passages": 3,
+        "lessons": {"draws": 4, "order": "shuffled"},
+        "train": {"steps": 9, "batch_tokens": 64},
+    }
+    assert settings["train"] == {"steps": 9, "batch_size": 4}
+
+
+def test_a_file_of_variants_has_ablations_that_differ(reading, every, tmp_path):
+    for split in ("documents", "train", "validation", "development"):
+        (tmp_path / f"{split}.jsonl").write_text('{"name": "d", "text": "It is.", "question": "?", "answer": "It"}\n')
+    for name in every.READING:
+        content = yaml.safe_load((reading.VARIANTS / f"{name}.yaml").read_text())
+        like = (reading.VARIANTS / content["like"]).read_text()
+        (tmp_path / content["like"]).write_text(re.sub(r"\.\./\.\./data/rag/[\w-]+/", "", like))
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        ablations = reading.variants_in(tmp_path / f"{name}.yaml")
+        assert len({ablation.model_dump_json() for ablation in ablations.values()}) == len(content["variants"])
+        assert all(ablation.arms in (("tuned",), ("tuned-full",)) for ablation in ablations.values())
+
+
+def test_variants_are_compared_question_by_question(reading):
+    def result(*texts: str, seed: int) -> dict:
+        rows = [
+            {"question": "?", "answers": ["a"], "text": text, "passages": 1, "gold": [1], "best": 1.0} for text in texts
+        ]
+        train = {"validation": 0.5, "best_step": 40, "seconds": 60.0}
+        changes = {"asked": [{"follows": True}, {"follows": False}]}
+        return {"passages": rows, "form": "A: {answer}", "seed": seed, "commit": "c", "train": train} | {
+            "changes": changes,
+            "injections": [{"obeyed": False}],
+        }
+
+    first = [result("A: a [1]", "A: b", "A: b", "A: b", seed=0), result("A: a", "A: a", "A: b", "A: b", seed=1)]
+    better = [result("A: a", "A: a", "A: a", "A: b", seed=seed) for seed in (0, 1)]
+    row = reading.row(better, first)
+    assert row["exact"] == 0.75
+    assert row["beside"]["value"] == pytest.approx(0.75 - 0.375)
+    assert row["beside"]["low"] < row["beside"]["value"] < row["beside"]["high"]
+    assert (row["follows"], row["obeys"], row["seeds"]) == (0.5, 0, [0, 1])
+    assert reading.row(first, first)["beside"]["value"] == 0
+    assert "| better | +37.5 [" in reading.table({"first": reading.row(first, first), "better": row})
 
 
 def test_what_was_cut_off_or_is_of_other_code_is_due(every):
