@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -85,9 +86,10 @@ def follow(label: str, ablation: Ablation, out: Path) -> None:
 def write(name: str, variants: Mapping[str, Ablation]) -> None:
     """Write what the finished variants came to, as JSON and as a table."""
     done = {label: finished(ablation, RESULTS / name) for label, ablation in variants.items()}
-    rows = {label: row(own, done[next(iter(done))]) for label, own in done.items() if own}
-    if not rows:
-        return
+    first = done[next(iter(done))]
+    if not first:
+        sys.exit(f"{name}: its first variant, beside which the others stand, has no finished run")
+    rows = {label: row(own, first) for label, own in done.items() if own}
     write_text(RESULTS / name / "summary.json", json.dumps(rows, indent=1) + "\n")
     write_text(RESULTS / name / "table.md", table(rows))
     print(table(rows))

@@ -361,6 +361,7 @@ def test_questions_that_share_their_passages_are_asked_about_them_all(collection
     [
         ({"order": "best"}, "order is one of shuffled, found, not 'best'"),
         ({"distractors": "far"}, "distractors is one of nearest, random"),
+        ({"order": "found", "distractors": "random"}, "order found is the search's"),
         ({"changed": 1.1}, "changed must be a share"),
         ({"draws": 0}, "draws must be 1 or more"),
         ({"passages": 0}, "passages must be 1 or more"),

@@ -21,7 +21,8 @@ from halka.models.loading import load_base
 from halka.rag.changes import Alternatives, change_of, replace_answers
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION, prompted
-from halka.rag.questions import Asked, holds
+from halka.rag.questions import Asked
+from halka.rag.retrieve import Retriever
 from halka.rag.sources import digest_of
 from halka.rag.store import Scope
 from halka.studies.ablation import Ablation, measure, read_ablation, results, summarise
@@ -30,6 +31,7 @@ from halka.studies.ablation.attacks import attack_of, attacks, inject
 from halka.studies.ablation.kept import KeptAnswers
 from halka.studies.ablation.runs import runner, runs_of
 from halka.studies.ablation.scores import Answered, answer_in, scored
+from halka.studies.ablation.searched import changed_facts
 from halka.studies.ablation.settings import Lessons, collection_of, matcher
 from halka.studies.ablation.summary import headline, to_html, to_markdown
 from halka.studies.experiment import Entry
@@ -248,7 +250,7 @@ def test_full_fine_tuning_stands_beside_the_adapter_where_the_ablation_wants_it(
     assert [run.key for run in runs[:3]] == [run.key for run in before]
     assert [(run.who, run.is_tuned) for run in runs[3:]] == [("full", False), ("tuned-full", True)]
     full, tuned = measured(ablation, tmp_path / "out", ("full", "tuned-full"))
-    assert full["method"] == {"name": "full", "label": "full", "lr": 1e-4}
+    assert full["method"] == {"name": "full", "label": "full", "lr": 1e-4, "fields": {}}
     assert full["train"]["parameters"] == tuned["train"]["parameters"] > 10_000
     assert ("alone" in full, "alone" in tuned) == (True, False)
     assert [way.label for way in summarise([full, tuned]).ways] == ["full", "full + passages", "tuned full + passages"]
@@ -340,14 +342,25 @@ def test_a_fact_that_another_passage_holds_too_is_not_changed(files, tmp_path):
     """Whoever then gives the old answer has read it."""
     (tmp_path / "again.jsonl").write_text('{"name": "again", "text": "Indeed the code of item0 is secret0."}\n')
     plain = read_ablation(files / "ablation.yaml")
-    update = {"documents": (*plain.documents, str(tmp_path / "again.jsonl")), "passages": 4, "seeds": (0,)}
+    update = {"documents": (*plain.documents, str(tmp_path / "again.jsonl")), "changes": 0}
     ablation = plain.model_copy(update=update).at(plain.folder)
     subject = measure.subject_of(ablation, tmp_path, adapt(*load_base(files / "base", dtype="float32")))
-    asked = [subject.questions.test[change.place] for change in subject.searched.changes]
-    assert not any("item0" in question.question for question in asked)
-    assert subject.searched.left_out == 1
-    for change in subject.searched.changes:
-        assert any(holds(passage, Asked("?", (change.new,))) for passage in change.shown)
+    retriever = Retriever(subject.collection, distinct=False)  # to the embedder all these texts are alike
+
+    def search(question: str) -> tuple[list, None]:
+        return [hit.passage for hit in retriever.search(question, 10)], None
+
+    test = subject.questions.test
+    shown = [search(asked.question)[0] for asked in test]
+    changes, left_out, _ = changed_facts(subject.questions, shown, subject.collection, subject.texts, search)
+    assert "item0" in test[0].question
+    assert [change.place for change in changes] == [1, 2, 3, 4]
+    assert left_out == 1
+    for change in changes:
+        item = re.search(r"item\d", test[change.place].question)[0]
+        assert any(f"{item} is {change.new}" in passage.text for passage in change.shown)
+    for asked, passages in zip(test, shown, strict=True):  # put back, in any order where scores are equal
+        assert {passage.text for passage in search(asked.question)[0]} == {passage.text for passage in passages}
 
 
 def test_searches_are_made_once_for_all_runs(files, tmp_path):
@@ -360,6 +373,9 @@ def test_searches_are_made_once_for_all_runs(files, tmp_path):
     assert kept.stat().st_mtime_ns == before
     fewer = ablation.model_copy(update={"passages": 1}).at(ablation.folder)
     assert measure.subject_of(fewer, tmp_path, model).searched != first
+    longer = ablation.model_copy(update={"instruction": "Be brief."}).at(ablation.folder)  # it takes of a prompt's room
+    measure.subject_of(longer, tmp_path, model)
+    assert len([*tmp_path.glob("searched-*.json")]) == 3
 
 
 def test_a_stopped_process_leaves_its_answers_to_the_next(files, tmp_path):
@@ -597,8 +613,9 @@ def test_what_cannot_be_changed_has_no_change(answer, others):
         ({"method": {"method": "base"}}, "an adapter's"),
         ({"seeds": [1, 1]}, "none twice"),
         ({"passage": 3}, "passage: Extra inputs"),
-        ({"lessons": {"order": "random"}}, "lessons.order: Input should be 'shuffled' or 'found'"),
-        ({"lessons": {"changed": 2}}, "lessons.changed"),
+        ({"lessons": {"order": "random"}}, "lessons: order: Input should be 'shuffled' or 'found'"),
+        ({"lessons": {"changed": 2}}, "lessons: changed: Input should be less than or equal to 1"),
+        ({"lessons": {"order": "found", "distractors": "random"}}, "order found is the search's"),
         ({"arms": ["base", "base"]}, "arms: name none twice"),
         ({"arms": ["full"]}, "arms: full needs full_lr"),
     ],

@@ -63,6 +63,8 @@ class Raft:
         for name, choices in (("order", Order), ("distractors", Distractors)):
             if getattr(self, name) not in get_args(choices):
                 raise HalkaError(f"{name} is one of {', '.join(get_args(choices))}, not {getattr(self, name)!r}")
+        if self.order == "found" and self.distractors == "random":
+            raise HalkaError("order found is the search's, which random passages are not of: take shuffled, or nearest")
         in_form(self.form, "")
 
     def examples(
@@ -149,7 +151,7 @@ def _changed(
 ) -> tuple[Asked, list[Passage]]:
     """The question with another answer, and the passages with it in the gold one; as they were where none fits."""
     gold = shown[number - 1]
-    change = change_of(question, gold.text, alternatives, draw, f"{gold.document}\n{gold.heading}")
+    change = change_of(question, gold.text, alternatives, draw, f"{gold.document}\n{gold.heading or ''}")
     if change is None:
         return question, shown
     new, text = change

@@ -168,7 +168,8 @@ class Subject:
         self.retriever = Retriever(collection)
         self.budget = self._budget()
         work = {
-            "base": ablation.base,  # whose tokens say what fits
+            "base": ablation.base,  # whose tokens say what fits beside the instruction
+            "instruction": ablation.instruction,
             "documents": digest_of(ablation.documents),
             "questions": questions.digest,
             "embedder": collection.embedder.name,
@@ -259,8 +260,9 @@ class Subject:
         examples = [self._asking(name, prompt) for prompt in prompts]
         keys, texts = [*map(kept.key, examples)], kept.all()
         missing = {key: example for key, example in zip(keys, examples, strict=True) if key not in texts}
-        missing_keys, limits = [*missing], {"max_new_tokens": self.ablation.max_new_tokens, "batch_size": BATCH}
-        for index, text in iter_answers(self.model, name, [*missing.values()], **limits):
+        missing_keys, limit = [*missing], self.ablation.max_new_tokens
+        answers = iter_answers(self.model, name, [*missing.values()], max_new_tokens=limit, batch_size=BATCH)
+        for index, text in answers:
             texts[missing_keys[index]] = text.strip()
             kept.add(missing_keys[index], text.strip())
         return [texts[key] for key in keys]

@@ -92,7 +92,7 @@ def runs_of(ablation: Ablation, folder: str | Path) -> list[Run]:
     """The ablation's runs; other documents, questions or settings give other keys. Raises HalkaError as `run` does."""
     arms = ablation.answerers
     answerers: list[tuple[Who, int]] = [("base", 0)] if "base" in arms else []
-    answerers += [(who, seed) for seed in ablation.seeds for who in arms if who != "base"]
+    answerers.extend((who, seed) for seed in ablation.seeds for who in arms if who != "base")
     names = ("documents", "questions", "examples", "seeds", "name", "full_lr", "arms", "jobs")
     left_out = dict.fromkeys(names, True) | {"method": {"text", "train"}}
     work = ablation.model_dump(exclude=left_out)

@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
@@ -14,7 +14,7 @@ from halka.data.readers import whole_rows
 from halka.data.task import SPLITS
 from halka.rag.collection import Collection
 from halka.rag.embed import SentenceEmbedder
-from halka.rag.prompt import ANSWER, in_form
+from halka.rag.prompt import ANSWER
 from halka.rag.questions import Asked, asked_in
 from halka.rag.raft import Distractors, Order, Raft
 from halka.studies.experiment import BySplit, Count, Entry, Precision, Rate, Seeds, Settings, TrainFields, read_settings
@@ -25,7 +25,7 @@ FULL: tuple[Who, ...] = ("full", "tuned-full")
 
 
 class Lessons(Settings):
-    """How questions become training examples with passages: what `Raft` has beside the number of passages."""
+    """How questions become training examples with passages: what `Raft` takes beside `without`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -86,7 +86,7 @@ class Ablation(Settings):
     def _fits(self) -> Ablation:
         if self.questions.keys() != {*SPLITS}:
             raise HalkaError(f"questions: name a file for each of {', '.join(SPLITS)}")
-        in_form(self.form, "")
+        self.raft(0, self.lessons)  # raises for a form without {answer}, and for lessons that do not go together
         if self.method.method == "base" or len(self.method.rates()) != 1:
             raise HalkaError("method: an adapter's, with one learning rate (lrs)")
         if self.method.train:
@@ -111,7 +111,7 @@ class Ablation(Settings):
 
     def raft(self, seed: int, lessons: Lessons) -> Raft:
         """What makes examples with passages."""
-        fields = lessons.model_dump() | {"passages": lessons.passages or self.passages}
+        fields: dict[str, Any] = lessons.model_dump() | {"passages": lessons.passages or self.passages}
         return Raft(**fields, without=self.without, form=self.form, seed=seed)
 
     @property
