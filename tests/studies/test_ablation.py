@@ -401,6 +401,7 @@ def test_a_stopped_process_leaves_its_answers_to_the_next(files, tmp_path):
     assert sum(rows) == asked
 
 
+@pytest.mark.slow
 def test_runs_at_a_time_have_processes_of_their_own_and_the_same_answers(files, tmp_path):
     alone = read_ablation(files / "ablation.yaml").model_copy(update={"seeds": (0,)})
     together = alone.model_copy(update={"jobs": 2})
