@@ -21,6 +21,10 @@ LINE, DOT = 1.25 * TEXT, 10.0  # a line's height; the width of a label's dot
 DASHES = (0, (4, 3))
 
 
+Banded = tuple[float, float, float, float]
+"""A step with the least, the mean and the greatest value of the runs."""
+
+
 @dataclass(frozen=True)
 class Name:
     """A label and its point, in the data's units."""
@@ -238,6 +242,18 @@ def stacked(
         fill, edge = ("none", fills[part]) if outlined else (fills[part], colour("--paper"))
         axes.barh(y, width, height, start, color=fill, edgecolor=edge, linewidth=1.0 if outlined else 0.6)
         start += width
+
+
+def with_bands(axes: Axes, lines: Mapping[str, Sequence[Banded]], look: Mapping[str, Look]) -> list[Name]:
+    """Draw each method's line over steps in its band, the x axis as wide as they; returns the names of their ends."""
+    names = []
+    for label, points in lines.items():
+        steps, low, middle, high = zip(*points, strict=True)
+        axes.fill_between(steps, low, high, color=look[label].colour, alpha=0.18, linewidth=0)
+        axes.plot(steps, middle, color=look[label].colour, linewidth=1.8)
+        names.append(Name(label, steps[-1], middle[-1], look[label].colour))
+    axes.set_xlim(min(points[0][0] for points in lines.values()), max(points[-1][0] for points in lines.values()))
+    return names
 
 
 def line_across(axes: Axes, x: float, text: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from halka.report import findings
 from halka.report.axes import (
     DASHES,
+    Banded,
     Key,
     Name,
     at_the_right,
@@ -29,6 +30,7 @@ from halka.report.axes import (
     tall,
     text_width,
     value_at,
+    with_bands,
 )
 from halka.report.intervals import Spread
 from halka.report.progress import progress
@@ -166,18 +168,11 @@ def curves(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | N
         return None
     look = looks(summary.rows)
     figure, axes = new_figure(left=46, right=room([row.label for row, _ in lines]), height=tall(len(lines)))
-    names = []
-    for row, points in lines:
-        steps, low, middle, high = zip(*points, strict=True)
-        style = look[row.label]
-        axes.fill_between(steps, low, high, color=style.colour, alpha=0.18, linewidth=0)
-        axes.plot(steps, middle, color=style.colour, linewidth=1.8)
-        names.append(Name(row.label, steps[-1], middle[-1], style.colour))
+    names = with_bands(axes, {row.label: points for row, points in lines}, look)
     losses = [value for _, points in lines for point in points for value in point[1:]]
     log_scale_if_wide(axes, min(losses), max(losses))
     grid(axes, "y")
     axes.minorticks_off()
-    axes.set_xlim(min(p[0][0] for _, p in lines), max(p[-1][0] for _, p in lines))
     at_the_right(axes, names)
     name_axes(axes, "steps", "validation loss")
     return figure, "Training curves", findings.curves_takeaway(summary.rows, falling)
@@ -307,7 +302,7 @@ def _bars(
     return figure, axes
 
 
-def _joined(curves: Sequence[Sequence[Measurement]]) -> list[tuple[float, float, float, float]]:
+def _joined(curves: Sequence[Sequence[Measurement]]) -> list[Banded]:
     """Join several runs' curves into (step, least, mean, greatest) in order of step, at most `POINTS` of them."""
     by_step: dict[float, list[float]] = {}
     for points in curves:

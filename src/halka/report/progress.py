@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
-from halka.report.axes import Name, at_the_right, line_at, padded, room, tall
+from halka.report.axes import Banded, at_the_right, line_at, padded, room, tall, with_bands
 from halka.report.near_full import target_of, way_of
 from halka.report.rows import Measurement, Row, counting_runs, label_of, name_of
 from halka.report.summary import Summary
 from halka.report.svg import Drawing, grid, looks, name_axes, new_figure
 from halka.report.units import listed
-
-Point = tuple[float, float, float, float]
-"""A step with the least, the mean and the greatest score of the runs."""
 
 
 def progress(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | None:
@@ -34,18 +31,11 @@ def progress(summary: Summary, measurements: Sequence[Measurement]) -> Drawing |
         return None
     look = looks(summary.rows)
     figure, axes = new_figure(left=46, right=room([row.label for row, _ in lines]), height=tall(len(lines)))
-    names = []
-    for row, points in lines:
-        steps, low, middle, high = zip(*points, strict=True)
-        style = look[row.label]
-        axes.fill_between(steps, low, high, color=style.colour, alpha=0.18, linewidth=0)
-        axes.plot(steps, middle, color=style.colour, linewidth=1.8)
-        names.append(Name(row.label, steps[-1], middle[-1], style.colour))
+    names = with_bands(axes, {row.label: points for row, points in lines}, look)
     full = next((runs for runs in used.values() if runs and name_of(runs[0]) == "full"), [])
     target = target_of(full, metric)
     scores = [value for _, points in lines for point in points for value in point[1:]]
     axes.set_ylim(padded([*scores, *([] if target is None else [target])], 0.05))
-    axes.set_xlim(min(points[0][0] for _, points in lines), max(points[-1][0] for _, points in lines))
     if target is not None:
         line_at(axes, target)
     if metric.is_share:
@@ -57,7 +47,7 @@ def progress(summary: Summary, measurements: Sequence[Measurement]) -> Drawing |
     return figure, "Scores on the way", _takeaway(summary, [row for row, _ in lines])
 
 
-def _together(runs: Sequence[Measurement]) -> list[Point]:
+def _together(runs: Sequence[Measurement]) -> list[Banded]:
     """The steps at which all runs that were followed have a score."""
     ways = [{step: score for step, score, _ in way} for run in runs if (way := way_of(run))]
     steps = set[float].intersection(*(set(way) for way in ways)) if ways else set[float]()
