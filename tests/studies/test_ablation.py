@@ -401,6 +401,29 @@ def test_a_stopped_process_leaves_its_answers_to_the_next(files, tmp_path):
     assert sum(rows) == asked
 
 
+def test_answers_of_another_version_are_asked_for_again(files, tmp_path):
+    """Else a result would have answers of code that is not its commit's."""
+    ablation = read_ablation(files / "ablation.yaml")
+    rows = list[int]()
+    subject = measure.subject_of(ablation, tmp_path, reading(adapt(*load_base(files / "base", dtype="float32")), rows))
+    base = next(run for run in runs_of(ablation, tmp_path) if run.who == "base")
+    whole = measure.measure_run(subject, base, tmp_path / "run")
+    asked, kept = sum(rows), KeptAnswers(tmp_path / "run")
+    answers = kept.all()
+    assert len(answers) == asked > 1
+    kept.drop()
+    first, *rest = answers
+    kept.add(first, answers[first])
+    other = KeptAnswers(tmp_path / "run", version="0.1.0 (source 000000000000)")
+    for key in rest:
+        other.add(key, "An answer of other code.")
+    rows.clear()
+    again = measure.measure_run(subject, base, tmp_path / "run")
+    assert sum(rows) == asked - 1
+    assert again["passages"] == whole["passages"]
+    assert kept.all() == answers
+
+
 @pytest.mark.slow
 def test_runs_at_a_time_have_processes_of_their_own_and_the_same_answers(files, tmp_path):
     alone = read_ablation(files / "ablation.yaml").model_copy(update={"seeds": (0,)})

@@ -7,16 +7,18 @@ import json
 from pathlib import Path
 
 from halka.data.examples import Example
+from halka.util.own_version import own_version
 
 
 class KeptAnswers:
-    """Answers in a file of `folder`, by the prompt: one line of JSON each.
+    """Answers in a file of `folder`, by the prompt: one line of JSON each, with the version of Halka that answered.
 
-    They are of one model and adapter, and greedy: whoever trains the adapter anew drops them.
+    They are of one model and adapter, and greedy: whoever trains the adapter anew drops them. Those of another version
+    are left out: a result names one commit, and other code may answer otherwise.
     """
 
-    def __init__(self, folder: Path):
-        self.path = folder / "answers.jsonl"
+    def __init__(self, folder: Path, version: str | None = None):
+        self.path, self.version = folder / "answers.jsonl", version or own_version()
 
     @staticmethod
     def key(example: Example) -> str:
@@ -27,21 +29,22 @@ class KeptAnswers:
         """Keep the answer to the prompt with this key."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([key, text]) + "\n")
+            file.write(json.dumps([self.version, key, text]) + "\n")
 
     def all(self) -> dict[str, str]:
-        """The answers by key; a line that was cut short is left out."""
+        """This version's answers by key; a line that was cut short is left out."""
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        return dict(pair for line in lines if (pair := _read(line)) is not None)
+        rows = [row for line in lines if (row := _read(line)) is not None]
+        return {key: text for version, key, text in rows if version == self.version}
 
     def drop(self) -> None:
         """Forget all answers."""
         self.path.unlink(missing_ok=True)
 
 
-def _read(line: str) -> tuple[str, str] | None:
+def _read(line: str) -> tuple[str, str, str] | None:
     try:
-        key, text = json.loads(line)
+        version, key, text = json.loads(line)
     except ValueError:
         return None
-    return key, text
+    return version, key, text

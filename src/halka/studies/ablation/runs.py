@@ -6,7 +6,7 @@ folder/
   collection/      the documents, as MiniLM embeds them; collection-…/ where the ablation names another embedder
   searched-*.json  what the searches of all runs came to
   work/, runs/     see `halka.studies.runner`; a run whose process was stopped goes on from its checkpoint, and then
-                   with the answers that are missing
+                   with the answers that are missing, or are of another version of Halka
 """
 
 from __future__ import annotations
