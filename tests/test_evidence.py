@@ -26,7 +26,7 @@ def pages(monkeypatch):
     return {name.rpartition(".")[2]: importlib.import_module(name) for name in names}
 
 
-NAMES = ("part", "results", "convergence", "laws", "facts", "rag", "sizes", "advice")
+NAMES = ("part", "results", "figure", "convergence", "laws", "facts", "rag", "sizes", "advice")
 
 
 @pytest.fixture
@@ -70,6 +70,66 @@ def test_a_study_under_way_says_what_has_finished_and_makes_no_verdict(pages, re
     assert "| bottleneck 72 (search only) |" in shown
     assert "Not measured yet, the rest of LoRA r16, bottleneck 72, prefix 41" in shown
     assert "Ranks:" not in shown
+
+
+def test_below_three_seeds_a_figure_says_what_is_missing_and_nothing_of_the_best(pages, results):
+    add(pages, results, "snips", seeds={"base (no tuning)": 1, "full": 3, "LoRA r16": 2, "bottleneck 72": 0})
+    part = pages["convergence"].part(results, "snips")
+    assert {plot.name for plot in part.plots} == {"snips-quality", "snips-progress", "snips-forgetting"}
+    lack = "No verdict yet: it needs 3 seeds of each; LoRA r16 has 2 and bottleneck 72 has none."
+    for plot in part.plots:
+        assert plot.takeaway == lack
+        assert lack in plot.svg  # the label for screen readers
+    add(pages, results, "facts", seeds=2)
+    two = [plot.takeaway for plot in pages["facts"].part(results).plots]
+    assert len(two) == 2
+    assert all(takeaway.startswith("No verdict yet") for takeaway in two)
+    assert "LoRA r64 has 2" in two[0]
+    add(pages, results, "snips")
+    assert not any("No verdict yet" in plot.takeaway for plot in pages["convergence"].part(results, "snips").plots)
+
+
+def test_a_figure_of_ranks_waits_for_the_seeds_of_all(pages, results):
+    add(pages, results, "snips", scores=RANKS, seeds={"full": 3, "LoRA r1": 3, "LoRA r4": 2, "LoRA r16": 3})
+    [plot] = pages["laws"].part(results).plots
+    assert plot.name == "law-ranks-snips"
+    assert plot.takeaway == "No verdict yet: it needs 3 seeds of each; LoRA r4 has 2."
+
+
+def test_a_law_that_two_seeds_judged_has_no_verdict_yet(pages, results):
+    add(pages, results, "laws/rates", seeds=2)
+    verdict = {"name": "ten times", "sweep": "rates", "law": "A law.", "verdict": "held", "finding": "so", "seeds": 2}
+    (results.folder / "laws.json").write_text(json.dumps([verdict]))
+    part = pages["laws"].part(results)
+    assert not part.plots
+    assert "Held" not in text(pages, part)
+    assert "Not measured yet, “LoRA's best rate is 10 to 15 times full fine-tuning's”" in text(pages, part)
+
+
+def test_a_laws_figure_waits_for_the_seeds_of_what_it_shows_besides(pages, results):
+    labels = [method["label"] for method in pages["results"].settings("laws/rates")["methods"]]
+    add(pages, results, "laws/rates", seeds=dict.fromkeys(labels, 3) | {"r4, α 32": 2})
+    law = next(law for law in importlib.import_module("laws").LAWS if "r4, α 32" in law.shown)
+    verdict = {"name": law.name, "sweep": "rates", "law": law.law, "verdict": "held", "finding": "so", "seeds": 3}
+    (results.folder / "laws.json").write_text(json.dumps([verdict]))
+    [plot] = pages["laws"].part(results).plots
+    assert plot.takeaway == "No verdict yet: it needs 3 seeds of each; r4, α 32 has 2."
+
+
+def test_adapter_and_retrieval_are_compared_by_three_seeds_of_each(pages, results):
+    runs = sorted((BENCHMARKS / "results" / "rag_nq_oracle" / "runs").glob("*.json"))
+    (results.folder / "rag_nq_oracle" / "runs").mkdir(parents=True)
+    for run in runs:
+        if not run.name.startswith("tuned-seed2"):
+            (results.folder / "rag_nq_oracle" / "runs" / run.name).write_bytes(run.read_bytes())
+    part = pages["rag"].part(results)
+    [plot] = part.plots
+    assert plot.takeaway == "No verdict yet: it needs 3 seeds of each; tuned has 2."
+    shown = text(pages, part)
+    assert "| tuned adapter + passages |" in shown
+    assert "points of exact match beside" not in shown
+    assert "Exact answers, tuned adapter" not in shown
+    assert "Not measured yet, Natural Questions with 100 questions and 3 seeds" in shown
 
 
 def test_a_base_alone_is_shown_without_a_comparison(pages, results):

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
+from evidence_parts.figure import figure, final_seeds
 from evidence_parts.part import Block, Missing, Notes, Part, Table
 from evidence_parts.results import LEAST_SEEDS, Results, Study, is_settled, mean_step
 from halka.report.caveats import (
@@ -28,7 +30,6 @@ from halka.report.near_full import NEAR
 from halka.report.plots import forgetting, quality
 from halka.report.progress import progress
 from halka.report.rows import Row
-from halka.report.svg import drawn
 from halka.report.table import NOTHING, Cell, cells, columns
 from halka.report.units import listed, percent, signed
 from halka.util.text import plural
@@ -53,8 +54,10 @@ def part(results: Results, name: str) -> Part:
     if study.scored:
         blocks += [scores(study), costs(study)]
     blocks += [Notes(tuple(sentences))] if (sentences := findings(study)) else []
-    plots = (drawn(make, study.summary, study.runs, name=f"{name}-{make.__name__}") for make in PLOTS)
-    blocks += [plot for plot in plots if plot is not None]
+    seeds = final_seeds(study.summary)
+    for make in PLOTS:
+        plot = figure(partial(make, study.summary, study.runs), seeds, f"{name}-{make.__name__}")
+        blocks += [plot] if plot is not None else []
     if study.missing:
         blocks.append(Missing((study.command,), f"the rest of {listed(study.missing)}"))
     return Part(name, SETS[name], tuple(blocks))

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from evidence_parts.convergence import REACHED
+from evidence_parts.figure import figure, final_seeds
 from evidence_parts.part import Block, Missing, Notes, Part, table
 from evidence_parts.results import Results, Study, is_settled
 from halka.report.intervals import Estimate, Interval, gap, share
 from halka.report.progress import progress
 from halka.report.rows import Row, label_of
 from halka.report.summary import summarise
-from halka.report.svg import drawn
 from halka.report.table import NOTHING, Cell
 from halka.report.units import listed, percent
 
@@ -39,7 +40,10 @@ def part(results: Results) -> Part:
     for name, study in studies.items():
         own = {label_of(run) for run in studies["facts"].runs}
         runs = [run for run in study.runs if label_of(run) in own]
-        plot = drawn(progress, summarise(runs), runs, name=f"{KINDS[name]}-progress") if runs else None
+        if not runs:
+            continue
+        summary = summarise(runs)
+        plot = figure(partial(progress, summary, runs), final_seeds(summary), f"{KINDS[name]}-progress")
         blocks += [] if plot is None else [replace(plot, title=f"{plot.title}: {KINDS[name]}")]
     blocks += [
         Missing((study.command,), f"the rest of {KINDS[name]}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from evidence_parts.convergence import SETS, ranks
+from evidence_parts.figure import figure, final_seeds
 from evidence_parts.part import Block, Missing, Notes, Part
-from evidence_parts.results import Results, compare
+from evidence_parts.results import LEAST_SEEDS, Results, compare
 from halka.report.plots import curves, search
 from halka.report.rows import Measurement, is_done, label_of
 from halka.report.summary import summarise
-from halka.report.svg import Plot, drawn
+from halka.report.svg import Plot
 from halka.report.units import listed
 
 JUDGE = "python benchmarks/laws.py"
@@ -25,7 +27,8 @@ def part(results: Results) -> Part:
     missing: dict[str, list[str]] = {}
     for law in LAWS:
         runs = [run for run in results.runs(f"laws/{law.sweep}") if is_done(run) and label_of(run) in law.shown]
-        if verdict := verdicts.get(law.name):
+        verdict = verdicts.get(law.name)
+        if verdict and verdict["seeds"] >= LEAST_SEEDS:
             words = f"{verdict['law']} {_capital(verdict['verdict'])}: {verdict['finding']} ({verdict['seeds']} seeds)."
             blocks.append(Notes((words,)))
             plot = _figure(law.name, runs)
@@ -47,7 +50,11 @@ def _capital(words: str) -> str:
 def _figure(name: str, runs: Sequence[Measurement]) -> Plot | None:
     """Validation loss over the learning rate, with a band over the seeds."""
     place = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)
-    return drawn(search, summarise(runs), runs, name=f"law-{place}") if runs else None
+    if not runs:
+        return None
+    summary = summarise(runs)
+    seeds = {row.label: len({run["seed"] for run in runs if label_of(run) == row.label}) for row in summary.rows}
+    return figure(partial(search, summary, runs), seeds, f"law-{place}")
 
 
 def _ranks(results: Results) -> list[Block]:
@@ -61,6 +68,7 @@ def _ranks(results: Results) -> list[Block]:
             continue
         shown = {row.label for row in (*study.ranks, study.full) if row is not None}
         runs = [run for run in study.runs if label_of(run) in shown]
-        plot = drawn(curves, summarise(runs), runs, name=f"law-ranks-{name}")
+        summary = summarise(runs)
+        plot = figure(partial(curves, summary, runs), final_seeds(summary), f"law-ranks-{name}")
         blocks += [Notes((f"{SETS[name]}. {sentences[0]}",)), *([plot] if plot is not None else [])]
     return blocks

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from evidence_parts.figure import figure, too_few
 from evidence_parts.part import Block, Missing, Notes, Part, table
 from evidence_parts.results import Results, compare, settings
 from halka.report.axes import bar_axes, interval, value_at
 from halka.report.intervals import Estimate, apart, gap
-from halka.report.svg import Drawing, colour, drawn, grid, name_axes
+from halka.report.svg import Drawing, colour, grid, name_axes
 
 SETS = {"rag_nq_oracle": "Natural Questions", "rag_tofu": "TOFU's invented authors"}
 BOTH = "tuned adapter + passages"
@@ -29,13 +34,20 @@ def _set(results: Results, name: str) -> list[Block]:
     summary = summarise(runs)
     blocks: list[Block] = [f"{SETS[name]}:", table(heads(), [line(way) for way in summary.ways], caption(summary))]
     exact = {way.label: way.scores["exact"] for way in summary.ways if "exact" in way.scores}
-    plot = drawn(ways, SETS[name], exact, name=f"{name.replace('_', '-')}-ways")
+    seeds_by = {who: len({run["seed"] for run in runs if run["who"] == who}) for who in _trained(runs)}
+    plot = figure(partial(ways, SETS[name], exact), seeds_by, f"{name.replace('_', '-')}-ways")
     blocks += [plot] if plot is not None else []
-    blocks += [Notes(tuple(words))] if (words := [*sentences(summary), *_joint(exact)]) else []
+    words = [] if too_few(seeds_by) else [*sentences(summary), *_joint(exact)]
+    blocks += [Notes(tuple(words))] if words else []
     questions, seeds = wanted["examples"]["test"], len(wanted["seeds"])
-    if summary.questions < questions or len(summary.seeds) < seeds:
+    if summary.questions < questions or min(seeds_by.values(), default=0) < seeds:
         blocks.append(Missing((command,), f"{SETS[name]} with {questions} questions and {seeds} seeds"))
     return blocks
+
+
+def _trained(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who was trained, and so has seeds."""
+    return list(dict.fromkeys(run["who"] for run in runs if run["who"] != "base"))
 
 
 def _joint(exact: dict[str, Estimate]) -> list[str]:
