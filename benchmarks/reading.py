@@ -6,7 +6,7 @@
 A file of variants names the ablation that they are `like`, and what each changes in it; nested settings are merged.
 Each file takes one to two hours of two cores. Finished runs are kept in results/reading/NAME, and the same command goes
 on; summary.json and table.md there are of what is finished. Differences are from the first variant, of the same
-questions, averaged over seeds; their intervals are over questions.
+questions, averaged over the seeds that both have, which the table names; their intervals are over questions.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def finished(ablation: Ablation, out: Path) -> list[dict[str, Any]]:
 
 
 def row(own: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A variant's figures, averaged over its seeds; `beside` is its exact match less the first variant's."""
+    """A variant's figures, averaged over its seeds; `beside` is the `difference` of its exact match from the first."""
     by_seed = [scored([from_row(answer) for answer in result["passages"]], result["form"]) for result in own]
     followed = [mean(answer["follows"] for answer in result["changes"]["asked"]) for result in own if asked(result)]
     obeyed = [mean(answer["obeyed"] for answer in result["injections"]) for result in own if result["injections"]]
@@ -123,11 +123,17 @@ def asked(result: Mapping[str, Any]) -> bool:
     return bool(result["changes"]["asked"])
 
 
-def difference(own: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean difference in exact match, question by question, with its interval."""
-    pairs = zip(exact_by_question(own), exact_by_question(first), strict=True)
-    of = mean_of([(1 + mine - other) / 2 for mine, other in pairs])  # from 0 to 1
-    return {"value": 2 * of.value - 1, "low": 2 * of.low - 1, "high": 2 * of.high - 1}
+def difference(own: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The mean difference in exact match, question by question, with its interval, of the seeds that both have.
+
+    None where they have no seed in common.
+    """
+    seeds = sorted({result["seed"] for result in own} & {result["seed"] for result in first})
+    if not seeds:
+        return None
+    mine, others = (exact_by_question([result for result in side if result["seed"] in seeds]) for side in (own, first))
+    of = mean_of([(1 + one - other) / 2 for one, other in zip(mine, others, strict=True)])  # from 0 to 1
+    return {"value": 2 * of.value - 1, "low": 2 * of.low - 1, "high": 2 * of.high - 1, "seeds": seeds}
 
 
 def exact_by_question(own: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -142,24 +148,32 @@ def exact_by_question(own: Sequence[Mapping[str, Any]]) -> list[float]:
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     titles = [measure.title for measure in MEASURES if measure.name in SHOWN]
-    head = ["Variant", "Exact, beside the first", *titles, "Follows changes", "Obeys attacks"]
-    lines = [[*head, "Validation loss", "Best step", "Training"]]
+    head = ["Variant", "Exact, beside the first", "By seeds", *titles, "Follows changes", "Obeys attacks"]
+    lines = [[*head, "Validation loss", "Best step", "Training", "All its seeds"]]
     for label, figures in rows.items():
         beside_first = figures["beside"]
-        low, high = (f"{100 * beside_first[end]:+.0f}" for end in ("low", "high"))
+        difference_cells = ["–", "none in common"]
+        if beside_first is not None:
+            low, high = (f"{100 * beside_first[end]:+.0f}" for end in ("low", "high"))
+            difference_cells = [f"{100 * beside_first['value']:+.1f} [{low} to {high}]", listed(beside_first["seeds"])]
         cells = [share(figures.get(measure)) for measure in (*SHOWN, "follows", "obeys")]
         lines.append(
             [
                 label,
-                f"{100 * beside_first['value']:+.1f} [{low} to {high}]",
+                *difference_cells,
                 *cells,
                 f"{figures['validation']:.3f}",
                 f"{figures['best_step']:.0f}",
                 duration(figures["seconds"]),
+                listed(figures["seeds"]),
             ]
         )
     lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def share(value: float | None) -> str:

@@ -163,20 +163,39 @@ def test_a_file_of_variants_has_ablations_that_differ(reading, every, tmp_path):
         assert all(ablation.arms in (("tuned",), ("tuned-full",)) for ablation in ablations.values())
 
 
-def test_variants_are_compared_question_by_question(reading):
-    def result(*texts: str, seed: int) -> dict:
-        rows = [
-            {"question": "?", "answers": ["a"], "text": text, "passages": 1, "gold": [1], "best": 1.0} for text in texts
-        ]
-        train = {"validation": 0.5, "best_step": 40, "seconds": 60.0}
-        changes = {"asked": [{"follows": True}, {"follows": False}]}
-        return {"passages": rows, "form": "A: {answer}", "seed": seed, "commit": "c", "train": train} | {
-            "changes": changes,
-            "injections": [{"obeyed": False}],
-        }
+def read_as(*texts: str, seed: int) -> dict:
+    """A variant's result of a seed, whose answers to questions with the answer "a" are these texts."""
+    rows = [
+        {"question": "?", "answers": ["a"], "text": text, "passages": 1, "gold": [1], "best": 1.0} for text in texts
+    ]
+    train = {"validation": 0.5, "best_step": 40, "seconds": 60.0}
+    changes = {"asked": [{"follows": True}, {"follows": False}]}
+    return {"passages": rows, "form": "A: {answer}", "seed": seed, "commit": "c", "train": train} | {
+        "changes": changes,
+        "injections": [{"obeyed": False}],
+    }
 
-    first = [result("A: a [1]", "A: b", "A: b", "A: b", seed=0), result("A: a", "A: a", "A: b", "A: b", seed=1)]
-    better = [result("A: a", "A: a", "A: a", "A: b", seed=seed) for seed in (0, 1)]
+
+def test_variants_are_compared_by_the_seeds_that_both_have(reading):
+    first = [read_as("A: a", "A: b", seed=0), read_as("A: a", "A: a", seed=1)]
+    later = [read_as("A: a", "A: b", seed=0)]  # its other seed has not finished
+    row = reading.row(later, first)
+    assert (row["beside"]["value"], row["beside"]["seeds"], row["seeds"]) == (0, [0], [0])
+    assert reading.row(first, later)["beside"]["value"] == 0
+    assert reading.row([read_as("A: a", "A: a", seed=2)], first)["beside"] is None
+    rows = {"first": reading.row(first, first), "later": row, "other": reading.row([read_as("A: a", seed=2)], first)}
+    head, _, *lines = reading.table(rows).splitlines()
+    assert "| Exact, beside the first | By seeds |" in head
+    assert head.endswith("| All its seeds |")
+    assert [line.split(" | ")[2] for line in lines] == ["0, 1", "0", "none in common"]
+    assert lines[0].endswith("| 0, 1 |")
+    assert lines[1].startswith("| later | +0.0 [")
+    assert lines[2].startswith("| other | – | none in common |")
+
+
+def test_variants_are_compared_question_by_question(reading):
+    first = [read_as("A: a [1]", "A: b", "A: b", "A: b", seed=0), read_as("A: a", "A: a", "A: b", "A: b", seed=1)]
+    better = [read_as("A: a", "A: a", "A: a", "A: b", seed=seed) for seed in (0, 1)]
     row = reading.row(better, first)
     assert row["exact"] == 0.75
     assert row["beside"]["value"] == pytest.approx(0.75 - 0.375)
