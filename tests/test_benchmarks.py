@@ -9,6 +9,7 @@ import math
 import os
 import re
 import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,6 +211,55 @@ def test_what_was_cut_off_or_is_of_other_code_is_due(every):
     assert every.is_due(piece, None)
     assert every.is_due(piece, {**here, "whole": False})
     assert every.is_due(piece, {**here, "commit": "0" * 40})
+
+
+def test_what_keeps_its_parts_may_take_several_calls_and_all_else_fits_into_one(every):
+    tofu, merging = every.PIECES["rag_tofu_converged"], every.PIECES["merging"]
+    assert tofu.minutes > 90 > merging.minutes
+    assert every.fits(tofu, 600)
+    assert not every.fits(tofu, 30)
+    assert not every.fits(merging, 600)
+    assert every.fits(merging, 60 * 90)
+    assert every.listed(tofu, 90) == "385 min, in 5 calls"
+    assert every.listed(merging, 10) == " 40 min"
+    assert [name for name, piece in every.PIECES.items() if not piece.keeps and piece.minutes > 90] == []
+
+
+def test_a_piece_that_the_time_cuts_off_goes_on_in_the_next_call(tmp_path):
+    """Also from a shell that has started it in the background, where SIGINT is ignored unless somebody wants it."""
+    script, kept = tmp_path / "study.py", tmp_path / "kept"
+    script.write_text(
+        "import pathlib, sys, time\n"
+        f"kept = pathlib.Path({str(kept)!r})\n"
+        "first = not kept.exists()\n"
+        "kept.touch()\n"
+        "time.sleep(60 if first else 0)\n"
+        "kept.write_text('done')\n"
+    )
+    calls = (
+        "import importlib, json, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "every = importlib.import_module('all')\n"
+        f"piece = every.Piece({os.path.relpath(script, FOLDER)!r}, timed=False, keeps=True)\n"
+        "started = time.monotonic()\n"
+        "wholes = [every.measured(piece, seconds)['whole'] for seconds in (5, 50)]\n"
+        "print(json.dumps([wholes, time.monotonic() - started]))\n"
+    )
+    path = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(
+        [sys.executable, "-c", calls],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    *lines, last = ended.stdout.splitlines()
+    wholes, seconds = json.loads(last)
+    assert wholes == [False, True]
+    assert seconds < 50
+    assert [", and was cut off" in line for line in lines] == [True, False]
+    assert kept.read_text() == "done"
 
 
 def test_what_was_timed_beside_other_programs_is_due(every, monkeypatch):
