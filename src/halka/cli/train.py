@@ -156,6 +156,8 @@ def _read_tasks(runs: list[TrainingRun]) -> None:
 
 def _model_for(runs: list[TrainingRun], devices: Devices) -> AdaptedModel:
     """The base that the runs share, with an adapter for each. Raises HalkaError for tasks of several kinds."""
+    import torch
+
     from halka.training.ranks import device_of_rank
     from halka.util.machine import slow_in_bfloat16
 
@@ -171,7 +173,7 @@ def _model_for(runs: list[TrainingRun], devices: Devices) -> AdaptedModel:
         quantize=settings.quantize,
         shard=devices.shard,
     )
-    if str(model.base.dtype) == "torch.bfloat16" and slow_in_bfloat16(next(model.base.parameters()).device):
+    if model.base.dtype == torch.bfloat16 and slow_in_bfloat16(next(model.base.parameters()).device):
         say("this processor is slower in bfloat16 than in float32: --dtype float32 is faster, and takes more memory")
     for run in runs:
         method = method_of(run.plan, model)
