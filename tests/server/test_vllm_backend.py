@@ -338,7 +338,13 @@ def test_loras_that_are_no_links_have_only_so_much_room_and_what_answers_need_st
             post("second")
             until(lambda: there() == {"first"}, "what nobody needs stays, or what an answer needs does not")
             assert loras[0] in vllm.loras
-        until(lambda: not there() and not vllm.loras, "it stays after its last answer")
+            (folder / f"halka-{'0' * 64}").mkdir()  # which a look at the folder would remove
+            for _ in range(3):
+                post("tiny")
+            assert (folder / f"halka-{'0' * 64}").exists(), (
+                "the folder is looked at where all that is over the limit is needed"
+            )
+        until(lambda: not any(folder.iterdir()) and not vllm.loras, "it stays after its last answer")
         assert backend.loras.held == 0
 
 

@@ -76,8 +76,6 @@ class Vllm:
                         return  # only what follows an answer is missing
                     if fail(answers, error):
                         raise unavailable() from None
-                finally:
-                    self._clean()
         raise unavailable()
 
     async def load(self, name: str) -> None:
@@ -93,7 +91,6 @@ class Vllm:
                     continue
                 except Refused as error:
                     raise self._left_to_the_engine(id, error) from None
-        self._clean()
 
     def states(self) -> Iterable[BackendState]:
         """What the metrics say of each process."""
@@ -109,7 +106,7 @@ class Vllm:
 
     @contextmanager
     def _needing(self, lora: str | None) -> Iterator[None]:
-        """Within the block the LoRA's folder stays."""
+        """Within the block the LoRA's folder stays; afterwards perhaps nothing needs it."""
         self._needed[lora] += 1
         try:
             yield
@@ -117,6 +114,7 @@ class Vllm:
             self._needed[lora] -= 1
             if not self._needed[lora]:
                 del self._needed[lora]
+            self._clean()
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -164,7 +162,7 @@ class Vllm:
         """Unload what no name means any more, or has no room, as soon as no answer needs it; at times look for adapters
         that were removed, or that nobody asks for.
         """
-        due, full = time.monotonic() > self._cleaned + self.look, self.loras.held > self.loras.limit
+        due, full = time.monotonic() > self._cleaned + self.look, self.loras.can_trim(self._needed)
         if due or full or any(process.unwanted(self.loras.wanted) for process in self.processes):
             self._cleaned = time.monotonic() if due else self._cleaned
             task = asyncio.get_running_loop().create_task(self._unload(due))

@@ -99,13 +99,21 @@ class Loras:
         Those whose LoRA is needed stay; what is needed may change meanwhile.
         """
         async with self._changing:
-            for name in [*self._asked] if self.held > self.limit else ():
-                id = self._ids.get(name)
-                if id is not None and self._sizes[lora_of(id)] and lora_of(id) not in needed:
+            for name in [*self._asked]:
+                if self.held <= self.limit:
+                    return
+                if self._takes_room(name, needed):
                     self._means(name, None)
                     del self._asked[name]
-                    if self.held <= self.limit:
-                        return
+
+    def can_trim(self, needed: Container[str]) -> bool:
+        """Whether `trim` would change anything."""
+        return self.held > self.limit and any(self._takes_room(name, needed) for name in self._asked)
+
+    def _takes_room(self, name: str, needed: Container[str]) -> bool:
+        """Whether its LoRA has bytes that are not the store's, and no answer needs it."""
+        id = self._ids.get(name)
+        return id is not None and self._sizes[lora_of(id)] > 0 and lora_of(id) not in needed
 
     async def remove_folders(self, used: Collection[str]) -> None:
         """Remove those that are neither wanted nor used."""
