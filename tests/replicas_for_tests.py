@@ -37,6 +37,7 @@ class Here:
     """Implements `Channel`.
 
     left   tokens that a replica says before it is lost, by its name; next: those of the next that is asked
+    hangs_then   it is not lost then, but hangs
     lose_files   replicas do not get the files that are put next; unreachable: no replica says what it holds
     hanging  replicas that say nothing from now on, neither what they hold nor to calls that they have
     most   calls with which a replica does not say what it holds, since Serve lets the question wait; open: those it has
@@ -49,6 +50,7 @@ class Here:
         self.next: int | None = None
         self.sent, self.lose_files, self.unreachable = list[Call](), False, False
         self.hanging, self.most, self.open = set[str](), 10**9, Counter(dict.fromkeys(names, 0))
+        self.hangs_then = False
 
     def put(self, files: Mapping[str, bytes]) -> Parcel:
         self.fetched.append(files)
@@ -76,7 +78,10 @@ class Here:
                             text = replace(reply, piece=piece).json
                     yield text
                     if left is not None and not self.left[replica.name]:
-                        raise Lost("it died")
+                        if not self.hangs_then:
+                            raise Lost("it died")
+                        self.hanging.add(replica.name)
+                        await asyncio.Event().wait()
         finally:
             self.open[replica.name] -= 1
 

@@ -262,32 +262,24 @@ def test_another_goes_on_with_what_a_replica_that_hangs_has(base, stored, tmp_pa
 
         async def answer(begun: bool) -> tuple[list[int], str]:
             """Its tokens, and who had it first, and hangs."""
-            before, tokens = channel.calls.copy(), list[int]()
-            async with aclosing(holder.follow(REQUEST)) as answers:
-                if begun:
-                    await anext(answers)
-                else:
-                    channel.hanging = {*channel.replicas}
-
-                async def read() -> None:
-                    async for one in answers:
-                        tokens[:] = one.tokens
-
-                reading = asyncio.create_task(read())
-                while channel.calls == before:
-                    await asyncio.sleep(0.001)
-                (first,) = channel.hanging = {*(channel.calls - before)}
-                while not holder.placement.hanging:
-                    await asyncio.to_thread(holder.watch.see)
-                await reading
+            channel.next, channel.hanging = 3 if begun else None, set() if begun else {*channel.replicas}
+            reading = asyncio.create_task(answered(server))
+            while not channel.calls or not channel.hanging:
+                await asyncio.sleep(0.001)
+            (first,) = channel.hanging = {*channel.calls}
+            while not holder.placement.hanging:
+                await asyncio.to_thread(holder.watch.see)
+            tokens = await reading
             assert [state.up for state in await asyncio.to_thread(states)].count(True) == 1
             channel.hanging = set()
+            channel.left.clear()
             while holder.placement.hanging:  # a look of the watch's own may be under way
                 await asyncio.to_thread(holder.watch.see)
             assert all(state.up for state in await asyncio.to_thread(states))
             return tokens, first
 
         expected = choices(server, prompt=[5, 6, 7], max_tokens=30, ignore_eos=True, logprobs=0)
+        channel.hangs_then = True
         for begun in (True, False):
             channel.calls.clear()
             tokens, first = asyncio.run(answer(begun))
