@@ -562,6 +562,18 @@ def test_markdown_has_the_figures_in_human_units() -> None:
         to_markdown(summarise(small(measurements())), ["speed"])
 
 
+def test_a_copys_latency_beside_the_base_is_not_that_of_a_model_of_its_own() -> None:
+    def runs(added: float) -> Runs:
+        runs = small(measurements())
+        for run in of(runs, "Full"):
+            run["latency"] = {"base_ms_per_token": 30.0, "adapted_ms_per_token": 30.0 * (1 + added), "added": added}
+        return runs
+
+    (sentence,) = about(summarise(runs(3.0)), "copy of all weights")
+    assert sentence.startswith("The added latency of Full is")
+    assert not about(summarise(runs(0.05)), "copy of all weights")
+
+
 def test_columns_without_figures_are_left_out() -> None:
     runs = [r | {"latency": None, "forgetting": None} for r in small(measurements())]
     assert "Latency" not in to_markdown(summarise(runs))

@@ -11,6 +11,8 @@ from halka.report.rows import Measurement, MetricInfo, Row, counting_runs, entry
 from halka.report.units import learning_rate, listed, percent
 from halka.util.text import one_line, plural
 
+NOTICED = 0.1  # of the base's time a token, which more of it must be to be worth a sentence
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -58,6 +60,7 @@ def caveats(evidence: Evidence) -> tuple[str, ...]:
         unequal_settings,
         noisy_timings,
         noisy_latency,
+        latency_of_a_copy,
         memory_off_prediction,
         mixed_origins,
         nothing_to_compare_with,
@@ -349,6 +352,19 @@ def noisy_latency(evidence: Evidence) -> list[str]:
     return [
         f"The same base took {base.low:.1f} to {base.high:.1f} ms a token over {base.n} runs ({percent(noise)} apart): "
         f"added latency below that is not distinguishable from none.{which}"
+    ]
+
+
+def latency_of_a_copy(evidence: Evidence) -> list[str]:
+    """Beside the base a full copy has another way through the engine: its fast one has the base's weights."""
+    slower = [
+        row.label for row in evidence.tuned if row.is_full and row.latency is not None and row.latency.mean > NOTICED
+    ]
+    if not slower:
+        return []
+    return [
+        f"The added latency of {listed(slower)} is that of a copy of all weights beside the base, which the engine "
+        "answers with by the model's ordinary layers. As a model of its own it answers as fast as the base."
     ]
 
 
