@@ -244,7 +244,7 @@ def test_from_files_to_a_report(files, tmp_path):
 
 
 def test_full_fine_tuning_stands_beside_the_adapter_where_the_ablation_wants_it(files, tmp_path):
-    plain = read_ablation(files / "ablation.yaml").model_copy(update={"seeds": (0,)})
+    plain = read_ablation(files / "ablation.yaml").model_copy(update={"seeds": (0,), "changes": 0})
     ablation = plain.at(plain.folder).model_copy(update={"full_lr": 1e-4})
     before, runs = runs_of(plain, tmp_path / "out"), runs_of(ablation, tmp_path / "out")
     assert [run.key for run in runs[:3]] == [run.key for run in before]
@@ -364,7 +364,7 @@ def test_a_fact_that_another_passage_holds_too_is_not_changed(files, tmp_path):
 
 
 def test_searches_are_made_once_for_all_runs(files, tmp_path):
-    ablation = read_ablation(files / "ablation.yaml")
+    ablation = read_ablation(files / "ablation.yaml").model_copy(update={"examples": {"test": 2}})
     model = adapt(*load_base(files / "base", dtype="float32"))
     first = measure.subject_of(ablation, tmp_path, model).searched
     (kept,) = tmp_path.glob("searched-*.json")
@@ -403,7 +403,7 @@ def test_a_stopped_process_leaves_its_answers_to_the_next(files, tmp_path):
 
 def test_answers_of_another_version_are_asked_for_again(files, tmp_path):
     """Else a result would have answers of code that is not its commit's."""
-    ablation = read_ablation(files / "ablation.yaml")
+    ablation = read_ablation(files / "ablation.yaml").model_copy(update={"changes": 0})
     rows = list[int]()
     subject = measure.subject_of(ablation, tmp_path, reading(adapt(*load_base(files / "base", dtype="float32")), rows))
     base = next(run for run in runs_of(ablation, tmp_path) if run.who == "base")
@@ -426,12 +426,11 @@ def test_answers_of_another_version_are_asked_for_again(files, tmp_path):
 
 @pytest.mark.slow
 def test_runs_at_a_time_have_processes_of_their_own_and_the_same_answers(files, tmp_path):
-    alone = read_ablation(files / "ablation.yaml").model_copy(update={"seeds": (0,)})
-    together = alone.model_copy(update={"jobs": 2})
+    alone = read_ablation(files / "ablation.yaml").model_copy(update={"seeds": (0,), "changes": 0})
+    together = alone.model_copy(update={"jobs": 2}).at(alone.folder)
     assert [run.key for run in runs_of(together, tmp_path)] == [run.key for run in runs_of(alone, tmp_path)]
-    for ablation, out in ((alone, tmp_path / "alone"), (together, tmp_path / "together")):
-        assert {event.kind for event in run_ablation(ablation.at(alone.folder), out)} >= {"started", "done"}
-    one, two = (results(alone, tmp_path / name) for name in ("alone", "together"))
+    assert {event.kind for event in run_ablation(together, tmp_path / "together")} >= {"started", "done"}
+    one, two = measured(alone, tmp_path / "alone"), results(alone, tmp_path / "together")
     assert len(one) == 3
     for part in ("passages", "injections", "floor"):
         assert [run[part] for run in one] == [run[part] for run in two]
@@ -457,7 +456,7 @@ def test_what_was_asked_of_others_is_not_taken_for_the_answers(files, tmp_path):
         shutil.copytree(files / name, tmp_path / name)
     for each in files.glob("*.jsonl"):
         shutil.copy(each, tmp_path)
-    given = yaml.safe_load((files / "ablation.yaml").read_text()) | {"max_new_tokens": 1, "injections": 0}
+    given = yaml.safe_load((files / "ablation.yaml").read_text()) | {"max_new_tokens": 1, "injections": 0, "changes": 0}
     path, out = tmp_path / "ablation.yaml", tmp_path / "out"
 
     def ran(**changes: Any) -> bool:

@@ -158,9 +158,11 @@ def test_virtual_tokens_start_as_the_text(method, fields, length, made, tmp_path
     length = length or len(tokens)
     assert len(tokens) > 3
     ids = {"length": length, "tokens": tokens}
-    by_text = measure(a_run(made, method, fields=fields, text="say it again", purpose="search"), tmp_path / "text")
-    by_ids = measure(a_run(made, method, fields=ids, purpose="search"), tmp_path / "ids")
-    other = measure(a_run(made, method, fields={"length": length}, purpose="search"), tmp_path / "other")
+    train = {"steps": 2, "batch_size": 4, "evaluate_every": 2, "lr": 1e-2, "seed": 0}
+    run = a_run(made, method, purpose="search", train=train, examples={"validation": 2})
+    by_text = measure(replace(run, fields=fields, text="say it again"), tmp_path / "text")
+    by_ids = measure(replace(run, fields=ids), tmp_path / "ids")
+    other = measure(replace(run, fields={"length": length}), tmp_path / "other")
     assert by_text["train"]["curve"] == by_ids["train"]["curve"] != other["train"]["curve"]
 
 
