@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib import import_module
 from inspect import getmembers, isclass
 from pkgutil import iter_modules
@@ -60,6 +61,11 @@ __all__ = [
 
 def all_methods() -> dict[str, type[Method]]:
     """The methods of this folder by name, in alphabetical order, without `Joint`, which is made of others."""
+    return dict(_all_methods())
+
+
+@cache
+def _all_methods() -> dict[str, type[Method]]:
     methods: dict[str, type[Method]] = {}
     for module in iter_modules(__path__, prefix=f"{__name__}."):
         for _, cls in getmembers(import_module(module.name), isclass):
@@ -71,7 +77,7 @@ def all_methods() -> dict[str, type[Method]]:
 
 def method_named(name: str) -> type[Method]:
     """The method of that name. Raises HalkaError that lists the methods."""
-    methods = all_methods()
+    methods = _all_methods()
     if name not in methods:
         raise HalkaError(f"there is no method {name!r}: choose one of {', '.join(methods)}")
     return methods[name]
