@@ -219,9 +219,8 @@ def fits(piece: Piece, seconds: float) -> bool:
 
 def measured(piece: Piece, seconds: float) -> dict[str, Any]:
     """Run a piece for at most `seconds`; what it ran on. Raises CalledProcessError where it fails."""
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # in the background shells have it ignored, by children too
+    # shells have it ignored in the background, by children too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before, started, busy, own = speed(), time.monotonic(), busy_seconds(), children_seconds()
     process = subprocess.Popen(piece.command, cwd=ROOT, env={**os.environ, "PYTHONPATH": "src:tests"})
     try:
