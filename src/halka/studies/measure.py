@@ -280,14 +280,16 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
             for note in noted
             if note["scored"] and (note["step"] != last or best == last)  # the last step leaves the best weights
         ]
+    # A search's memory is not compared, and an estimate takes as long as some of its steps.
+    predicted = {} if run.purpose == "search" else {"predicted": _predicted(model, items, config)}
     return training | {
         "memory": {
             **memory,
+            **predicted,
             "weights": weights,
             "gradients": gradients,
             "optimizer": moments,
             "activations": max(0, memory["peak"] - memory["baseline"] - copies - gradients - moments),
-            "predicted": _predicted(model, items, config),
         },
     }
 
