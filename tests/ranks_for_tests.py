@@ -29,6 +29,7 @@ from halka.models.quantised import quantise
 from halka.models.sharded import in_turn, load_sharded_base, shard
 from halka.objectives.sequence_to_sequence import Pair
 from halka.training import Job, Ranks, RunFolder, TrainConfig, joined_ranks, train, train_many
+from halka.training.parts import read_parts, write_parts
 from halka.util.divided import is_divided, whole
 from halka.util.dtypes import Quantize
 from halka.util.errors import HalkaError, TrainingError
@@ -203,6 +204,7 @@ def main(folder: Path) -> None:
         results["default device"] = exchanged_under_a_default_device(ranks)
         results["refusal"] = saved_of_fewer_labels(folder / "of fewer labels")
         results["refusals"] = refused_runs(folder)
+        results["parts"] = parts(folder, ranks)
         results["full disk"] = [full_disk(folder / f"full {name}", model_of_run(name), ranks) for name in RUNS]
         results["lost"] = lost(folder / "lost run", ranks)
         if ranks.first:
@@ -298,6 +300,33 @@ def full_disk(folder: Path, model: AdaptedModel, ranks: Ranks) -> dict[str, list
                 error = str(raised)
         errors[file] = of_all(error)
     return errors
+
+
+def parts(folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """The tensors of a full copy, written in parts to several files and read again; and each process's error, which it
+    catches, where the second has no room for its parts, where one of its files is lost, and where it writes elsewhere.
+    """
+    tensors = model_of_run("full").adapter("a").state_dict()
+    write_parts(folder / "parts", tensors, file=50_000)
+    again = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    read_parts(folder / "parts", again)
+    with pytest.raises(HalkaError) as full, nullcontext() if ranks.first else file_limit(3000):
+        write_parts(folder / "no room", tensors)
+    write_parts(folder / "damaged", tensors)
+    if ranks.first:
+        (folder / "damaged" / "shard-00002-model-00001-of-00001.safetensors").unlink()
+    dist.barrier()
+    with pytest.raises(HalkaError) as lacking:
+        read_parts(folder / "damaged", again)
+    with pytest.raises(HalkaError) as unseen:
+        write_parts(folder / f"of {ranks.rank} alone", tensors, seen=0)
+    return {
+        "written": {name: whole(tensor.detach()) for name, tensor in tensors.items()},
+        "read": {name: whole(tensor.detach()) for name, tensor in again.items()},
+        "full": of_all(str(full.value)),
+        "lacking": of_all(str(lacking.value)),
+        "unseen": of_all(str(unseen.value)),
+    }
 
 
 def exchanged_under_a_default_device(ranks: Ranks) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import halka
 import ranks_for_tests as ranks
 from halka.models.sharded import load_sharded_base
+from halka.training.parts import read_parts
 from halka.training.ranks import BUCKET, Ranks, _buckets, dealt_device
-from halka.util.errors import HalkaError
+from halka.util.errors import DamagedFolderError, HalkaError
 from ranks_for_tests import CASES
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -29,6 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ranks.stopped(folder / f"{name} run", name, steps=3)
     for process in ranks.run(2, str(folder)):
         assert process.returncode == 0, process.stdout
+    for name in ranks.RUNS:  # before a test goes on with them
+        shutil.copytree(folder / f"{name} stopped", folder / f"{name} checkpoint")
     return folder
 
 
@@ -86,10 +91,56 @@ def test_what_the_first_process_refuses_is_refused_in_all_and_none_waits(two: di
 
 
 def test_a_full_disk_of_the_first_process_is_an_error_of_all_and_none_waits(two: dict[str, Any]):
-    for errors in two["full disk"]:  # of an adapter that is whole, and of one that is divided
+    for name, errors in zip(ranks.RUNS, two["full disk"], strict=True):
         for file, (first, second) in errors.items():
-            assert re.search(rf"File too large: '.*/{file.partition(' ')[0]}'$", first), first
+            if name == "full" and file.startswith("checkpoint"):  # it is divided, so parts are written first
+                assert re.search(r"process 0 cannot write to /.*/parts-1: \[Errno 27\] File too large$", first), first
+            else:
+                assert re.search(rf"File too large: '.*/{file.partition(' ')[0]}'$", first), first
             assert second == first
+
+
+def test_parts_are_written_to_files_of_a_limited_size_and_read_again(two: dict[str, Any], folder: Path):
+    torch.testing.assert_close(two["parts"]["read"], two["parts"]["written"], rtol=0, atol=0)
+    files = sorted(path.name for path in (folder / "parts").iterdir())
+    assert {name[:11] for name in files} == {"shard-00001", "shard-00002"}
+    assert len(files) > 4
+
+
+def test_parts_are_read_whole_by_one_process(two: dict[str, Any], folder: Path):
+    tensors = {name: torch.zeros_like(tensor) for name, tensor in two["parts"]["written"].items()}
+    read_parts(folder / "parts", tensors)
+    torch.testing.assert_close(tensors, two["parts"]["written"], rtol=0, atol=0)
+
+
+def test_parts_that_one_process_cannot_write_or_read_are_an_error_of_all(two: dict[str, Any], folder: Path):
+    first, second = two["parts"]["full"]
+    assert first == second
+    assert first.endswith(f"process 1 cannot write to {folder / 'no room'}: [Errno 27] File too large")
+    assert not (folder / "no room").exists()
+    first, second = two["parts"]["unseen"]
+    assert first == second
+    assert first.startswith(f"the first process does not see in {folder / 'of 0 alone'} what the others wrote there (")
+    first, second = two["parts"]["lacking"]
+    assert first == second
+    assert re.match(r"/.*/damaged is damaged \(of .* it has \[\(.*\)\]\): remove ", first), first
+
+
+def test_a_checkpoint_that_lacks_parts_is_refused_before_anything_changes(folder: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(folder / "full checkpoint", run)
+    model = ranks.model_of_run("full")
+    before = ranks.whole_weights(model)
+    for damage, reason in (
+        (lambda path: path.write_bytes(b"\x00" * 100), "[Hh]eader"),
+        (Path.unlink, "it has"),
+    ):
+        damage(run / "parts-3" / "shard-00001-model-00001-of-00001.safetensors")
+        with pytest.raises(
+            DamagedFolderError, match=rf"parts-3 is damaged \(.*({reason}).*remove {re.escape(str(run))} "
+        ):
+            halka.fit(model, "a", ranks.data(), ranks.RUN, validation=ranks.items(5, seed=2), folder=run)
+    torch.testing.assert_close(ranks.whole_weights(model), before, rtol=0, atol=0)
 
 
 def test_a_run_of_one_process_goes_on_with_two(two: dict[str, Any], straight: dict[str, Any]):
@@ -98,6 +149,8 @@ def test_a_run_of_one_process_goes_on_with_two(two: dict[str, Any], straight: di
 
 
 def test_a_run_of_two_processes_goes_on_with_one(folder: Path, straight: dict[str, Any]):
+    parts = folder / f"{straight['name']} checkpoint" / "parts-3"
+    assert parts.exists() == (straight["name"] == "full")
     resumed = ranks.resumed(folder / f"{straight['name']} stopped", straight["name"])
     torch.testing.assert_close(resumed, {key: straight[key] for key in resumed}, rtol=1e-5, atol=1e-5)
 

@@ -1,14 +1,15 @@
 """A training run's checkpoint: adapter, optimiser and progress in one safetensors file, written whole or not at all.
 
-It holds no random state: the order of the examples and dropout follow from the seed and the step. Nor does it know of
-processes: what is divided among them is gathered tensor by tensor, and each takes its part when the run goes on.
+It holds no random state: the order of the examples and dropout follow from the seed and the step. Tensors that are
+divided among processes lie beside it, in a folder to which each process writes its parts (`parts.py`); the file, which
+is written last, names them. Any number of processes goes on from it.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from halka.core import Adapter
 from halka.util.cached import Changes
-from halka.util.divided import part_like
+from halka.util.divided import first_process, is_divided, part_like
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.tensor_file import read_tensors, shapes_of, write_tensors
 
@@ -52,31 +53,78 @@ class Checkpoint:
 
     path: Path
     progress: Progress
+    divided: Divided | None = None
 
     def check_fits(self, adapter: Adapter) -> None:
-        """Raises HalkaError where the file's tensors are not this adapter's, before `restore` changes any."""
+        """Raises HalkaError where the tensors are not this adapter's, or not all, before `restore` changes any."""
         places = _Places(adapter)
-        for key, shape in shapes_of(self.path):
+        divided: Mapping[str, Sequence[int]] = {} if self.divided is None else self.divided.shapes
+        for key, shape in (*shapes_of(self.path), *divided.items()):
             places.of(key, shape)
         places.check_all_filled()
+        if self.divided is not None:
+            self.divided.check()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """What `restore` takes, one after another."""
+        """What `restore` takes, one after another, but for those that are divided."""
         return read_tensors(self.path)
 
 
+@dataclass(frozen=True)
+class Divided:
+    """A folder with the parts of tensors that were divided, whose shapes are here by their names in the checkpoint."""
+
+    folder: Path
+    shapes: Mapping[str, Sequence[int]]
+
+    def check(self) -> None:
+        """Raises DamagedFolderError where the folder lacks a part."""
+        from halka.training.parts import check_parts  # torch's checkpoints take a while to import
+
+        check_parts(self.folder, self.shapes)
+
+    def tensors(self, adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
+        """What `restore` takes of them: this process's parts, or the whole. All processes call this together."""
+        from halka.training.parts import read_parts
+
+        own, parameters, places = adapter.state_dict(), dict(adapter.named_parameters()), _Places(adapter)
+        tensors: dict[str, Tensor] = {}
+        for key, shape in self.shapes.items():
+            name, field = places.of(key, shape)
+            tensors[key] = own[name] if field is None else torch.empty_like(parameters[name])
+        read_parts(self.folder, tensors)
+        yield from tensors.items()
+
+
 def save_checkpoint(
-    path: Path | None, run: dict[str, Any], progress: Progress, adapter: Adapter, optimizer: torch.optim.Optimizer
+    path: Path,
+    run: dict[str, Any],
+    progress: Progress,
+    adapter: Adapter,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     """Write a checkpoint; `run` identifies what is trained, on what and how, for `open_checkpoint` to compare.
 
-    Where the adapter is divided among processes, all of them call this, the first one alone with a path.
+    Where the adapter is divided among processes, all of them call this, and the first one writes the file.
+    Raises HalkaError in all where one cannot write its parts, and OSError in the first where it cannot write the file.
     """
     names = [name for name, _ in adapter.named_parameters()]
     tensors = adapter_tensors(adapter)
     for index, state in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{names[index]}.{key}": torch.as_tensor(value) for key, value in state.items()})
-    write_tensors(path, tensors, {"run": json.dumps(run, sort_keys=True), "progress": json.dumps(asdict(progress))})
+    metadata = {"run": json.dumps(run, sort_keys=True), "progress": json.dumps(asdict(progress))}
+    if divided := {key: tensor for key, tensor in tensors.items() if is_divided(tensor)}:
+        from halka.training.parts import write_parts
+
+        write_parts(parts_folder(path, progress.step), divided)
+        metadata["divided"] = json.dumps({key: [*tensor.shape] for key, tensor in divided.items()})
+    if first_process():
+        write_tensors(path, {key: tensor for key, tensor in tensors.items() if key not in divided}, metadata)
+
+
+def parts_folder(path: Path, step: int) -> Path:
+    """Where the divided tensors of that checkpoint are, which is written after that step."""
+    return path.with_name(f"parts-{step}")
 
 
 def open_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:
@@ -102,8 +150,10 @@ def open_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:
                 f"{way}Use another folder, or remove that one to begin afresh"
             )
         progress = json.loads(metadata["progress"])
+        shapes = json.loads(metadata.get("divided", "{}"))
     uncounted = {"computed": progress["tokens"]}  # in a checkpoint of before: as if none had been saved
-    return Checkpoint(path, Progress(**{**uncounted, **progress}))
+    divided = Divided(parts_folder(path, progress["step"]).absolute(), shapes) if shapes else None
+    return Checkpoint(path, Progress(**{**uncounted, **progress}), divided)
 
 
 def restore(tensors: Iterable[tuple[str, Tensor]], adapter: Adapter, optimizer: torch.optim.Optimizer) -> None:

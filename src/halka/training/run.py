@@ -72,6 +72,7 @@ class Run:
         )
         self.best: dict[str, Tensor] | None = None  # on the CPU, without a folder: weights of the best evaluation
         self.progress = Progress()
+        self._folder_of_first = self.folder  # to which all processes write what is divided among them
         self._saved_step: int | None = None  # that of the last checkpoint
         self._saved_best = 0  # the best step of the last checkpoint, whose weights stay until the next one
 
@@ -83,10 +84,14 @@ class Run:
         checkpoint = checked_by_first(self._checkpoint)
         if ranks.count > 1:
             ranks.check_same(self._identity)
-        progress = ranks.from_first(None if checkpoint is None else checkpoint.progress)
+        folder = None if self.folder is None else self.folder.path.absolute()
+        self._folder_of_first = None if (path := ranks.from_first(folder)) is None else RunFolder(path)
+        progress, divided = ranks.from_first((checkpoint.progress, checkpoint.divided) if checkpoint else (None, None))
         if progress is not None:
             self.progress, self._saved_step, self._saved_best = progress, progress.step, progress.best_step
-            restore(ranks.stream(() if checkpoint is None else checkpoint.tensors()), self.adapter, self.optimizer)
+            tensors = ranks.stream(() if checkpoint is None else checkpoint.tensors())
+            parts = () if divided is None else divided.tensors(self.adapter)
+            restore(itertools.chain(tensors, parts), self.adapter, self.optimizer)
         elif ranks.count > 1 and not self.divided:
             restore(ranks.stream(adapter_tensors(self.adapter).items()), self.adapter, self.optimizer)
         if ranks.count > 1 and self.progress.best_step:
@@ -225,8 +230,8 @@ class Run:
 
     def write_checkpoint(self) -> None:
         """Write a checkpoint beside the last one, where the run has a folder and `save_every` allows it."""
-        if self._writes and self.config.save_every:
-            path = None if self.folder is None else self.folder.next_checkpoint
+        if self._writes and self._folder_of_first is not None and self.config.save_every:
+            path = self._folder_of_first.next_checkpoint
             save_checkpoint(path, self._identity, self.progress, self.adapter, self.optimizer)
 
     def keep_checkpoint(self) -> None:
@@ -236,6 +241,7 @@ class Run:
         if self.folder is not None and self.config.save_every:
             self.folder.keep_next()
             self._saved_best = self.progress.best_step
+            self.folder.keep_parts(self._saved_step)
             self.folder.keep_bests(self._saved_best)
         if self.over:
             self.restore_best()

@@ -4,6 +4,7 @@ run.yaml                      the settings, which `halka train --config` reads (
 metrics.jsonl                 one line of JSON a step: `Step`'s fields
 checkpoint.safetensors        while the run is unfinished: all that it needs to go on exactly where it was
 checkpoint-next.safetensors   the next one, until all runs that train together have written theirs (`saving.py`)
+parts-STEP/                   beside a checkpoint of that step: its tensors that are divided among processes
 best-STEP.safetensors         while unfinished: the weights of the best evaluation, which came after that step
 adapter/                      the trained adapter, once the run is finished
 .lock                         while a process trains here
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -27,7 +29,7 @@ from halka.core import AdaptedModel
 from halka.methods import primary
 from halka.storage.adapter_folder import ADAPTER
 from halka.storage.save_load import help_save, save
-from halka.training.checkpoint import PADDED, Checkpoint, identity_of, open_checkpoint
+from halka.training.checkpoint import PADDED, Checkpoint, identity_of, open_checkpoint, parts_folder
 from halka.training.config import Step, TrainConfig, TrainResult
 from halka.util.divided import checked_by_first
 from halka.util.errors import HalkaError
@@ -65,6 +67,12 @@ class RunFolder:
         """Put the next checkpoint in the place of the one before."""
         os.replace(self.next_checkpoint, self.checkpoint)
         flush(self.path)
+
+    def keep_parts(self, step: int | None) -> None:
+        """Drop the parts of checkpoints, but for that after this step."""
+        for folder in self.path.glob("parts-*"):
+            if step is None or folder != parts_folder(self.checkpoint, step):
+                shutil.rmtree(folder)
 
     def best(self, step: int) -> Path:
         """The file with the weights of the best evaluation so far, which came after that step."""
@@ -108,6 +116,7 @@ class RunFolder:
         """Drop what the run would go on from; a run that begins anew here keeps the adapter until it has its own."""
         self.checkpoint.unlink(missing_ok=True)
         self.next_checkpoint.unlink(missing_ok=True)
+        self.keep_parts(None)
         self.keep_bests()
 
     def finish(
