@@ -167,8 +167,11 @@ def memory_worker(shared: int, packed: bool) -> dict[str, float]:
     return {"peak": machine.peak(cpu) - before, "useful": last.tokens, "computed": last.computed or 0}
 
 
-def memory_table() -> dict[str, Any]:
-    """Packed and padded peaks for every number of shared tokens, and the estimate for padded rows."""
+def write_memory(path: Path) -> None:
+    """Packed and padded peaks for every number of shared tokens, and the estimate for padded rows.
+
+    Each is written as it ends, and those that the file has of this commit stay.
+    """
     from fixed_batches import BASE
 
     import halka
@@ -176,8 +179,11 @@ def memory_table() -> dict[str, Any]:
     from halka.estimating.hardware import KERNELS
     from halka.models.loading import base_config
 
-    cases: list[dict[str, Any]] = []
-    for shared in SHARED:
+    result: dict[str, Any] = {"cases": [], "batch_tokens": BUDGET, "setup": setup("halka", "torch", "transformers")}
+    before = json.loads(path.read_text()) if path.exists() else result
+    if before["setup"]["commit"] == result["setup"]["commit"]:
+        result["cases"] = before["cases"]
+    for shared in SHARED[len(result["cases"]) :]:
         own = OWN if shared else ALONE
         length = shared + own
         estimated = dry_run(base_config(BASE), halka.LoRA(rank=8), Setup(BUDGET // length, length, answers=own))
@@ -185,9 +191,9 @@ def memory_table() -> dict[str, Any]:
         for way in ("packed", "padded"):
             case[way] = in_a_process(__file__, {"shared": shared, "packed": way == "packed"})
         case["estimated"] = estimated.memory.total - estimated.base_bytes + KERNELS
-        cases.append(case)
+        result["cases"].append(case)
+        path.write_text(json.dumps(result, indent=1) + "\n")
         print(case, flush=True)
-    return {"cases": cases, "batch_tokens": BUDGET, "setup": setup("halka", "torch", "transformers")}
 
 
 def main() -> None:
@@ -210,7 +216,7 @@ def main() -> None:
         result = steps_table(arguments.tasks, arguments.count, arguments.runs)
         (arguments.out / "packing_steps.json").write_text(json.dumps(result, indent=1) + "\n")
     if arguments.memory:
-        (arguments.out / "packing_memory.json").write_text(json.dumps(memory_table(), indent=1) + "\n")
+        write_memory(arguments.out / "packing_memory.json")
 
 
 if __name__ == "__main__":
