@@ -151,8 +151,15 @@ def test_a_run_of_one_process_goes_on_with_two(two: dict[str, Any], straight: di
 def test_a_run_of_two_processes_goes_on_with_one(folder: Path, straight: dict[str, Any]):
     parts = folder / f"{straight['name']} checkpoint" / "parts-3"
     assert parts.exists() == (straight["name"] == "full")
-    resumed = ranks.resumed(folder / f"{straight['name']} stopped", straight["name"])
+    run = folder / f"{straight['name']} stopped"
+    for name in (
+        "parts-9",
+        "parts-list",
+    ):  # one that a process left which was killed as it wrote, and one of the user's
+        (run / name).mkdir()
+    resumed = ranks.resumed(run, straight["name"])
     torch.testing.assert_close(resumed, {key: straight[key] for key in resumed}, rtol=1e-5, atol=1e-5)
+    assert [path.name for path in run.glob("parts-*")] == ["parts-list"]
 
 
 def test_the_first_process_alone_writes_the_run_and_writes_it_whole(folder: Path, straight: dict[str, Any]):

@@ -27,6 +27,7 @@ from halka.util.tensor_file import read_tensors, shapes_of, write_tensors
 STEP = "step"  # what the optimiser counts of each parameter; all else that it keeps is of the parameter's shape
 PADDED: dict[str, Any] = {"batches": "padded", "group_shared": False}
 """Settings of `TrainConfig` that a run had before there were others; its checkpoint does not name them."""
+PARTS = "parts-"  # and a step: the name of a folder
 PLAN = "plan of batches"
 """Of a run's identity. It follows from all else there, so it differs alone only in another version."""
 
@@ -97,11 +98,7 @@ class Divided:
 
 
 def save_checkpoint(
-    path: Path,
-    run: dict[str, Any],
-    progress: Progress,
-    adapter: Adapter,
-    optimizer: torch.optim.Optimizer,
+    path: Path, run: dict[str, Any], progress: Progress, adapter: Adapter, optimizer: torch.optim.Optimizer
 ) -> None:
     """Write a checkpoint; `run` identifies what is trained, on what and how, for `open_checkpoint` to compare.
 
@@ -124,7 +121,13 @@ def save_checkpoint(
 
 def parts_folder(path: Path, step: int) -> Path:
     """Where the divided tensors of that checkpoint are, which is written after that step."""
-    return path.with_name(f"parts-{step}")
+    return path.with_name(f"{PARTS}{step}")
+
+
+def parts_folders(run: Path) -> list[Path]:
+    """All such folders in that of a run."""
+    paths = run.glob(f"{PARTS}*")
+    return [path for path in paths if path.name.removeprefix(PARTS).isdecimal() and path.is_dir()]
 
 
 def open_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:

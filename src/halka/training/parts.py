@@ -12,60 +12,77 @@ import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 from torch import Size, Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load  # pyright: ignore[reportUnknownVariableType]
 from torch.distributed.checkpoint.state_dict_saver import save  # pyright: ignore[reportUnknownVariableType]
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
+from halka.training.ranks import Ranks
 from halka.util.divided import checked_by_first, first_process, lost_rank_error
 from halka.util.errors import DamagedFolderError, HalkaError
+from halka.util.files import flush
 
-FILE = 2**30  # bytes that a process puts into one file, and has in memory once more while it does
-SEEN = 60.0  # seconds in which a network file system shows one machine what another has written
+FILE = 2**28  # bytes of a process's tensors in one file: writing takes up to three times as much memory
+SEEN = 180.0  # seconds in which a network file system shows one machine what another has written
 
 
 def write_parts(folder: Path, tensors: Mapping[str, Tensor], file: int = FILE, seen: float = SEEN) -> None:
     """Write divided tensors to a folder that all processes see, instead of one of that name; all call this together.
 
-    `file` is how many bytes a process puts into one file, `seen` how many seconds the first one waits until it sees all
-    files. Raises HalkaError in all of them where one cannot write, when no folder is left, and where the first does not
-    see what another wrote.
+    A process begins another file after `file` bytes. Where one cannot write, or the first does not see after `seen`
+    seconds what another wrote, HalkaError is raised in all, and the folder is removed.
     """
     checked_by_first(lambda: shutil.rmtree(folder) if folder.exists() else None)
-    numbers = _files(tensors, file * dist.get_world_size())
-    writer = HuggingFaceStorageWriter(str(folder), numbers, save_distributed=True)
+    writer = _Writer(str(folder), _files(tensors, file * dist.get_world_size()), save_distributed=True)
     try:
-        with _raised_in_all(f"write to {folder}"):
+        with Ranks.here().raised_in_all(), _unwrapped():
             save(dict(tensors), storage_writer=writer)
+            if writer.failure is not None:
+                raise HalkaError(f"process {dist.get_rank()} cannot write to {folder}: {writer.failure}")
+            flush(folder)
+        checked_by_first(lambda: _check_seen(folder, _shapes(tensors), seen))
     except HalkaError:
         if first_process():
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    checked_by_first(lambda: _check_seen(folder, {name: one.shape for name, one in tensors.items()}, seen))
 
 
 def read_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Fill tensors, divided or whole, with what such a folder has of them; all processes call this together.
 
-    Raises HalkaError in all of them where one cannot read, or not all, as where a machine does not see the folder.
+    Raises DamagedFolderError, or HalkaError with its message, in all of them where one does not see all parts.
     """
-    with _raised_in_all(f"read {folder}"), warnings.catch_warnings(action="ignore", category=UserWarning):
-        load(dict(tensors), storage_reader=_Reader(folder, {name: one.shape for name, one in tensors.items()}))
+    with Ranks.here().raised_in_all():
+        check_parts(folder, _shapes(tensors))
+    with _unwrapped(), warnings.catch_warnings(action="ignore", category=UserWarning):  # of a process alone
+        load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)))
 
 
 def check_parts(folder: Path, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Raises DamagedFolderError where the folder lacks a part of one of these tensors, by their names."""
-    reader = _Reader(folder, shapes)
+    """Raises DamagedFolderError where the folder lacks a part of one of these tensors, by their names.
+
+    torch would leave it as the memory happened to be.
+    """
     try:
-        metadata = reader.read_metadata()
+        metadata = HuggingFaceStorageReader(str(folder)).read_metadata()
     except Exception as error:  # whatever torch's reader makes of a damaged file
         raise _damaged(folder, error) from None
-    reader.check(metadata)
+    for name, shape in shapes.items():
+        stored = metadata.state_dict_metadata.get(name)
+        parts = stored.chunks if isinstance(stored, TensorStorageMetadata) else []
+        if sum(part.sizes.numel() for part in parts) != Size(shape).numel():
+            raise _damaged(folder, f"of {name} {tuple(shape)} it has {[tuple(part.sizes) for part in parts]}")
+
+
+def _damaged(folder: Path, reason: object) -> DamagedFolderError:
+    return DamagedFolderError(f"{folder} is damaged ({reason}): remove {folder.parent} to begin afresh")
 
 
 def _check_seen(folder: Path, shapes: Mapping[str, Sequence[int]], seconds: float) -> None:
@@ -82,28 +99,23 @@ def _check_seen(folder: Path, shapes: Mapping[str, Sequence[int]], seconds: floa
             time.sleep(1)
 
 
-class _Reader(HuggingFaceStorageReader):
-    """Raises DamagedFolderError for a part that is not there, which torch leaves as the memory happened to be."""
+class _Writer(HuggingFaceStorageWriter):
+    """Keeps this process's error, which torch would pickle for the others, and before torch 2.13 not on Python 3.13."""
 
-    def __init__(self, folder: Path, shapes: Mapping[str, Sequence[int]]):
-        super().__init__(str(folder))
-        self._folder, self._shapes = folder, shapes
+    failure: Exception | None = None
 
-    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        self.check(metadata)
-        super().set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
-
-    def check(self, metadata: Metadata) -> None:
-        """Raises DamagedFolderError where the files that `metadata` describes lack a part of a tensor."""
-        for name, shape in self._shapes.items():
-            stored = metadata.state_dict_metadata.get(name)
-            parts = stored.chunks if isinstance(stored, TensorStorageMetadata) else []
-            if sum(part.sizes.numel() for part in parts) != Size(shape).numel():
-                raise _damaged(self._folder, f"of {name} {tuple(shape)} it has {[tuple(part.sizes) for part in parts]}")
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except Exception as error:
+            self.failure = error
+        nothing: Future[list[WriteResult]] = Future()
+        nothing.set_result([])
+        return nothing
 
 
-def _damaged(folder: Path, reason: object) -> DamagedFolderError:
-    return DamagedFolderError(f"{folder} is damaged ({reason}): remove {folder.parent} to begin afresh")
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _files(tensors: Mapping[str, Tensor], size: int) -> dict[str, int]:
@@ -117,14 +129,12 @@ def _files(tensors: Mapping[str, Tensor], size: int) -> dict[str, int]:
 
 
 @contextmanager
-def _raised_in_all(act: str) -> Generator[None]:
-    """Raises, in all processes, the error that torch's checkpoints met in one; `act` says what cannot be done."""
+def _unwrapped() -> Generator[None]:
+    """Raises LostRankError for a lost process, and else the error that torch raises in all within an exception of its
+    own."""
     try:
         with lost_rank_error():
             yield
     except CheckpointException as failed:
-        rank, (error, _) = min(failed.failures.items(), key=lambda failure: failure[0])
-        if isinstance(error, HalkaError) or not isinstance(error, Exception):  # the latter where it was interrupted
-            raise error from None
-        reason = error if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        raise HalkaError(f"process {rank} cannot {act}: {reason}") from None
+        error, _ = min(failed.failures.items(), key=lambda failure: failure[0])[1]
+        raise error from None

@@ -72,7 +72,7 @@ class Run:
         )
         self.best: dict[str, Tensor] | None = None  # on the CPU, without a folder: weights of the best evaluation
         self.progress = Progress()
-        self._folder_of_first = self.folder  # to which all processes write what is divided among them
+        self._next_checkpoint: Path | None = None  # the first process's, beside which all write what is divided
         self._saved_step: int | None = None  # that of the last checkpoint
         self._saved_best = 0  # the best step of the last checkpoint, whose weights stay until the next one
 
@@ -84,8 +84,7 @@ class Run:
         checkpoint = checked_by_first(self._checkpoint)
         if ranks.count > 1:
             ranks.check_same(self._identity)
-        folder = None if self.folder is None else self.folder.path.absolute()
-        self._folder_of_first = None if (path := ranks.from_first(folder)) is None else RunFolder(path)
+        self._next_checkpoint = ranks.from_first(self.folder and self.folder.next_checkpoint.absolute())
         progress, divided = ranks.from_first((checkpoint.progress, checkpoint.divided) if checkpoint else (None, None))
         if progress is not None:
             self.progress, self._saved_step, self._saved_best = progress, progress.step, progress.best_step
@@ -230,9 +229,8 @@ class Run:
 
     def write_checkpoint(self) -> None:
         """Write a checkpoint beside the last one, where the run has a folder and `save_every` allows it."""
-        if self._writes and self._folder_of_first is not None and self.config.save_every:
-            path = self._folder_of_first.next_checkpoint
-            save_checkpoint(path, self._identity, self.progress, self.adapter, self.optimizer)
+        if self._writes and self._next_checkpoint is not None and self.config.save_every:
+            save_checkpoint(self._next_checkpoint, self._identity, self.progress, self.adapter, self.optimizer)
 
     def keep_checkpoint(self) -> None:
         """Put the checkpoint that was written in the place of the one before. After the last step, restore the best

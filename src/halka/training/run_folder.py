@@ -29,7 +29,14 @@ from halka.core import AdaptedModel
 from halka.methods import primary
 from halka.storage.adapter_folder import ADAPTER
 from halka.storage.save_load import help_save, save
-from halka.training.checkpoint import PADDED, Checkpoint, identity_of, open_checkpoint, parts_folder
+from halka.training.checkpoint import (
+    PADDED,
+    Checkpoint,
+    identity_of,
+    open_checkpoint,
+    parts_folder,
+    parts_folders,
+)
 from halka.training.config import Step, TrainConfig, TrainResult
 from halka.util.divided import checked_by_first
 from halka.util.errors import HalkaError
@@ -68,10 +75,11 @@ class RunFolder:
         os.replace(self.next_checkpoint, self.checkpoint)
         flush(self.path)
 
-    def keep_parts(self, step: int | None) -> None:
+    def keep_parts(self, step: int | None = None) -> None:
         """Drop the parts of checkpoints, but for that after this step."""
-        for folder in self.path.glob("parts-*"):
-            if step is None or folder != parts_folder(self.checkpoint, step):
+        kept = None if step is None else parts_folder(self.checkpoint, step)
+        for folder in parts_folders(self.path):
+            if folder != kept:
                 shutil.rmtree(folder)
 
     def best(self, step: int) -> Path:
@@ -116,7 +124,7 @@ class RunFolder:
         """Drop what the run would go on from; a run that begins anew here keeps the adapter until it has its own."""
         self.checkpoint.unlink(missing_ok=True)
         self.next_checkpoint.unlink(missing_ok=True)
-        self.keep_parts(None)
+        self.keep_parts()
         self.keep_bests()
 
     def finish(
@@ -173,13 +181,14 @@ class RunFolder:
         return PADDED if identity is not None and "batches" not in identity else {}
 
     def resume(self, identity: dict[str, Any]) -> Checkpoint | None:
-        """The checkpoint to go on from; without one the run begins. Later metrics are dropped.
+        """The checkpoint to go on from; without one the run begins. Later metrics are dropped, and parts of others.
 
         Raises HalkaError for a checkpoint that is damaged or of a run with another identity.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         checkpoint = open_checkpoint(self.checkpoint, identity)
         done = 0 if checkpoint is None else checkpoint.progress.step
+        self.keep_parts(done)
         if checkpoint is not None and (old := self.path / OLD_BEST).exists():
             old.rename(self.best(checkpoint.progress.best_step))
         metrics = self.path / METRICS
