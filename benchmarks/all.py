@@ -110,7 +110,7 @@ PIECES = {
     "speed-long-instruction": Piece("speed.py", ("--pairs", "lora", "--tasks", "snips-180"), 60),
     "packing-grid": Piece("packing_grid.py", minutes=60, timed=False, keeps=True),
     "packing-steps": Piece("packing.py", ("--steps", "--count", "20"), 40),
-    "packing-memory": Piece("packing.py", ("--memory",), 10),
+    "packing-memory": Piece("packing.py", ("--memory",), 10, keeps=True),
     "together": Piece("together.py"),
     "decoding": Piece("decoding.py"),
     "engine-decoding": Piece("engine.py", ("--only", "decoding", "families"), 25, {"--llama": LLAMA, "--vllm": VLLM}),
