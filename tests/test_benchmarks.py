@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -289,6 +290,7 @@ def parts(gpu, tmp_path):
 def test_the_gpu_s_pieces_run_with_tiny_shapes_on_a_processor(gpu, parts, tmp_path, monkeypatch):
     """By `main` and its workers, one of them in a process; what a piece that fails has measured is kept."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    monkeypatch.setitem(gpu.SIZES, True, replace(gpu.SIZES[True], steps=1))
 
     def start(arguments):
         if arguments[0] == "decoding":
