@@ -307,7 +307,7 @@ def parts(folder: Path, ranks: Ranks) -> dict[str, Any]:
     catches, where the second has no room for its parts, where one of its files is lost, and where it writes elsewhere.
     """
     tensors = model_of_run("full").adapter("a").state_dict()
-    write_parts(folder / "parts", tensors, file=50_000)
+    write_parts(folder / "parts", tensors, file_bytes=50_000)
     again = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     read_parts(folder / "parts", again)
     with pytest.raises(HalkaError) as full, nullcontext() if ranks.first else file_limit(3000):
@@ -319,7 +319,7 @@ def parts(folder: Path, ranks: Ranks) -> dict[str, Any]:
     with pytest.raises(HalkaError) as lacking:
         read_parts(folder / "damaged", again)
     with pytest.raises(HalkaError) as unseen:
-        write_parts(folder / f"of {ranks.rank} alone", tensors, seen=0)
+        write_parts(folder / f"of {ranks.rank} alone", tensors, wait=0)
     return {
         "written": {name: whole(tensor.detach()) for name, tensor in tensors.items()},
         "read": {name: whole(tensor.detach()) for name, tensor in again.items()},

@@ -126,8 +126,8 @@ def parts_folder(path: Path, step: int) -> Path:
 
 def parts_folders(run: Path) -> list[Path]:
     """All such folders in that of a run."""
-    paths = run.glob(f"{PARTS}*")
-    return [path for path in paths if path.name.removeprefix(PARTS).isdecimal() and path.is_dir()]
+    named = (path for path in run.glob(f"{PARTS}*") if path.name.removeprefix(PARTS).isdecimal())
+    return [path for path in named if path.is_dir() and not path.is_symlink()]
 
 
 def open_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:

@@ -29,25 +29,27 @@ from halka.util.divided import checked_by_first, first_process, lost_rank_error
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import flush
 
-FILE = 2**28  # bytes of a process's tensors in one file: writing takes up to three times as much memory
-SEEN = 180.0  # seconds in which a network file system shows one machine what another has written
+FILE_BYTES = 2**28  # of a process's tensors in one file: writing takes up to three times as much memory
+WAIT = 180.0  # seconds in which a network file system shows one machine what another has written
 
 
-def write_parts(folder: Path, tensors: Mapping[str, Tensor], file: int = FILE, seen: float = SEEN) -> None:
+def write_parts(
+    folder: Path, tensors: Mapping[str, Tensor], *, file_bytes: int = FILE_BYTES, wait: float = WAIT
+) -> None:
     """Write divided tensors to a folder that all processes see, instead of one of that name; all call this together.
 
-    A process begins another file after `file` bytes. Where one cannot write, or the first does not see after `seen`
+    A process begins another file after `file_bytes`. Where one cannot write, or the first does not see after `wait`
     seconds what another wrote, HalkaError is raised in all, and the folder is removed.
     """
     checked_by_first(lambda: shutil.rmtree(folder) if folder.exists() else None)
-    writer = _Writer(str(folder), _files(tensors, file * dist.get_world_size()), save_distributed=True)
+    writer = _Writer(str(folder), _files(tensors, file_bytes * dist.get_world_size()), save_distributed=True)
     try:
         with Ranks.here().raised_in_all(), _unwrapped():
             save(dict(tensors), storage_writer=writer)
             if writer.failure is not None:
                 raise HalkaError(f"process {dist.get_rank()} cannot write to {folder}: {writer.failure}")
             flush(folder)
-        checked_by_first(lambda: _check_seen(folder, _shapes(tensors), seen))
+        checked_by_first(lambda: _check_seen(folder, _shapes(tensors), wait))
     except HalkaError:
         if first_process():
             shutil.rmtree(folder, ignore_errors=True)
