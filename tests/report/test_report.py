@@ -440,6 +440,11 @@ def test_what_was_to_stop_early_and_did_not_has_a_caveat() -> None:
         run["train"]["validation"] = [{"step": step, "loss": 1.0} for step in range(10, 121, 10)]
     summary = summarise(runs)
     assert about(summary, "had not converged") == ["IA3 (2 of 3 runs) had not converged at the most steps, 120."]
+    finals = of(runs, "IA3", "final")
+    searches = [run for run in runs if run not in finals]  # which are to end after few steps
+    for run in of(searches, "IA3"):
+        run["train"]["best_step"] = 120
+    assert not about(summarise(searches), "had not converged")
     assert not about(summary, "best at the last step")
     for run in of(runs, "IA3"):
         run["train"]["steps"] = 360

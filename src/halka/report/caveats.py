@@ -209,10 +209,11 @@ def not_the_best_rate(evidence: Evidence) -> list[str]:
 
 
 def not_converged(evidence: Evidence) -> list[str]:
-    """Methods whose runs came to their last step although they were to stop early."""
+    """Methods whose final runs came to their last step although they were to stop early; searches are short."""
     names, limits = [], set[float]()
     for row in evidence.tuned:
-        runs = [run for run in evidence.used(row) if patience_of(run) is not None]
+        finals = (run for run in evidence.used(row) if run.get("purpose") != "search")
+        runs = [run for run in finals if patience_of(run) is not None]
         limited = [run for run in runs if cut_off(run)]
         limits |= {steps for run in limited if (steps := number(run, "train", "steps")) is not None}
         names += [f"{row.label} ({len(limited)} of {plural(len(runs), 'run')})"] if limited else []
