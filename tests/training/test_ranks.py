@@ -131,10 +131,7 @@ def test_a_checkpoint_that_lacks_parts_is_refused_before_anything_changes(folder
     shutil.copytree(folder / "full checkpoint", run)
     model = ranks.model_of_run("full")
     before = ranks.whole_weights(model)
-    for damage, reason in (
-        (lambda path: path.write_bytes(b"\x00" * 100), "[Hh]eader"),
-        (Path.unlink, "it has"),
-    ):
+    for damage, reason in ((lambda path: path.write_bytes(b"\x00" * 100), "[Hh]eader"), (Path.unlink, "it has")):
         damage(run / "parts-3" / "shard-00001-model-00001-of-00001.safetensors")
         with pytest.raises(
             DamagedFolderError, match=rf"parts-3 is damaged \(.*({reason}).*remove {re.escape(str(run))} "
@@ -152,11 +149,8 @@ def test_a_run_of_two_processes_goes_on_with_one(folder: Path, straight: dict[st
     parts = folder / f"{straight['name']} checkpoint" / "parts-3"
     assert parts.exists() == (straight["name"] == "full")
     run = folder / f"{straight['name']} stopped"
-    for name in (
-        "parts-9",
-        "parts-list",
-    ):  # one that a process left which was killed as it wrote, and one of the user's
-        (run / name).mkdir()
+    (run / "parts-9").mkdir()  # left by a process that was killed as it wrote
+    (run / "parts-list").mkdir()  # the user's own
     resumed = ranks.resumed(run, straight["name"])
     torch.testing.assert_close(resumed, {key: straight[key] for key in resumed}, rtol=1e-5, atol=1e-5)
     assert [path.name for path in run.glob("parts-*")] == ["parts-list"]
