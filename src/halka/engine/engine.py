@@ -27,6 +27,7 @@ from halka.engine.waiting import WRITTEN
 from halka.models.attention.paged import SIZE
 from halka.models.layouts import layout_of
 from halka.storage.save_load import Allowed
+from halka.util.core_share import give_cores_back, take_cores
 from halka.util.errors import HalkaError
 from halka.util.machine import memory_named
 
@@ -226,6 +227,7 @@ class Engine:
         OutOfMemoryError where the pass does not fit in memory.
         """
         with self._lock:
+            take_cores(self.cache.kv.data.device)
             self._follow()
             try:
                 firsts = [text.version for text in self.schedule.waiting.firsts()]
@@ -243,8 +245,10 @@ class Engine:
                 self._start_over()
                 raise
             idle = not self.schedule.running
-        if idle and reading is not None:
-            wait([reading], READING)
+        if idle:
+            give_cores_back()
+            if reading is not None:
+                wait([reading], READING)
         return self.busy
 
     def _follow(self) -> None:

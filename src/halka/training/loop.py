@@ -31,6 +31,7 @@ from halka.training.ranks import Ranks
 from halka.training.run import Run, batch_plan, packed_batches
 from halka.training.saving import resume_together, save_together
 from halka.training.sharing import Pass, own_passes
+from halka.util.core_share import give_cores_back, take_cores
 from halka.util.errors import LostRankError, OutOfMemoryError, TrainingError
 from halka.util.machine import returning_memory
 from halka.util.mode import in_mode
@@ -67,12 +68,14 @@ def loop(
     """Train the runs together until each is over; yields by name the step of each, or the error that ends it."""
     resume_together(runs, ranks)
     ahead = StepWork(model, {run: run.next_batches() for run in runs if not run.over}, ranks)
+    device = next(model.base.parameters()).device
     before: dict[Run, int] = {}  # of the step under way: after how many steps its runs were
     try:
         while active := [run for run in runs if not run.over]:
             before = {run: run.progress.step for run in active}
             results: dict[str, Step | TrainingError] = {}
             started = time.perf_counter()
+            take_cores(device)
 
             # data: the batches whose gradients make each run's next step
             same = [*ahead.batches] == active
@@ -136,6 +139,8 @@ def loop(
         if whole and at_one_step and not any(run.divided for run in runs):  # of divided ones all processes have a part
             save_together(runs, Ranks())
         raise
+    finally:
+        give_cores_back()
 
 
 class StepWork:
@@ -278,11 +283,12 @@ def mean_loss(
     Batches are packed and limited as those of training with `config`; packed ones have examples that begin alike
     together. With `ranks`, all of which call this, each computes its share of the batches.
     """
-    ranks = ranks or Ranks()
+    ranks, device = ranks or Ranks(), next(model.base.parameters()).device
     packed, losses = packed_batches(model, config), list[Tensor]()
     with torch.no_grad(), model.use(name), use_attention(model.base), in_mode(False, model.base):
         batches = batch_plan(model, items, replace(config, group_shared=packed))
         for start in range(0, len(batches), ranks.count):  # as many passes on every rank
+            take_cores(device)
             own = start + ranks.rank
             batch = [items[i] for i in batches[min(own, len(batches) - 1)]]
             losses.append(summed_losses(model, {name: batch}, packed=packed) * (own < len(batches)))
