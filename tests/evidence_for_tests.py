@@ -105,9 +105,9 @@ def _final(
     result["parameters"] = {"trainable": 0, "total": PARAMETERS}
     if entry["method"] == "base":
         return result
-    most, every = settings["train"]["steps"], settings["train"]["evaluate_every"]
-    best = most if is_limited else min(most - 4 * every, every * round(3 * pace / every + seed))
-    last = min(best + 4 * every, most)
+    most, every, patience = (settings["train"][name] for name in ("steps", "evaluate_every", "patience"))
+    best = most if is_limited else min(most - patience * every, every * round(3 * pace / every + seed))
+    last = min(best + patience * every, most)
     size = {"full": PARAMETERS}.get(entry["method"], 300_000 * entry.get("rank", entry.get("width", 4)))
     seconds = {"full": 1.6}.get(entry["method"], 1.1)
     steps = range(every, last + 1, every)
@@ -115,7 +115,7 @@ def _final(
     validation = [{"step": step, "loss": 2 - learned[min(step, best)] + 0.01 * (step > best)} for step in steps]
     followed = [
         {"step": step, "score": scale * value * learned[step] / learned[best], "perplexity": 30 * (1 + step / most)}
-        for step in range(settings["score_every"], best + 1, settings["score_every"])
+        for step in range(every, best + 1, every)
     ]
     change = draw.uniform(0.1, 0.2) * (2 if entry["method"] == "full" else 1)
     return result | {

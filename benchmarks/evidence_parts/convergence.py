@@ -72,7 +72,8 @@ def _size(study: Study) -> str:
     return (
         f"{study.settings['base']} in {study.settings['dtype']}; {sizes['train']} examples to train on, "
         f"{sizes['validation']} for validation, {sizes['test']} test items; batches of {train['batch_size']}, "
-        f"validated every {every} steps, until {patience} evaluations have not improved, at most {train['steps']}."
+        f"scored on the validation examples every {every} steps, until {patience} scores have not improved, at most "
+        f"{train['steps']}."
     )
 
 

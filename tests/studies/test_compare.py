@@ -197,6 +197,7 @@ def test_a_sweep_does_not_go_on_from_a_rate_at_which_a_seed_failed(stage):
     [
         ((LORA,), {"search_steps": 3}, "search_steps: a sweep has no final runs"),
         ((LORA,), {"score_every": 3}, "score_every: a sweep has no final runs"),
+        ((LORA,), {"best_by": "score"}, "best_by: a sweep has no final runs"),
         ((LORA, BASE), {}, "two rates or more .* bare"),
         ((IA3,), {}, "two rates or more .* ia3"),
     ],
@@ -473,6 +474,7 @@ def test_an_experiment_is_read_as_it_is_written(tmp_path):
         "search_steps": 5,
         "search_beyond": 1,
         "score_every": 2,
+        "best_by": "score",
         "sweep": False,
         "search_together": False,
         "seeds": [3],

@@ -34,7 +34,7 @@ from halka.methods import all_methods
 from halka.training import RunFolder, Step, TrainConfig, as_tokens, mean_loss, train
 from halka.training.checkpoint import Progress
 from halka.training.run import after_evaluation
-from halka.util.errors import TrainingError
+from halka.util.errors import HalkaError, TrainingError
 from halka.util.text import plural
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -290,6 +290,64 @@ def test_patience_is_counted_from_the_last_best():
     assert best == [True, True, False, True, False, False]
     assert stopped == [False] * 5 + [True]
     assert not after_evaluation(replace(progress, stopped=False), 9.0, patience=None).stopped
+
+
+def test_a_score_decides_instead_of_the_loss_and_patience_counts_by_it():
+    model, held_out, seen, steps = model_for(), contradicting(), {}, []
+    scores = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.9])
+    config = replace(OVERFIT, steps=60, patience=3)
+    for step in train(model, "a", items(), config, validation=held_out, score=lambda: next(scores)):
+        seen[step.step] = weights(model)
+        steps.append(step)
+    evaluated = [step for step in steps if step.validation is not None]
+    assert [step.score for step in evaluated] == [0.1, 0.5, 0.4, 0.5, 0.3]
+    lower = evaluated[3].validation < evaluated[1].validation
+    assert [step.best for step in evaluated] == [True, True, False, lower, False], "of two scores the lower loss"
+    assert same(weights(model), seen[evaluated[3 if lower else 1].step])
+
+
+def test_a_score_is_that_of_the_weights_at_its_evaluation():
+    model, at_score, at_step = model_for(), [], []
+
+    def score() -> float:
+        at_score.append(weights(model))
+        return float(len(at_score))
+
+    for step in train(model, "a", items(), replace(OVERFIT, steps=6), validation=items(2, seed=9), score=score):
+        if step.score is not None:
+            at_step.append(weights(model))
+    assert len(at_score) == len(at_step) == 3
+    assert all(map(same, at_score, at_step))
+
+
+def test_of_two_evaluations_with_one_score_that_with_the_lower_loss_is_the_best():
+    progress, best = Progress(), []
+    for step, (score, loss) in enumerate(((0.5, 2.0), (0.5, 1.0), (0.5, 3.0), (0.4, 0.1), (0.6, 9.0)), start=1):
+        progress = after_evaluation(replace(progress, step=step), loss, patience=None, score=score)
+        best.append(progress.best_step)
+    assert best == [1, 2, 2, 2, 5]
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_ends_the_run(score):
+    with pytest.raises(TrainingError, match=f"the score became {score} at step 2"):
+        [*train(model_for(), "a", items(), replace(OVERFIT, steps=4), validation=items(2), score=lambda: score)]
+
+
+def test_a_score_needs_validation_examples():
+    with pytest.raises(HalkaError, match="give validation examples"):
+        train(model_for(), "a", items(), OVERFIT, score=lambda: 1.0)
+
+
+def test_a_run_by_score_does_not_go_on_by_loss(tmp_path):
+    config = replace(OVERFIT, steps=6, save_every=1)
+    steps = train(model_for(), "a", items(), config, validation=items(2), folder=tmp_path, score=lambda: 1.0)
+    next(steps)
+    steps.close()
+    with pytest.raises(HalkaError, match="best by"):
+        [*train(model_for(), "a", items(), config, validation=items(2), folder=tmp_path)]
+    again = train(model_for(), "a", items(), config, validation=items(2), folder=tmp_path, score=lambda: 1.0)
+    assert [step.step for step in again] == [2, 3, 4, 5, 6]
 
 
 def test_evaluations_are_ten_in_all_and_one_at_the_end_unless_said():

@@ -186,6 +186,7 @@ class Plan:
             examples=dict(self.experiment.examples),
             forgetting=self.experiment.forgetting,
             score_every=self.experiment.score_every if purpose == "final" else None,
+            best_by=self.experiment.best_by if purpose == "final" else "loss",
         )
 
 

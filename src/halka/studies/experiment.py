@@ -147,6 +147,11 @@ class Experiment(Settings):
     score_every: Count | None = Field(
         default=None, description="steps between scores on the validation examples in final runs, with their forgetting"
     )
+    best_by: Literal["loss", "score"] = Field(
+        default="loss",
+        description="what decides in final runs which evaluation is the best and when to stop: the validation loss, or "
+        "the task's score on the validation examples, which each evaluation makes then",
+    )
     sweep: bool = Field(
         default=False,
         description="every rate with every seed, all steps long, and no final run: how the loss depends on it",
@@ -174,7 +179,9 @@ class Experiment(Settings):
         return {**self.train, **entry.train}
 
     def _sweeps(self) -> None:
-        if final := [name for name in ("search_steps", "score_every") if getattr(self, name) is not None]:
+        unset = {name: field.default for name, field in type(self).model_fields.items()}
+        of_finals = ("search_steps", "score_every", "best_by")
+        if final := [name for name in of_finals if getattr(self, name) != unset[name]]:
             raise HalkaError(f"{listed(final)}: a sweep has no final runs; its own are as long as train says")
         if single := [entry.title() for entry in self.methods if len(entry.lrs) < 2]:
             raise HalkaError(f"methods: a sweep needs two rates or more (lrs) of each method, also of {listed(single)}")

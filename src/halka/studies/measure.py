@@ -25,7 +25,7 @@ from halka.engine.request import Request
 from halka.engine.stopping import Stopping
 from halka.estimating.dry_runs import FP32, Setup, dry_run, weights_of
 from halka.evaluation.evaluating import Evaluation, evaluate, perplexity
-from halka.evaluation.metrics import resampled
+from halka.evaluation.metrics import Metric, find_metric, resampled
 from halka.methods import build_method
 from halka.methods.prompt import started_from
 from halka.models import adapt
@@ -65,6 +65,7 @@ class Spec:
     forgetting  a text file; None for the page that comes with Halka
     text        what virtual tokens start as
     score_every  steps between scores on the validation examples in a final run
+    best_by     what decides which evaluation is the best; by "score" each one scores
     """
 
     experiment: str
@@ -82,17 +83,15 @@ class Spec:
     forgetting: str | None = None
     text: str | None = None
     score_every: int | None = None
+    best_by: Literal["loss", "score"] = "loss"
 
     @property
     def key(self) -> str:
         """A file name, the same for the same work under the same label, whatever the task's file is called."""
         work = {name: value for name, value in asdict(self).items() if name not in ("label", "task")}
-        for name in (
-            "quantize",
-            "text",
-            "score_every",
-        ):  # runs keep the names that they had before these fields existed
-            if work[name] is None:
+        since = {"quantize": None, "text": None, "score_every": None, "best_by": "loss"}
+        for name, before in since.items():  # runs keep the names that they had before these fields existed
+            if work[name] == before:
                 del work[name]
         text = json.dumps({**work, "schema": SCHEMA}, sort_keys=True)
         rate = "" if self.train["lr"] is None else f"-lr{self.train['lr']:g}"
@@ -259,37 +258,49 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
     notes = Notes(folder)
     if not RunFolder(folder).resumable:
         notes.drop()
-    for step in train(model, NAME, items, config, validation=held_out, folder=folder):
+    latest: dict[str, Any] = {}  # of the evaluation that has just been
+
+    def memory() -> dict[str, int]:
+        return {"peak": machine.peak(device), "baseline": baseline}
+
+    def score() -> float:
+        latest["memory"], latest["scored"] = memory(), _scored(model, task, text)  # scoring has a memory of its own
+        machine.reset_peak(device)
+        return latest["scored"]["score"] * (1 if _primary(task).higher_is_better else -1)
+
+    by_score = run.best_by == "score"
+    decides = score if by_score else None
+    for step in train(model, NAME, items, config, validation=held_out, folder=folder, score=decides):
         report_step(step)
-        scored = run.purpose == "final" and run.score_every and step.step % run.score_every == 0
-        if scored or step.validation is not None:
-            memory = {"peak": machine.peak(device), "baseline": baseline}
-            notes.add(step.step, memory=memory, scored=_scored(model, task, text) if scored else None)
+        if not by_score and run.purpose == "final" and run.score_every and step.step % run.score_every == 0:
+            score()
+        if latest or step.validation is not None:
+            notes.add(step.step, **{"memory": memory(), "scored": None, **latest})
+            latest.clear()
             machine.reset_peak(device)
     steps, noted = RunFolder(folder).steps(), notes.all()  # those of earlier processes among them
-    seen = [*(note["memory"] for note in noted), {"peak": machine.peak(device), "baseline": baseline}]
-    memory = max(seen, key=lambda memory: memory["peak"] - memory["baseline"])
+    most = max([*(note["memory"] for note in noted), memory()], key=lambda note: note["peak"] - note["baseline"])
     trained, weights = adapter.count(), weights_of(model, NAME)
     copies = weights - bytes_of(model.base)
     gradients, moments = trained * FP32, trained * 2 * FP32
     training = _training(model, NAME, steps, len(items))
-    if run.score_every:
+    if by_score or run.score_every:
         last, best = steps[-1].step, training["train"]["best_step"]
         training["train"]["scores"] = [
             {"step": note["step"], **note["scored"]}
             for note in noted
-            if note["scored"] and (note["step"] != last or best == last)  # the last step leaves the best weights
+            if note["scored"] and (by_score or note["step"] != last or best == last)  # it leaves the best weights
         ]
     # A search's memory is not compared, and an estimate takes as long as some of its steps.
     predicted = {} if run.purpose == "search" else {"predicted": _predicted(model, items, config)}
     return training | {
         "memory": {
-            **memory,
+            **most,
             **predicted,
             "weights": weights,
             "gradients": gradients,
             "optimizer": moments,
-            "activations": max(0, memory["peak"] - memory["baseline"] - copies - gradients - moments),
+            "activations": max(0, most["peak"] - most["baseline"] - copies - gradients - moments),
         },
     }
 
@@ -297,9 +308,13 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
 def _draws(evaluation: Evaluation, task: Task) -> list[float]:
     """The primary score on each set of test items that is drawn, the same sets in every run."""
     answers = evaluation.predictions
-    metric = next((metric for metric in task.metrics if getattr(metric, "name", metric) == task.primary), task.primary)
     predictions, references = [answer.prediction for answer in answers], [answer.references for answer in answers]
-    return [round(value, 5) for value in resampled(predictions, references, metric)]
+    return [round(value, 5) for value in resampled(predictions, references, _primary(task))]
+
+
+def _primary(task: Task) -> Metric:
+    metrics = map(find_metric, task.metrics)
+    return next((metric for metric in metrics if metric.name == task.primary), None) or find_metric(task.primary)
 
 
 def _scored(model: AdaptedModel, task: Task, text: str | None) -> Result:
@@ -312,7 +327,7 @@ def _scored(model: AdaptedModel, task: Task, text: str | None) -> Result:
 def _training(model: AdaptedModel, name: str, steps: Sequence[Step], examples: int) -> Result:
     """What the steps came to: curves, speed, the best step and its validation loss."""
     validated = [step for step in steps if step.validation is not None]
-    best, last = min(validated, key=lambda step: step.validation or 0.0), steps[-1]
+    best, last = next(step for step in reversed(steps) if step.best), steps[-1]
     return {
         "train": {
             "steps": last.step,

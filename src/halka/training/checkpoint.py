@@ -42,6 +42,7 @@ class Progress:
     seconds: float = 0.0
     best_step: int = 0
     best_loss: float = float("inf")
+    best_score: float = float("-inf")
     waited: int = 0  # evaluations since the best
     stopped: bool = False
     scale: float = 2.0**16  # of the loss in fp16 (`loss_scale.py`)

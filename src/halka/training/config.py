@@ -139,6 +139,7 @@ class Step:
     tokens_per_second: float  # of this step
     memory: int  # bytes that the process holds: in memory, or on the GPU
     validation: float | None = None  # mean loss over the validation labels, where evaluated
+    score: float | None = None  # what `score` returned there, where the run has one
     best: bool = False  # the best validation so far
     computed: int | None = None  # tokens so far: shared ones once, padding too; None in files that lack it
 

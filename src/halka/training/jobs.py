@@ -36,19 +36,21 @@ def train(
     *,
     validation: ExamplesOrItems = (),
     folder: str | Path | None = None,
+    score: Callable[[], float] | None = None,
     observe: Observer | None = None,
 ) -> Steps[Step]:
     """Train adapter `name` of `model`: a generator that yields a `Step` after each optimiser step.
 
     Nothing is trained until it is iterated; `fit` does that. `config` may be a dict of `TrainConfig`'s fields. With
-    validation examples, the weights of the best evaluation are in place at the end. With a folder, each step is a line
-    of its `metrics.jsonl`, and a run that was killed goes on exactly where its last checkpoint was.
+    validation examples, the weights of the best evaluation are in place at the end: that with the lowest loss, or with
+    the highest `score`, which is called at each, with the adapter as it is then. With a folder, each step is a line of
+    its `metrics.jsonl`, and a run that was killed goes on exactly where its last checkpoint was.
 
     Raises DataError for data without labels, HalkaError for a wrong config or the folder of another run, TrainingError
     where training itself fails, OutOfMemoryError (one of these) where memory does not suffice.
     """
     ranks = Ranks.here()
-    run = _run_of(model, Job(name, examples, config_of(config), validation, folder), ranks)
+    run = _run_of(model, Job(name, examples, config_of(config), validation, folder, score), ranks)
     return Steps(_steps_of_one(model, run, observe or Observer(), ranks), [run], "train")
 
 
@@ -60,14 +62,16 @@ def fit(
     *,
     validation: ExamplesOrItems = (),
     folder: str | Path | None = None,
+    score: Callable[[], float] | None = None,
     on_step: Callable[[Step], object] | None = None,
 ) -> TrainResult:
     """Train adapter `name` of `model` to the end, and return what came of it; `on_step` is called after each step.
 
-    With a folder, the run is resumed where it was stopped, and leaves what `halka train` leaves: settings, metrics and
-    the adapter (`RunFolder`). `halka train --config` reads the settings; it needs `--data` beside them, and `--base`
-    for a base that came from no folder or hub. Raises as `train` does, and HalkaError for a folder with a finished run;
-    where several processes train together, what the first one finds wrong with the folder is raised in all of them.
+    `score` decides which evaluation is the best, as in `train`. With a folder, the run is resumed where it was stopped,
+    and leaves what `halka train` leaves: settings, metrics and the adapter (`RunFolder`). `halka train --config` reads
+    the settings; it needs `--data` beside them, and `--base` for a base that came from no folder or hub. Raises as
+    `train` does, and HalkaError for a folder with a finished run; where several processes train together, what the
+    first one finds wrong with the folder is raised in all of them.
     """
     steps: list[Step] = []
     config = config_of(config)
@@ -76,7 +80,7 @@ def fit(
         if folder is not None:
             checked_by_first(lambda: _take(RunFolder(folder), locks))
         raw, items = examples_and_items(examples)
-        run = _run_of(model, Job(name, [*items, *raw], config, validation, folder), ranks)
+        run = _run_of(model, Job(name, [*items, *raw], config, validation, folder, score), ranks)
         if folder is not None:
             checked_by_first(lambda: RunFolder(folder).begin(_settings(run)))
         for step in _steps_of_one(model, run, Observer(), ranks):
@@ -111,6 +115,7 @@ class Job:
     config: TrainConfig = field(default_factory=TrainConfig)
     validation: ExamplesOrItems = ()
     folder: str | Path | None = None
+    score: Callable[[], float] | None = None
 
 
 def train_many(
@@ -152,7 +157,7 @@ def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:
     config = job.config
     if job.folder is not None:
         config = replace(config, **ranks.from_first(checked_by_first(RunFolder(job.folder).settings_of_old)) or {})
-    return Run(model, job.name, items, held_out, config, job.folder if ranks.first else None)
+    return Run(model, job.name, items, held_out, config, job.folder if ranks.first else None, job.score)
 
 
 def _settings(run: Run) -> dict[str, Any]:

@@ -111,8 +111,9 @@ def loop(
                         try:
                             with memory_errors(f"in the evaluation after step {step.step}", SMALLER_BATCHES):
                                 loss = mean_loss(model, run.name, run.held_out, run.config, ranks=ranks)
+                                score = None if run.score is None else ranks.from_first(run.score())
                                 with ranks.raised_in_all():
-                                    step = run.validated(step, loss)
+                                    step = run.validated(step, loss, score)
                         except (OutOfMemoryError, LostRankError):
                             run.record(step)  # the optimiser's part is done: resuming goes on after it
                             raise

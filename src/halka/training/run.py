@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,7 @@ class Run:
     alone             whether its batches share no pass with another adapter's: it trains the base's own weights, or a
                       head that is called without whole rows, or texts change each other (`models/rotary.py`)
     packed            whether its batches are packed
+    score             decides which evaluation is the best instead of the validation loss; more is better
     divided           whether each process holds a part of the adapter; then all of them write files together
     """
 
@@ -52,7 +53,11 @@ class Run:
         held_out: list[Item],
         config: TrainConfig,
         folder: str | Path | None,
+        score: Callable[[], float] | None = None,
     ):
+        if score is not None and not held_out:
+            raise HalkaError("a score is made at evaluations, and there are none: give validation examples")
+        self.score = score
         self.folder = None if folder is None else RunFolder(folder)
         self.model, self.name, self.items, self.held_out, self.config = model, name, items, held_out, config
         self.adapter = model.adapter(name)
@@ -189,18 +194,20 @@ class Run:
         done = self.progress.step
         return bool(self.held_out) and (done % self.evaluate_every == 0 or done == self.steps)
 
-    def validated(self, step: Step, loss: float) -> Step:
-        """The step with its validation loss; keeps the best weights and decides on early stopping.
+    def validated(self, step: Step, loss: float, score: float | None = None) -> Step:
+        """The step with its validation loss and score; keeps the best weights and decides on early stopping.
 
-        Raises TrainingError where the loss is not finite.
+        Raises TrainingError where one of them is not finite.
         """
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the validation loss became {loss} at step {step.step}: try a lower learning rate, a longer "
                 "warm-up, or fp32"
             )
-        progress = after_evaluation(self.progress, loss, self.config.patience)
-        step = replace(step, validation=loss, best=progress.best_step == step.step)
+        if score is not None and not math.isfinite(score):
+            raise TrainingError(f"the score became {score} at step {step.step}: it must be a number, more for better")
+        progress = after_evaluation(self.progress, loss, self.config.patience, score)
+        step = replace(step, validation=loss, score=score, best=progress.best_step == step.step)
         if step.best:
             weights = self.adapter.state_dict()
             if self.folder is None:
@@ -283,6 +290,7 @@ class Run:
             "quantize": quantization_of(self.model.base),
             "data": _digest(_plain(self.items)),
             "validation": _digest(_plain(self.held_out)),
+            **({} if self.score is None else {"best by": "score"}),
             PLAN: _digest(self._first_plan),
             "base": own_fingerprint(self.model)["weights"],
         }
@@ -301,10 +309,14 @@ def packed_batches(model: AdaptedModel, config: TrainConfig) -> bool:
     return config.batches == "packed" and packs(model)
 
 
-def after_evaluation(progress: Progress, loss: float, patience: int | None) -> Progress:
-    """The progress after an evaluation: a new best, or one more without improvement, `patience` of which stop."""
-    if loss < progress.best_loss:
-        return replace(progress, best_step=progress.step, best_loss=loss, waited=0)
+def after_evaluation(progress: Progress, loss: float, patience: int | None, score: float | None = None) -> Progress:
+    """The progress after an evaluation: a new best, or one more without improvement, `patience` of which stop.
+
+    The best has the lowest loss; with scores the highest one, of the same the one with the lowest loss.
+    """
+    best = progress.best_score if score is None else score
+    if (best, -loss) > (progress.best_score, -progress.best_loss):
+        return replace(progress, best_step=progress.step, best_loss=loss, best_score=best, waited=0)
     waited = progress.waited + 1
     return replace(progress, waited=waited, stopped=patience is not None and waited >= patience)
 
