@@ -135,6 +135,7 @@ PIECES = {
     "growth": Piece("growth.py", ("both", "folder", "100000"), minutes=20),
     "mixed-answers": Piece("mixed_answers.py", timed=False),
     "two-processes": Piece("two_processes.py"),
+    "paces": Piece("paces.py", minutes=60),
     "distributed": Piece("distributed.py", minutes=25, timed=False),
     "study-on-cluster": Piece("study_on_cluster.py", minutes=5, timed=False),
     "replicas": Piece("replicas.py", minutes=35, timed=False),

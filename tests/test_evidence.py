@@ -72,6 +72,22 @@ def test_a_study_under_way_says_what_has_finished_and_makes_no_verdict(pages, re
     assert "Ranks:" not in shown
 
 
+def test_times_are_of_steps_with_nothing_beside_them(pages, results):
+    add(pages, results, "snips")
+    missing = "Not measured yet, the time of full, "
+    assert missing in text(pages, pages["convergence"].part(results, "snips"))
+    labels = [entry["label"] for entry in pages["results"].settings("snips")["methods"]]
+    seconds = {label: 0.5 * number for number, label in enumerate(labels)}
+    (results.folder / "paces.json").write_text(json.dumps({"snips": {"seconds": seconds}}))
+    study = results.study("snips")
+    rows = {row.label: row for row in study.scored}
+    for label, row in rows.items():
+        steps = [run["train"]["steps"] for run in study.finals(label)]
+        assert row.seconds.mean == pytest.approx(seconds[label] * sum(steps) / len(steps))
+        assert row.tokens_per_second is None, "what a run noted was of its hour"
+    assert missing not in text(pages, pages["convergence"].part(results, "snips"))
+
+
 def test_below_three_seeds_a_figure_says_what_is_missing_and_nothing_of_the_best(pages, results):
     add(pages, results, "snips", seeds={"base (no tuning)": 1, "full": 3, "LoRA r16": 2, "bottleneck 72": 0})
     part = pages["convergence"].part(results, "snips")

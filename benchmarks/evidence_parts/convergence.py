@@ -32,7 +32,6 @@ from halka.report.progress import progress
 from halka.report.rows import Row
 from halka.report.table import NOTHING, Cell, cells, columns
 from halka.report.units import listed, percent, signed
-from halka.util.text import plural
 
 SETS = {
     "snips": "Commands to JSON (SNIPS)",
@@ -58,6 +57,8 @@ def part(results: Results, name: str) -> Part:
     for make in PLOTS:
         plot = figure(partial(make, study.summary, study.runs), seeds, f"{name}-{make.__name__}")
         blocks += [plot] if plot is not None else []
+    if untimed := [row.label for row in study.scored if row.seconds is None]:
+        blocks.append(Missing((f"python benchmarks/paces.py {name}",), f"the time of {listed(untimed)}"))
     if study.missing:
         blocks.append(Missing((study.command,), f"the rest of {listed(study.missing)}"))
     return Part(name, SETS[name], tuple(blocks))
@@ -92,10 +93,9 @@ def scores(study: Study) -> Table:
 
 def costs(study: Study) -> Table:
     """Steps, time and memory until 95 % of full's score, and forgetting there and at the end."""
-    jobs = study.settings.get("jobs", 1)
     caption = (
-        f"Until the score on the validation examples is {percent(NEAR)} of full fine-tuning's best; time is of "
-        f"training alone, {plural(jobs, 'run')} at a time; memory is the most beyond the base. "
+        f"Until the score on the validation examples is {percent(NEAR)} of full fine-tuning's best; time is that many "
+        "steps', measured with nothing beside them (`benchmarks/paces.py`); memory is the most beyond the base. "
         "Forgetting is the change of perplexity on other text, there and at the end."
     )
     return _table(study, COSTS, caption)

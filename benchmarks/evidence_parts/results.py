@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ class Results:
         return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
     def study(self, name: str) -> Study:
-        return Study(name, settings(name), self.runs(name))
+        alone = (self.file("paces") or {}).get(name, {}).get("seconds", {})
+        return Study(name, settings(name), self.runs(name), alone)
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -54,16 +55,21 @@ def compare(name: str, *flags: str) -> str:
 
 @dataclass(frozen=True)
 class Study:
-    """An experiment of `halka compare`, and the runs in its folder."""
+    """An experiment of `halka compare`, and the runs in its folder.
+
+    alone   seconds of a training step by the method's label, with nothing beside it
+    """
 
     name: str
     settings: Mapping[str, Any]
     every: Sequence[Measurement]
+    alone: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def runs(self) -> list[Measurement]:
         """The runs of the experiment as it is: of its methods, on as many examples, in its precision."""
-        return [run for run in self.every if label_of(run) in self.labels and self._is_own(run)]
+        own = [run for run in self.every if label_of(run) in self.labels and self._is_own(run)]
+        return [timed(run, self.alone.get(label_of(run))) for run in own]
 
     def _is_own(self, run: Measurement) -> bool:
         sizes, precision = self.settings.get("examples", {}), self.settings.get("dtype")
@@ -147,6 +153,17 @@ class Study:
         ]
         sentence = "; ".join(parts)
         return f"{sentence[:1].upper()}{sentence[1:]}."
+
+
+def timed(run: Measurement, pace: float | None) -> Measurement:
+    """The run with the seconds that its steps take with nothing beside it, `pace` each; without any where that is None.
+
+    Runs of a study go two at a time, and perhaps beside other work: the seconds that they noted are of that.
+    """
+    train = {key: value for key, value in run.get("train", {}).items() if key not in ("seconds", "tokens_per_second")}
+    if pace is not None and train:
+        train["seconds"] = pace * train["steps"]
+    return {**run, "train": train} if train else run
 
 
 def is_settled(row: Row) -> bool:
