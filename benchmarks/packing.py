@@ -168,7 +168,7 @@ def memory_worker(shared: int, packed: bool) -> dict[str, float]:
 
 
 def write_memory(path: Path) -> None:
-    """Packed and padded peaks for every number of shared tokens, and the estimate for padded rows.
+    """Packed and padded peaks for every number of shared tokens, each with its estimate.
 
     Each is written as it ends, and those that the file has of this commit stay.
     """
@@ -185,12 +185,13 @@ def write_memory(path: Path) -> None:
         result["cases"] = before["cases"]
     for shared in SHARED[len(result["cases"]) :]:
         own = OWN if shared else ALONE
-        length = shared + own
-        estimated = dry_run(base_config(BASE), halka.LoRA(rank=8), Setup(BUDGET // length, length, answers=own))
+        length, rows = shared + own, {"packed": (BUDGET - shared) // own, "padded": BUDGET // (shared + own)}
         case: dict[str, Any] = {"shared": shared, "own": own}
         for way in ("packed", "padded"):
             case[way] = in_a_process(__file__, {"shared": shared, "packed": way == "packed"})
-        case["estimated"] = estimated.memory.total - estimated.base_bytes + KERNELS
+            batch = Setup(rows[way], length, shared=shared if way == "packed" else 0, answers=own)
+            estimated = dry_run(base_config(BASE), halka.LoRA(rank=8), batch)
+            case[way]["estimated"] = estimated.memory.total - estimated.base_bytes + KERNELS
         result["cases"].append(case)
         path.write_text(json.dumps(result, indent=1) + "\n")
         print(case, flush=True)

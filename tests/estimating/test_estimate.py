@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import halka
 from halka.cli import app
 from halka.core import parameter_count
+from halka.data.packing import pack
 from halka.estimating import FAMILIES, Memory, Setup, dry_run, largest_batch
 from halka.estimating.allocator import PAGE, AllocatorModel
 from halka.estimating.batches import most_rows
@@ -156,6 +157,30 @@ def test_a_gpu_that_is_not_there_can_be_estimated(architecture):
     assert there.trained == here.trained
     assert there.memory.total % (2 * 2**20) == 0  # whole segments of its allocator
     assert there.memory.weights == here.memory.weights
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("method", ["lora", "prefix", "prompt", "full"])
+def test_what_examples_share_is_computed_once(method, gpu):
+    config, batch = config_of(**WIDE, vocab_size=128), replace(SIZES, rows=8, length=40, answers=4)
+    padded, packed = (
+        dry_run(config, build_method(method, {}), replace(batch, shared=count), gpu=gpu) for count in (0, 32)
+    )
+    computed = (32 + 8 * 8) / (8 * 40)
+    assert packed.flops == pytest.approx(computed * padded.flops, rel=0.3)
+    assert packed.memory.activations < padded.memory.activations
+    for part in ("weights", "gradients", "optimizer"):
+        assert getattr(packed.memory, part) == getattr(padded.memory, part)
+
+
+def test_examples_have_in_common_what_they_share_and_no_more():
+    items = training_items(model_of(config_of(), SIZES), replace(SIZES, rows=60, length=12, shared=8))
+    assert pack([items]).forest.tokens == 8 + 60 * (12 - 8 - 1) - 1, "one is shorter; none reads its last token"
+
+
+def test_padded_batches_share_nothing():
+    with pytest.raises(ValueError, match=re.escape("are padded, and compute what examples share for each")):
+        dry_run(config_of("t5"), halka.LoRA(), replace(setup_of("t5"), shared=4))
 
 
 # ── as it should grow ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -627,6 +652,8 @@ def test_a_method_that_cannot_be_is_told_with_the_others(tmp_path):
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"length": 2}, "length must be at least 3 tokens"),
         ({"length": 100_000}, "length must be at most the base's 128 positions, not 100,000"),
+        ({"shared": -1}, "shared must be at least 0 and leave two tokens or more of the 8 of an example, not -1"),
+        ({"shared": 7}, "shared must be at least 0 and leave two tokens or more of the 8 of an example, not 7"),
         ({"methods": []}, "there is no method to estimate: name one or more of lora, dora"),
         (
             {"kind": "seq2seq-lm"},

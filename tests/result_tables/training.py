@@ -80,13 +80,13 @@ def packing_grid(found: Any) -> list[list[str]]:
 
 
 def packing_memory(found: Any) -> list[list[str]]:
-    """Peaks beyond the base of batches that share more and more, beside the estimate for padded rows."""
-    rows = [["Examples", "Useful tokens", "Computed", "Peak, packed", "Peak, padded", "Estimated"]]
+    """Peaks beyond the base of batches that share more and more, each beside its estimate."""
+    rows = [["Examples", "Useful tokens", "Computed", "Peak, packed", "Estimated", "Peak, padded", "Estimated"]]
     for case in found["cases"]:
         packed = case["packed"]
         shared = f"{case['shared']:,} shared tokens, {case['own']} of their own" if case["shared"] else "nothing shared"
-        bytes_ = (f"{value / 1e6:,.0f} MB" for value in (packed["peak"], case["padded"]["peak"], case["estimated"]))
-        rows.append([shared, f"{packed['useful']:,}", f"{packed['computed']:,}", *bytes_])
+        sizes = (f"{case[way][key] / 1e6:,.0f} MB" for way in ("packed", "padded") for key in ("peak", "estimated"))
+        rows.append([shared, f"{packed['useful']:,}", f"{packed['computed']:,}", *sizes])
     return rows
 
 

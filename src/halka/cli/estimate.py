@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     "halka estimate smollm2-135m",
     "halka estimate Qwen/Qwen2.5-7B --device rtx4090 --checkpointing --quantize nf4",
+    "halka estimate smollm2-135m --batch-size 60 --length 200 --shared 170",
     "halka estimate ./my-model --method lora:rank=64 --method full --gpu-memory 24 --length 1024 --tasks 50",
 )
 
@@ -43,6 +44,10 @@ def estimate(
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="examples a batch")] = 4,
     length: Annotated[int, typer.Option(metavar="N", help="tokens an example")] = 256,
+    shared: Annotated[
+        int,
+        typer.Option(metavar="N", help="of these, those that all examples begin with, which a batch computes once"),
+    ] = 0,
     accumulate: Annotated[int, typer.Option(metavar="N", help="batches whose gradients make one step")] = 1,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="recompute activations in backward")] = False,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="bfloat16, float32 or float16")] = "bfloat16",
@@ -86,6 +91,7 @@ def estimate(
         labels=labels,
         batch_size=batch_size,
         length=length,
+        shared=shared,
         accumulate=accumulate,
         checkpointing=checkpointing,
         dtype=cast(Dtype, dtype),  # checked by `estimate`
@@ -149,6 +155,7 @@ def _show(result: Estimate, chosen: Sequence[str]) -> None:
     show(
         f"{result.base}: {count(result.parameters)} parameters, {size(result.base_bytes)} in {form}",
         f"a batch of {how.rows} × {how.length} tokens"
+        + (f", the first {how.shared} shared" if how.shared else "")
         + (f", {how.accumulate} a step" if how.accumulate > 1 else "")
         + (", checkpointing" if how.checkpointing else ""),
         _hardware(result),

@@ -24,6 +24,7 @@ from halka.models import adapt, context
 from halka.models.kinds import KINDS
 from halka.models.layouts import layout_of
 from halka.models.quantised import bytes_of, quantise
+from halka.objectives import packs
 from halka.objectives.classification import Labelled
 from halka.objectives.sequence_to_sequence import Pair
 from halka.objectives.tagging import Tagged
@@ -40,13 +41,15 @@ class Setup:
     """How a base is trained.
 
     rows, length   of each batch; the last row is shorter by one token, so that there is padding
-    answers        tokens of each row with loss; None: all but the first
+    shared         tokens with which all rows begin, which a packed batch computes once; 0: a padded batch
+    answers        tokens of each row with loss; None: all but the first, and but the shared ones
     labels         of a classifier or a tagger
     flash          whether the GPU, if it is one, has flash attention (`devices.Device.flash`)
     """
 
     rows: int = 4
     length: int = 256
+    shared: int = 0
     answers: int | None = None
     accumulate: int = 1
     checkpointing: bool = False
@@ -114,6 +117,11 @@ def dry_run(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> 
     with DryRunMode(allocator, gpu=gpu, flash=setup.flash) as mode:
         with no_init_weights():
             model = model_of(config, setup)
+        if setup.shared and not packs(model):
+            raise HalkaError(
+                f"batches of {type(model.base).__name__} are padded, and compute what examples share for each: leave "
+                "shared (--shared) out"
+            )
         adapter = model.add(NAME, method)
         room = context(model, NAME)
         if room is not None and setup.length > room:
@@ -124,7 +132,7 @@ def dry_run(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> 
         passes = min(setup.accumulate, 2)  # further ones do what the second does
         config_of_run = TrainConfig(
             batch_size=setup.rows,
-            batches="padded",  # a batch of examples that share nothing: what packing saves depends on the data
+            batches="packed" if setup.shared else "padded",  # a packed batch that shares nothing keeps about as much
             accumulate=passes,
             steps=STEPS,
             checkpointing=setup.checkpointing,
@@ -207,19 +215,22 @@ def training_items(model: AdaptedModel, setup: Setup) -> list[Item]:
     lengths = [setup.length] * setup.rows
     if setup.rows > 1 and setup.length > 2:
         lengths[-1] -= 1
-    return [_item(model, setup, length) for length in lengths]
+    return [_item(model, setup, length, row) for row, length in enumerate(lengths)]
 
 
-def _item(model: AdaptedModel, setup: Setup, length: int) -> Item:
-    """An example of `length` tokens, none of them the pad token."""
+def _item(model: AdaptedModel, setup: Setup, length: int, row: int) -> Item:
+    """An example of `length` tokens, none of them the pad token; what rows share is followed by another in each."""
     base: Any = model.base
     word = next(token for token in range(3) if token not in (base.config.pad_token_id, 0))
     ids = [word] * length
+    if setup.shared:
+        ids[setup.shared] = 3 + row % (base.config.get_text_config().vocab_size - 3)
     if setup.kind == "sequence-classification":
         return Labelled(ids, 0, [])
     if setup.kind == "token-classification":
         return Tagged(ids, [*range(length)], [0] * length)
-    answers = length - 1 if setup.answers is None else min(setup.answers, length - 1)
+    most = length - max(1, setup.shared)
+    answers = most if setup.answers is None else min(setup.answers, most)
     if setup.kind == "seq2seq-lm":
         answers = length // 2 if setup.answers is None else answers
         return Pair(ids[answers:], ids[:answers])

@@ -88,6 +88,7 @@ def estimate(
     labels: int | None = None,
     batch_size: int = 4,
     length: int = 256,
+    shared: int = 0,
     accumulate: int = 1,
     checkpointing: bool = False,
     dtype: Dtype | torch.dtype = "bfloat16",
@@ -103,6 +104,7 @@ def estimate(
     base     a short name, a folder, its config.json, a name on the hub, or a transformers configuration
     methods  one or several, as names or as methods
     kind, dtype, quantize   as `load_base` takes them, without "auto": the stored precision is not read
+    shared   tokens that all examples begin with, as an instruction, which packed batches compute once
     labels   how many a classifier or tagger has (2 if None)
     memory   bytes to fit in, of a GPU unless the device is "here"; the largest batch that fits is searched for
     device   a name in `devices.DEVICES`, whose memory and speed count, or "here": this machine's processor, which runs
@@ -111,7 +113,7 @@ def estimate(
     steps    of a run, to estimate its seconds, too
     progress   called with each method's name, and with each batch that is tried
 
-    Rows of a batch have equal length, and all their tokens carry loss: the most that `batch_size` and `length` allow.
+    Rows of a batch have equal length, and all that is their own carries loss: the most that the sizes allow.
     Raises HalkaError as `load_base`, `adapt` and `AdaptedModel.add` do, for an unknown device, and for steps without a
     device.
     """
@@ -121,6 +123,7 @@ def estimate(
         kind,
         rows=batch_size,
         length=length,
+        shared=shared,
         accumulate=accumulate,
         checkpointing=checkpointing,
         dtype=precision_here(precision, gpu=device != "here"),
@@ -209,6 +212,11 @@ def prepared(
     at_least_one(batch_size=setup.rows, length=setup.length, accumulate=setup.accumulate)
     if setup.length < 3:
         raise HalkaError(f"length must be at least 3 tokens, not {setup.length}: there is nothing to learn in fewer")
+    if not 0 <= setup.shared < setup.length - 1:
+        raise HalkaError(
+            f"shared must be at least 0 and leave two tokens or more of the {setup.length:,} of an example, not "
+            f"{setup.shared:,}"
+        )
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and setup.length > positions:
         raise HalkaError(f"length must be at most the base's {positions:,} positions, not {setup.length:,}")
