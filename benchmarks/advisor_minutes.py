@@ -18,9 +18,9 @@ from typing import Any
 from advisor_case import example, mixed, rows
 from side_by_side import setup
 
-from halka.util.openmp import wait_briefly
+from halka.util.openmp import share_cores
 
-wait_briefly()  # as the command line does
+share_cores()  # as the command line does
 
 from halka.advisor import Request, probe  # noqa: E402
 from halka.data.examples import Example  # noqa: E402

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,8 @@ from halka.studies.experiment import read_experiment
 from halka.studies.measure import BASE, Spec
 from halka.training.run_folder import RunFolder
 from halka.util.files import write_text
-from halka.util.openmp import wait_briefly
+from halka.util.machine import cores
+from halka.util.openmp import environment
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "paces.json"
@@ -50,10 +50,8 @@ def seconds_a_step(run: Spec) -> float:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "run.json").write_text(json.dumps(asdict(run)))
-        environment = dict(os.environ)
-        wait_briefly(environment)  # as `halka train` does
         command = [sys.executable, "-m", "halka.studies.measure", str(folder / "run.json"), str(folder / "result.json")]
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, env=environment(cores()), check=True, stdout=subprocess.DEVNULL)
         steps = RunFolder(folder).steps()
     return (steps[-1].seconds - steps[WARM - 1].seconds) / (len(steps) - WARM)
 

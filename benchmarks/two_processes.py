@@ -19,7 +19,7 @@ from pathlib import Path
 
 from side_by_side import setup
 
-from halka.util.openmp import BRIEFLY, THREADS, wait_briefly
+from halka.util.openmp import BRIEFLY, SHARED, THREADS, share_cores
 
 HERE = Path(__file__).parent
 LENGTH, ROWS = 60, 8
@@ -61,9 +61,9 @@ def main() -> None:
     if arguments.worker:
         worker(arguments.steps)
         return
-    own = {name: value for name, value in os.environ.items() if not name not in BRIEFLY and name != THREADS}
+    own = {name: value for name, value in os.environ.items() if name not in {*BRIEFLY, SHARED, THREADS}}
     halka = dict(own)
-    wait_briefly(halka)
+    share_cores(halka)
     runs: dict[str, list[dict[str, list[float]]]] = {"own": [], "halka": []}
     for _ in range(arguments.runs):
         for way, environment in (("own", own), ("halka", halka)):

@@ -80,6 +80,7 @@ def _common(
         "lr": lr,
         "seed": seed,
         "purpose": purpose,
+        "best_by": settings.get("best_by", "loss") if purpose == "final" else "loss",
         "config": {key: value for key, value in settings["train"].items() if purpose == "final"},
         "examples": dict(settings["examples"]),
         "commit": "0" * 12,
@@ -113,9 +114,10 @@ def _final(
     steps = range(every, last + 1, every)
     learned = {step: 1 - math.exp(-step / pace) for step in steps}
     validation = [{"step": step, "loss": 2 - learned[min(step, best)] + 0.01 * (step > best)} for step in steps]
+    reached = {step: min(learned[step], learned[best] * (0.99 if step > best else 1)) for step in steps}
     followed = [
-        {"step": step, "score": scale * value * learned[step] / learned[best], "perplexity": 30 * (1 + step / most)}
-        for step in range(every, best + 1, every)
+        {"step": step, "score": scale * value * reached[step] / learned[best], "perplexity": 30 * (1 + step / most)}
+        for step in steps
     ]
     change = draw.uniform(0.1, 0.2) * (2 if entry["method"] == "full" else 1)
     return result | {

@@ -76,7 +76,15 @@ class Study:
         return not is_done(run) or (
             all(run["examples"].get(split, size) == size for split, size in sizes.items())
             and precision in (None, "auto", run.get("dtype"))
+            and (run["purpose"] != "final" or self._is_validated_alike(run))
         )
+
+    def _is_validated_alike(self, run: Measurement) -> bool:
+        """Whether a final run was trained and validated as the experiment's file says now."""
+        entry = next(entry for entry in self.settings["methods"] if entry["label"] == label_of(run))
+        train = {**self.settings.get("train", {}), **entry.get("train", {})}
+        own = {name: value for name, value in run["config"].items() if name not in ("lr", "seed")}
+        return own == train and run.get("best_by", "loss") == self.settings.get("best_by", "loss")
 
     @cached_property
     def summary(self) -> Summary:

@@ -370,8 +370,8 @@ def test_a_run_that_is_validated_once_says_nothing_of_more_steps() -> None:
         train = {"best_step": 60, "steps": 60, "validation": [{"step": step, "loss": 0.5} for step in at]}
         return summarise([{**run, "train": {**run["train"], **train}} for run in sweep()])
 
-    assert about(validated([30, 60]), "best at the last step")
-    assert not about(validated([60]), "best at the last step")
+    assert about(validated([30, 60]), "The last evaluation was the best")
+    assert not about(validated([60]), "The last evaluation was the best")
 
 
 def test_care_names_settings_that_a_method_has_of_its_own() -> None:
@@ -428,7 +428,8 @@ def test_care_sees_a_choice_against_the_search() -> None:
 
 
 def test_care_sees_training_cut_short() -> None:
-    assert about(summarise(small(measurements())), "best at the last step for IA3 (3 of 3 runs), Prefix (2 of 2 runs)")
+    care = summarise(small(measurements()))
+    assert about(care, "The last evaluation was the best for IA3 (3 of 3 runs), Prefix (2 of 2 runs)")
 
 
 def test_what_was_to_stop_early_and_did_not_has_a_caveat() -> None:
@@ -445,7 +446,7 @@ def test_what_was_to_stop_early_and_did_not_has_a_caveat() -> None:
     for run in of(searches, "IA3"):
         run["train"]["best_step"] = 120
     assert not about(summarise(searches), "had not converged")
-    assert not about(summary, "best at the last step")
+    assert not about(summary, "The last evaluation was the best")
     for run in of(runs, "IA3"):
         run["train"]["steps"] = 360
     assert not about(summarise(runs), "steps of training differ")

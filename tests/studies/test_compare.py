@@ -473,7 +473,7 @@ def test_an_experiment_is_read_as_it_is_written(tmp_path):
         "train": {"epochs": 2.5},
         "search_steps": 5,
         "search_beyond": 1,
-        "score_every": 2,
+        "score_every": None,
         "best_by": "score",
         "sweep": False,
         "search_together": False,

@@ -78,12 +78,13 @@ def test_scores_on_the_way_change_nothing_of_the_training(made, tmp_path):
 def test_by_score_every_evaluation_scores_and_the_best_score_is_kept(made, tmp_path):
     result = measure(a_run(made, best_by="score"), tmp_path)
     train = result["train"]
-    assert [each["step"] for each in train["scores"]] == [each["step"] for each in train["validation"]]
-    losses = {each["step"]: each["loss"] for each in train["validation"]}
-    best = max(train["scores"], key=lambda each: (each["score"], -losses[each["step"]]))
+    assert [point["step"] for point in train["scores"]] == [point["step"] for point in train["validation"]]
+    losses = {point["step"]: point["loss"] for point in train["validation"]}
+    best = max(train["scores"], key=lambda point: (point["score"], -losses[point["step"]]))
     assert train["best_step"] == best["step"]
     assert result["validation_loss"] == losses[best["step"]]
     assert result["forgetting"]["perplexity"] == pytest.approx(best["perplexity"], rel=1e-6)
+    assert (result["best_by"], measure(a_run(made), tmp_path / "loss")["best_by"]) == ("score", "loss")
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(made, tmp_path, capsys):

@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -31,7 +32,7 @@ from halka.core import AdaptedModel, Method
 from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens
 from halka.methods import all_methods
-from halka.training import RunFolder, Step, TrainConfig, as_tokens, mean_loss, train
+from halka.training import RunFolder, Step, TrainConfig, as_tokens, mean_loss, train, train_many
 from halka.training.checkpoint import Progress
 from halka.training.run import after_evaluation
 from halka.util.errors import HalkaError, TrainingError
@@ -337,6 +338,44 @@ def test_a_score_that_is_no_number_ends_the_run(score):
 def test_a_score_needs_validation_examples():
     with pytest.raises(HalkaError, match="give validation examples"):
         train(model_for(), "a", items(), OVERFIT, score=lambda: 1.0)
+
+
+@pytest.mark.parametrize("score", [None, "good", {"value": 1.0}])
+def test_a_score_that_is_none_says_what_came(score):
+    with pytest.raises(TrainingError, match=re.escape(f"the score at step 2 is {score}, and no number")):
+        [*train(model_for(), "a", items(), replace(OVERFIT, steps=4), validation=items(2), score=lambda: score)]
+
+
+def test_the_best_score_is_known_to_a_run_that_goes_on(tmp_path):
+    config, scores = replace(OVERFIT, steps=8, save_every=1), iter([0.9, 0.2, 0.3, 0.4])
+
+    def beginning():
+        model, options = model_for(), {"validation": items(2, seed=9), "folder": tmp_path}
+        return model, train(model, "a", items(), config, score=lambda: next(scores), **options)
+
+    model, steps = beginning()
+    seen = {step.step: weights(model) for step in itertools.islice(steps, 3)}
+    steps.close()
+    model, steps = beginning()
+    later = [(step.step, step.score, step.best) for step in steps if step.score]
+    assert later == [(4, 0.2, False), (6, 0.3, False), (8, 0.4, False)]
+    assert same(weights(model), seen[2])
+
+
+def test_fit_and_train_many_take_scores():
+    config, held_out = replace(OVERFIT, steps=4), items(2, seed=9)
+    scores = iter([0.75, 0.5])
+    options = {"validation": held_out, "score": lambda: torch.tensor(next(scores))}
+    result = halka.fit(model_for(), "a", items(), config, **options)
+    assert (result.best_step, result.score) == (2, 0.75)
+    model, scores = model_for(), {"a": iter([0.75, 0.5]), "b": iter([0.25, 0.5])}
+    model.add("b", halka.LoRA(rank=2))
+    jobs = [
+        halka.training.Job(name, items(), config, held_out, score=lambda own=own: next(own))
+        for name, own in scores.items()
+    ]
+    best = {name: step.step for steps in train_many(model, jobs) for name, step in steps.items() if step.best}
+    assert best == {"a": 2, "b": 4}
 
 
 def test_a_run_by_score_does_not_go_on_by_loss(tmp_path):

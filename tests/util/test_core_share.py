@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from halka.util.core_share import LEAST, OFTEN, OLD, CoreShare
+from halka.util.core_share import LEAST, MOST, OFTEN, OLD, CoreShare
+from halka.util.deterministic import deterministic
 from halka.util.machine import cores
 from halka.util.openmp import BRIEFLY, SHARED, THREADS
 
@@ -36,6 +38,7 @@ def test_who_computes_alone_has_all_cores_and_two_have_half_each(tmp_path):
     assert threads_of(two) == 2
     assert threads_of(one) == 2
     two.give_back()
+    assert torch.get_num_threads() == 4, "what follows its steps has all cores"
     assert threads_of(one) == 4
     assert threads_of(two) == 2, "it may compute again"
 
@@ -45,17 +48,40 @@ def test_more_processes_than_cores_have_one_each(tmp_path):
     assert [threads_of(share) for share in shares] == [2, 1, 1]
 
 
-def test_who_keeps_its_threads_counts_for_the_others(tmp_path):
+def test_the_others_leave_a_process_the_threads_that_it_keeps(tmp_path):
     torch.set_num_threads(3)
-    assert threads_of(CoreShare(tmp_path, 4, fixed=True)) == 3
-    assert threads_of(CoreShare(tmp_path, 4)) == 2
+    assert threads_of(CoreShare(tmp_path, 8, fixed=3)) == 3
+    one, two = CoreShare(tmp_path, 8), CoreShare(tmp_path, 8)
+    assert threads_of(one) == 5
+    assert threads_of(two) == 2
+    assert threads_of(CoreShare(tmp_path, 2)) == 1, "one at least"
+
+
+def test_processes_without_a_common_core_share_none(tmp_path):
+    first, second, both = (CoreShare(tmp_path, 4, bound=bound) for bound in (0x0F, 0xF0, 0x3C))
+    assert threads_of(first) == 4
+    assert threads_of(second) == 4
+    assert threads_of(both) == 1
+    assert threads_of(first) == 2
+
+
+def test_threads_stay_where_bits_shall_be_the_same_each_time(tmp_path):
+    threads_of(CoreShare(tmp_path, 4))
+    torch.set_num_threads(3)
+    with deterministic():
+        assert threads_of(CoreShare(tmp_path, 4)) == 3
 
 
 def test_a_process_that_died_counts_until_its_time_is_over(tmp_path):
-    dead, now = tmp_path / "1-1", time.time()
+    dead, now = tmp_path / "1-1-0-1", time.time()
     dead.touch()
     share = CoreShare(tmp_path, 4)
-    for ended, threads, there in ((now + 60, 2, True), (now - 1, 4, True), (now - OLD - 1, 4, False)):
+    for ended, threads, there in (
+        (now + 60, 2, True),
+        (now - 1, 4, True),
+        (now + 9 * MOST, 4, True),  # the clock was set back
+        (now - OLD - 1, 4, False),
+    ):
         os.utime(dead, (ended, ended))
         assert threads_of(share) == threads
         assert dead.exists() == there
@@ -64,8 +90,14 @@ def test_a_process_that_died_counts_until_its_time_is_over(tmp_path):
 def test_a_process_counts_for_some_seconds_after_each_step(tmp_path):
     share = CoreShare(tmp_path, 4)
     share.take()
-    threads_of(share)
     (own,) = tmp_path.iterdir()
+    assert own.stat().st_mtime - time.time() > LEAST, "its first step may be long"
+    time.sleep(1)
+    for _ in range(2):  # a long step, then a short one: the next may be long again
+        threads_of(share)
+        assert own.stat().st_mtime - time.time() > 3 * OFTEN
+    for _ in range(4):
+        threads_of(share)
     assert 0 < own.stat().st_mtime - time.time() <= LEAST + 3 * OFTEN
 
 
@@ -82,7 +114,7 @@ def test_without_a_folder_to_write_it_has_all_cores(tmp_path):
 )
 def test_the_environment_says_whether_a_process_shares(tmp_path, variables, threads):
     user = os.getuid() if hasattr(os, "getuid") else "own"
-    other = tmp_path / f"halka-cores-{user}" / "other"
+    other = tmp_path / f"halka-cores-{socket.gethostname()}-{user}" / f"1-1-0-{2**64 - 1:x}"
     other.parent.mkdir()
     other.touch()
     os.utime(other, (time.time() + 60,) * 2)
@@ -90,8 +122,46 @@ def test_the_environment_says_whether_a_process_shares(tmp_path, variables, thre
         "import torch; from halka.util.core_share import give_cores_back, take_cores; torch.set_num_threads(7);"
         "take_cores(torch.device('cpu')); print(torch.get_num_threads()); give_cores_back()"
     )
-    own = {name: value for name, value in os.environ.items() if name not in {*BRIEFLY, THREADS}}
+    own = {name: value for name, value in os.environ.items() if name not in {*BRIEFLY, SHARED, THREADS}}
     environment = own | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path("src").absolute())} | variables
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(threads)
     assert [*other.parent.iterdir()] == [other], "it gives its cores back"
+
+
+def test_a_variable_that_is_neither_0_nor_1_is_refused():
+    program = "import torch; from halka.util.core_share import take_cores; take_cores(torch.device('cpu'))"
+    environment = {**os.environ, SHARED: "yes", "PYTHONPATH": str(Path("src").absolute())}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert f"{SHARED} is 1 for a process that shares the cores, or 0, not 'yes'" in done.stderr
+
+
+def test_training_and_the_engine_share_while_they_compute_and_give_back(tmp_path):
+    program = """
+import sys; sys.path[:0] = ["src", "tests"]
+import os, tempfile, torch, halka
+from pathlib import Path
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
+from halka.data.tokens import Tokens
+
+def files():
+    return [file.name for folder in Path(tempfile.gettempdir()).glob("halka-cores-*") for file in folder.iterdir()]
+
+model = halka.adapt(tiny("llama"), chatml_tokenizer())
+model.add("a", halka.LoRA(rank=2))
+items = [Tokens([5, 6, 7, 8], [False, True, True, True])] * 4
+seen = [files() for _ in halka.train(model, "a", items, halka.TrainConfig(steps=2))]
+print([len(names) for names in seen], len(files()))
+with halka.Engine(model, rows=1) as engine:
+    engine.submit(halka.Request([5, 6, 7], stopping=halka.Stopping(4)))
+    engine.step()
+    during = len(files())
+    while engine.step():
+        pass
+    print(during, len(files()))
+"""
+    own = {name: value for name, value in os.environ.items() if name != THREADS}
+    environment = own | {"TMPDIR": str(tmp_path), SHARED: "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[1, 1] 0", "1 0"]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from halka.util.openmp import BRIEFLY, wait_briefly
+from halka.util.openmp import BRIEFLY, SHARED, share_cores, wait_briefly
 
 
 @pytest.mark.parametrize("name", BRIEFLY)
@@ -19,6 +19,14 @@ def test_what_the_user_has_set_stays(name):
     environment = {}
     wait_briefly(environment)
     assert environment == BRIEFLY
+
+
+@pytest.mark.parametrize("variables", [{}, {SHARED: "0"}, {"GOMP_SPINCOUNT": "7"}])
+def test_processes_share_the_cores_whatever_is_set_of_their_waiting(variables):
+    environment = dict(variables)
+    share_cores(environment)
+    spins = {} if "GOMP_SPINCOUNT" in variables else BRIEFLY
+    assert environment == {SHARED: "1", **spins, **variables}
 
 
 def test_the_command_line_says_it_before_torch_is_loaded():

@@ -29,7 +29,7 @@ from halka.cli import (
     train,
 )
 from halka.cli.command import Command, Commands, examples
-from halka.util.openmp import wait_briefly
+from halka.util.openmp import share_cores
 from halka.util.quiet import quiet_process
 
 app = typer.Typer(
@@ -84,7 +84,7 @@ def main() -> None:
     Characters that the terminal's encoding lacks, and undecodable bytes of file names, are printed as escapes.
     """
     quiet_process()
-    wait_briefly()
+    share_cores()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -16,8 +16,8 @@ Results go to stdout (`--json`: as JSON), progress and messages to stderr. An er
 if the command or its input is wrong, 1 if the work failed or Halka has a bug, 130 after Ctrl-C. `--debug`, or
 HALKA_DEBUG=1, shows where an error came from.
 
-Commands that compute on a processor at the same time share out its cores. OMP_NUM_THREADS sets the threads of one, and
-HALKA_SHARE_CORES=0 lets it compute with all cores whatever runs beside it.
+Commands of one user that train or answer on a processor at the same time share out its cores. OMP_NUM_THREADS sets the
+threads of one, for numbers that are the same to the last bit; HALKA_SHARE_CORES=0 lets it compute with all cores.
 
 The settings of `halka train` and `halka serve` may also be in a YAML file (`--config`; every training run writes its
 own as `run.yaml`) and in the environment (for `serve`: HALKA_SERVE_ROWS=8). Flags override the environment, which

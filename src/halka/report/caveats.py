@@ -250,7 +250,7 @@ def still_falling(evidence: Evidence) -> list[str]:
         ]
         if ends and sum(ends) * 2 > len(ends):
             names.append(f"{row.label} ({sum(ends)} of {plural(len(ends), 'run')})")
-    return [f"The validation loss was best at the last step for {listed(names)}: more steps may help."] if names else []
+    return [f"The last evaluation was the best for {listed(names)}: more steps may help."] if names else []
 
 
 def small_test_set(evidence: Evidence) -> list[str]:

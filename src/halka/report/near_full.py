@@ -37,7 +37,7 @@ def paces(measurements: Sequence[Measurement], metric: MetricInfo) -> dict[str, 
 
 
 def near_full(runs: Sequence[Measurement], full: Sequence[Measurement], metric: MetricInfo) -> NearFull | None:
-    """When `runs` came near the best score of the `full` ones, from the scores on the way (`score_every`).
+    """When `runs` came near the best score of the `full` ones, from the scores on the way (`score_every`, `best_by`).
 
     None where none came there, no scores were followed, or full fine-tuning scored nothing.
     """

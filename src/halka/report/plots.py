@@ -158,11 +158,8 @@ def curves(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | N
         points = _joined([entry(run, "train", "validation") or [] for run in used])
         if len(points) > 1 and not row.is_base:
             lines.append((row, points))
-            last = [
-                number(run, "train", "best_step") == number(run, "train", "steps")
-                for run in used
-                if number(run, "train", "best_step") is not None
-            ]
+            losses = [[point["loss"] for point in entry(run, "train", "validation") or []] for run in used]
+            last = [own[-1] == min(own) for own in losses if own]
             falling += [row.label] if sum(last) * 2 > len(last) else []
     if not lines:
         return None

@@ -14,7 +14,7 @@ from halka.report.units import listed
 
 
 def progress(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | None:
-    """Validation scores over steps (`score_every`): the mean of the runs that count, a band from least to greatest.
+    """Validation scores over steps (`score_every`, `best_by`): the mean of the runs that count, from least to greatest.
 
     A line ends where the first of its runs does. The dashed line is 95 % of full fine-tuning's score.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from halka.util.openmp import wait_briefly
+from halka.util.openmp import share_cores
 
 SECRET = ("HALKA_SERVE_", "HALKA_TRAIN_", "HALKA_API_KEY")  # what variables begin with that are not for these
 
@@ -12,5 +12,5 @@ SECRET = ("HALKA_SERVE_", "HALKA_TRAIN_", "HALKA_API_KEY")  # what variables beg
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
     """These variables for such a process: no settings of the server, no keys, and no hub."""
     kept = {name: value for name, value in variables.items() if not name.startswith(SECRET)}
-    wait_briefly(kept)
+    share_cores(kept)
     return {**kept, "HF_HUB_OFFLINE": "1"}

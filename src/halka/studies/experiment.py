@@ -170,6 +170,8 @@ class Experiment(Settings):
             raise HalkaError("methods: name at least one")
         for entry in self.methods:
             TrainConfig(**self.train_of(entry))
+        if self.best_by == "score" and self.score_every is not None:
+            raise HalkaError("score_every: with best_by score each evaluation scores: set evaluate_every instead")
         if self.sweep:
             self._sweeps()
         return self

@@ -237,6 +237,7 @@ def _identity(run: Spec, task: Task, model: AdaptedModel) -> Result:
         "lr": None if run.method == BASE else run.train.get("lr"),
         "seed": run.train.get("seed", 0),
         "purpose": run.purpose,
+        "best_by": run.best_by,
         "config": dict(run.train),
         "examples": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
         "primary": task.primary,
@@ -261,7 +262,7 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
     latest: dict[str, Any] = {}  # of the evaluation that has just been
 
     def memory() -> dict[str, int]:
-        return {"peak": machine.peak(device), "baseline": baseline}
+        return {"peak": max(machine.peak(device), baseline), "baseline": baseline}
 
     def score() -> float:
         latest["memory"], latest["scored"] = memory(), _scored(model, task, text)  # scoring has a memory of its own

@@ -157,6 +157,7 @@ class TrainResult:
     loss: float  # of the last step
     validation_loss: float | None  # of the best evaluation; None without validation examples
     best_step: int  # whose weights the adapter has: that of the best evaluation, else the last
+    score: float | None  # of the best evaluation, where the run has one
     tokens: int  # in all, without padding
     seconds: float  # of training
     parameters: int  # trained numbers
@@ -172,6 +173,7 @@ class TrainResult:
             loss=last.loss,
             validation_loss=best.validation if best else None,
             best_step=best.step if best else last.step,
+            score=best.score if best else None,
             tokens=last.tokens,
             seconds=last.seconds,
             parameters=parameters,

@@ -43,8 +43,9 @@ def train(
 
     Nothing is trained until it is iterated; `fit` does that. `config` may be a dict of `TrainConfig`'s fields. With
     validation examples, the weights of the best evaluation are in place at the end: that with the lowest loss, or with
-    the highest `score`, which is called at each, with the adapter as it is then. With a folder, each step is a line of
-    its `metrics.jsonl`, and a run that was killed goes on exactly where its last checkpoint was.
+    the highest `score`, which is called at each, with the adapter as it is then; of several processes all call it, and
+    the first one's counts. With a folder, each step is a line of its `metrics.jsonl`, and a run that was killed goes on
+    exactly where its last checkpoint was.
 
     Raises DataError for data without labels, HalkaError for a wrong config or the folder of another run, TrainingError
     where training itself fails, OutOfMemoryError (one of these) where memory does not suffice.

@@ -111,7 +111,7 @@ def loop(
                         try:
                             with memory_errors(f"in the evaluation after step {step.step}", SMALLER_BATCHES):
                                 loss = mean_loss(model, run.name, run.held_out, run.config, ranks=ranks)
-                                score = None if run.score is None else ranks.from_first(run.score())
+                                score = run.scored(ranks)
                                 with ranks.raised_in_all():
                                     step = run.validated(step, loss, score)
                         except (OutOfMemoryError, LostRankError):

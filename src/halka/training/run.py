@@ -194,6 +194,24 @@ class Run:
         done = self.progress.step
         return bool(self.held_out) and (done % self.evaluate_every == 0 or done == self.steps)
 
+    def scored(self, ranks: Ranks) -> float | None:
+        """What `score` returns in the first process, where there is one; all processes call it.
+
+        Raises TrainingError for what is no number.
+        """
+        if self.score is None:
+            return None
+        with ranks.raised_in_all():
+            value: Any = self.score()
+            try:
+                own = float(value)
+            except (TypeError, ValueError):
+                raise TrainingError(
+                    f"the score at step {self.progress.step} is {str(value)[:80]}, and no number: return one, such as "
+                    "halka.evaluate(…).scores[NAME].value"
+                ) from None
+        return ranks.from_first(own)
+
     def validated(self, step: Step, loss: float, score: float | None = None) -> Step:
         """The step with its validation loss and score; keeps the best weights and decides on early stopping.
 
