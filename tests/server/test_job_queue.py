@@ -20,7 +20,7 @@ from halka.server.jobs.folder import JobFolder, JobRequest, jobs_in
 from halka.server.jobs.queue import JobQueue
 from halka.server.storage import Storage
 from halka.util.errors import DamagedFolderError, HalkaError
-from halka.util.openmp import BRIEFLY
+from halka.util.openmp import BRIEFLY, SHARED
 
 PATIENT = """
 import pathlib, signal, sys, time
@@ -357,7 +357,7 @@ def test_a_queue_that_cannot_be_read_now_is_read_later(jobs, tmp_path, caplog):
 
 def test_a_job_gets_no_secrets_and_no_settings_of_the_server():
     variables = {"HALKA_SERVE_BASE": "a", "HALKA_TRAIN_RANK": "8", "HALKA_API_KEY": "secret", "PATH": "/bin"}
-    assert {*environment(variables)} - {*BRIEFLY} == {"PATH", "HF_HUB_OFFLINE"}
+    assert {*environment(variables)} - {*BRIEFLY, SHARED} == {"PATH", "HF_HUB_OFFLINE"}
 
 
 def test_a_job_is_there_with_its_data_or_not_at_all(jobs, tmp_path):

@@ -25,8 +25,12 @@ export function Confirm({ title, hint, yes, onYes, onClose }: {
       throw error;
     }
   };
+  const focusAfter = (before: Element | null) => {
+    const heading = headingAround(before);
+    return () => (gone.current ? heading : before);
+  };
   return (
-    <Dialog title={title} onClose={onClose} focusAfter={(before) => (gone.current ? headingAround(before) : before)}>
+    <Dialog title={title} onClose={onClose} focusAfter={focusAfter}>
       <p>{hint}</p>
       {failure && <Failure error={failure} />}
       <div class="row">

@@ -6,25 +6,26 @@ import { Button } from "./button";
 
 /**
  * A dialog over the page while it is there: Escape, its button and a click beside it call `onClose`; if `firm`, the button alone.
- * The focus then goes back to what had it, or to what `focusAfter` makes of that; to the screen if it is gone.
+ * The focus then goes back to what had it, or to what `focusAfter` says, which is asked for at the beginning, while all is there;
+ * to the screen if that is gone.
  */
-export function Dialog({ title, onClose, children, wide = false, firm = false, focusAfter = (before) => before }: {
+export function Dialog({ title, onClose, children, wide = false, firm = false, focusAfter = (before) => () => before }: {
   title: ComponentChildren;
   onClose: () => void;
   children: ComponentChildren;
   wide?: boolean;
   firm?: boolean;
-  focusAfter?: (before: Element | null) => Element | null | undefined;
+  focusAfter?: (before: Element | null) => () => Element | null;
 }) {
   const dialog = useRef<HTMLDialogElement>(null);
   const id = useId();
   const pressedBeside = useRef(false);
   useLayoutEffect(() => (firm ? holdRefusal() : undefined), [firm]);
   useEffect(() => {
-    const before = document.activeElement;
+    const afterwards = focusAfter(document.activeElement);
     dialog.current?.showModal();
     return () => {
-      const after = focusAfter(before);
+      const after = afterwards();
       (after instanceof HTMLElement && after.isConnected ? after : document.getElementById("content"))?.focus();
     };
   }, []);
