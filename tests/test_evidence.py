@@ -198,6 +198,16 @@ def test_runs_of_an_experiment_as_it_was_are_left_out(pages, results):
     assert not pages["convergence"].part(results, "snips").is_measured
 
 
+@pytest.mark.parametrize("rule", [{"best_by": "loss"}, {"patience": 9}])
+def test_final_runs_by_another_rule_are_left_out_and_the_bare_base_has_none(pages, results, rule):
+    settings = pages["results"].settings("snips")
+    train = {**settings["train"], **({} if "best_by" in rule else rule)}
+    invented.write(results.folder / "snips", invented.study({**settings, **rule, "train": train}, "json_exact"))
+    study = results.study("snips")
+    assert [label for label in study.labels if study.finals(label)] == ["base (no tuning)"]
+    assert "searches alone: full, LoRA r16" in study.state()
+
+
 def test_ranks_that_follow_full_fine_tuning_are_named(pages, results):
     add(pages, results, "snips", scores=RANKS)
     shown = text(pages, pages["laws"].part(results))

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from halka.report.rows import Measurement, Row, is_done, label_of, number
+from halka.report.rows import Measurement, Row, is_done, label_of, name_of, number
 from halka.report.summary import Summary, summarise
 from halka.report.units import shortened
 from halka.util.text import plural
@@ -67,7 +67,7 @@ class Study:
 
     @cached_property
     def runs(self) -> list[Measurement]:
-        """The runs of the experiment as it is: of its methods, on as many examples, in its precision."""
+        """The runs of the experiment as it is: of its methods, on as many examples, in its precision, by its rule."""
         own = [run for run in self.every if label_of(run) in self.labels and self._is_own(run)]
         return [timed(run, self.alone.get(label_of(run))) for run in own]
 
@@ -76,7 +76,7 @@ class Study:
         return not is_done(run) or (
             all(run["examples"].get(split, size) == size for split, size in sizes.items())
             and precision in (None, "auto", run.get("dtype"))
-            and (run["purpose"] != "final" or self._is_validated_alike(run))
+            and (run["purpose"] != "final" or name_of(run) == "base" or self._is_validated_alike(run))
         )
 
     def _is_validated_alike(self, run: Measurement) -> bool:
