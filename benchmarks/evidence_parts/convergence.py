@@ -95,7 +95,7 @@ def costs(study: Study) -> Table:
     """Steps, time and memory until 95 % of full's score, and forgetting there and at the end."""
     caption = (
         f"Until the score on the validation examples is {percent(NEAR)} of full fine-tuning's best; time is that many "
-        "steps', measured with nothing beside them (`benchmarks/paces.py`); memory is the most beyond the base. "
+        "steps', measured with nothing beside them (benchmarks/paces.py); memory is the most beyond the base. "
         "Forgetting is the change of perplexity on other text, there and at the end."
     )
     return _table(study, COSTS, caption)
