@@ -67,6 +67,7 @@ STUDIES = {  # minutes on two cores: of the experiments' files, of earlier runs,
     "laws/places": 30,
     "laws/batches": 180,
 }
+PACES = ("snips", "e2e", "banking77", "nl2bash", "facts")
 READING = ("passages", "shares", "sharing", "ranks", "full", "sentences")
 
 
@@ -135,7 +136,6 @@ PIECES = {
     "growth": Piece("growth.py", ("both", "folder", "100000"), minutes=20),
     "mixed-answers": Piece("mixed_answers.py", timed=False),
     "two-processes": Piece("two_processes.py"),
-    "paces": Piece("paces.py", minutes=60),
     "distributed": Piece("distributed.py", minutes=25, timed=False),
     "study-on-cluster": Piece("study_on_cluster.py", minutes=5, timed=False),
     "replicas": Piece("replicas.py", minutes=35, timed=False),
@@ -143,6 +143,7 @@ PIECES = {
     "advisor": Piece("advisor.py", minutes=90, timed=False, keeps=True),
     "advisor-minutes": Piece("advisor_minutes.py", minutes=20, timed=False),
     "gpu": Piece("gpu.py", minutes=50, tools={"--gpu": "HALKA_GPU"}),
+    **{f"paces-{name}": Piece("paces.py", (name,), 12) for name in PACES},
     **{f"reading-{name}": Piece("reading.py", (name,), 120, timed=False, keeps=True) for name in READING},
     **{name: study(name) for name in STUDIES},
 }

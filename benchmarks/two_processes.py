@@ -19,7 +19,7 @@ from pathlib import Path
 
 from side_by_side import setup
 
-from halka.util.openmp import BRIEFLY, SHARED, THREADS, share_cores
+from halka.util.openmp import SHARED, share_cores
 
 HERE = Path(__file__).parent
 LENGTH, ROWS = 60, 8
@@ -61,7 +61,7 @@ def main() -> None:
     if arguments.worker:
         worker(arguments.steps)
         return
-    own = {name: value for name, value in os.environ.items() if name not in {*BRIEFLY, SHARED, THREADS}}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_", SHARED))}
     halka = dict(own)
     share_cores(halka)
     runs: dict[str, list[dict[str, list[float]]]] = {"own": [], "halka": []}

@@ -17,6 +17,8 @@ from halka.util.deterministic import deterministic
 from halka.util.machine import cores
 from halka.util.openmp import BRIEFLY, SHARED, THREADS
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(autouse=True)
 def _threads():
@@ -123,7 +125,7 @@ def test_the_environment_says_whether_a_process_shares(tmp_path, variables, thre
         "take_cores(torch.device('cpu')); print(torch.get_num_threads()); give_cores_back()"
     )
     own = {name: value for name, value in os.environ.items() if name not in {*BRIEFLY, SHARED, THREADS}}
-    environment = own | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path("src").absolute())} | variables
+    environment = own | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT / "src")} | variables
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(threads)
     assert [*other.parent.iterdir()] == [other], "it gives its cores back"
@@ -131,14 +133,13 @@ def test_the_environment_says_whether_a_process_shares(tmp_path, variables, thre
 
 def test_a_variable_that_is_neither_0_nor_1_is_refused():
     program = "import torch; from halka.util.core_share import take_cores; take_cores(torch.device('cpu'))"
-    environment = {**os.environ, SHARED: "yes", "PYTHONPATH": str(Path("src").absolute())}
+    environment = {**os.environ, SHARED: "yes", "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert f"{SHARED} is 1 for a process that shares the cores, or 0, not 'yes'" in done.stderr
 
 
 def test_training_and_the_engine_share_while_they_compute_and_give_back(tmp_path):
     program = """
-import sys; sys.path[:0] = ["src", "tests"]
 import os, tempfile, torch, halka
 from pathlib import Path
 from tiny import tiny
@@ -162,6 +163,7 @@ with halka.Engine(model, rows=1) as engine:
     print(during, len(files()))
 """
     own = {name: value for name, value in os.environ.items() if name != THREADS}
-    environment = own | {"TMPDIR": str(tmp_path), SHARED: "1"}
+    here = os.pathsep.join(str(ROOT / name) for name in ("src", "tests"))
+    environment = own | {"TMPDIR": str(tmp_path), "PYTHONPATH": here, SHARED: "1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[1, 1] 0", "1 0"]

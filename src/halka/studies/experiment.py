@@ -181,9 +181,8 @@ class Experiment(Settings):
         return {**self.train, **entry.train}
 
     def _sweeps(self) -> None:
-        unset = {name: field.default for name, field in type(self).model_fields.items()}
-        of_finals = ("search_steps", "score_every", "best_by")
-        if final := [name for name in of_finals if getattr(self, name) != unset[name]]:
+        fields, of_finals = type(self).model_fields, ("search_steps", "score_every", "best_by")
+        if final := [name for name in of_finals if getattr(self, name) != fields[name].default]:
             raise HalkaError(f"{listed(final)}: a sweep has no final runs; its own are as long as train says")
         if single := [entry.title() for entry in self.methods if len(entry.lrs) < 2]:
             raise HalkaError(f"methods: a sweep needs two rates or more (lrs) of each method, also of {listed(single)}")

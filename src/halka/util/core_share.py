@@ -68,8 +68,7 @@ class CoreShare:
                     self._threads = self.cores
                 self._looked = now
             self._taken = now
-        if not self.fixed and not torch.are_deterministic_algorithms_enabled():
-            compute_in(self._threads)
+        self._compute_in(self._threads)
 
     def give_back(self) -> None:
         """Count no longer."""
@@ -78,8 +77,13 @@ class CoreShare:
                 self._taken = self._looked = 0.0
                 with suppress(OSError):  # as it could not be written
                     self._own.unlink()
-        if not self.fixed:
-            compute_in(self.cores)
+        self._compute_in(self.cores)
+
+    def _compute_in(self, threads: int) -> None:
+        """Let this thread compute in so many, unless its threads are to stay."""
+        stay = self.fixed or torch.are_deterministic_algorithms_enabled()
+        if not stay and torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
     def _share(self) -> int:
         """This process's share now; its file gets its time."""
@@ -102,12 +106,6 @@ class CoreShare:
                 threads = int(name[1])
                 kept, sharing = kept + threads, sharing + (threads == 0)
         return max(1, (self.cores - kept) // sharing)
-
-
-def compute_in(threads: int) -> None:
-    """Let this thread compute in so many."""
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
 
 
 def _time(file: Path) -> float:
