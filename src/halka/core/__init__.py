@@ -17,10 +17,10 @@ from halka.core.routing import Edits, ExpertEdits
 from halka.core.stacking import StackedParts
 from halka.core.targets import LINEAR_ROLES, ROLE_GROUPS, VIRTUAL_ROLES, WEIGHT_ROLES, WHOLE, Reader, Target, wants
 from halka.util.initial import init_parameter
-from halka.util.products import linear
+from halka.util.products import add_low_rank, linear
 from halka.util.quantised import parameter_count, quantization_of
 
 __all__ = ["LINEAR_ROLES", "ROLE_GROUPS", "VIRTUAL_ROLES", "WEIGHT_ROLES", "WHOLE", "Reader", "Target", "wants"]
 __all__ += ["Adapter", "Method", "ModulePart", "Part", "VirtualPart", "WeightPart"]
 __all__ += ["AdaptedModel", "Edits", "ExpertEdits", "StackedParts", "VirtualAttention"]
-__all__ += ["init_parameter", "linear", "parameter_count", "quantization_of"]
+__all__ += ["add_low_rank", "init_parameter", "linear", "parameter_count", "quantization_of"]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halka.core import ModulePart, Part, Target, init_parameter, linear
+from halka.core import ModulePart, Part, Target, add_low_rank, init_parameter, linear
 from halka.methods._checks import finite, fraction, linear_layer, weight_roles, whole
 from halka.methods._fields import method, option
 
@@ -74,7 +74,7 @@ class LoRAPart(ModulePart):
 
     def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
         A_RI, B_OR = tensors
-        return y + self.product(x, A_RI, B_OR)
+        return add_low_rank(y, F.dropout(x, self.dropout, self.training), A_RI, B_OR)
 
     def product(self, x: Tensor, A_RI: Tensor, B_OR: Tensor) -> Tensor:
         """s·B(A x), with dropout on x while training."""
