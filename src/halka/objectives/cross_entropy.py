@@ -23,6 +23,7 @@ from halka.util.transfer import to_device
 
 Head = Callable[[Tensor], Tensor]
 CHUNK = 256  # label positions whose logits exist at once on a CPU, and at least elsewhere
+ROWS = 16  # of these in fp32 at once on a CPU: what its cache holds is neither fetched nor asked of the system
 FINER = 2**10  # what gradients of fp16 logits are multiplied by while fp16 holds them: below 6e-8 it has no numbers
 LOGITS = 2**27  # logits that exist at once on a GPU, to which few large products are better than many small ones
 BYTES = 8  # of a logit while its loss is computed: itself, in fp32, and its slope; up to twice that if the head trains
@@ -105,8 +106,20 @@ def _losses(hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
     return F.cross_entropy(logits, labels_N.to(logits.device), reduction="none")
 
 
-def _losses_and_slope(logits_NV: Tensor, labels_N: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """The losses (N,), in fp32, and their gradients for the logits times a factor, in the logits' precision.
+def _losses_and_slopes(logits_NV: Tensor, labels_N: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """The losses (N,), in fp32, and their gradients for the logits times a factor, in the logits' precision."""
+    rows = ROWS if logits_NV.device.type == "cpu" else max(1, len(logits_NV))
+    slopes_NV, losses = torch.empty_like(logits_NV), list[Tensor]()
+    parts = zip(logits_NV.split(rows), labels_N.split(rows), slopes_NV.split(rows), strict=True)
+    for logits, labels, slopes in parts:
+        losses_n, slopes_n = _of_rows(logits, labels, factor)
+        losses.append(losses_n)
+        slopes.copy_(slopes_n)
+    return torch.cat(losses), slopes_NV
+
+
+def _of_rows(logits_NV: Tensor, labels_N: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """As `_losses_and_slopes`, the gradients in fp32.
 
     In one fp32 copy of the logits: autograd would hold four of them, which are most of a chunk's memory and time.
     """
@@ -116,7 +129,7 @@ def _losses_and_slope(logits_NV: Tensor, labels_N: Tensor, factor: float) -> tup
     sums_N = exact.exp_().sum(-1)
     exact /= sums_N[:, None]
     exact.scatter_add_(1, labels_N[:, None], exact.new_full((len(labels_N), 1), -1.0))
-    return sums_N.log() - of_label_N, (exact if factor == 1 else exact.mul_(factor)).to(logits_NV.dtype)
+    return sums_N.log() - of_label_N, exact if factor == 1 else exact.mul_(factor)
 
 
 class _FrozenHeadLosses(torch.autograd.Function):
@@ -132,9 +145,9 @@ class _FrozenHeadLosses(torch.autograd.Function):
             with torch.enable_grad():
                 h = h.detach().requires_grad_()
                 logits = head(h)
-            losses_n, slope = _losses_and_slope(logits.detach(), t.to(logits.device), ctx.factor)
+            losses_n, slopes = _losses_and_slopes(logits.detach(), t.to(logits.device), ctx.factor)
             losses.append(losses_n.to(h.device))
-            gradients += torch.autograd.grad(logits, h, slope)
+            gradients += torch.autograd.grad(logits, h, slopes)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(losses)
 
