@@ -1,4 +1,4 @@
-"""Compiles the engine's kernels before the tests begin: else each of many processes would, where none are kept yet.
+"""Compiles the kernels of the engine and of training before the tests begin: many processes need them at once.
 
 PYTHONPATH=src:tests python tests/compile_kernels.py float32 bfloat16
 """
@@ -8,8 +8,9 @@ import sys
 import torch
 
 from engine_for_tests import Engine, Request, model_of, prompts
-from halka import LoRA, Prefix
+from halka import LoRA, Prefix, fit
 from halka.engine.request import Stopping
+from training_for_tests import items
 
 
 def main(precisions: list[str]) -> None:
@@ -21,6 +22,7 @@ def main(precisions: list[str]) -> None:
         ]
         with Engine(model) as engine:
             assert len([*engine.run(asked)]) == len(asked)
+        fit(model, "lora", items(), {"steps": 1})
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from halka.data.examples import Item
 from halka.data.packing import PackedBatch
 from halka.models.attention.function import use_attention
 from halka.models.casting import casting
+from halka.models.layer_kernels import layer_kernels
 from halka.objectives import batch_of, summed_losses
 from halka.training.config import Step, TrainConfig
 from halka.training.memory_errors import SMALLER_ADAPTER, SMALLER_BATCHES, memory_errors, smaller_pass
@@ -251,7 +252,10 @@ def _training_mode(model: AdaptedModel, runs: list[Run], observer: Observer, ran
     seed = runs[0].config.seed * 1_000_003 + runs[0].number + rank * 1_000_000_007
     devices = {parameter.device for parameter in base.parameters()}
     parts = [part for run in runs for part in run.adapter.parts.values()]
-    with model.use(None), use_attention(base), seeded(seed, devices), in_mode(True, base), ExitStack() as casts:
+    blocks = model.use(None), use_attention(base), layer_kernels(base), seeded(seed, devices), in_mode(True, base)
+    with ExitStack() as casts:
+        for block in blocks:
+            casts.enter_context(block)
         with memory_errors(f"at step {runs[0].number}, before its first batch", SMALLER_ADAPTER):
             casts.enter_context(casting(parts, base.dtype))
         recompute = any(run.config.checkpointing for run in runs) and not base.is_activation_checkpointing

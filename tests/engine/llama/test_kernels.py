@@ -20,6 +20,7 @@ from halka.engine.llama import kernels
 from halka.engine.llama.product import Product
 from halka.engine.llama.row_adapter import ACTIVATION_NAMES, READS
 from halka.engine.llama.shared import shared
+from halka.kernels import layers
 from halka.methods.bottleneck import ACTIVATIONS
 from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
@@ -63,7 +64,8 @@ def test_kernels_have_no_function_in_common():
     """With one, a kernel's bits would depend on which of them this process compiled or loaded first."""
     x, nothing = random(2, 48), random(0, 48)
     kernels.add_norm(1, array(x), array(nothing), array(x[0]), np.float32(1e-5), array(torch.empty(2, 48)))
-    for kernel in [getattr(kernels, name) for name in kernels.__all__]:
+    layers.silu_gate(1, array(x), array(x), array(torch.empty(2, 48)))
+    for kernel in [*(getattr(kernels, name) for name in kernels.__all__), *vars(layers).values()]:
         for compiled in kernel.overloads.values() if isinstance(kernel, Dispatcher) else ():
             code, own = compiled.library._get_module_for_linking(), compiled.fndesc
             shared_by_name = {

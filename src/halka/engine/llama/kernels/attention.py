@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from halka.engine.llama.kernels.arrays import room
 from halka.engine.llama.kernels.blocks import add_values, fetch, highest_of_16, scores
-from halka.engine.llama.kernels.compiled import kernel
-from halka.engine.llama.kernels.numbers import ZERO, exp, narrowed
-from halka.engine.llama.kernels.threads import meet, parallel, part
+from halka.kernels.arrays import room
+from halka.kernels.compiled import kernel
+from halka.kernels.numbers import ZERO, exp, narrowed
+from halka.kernels.threads import meet, parallel, part
 from halka.models.attention.paged import ALWAYS, SIZE
 
 LOWEST = np.float32(-3e38)

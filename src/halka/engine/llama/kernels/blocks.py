@@ -13,9 +13,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from halka.engine.llama.kernels.compiled import kernel
-from halka.engine.llama.kernels.numbers import dot, widened
 from halka.engine.llama.kernels.products import BF16, LANES, LONG, PAIRS, SUMS, WORDS, spread
+from halka.kernels.compiled import kernel
+from halka.kernels.numbers import dot, widened
 from halka.models.attention.paged import SIZE
 
 STEP = 2 * LANES  # numbers of a head that a register of bf16 holds

@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 
-from halka.engine.llama.kernels.arrays import room, stored
-from halka.engine.llama.kernels.compiled import kernel
-from halka.engine.llama.kernels.numbers import HALF, ONE, ZERO, dot, exp, narrowed, widen, widened
-from halka.engine.llama.kernels.threads import parallel, part
+from halka.kernels.arrays import room, stored
+from halka.kernels.compiled import kernel
+from halka.kernels.numbers import HALF, ONE, ZERO, dot, exp, narrowed, widen, widened
+from halka.kernels.threads import parallel, part
 
 OUTPUT, INPUT, RESIDUAL, SUM = range(4)  # `row_adapter.READS`
 RELU, GELU, GELU_TANH, QUICK_GELU, SILU, TANH, SIGMOID, LEAKY_RELU, RELU6, MISH, _ = range(

@@ -6,9 +6,9 @@ B tiles   T queries of the longest   M blocks, C filled slots that the largest s
 from __future__ import annotations
 
 from halka.engine.llama.kernels.attention import LOWEST
-from halka.engine.llama.kernels.compiled import kernel
-from halka.engine.llama.kernels.numbers import narrowed, widened
-from halka.engine.llama.kernels.threads import parallel, part
+from halka.kernels.compiled import kernel
+from halka.kernels.numbers import narrowed, widened
+from halka.kernels.threads import parallel, part
 
 
 @kernel

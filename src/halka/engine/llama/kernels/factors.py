@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from halka.engine.llama.kernels.arrays import stored
-from halka.engine.llama.kernels.compiled import kernel
-from halka.engine.llama.kernels.numbers import narrowed, widened
-from halka.engine.llama.kernels.threads import parallel, part
+from halka.kernels.arrays import stored
+from halka.kernels.compiled import kernel
+from halka.kernels.numbers import narrowed, widened
+from halka.kernels.threads import parallel, part
 
 
 @kernel

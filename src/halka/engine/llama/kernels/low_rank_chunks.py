@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from halka.engine.llama.kernels.arrays import room, stored
-from halka.engine.llama.kernels.compiled import kernel
-from halka.engine.llama.kernels.numbers import narrowed, widened
 from halka.engine.llama.kernels.products import LANES, TILE, tile_of_two
-from halka.engine.llama.kernels.threads import parallel, part
+from halka.kernels.arrays import room, stored
+from halka.kernels.compiled import kernel
+from halka.kernels.numbers import narrowed, widened
+from halka.kernels.threads import parallel, part
 
 TOKENS = 2 * LANES  # that are computed at once
 

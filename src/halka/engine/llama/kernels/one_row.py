@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from halka.engine.llama.kernels.arrays import room, stored
 from halka.engine.llama.kernels.attention import attend_blocks, gathered
 from halka.engine.llama.kernels.between import keep_token
 from halka.engine.llama.kernels.bottlenecks import add_bottleneck
-from halka.engine.llama.kernels.compiled import kernel
 from halka.engine.llama.kernels.factors import scale_slots
 from halka.engine.llama.kernels.low_rank import add_slots
-from halka.engine.llama.kernels.numbers import ONE, ZERO, dot, exp, narrowed, norm, widen, widened
-from halka.engine.llama.kernels.threads import meet, parallel, part
+from halka.kernels.arrays import room, stored
+from halka.kernels.compiled import kernel
+from halka.kernels.numbers import ONE, ZERO, dot, exp, narrowed, norm, widen, widened
+from halka.kernels.threads import meet, parallel, part
 
 INT8 = np.empty(0, np.int8)  # an array's kind
 WEIGHTS = (  # of a layer, in the order in which `one_row` is given their addresses; 0 where the base has none

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from halka.engine.llama.kernels.arrays import room, stored
-from halka.engine.llama.kernels.compiled import kernel
-from halka.engine.llama.kernels.numbers import narrowed, widened
-from halka.engine.llama.kernels.threads import parallel, part
+from halka.kernels.arrays import room, stored
+from halka.kernels.compiled import kernel
+from halka.kernels.numbers import narrowed, widened
+from halka.kernels.threads import parallel, part
 
 
 @kernel

@@ -15,10 +15,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from halka.engine.llama.kernels.arrays import STACK, room
-from halka.engine.llama.kernels.compiled import kernel
-from halka.engine.llama.kernels.numbers import narrowed, widened
-from halka.engine.llama.kernels.threads import parallel, part
+from halka.kernels.arrays import STACK, room
+from halka.kernels.compiled import kernel
+from halka.kernels.numbers import narrowed, widened
+from halka.kernels.threads import parallel, part
 
 LANES = 16  # tokens of a register
 TILE = 12  # rows of a weight: their sums, for two registers of tokens, are all but eight of a processor's registers

@@ -17,7 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from halka.engine.llama.kernels.compiled import kernel
+from halka.kernels.compiled import kernel
 
 SPINS = 4000  # looks at a gate, some ten microseconds, before a thread lets others have its core
 ENTRIES = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "sched_yield")

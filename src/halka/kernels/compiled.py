@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from numba import njit
 FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums in any order; what is no number stays none
 
 
-def _digest() -> str:
-    """Of all kernels' sources: numba would not see that a kernel calls one which has changed in another file."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+@cache
+def _digest(folder: Path) -> str:
+    """Of the sources of this folder's kernels and of what they are made of, which is here.
+
+    numba would not see that a kernel calls one which has changed in another file.
+    """
+    files = sorted({*folder.glob("*.py"), *Path(__file__).parent.glob("*.py")})
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
-
-
-SOURCES = _digest()
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -28,7 +30,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     # process would use the first it compiles or loads, and compute other bits in another order of them.
     options |= {"forceinline": True, "no_cfunc_wrapper": True}  # and none for C, which nobody calls
     options["_nrt"] = False  # nobody counts who holds an array, which threads would wait for; `arrays.room` makes some
-    function.__qualname__ += f"_{SOURCES}"  # part of the name of numba's file
+    function.__qualname__ += f"_{_digest(Path(function.__code__.co_filename).parent)}"  # in the name of numba's file
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # numba knows of no folder that it may write to

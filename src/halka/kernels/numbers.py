@@ -8,7 +8,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from halka.engine.llama.kernels.compiled import kernel
+from halka.kernels.compiled import kernel
 
 LOG2E, HALF, ONE, ZERO = np.float32(1.4426950408889634), np.float32(0.5), np.float32(1), np.float32(0)
 LIMIT = np.float32(87)
