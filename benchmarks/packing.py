@@ -15,7 +15,8 @@ estimate is that of `halka estimate` for as many tokens in padded rows of that l
 benchmarks/results/packing_memory.json.
 
 What cannot be switched off has no row of its own: packed batches never compute the tokens behind the last state that
-predicts a label, and both kinds compute logits only where labels are, in chunks. The file counts the former.
+predicts a label, LoRA's second product adds itself to the output, and both kinds compute logits only where labels are,
+some at a time. The file counts the first.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "packed, nothing shared": {"order": "grouped", "packed": True, "least_saved": NEVER},
     "packed, beginnings shared": {"order": "grouped", "packed": True},
     "packed, grouped by beginning": {"order": "beginning", "packed": True},
+    "norms and gates by kernels": {"order": "beginning", "packed": True, "kernels": True},
 }
 TASKS = ("snips", "snips-180")
 
@@ -56,6 +59,7 @@ def worker(way: str, task: str, steps: int, seed: int) -> dict[str, float]:
     from halka.data.packing import LEAST_SAVED, WIDTH, computed_tokens, pack, paths_of
     from halka.models.attention.function import use_attention
     from halka.models.casting import casting
+    from halka.models.layer_kernels import layer_kernels
     from halka.models.loading import load_base
     from halka.objectives import summed_losses
     from halka.objectives.language_modelling import LINE, LanguageModelling
@@ -81,7 +85,8 @@ def worker(way: str, task: str, steps: int, seed: int) -> dict[str, float]:
     times: list[float] = []
     for batch in batches:
         rows = [items[index] for index in batch]
-        with use_attention(base), in_mode(True, base), casting(parts, base.dtype), model.use("a"):
+        kernels = layer_kernels(base) if form.get("kernels") else nullcontext()
+        with use_attention(base), kernels, in_mode(True, base), casting(parts, base.dtype), model.use("a"):
             if form["packed"]:
                 losses = LanguageModelling().packed_losses(model, ["a"], pack([rows], least_saved).filled(LINE))
             else:

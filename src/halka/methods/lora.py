@@ -74,11 +74,15 @@ class LoRAPart(ModulePart):
 
     def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
         A_RI, B_OR = tensors
-        return add_low_rank(y, F.dropout(x, self.dropout, self.training), A_RI, B_OR)
+        return add_low_rank(y, self.dropped(x), A_RI, B_OR)
 
     def product(self, x: Tensor, A_RI: Tensor, B_OR: Tensor) -> Tensor:
         """s·B(A x), with dropout on x while training."""
-        return linear(linear(F.dropout(x, self.dropout, self.training), A_RI), B_OR)
+        return linear(linear(self.dropped(x), A_RI), B_OR)
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """x with dropout while training."""
+        return F.dropout(x, self.dropout, self.training)
 
     def stack_key(self) -> Hashable | None:
         return self.dropout if self.training else 0.0

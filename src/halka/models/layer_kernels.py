@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache, partial
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from halka.kernels import unusable
+
 DTYPE = torch.bfloat16
-OPERATIONS = torch.library.Library("halka", "DEF")  # torch's own way, so that a dry run on fake tensors knows them
+OPERATIONS = torch.library.Library("halka", "FRAGMENT")  # torch's own way, so that a dry run on fake tensors knows them
 
 
 @contextmanager
@@ -38,12 +39,12 @@ def layer_kernels(base: nn.Module) -> Generator[None]:
 
 def _by_kernels(base: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
     """The modules whose forward a kernel can compute, with that forward."""
+    taken: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
+    if not _fit(next(base.parameters())) or unusable() is not None:
+        return taken
     from transformers.activations import SiLUActivation
     from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-    taken: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
-    if getattr(base, "dtype", None) != DTYPE or find_spec("numba") is None:
-        return taken
     for module in base.modules():
         if "forward" in vars(module):  # somebody else's, such as accelerate's
             continue
@@ -51,7 +52,12 @@ def _by_kernels(base: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
             taken[module] = partial(_norm, module)
         elif _computes_as(type(module), LlamaMLP) and type(module.act_fn) in (SiLUActivation, nn.SiLU):
             taken[module] = partial(_mlp, module)
-    return taken
+    return {module: forward for module, forward in taken.items() if not _hooked(getattr(module, "act_fn", None))}
+
+
+def _hooked(activation: nn.Module | None) -> bool:
+    """Whether somebody waits for the activation to be called."""
+    return activation is not None and bool(activation._forward_hooks or activation._forward_pre_hooks)
 
 
 @cache
@@ -65,10 +71,10 @@ def _code(kind: type[nn.Module]) -> Any:
     return None if code is None else (code.co_code, code.co_names, code.co_varnames, code.co_consts[1:])
 
 
-def _norm(module: Any, x: Tensor) -> Tensor:
-    if _fit(x, module.weight):
-        return _RMSNorm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[return-value]
-    return type(module).forward(module, x)
+def _norm(module: Any, hidden_states: Tensor) -> Tensor:
+    if _fit(hidden_states, module.weight) and hidden_states.shape[-1] == len(module.weight):
+        return _RMSNorm.apply(hidden_states, module.weight, module.variance_epsilon)  # type: ignore[return-value]
+    return type(module).forward(module, hidden_states)
 
 
 def _mlp(module: Any, x: Tensor) -> Tensor:
@@ -121,18 +127,18 @@ def _operation(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         OPERATIONS.define(f"{function.__name__[1:]}{schema}")
         OPERATIONS.impl(function.__name__[1:], partial(function, _run), "CPU")
-        OPERATIONS.impl(function.__name__[1:], partial(function, lambda name, *arguments: None), "Meta")
+        OPERATIONS.impl(function.__name__[1:], partial(function, lambda name, threads, *arguments: None), "Meta")
         return function
 
     return register
 
 
-def _run(name: str, *arguments: Tensor | float) -> None:
-    """The kernel of that name on contiguous tensors, each as its rows, on as many threads as torch has."""
+def _run(name: str, threads: int, *arguments: Tensor | float) -> None:
+    """The kernel of that name on contiguous tensors, each as its rows."""
     from halka.kernels import layers
 
     arrays = [_array(it) if isinstance(it, Tensor) else np.float32(it) for it in arguments]
-    getattr(layers, name)(torch.get_num_threads(), *arrays)
+    getattr(layers, name)(threads, *arrays)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -143,7 +149,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 @_operation("(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)")
 def _rms_norm(run: Callable[..., None], x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     y, scale = torch.empty_like(x), x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
-    run("rms_norm", x, weight, eps, scale, y)
+    run("rms_norm", torch.get_num_threads(), x, weight, eps, scale, y)
     return y, scale
 
 
@@ -151,21 +157,21 @@ def _rms_norm(run: Callable[..., None], x: Tensor, weight: Tensor, eps: float) -
 def _rms_norm_gradient(
     run: Callable[..., None], dy: Tensor, x: Tensor, weight: Tensor, scale: Tensor, trains: bool
 ) -> tuple[Tensor, Tensor]:
-    threads = torch.get_num_threads() if trains else 0
-    dx, dweight = torch.empty_like(x), x.new_zeros(threads, x.shape[-1], dtype=torch.float32)
-    run("rms_norm_gradient", dy, x, weight, scale, dx, dweight)
+    threads = torch.get_num_threads()
+    dx, dweight = torch.empty_like(x), x.new_zeros(threads if trains else 0, x.shape[-1], dtype=torch.float32)
+    run("rms_norm_gradient", threads, dy, x, weight, scale, dx, dweight)
     return dx, dweight.sum(0)
 
 
 @_operation("(Tensor gate, Tensor up) -> Tensor")
 def _silu_gate(run: Callable[..., None], gate: Tensor, up: Tensor) -> Tensor:
     z = torch.empty_like(gate)
-    run("silu_gate", gate, up, z)
+    run("silu_gate", torch.get_num_threads(), gate, up, z)
     return z
 
 
 @_operation("(Tensor dz, Tensor gate, Tensor up) -> (Tensor, Tensor)")
 def _silu_gate_gradient(run: Callable[..., None], dz: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     dgate, dup = torch.empty_like(gate), torch.empty_like(up)
-    run("silu_gate_gradient", dz, gate, up, dgate, dup)
+    run("silu_gate_gradient", torch.get_num_threads(), dz, gate, up, dgate, dup)
     return dgate, dup

@@ -23,7 +23,7 @@ from halka.util.transfer import to_device
 
 Head = Callable[[Tensor], Tensor]
 CHUNK = 256  # label positions whose logits exist at once on a CPU, and at least elsewhere
-ROWS = 16  # of these in fp32 at once on a CPU: what its cache holds is neither fetched nor asked of the system
+CACHED = 2**19  # logits in fp32 at once on a CPU: what its cache holds is neither fetched nor asked of the system
 FINER = 2**10  # what gradients of fp16 logits are multiplied by while fp16 holds them: below 6e-8 it has no numbers
 LOGITS = 2**27  # logits that exist at once on a GPU, to which few large products are better than many small ones
 BYTES = 8  # of a logit while its loss is computed: itself, in fp32, and its slope; up to twice that if the head trains
@@ -108,7 +108,10 @@ def _losses(hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
 
 def _losses_and_slopes(logits_NV: Tensor, labels_N: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     """The losses (N,), in fp32, and their gradients for the logits times a factor, in the logits' precision."""
-    rows = ROWS if logits_NV.device.type == "cpu" else max(1, len(logits_NV))
+    if logits_NV.device.type != "cpu":
+        losses_N, exact_NV = _of_rows(logits_NV, labels_N, factor)
+        return losses_N, exact_NV.to(logits_NV.dtype)
+    rows = max(1, CACHED // logits_NV.shape[-1])
     slopes_NV, losses = torch.empty_like(logits_NV), list[Tensor]()
     parts = zip(logits_NV.split(rows), labels_N.split(rows), slopes_NV.split(rows), strict=True)
     for logits, labels, slopes in parts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -100,45 +100,18 @@ def linear(x: Tensor, weight: Tensor | Grouped, bias: Tensor | None = None) -> T
 
 
 def add_low_rank(y: Tensor, x: Tensor, A: Tensor | Grouped, B: Tensor | Grouped) -> Tensor:
-    """y + B(A x), with A (R, I) and B (O, R) as `linear` takes them; in half precision in y's own memory where it may.
+    """y + B(A x), with A (R, I) and B (O, R) as `linear` takes them.
 
-    There the sum is rounded once, and an operation as large as y is saved; in fp32 it is peft's to the bit.
+    In half precision one product adds itself to y, and the sum is rounded once; in fp32 it is peft's to the bit.
     """
-    if isinstance(A, Tensor) and isinstance(B, Tensor) and A.dim() == 2 and _may_add_to(y, x, A, B):
-        return _AddLowRank.apply(y, x, A, B)  # type: ignore[return-value]
+    if isinstance(A, Tensor) and isinstance(B, Tensor) and A.dim() == 2 and _are_half(y, x, A, B):
+        low = F.linear(x, A)
+        return torch.addmm(y.reshape(-1, len(B)), low.reshape(-1, len(A)), B.mT).view(y.shape)
     return y + linear(linear(x, A), B)
 
 
-def _may_add_to(y: Tensor, *others: Tensor) -> bool:
-    """Whether y is a tensor of its own that a product in its precision can be added to, and nobody traces that."""
-    fits = y.dtype in (torch.bfloat16, torch.float16) and all(other.dtype == y.dtype for other in others)
-    whole = fits and y._base is None and y.is_contiguous()
-    return whole and not (torch.compiler.is_compiling() or torch.is_autocast_enabled(y.device.type))
-
-
-class _AddLowRank(torch.autograd.Function):
-    """y += B(A x), and its gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-        low = x.flatten(0, -2) @ A.mT
-        ctx.save_for_backward(x, A, B, low)
-        ctx.mark_dirty(y)
-        y.view(-1, y.shape[-1]).addmm_(low, B.mT)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        x, A, B, low = ctx.saved_tensors
-        _, of_x, of_A, of_B = ctx.needs_input_grad
-        rows = dy.flatten(0, -2)
-        d_low = rows @ B
-        return (
-            dy,
-            (d_low @ A).view(x.shape) if of_x else None,
-            d_low.mT @ x.flatten(0, -2) if of_A else None,
-            rows.mT @ low if of_B else None,
-        )
+def _are_half(*tensors: Tensor) -> bool:
+    return {tensor.dtype for tensor in tensors} in ({torch.bfloat16}, {torch.float16})
 
 
 def _of_runs(x: Tensor, grouped: Grouped) -> Tensor:

@@ -6,7 +6,6 @@ layer's linear layers and sublayers, with tokens beside a gate, with a full copy
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from threading import Timer
 
@@ -20,6 +19,7 @@ from halka.engine.line import Forward, Line
 from halka.engine.llama.rows import RowAdapters
 from halka.engine.llama.watched import LOOKS
 from halka.engine.llama.weights import PLACES, LlamaWeights, obstacle
+from halka.kernels import unusable
 
 LOG = logging.getLogger(__name__)
 PATIENCE = 2.0  # seconds after which somebody wants to know what takes so long: kernels from the disk take one
@@ -27,9 +27,7 @@ PATIENCE = 2.0  # seconds after which somebody wants to know what takes so long:
 
 def unsupported(model: AdaptedModel) -> str | None:
     """Why `LlamaForward` cannot compute this model, in words; None if it can."""
-    if importlib.util.find_spec("numba") is None:
-        return "numba is not installed: pip install 'halka[engine]'"
-    return obstacle(model.base)
+    return unusable() or obstacle(model.base)
 
 
 class LlamaForward:
