@@ -65,6 +65,28 @@ def test_train_says_what_happened_and_what_is_next(here):
     assert made["validation_loss"] > 0
 
 
+def test_the_best_by_score_answers_best(here):
+    """Of the validation examples a quarter has an answer that nobody taught."""
+    for file, answers in (("train", ["Yes", "No"]), ("check", ["Yes", "No", "Yes", "Maybe"])):
+        rows = [{"prompt": f"Is it {word}?", "completion": word} for word in answers]
+        Path(f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = "--base base --data train.jsonl --dtype float32 --rank 8 --lr 0.01 --steps 60 --evaluate-every 20"
+    assert "validation examples" in failure(f"train {data} --best-by score -o new")
+    assert not Path("new").exists()
+    made = parsed(f"train {data} --validation check.jsonl --best-by score -o new")
+    assert made["score"] == 0.75
+    scores = parsed("evaluate --data check.jsonl --base base --dtype float32 --adapter new/adapter")["scores"]
+    assert scores["exact_match"]["value"] == 0.75
+    told = halka("train --config new/run.yaml --overwrite")
+    assert "validation loss" in told.stdout
+    assert "and score 0.7500 at step" in told.stdout
+    assert ", score 0.7500 (best)" in told.stderr
+    card = json.loads(Path("new/adapter/halka.json").read_text())
+    assert card["measurements"]["validation_score"] == 0.75
+    assert [point["score"] for point in card["training"]["curve"] if "score" in point][-1] == 0.75
+    assert parsed(f"train {data} --validation check.jsonl -o other")["score"] is None
+
+
 def test_settings_combine(here, monkeypatch):
     """The file below the environment below flags."""
     Path("run.yaml").write_text("base: base\ndata: data.jsonl\nrank: 2\ntrain: {steps: 1, lr: 0.1, seed: 1}\n")

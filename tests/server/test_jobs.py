@@ -72,6 +72,8 @@ def events_of(client: httpx.Client, id: str, **headers: str) -> list[tuple[str, 
         ({"settings": {"method": "magic"}}, "settings.method", "choose one of"),
         ({"settings": {"method": "prefix", "rank": 4}}, "settings.rank", "rank"),
         ({"settings": {"text": "Hello"}}, "settings.text", "no virtual tokens"),
+        ({"settings": {"best_by": "luck"}}, "settings.best_by", "loss, score"),
+        ({"settings": {"best_by": "score"}}, "settings.best_by", "give validation"),
         ({"settings": {"base": "org/model"}}, "settings.base", "no such setting"),
         ({"settings": {"out": "/tmp/x"}}, "settings.out", "no such setting"),
         ({"settings": {"data": ["/etc/passwd"]}}, "settings.data", "no such setting"),
@@ -235,7 +237,8 @@ def held_out_and_evaluated(client: httpx.Client, training: str) -> None:
 @pytest.mark.slow
 def test_what_is_trained_answers_by_its_name(client, server, tmp_path):
     lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
-    job = json.dumps({"kind": "train", "name": "sums", "settings": SETTINGS, "validation": 0.25})
+    settings = {**SETTINGS, "best_by": "score"}
+    job = json.dumps({"kind": "train", "name": "sums", "settings": settings, "validation": 0.25})
     made = client.post("/v1/jobs/upload", data={"job": job}, files={"data": ("sums.jsonl", lines)})
     assert made.status_code == 201, made.text
     id = made.json()["id"]
@@ -246,6 +249,7 @@ def test_what_is_trained_answers_by_its_name(client, server, tmp_path):
     assert (view["adapter"], view["error"]) == ({"name": "sums", "version": 1}, None)
     assert view["result"]["steps"] == 3
     assert view["result"]["validation_loss"] > 0
+    assert view["result"]["score"] == view["last_step"]["score"] == 0
     assert view["last_step"]["step"] == 3
     assert str(tmp_path) not in json.dumps(events)
     for last, rest in (("2", [3]), ("9" * 5000, []), ("x", [1, 2, 3])):

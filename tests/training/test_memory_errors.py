@@ -41,6 +41,14 @@ def test_memory_that_runs_out_says_what_needs_less(config: TrainConfig, in_train
         list(train(model, "a", items(), config, validation=items(2, seed=9)))
 
 
+def test_memory_that_runs_out_in_a_score_says_so():
+    def full() -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    with pytest.raises(OutOfMemoryError, match="in the score after step 1: score fewer examples"):
+        list(train(model_for(), "a", items(), CONFIG, validation=items(2, seed=9), score=full))
+
+
 class NoRoomForCasts(TorchDispatchMode):
     """Memory runs out where fp32 is cast to bf16, as the masters of full fine-tuning are before a step's batches."""
 

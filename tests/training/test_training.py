@@ -383,7 +383,7 @@ def test_a_run_by_score_does_not_go_on_by_loss(tmp_path):
     steps = train(model_for(), "a", items(), config, validation=items(2), folder=tmp_path, score=lambda: 1.0)
     next(steps)
     steps.close()
-    with pytest.raises(HalkaError, match="best by"):
+    with pytest.raises(HalkaError, match="best by was 'score', is 'loss'"):
         [*train(model_for(), "a", items(), config, validation=items(2), folder=tmp_path)]
     again = train(model_for(), "a", items(), config, validation=items(2), folder=tmp_path, score=lambda: 1.0)
     assert [step.step for step in again] == [2, 3, 4, 5, 6]

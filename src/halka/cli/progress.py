@@ -75,7 +75,8 @@ class StepProgress(_Bars):
     def step(self, step: Step, name: str = "") -> None:
         """Show a step."""
         if step.validation is not None:
-            self.validations[name] = f", validation {step.validation:.4f}{' (best)' if step.best else ''}"
+            score = "" if step.score is None else f", score {step.score:.4f}"
+            self.validations[name] = f", validation {step.validation:.4f}{score}{' (best)' if step.best else ''}"
         left = duration((step.steps - step.step) * step.seconds / step.step)
         speed = f"{step.tokens_per_second:.0f} tokens/s"
         if step.saved is not None and step.saved >= WORTH_SAYING:

@@ -88,11 +88,11 @@ def train_adapter(config: Path | None, flags: dict[str, Any], devices: Devices, 
     run = TrainingRun(plan, "adapter", **folder)
     if run.finished:
         raise HalkaError(f"--out: {run.folder.path} holds a finished run: choose another folder, or add --overwrite")
-    if devices.start(plan.run.device, lambda: task_of(plan.run)):
+    if devices.start(plan.run.device, lambda: scored(task_of(plan.run), plan.run)):
         return
     with devices.joined(plan.run.device) as first, deterministic(plan.run.deterministic):
         _say_shares([run])
-        run.task = task_of(plan.run)
+        run.task = scored(task_of(plan.run), plan.run)
         results = train_runs(_model_for([run], devices), [run])
     if not first:
         return
@@ -151,7 +151,8 @@ def _read_tasks(runs: list[TrainingRun]) -> None:
     for run in runs:
         settings = run.plan.run
         key = (settings.task, settings.data, settings.validation, settings.shape, settings.kind)
-        run.task = tasks[key] = tasks.get(key) or task_of(settings)
+        tasks[key] = tasks.get(key) or task_of(settings)
+        run.task = scored(tasks[key], settings)
 
 
 def _model_for(runs: list[TrainingRun], devices: Devices) -> AdaptedModel:
@@ -193,11 +194,26 @@ def task_of(run: RunSettings) -> Task:
     if run.task is not None:
         if run.validation is not None:
             raise HalkaError(f"--validation is for --data: the task {run.task} has its own validation examples")
-        return of_kind(named_task(run.task), run.kind)
-    rows = [data_rows(file, "--data", run.shape) for file in run.data]
-    train, validation = _held_out([example for file_rows in rows for example in file_rows.examples], run)
-    task = Task(run.data[0].name.partition(".")[0], tuple(train), tuple(validation), (), (), "")
-    return of_kind(task, run.kind or KIND_OF_SHAPE.get(rows[0].shape))
+        task = of_kind(named_task(run.task), run.kind)
+    else:
+        rows = [data_rows(file, "--data", run.shape) for file in run.data]
+        train, validation = _held_out([example for file_rows in rows for example in file_rows.examples], run)
+        task = Task(run.data[0].name.partition(".")[0], tuple(train), tuple(validation), (), (), "")
+        task = of_kind(task, run.kind or KIND_OF_SHAPE.get(rows[0].shape))
+    return task
+
+
+def scored(task: Task, run: RunSettings) -> Task:
+    """The task. Raises HalkaError if --best-by score has no examples to score."""
+    if run.best_by == "score" and not task.validation:
+        if run.task is not None:
+            why = f"the task {run.task} has none: give it some (validation:)"
+        elif run.validation is not None:
+            why = f"--validation {run.validation} of {len(task.train)} holds none out: give more, or a file"
+        else:
+            why = "there are none: add --validation with a file, or the share of --data to hold out"
+        raise HalkaError(f"--best-by score scores validation examples, and {why}")
+    return task
 
 
 def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example], list[Example]]:
@@ -231,16 +247,19 @@ def method_of(plan: Plan, model: AdaptedModel) -> Method:
 def _show_all(results: list[dict[str, Any]]) -> None:
     from halka.report.units import count, duration
 
-    right = ("steps", "time", "loss", "validation", "parameters")
+    scored_too = any(result.get("score") is not None for result in results)
+    right = ("steps", "time", "loss", "validation", *(["score"] if scored_too else []), "parameters")
     table = columns("run", "method", *right, right=right)
     for result in results:
         if "error" in result:
-            table.add_row(str(result["folder"]), result["method"]["name"], "failed", *[""] * 4)
+            table.add_row(str(result["folder"]), result["method"]["name"], "failed", *[""] * (len(right) - 1))
             continue
-        validation = "" if result["validation_loss"] is None else f"{result['validation_loss']:.4f}"
+        best = [result["validation_loss"], *([result["score"]] if scored_too else [])]
         table.add_row(
             *(str(result["folder"]), result["method"]["name"], str(result["steps"]), duration(result["seconds"])),
-            *(f"{result['loss']:.4f}", validation, count(result["parameters"])),
+            f"{result['loss']:.4f}",
+            *("" if value is None else f"{value:.4f}" for value in best),
+            count(result["parameters"]),
         )
     if results:
         show(table)
@@ -251,7 +270,8 @@ def _show(result: dict[str, Any], run: RunSettings) -> None:
 
     loss = f"loss {result['loss']:.4f}"
     if result["validation_loss"] is not None:
-        loss += f", validation loss {result['validation_loss']:.4f} at step {result['best_step']}"
+        score = "" if result["score"] is None else f" and score {result['score']:.4f}"
+        loss += f", validation loss {result['validation_loss']:.4f}{score} at step {result['best_step']}"
     show(
         f"{result['steps']} steps in {duration(result['seconds'])}: {loss}",
         f"{count(result['parameters'])} parameters, {size(result['bytes'])}, in {result['adapter']}",

@@ -61,6 +61,10 @@ class RunSettings:
         default=None,
         metadata={"help": "what the base learns to be: sequence-classification, …; as the task or the data say"},
     )
+    best_by: Literal["loss", "score"] = field(
+        default="loss",
+        metadata={"help": "which evaluation is the best: by validation loss, or by answers to the validation examples"},
+    )
     text: str | None = field(default=None, metadata={"help": "what virtual tokens start as (prompt, prefix)"})
     dtype: Literal[Dtype, "auto"] = field(
         default="bfloat16", metadata={"help": "precision of the base: bfloat16, float32, …"}

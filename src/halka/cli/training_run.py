@@ -18,6 +18,7 @@ from halka.cli.progress import StepProgress
 from halka.cli.train_settings import Plan
 from halka.core import AdaptedModel
 from halka.data.task import Task
+from halka.evaluation.validation_score import ValidationScore
 from halka.methods import primary
 from halka.storage.adapter_folder import AdapterFolder
 from halka.training import Job, Ranks, RunFolder, Step, as_tokens, train_many
@@ -55,7 +56,8 @@ class TrainingRun:
         with show_warnings():
             items = as_tokens(model, self.task.train, config, self.name)
             held_out = as_tokens(model, self.task.validation, config, self.name) if self.task.validation else []
-        return Job(self.name, items, config, held_out, self.folder.path)
+        score = ValidationScore(model, self.name, self.task) if self.plan.run.best_by == "score" else None
+        return Job(self.name, items, config, held_out, self.folder.path, score)
 
     def begin(self, model: AdaptedModel) -> None:
         """Write the settings of a new run; a run under way stays as it is, but for --overwrite."""

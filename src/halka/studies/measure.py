@@ -25,7 +25,8 @@ from halka.engine.request import Request
 from halka.engine.stopping import Stopping
 from halka.estimating.dry_runs import FP32, Setup, dry_run, weights_of
 from halka.evaluation.evaluating import Evaluation, evaluate, perplexity
-from halka.evaluation.metrics import Metric, find_metric, resampled
+from halka.evaluation.metrics import resampled
+from halka.evaluation.validation_score import ValidationScore, primary_metric
 from halka.methods import build_method
 from halka.methods.prompt import started_from
 from halka.models import adapt
@@ -265,9 +266,12 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
         return {"peak": max(machine.peak(device), baseline), "baseline": baseline}
 
     def score() -> float:
-        latest["memory"], latest["scored"] = memory(), _scored(model, task, text)  # scoring has a memory of its own
+        by_answers = ValidationScore(model, NAME, task)
+        latest["memory"], value = memory(), by_answers.value()  # scoring has a memory of its own
+        perplexed = {} if text is None else {"perplexity": perplexity(model, NAME, text)}
+        latest["scored"] = {"score": value, **perplexed}
         machine.reset_peak(device)
-        return latest["scored"]["score"] * (1 if _primary(task).higher_is_better else -1)
+        return by_answers.rank(value)
 
     by_score = run.best_by == "score"
     decides = score if by_score else None
@@ -310,19 +314,7 @@ def _draws(evaluation: Evaluation, task: Task) -> list[float]:
     """The primary score on each set of test items that is drawn, the same sets in every run."""
     answers = evaluation.predictions
     predictions, references = [answer.prediction for answer in answers], [answer.references for answer in answers]
-    return [round(value, 5) for value in resampled(predictions, references, _primary(task))]
-
-
-def _primary(task: Task) -> Metric:
-    metrics = map(find_metric, task.metrics)
-    return next((metric for metric in metrics if metric.name == task.primary), None) or find_metric(task.primary)
-
-
-def _scored(model: AdaptedModel, task: Task, text: str | None) -> Result:
-    """The primary score on the validation examples, and the perplexity of `text`, with the weights as they are."""
-    evaluation = evaluate(model, NAME, task.validation, task.metrics, max_new_tokens=task.max_new_tokens)
-    perplexed = {} if text is None else {"perplexity": perplexity(model, NAME, text)}
-    return {"score": evaluation.scores[task.primary].value, **perplexed}
+    return [round(value, 5) for value in resampled(predictions, references, primary_metric(task, task.kind))]
 
 
 def _training(model: AdaptedModel, name: str, steps: Sequence[Step], examples: int) -> Result:

@@ -30,6 +30,8 @@ PADDED: dict[str, Any] = {"batches": "padded", "group_shared": False}
 PARTS = "parts-"  # and a step: the name of a folder
 PLAN = "plan of batches"
 """Of a run's identity. It follows from all else there, so it differs alone only in another version."""
+BEST_BY = "best by"
+"""Of a run's identity: "loss", which all were by whose checkpoint does not name it, or the `name` of its score."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ def open_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:
     with _opened(path) as file:
         metadata = _metadata(file, path)
         current = json.loads(json.dumps(run))
-        unnamed = {key: value for key, value in {**PADDED, PLAN: current.get(PLAN)}.items() if key in current}
+        before = {**PADDED, PLAN: current.get(PLAN), BEST_BY: "loss"}
+        unnamed = {key: value for key, value in before.items() if key in current}
         saved = {**unnamed, **json.loads(metadata["run"])}
         if different := {key for key in {*saved, *current} if saved.get(key) != current.get(key)}:
             different = different - {PLAN} or different

@@ -45,7 +45,7 @@ def train(
     validation examples, the weights of the best evaluation are in place at the end: that with the lowest loss, or with
     the highest `score`, which is called at each, with the adapter as it is then; of several processes all call it, and
     the first one's counts. With a folder, each step is a line of its `metrics.jsonl`, and a run that was killed goes on
-    exactly where its last checkpoint was.
+    exactly where its last checkpoint was, but not by a score of another `name`, where it has one.
 
     Raises DataError for data without labels, HalkaError for a wrong config or the folder of another run, TrainingError
     where training itself fails, OutOfMemoryError (one of these) where memory does not suffice.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from halka.training.sharing import Pass
 from halka.util.divided import lost_rank_error
 from halka.util.machine import memory_named
 
+if TYPE_CHECKING:
+    from halka.training.sharing import Pass
+
 SMALLER_BATCHES = "lower batch_tokens or batch_size"
+SMALLER_SCORE = "score fewer examples, or fewer at a time"
 SMALLER_ADAPTER = "train fewer parameters, such as a lower rank has, or fewer adapters together"
 """What an optimiser's step needs less memory with: it holds two more numbers for each that is trained."""
 

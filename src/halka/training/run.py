@@ -23,9 +23,10 @@ from halka.methods import described
 from halka.models.fingerprint import own_fingerprint
 from halka.models.rotary import changing_rotary
 from halka.objectives import objective_of, packs
-from halka.training.checkpoint import PLAN, Checkpoint, Progress, adapter_tensors, restore, save_checkpoint
+from halka.training.checkpoint import BEST_BY, PLAN, Checkpoint, Progress, adapter_tensors, restore, save_checkpoint
 from halka.training.config import Step, TrainConfig, learning_rate
 from halka.training.loss_scale import after_step, unscale
+from halka.training.memory_errors import SMALLER_SCORE, memory_errors
 from halka.training.ranks import Ranks
 from halka.training.run_folder import RunFolder
 from halka.util.divided import checked_by_first, part_like, whole
@@ -201,7 +202,8 @@ class Run:
         """
         if self.score is None:
             return None
-        with ranks.raised_in_all():
+        scoring = memory_errors(f"in the score after step {self.progress.step}", SMALLER_SCORE)
+        with ranks.raised_in_all(), scoring:
             value: Any = self.score()
             try:
                 own = float(value)
@@ -308,7 +310,7 @@ class Run:
             "quantize": quantization_of(self.model.base),
             "data": _digest(_plain(self.items)),
             "validation": _digest(_plain(self.held_out)),
-            **({} if self.score is None else {"best by": "score"}),
+            BEST_BY: "loss" if self.score is None else getattr(self.score, "name", "score"),
             PLAN: _digest(self._first_plan),
             "base": own_fingerprint(self.model)["weights"],
         }

@@ -156,8 +156,8 @@ class RunFolder:
             "loss": result.loss,
             "curve": curve_of(steps),
         }
-        validated = result.validation_loss is not None
-        measurements = {"validation_loss": result.validation_loss} if validated else {}
+        best = {"validation_loss": result.validation_loss, "validation_score": result.score}
+        measurements = {name: value for name, value in best.items() if value is not None}
         save(model, name, self.adapter, task=task, training=training, measurements=measurements)
         checked_by_first(self.drop_checkpoint, together=together)
         return result
@@ -222,7 +222,11 @@ def _step_number(line: str) -> float:
 
 
 def curve_of(steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """The losses of at most `POINTS` steps, evenly apart, and of as many that were validated; the last among them."""
+    """The losses, and scores, of at most `POINTS` steps, evenly apart, and as many validated; the last among them."""
     validated = [step for step in steps if step.validation is not None]
     kept = {step.step for of in (steps, validated) for step in (*of[:: math.ceil(len(of) / POINTS) or 1], *of[-1:])}
-    return [{"step": s.step, "loss": s.loss, "validation": s.validation} for s in steps if s.step in kept]
+    return [
+        {"step": s.step, "loss": s.loss, "validation": s.validation, **({} if s.score is None else {"score": s.score})}
+        for s in steps
+        if s.step in kept
+    ]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -38,6 +38,7 @@ DOCUMENTS = "documents.jsonl"
 SETTINGS, PREDICTIONS, MERGED = "settings.yaml", "predictions.jsonl", "merged"
 DEFAULT_METHOD = "lora"
 TEXT = Setting("text", str | None, "what virtual tokens start as")
+BEST_BY = Setting("best_by", Literal["loss", "score"], "which evaluation is the best", default="loss")
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,9 @@ def _training(job: TrainJob, names: Mapping[str, str], settings: ServerSettings)
     """The file for `halka train --config`."""
     check_settings(job.settings)
     validation = names.get(VALIDATION, job.validation)
+    if job.settings.get("best_by") == "score" and validation is None and job.task is None:
+        why = "a score is made of answers to validation examples, and there are none: give validation"
+        raise ApiError(400, why, param="settings.best_by")
     return yaml.safe_dump(
         {
             **job.settings,
@@ -132,11 +136,13 @@ def check_settings(settings: Mapping[str, Any]) -> tuple[Method, TrainConfig]:
     try:
         method = method_named(str(settings.get("method", DEFAULT_METHOD)))
         of_method, of_training = settings_of(method), settings_of(TrainConfig, "train")
-        allowed |= {**of_method, **of_training, "text": TEXT}
+        allowed |= {**of_method, **of_training, "text": TEXT, "best_by": BEST_BY}
         layer = from_content(settings, Path("settings"), allowed)
         chosen, config = build(method, of_method, layer), build(TrainConfig, of_training, layer)
         if "text" in layer and convert(TEXT, layer["text"]) is not None:
             check_start(chosen, "settings: text")
+        if "best_by" in layer:
+            convert(BEST_BY, layer["best_by"])
     except HalkaError as error:
         raise refusal(error, param=_param(str(error), allowed)) from None
     return chosen, config

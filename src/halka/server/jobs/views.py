@@ -16,7 +16,18 @@ from halka.util.errors import DamagedFolderError
 from halka.util.text import one_line
 
 METRICS = Path(RUN) / "metrics.jsonl"
-OF_TRAINING = ("lr", "steps", "loss", "validation_loss", "best_step", "tokens", "seconds", "parameters", "bytes")
+OF_TRAINING = (
+    "lr",
+    "steps",
+    "loss",
+    "validation_loss",
+    "score",
+    "best_step",
+    "tokens",
+    "seconds",
+    "parameters",
+    "bytes",
+)
 
 
 def view_of(job: JobFolder, folders: Folders) -> dict[str, Any]:

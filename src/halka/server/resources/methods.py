@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from halka.methods import all_methods, catalogued
 from halka.server.guards.access import CallerDep
-from halka.server.jobs.commands import DEFAULT_METHOD, TEXT
+from halka.server.jobs.commands import BEST_BY, DEFAULT_METHOD, TEXT
 from halka.server.wire import Json
 from halka.training import TrainConfig
 from halka.util.forms import form_of
@@ -32,5 +32,5 @@ def _catalogue() -> dict[str, Any]:
         "object": "list",
         "default": DEFAULT_METHOD,
         "data": [catalogued(method) for method in all_methods().values()],
-        "settings": [form_of(setting) for setting in (*settings_of(TrainConfig, "train").values(), TEXT)],
+        "settings": [form_of(setting) for setting in (*settings_of(TrainConfig, "train").values(), BEST_BY, TEXT)],
     }

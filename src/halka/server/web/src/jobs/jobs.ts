@@ -13,6 +13,9 @@ export interface Step {
   steps: number;
   loss: number;
   validation: number | null;
+  /** Of the answers to the validation examples, where that decides which evaluation is the best. */
+  score?: number | null;
+  best?: boolean;
   tokens: number;
   seconds: number;
   tokens_per_second: number;
@@ -49,6 +52,7 @@ export interface Job<Result = unknown> {
 export interface Trained {
   loss: number;
   validation_loss: number | null;
+  score?: number | null;
   best_step: number;
   tokens: number;
   seconds: number;

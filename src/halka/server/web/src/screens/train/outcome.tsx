@@ -23,7 +23,7 @@ export function Outcome({ job }: { job: Job<Trained> }) {
   return (
     <>
       <Notice kind="done">
-        <p>{fill(w.stored, { name: adapter.name, version: adapter.version })}{result?.validation_loss != null && <>{" "}{fill(w.bestOfAll, { loss: short(result.validation_loss), step: result.best_step })}</>}</p>
+        <p>{fill(w.stored, { name: adapter.name, version: adapter.version })}{" "}{result && bestOfAll(result)}</p>
         <div class="row">
           {base && <a class="button primary" href={tryIt}>{w.tryIt}</a>}
           <a class="button" href={link("adapters", adapter.name)}>{w.toAdapter}</a>
@@ -33,6 +33,13 @@ export function Outcome({ job }: { job: Job<Trained> }) {
       <Scoring adapter={`${adapter.name}@${adapter.version}`} training={job} />
     </>
   );
+}
+
+/** Whose weights it has, where evaluations decided that. */
+function bestOfAll({ score, validation_loss: loss, best_step: step }: Trained): string {
+  const w = words.value.train;
+  if (typeof score === "number") return fill(w.bestScoreOfAll, { score: short(score), step });
+  return loss === null ? "" : fill(w.bestOfAll, { loss: short(loss), step });
 }
 
 /** The adapter's scores beside the base's: the last ones, and a way to more. */

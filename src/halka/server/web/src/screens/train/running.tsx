@@ -13,6 +13,7 @@ export function Running({ job, steps }: { job: Job; steps: Step[] }) {
   if (!last) return null;
   const ended = ENDED.includes(job.status);
   const checked = steps.filter((step) => step.validation !== null && step.validation !== undefined);
+  const scored = typeof checked.at(-1)?.score === "number";
   const saved = typeof last.computed === "number" ? 1 - last.computed / last.tokens : 0;
   const left = ended ? null : timeLeft(steps);
   return (
@@ -21,7 +22,8 @@ export function Running({ job, steps }: { job: Job; steps: Step[] }) {
       <dl class="tiles">
         {ended && <Tile name={w.stepsDone} value={fill(w.stepOf, { step: last.step, steps: last.steps })} />}
         <Tile name={w.loss} value={short(last.loss)} />
-        {checked.length > 0 && <Tile name={w.validationLoss} value={short(checked.at(-1)?.validation ?? 0)} hint={bestOf(checked)} />}
+        {checked.length > 0 && <Tile name={w.validationLoss} value={short(checked.at(-1)?.validation ?? 0)} hint={scored ? undefined : bestOf(checked, "validation")} />}
+        {scored && <Tile name={w.validationScore} value={short(checked.at(-1)?.score ?? 0)} hint={bestOf(checked, "score")} />}
         <Tile name={w.speed} value={number(last.tokens_per_second, { maximumFractionDigits: 0 })} hint={w.perSecond} />
         {left !== null && <Tile name={w.left} value={fill(w.about, { value: duration(left) })} />}
         {ended && <Tile name={w.took} value={duration(last.seconds)} />}
@@ -36,10 +38,10 @@ export function Running({ job, steps }: { job: Job; steps: Step[] }) {
   );
 }
 
-function bestOf(checked: Step[]): string | undefined {
-  const w = words.value.train;
-  const best = checked.reduce((a, b) => ((b.validation ?? Infinity) < (a.validation ?? Infinity) ? b : a));
-  return best === checked.at(-1) ? undefined : fill(w.bestAt, { loss: short(best.validation ?? 0), step: best.step });
+function bestOf(checked: Step[], by: "validation" | "score"): string | undefined {
+  const best = checked.filter((step) => step.best).at(-1);
+  if (!best || best === checked.at(-1)) return undefined;
+  return fill(words.value.train.bestAt, { value: short(best[by] ?? 0), step: best.step });
 }
 
 /** The seconds that the steps to come need, by the last twenty. */

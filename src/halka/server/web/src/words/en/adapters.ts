@@ -89,6 +89,7 @@ export default {
     lr: "Learning rate",
     loss: "Last loss",
     validation_loss: "Validation loss",
+    validation_score: "Validation score",
   },
   merge: "Merge and export",
   mergeHint: "Merging adds the adapter to the base's weights, which rounds them. First see what that changes; then write the result for other tools.",
