@@ -13,7 +13,7 @@ def test_every_method_and_setting_is_there(visitor):
     assert [method["name"] for method in listed["data"]] == [*all_methods()]
     assert listed["default"] == "lora"
     names = [f"train.{field.name}" for field in fields(TrainConfig)]
-    assert [setting["path"] for setting in listed["settings"]] == [*names, "text"]
+    assert [setting["path"] for setting in listed["settings"]] == [*names, "best_by", "text"]
 
 
 def test_a_field_has_what_a_form_needs(visitor):
@@ -38,13 +38,14 @@ def test_the_defaults_are_taken_by_a_training(client):
     """Whatever the list says may be sent back."""
     listed = client.get("/v1/methods").json()
     data = [{"prompt": "Why?", "completion": "So."}] * 4
-    train = {setting["name"]: setting["default"] for setting in listed["settings"] if setting["path"] != "text"}
+    defaults = {setting["path"]: setting["default"] for setting in listed["settings"] if setting["path"] != "text"}
+    train = {path.removeprefix("train."): value for path, value in defaults.items() if path.startswith("train.")}
     for method in listed["data"]:
         own = {field["name"]: field["default"] for field in method["fields"]}
         job = {
             "kind": "train",
             "name": "new",
             "data": data,
-            "settings": {"method": method["name"], **own, "train": train},
+            "settings": {"method": method["name"], **own, "best_by": defaults["best_by"], "train": train},
         }
         assert client.post("/v1/jobs", json=job).status_code == 201, method["name"]

@@ -99,6 +99,18 @@ def test_a_low_rank_product_is_added(dtype, frozen):
         assert (one - other).float().norm() < 0.1 * other.float().norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_a_rows_own_low_rank_product_is_added_as_that_of_all_rows(dtype, tokens):
+    y, x = torch.randn(3, tokens, 40).to(dtype), torch.randn(3, tokens, 24).to(dtype)
+    A, B = torch.randn(3, 16, 24).to(dtype), torch.randn(3, 40, 16).to(dtype)
+    result = add_low_rank(y, x, A, B)
+    alone = torch.cat([add_low_rank(*(it[row : row + 1] for it in (y, x)), A[row], B[row]) for row in range(3)])
+    bound = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(result, alone, rtol=bound, atol=bound * alone.abs().max().item())
+    assert torch.equal(y + linear(linear(x, A), B), result) == (dtype == torch.float32 or tokens == 1)
+
+
 def test_a_low_rank_product_of_another_precision_is_added_in_the_higher_one():
     y, x, A, B = torch.zeros(6, 10), torch.randn(6, 8).bfloat16(), torch.randn(16, 8), torch.randn(10, 16)
     with torch.autocast("cpu", torch.bfloat16):

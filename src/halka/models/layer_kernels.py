@@ -102,7 +102,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         trains = ctx.needs_input_grad[1]
         dx, dweight = torch.ops.halka.rms_norm_gradient(dy.contiguous(), x, weight, scale, trains)
-        return dx, dweight.to(weight.dtype) if trains else None, None
+        return dx, dweight if trains else None, None
 
 
 class _SiLUGate(torch.autograd.Function):
@@ -160,7 +160,7 @@ def _rms_norm_gradient(
     threads = torch.get_num_threads()
     dx, dweight = torch.empty_like(x), x.new_zeros(threads if trains else 0, x.shape[-1], dtype=torch.float32)
     run("rms_norm_gradient", threads, dy, x, weight, scale, dx, dweight)
-    return dx, dweight.sum(0)
+    return dx, dweight.sum(0).to(weight.dtype)
 
 
 @_operation("(Tensor gate, Tensor up) -> Tensor")

@@ -102,12 +102,16 @@ def linear(x: Tensor, weight: Tensor | Grouped, bias: Tensor | None = None) -> T
 def add_low_rank(y: Tensor, x: Tensor, A: Tensor | Grouped, B: Tensor | Grouped) -> Tensor:
     """y + B(A x), with A (R, I) and B (O, R) as `linear` takes them.
 
-    In half precision one product adds itself to y, and the sum is rounded once; in fp32 it is peft's to the bit.
+    In half precision the second product adds itself to y, so that the sum is rounded once, for one weight or one for
+    each row alike; in fp32 it is peft's to the bit.
     """
-    if isinstance(A, Tensor) and isinstance(B, Tensor) and A.dim() == 2 and _are_half(y, x, A, B):
-        low = F.linear(x, A)
-        return torch.addmm(y.reshape(-1, len(B)), low.reshape(-1, len(A)), B.mT).view(y.shape)
-    return y + linear(linear(x, A), B)
+    low = linear(x, A)
+    if isinstance(A, Tensor) and isinstance(B, Tensor) and _are_half(y, x, A, B):
+        if B.dim() == 2:
+            return torch.addmm(y.reshape(-1, len(B)), low.reshape(-1, len(A)), B.mT).view(y.shape)
+        if x.shape[1] > 1:
+            return torch.baddbmm(y, low, B.mT)
+    return y + linear(low, B)
 
 
 def _are_half(*tensors: Tensor) -> bool:
