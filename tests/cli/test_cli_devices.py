@@ -103,6 +103,8 @@ def test_what_devices_cannot_do_is_said(here: Path, monkeypatch: pytest.MonkeyPa
     assert "--devices must be at least 1, not 0" in failure(f"train {TRAIN} -o new --devices 0")
     assert "--shard is for several processes" in failure(f"train {TRAIN} -o new --shard")
     assert "device mps: processes train together on" in failure(f"train {TRAIN} -o new --devices 2 --device mps")
+    in_parts = f"train {TRAIN} -o new --devices 2 --shard --validation 0.2 --best-by score"
+    assert "a base in parts (--shard) gives none" in failure(in_parts)
     for size, options, reason in (
         ("1", "--devices 4", "--devices 4, and the environment has WORLD_SIZE=1: under torchrun leave --devices out"),
         ("2", "--devices 4", "--devices 4, and the environment has WORLD_SIZE=2"),

@@ -88,6 +88,7 @@ def train_adapter(config: Path | None, flags: dict[str, Any], devices: Devices, 
     run = TrainingRun(plan, "adapter", **folder)
     if run.finished:
         raise HalkaError(f"--out: {run.folder.path} holds a finished run: choose another folder, or add --overwrite")
+    _check_answers(devices, [run])
     if devices.start(plan.run.device, lambda: scored(task_of(plan.run), plan.run)):
         return
     with devices.joined(plan.run.device) as first, deterministic(plan.run.deterministic):
@@ -117,6 +118,7 @@ def train_adapters(file: Path, flags: dict[str, Any], devices: Devices, *, json:
         if run.finished:
             say(f"{run.name} holds a finished run: left as it is (--overwrite trains it anew)")
     runs = [run for run in runs if not run.finished]
+    _check_answers(devices, runs)
     device = runs[0].plan.run.device if runs else None
     if runs and devices.start(device, lambda: _read_tasks(runs)):
         return
@@ -133,6 +135,12 @@ def train_adapters(file: Path, flags: dict[str, Any], devices: Devices, *, json:
         _show_all(results)
     if failed := [f"{result['folder']}: {result['error']}" for result in results if "error" in result]:
         raise Failed("\n".join(failed))
+
+
+def _check_answers(devices: Devices, runs: list[TrainingRun]) -> None:
+    """Raises HalkaError where a score is to be made by a base in parts."""
+    if devices.shard and any(run.plan.run.best_by == "score" for run in runs):
+        raise HalkaError("--best-by score needs answers, and a base in parts (--shard) gives none: leave one of them out")
 
 
 def _say_shares(runs: list[TrainingRun]) -> None:
