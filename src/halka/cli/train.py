@@ -140,7 +140,7 @@ def train_adapters(file: Path, flags: dict[str, Any], devices: Devices, *, json:
 def _check_answers(devices: Devices, runs: list[TrainingRun]) -> None:
     """Raises HalkaError where a score is to be made by a base in parts."""
     if devices.shard and any(run.plan.run.best_by == "score" for run in runs):
-        raise HalkaError("--best-by score needs answers, and a base in parts (--shard) gives none: leave one of them out")
+        raise HalkaError("--best-by score needs answers, and a base in parts (--shard) gives none: leave one out")
 
 
 def _say_shares(runs: list[TrainingRun]) -> None:
