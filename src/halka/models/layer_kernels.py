@@ -42,7 +42,6 @@ def _by_kernels(base: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
     taken: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
     if not _fit(next(base.parameters())) or unusable() is not None:
         return taken
-    from transformers.activations import SiLUActivation
     from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
     for module in base.modules():
@@ -50,14 +49,17 @@ def _by_kernels(base: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
             continue
         if _computes_as(type(module), LlamaRMSNorm):
             taken[module] = partial(_norm, module)
-        elif _computes_as(type(module), LlamaMLP) and type(module.act_fn) in (SiLUActivation, nn.SiLU):
+        elif _computes_as(type(module), LlamaMLP) and _is_silu(module.act_fn):
             taken[module] = partial(_mlp, module)
-    return {module: forward for module, forward in taken.items() if not _hooked(getattr(module, "act_fn", None))}
+    return taken
 
 
-def _hooked(activation: nn.Module | None) -> bool:
-    """Whether somebody waits for the activation to be called."""
-    return activation is not None and bool(activation._forward_hooks or activation._forward_pre_hooks)
+def _is_silu(activation: nn.Module) -> bool:
+    """Whether the activation is SiLU, and nobody waits for it to be called."""
+    from transformers.activations import SiLUActivation
+
+    hooked = activation._forward_hooks or activation._forward_pre_hooks
+    return type(activation) in (SiLUActivation, nn.SiLU) and not hooked
 
 
 @cache

@@ -265,8 +265,11 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
     def memory() -> dict[str, int]:
         return {"peak": max(machine.peak(device), baseline), "baseline": baseline}
 
+    scores = run.best_by == "score" or (run.purpose == "final" and run.score_every)
+    by_answers = ValidationScore(model, NAME, task) if scores else None
+
     def score() -> float:
-        by_answers = ValidationScore(model, NAME, task)
+        assert by_answers is not None
         latest["memory"], value = memory(), by_answers.value()  # scoring has a memory of its own
         perplexed = {} if text is None else {"perplexity": perplexity(model, NAME, text)}
         latest["scored"] = {"score": value, **perplexed}

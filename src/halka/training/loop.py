@@ -252,10 +252,14 @@ def _training_mode(model: AdaptedModel, runs: list[Run], observer: Observer, ran
     seed = runs[0].config.seed * 1_000_003 + runs[0].number + rank * 1_000_000_007
     devices = {parameter.device for parameter in base.parameters()}
     parts = [part for run in runs for part in run.adapter.parts.values()]
-    blocks = model.use(None), use_attention(base), layer_kernels(base), seeded(seed, devices), in_mode(True, base)
-    with ExitStack() as casts:
-        for block in blocks:
-            casts.enter_context(block)
+    with (
+        model.use(None),
+        use_attention(base),
+        layer_kernels(base),
+        seeded(seed, devices),
+        in_mode(True, base),
+        ExitStack() as casts,
+    ):
         with memory_errors(f"at step {runs[0].number}, before its first batch", SMALLER_ADAPTER):
             casts.enter_context(casting(parts, base.dtype))
         recompute = any(run.config.checkpointing for run in runs) and not base.is_activation_checkpointing
