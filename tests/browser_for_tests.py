@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Playwright, Request
+from playwright.sync_api import Browser, ConsoleMessage, Playwright, Request, expect
+
+PATIENCE = 240_000  # milliseconds: a training of the real base, or a page alone, on a machine that others keep busy
+expect.set_options(timeout=PATIENCE)
 
 OPTIONS = (
     "--no-sandbox",
@@ -35,7 +38,7 @@ class Reader:
     def __init__(self, browser: Browser, url: str, **context: Any):
         self.url, self.wrong, self.requests = url, list[str](), list[str]()
         self.context = browser.new_context(base_url=url, reduced_motion="reduce", **context)
-        self.context.set_default_timeout(15_000)
+        self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
         self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
         self.page.on("console", self._console)

@@ -12,7 +12,6 @@ from playwright.sync_api import expect
 from serving_for_tests import Running
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-PATIENCE = 120_000  # milliseconds for what a process does, which has the last turn on a busy machine
 ROWS = [{"prompt": f"Say {word} {number}.", "completion": word} for word in ("yes", "no") for number in range(12)]
 FILE = {
     "name": "words.jsonl",
@@ -43,7 +42,7 @@ def test_probes_end_in_a_verdict(read, working):
     expect(page.get_by_role("tabpanel")).to_contain_text("--skip learnability")
     page.get_by_role("button", name="Ask for advice").press("Enter")
     page.wait_for_url(re.compile(r"/advise/job-\w+$"))
-    expect(page.get_by_text("The advice", exact=True)).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("The advice", exact=True)).to_be_visible()
     expect(page.get_by_role("table", name="Expected")).to_contain_text("Prompting")
     expect(page.get_by_role("heading", name="What was not measured")).to_be_visible()
     page.get_by_role("link", name="All advice").click()

@@ -13,7 +13,6 @@ from halka.models.fetching import pull
 from serving_for_tests import LooksHere, Running
 from words_of_the_page import words_in
 
-PATIENCE = 240_000  # milliseconds for a training of the real base on a busy machine
 DRAFT = json.dumps({"train": {"steps": 3, "batch_size": 2}})
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
@@ -58,10 +57,10 @@ def test_from_a_file_to_an_adapter_that_answers(server, read, language, locale, 
         {"name": f"letters-{language}.jsonl", "mimeType": "application/jsonl", "buffer": rows()}
     )
     name = f"letters-{language}"
-    expect(page.get_by_label(word("train.name"))).to_have_value(name, timeout=PATIENCE)
+    expect(page.get_by_label(word("train.name"))).to_have_value(name)
     page.get_by_label(word("train.name")).press("Enter")
     page.wait_for_url(re.compile(r"/train/job-\w+$"))
-    expect(page.get_by_role("link", name=word("train.tryIt"))).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("link", name=word("train.tryIt"))).to_be_visible()
     expect(page.get_by_role("figure", name=word("train.curve")).locator("svg")).to_be_visible()
 
     press("link", "train.tryIt")
@@ -72,7 +71,7 @@ def test_from_a_file_to_an_adapter_that_answers(server, read, language, locale, 
     page.keyboard.press("Enter")
     for model in (server.service.name, name):
         answer = page.get_by_role("article", name=word("playground.answerOf", model=model))
-        expect(answer.locator("dl.facts")).to_be_visible(timeout=PATIENCE)
+        expect(answer.locator("dl.facts")).to_be_visible()
 
     page.goto("/documents")
     page.get_by_label(word("documents.name")).fill(f"faq-{language}")
@@ -82,13 +81,11 @@ def test_from_a_file_to_an_adapter_that_answers(server, read, language, locale, 
         {"name": "keys.md", "mimeType": "text/plain", "buffer": b"The key of the shop hangs on hook 31."}
     )
     press("button", "documents.send")
-    expect(page.get_by_role("region", name=word("documents.title")).locator("tbody tr")).to_have_count(
-        1, timeout=PATIENCE
-    )
+    expect(page.get_by_role("region", name=word("documents.title")).locator("tbody tr")).to_have_count(1)
     press("link", "documents.ask")
     page.get_by_role("textbox", name=word("playground.prompt")).fill("Where does the key hang?")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("article").get_by_text("keys.md")).to_be_attached(timeout=PATIENCE)
+    expect(page.get_by_role("article").get_by_text("keys.md")).to_be_attached()
 
     page.goto(f"/adapters/{name}")
     press("button", "adapters.replace")
@@ -96,7 +93,7 @@ def test_from_a_file_to_an_adapter_that_answers(server, read, language, locale, 
     files = sorted((server.service.tenants.of("main").store.folder / name / "1").iterdir())
     upload.get_by_label(word("adapters.chooseFiles")).set_input_files(files)
     upload.get_by_role("button", name=word("adapters.send"), exact=True).press("Enter")
-    expect(upload).to_have_count(0, timeout=PATIENCE)
+    expect(upload).to_have_count(0)
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     assert server.service.tenants.of("main").store.versions(name) == [1, 2]
     if size is PHONE:

@@ -14,7 +14,6 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(6) for b in range(6)]
 BAD = [{"prompt": HOSTILE, "completion": "<b>bold</b>"}, *ROWS, {"prompt": "Why?"}, ROWS[0]]
 FILE = 'input[type="file"]'
-PATIENCE = 120_000  # milliseconds for what a process does, which has the last turn on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def upload(rows: list[dict[str, str]], name: str = "sums & more.jsonl") -> dict[
 def draft(page: Page, rows: list[dict[str, str]], steps: int) -> None:
     page.goto("/train")
     page.locator(FILE).set_input_files(upload(rows))
-    expect(page.get_by_text(f"{len(rows) - 1} examples of the shape “prompt”.")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text(f"{len(rows) - 1} examples of the shape “prompt”.")).to_be_visible()
     page.get_by_text("More settings").click()
     page.get_by_label("Steps", exact=True).fill(str(steps))
 
@@ -48,7 +47,7 @@ def test_a_file_becomes_an_adapter_that_is_scored_beside_the_base(read, working)
     expect(page.get_by_role("row", name="38 no 'completion'")).to_be_visible()
     expect(page.locator("summary", has_text="1 example occurs twice")).to_be_visible()
     assert page.locator("main img, main b").count() == 0
-    expect(page.get_by_text("6 steps")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("6 steps")).to_be_visible()
     expect(page.get_by_label("Name of the adapter")).to_have_value("sums-more")
     page.get_by_text("The same in a terminal").first.click()
     expect(page.get_by_role("tabpanel")).to_contain_text("--validation 0.1")
@@ -64,7 +63,7 @@ def test_a_file_becomes_an_adapter_that_is_scored_beside_the_base(read, working)
     page.get_by_role("button", name="Start training").click()
 
     page.wait_for_url(re.compile(r"/train/job-\w+$"))
-    expect(page.get_by_text("Done: sums-more is in the library, as version 1.")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Done: sums-more is in the library, as version 1.")).to_be_visible()
     expect(page.get_by_text("6 of 6")).to_be_visible()
     expect(page.get_by_text("Saved by sharing")).to_be_visible()
     page.get_by_text("The values as a table").click()
@@ -73,11 +72,11 @@ def test_a_file_becomes_an_adapter_that_is_scored_beside_the_base(read, working)
     expect(page.get_by_text("6 of 6")).to_be_visible()
 
     page.get_by_role("button", name="Score it beside the base").click()
-    expect(page.get_by_text(re.compile("On [45] examples, with 95 % intervals"))).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text(re.compile("On [45] examples, with 95 % intervals"))).to_be_visible()
     page.get_by_text("On other examples").click()
     page.locator(FILE).set_input_files(upload(ROWS[:3], "test.jsonl"))
     page.get_by_role("button", name="Score it again").click()
-    expect(page.get_by_text("On 3 examples, with 95 % intervals")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("On 3 examples, with 95 % intervals")).to_be_visible()
     page.get_by_role("link", name="Open this evaluation").click()
     expect(page.get_by_role("heading", level=1, name="Scores of sums-more@1")).to_be_visible()
     expect(page.get_by_role("row", name="the bare base").first).to_be_visible()
@@ -100,13 +99,13 @@ def test_a_training_is_stopped_and_resumed_by_the_keyboard(read, working):
     for kept in working.service.tenants.of("main").files.glob("file-*"):
         kept.unlink()  # as after an hour: it is sent once more
     page.get_by_label("Name of the adapter").press("Enter")
-    expect(page.get_by_text("Time left")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("Time left")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.get_by_role("button", name="Stop", exact=True).press("Enter")
-    expect(page.get_by_role("button", name="Resume")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("button", name="Resume")).to_be_visible()
     page.get_by_role("button", name="Resume").press("Enter")
     page.get_by_role("button", name="Stop", exact=True).press("Enter")
-    expect(page.get_by_role("button", name="Resume")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("button", name="Resume")).to_be_visible()
     page.get_by_role("button", name="Delete this job").press("Enter")
     page.get_by_role("dialog").get_by_role("button", name="Delete this job").press("Enter")
     page.wait_for_url("**/train")
@@ -116,10 +115,10 @@ def test_errors_are_the_apis_at_their_field(read, working):
     page = read(working.url, locale="bn-BD").page
     page.goto('/train?settings={"method":"lora","rank":-1}')
     page.locator(FILE).set_input_files(upload(ROWS))
-    expect(page.locator(".wrong")).to_contain_text("rank", timeout=PATIENCE)
+    expect(page.locator(".wrong")).to_contain_text("rank")
     assert page.url.endswith("/train")  # which goes over what is typed no second time
     page.locator(FILE).set_input_files({"name": "a.pdf", "mimeType": "application/pdf", "buffer": b"%PDF"})
-    expect(page.get_by_role("alert").first).to_contain_text("use .jsonl", timeout=PATIENCE)
+    expect(page.get_by_role("alert").first).to_contain_text("use .jsonl")
 
 
 def test_a_broken_stream_goes_on_after_the_last_event_and_says_so_in_the_end(read, working):
