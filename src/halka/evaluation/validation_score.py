@@ -57,12 +57,13 @@ class ValidationScore:
         score([accepted[0] for accepted in references], references, [self.metric], resamples=1)
         objective, positions = objective_of(self._model), context(self._model, self._adapter)
         new = self._room if objective.answer_uses_context else 0
+        why = "the task's max_new_tokens" if self._task.metrics else "as long as the longest that is expected"
         for index, example in enumerate(self._task.validation):
             tokens = len(objective.encode_prompt(self._model, example, positions))
             if positions is not None and tokens + new > positions:
                 raise DataError(
-                    f"{example.place(index)}: a prompt of {tokens} tokens leaves no room for an answer of {new}, as "
-                    f"long as the longest that is expected, in the {positions} positions for text that this base has: "
+                    f"{example.place(index)}: a prompt of {tokens} tokens leaves no room for an answer of {new} "
+                    f"({why}) in the {positions} positions for text that this base has: "
                     "shorten it, leave it out of the validation examples, or train with best_by loss"
                 )
 
