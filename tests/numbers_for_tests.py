@@ -1,4 +1,4 @@
-"""Numbers that should be equal but for rounding."""
+"""Numbers by chance, and those that should be equal but for rounding."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def close(actual: torch.Tensor, expected: torch.Tensor, within: float | None = N
     size = expected.std(correction=0).item() or expected.abs().max().item() or 1.0
     worst = (actual - expected).abs().max().item() / size if expected.numel() else 0.0
     assert worst <= within, f"differs by up to {worst:.3g} standard deviations, more than {within:g}"
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    """Of a normal distribution, the same ones for a seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)

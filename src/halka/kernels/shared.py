@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,4 +18,9 @@ class Shared(NamedTuple):
 
 
 def shared(tensor: Tensor) -> Shared:
-    return Shared(tensor, (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy())
+    return Shared(tensor, array_of(tensor))
+
+
+def array_of(tensor: Tensor) -> np.ndarray:
+    """bf16 is seen as uint16."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()

@@ -54,7 +54,7 @@ def _by_kernels(base: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
     return taken
 
 
-def _is_silu(activation: nn.Module) -> bool:
+def _is_silu(activation: Any) -> bool:
     """Whether the activation is SiLU, and nobody waits for it to be called."""
     from transformers.activations import SiLUActivation
 
@@ -138,14 +138,14 @@ def _operation(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 def _run(name: str, threads: int, *arguments: Tensor | float) -> None:
     """The kernel of that name on contiguous tensors, each as its rows."""
     from halka.kernels import layers
+    from halka.kernels.shared import array_of
 
-    arrays = [_array(it) if isinstance(it, Tensor) else np.float32(it) for it in arguments]
+    arrays = [array_of(_rows(it)) if isinstance(it, Tensor) else np.float32(it) for it in arguments]
     getattr(layers, name)(threads, *arrays)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    rows = tensor.detach() if tensor.dim() == 1 else tensor.detach().view(-1, tensor.shape[-1])
-    return (rows.view(torch.uint16) if rows.dtype == DTYPE else rows).numpy()
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.dim() == 1 else tensor.detach().view(-1, tensor.shape[-1])
 
 
 @_operation("(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)")

@@ -8,7 +8,7 @@ import torch
 
 from halka.engine.llama import kernels
 from halka.engine.llama.chunks import QUERIES, ChunkAttention, batched, tiles_of
-from halka.engine.llama.shared import shared
+from halka.kernels.shared import shared
 from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
 from halka.models.attention.paged_groups import Products, groups_of

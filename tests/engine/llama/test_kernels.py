@@ -19,23 +19,16 @@ from torch import Tensor
 from halka.engine.llama import kernels
 from halka.engine.llama.product import Product
 from halka.engine.llama.row_adapter import ACTIVATION_NAMES, READS
-from halka.engine.llama.shared import shared
 from halka.kernels import layers
+from halka.kernels.shared import array_of, shared
 from halka.methods.bottleneck import ACTIVATIONS
 from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
 from halka.models.attention.paged_groups import Products, groups_of
+from numbers_for_tests import random
 
 DTYPES = [torch.float32, torch.bfloat16]
 NO_SCALE = np.empty(0, np.float32)
-
-
-def array(tensor: Tensor) -> np.ndarray:
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def whole_numbers(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
@@ -53,18 +46,18 @@ def assert_close(a: Tensor, b: Tensor, dtype: torch.dtype) -> None:
 def test_norm_and_residual(dtype):
     x, y, weight = random(5, 48), random(5, 48, dtype=dtype, seed=1), random(48, dtype=dtype, seed=2)
     h, expected = torch.empty(5, 48, dtype=dtype), x + y.float()
-    kernels.add_norm(2, array(x), array(y), array(weight), np.float32(1e-5), array(h))
+    kernels.add_norm(2, array_of(x), array_of(y), array_of(weight), np.float32(1e-5), array_of(h))
     torch.testing.assert_close(x, expected)
     assert_close(h, F.rms_norm(expected, (48,), weight.float(), 1e-5), dtype)
-    kernels.add_norm(2, array(x), array(y[:0]), array(weight), np.float32(1e-5), array(h))
+    kernels.add_norm(2, array_of(x), array_of(y[:0]), array_of(weight), np.float32(1e-5), array_of(h))
     torch.testing.assert_close(x, expected)
 
 
 def test_kernels_have_no_function_in_common():
     """With one, a kernel's bits would depend on which of them this process compiled or loaded first."""
     x, nothing = random(2, 48), random(0, 48)
-    kernels.add_norm(1, array(x), array(nothing), array(x[0]), np.float32(1e-5), array(torch.empty(2, 48)))
-    layers.silu_gate(1, array(x), array(x), array(torch.empty(2, 48)))
+    kernels.add_norm(1, array_of(x), array_of(nothing), array_of(x[0]), np.float32(1e-5), array_of(torch.empty(2, 48)))
+    layers.silu_gate(1, array_of(x), array_of(x), array_of(torch.empty(2, 48)))
     for kernel in [*(getattr(kernels, name) for name in kernels.__all__), *vars(layers).values()]:
         for compiled in kernel.overloads.values() if isinstance(kernel, Dispatcher) else ():
             code, own = compiled.library._get_module_for_linking(), compiled.fndesc
@@ -80,7 +73,7 @@ def test_kernels_have_no_function_in_common():
 def test_silu(dtype):
     y, z = random(3, 2 * 40, dtype=dtype) * 30, torch.empty(3, 40, dtype=dtype)
     y[0, :4] = torch.tensor([-200.0, 200.0, 0.0, -90.0])
-    kernels.silu_product(2, array(y), array(z))
+    kernels.silu_product(2, array_of(y), array_of(z))
     gate, up = y.float().chunk(2, -1)
     assert_close(z, F.silu(gate) * up, dtype)
 
@@ -88,10 +81,10 @@ def test_silu(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_product(dtype):
     weight, x, y = random(31, 48, dtype=dtype), random(48, dtype=dtype, seed=1), torch.empty(31, dtype=dtype)
-    kernels.product(3, array(weight), NO_SCALE, array(x), array(y))
+    kernels.product(3, array_of(weight), NO_SCALE, array_of(x), array_of(y))
     assert_close(y, weight.float() @ x.float(), dtype)
     values, scale = whole_numbers(31, 48)
-    kernels.product(3, array(values), array(scale), array(x), array(y))
+    kernels.product(3, array_of(values), array_of(scale), array_of(x), array_of(y))
     assert_close(y, values.float() @ x.float() * scale, dtype)
 
 
@@ -103,10 +96,10 @@ def test_products_of_pairs(tokens, outputs, inputs):
     x, weight = random(tokens, inputs, dtype=dtype), random(outputs, inputs, dtype=dtype, seed=1)
     bias, y = random(outputs, dtype=dtype, seed=2), torch.empty(tokens, outputs, dtype=dtype)
     for own in (bias, bias[:0]):
-        kernels.products(2, array(x), array(weight), NO_SCALE, array(own), array(y))
+        kernels.products(2, array_of(x), array_of(weight), NO_SCALE, array_of(own), array_of(y))
         assert_close(y, x.float() @ weight.float().mT + (own.float() if len(own) else 0), dtype)
     values, scale = whole_numbers(outputs, inputs)
-    kernels.products(2, array(x), array(values), array(scale), array(bias), array(y))
+    kernels.products(2, array_of(x), array_of(values), array_of(scale), array_of(bias), array_of(y))
     assert_close(y, x.float() @ values.float().mT * scale + bias.float(), dtype)
 
 
@@ -133,7 +126,7 @@ def test_low_rank_products_are_packed(dtype):
     packed = [(torch.empty(R, I, dtype=dtype), torch.empty(R, O, dtype=dtype)) for R, I, O in shapes]
     addresses, own = (np.array([[each.data_ptr() for each in pair] for pair in both]) for both in (factors, packed))
     ranks, widths = np.array([[R] for R, *_ in shapes]), np.array([pair for _, *pair in shapes])
-    slots, like = np.hstack([own, ranks]), array(torch.empty(0, dtype=dtype))
+    slots, like = np.hstack([own, ranks]), array_of(torch.empty(0, dtype=dtype))
     kernels.pack_low_rank(2, addresses, widths, np.array(scales, np.float32), slots, like)
     for (A, B), (own_A, own_B), scale in zip(factors, packed, scales, strict=True):
         assert torch.equal(own_A, A.to(dtype))
@@ -162,7 +155,7 @@ def test_low_rank_products_of_several_adapters(dtype, pieces):
             expected[n] += torch.cat(products)
     places = np.flatnonzero(np.array(owner) >= 0)
     arguments = (table, places, np.array(owner)[places], 1, 3, np.array(widths), pieces)
-    kernels.add_low_rank(2, array(x), array(y), *arguments)
+    kernels.add_low_rank(2, array_of(x), array_of(y), *arguments)
     assert_close(y, expected, dtype)
 
 
@@ -184,7 +177,7 @@ def test_low_rank_products_of_chunks(pieces):
                 inner = (x[start:end].float() @ A.float().mT).to(dtype)
                 expected[start:end].split(widths, 1)[slot].add_(inner.float() @ B.float())
     arguments = (table, *np.array(chunks).T.copy(), 1, 3, np.array(widths), pieces)
-    kernels.add_low_rank_chunks(2, array(x), array(y), *arguments)
+    kernels.add_low_rank_chunks(2, array_of(x), array_of(y), *arguments)
     assert_close(y, expected, dtype)
 
 
@@ -209,7 +202,7 @@ def test_bottlenecks_of_several_adapters(dtype, activation, reads):
             D, b, U, c = (tensor.float() for tensor in matrices[adapter])
             expected[n] += ACTIVATIONS[activation](D @ read[n] + b) @ U + c
     places = np.flatnonzero(np.array(owner) >= 0)
-    kernels.add_bottlenecks(2, array(h), array(x), array(y), table, places, np.array(owner)[places], 1, 2)
+    kernels.add_bottlenecks(2, array_of(h), array_of(x), array_of(y), table, places, np.array(owner)[places], 1, 2)
     torch.testing.assert_close(y.float(), expected, rtol=2e-5 if dtype == torch.float32 else 1e-2, atol=1e-4)
 
 
@@ -225,7 +218,7 @@ def test_factors_of_several_adapters(dtype):
         factors[adapter].split(widths)[slot].copy_(own[adapter, slot])
     expected = torch.stack([row * factors[it] if it >= 0 else row for row, it in zip(y.float(), owner, strict=True)])
     places = np.flatnonzero(np.array(owner) >= 0)
-    kernels.scale(2, array(y), table, places, np.array(owner)[places], 1, 4, np.array(widths))
+    kernels.scale(2, array_of(y), table, places, np.array(owner)[places], 1, 4, np.array(widths))
     assert_close(y, expected, dtype)
 
 
@@ -240,8 +233,8 @@ def test_queries_and_keys_are_turned_and_kept(dtype, normed):
     expected = kv.data.clone()
     slots = torch.tensor([2, SIZE + 5, 2 * SIZE + 15])
     kernels.keep(
-        *(2, array(y), *map(array, norms), np.float32(1e-5), angles.cos().numpy(), angles.sin().numpy()),
-        *(array(kv.data), 1, slots.numpy(), array(q)),
+        *(2, array_of(y), *map(array_of, norms), np.float32(1e-5), angles.cos().numpy(), angles.sin().numpy()),
+        *(array_of(kv.data), 1, slots.numpy(), array_of(q)),
     )
     own = y.float().view(3, -1, width).split([queries, heads, heads], dim=1)
     turned = []
@@ -277,14 +270,14 @@ def test_attention_to_blocks(dtype, queries, heads, width, window, pieces):
     q, out = random(8, queries, width, dtype=dtype, seed=3), torch.zeros(8, queries * width, dtype=dtype)
     places, singles = np.array([0, 5, 6, 7]), np.array([0, 2, 3, 4])
     kernels.attend(
-        *(2, array(q), array(kv.data), 1, places, singles, plan.tables.numpy(), plan.counts.numpy()),
+        *(2, array_of(q), array_of(kv.data), 1, places, singles, plan.tables.numpy(), plan.counts.numpy()),
         *(
             plan.begins.numpy(),
             plan.positions.numpy(),
             window or 0,
             np.float32(0.4),
             *kernels.partial_sums(4, pieces, queries, width),
-            array(out),
+            array_of(out),
         ),
     )
     expected = torch.zeros(8, queries * width)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from halka.engine.llama import kernels
-from halka.engine.llama.shared import Shared, shared
+from halka.kernels.shared import Shared, shared
 from halka.models.attention.paged import ALWAYS, PagedPlan
 
 QUERIES = 128  # of a tile: few enough not to compute much that they cannot see, many enough for products' speed

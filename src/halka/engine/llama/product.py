@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from halka.engine.llama import kernels
-from halka.engine.llama.shared import Shared, shared
+from halka.kernels.shared import Shared, shared
 
 MANY = 128  # tokens up to which kernels compute products, where the processor allows; torch's are faster above
 NO_SCALE = np.empty(0, np.float32)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from halka.core import Adapter, ModulePart, VirtualPart
 from halka.core.routing import Place
-from halka.engine.llama.shared import shared
 from halka.engine.llama.weights import PLACES, PRODUCTS, ROLES
+from halka.kernels.shared import shared
 from halka.methods.bottleneck import ACTIVATIONS, BottleneckPart
 from halka.methods.ia3 import InputScale, OutputScale
 from halka.methods.lora import LoRAPart, padded_rank

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from halka.engine.llama import kernels
 from halka.engine.llama.rows import LineAdapters, Table
-from halka.engine.llama.shared import Shared
 from halka.engine.llama.weights import PRODUCTS, ROLES, LlamaLayer
+from halka.kernels.shared import Shared
 
 FEW = 4  # tokens of a run up to which its low-rank products are computed one by one
 SHORT = 32  # tokens of a run up to which kernels compute its bottlenecks; torch's products are faster above

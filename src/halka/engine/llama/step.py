@@ -21,8 +21,8 @@ from halka.engine.llama.product import NO_SCALE, Product
 from halka.engine.llama.row_adapter import Tables
 from halka.engine.llama.row_parts import RowParts, pieces_of
 from halka.engine.llama.rows import LineAdapters, stacked
-from halka.engine.llama.shared import Shared, shared
 from halka.engine.llama.weights import LlamaLayer, LlamaWeights
+from halka.kernels.shared import Shared, shared
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan, PagedText
 
 SHORT = 512  # tokens of a text by the blocks they see, up to which each attends by itself: tiles take longer to set up
