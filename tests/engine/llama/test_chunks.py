@@ -8,7 +8,7 @@ import torch
 
 from halka.engine.llama import kernels
 from halka.engine.llama.chunks import QUERIES, ChunkAttention, batched, tiles_of
-from halka.kernels.shared import shared
+from halka.kernels.shared import array_of, shared
 from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
 from halka.models.attention.paged_groups import Products, groups_of
@@ -57,7 +57,7 @@ def test_chunks_see_what_a_mask_lets_them(dtype, window):
     batches = batched(tiles)
     assert any(batch.count > 1 for batch in batches)
     for batch in batches:
-        attend(2, shared(q), shared(kv.data).array, 1, batch, np.float32(0.4), shared(out))
+        attend(2, shared(q), array_of(kv.data), 1, batch, np.float32(0.4), shared(out))
     bound = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(out.float(), expected, rtol=bound, atol=bound)
 
@@ -73,7 +73,7 @@ def test_what_pads_a_tile_is_0_whatever_memory_had():
     q, keys, values = (np.full((B, H, *shape, W), np.nan, np.float32) for shape in ((Q // H, T), (C,), (C,)))
     line = shared(torch.ones(len(positions), Q, W))
     places = tiles.starts, tiles.counts, tiles.tables, tiles.ends
-    kernels.gather(2, line.array, shared(kv.data).array, 1, *places, np.float32(0.5), q, keys, values)
+    kernels.gather(2, line.array, array_of(kv.data), 1, *places, np.float32(0.5), q, keys, values)
     for tile in range(B):
         tokens, slots = tiles.counts[tile], tiles.ends[tile, -1]
         assert (q[tile, :, :, :tokens] == 0.5).all()

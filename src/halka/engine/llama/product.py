@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from halka.engine.llama import kernels
-from halka.kernels.shared import Shared, shared
+from halka.kernels.shared import Shared, array_of
 
 MANY = 128  # tokens up to which kernels compute products, where the processor allows; torch's are faster above
 NO_SCALE = np.empty(0, np.float32)
@@ -24,7 +24,7 @@ class Product:
         self._weight, self._scale, self._bias = weight, scale, bias
         self._pairs = pairs and weight.shape[1] <= kernels.WIDEST
         own_bias = torch.empty(0, dtype=dtype) if bias is None else bias
-        self.arrays = shared(weight).array, NO_SCALE if scale is None else scale.numpy(), shared(own_bias).array
+        self.arrays = array_of(weight), NO_SCALE if scale is None else scale.numpy(), array_of(own_bias)
 
     def __call__(self, threads: int, x: Shared, y: Shared) -> None:
         """Compute y (N, O) of x (N, I)."""

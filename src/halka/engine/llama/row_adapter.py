@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from halka.core import Adapter, ModulePart, VirtualPart
 from halka.core.routing import Place
 from halka.engine.llama.weights import PLACES, PRODUCTS, ROLES
-from halka.kernels.shared import shared
+from halka.kernels.shared import array_of
 from halka.methods.bottleneck import ACTIVATIONS, BottleneckPart
 from halka.methods.ia3 import InputScale, OutputScale
 from halka.methods.lora import LoRAPart, padded_rank
@@ -147,7 +147,7 @@ class RowAdapter:
                 np.array([(A.shape[1], len(B)) for _, A, B, _ in own]),
                 np.array([scale for *_, scale in own], np.float32),
                 np.array([self.tables.low_rank[slot] for slot, *_ in own]),
-                shared(self._storage).array,
+                array_of(self._storage),
             )
 
     def _pack_bottlenecks(self, parts: Sequence[tuple[Slot, BottleneckPart]], dtype: torch.dtype) -> None:

@@ -22,7 +22,7 @@ from halka.engine.llama.row_adapter import Tables
 from halka.engine.llama.row_parts import RowParts, pieces_of
 from halka.engine.llama.rows import LineAdapters, stacked
 from halka.engine.llama.weights import LlamaLayer, LlamaWeights
-from halka.kernels.shared import Shared, shared
+from halka.kernels.shared import Shared, array_of, shared
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan, PagedText
 
 SHORT = 512  # tokens of a text by the blocks they see, up to which each attends by itself: tiles take longer to set up
@@ -56,7 +56,7 @@ class LlamaStep:
     def __init__(self, weights: LlamaWeights):
         D, Q, H, W, F, _ = self.dims = weights.dims
         self.weights = weights
-        self.embed, self.head, self.norm = (shared(it).array for it in (weights.embed, weights.head, weights.norm))
+        self.embed, self.head, self.norm = (array_of(it) for it in (weights.embed, weights.head, weights.norm))
         self.eps, self.scale = np.float32(weights.eps), np.float32(weights.scale)
         dtype = weights.embed.dtype
         self.pairs = kernels.PAIRS and dtype == torch.bfloat16 and not any((D % 2, Q * W % 2, F % 2))
@@ -65,7 +65,7 @@ class LlamaStep:
             for layer in weights.layers
         ]
         self.to_logits = Product(weights.head, None, None, self.pairs, dtype)
-        self.norms = [[shared(norm).array for norm in layer.norms()] for layer in weights.layers]
+        self.norms = [[array_of(norm) for norm in layer.norms()] for layer in weights.layers]
         self._addresses = np.array(weights.addresses(), np.int64)
         self._windows = np.array([layer.window or 0 for layer in weights.layers])
         self._scratch = Scratch(weights, 64)
@@ -94,7 +94,7 @@ class LlamaStep:
         cos, sin = self.rotary(plan.positions.numpy())
         kernels.one_row(
             *(threads, self.embed, self._addresses, self.norm, self.head, line.tokens[0], self.eps),
-            *(cos[0], sin[0], shared(plan.kv.data).array, int(plan.slots[0])),
+            *(cos[0], sin[0], array_of(plan.kv.data), int(plan.slots[0])),
             *(plan.tables[0].numpy(), plan.counts[0].numpy(), plan.begins[0].numpy(), int(plan.positions[0])),
             *(self._windows, self.scale, *(table.array[0] for table in rows.tables), self.dims.Q, self.dims.F),
             logits[0].numpy(),
@@ -137,7 +137,7 @@ class _Pass:
     def __init__(self, step: LlamaStep, line: Line, rows: LineAdapters, threads: int):
         self._step, self._line, self._threads = step, line, threads
         plan = line.plan
-        self._kv, self._slots, self._positions = shared(plan.kv.data).array, plan.slots.numpy(), plan.positions.numpy()
+        self._kv, self._slots, self._positions = array_of(plan.kv.data), plan.slots.numpy(), plan.positions.numpy()
         self._blocks = plan.tables.numpy(), plan.counts.numpy(), plan.begins.numpy()
         self._rotary = step.rotary(self._positions)
         self._scratch = step.scratch(len(line.tokens))
