@@ -110,7 +110,7 @@ PIECES = {
     "speed": Piece("speed.py", ("--pairs", "lora", "prompt", "prefix", "full", "--tasks", "snips"), 60),
     "speed-long-instruction": Piece("speed.py", ("--pairs", "lora", "--tasks", "snips-180"), 60),
     "packing-grid": Piece("packing_grid.py", minutes=60, timed=False, keeps=True),
-    "packing-steps": Piece("packing.py", ("--steps", "--count", "20"), 40),
+    "packing-steps": Piece("packing.py", ("--steps",), 40),
     "packing-memory": Piece("packing.py", ("--memory",), 10, keeps=True),
     "together": Piece("together.py"),
     "decoding": Piece("decoding.py"),

@@ -3,11 +3,12 @@
     python benchmarks/packing.py --steps    # from padded batches in random order to packed ones, a change at a time
     python benchmarks/packing.py --memory   # what packed batches need that share much, beside the estimate
 
-`--steps` trains a LoRA of rank 8 on SmolLM2-135M-Instruct in bf16, on the two tasks and in the way of
-benchmarks/speed.py: 8 examples a step, run n with seed n, every run a process of its own, the ways interleaved. All
-ways run the same loop on the same examples, each step as training makes it; only what is named differs from the way
-before. Useful tokens are all tokens of all rows, padding not. A gain is the median of the runs' ratios. It writes
-benchmarks/results/packing_steps.json.
+`--steps` trains LoRAs of rank 8 on SmolLM2-135M-Instruct in bf16, on the two tasks and in the way of
+benchmarks/speed.py: 8 examples a step, run n with seed n, every run a process of its own, in which the ways take
+their steps in turn, so that a machine that is slower for a minute is so for all. All ways run the same loop on the
+same examples, each step as training makes it; only what is named differs from the way before. Useful tokens are all
+tokens of all rows, padding not. A gain is the median of the runs' ratios. Memory is that of one run
+with one way alone. It writes benchmarks/results/packing_steps.json.
 
 `--memory` trains the same LoRA on random tokens, examples of a common beginning and 20 tokens of their own, with
 batch_tokens of 2,048, packed and padded, every case in a process of its own, and notes the peak beyond the base. The
@@ -35,6 +36,7 @@ RESULTS = HERE / "results"
 SIZE = 8
 LR = 1e-3
 NEVER = 10**9  # tokens that sharing a segment would have to save
+ALONE_STEPS = 8  # of a run for its memory
 WAYS: dict[str, dict[str, Any]] = {
     "padded, random order": {"order": "random", "packed": False},
     "padded, grouped by length": {"order": "grouped", "packed": False},
@@ -49,10 +51,10 @@ TASKS = ("snips", "snips-180")
 # ── the steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def worker(way: str, task: str, steps: int, seed: int) -> dict[str, float]:
-    """One run of one way, in this process."""
+def worker(ways: list[str], task: str, steps: int, seed: int) -> dict[str, dict[str, float]]:
+    """The steps of all ways in turn, in this process: each way's speed, and the peak of all."""
     import torch
-    from fixed_batches import BASE, batches_of, items_of, tokens_per_second, useful_tokens, warmed
+    from fixed_batches import BASE, SKIPPED, batches_of, items_of, useful_tokens, warmed
 
     import halka
     from halka.data.batches import plan_packed
@@ -66,62 +68,91 @@ def worker(way: str, task: str, steps: int, seed: int) -> dict[str, float]:
     from halka.util import machine
     from halka.util.mode import in_mode
 
-    form = WAYS[way]
-    least_saved = form.get("least_saved", LEAST_SAVED)
     base, tokenizer = load_base(BASE, device="cpu")
     items, _ = items_of(task, tokenizer)
-    if form["order"] == "beginning":
-        batches = plan_packed(items, seed=seed, epoch=0, batch_size=SIZE, group_shared=True)[:steps]
-    else:
-        batches = batches_of(items, form["order"], SIZE, steps, seed)
     warmed(base)
     cpu = torch.device("cpu")
     before = machine.resident(cpu)
     machine.reset_peak(cpu)
     model = halka.adapt(base, tokenizer)
-    adapter = model.add("a", halka.LoRA(rank=8), seed=seed)
-    parameters, parts = adapter.parameters(), [*adapter.parts.values()]
-    optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0, fused=True)
-    times: list[float] = []
-    for batch in batches:
-        rows = [items[index] for index in batch]
-        kernels = layer_kernels(base) if form.get("kernels") else nullcontext()
-        with use_attention(base), kernels, in_mode(True, base), casting(parts, base.dtype), model.use("a"):
-            if form["packed"]:
-                losses = LanguageModelling().packed_losses(model, ["a"], pack([rows], least_saved).filled(LINE))
+
+    class Trained:
+        """One way, with an adapter and batches of its own."""
+
+        def __init__(self, way: str) -> None:
+            self.form, self.name = WAYS[way], f"a{list(WAYS).index(way)}"
+            self.least_saved = self.form.get("least_saved", LEAST_SAVED)
+            adapter = model.add(self.name, halka.LoRA(rank=8), seed=seed)
+            self.parameters, self.parts = adapter.parameters(), [*adapter.parts.values()]
+            self.optimizer = torch.optim.AdamW(self.parameters, lr=LR, weight_decay=0.0, fused=True)
+            if self.form["order"] == "beginning":
+                planned = plan_packed(items, seed=seed, epoch=0, batch_size=SIZE, group_shared=True)
+                self.batches = planned[:steps]
             else:
-                losses = summed_losses(model, {"a": rows}, packed=False)
-            (losses.sum() / sum(item.labels for item in rows)).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        times.append(time.perf_counter())
-    all_rows = [[items[index] for index in batch] for batch in batches]
-    if form["packed"]:
-        computed = sum(computed_tokens(paths_of(rows), least_saved) for rows in all_rows)
-    else:
-        computed = sum(len(rows) * max(map(len, rows)) for rows in all_rows)
-    paths = [path for rows in all_rows for path in paths_of(rows)]
-    useful = useful_tokens(items, batches)
-    return {
-        "tokens_per_second": tokens_per_second(items, batches, times),
-        "memory": machine.peak(cpu) - before,
-        "computed": computed / useful,
-        "behind_labels": 1 - sum(len(path) // WIDTH for path in paths) / useful,
-    }
+                self.batches = batches_of(items, self.form["order"], SIZE, steps, seed)
+            self.seconds: list[float] = []
+
+        def step(self, number: int) -> None:
+            start = time.perf_counter()
+            rows = [items[index] for index in self.batches[number]]
+            kernels = layer_kernels(base) if self.form.get("kernels") else nullcontext()
+            with (
+                use_attention(base),
+                kernels,
+                in_mode(True, base),
+                casting(self.parts, base.dtype),
+                model.use(self.name),
+            ):
+                if self.form["packed"]:
+                    packed = pack([rows], self.least_saved).filled(LINE)
+                    losses = LanguageModelling().packed_losses(model, [self.name], packed)
+                else:
+                    losses = summed_losses(model, {self.name: rows}, packed=False)
+                (losses.sum() / sum(item.labels for item in rows)).backward()
+            torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.seconds.append(time.perf_counter() - start)
+
+        def measured(self) -> dict[str, float]:
+            all_rows = [[items[index] for index in batch] for batch in self.batches]
+            if self.form["packed"]:
+                computed = sum(computed_tokens(paths_of(rows), self.least_saved) for rows in all_rows)
+            else:
+                computed = sum(len(rows) * max(map(len, rows)) for rows in all_rows)
+            paths = [path for rows in all_rows for path in paths_of(rows)]
+            useful = useful_tokens(items, self.batches)
+            timed = useful_tokens(items, self.batches[SKIPPED:])
+            return {
+                "tokens_per_second": timed / sum(self.seconds[SKIPPED:]),
+                "memory": machine.peak(cpu) - before,
+                "computed": computed / useful,
+                "behind_labels": 1 - sum(len(path) // WIDTH for path in paths) / useful,
+            }
+
+    trained = {way: Trained(way) for way in ways}
+    for number in range(steps):
+        for each in trained.values():
+            each.step(number)
+    return {way: each.measured() for way, each in trained.items()}
 
 
 def steps_table(tasks: list[str], steps: int, runs: int) -> dict[str, Any]:
     """All ways on each task: medians, and the gain over the way before and over the first."""
-    from fixed_batches import interleaved, median_ratio, medians
+    from fixed_batches import median_ratio, medians
 
     found: dict[str, Any] = {}
     for task in tasks:
+        memory: dict[str, float] = {}
+        for way in WAYS:
+            alone = {"ways": [way], "task": task, "steps": ALONE_STEPS, "seed": 0}
+            memory[way] = in_a_process(__file__, alone)[way]["memory"]
         of_way: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-        for run, way in interleaved(list(WAYS), runs):
-            given = {"way": way, "task": task, "steps": steps, "seed": run}
-            of_way[way].append(in_a_process(__file__, given))
-            print(given, of_way[way][-1], flush=True)
+        for run in range(runs):
+            together = in_a_process(__file__, {"ways": [*WAYS], "task": task, "steps": steps, "seed": run})
+            for way in WAYS:
+                of_way[way].append({key: value for key, value in together[way].items() if key != "memory"})
+                print(task, run, way, of_way[way][-1], flush=True)
         first = next(iter(WAYS))
         before = dict(zip(WAYS, (first, *WAYS), strict=False))
         found[task] = {
@@ -129,7 +160,8 @@ def steps_table(tasks: list[str], steps: int, runs: int) -> dict[str, Any]:
                 **medians(each),
                 "gain": median_ratio(each, of_way[before[way]], "tokens_per_second"),
                 "gain_in_all": median_ratio(each, of_way[first], "tokens_per_second"),
-                "memory_of_first": median_ratio(each, of_way[first], "memory"),
+                "memory": memory[way],
+                "memory_of_first": memory[way] / memory[first],
                 "runs": each,
             }
             for way, each in of_way.items()
@@ -207,7 +239,7 @@ def main() -> None:
     parser.add_argument("--steps", action="store_true", help="write packing_steps.json")
     parser.add_argument("--memory", action="store_true", help="write packing_memory.json")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--count", type=int, default=50, help="optimiser steps a run")
+    parser.add_argument("--count", type=int, default=20, help="optimiser steps a way and run")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the result files")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
