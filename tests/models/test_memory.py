@@ -265,6 +265,28 @@ def test_text_and_virtual_tokens_share_the_bases_positions(method):
         assert model.base(ids(1, 128)).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("form", ["a line", "rows"])
+def test_a_text_without_virtual_tokens_may_take_all_positions_beside_one_with_some(form):
+    model = adapted(halka.Prefix(length=P), architecture="gpt2")
+
+    def logits(names: list[str | None], length: int) -> torch.Tensor:
+        """Of the first text's last token; the others are of 128 tokens."""
+        texts = ids(2, 128)[: len(names)]
+        with torch.no_grad(), model.use(names):
+            if form == "rows":
+                mask = (torch.arange(128) < torch.tensor([length, *[128] * (len(names) - 1)])[:, None]).long()
+                return model.base(texts, attention_mask=mask).logits[0, length - 1]
+            lengths = (length, *[128] * (len(names) - 1))
+            plan = ForestPlan(Forest(lengths, (-1,) * len(names), lengths))
+            tokens = torch.cat([texts[0, :length], texts[1:].flatten()])[None]
+            line = model.base(tokens, position_ids=plan.positions[None], use_cache=False, **plan.inputs)
+            return line.logits[0, length - 1]
+
+    close(logits(["a", None], 128 - P), logits(["a"], 128 - P))
+    with pytest.raises(ValueError, match=r"5 virtual tokens and 124 of text exceed the base's 128 positions"):
+        logits(["a", None], 128 - P + 1)
+
+
 STATIC = pytest.param("static")
 
 

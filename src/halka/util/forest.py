@@ -85,9 +85,12 @@ class Forest:
         return tuple(sum(self.lengths[ancestor] for ancestor in path) for path in paths)
 
     @cached_property
-    def longest(self) -> int:
-        """The tokens of the longest text, from its root's first to its last."""
-        return max(offset + length for offset, length in zip(self.offsets, self.lengths, strict=True))
+    def longest_of_runs(self) -> tuple[int, ...]:
+        """The tokens of each run's longest text, from its root's first to its last; 0 of a run without text."""
+        longest = [0] * len(self.runs)
+        for run, offset, length in zip(self.run_of_segment, self.offsets, self.lengths, strict=True):
+            longest[run] = max(longest[run], offset + length)
+        return tuple(longest)
 
     def ancestors(self, segment: int) -> tuple[int, ...]:
         """A segment's ancestors, root first."""

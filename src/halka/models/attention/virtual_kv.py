@@ -57,8 +57,9 @@ class VirtualKV(LayerTokens[tuple[Tensor, Tensor]]):
         longest = contents.shape[3]
         taking = torch.tensor([part is not None and part.takes_positions for part in self.parts], device="cpu")
         shift, limit = lengths * taking, self.stack.limit
-        if limit is not None and int(past) + length + longest > limit:
-            self.stack.check(int(shift.max()), _longest_text(kwargs) if runs else int(past) + length)
+        crowded = limit is not None and int(past) + length + longest > limit
+        if crowded:
+            self._check(shift, _texts_of_line(kwargs, runs) if runs else _texts_of_rows(kwargs, int(past), len(shift)))
         if len(self.parts) > 1:
             times = torch.tensor(runs, device="cpu") if runs else repeats(batch, len(lengths))
             shift = shift.repeat_interleave(times)
@@ -70,7 +71,16 @@ class VirtualKV(LayerTokens[tuple[Tensor, Tensor]]):
         memory = [LayerMemory(pairs[2 * i], pairs[2 * i + 1], valid, bias) for i in range(self.stack.layers)]
         if self._over is not None:
             return {**kwargs, "cross_memory": memory}
-        return {**kwargs, **self.stack.positions(kwargs, past, shift), "memory": memory}
+        positions = self.stack.positions(kwargs, past, shift)
+        if crowded and not runs:  # a row's padding may come to lie behind the last position
+            positions = {name: it.clamp(max=self.stack.first + limit - 1) for name, it in positions.items()}
+        return {**kwargs, **positions, "memory": memory}
+
+    def _check(self, shift: Tensor, texts: Tensor) -> None:
+        """Raises HalkaError where virtual tokens (N,) and the longest texts behind them (N or 1,) have no positions."""
+        virtual, texts = torch.broadcast_tensors(shift, texts)
+        worst = int((virtual + texts).argmax())
+        self.stack.check(int(virtual[worst]), int(texts[worst]))
 
     def compute(self, distinct: Sequence[VirtualPart]) -> tuple[Tensor, Tensor]:
         """Keys and values (2·L, N, H, P, W) padded to the longest, and lengths (N,) on the CPU."""
@@ -88,10 +98,22 @@ class VirtualKV(LayerTokens[tuple[Tensor, Tensor]]):
         return pad_sequence(rows, batch_first=True).permute(2, 0, 3, 1, 4).contiguous(), lengths
 
 
-def _longest_text(kwargs: dict[str, Any]) -> int:
-    """The tokens of a line's longest text. On a GPU they are the forest's, for which the host does not wait.
+def _texts_of_line(kwargs: dict[str, Any], runs: Sequence[int]) -> Tensor:
+    """The tokens of each run's longest text, (N,). On a GPU they are the forest's, for which the host does not wait.
 
     On a CPU tokens that no text has may fill up the line; their positions are 0.
     """
     positions = kwargs["position_ids"]
-    return int(positions.max()) + 1 if positions.device.type == "cpu" else kwargs["forest"].forest.longest
+    if positions.device.type != "cpu":
+        return torch.tensor(kwargs["forest"].forest.longest_of_runs, device="cpu")
+    ends = [int(run.max()) + 1 if run.numel() else 0 for run in positions.split(list(runs), dim=-1)]
+    return torch.tensor(ends, device="cpu")
+
+
+def _texts_of_rows(kwargs: dict[str, Any], past: int, parts: int) -> Tensor:
+    """The tokens of the longest row of each part up to its padding on the right, (N,) of N parts, or (1,) for all."""
+    mask, tokens = kwargs.get("attention_mask"), past + tokens_of(kwargs).shape[1]
+    if mask is None or mask.shape[1:] != (tokens,):
+        return torch.tensor([tokens], device="cpu")
+    ends = ((mask != 0) * torch.arange(1, tokens + 1, device=mask.device)).amax(1)
+    return ends.view(parts, -1).amax(1).cpu()
