@@ -52,6 +52,7 @@ TOOLS = {
 LLAMA, VLLM = "HALKA_LLAMA", "HALKA_VLLM"
 STUDIES = {  # minutes on two cores: of the experiments' files, of earlier runs, or by the seconds of their steps
     "snips": 180,
+    "snips_longer": 120,
     "e2e": 180,
     "facts": 240,
     "banking77": 180,

@@ -191,6 +191,34 @@ def test_what_came_to_the_most_steps_has_not_converged(pages, results):
     assert line.endswith("| 0 of 3 |")
 
 
+@pytest.mark.parametrize(
+    ("score", "verdict"),
+    [
+        (0.70, "they cannot be told apart."),
+        (0.85, "more steps gain it something."),
+        (0.50, "more steps cost it something."),
+    ],
+)
+def test_more_steps_are_judged_by_the_interval(pages, results, score, verdict):
+    add(pages, results, "snips", scores={"full": 0.70})
+    add(pages, results, "snips_longer", scores={"full": score})
+    shown = text(pages, pages["convergence"].part(results, "snips"))
+    line = next(line for line in shown.splitlines() if line.startswith("- full has"))
+    assert f"full has {100 * score:.0f} % " in line
+    assert "with at most 1,600 steps, 70 % " in line
+    assert line.endswith(verdict)
+    assert "snips_longer.yaml" not in shown
+
+
+def test_more_steps_of_one_seed_have_no_verdict(pages, results):
+    add(pages, results, "snips", scores={"full": 0.70})
+    add(pages, results, "snips_longer", scores={"full": 0.85}, seeds=1)
+    shown = text(pages, pages["convergence"].part(results, "snips"))
+    line = next(line for line in shown.splitlines() if line.startswith("- full has"))
+    assert line.endswith("in 1 seed; a verdict needs 3.")
+    assert "what at most 1,600 steps gain full and LoRA r16: `halka compare" in shown
+
+
 def test_runs_of_an_experiment_as_it_was_are_left_out(pages, results):
     settings = pages["results"].settings("snips")
     earlier = {**settings, "examples": {**settings["examples"], "train": 4000}}

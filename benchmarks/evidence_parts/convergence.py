@@ -25,13 +25,15 @@ from halka.report.caveats import (
     patience_of,
     small_test_set,
 )
-from halka.report.intervals import apart
+from halka.report.intervals import Estimate, apart
 from halka.report.near_full import NEAR
 from halka.report.plots import forgetting, quality
 from halka.report.progress import progress
 from halka.report.rows import Row
+from halka.report.summary import summarise
 from halka.report.table import NOTHING, Cell, cells, columns
 from halka.report.units import listed, percent, signed
+from halka.util.text import plural
 
 SETS = {
     "snips": "Commands to JSON (SNIPS)",
@@ -39,6 +41,8 @@ SETS = {
     "banking77": "Messages to intents (BANKING77)",
     "nl2bash": "English to bash (NL2Bash)",
 }
+LONGER = {"snips": "snips_longer"}
+"""The experiment that has the same set and methods with more steps."""
 REACHED = 0.97
 SCORES = ("method", "lr", "seeds", "score", "relative", "trainable")
 COSTS = ("method", "near_full", "time_near_full", "beyond", "seconds", "forgetting_near_full", "forgetting")
@@ -52,7 +56,9 @@ def part(results: Results, name: str) -> Part:
     blocks: list[Block] = [_size(study), study.state()]
     if study.scored:
         blocks += [scores(study), costs(study)]
-    blocks += [Notes(tuple(sentences))] if (sentences := findings(study)) else []
+    longer = results.study(LONGER[name]) if name in LONGER else None
+    sentences = findings(study) + (more_steps(study, longer) if longer else [])
+    blocks += [Notes(tuple(sentences))] if sentences else []
     seeds = final_seeds(study.summary)
     for make in PLOTS:
         plot = figure(partial(make, study.summary, study.runs), seeds, f"{name}-{make.__name__}")
@@ -61,6 +67,9 @@ def part(results: Results, name: str) -> Part:
         blocks.append(Missing((f"python benchmarks/paces.py {name}",), f"the time of {listed(untimed)}"))
     if study.missing:
         blocks.append(Missing((study.command,), f"the rest of {listed(study.missing)}"))
+    if longer is not None and longer.missing:
+        what = f"what at most {longer.settings['train']['steps']:,} steps gain {listed(longer.missing)}"
+        blocks.append(Missing((longer.command,), what))
     return Part(name, SETS[name], tuple(blocks))
 
 
@@ -236,3 +245,31 @@ def forgotten(study: Study) -> list[str]:
                 f"{signed(changes[most])} ({most}){beside}; means over seeds, whose differences are not tested."
             )
     return sentences
+
+
+def more_steps(study: Study, longer: Study) -> list[str]:
+    """What more steps gain each method, by the seeds that both have."""
+    sentences = []
+    steps, more = (f"{each.settings['train']['steps']:,}" for each in (study, longer))
+    for label in longer.labels:
+        ours, theirs = ({run["seed"]: run for run in each.finals(label)} for each in (study, longer))
+        seeds = sorted(ours.keys() & theirs.keys())
+        if not seeds:
+            continue
+        before, after = (next(iter(summarise([runs[seed] for seed in seeds]).rows)) for runs in (ours, theirs))
+        primary = study.summary.primary
+        first, then = (row.scores[primary.name] for row in (before, after))
+        beside = f"{label} has {_score(then)} with at most {more} steps, {_score(first)} with {steps}"
+        if len(seeds) < LEAST_SEEDS:
+            sentences.append(f"{beside}, in {plural(len(seeds), 'seed')}; a verdict needs {LEAST_SEEDS}.")
+        elif not apart(first, then):
+            sentences.append(f"{beside}: they cannot be told apart.")
+        else:
+            better = primary.sign(then.value) > primary.sign(first.value)
+            sentences.append(f"{beside}: more steps {'gain' if better else 'cost'} it something.")
+    return sentences
+
+
+def _score(score: Estimate) -> str:
+    interval = score.interval
+    return percent(score.value) + (f" [{100 * interval.low:.0f}–{100 * interval.high:.0f}]" if interval else "")
