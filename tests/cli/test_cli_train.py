@@ -58,7 +58,7 @@ def test_train_says_what_happened_and_what_is_next(here):
     result = halka(f"train {TRAIN} --steps 6 -o new")
     assert "6 steps in" in result.stdout
     assert "step 6/6: 0.0 s left, loss " in result.stderr
-    assert re.search(r"\d+ tokens/s \(\d+% of them saved by sharing\), [\d.]+ [GM]B", result.stderr)
+    assert re.search(r"\d+ tokens/s \(\d+% of them saved by packing\), [\d.]+ [GM]B", result.stderr)
     assert "Next: halka generate --base base --adapter new/adapter" in result.stderr
     made = parsed(f"train {TRAIN} --steps 6 --validation data.jsonl -o other")
     assert (made["steps"], made["adapter"], made["method"]["name"]) == (6, "other/adapter", "lora")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PAUSE = 2.0  # seconds between two lines on one probe
 LINES = 20  # at most so many lines a run, evaluations aside
-WORTH_SAYING = 0.005  # of the tokens; a batch that shares nothing saves only what follows an example's last label
+WORTH_SAYING = 0.005  # of the tokens; less is what follows the last labels of long examples
 
 
 class _Bars:
@@ -80,7 +80,7 @@ class StepProgress(_Bars):
         left = duration((step.steps - step.step) * step.seconds / step.step)
         speed = f"{step.tokens_per_second:.0f} tokens/s"
         if step.saved is not None and step.saved >= WORTH_SAYING:
-            speed += f" ({step.saved:.0%} of them saved by sharing)"
+            speed += f" ({step.saved:.0%} of them saved by packing)"
         text = f"{left} left, loss {step.loss:.4f}{self.validations.get(name, '')}, {speed}, {size(step.memory)}"
         if self.bars is None:
             every = -(-step.steps // LINES)

@@ -36,7 +36,7 @@ export default {
   lossShare: "যতটুকু থেকে শেখে",
   median: "অর্ধেক উদাহরণ এর চেয়ে লম্বা নয়",
   longest: "সবচেয়ে লম্বা",
-  saved: "ভাগাভাগিতে বেঁচেছে",
+  saved: "প্যাকিংয়ে বেঁচেছে",
   savedOf: "প্রতি ইপকে {share}: {useful} টোকেনের বদলে {computed}",
   ofTokens: "টোকেনের",
   held: "যাচাইয়ের জন্য তুলে রাখা",

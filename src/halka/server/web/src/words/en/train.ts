@@ -33,7 +33,7 @@ export default {
   lossShare: "Learned from",
   median: "Half are no longer than",
   longest: "The longest",
-  saved: "Saved by sharing",
+  saved: "Saved by packing",
   savedOf: "{share} of an epoch: {computed} tokens instead of {useful}",
   ofTokens: "of the tokens",
   held: "Held out for validation",
