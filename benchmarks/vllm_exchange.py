@@ -105,7 +105,7 @@ def trained_by_peft(items: list[Any], steps: int, folder: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     from halka import load_base
-    from halka.data.batches import batches
+    from halka.data.batches import collate, plan
 
     base, _ = load_base("smollm2-135m", device="cpu")
     torch.manual_seed(0)
@@ -113,9 +113,9 @@ def trained_by_peft(items: list[Any], steps: int, folder: Path) -> None:
     model = get_peft_model(base, config)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
-    order = batches(items, pad_id=0, seed=0, epoch=0, batch_size=4)
+    order = plan([len(item.ids) for item in items], seed=0, epoch=0, batch_size=4)
     for step, batch in zip(range(steps), order, strict=False):
-        loss = model(**vars(batch)).loss
+        loss = model(**vars(collate([items[index] for index in batch], 0))).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

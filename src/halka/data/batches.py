@@ -6,7 +6,7 @@ Shape letters: B rows of a batch, T tokens of its longest row.
 import math
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -45,11 +45,6 @@ class Batch:
         """The base's keyword arguments."""
         inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
         return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
-
-    @property
-    def tokens(self) -> int:
-        """The number of tokens without padding."""
-        return int(self.attention_mask.sum())
 
     def to(self, device: torch.device | str) -> "Batch":
         """What the base reads goes there; labels stay on the CPU, where to count them waits for no GPU."""
@@ -195,19 +190,3 @@ def padded(rows: Sequence[Sequence[int]], fill: int, side: Side = "right") -> to
 def mask_of(rows: Sequence[Sequence[int]], side: Side = "right") -> torch.Tensor:
     """1 where `padded` has a row's own values, 0 at the padding."""
     return padded([[1] * len(values) for values in rows], 0, side)
-
-
-def batches(
-    items: Sequence[Tokens],
-    *,
-    pad_id: int,
-    seed: int,
-    epoch: int,
-    batch_tokens: int | None = None,
-    batch_size: int | None = None,
-    side: Side = "right",
-) -> Iterator[Batch]:
-    """One epoch of batches: `plan`, then `collate`. Raises as they do."""
-    lengths = [len(item.ids) for item in items]
-    for indices in plan(lengths, seed=seed, epoch=epoch, batch_tokens=batch_tokens, batch_size=batch_size):
-        yield collate([items[index] for index in indices], pad_id, side)
