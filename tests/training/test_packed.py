@@ -12,7 +12,9 @@ from torch import Tensor
 import halka
 from contract import disturb
 from halka.core import AdaptedModel
-from halka.data.packing import pack
+from halka.data.batches import plan_packed
+from halka.data.examples import Item
+from halka.data.packing import computed_tokens, pack, paths_of
 from halka.models import hidden_states
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import use_attention
@@ -186,17 +188,24 @@ def test_the_mean_loss_is_the_padded_ones():
     assert mean_loss(model, None, examples) == pytest.approx(padded, rel=1e-5)
 
 
+def computed(examples: list[Item], *, group_shared: bool) -> int:
+    """The tokens of packed batches of at most 32."""
+    batches = plan_packed(examples, seed=0, epoch=0, batch_tokens=32, group_shared=group_shared)
+    return sum(computed_tokens(paths_of([examples[index] for index in batch])) for batch in batches)
+
+
 def test_validation_has_batches_as_training_has():
     model, seen, examples = halka.adapt(tiny()), [], texts("three levels", 0)
     model.add("a", halka.LoRA(rank=4))
     model.base.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
-    config = TrainConfig(batch_tokens=60)
-    losses = [mean_loss(model, "a", examples, config), mean_loss(model, "a", examples[::-1], config)]
-    assert max(seen) <= 60
-    assert sum(seen) < 2 * sum(map(len, examples))
+    config = TrainConfig(batch_tokens=32)
+    losses = [mean_loss(model, "a", examples, config)]
+    assert max(seen) <= 32
+    assert sum(seen) == computed(examples, group_shared=True) < computed(examples, group_shared=False)
+    losses.append(mean_loss(model, "a", examples[::-1], config))
     seen.clear()
-    (step,) = train(model, "a", examples, TrainConfig(batch_tokens=60, steps=1, lr=1e-9), validation=examples)
-    assert max(seen) <= 60
+    (step,) = train(model, "a", examples, TrainConfig(batch_tokens=32, steps=1, lr=1e-9), validation=examples)
+    assert max(seen) <= 32
     assert step.validation == pytest.approx(losses[0], rel=1e-5)
     assert losses == pytest.approx([mean_loss(model, "a", examples)] * 2, rel=1e-5)
 
