@@ -78,7 +78,7 @@ class Edits:
         return shares.joined(lines[-1], edited)
 
     def _by_run(self, runs: Sequence[int], lines: Sequence[Tensor]) -> Tensor:
-        """The slow twin of `_in_one_go`: each run, of its own length, by its own part."""
+        """The way of training, and the slow twin of `_in_one_go`: each run, of its own length, by its own part."""
         pieces = zip(*(torch.split(line, list(runs)) for line in lines), strict=True)
         return torch.cat([_edited(part, piece) for part, piece in zip(self.parts, pieces, strict=True)])
 

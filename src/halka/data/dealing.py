@@ -15,10 +15,10 @@ ItemT = TypeVar("ItemT", bound=Item)
 
 
 def split(items: Sequence[ItemT], count: int, *, packed: bool) -> list[list[ItemT]]:
-    """The items in `count` parts, such that the largest has as few tokens to compute as it can have.
+    """The items in `count` parts, each a stretch of one order, such that the largest has as few tokens as it can have.
 
-    Packed items that begin alike stay together, so that their beginning is computed once or few times. Parts are empty
-    where there are fewer items than parts.
+    Packed items are in the order of their tokens: what begins alike stays together, and its beginning is computed once
+    or few times. Padded ones are in that of their lengths. Parts are empty where there are fewer items than parts.
     """
     order, work = _packed_work(items) if packed else _padded_work(items)
     limits = range(1, work(0, len(order)) + 1)

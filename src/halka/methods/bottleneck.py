@@ -136,7 +136,7 @@ class BottleneckPart(ModulePart):
         return y + self.added(self.read(x, y), *tensors)
 
     def read(self, x: Tensor, y: Tensor) -> Tensor:
-        """The bottleneck's input (B, T, D). A sum goes through the base's norm if the base has one there."""
+        """The bottleneck's input, as wide as x. A sum goes through the base's norm if the base has one there."""
         if self.method.reads != "sum":
             return y if self.method.reads == "output" else x
         (norm,) = self._norm

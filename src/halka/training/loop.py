@@ -29,7 +29,7 @@ from halka.objectives import batch_of, summed_losses
 from halka.training.config import Step, TrainConfig
 from halka.training.memory_errors import SMALLER_ADAPTER, SMALLER_BATCHES, memory_errors, smaller_pass
 from halka.training.ranks import Ranks
-from halka.training.run import Run, batch_plan, packed_batches
+from halka.training.run import Run, batch_plan, packs_batches
 from halka.training.saving import resume_together, save_together
 from halka.training.sharing import Pass, own_passes
 from halka.util.core_share import give_cores_back, take_cores
@@ -293,7 +293,8 @@ def mean_loss(
     together. With `ranks`, all of which call this, each computes its share of the batches.
     """
     ranks, device = ranks or Ranks(), next(model.base.parameters()).device
-    packed, losses = packed_batches(model, config), list[Tensor]()
+    packed = packs_batches(model, config)
+    losses: list[Tensor] = []
     with torch.no_grad(), model.use(name), use_attention(model.base), in_mode(False, model.base):
         batches = batch_plan(model, items, replace(config, group_shared=packed))
         for start in range(0, len(batches), ranks.count):  # as many passes on every rank

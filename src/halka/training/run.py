@@ -67,7 +67,7 @@ class Run:
         head = "head" in roles and not self.objective.head_sees_rows
         self.alone = "base" in roles or head or changing_rotary(model.base) is not None
         self.divided = self.adapter.divided
-        self.packed = packed_batches(model, config)
+        self.packed = packs_batches(model, config)
         if config.group_shared and not self.packed:
             raise HalkaError(f"group_shared is for packed batches, and those of {type(model.base).__name__} are padded")
         self.steps = config.steps or max(1, math.ceil(round(len(self._plan(0)) / config.accumulate * config.epochs, 6)))
@@ -318,13 +318,13 @@ class Run:
 
 def batch_plan(model: AdaptedModel, items: Sequence[Item], config: TrainConfig, epoch: int = 0) -> list[list[int]]:
     """The items of each batch of an epoch, by their indices."""
-    if packed_batches(model, config):
+    if packs_batches(model, config):
         tokens, shared = cast(Sequence[Tokens], items), config.group_shared
         return plan_packed(tokens, seed=config.seed, epoch=epoch, group_shared=shared, **config.limits())
     return plan([len(item) for item in items], seed=config.seed, epoch=epoch, **config.limits())
 
 
-def packed_batches(model: AdaptedModel, config: TrainConfig) -> bool:
+def packs_batches(model: AdaptedModel, config: TrainConfig) -> bool:
     """Whether batches are packed: the objective's can be, and the settings say so."""
     return config.batches == "packed" and packs(model)
 
