@@ -7,8 +7,9 @@
 benchmarks/speed.py: 8 examples a step, run n with seed n, every run a process of its own, in which the ways take
 their steps in turn, so that a machine that is slower for a minute is so for all. All ways run the same loop on the
 same examples, each step as training makes it; only what is named differs from the way before. Useful tokens are all
-tokens of all rows, padding not. A gain is the median of the runs' ratios. Memory is that of one run
-with one way alone. It writes benchmarks/results/packing_steps.json.
+tokens of all rows, padding not; computed ones are counted before a line is filled up. A gain is the median of the runs'
+ratios, each of two ways of one seed. Memory is that of one shorter run of seed 0 with one way alone. It writes
+benchmarks/results/packing_steps.json.
 
 `--memory` trains the same LoRA on random tokens, examples of a common beginning and 20 tokens of their own, with
 batch_tokens of 2,048, packed and padded, every case in a process of its own, and notes the peak beyond the base. The
@@ -218,7 +219,8 @@ def write_memory(path: Path) -> None:
 
     result: dict[str, Any] = {"cases": [], "batch_tokens": BUDGET, "setup": setup("halka", "torch", "transformers")}
     before = json.loads(path.read_text()) if path.exists() else result
-    if before["setup"]["commit"] == result["setup"]["commit"]:
+    commit = result["setup"]["commit"]
+    if commit is not None and not commit.endswith("-dirty") and before["setup"]["commit"] == commit:
         result["cases"] = before["cases"]
     for shared in SHARED[len(result["cases"]) :]:
         own = OWN if shared else ALONE
