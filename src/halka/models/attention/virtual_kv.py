@@ -57,8 +57,9 @@ class VirtualKV(LayerTokens[tuple[Tensor, Tensor]]):
         longest = contents.shape[3]
         taking = torch.tensor([part is not None and part.takes_positions for part in self.parts], device="cpu")
         shift, limit = lengths * taking, self.stack.limit
-        crowded = limit is not None and int(past) + length + longest > limit
-        if crowded:
+        last = None  # position, where tokens may come to lie behind it
+        if limit is not None and int(past) + length + longest > limit:
+            last = self.stack.first + limit - 1
             self._check(shift, _texts_of_line(kwargs, runs) if runs else _texts_of_rows(kwargs, int(past), len(shift)))
         if len(self.parts) > 1:
             times = torch.tensor(runs, device="cpu") if runs else repeats(batch, len(lengths))
@@ -72,8 +73,8 @@ class VirtualKV(LayerTokens[tuple[Tensor, Tensor]]):
         if self._over is not None:
             return {**kwargs, "cross_memory": memory}
         positions = self.stack.positions(kwargs, past, shift)
-        if crowded and not runs:  # a row's padding may come to lie behind the last position
-            positions = {name: it.clamp(max=self.stack.first + limit - 1) for name, it in positions.items()}
+        if last is not None and not runs:  # a row's padding may come to lie behind the last position
+            positions = {name: it.clamp(max=last) for name, it in positions.items()}
         return {**kwargs, **positions, "memory": memory}
 
     def _check(self, shift: Tensor, texts: Tensor) -> None:
