@@ -117,4 +117,4 @@ def _texts_of_rows(kwargs: dict[str, Any], past: int, parts: int) -> Tensor:
     if mask is None or mask.shape[1:] != (tokens,):
         return torch.tensor([tokens], device="cpu")
     ends = ((mask != 0) * torch.arange(1, tokens + 1, device=mask.device)).amax(1)
-    return ends.view(parts, -1).amax(1).cpu()
+    return ends.view(parts, repeats(len(ends), parts)).amax(1).cpu()
