@@ -204,8 +204,8 @@ def test_more_steps_are_judged_by_the_interval(pages, results, score, verdict):
     add(pages, results, "snips_longer", scores={"full": score})
     shown = text(pages, pages["convergence"].part(results, "snips"))
     line = next(line for line in shown.splitlines() if line.startswith("- full has"))
-    assert f"full has {100 * score:.0f} % " in line
-    assert "with at most 1,600 steps, 70 % " in line
+    assert f"full has {100 * score:.1f} % " in line
+    assert "with at most 1,600 steps, 70.0 % " in line
     assert line.endswith(verdict)
     assert "snips_longer.yaml" not in shown
 

@@ -25,7 +25,8 @@ from halka.report.caveats import (
     patience_of,
     small_test_set,
 )
-from halka.report.intervals import Estimate, apart
+from halka.report.findings import score_text
+from halka.report.intervals import apart
 from halka.report.near_full import NEAR
 from halka.report.plots import forgetting, quality
 from halka.report.progress import progress
@@ -40,6 +41,11 @@ SETS = {
     "e2e": "Restaurant attributes to text (E2E)",
     "banking77": "Messages to intents (BANKING77)",
     "nl2bash": "English to bash (NL2Bash)",
+}
+MORE = {
+    "behind": "more steps cost it something",
+    "level": "they cannot be told apart",
+    "ahead": "more steps gain it something",
 }
 LONGER = {"snips": "snips_longer"}
 """The experiment that has the same set and methods with more steps."""
@@ -258,18 +264,10 @@ def more_steps(study: Study, longer: Study) -> list[str]:
             continue
         before, after = (next(iter(summarise([runs[seed] for seed in seeds]).rows)) for runs in (ours, theirs))
         primary = study.summary.primary
-        first, then = (row.scores[primary.name] for row in (before, after))
-        beside = f"{label} has {_score(then)} with at most {more} steps, {_score(first)} with {steps}"
+        first, then = (score_text(row, primary) for row in (before, after))
+        beside = f"{label} has {then} with at most {more} steps, {first} with {steps}"
         if len(seeds) < LEAST_SEEDS:
             sentences.append(f"{beside}, in {plural(len(seeds), 'seed')}; a verdict needs {LEAST_SEEDS}.")
-        elif not apart(first, then):
-            sentences.append(f"{beside}: they cannot be told apart.")
         else:
-            better = primary.sign(then.value) > primary.sign(first.value)
-            sentences.append(f"{beside}: more steps {'gain' if better else 'cost'} it something.")
+            sentences.append(f"{beside}: {MORE[_beside(study, after, before)]}.")
     return sentences
-
-
-def _score(score: Estimate) -> str:
-    interval = score.interval
-    return percent(score.value) + (f" [{100 * interval.low:.0f}–{100 * interval.high:.0f}]" if interval else "")

@@ -23,8 +23,8 @@ def headline(rows: Sequence[Row], metric: MetricInfo, finished: int, failed: int
     best = light[0] if light else full
     if best is not None:
         among = f", the best of {len(light)} methods" if len(light) > 1 else ""
-        against = f", against {_score(base, metric)} without tuning" if base else ""
-        return f"{best.label} scores {_score(best, metric)} in {metric.title}{among}{against}."
+        against = f", against {score_text(base, metric)} without tuning" if base else ""
+        return f"{best.label} scores {score_text(best, metric)} in {metric.title}{among}{against}."
     tried = [row for row in rows if not row.is_base and row.runs]
     lost = f"; {plural(failed, 'run')} failed" if failed else ""
     swept = [row for row in tried if row.lr is not None and len(row.seeds) > 1]
@@ -34,14 +34,16 @@ def headline(rows: Sequence[Row], metric: MetricInfo, finished: int, failed: int
     if tried:
         return f"No final run has finished yet: {plural(finished, 'run')} done so far, for {_names(tried)}{lost}."
     if base:
-        return f"Only the base has been scored, at {_score(base, metric)} in {metric.title}{lost}."
+        return f"Only the base has been scored, at {score_text(base, metric)} in {metric.title}{lost}."
     return f"Nothing has finished yet{lost}." if failed else "Nothing has been measured yet."
 
 
 def _against_full(row: Row, full: Row, metric: MetricInfo) -> str:
     mine, theirs = row.scores[metric.name], full.scores[metric.name]
     if row.relative is None:
-        finding = f"{row.label} scores {_score(row, metric)} in {metric.title} and {FULL} {_score(full, metric)}"
+        finding = (
+            f"{row.label} scores {score_text(row, metric)} in {metric.title} and {FULL} {score_text(full, metric)}"
+        )
     elif metric.higher_is_better:
         finding = f"{row.label} reaches {percent(row.relative)}{_bracket(row, 100)} of {FULL}'s {metric.title}"
     else:
@@ -70,14 +72,14 @@ def quality_takeaway(rows: Sequence[Row], metric: MetricInfo) -> str:
         if row.trainable is not None and not apart(row.scores[metric.name], best.scores[metric.name])
     ]
     if not level:
-        return f"{best.label} scores best, {_score(best, metric)}."
+        return f"{best.label} scores best, {score_text(best, metric)}."
     lightest = min(level, key=lambda row: row.trainable or 0.0)
     share = f" ({percent(lightest.share)} of the model)" if lightest.share is not None else ""
     trained = f"{count(lightest.trainable or 0)} trained parameters{share}"
     if lightest is best:
         behind = [row for row in scored if row is not best and (row.trainable or 0) < (best.trainable or 0)]
         rest = f"; {'everything' if len(behind) > 1 else behind[0].label} lighter is behind" if behind else ""
-        return f"{best.label} scores best, {_score(best, metric)}, with {trained}{rest}."
+        return f"{best.label} scores best, {score_text(best, metric)}, with {trained}{rest}."
     return f"{lightest.label}, with {trained}, is the lightest that cannot be told apart from the best, {best.label}."
 
 
@@ -185,7 +187,8 @@ def forgetting_takeaway(rows: Sequence[Row], text: str) -> str:
     )
 
 
-def _score(row: Row, metric: MetricInfo) -> str:
+def score_text(row: Row, metric: MetricInfo) -> str:
+    """The score and, where it has one, its interval: 61.7 % [50–73]."""
     score = row.scores[metric.name]
     if score.low is None or score.high is None:
         return metric.text(score.value)
