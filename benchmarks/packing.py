@@ -52,8 +52,8 @@ TASKS = ("snips", "snips-180")
 # ── the steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def worker(ways: list[str], task: str, steps: int, seed: int) -> dict[str, dict[str, float]]:
-    """The steps of all ways in turn, in this process: each way's speed, and the peak of all."""
+def worker(ways: list[str], task: str, steps: int, seed: int) -> dict[str, Any]:
+    """The steps of all ways in turn, in this process: each way's speed and tokens, and the peak of all, "memory"."""
     import torch
     from fixed_batches import BASE, SKIPPED, batches_of, items_of, useful_tokens, warmed
 
@@ -126,7 +126,6 @@ def worker(ways: list[str], task: str, steps: int, seed: int) -> dict[str, dict[
             timed = useful_tokens(items, self.batches[SKIPPED:])
             return {
                 "tokens_per_second": timed / sum(self.seconds[SKIPPED:]),
-                "memory": machine.peak(cpu) - before,
                 "computed": computed / useful,
                 "behind_labels": 1 - sum(len(path) // WIDTH for path in paths) / useful,
             }
@@ -135,7 +134,8 @@ def worker(ways: list[str], task: str, steps: int, seed: int) -> dict[str, dict[
     for number in range(steps):
         for each in trained.values():
             each.step(number)
-    return {way: each.measured() for way, each in trained.items()}
+    peak = machine.peak(cpu) - before
+    return {"memory": peak, "ways": {way: each.measured() for way, each in trained.items()}}
 
 
 def steps_table(tasks: list[str], steps: int, runs: int) -> dict[str, Any]:
@@ -147,12 +147,12 @@ def steps_table(tasks: list[str], steps: int, runs: int) -> dict[str, Any]:
         memory: dict[str, float] = {}
         for way in WAYS:
             alone = {"ways": [way], "task": task, "steps": ALONE_STEPS, "seed": 0}
-            memory[way] = in_a_process(__file__, alone)[way]["memory"]
+            memory[way] = in_a_process(__file__, alone)["memory"]
         of_way: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for run in range(runs):
             together = in_a_process(__file__, {"ways": [*WAYS], "task": task, "steps": steps, "seed": run})
             for way in WAYS:
-                of_way[way].append({key: value for key, value in together[way].items() if key != "memory"})
+                of_way[way].append(together["ways"][way])
                 print(task, run, way, of_way[way][-1], flush=True)
         first = next(iter(WAYS))
         before = dict(zip(WAYS, (first, *WAYS), strict=False))
