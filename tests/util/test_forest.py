@@ -17,6 +17,8 @@ def test_where_segments_stand():
     assert FOREST.ends == (10, 6, 6, 10, 14, 14)
     assert FOREST.offsets == (0, 3, 5, 3, 0, 2)
     assert FOREST.run_of_segment == (0, 0, 0, 0, 1, 1)
+    assert FOREST.longest_of_runs == (7, 4)
+    assert Forest(lengths=(2,), parents=(-1,), runs=(0, 2)).longest_of_runs == (0, 2)
     assert [FOREST.ancestors(segment) for segment in range(6)] == [(), (0,), (0, 1), (0,), (), (4,)]
 
 
