@@ -33,7 +33,7 @@ from halka.report.progress import progress
 from halka.report.rows import Row
 from halka.report.summary import summarise
 from halka.report.table import NOTHING, Cell, cells, columns
-from halka.report.units import listed, percent, signed
+from halka.report.units import bounds, listed, percent, signed
 from halka.util.text import plural
 
 SETS = {
@@ -161,7 +161,7 @@ def near_full(study: Study, row: Row) -> list[str]:
     full, share = study.full, row.relative_interval
     if full is None or row.relative is None or not study.summary.primary.higher_is_better:
         return []
-    value = f"{percent(row.relative, 0)}" + (f" [{100 * share.low:.0f}–{100 * share.high:.0f}]" if share else "")
+    value = f"{percent(row.relative, 0)}" + (f" {bounds(share.low, share.high)}" if share else "")
     if not (is_settled(row) and is_settled(full)):
         seeds = f"{len(row.seeds)} and {len(full.seeds)}"
         return [

@@ -19,7 +19,7 @@ from halka.report.progress import progress
 from halka.report.rows import Row, label_of
 from halka.report.summary import summarise
 from halka.report.table import NOTHING, Cell
-from halka.report.units import listed, percent
+from halka.report.units import bounds, listed, percent
 
 KINDS = {"facts": "facts", "snips": "form"}
 SIDES = REACHING, BELOW, UNKNOWN = "at least", "less than", "not to be told from"
@@ -101,8 +101,8 @@ def _cells(study: Study, row: Row | None, of_full: tuple[float, Interval | None]
     score = row.scores.get(study.summary.primary.name) if row is not None else None
     if row is None or score is None:
         return [NOTHING] * 4
-    bounds = of_full[1] if of_full is not None else None
-    aside = f" [{100 * bounds.low:.0f}–{100 * bounds.high:.0f}]" if bounds else ""
+    interval = of_full[1] if of_full is not None else None
+    aside = f" {bounds(interval.low, interval.high)}" if interval else ""
     near = study.summary.near_full.get(row.label)
     return [
         Cell(study.summary.primary.text(score.value), score.value),

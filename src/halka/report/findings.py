@@ -7,7 +7,7 @@ from statistics import median
 
 from halka.report.intervals import apart, gap
 from halka.report.rows import MetricInfo, Row
-from halka.report.units import count, learning_rate, listed, percent, signed, size, times
+from halka.report.units import bounds, count, learning_rate, listed, percent, signed, size, times
 from halka.util.text import plural
 
 FULL = "full fine-tuning"
@@ -45,9 +45,9 @@ def _against_full(row: Row, full: Row, metric: MetricInfo) -> str:
             f"{row.label} scores {score_text(row, metric)} in {metric.title} and {FULL} {score_text(full, metric)}"
         )
     elif metric.higher_is_better:
-        finding = f"{row.label} reaches {percent(row.relative)}{_bracket(row, 100)} of {FULL}'s {metric.title}"
+        finding = f"{row.label} reaches {percent(row.relative)}{_bracket(row)} of {FULL}'s {metric.title}"
     else:
-        finding = f"{row.label}'s {metric.title} is {row.relative:.2f}{_bracket(row, 1)} times that of {FULL}"
+        finding = f"{row.label}'s {metric.title} is {row.relative:.2f}{_bracket(row, 2)} times that of {FULL}"
     costs = []
     if row.trainable and full.trainable:
         costs.append(f"{percent(row.trainable / full.trainable)} of its trained parameters")
@@ -192,17 +192,12 @@ def score_text(row: Row, metric: MetricInfo) -> str:
     score = row.scores[metric.name]
     if score.low is None or score.high is None:
         return metric.text(score.value)
-    scale = 100 if metric.is_share else 1
-    places = 0 if metric.is_share else 3
-    return f"{metric.text(score.value)} [{scale * score.low:.{places}f}–{scale * score.high:.{places}f}]"
+    return f"{metric.text(score.value)} {bounds(score.low, score.high, None if metric.is_share else 3)}"
 
 
-def _bracket(row: Row, scale: float) -> str:
+def _bracket(row: Row, places: int | None = None) -> str:
     interval = row.relative_interval
-    if interval is None:
-        return ""
-    places = 0 if scale > 1 else 2
-    return f" [{scale * interval.low:.{places}f}–{scale * interval.high:.{places}f}]"
+    return f" {bounds(interval.low, interval.high, places)}" if interval else ""
 
 
 def _speed(row: Row) -> float:

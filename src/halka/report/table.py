@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from halka.report.intervals import Spread, apart
 from halka.report.rows import MetricInfo, Row
 from halka.report.summary import Summary
-from halka.report.units import count, decimals, duration, learning_rate, percent, shortened, signed, size
+from halka.report.units import bounds, count, decimals, duration, learning_rate, percent, shortened, signed, size
 from halka.util.errors import HalkaError
 from halka.util.text import one_line, plural
 
@@ -199,10 +199,9 @@ def _score(key: str, metric: MetricInfo) -> Column:
             return Cell(NOTHING)
         if score.low is None or score.high is None:
             return Cell(metric.text(score.value), score.value, note=score.how)
-        scale, places = (100, 0) if metric.is_share else (1, 2)
-        bounds = f"{scale * score.low:.{places}f}–{scale * score.high:.{places}f}"
+        aside = bounds(score.low, score.high, None if metric.is_share else 2)
         note = f"95 % interval {metric.text(score.low)} to {metric.text(score.high)}, from {score.how}"
-        return Cell(metric.text(score.value), score.value, f"[{bounds}]", note)
+        return Cell(metric.text(score.value), score.value, aside, note)
 
     def beats(a: Row, b: Row) -> bool:
         mine, theirs = a.scores[metric.name], b.scores[metric.name]
@@ -264,8 +263,8 @@ def _relative(row: Row) -> Cell:
         return Cell(NOTHING)
     value, interval = row.relative, row.relative_interval
     note = f"95 % interval {percent(interval.low)} to {percent(interval.high)}" if interval else ""
-    bounds = f"[{100 * interval.low:.0f}–{100 * interval.high:.0f}]" if interval else ""
-    return Cell(percent(value, 0), value, bounds, note)
+    aside = bounds(interval.low, interval.high) if interval else ""
+    return Cell(percent(value, 0), value, aside, note)
 
 
 def _trainable(row: Row) -> Cell:

@@ -66,6 +66,12 @@ def signed(value: float) -> str:
     return text if value <= 0 else f"+{text}"
 
 
+def bounds(low: float, high: float, places: int | None = None) -> str:
+    """An interval in brackets: [53–78] of shares, as percentages; [0.12–0.31] of others, with `places` figures."""
+    scale = 100 if places is None else 1
+    return f"[{scale * low:.{places or 0}f}–{scale * high:.{places or 0}f}]".replace("-", MINUS)
+
+
 def learning_rate(value: float) -> str:
     """2e-3, 1.5e-4, 1."""
     mantissa, _, exponent = f"{value:.2e}".partition("e")

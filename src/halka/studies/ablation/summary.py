@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from halka.evaluation.metrics import mean_of
 from halka.report.intervals import Estimate, Interval, difference, estimate
 from halka.report.page import render
-from halka.report.units import count, duration
+from halka.report.units import bounds, count, duration
 from halka.studies.ablation.scores import MEASURES, from_row, scored
 from halka.util.errors import HalkaError
 from halka.util.text import plural
@@ -274,7 +274,7 @@ def _cell(score: Estimate | None) -> str:
         return NOTHING
     if score.low is None or score.high is None:
         return _share(score)
-    return f"{_share(score)} [{100 * score.low:.0f}–{100 * score.high:.0f}]"
+    return f"{_share(score)} {bounds(score.low, score.high)}"
 
 
 def _share(score: Estimate) -> str:
