@@ -123,7 +123,7 @@ def demo(
 ) -> None:
     """See it work: fine-tune a real model by a method of every family.
 
-    It compares them in a report, leaves the best adapter in FOLDER/adapters for `halka serve`, takes 7 to 13
+    It compares them in a report, leaves the best adapter in FOLDER/adapters for `halka serve`, takes 7 to 15
     minutes on two cores, and downloads the model the first time.
     """
     from halka.studies.experiment import demo_experiment
