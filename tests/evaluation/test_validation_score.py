@@ -52,6 +52,13 @@ def test_more_is_better_whichever_way_a_metric_counts():
     assert values[True] == -values[False] > 0
 
 
+def test_a_score_says_how_many_examples_are_answered():
+    counts: list[int] = []
+    ValidationScore(model_of(), "a", task("yes", "no", "perhaps"), counts.append).value()
+    assert counts == sorted(counts)
+    assert counts[-1] == 3
+
+
 def test_what_cannot_be_scored_is_refused_before_anything_is():
     model = model_of()
     with pytest.raises(DataError, match=r"leaves no room for an answer of .* best_by loss"):

@@ -91,6 +91,11 @@ class StepProgress(_Bars):
         else:
             self.bars.update(self.tasks[name], completed=step.step, text=text)
 
+    def scored(self, name: str, count: int, total: int) -> None:
+        """Show, beside the bar of a run, that so many of its validation examples are answered for a score."""
+        if self.bars is not None and name in self.tasks:
+            self.bars.update(self.tasks[name], text=f"scoring: {count} of {total} validation examples")
+
 
 class CountProgress(_Bars):
     """A count of one kind of thing, of a total that may be unknown (None)."""

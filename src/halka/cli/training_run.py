@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from types import FrameType
 from typing import Any
@@ -51,12 +52,15 @@ class TrainingRun:
         """Whether the folder holds a finished run, which is to stay."""
         return self.folder.finished and not self.overwrite
 
-    def job(self, model: AdaptedModel) -> Job:
+    def job(self, model: AdaptedModel, on_scored: Callable[[int, int], None]) -> Job:
+        """What is trained; `on_scored` is called with how many of all validation examples a score has answered."""
         config = self.plan.train
         with show_warnings():
             items = as_tokens(model, self.task.train, config, self.name)
             held_out = as_tokens(model, self.task.validation, config, self.name) if self.task.validation else []
-        score = ValidationScore(model, self.name, self.task) if self.plan.run.best_by == "score" else None
+        score = None
+        if self.plan.run.best_by == "score":
+            score = ValidationScore(model, self.name, self.task, lambda done: on_scored(done, len(held_out)))
         return Job(self.name, items, config, held_out, self.folder.path, score)
 
     def begin(self, model: AdaptedModel) -> None:
@@ -100,12 +104,14 @@ def train_runs(model: AdaptedModel, runs: Sequence[TrainingRun]) -> list[dict[st
     Where several processes train together, the first one alone writes and has results. Raises Failed where all of them
     fail, and typer.Exit after Ctrl-C.
     """
-    jobs = [run.job(model) for run in runs]
+    progress = StepProgress()
+    labels = {run.name: run.name if len(runs) > 1 else "" for run in runs}
+    jobs = [run.job(model, partial(progress.scored, labels[run.name])) for run in runs]
     with ExitStack() as folders:
         checked_by_first(lambda: _begin(runs, model, folders))
         errors: dict[str, TrainingError] = {}
         try:
-            stopped = _watch(train_many(model, jobs), {run.name: run for run in runs}, errors)
+            stopped = _watch(train_many(model, jobs), {run.name: run for run in runs}, errors, progress)
         except TrainingError as error:
             raise Failed(str(error)) from error
         if stopped:
@@ -131,13 +137,14 @@ def _watch(
     steps: Steps[dict[str, Step | TrainingError]],
     runs: dict[str, TrainingRun],
     errors: dict[str, TrainingError],
+    progress: StepProgress,
 ) -> int:
     """Show every step, and collect the errors; returns the number of the signal that stopped it, or 0 at the end."""
     ranks = Ranks.here()
     try:
         with ExitStack() as open_now:
             signals = open_now.enter_context(stop_signals(together=ranks.count > 1))
-            progress = open_now.enter_context(StepProgress())
+            open_now.enter_context(progress)
             logs = {name: open_now.enter_context(run.log()) for name, run in runs.items() if ranks.first}
             for results in open_now.enter_context(closing(steps)):
                 for name, step in results.items():

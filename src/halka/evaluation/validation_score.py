@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from halka.core import AdaptedModel
@@ -27,14 +28,17 @@ def primary_metric(task: Task, kind: str | None) -> Metric:
 
 
 class ValidationScore:
-    """What `halka.train` takes as `score`: called, it scores adapter `name` with the weights that it has then."""
+    """What `halka.train` takes as `score`: called, it scores adapter `name` with the weights that it has then.
 
-    def __init__(self, model: AdaptedModel, name: str, task: Task):
+    on_progress   called with the number of validation examples that are answered
+    """
+
+    def __init__(self, model: AdaptedModel, name: str, task: Task, on_progress: Callable[[int], None] | None = None):
         """Raises HalkaError for an unknown metric, one that the accepted answers do not fit, or a prompt that leaves
         no room for its answer: before a training begins, not at its first evaluation."""
         self.metric = primary_metric(task, kind_of(model.base))
         self.name = f"score ({self.metric.name})"  # as a checkpoint has it
-        self._model, self._adapter, self._task = model, name, task
+        self._model, self._adapter, self._task, self._on_progress = model, name, task, on_progress
         self._room = answer_room(task, model.tokenizer)
         self._check()
 
@@ -45,7 +49,8 @@ class ValidationScore:
     def value(self) -> float:
         """What the metric says. Raises as `evaluate` does."""
         examples, metrics = self._task.validation, [self.metric]
-        evaluation = evaluate(self._model, self._adapter, examples, metrics, max_new_tokens=self._room)
+        options = {"max_new_tokens": self._room, "on_progress": self._on_progress}
+        evaluation = evaluate(self._model, self._adapter, examples, metrics, **options)
         return evaluation.scores[self.metric.name].value
 
     def rank(self, value: float) -> float:
