@@ -9,6 +9,7 @@ import pytest
 
 from halka.data.metric import Metric
 from halka.evaluation.metrics import METRICS, find_metric, resampled, score
+from halka.evaluation.tag_metrics import entities
 from halka.util.errors import HalkaError
 
 SAID = [
@@ -284,3 +285,23 @@ def test_a_thousand_resamples_of_every_metric_are_fast():
     assert time.perf_counter() - start < 10
     same = ("json_valid", "tag_f1")  # nothing is tagged here
     assert all(s.low < s.value < s.high for name, s in scores.items() if name not in same)
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [  # as seqeval reads them
+        ("B-A I-A O I-B", [("A", 0, 1), ("B", 3, 3)]),
+        ("I-A I-B B-B E-B I-B", [("A", 0, 0), ("B", 1, 1), ("B", 2, 3), ("B", 4, 4)]),
+        ("S-A S-A", [("A", 0, 0), ("A", 1, 1)]),
+        ("PER PER O LOC-X DET NOUN", [("PER", 0, 1), ("LOC-X", 3, 3), ("DET", 4, 4), ("NOUN", 5, 5)]),
+        ("B I O B", [("", 0, 1), ("", 3, 3)]),
+    ],
+)
+def test_entities_of_every_scheme(tags, expected):
+    assert list(entities(tags.split())) == expected
+
+
+def test_tags_that_are_types_alone_are_told_apart():
+    scores = score(["LOC O PER PER", "O PER"], [["PER O LOC LOC"], ["O PER"]], ["tag_f1", "tag_accuracy"], resamples=2)
+    assert scores["tag_f1"].value == pytest.approx(1 / 3)
+    assert scores["tag_accuracy"].value == pytest.approx(3 / 6)

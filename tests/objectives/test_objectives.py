@@ -14,6 +14,7 @@ import halka
 from classifiers import CLASSES, LABELS, TAGS, TEXTS, classifier, example, examples, logits
 from contract import disturb
 from halka.data.batches import IGNORE_INDEX
+from halka.data.labels import classes_in
 from halka.evaluation.evaluating import evaluate
 from halka.evaluation.generation import iter_answers
 from halka.models import pad_id
@@ -384,6 +385,25 @@ def test_an_example_that_cannot_be_learned_is_refused_by_name(kind, given, reaso
         as_tokens(model, [*examples(kind), given], CONFIG, "a")
 
 
+@pytest.mark.parametrize("kind", [CLASSES, TAGS])
+def test_the_answer_is_learned_and_not_the_first_that_is_accepted(kind):
+    model = model_with(kind=kind, a=LORA)
+    given = replace(example("Hello", "bad"), references=("good", "bad"))
+    (item,) = as_tokens(model, [given], CONFIG, "a")
+    assert item == as_tokens(model, [example("Hello", "bad")], CONFIG, "a")[0]
+    (first,) = as_tokens(model, [replace(given, messages=given.prompt)], CONFIG, "a")
+    assert first == as_tokens(model, [example("Hello", "good")], CONFIG, "a")[0]
+
+
+def test_blanks_around_a_label_are_none_of_it():
+    rows = [example("Hello", " good"), example("Bye", "bad "), example("Well", "good")]
+    assert classes_in(rows) == ("bad", "good")
+    model = model_with(kind=CLASSES, a=LORA)
+    assert [item.label for item in as_tokens(model, rows, CONFIG, "a")] == [
+        LABELS.index(it) for it in ("good", "bad", "good")
+    ]
+
+
 def test_two_texts_are_told_apart_where_the_base_asks():
     model = model_with(a=LORA)
     pair = replace(
@@ -448,6 +468,12 @@ def test_a_sequence_to_sequence_loss_and_its_gradients_are_those_of_transformers
     for key, tensor in own.items():
         gradient = parameters[f"base_model.model.{key}.default.weight"].grad
         torch.testing.assert_close(tensor.grad, gradient, rtol=1e-3, atol=1e-7)
+
+
+def test_sequence_to_sequence_learns_the_answer_and_not_the_first_that_is_accepted():
+    model = translator()
+    given = replace(PAIRS[0], references=("The city of Paris.", "Paris."))
+    assert as_tokens(model, [given], CONFIG, "a") == as_tokens(model, [PAIRS[0]], CONFIG, "a")
 
 
 def test_sequence_to_sequence_learns_and_answers():

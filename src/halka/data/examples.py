@@ -49,6 +49,11 @@ class Example:
         """The references or, without any, the final answer."""
         return self.references or ((self.messages[-1].content,) if self._answered else ())
 
+    @property
+    def answer(self) -> str | None:
+        """What is learned: the final answer or, without one, the first reference."""
+        return self.messages[-1].content if self._answered else next(iter(self.references), None)
+
     def place(self, index: int) -> str:
         """Where it was read from, else its number, from 1, in the list where it stands at `index`."""
         return self.where or f"example {index + 1}"

@@ -13,7 +13,7 @@ OUTSIDE = "O"
 
 def classes_in(examples: Iterable[Example]) -> tuple[str, ...]:
     """The labels among the examples' answers: numbers in numerical, then names in alphabetical order."""
-    return _in_order({label for example in examples for label in example.answers})
+    return _in_order({label.strip() for example in examples for label in example.answers})
 
 
 def tags_in(examples: Iterable[Example]) -> tuple[str, ...]:

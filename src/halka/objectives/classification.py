@@ -103,10 +103,10 @@ def texts_of(example: Example) -> list[str]:
 
 
 def _label(example: Example, labels: Sequence[str]) -> int:
-    if not example.answers:
+    if example.answer is None:
         raise example.error("it has no label")
     try:
-        return label_index(example.answers[0].strip(), labels)
+        return label_index(example.answer.strip(), labels)
     except DataError as error:
         raise example.error(error) from None
 

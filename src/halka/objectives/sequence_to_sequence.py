@@ -93,9 +93,9 @@ class SequenceToSequence:
 
 
 def _pair(example: Example, tokenizer: PreTrainedTokenizerBase) -> Pair | DataError:
-    if not example.answers:
+    if example.answer is None:
         return DataError("it has no answer")
-    answer = tokenizer(text_target=example.answers[0], verbose=False)["input_ids"]
+    answer = tokenizer(text_target=example.answer, verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
     answer = answer if end is None or answer[-1:] == [end] else [*answer, end]
     return Pair(_prompt_ids(example, tokenizer), answer)

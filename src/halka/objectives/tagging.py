@@ -127,7 +127,7 @@ def words_of(example: Example) -> list[str]:
 
 def _tags(example: Example, labels: Sequence[str]) -> list[int]:
     """The label index of every word's tag."""
-    tags, words = example.answers[0].split() if example.answers else [], words_of(example)
+    tags, words = (example.answer or "").split(), words_of(example)
     if len(tags) != len(words):
         raise example.error(f"{len(words)} words have {len(tags)} tags: give one for each")
     try:
