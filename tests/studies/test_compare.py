@@ -163,6 +163,22 @@ def test_a_search_is_shorter_and_uses_the_first_seed(stage):
     assert {each["steps"] for each in measurements(stage.folder) if each["purpose"] == "search"} == {3, 4}
 
 
+@pytest.mark.parametrize(
+    ("settings", "shorter"),
+    [
+        ({"train": {"epochs": 3}}, {"epochs": 1.5}),
+        ({"train": {}}, {"epochs": 1.5}),
+        ({"train": {"epochs": 3}, "search_steps": 5}, {"epochs": 3, "steps": 5}),
+        ({"train": {"steps": 9}}, {"steps": 4}),
+        ({"train": {"steps": 1}}, {"steps": 1}),
+    ],
+)
+def test_a_search_is_as_long_as_the_file_says_or_half_as_long(settings, shorter):
+    groups, _ = Plan(experiment(LORA, **settings)).due({})
+    for spec in (spec for group in groups for spec in group):
+        assert {key: spec.train[key] for key in ("epochs", "steps") if key in spec.train} == shorter
+
+
 def test_a_sweep_tries_every_rate_with_every_seed_and_ends(stage):
     means = {"0.1": 0.4, "0.2": 0.5, "0.3": 0.6, "0.05": 0.45}
     stage.plan(**{f"lora_{rate}": {"loss": loss} for rate, loss in means.items()})
@@ -291,6 +307,33 @@ def test_the_same_work_has_the_same_name_wherever_it_runs(stage, tmp_path):
     ):
         assert not names(experiment(IA3, **changes), tmp_path / str(changes)) & own
     assert not names(experiment({**IA3, "targets": ("attn.k",)}), tmp_path / "three") & own
+
+
+def test_other_kinds_labels_and_texts_for_forgetting_are_other_work(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(f'{{"text": "Row {i}", "label": "{"ab"[i % 2]}"}}\n' for i in range(9))
+    )
+    (tmp_path / "text.txt").write_text("Once upon a time.")
+
+    def keys(**changes) -> set[str]:
+        work = {
+            "train": "rows.jsonl",
+            "validation": 0.3,
+            "test": 0.3,
+            "metrics": "accuracy",
+            "kind": "sequence-classification",
+            **changes,
+        }
+        (tmp_path / "task.yaml").write_text(yaml.safe_dump(work))
+        plan = experiment(IA3, task=str(tmp_path / "task.yaml"), forgetting=str(tmp_path / "text.txt"))
+        return {spec.key for group in Plan(plan).due({})[0] for spec in group}
+
+    own = keys()
+    assert keys() == own
+    for changes in ({"kind": "causal-lm"}, {"labels": ["b", "a"]}, {"labels": ["a", "b", "c"]}):
+        assert not keys(**changes) & own
+    (tmp_path / "text.txt").write_text("Another time.")
+    assert not keys() & own
 
 
 # ── when a run goes wrong ───────────────────────────────────────────────────────────────────────────────────────────

@@ -105,7 +105,7 @@ class Plan:
         self.experiment = experiment
         self.searching = experiment.seeds if experiment.sweep else experiment.seeds[:1]  # the seeds of search runs
         self.task = task_of(experiment)
-        self.data = digest(self.task)
+        self.data = digest(self.task, experiment.forgetting)
 
     def due(self, results: Mapping[str, Result]) -> tuple[list[list[Spec]], int]:
         """The runs that can be named, in groups that share a process, and how many follow from searches under way."""
@@ -155,9 +155,12 @@ class Plan:
         return beyond
 
     def _search(self, entry: Entry, rate: float, seed: int) -> Spec:
-        steps = TrainConfig(**self.experiment.train_of(entry)).steps
-        shorter = {"steps": self.experiment.search_steps or max(1, steps // 2)} if steps else {}
-        return self._run(entry, rate, seed, "search", {} if self.experiment.sweep else shorter)
+        config, shorter = TrainConfig(**self.experiment.train_of(entry)), dict[str, float]()
+        if self.experiment.search_steps:
+            shorter = {"steps": self.experiment.search_steps}
+        elif not self.experiment.sweep:
+            shorter = {"steps": max(1, config.steps // 2)} if config.steps else {"epochs": config.epochs / 2}
+        return self._run(entry, rate, seed, "search", shorter)
 
     def _finals(self, entry: Entry, searches: Sequence[Spec], results: Mapping[str, Result]) -> list[Spec]:
         """A run a seed, with the learning rate whose search has the lowest validation loss; none if all failed."""
@@ -169,7 +172,7 @@ class Plan:
         rate = min(losses, key=lambda rate: losses[rate], default=None) if searches else entry.rates()[0]
         return [] if rate is None else [self._run(entry, rate, seed, "final", {}) for seed in self.experiment.seeds]
 
-    def _run(self, entry: Entry, lr: float | None, seed: int, purpose: Purpose, changes: Mapping[str, int]) -> Spec:
+    def _run(self, entry: Entry, lr: float | None, seed: int, purpose: Purpose, changes: Mapping[str, float]) -> Spec:
         return Spec(
             experiment=self.experiment.name,
             task=self.experiment.task,

@@ -138,7 +138,7 @@ class Experiment(Settings):
     methods: tuple[Entry, ...]
     train: TrainFields = {}
     search_steps: Count | None = Field(
-        default=None, description="steps of a search run; half of the final ones' if not given"
+        default=None, description="steps of a search run; half of the final ones' steps or epochs if not given"
     )
     search_beyond: Annotated[
         int,
@@ -237,14 +237,19 @@ def task_of(experiment: Experiment) -> Task:
     return task
 
 
-def digest(task: Task) -> str:
-    """Twelve letters of a hash of a task's examples and metrics."""
+def digest(task: Task, forgetting: str | None = None) -> str:
+    """Twelve letters of a hash of what runs of a task read, and of the text for forgetting in that file."""
     examples = [
         (split, [repr(example.messages) + repr(example.references) for example in getattr(task, split)])
         for split in SPLITS
     ]
     names = [metric if isinstance(metric, str) else metric.name for metric in task.metrics]
-    return hashlib.sha256(repr((examples, names, task.primary, task.max_new_tokens)).encode()).hexdigest()[:12]
+    work: tuple[Any, ...] = (examples, names, task.primary, task.max_new_tokens)
+    if task.kind or task.labels:  # others keep the names that they had
+        work += (task.kind, tuple(task.labels))
+    if forgetting is not None:
+        work += (Path(forgetting).read_text(encoding="utf-8"),)
+    return hashlib.sha256(repr(work).encode()).hexdigest()[:12]
 
 
 DEMO_TEXT = (
