@@ -12,6 +12,7 @@ import torch
 import yaml
 from filelock import FileLock
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from commands import TRAIN, failure, halka, parsed, stopped
 from tokenizers_for_tests import chatml_tokenizer
@@ -123,6 +124,9 @@ def test_virtual_tokens_start_from_a_text(here):
 def test_tensorboard(here, monkeypatch):
     halka(f"train {TRAIN} --steps 2 --tensorboard -o new")
     assert list(Path("new/tensorboard").iterdir())
+    halka(f"train {TRAIN} --steps 3 --tensorboard --overwrite -o new")
+    events = EventAccumulator("new/tensorboard").Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
     assert "pip install 'halka[tensorboard]'" in failure(f"train {TRAIN} --tensorboard -o other")
 

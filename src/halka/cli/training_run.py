@@ -24,7 +24,7 @@ from halka.methods import primary
 from halka.storage.adapter_folder import AdapterFolder
 from halka.training import Job, Ranks, RunFolder, Step, as_tokens, train_many
 from halka.training.jobs import Steps
-from halka.training.run_folder import METRICS, RUN, help_finish
+from halka.training.run_folder import RUN, help_finish
 from halka.util.divided import checked_by_first
 from halka.util.errors import HalkaError, TrainingError
 
@@ -77,9 +77,16 @@ class TrainingRun:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        done = len(self.folder.steps()) if (self.folder.path / METRICS).exists() else 0
-        with SummaryWriter(str(self.folder.path / TENSORBOARD), purge_step=done + 1) as writer:
-            yield lambda step: _write(writer, step)
+        with ExitStack() as block:
+            writers: list[SummaryWriter] = []
+
+            def write(step: Step) -> None:
+                if not writers:  # of the steps from this one on, what an earlier process logged counts no more
+                    folder = str(self.folder.path / TENSORBOARD)
+                    writers.append(block.enter_context(SummaryWriter(folder, purge_step=step.step)))
+                _write(writers[0], step)
+
+            yield write
 
     def failed(self, error: TrainingError) -> dict[str, Any]:
         return {"folder": self.folder.path, "method": {"name": self.plan.method.name}, "error": str(error)}
