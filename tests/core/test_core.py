@@ -56,6 +56,25 @@ def test_a_role_that_the_base_lacks_is_refused_with_those_it_has():
     assert not model.adapters
 
 
+@pytest.mark.parametrize(
+    "method",
+    [halka.Modules(("head",)), halka.LoRA(rank=2, targets=("head",)), halka.Tokens((98,))],
+    ids=str,
+)
+def test_an_adapter_at_a_module_that_was_replaced_is_refused(method):
+    """It would act nowhere."""
+    base = tiny()
+    model = halka.adapt(base)
+    base.resize_token_embeddings(base.config.vocab_size + 8)
+    with pytest.raises(ValueError, match=r"has another lm_head than .*: call halka\.adapt on it again"):
+        model.add("a", method)
+    again = halka.adapt(base)
+    again.add("a", method)
+    disturb(again, "a")
+    with torch.no_grad():
+        assert (logits(again, "a") != logits(again, None)).any()
+
+
 def test_a_method_that_builds_nothing_is_refused():
     model = halka.adapt(tiny())
     with pytest.raises(ValueError, match="bottleneck built no part for this base"):

@@ -54,6 +54,22 @@ def test_joint_takes_several_methods_that_are_not_joint():
             halka.Joint(methods)
 
 
+def test_nothing_joins_full_fine_tuning():
+    with pytest.raises(ValueError, match="full trains all of the base's weights"):
+        halka.Joint((halka.Full(), halka.Prompt(3)))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_nothing_acts_within_a_module_that_is_trained_whole(first):
+    methods = (halka.LoRA(rank=2), halka.Modules(("model.layers.0.mlp",)))
+    model = halka.adapt(tiny())
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.mlp is trained whole, .* at model\.layers\.0\.mlp\."):
+        model.add("a", halka.Joint((methods[first], methods[1 - first])))
+    assert not model.adapters
+    beside = halka.Joint((halka.LoRA(rank=2, targets=("attn.q",)), methods[1]))
+    model.add("a", beside)
+
+
 def test_a_method_is_made_again_from_what_is_told_of_it():
     for method in (
         halka.LoRA(rank=3, targets=("attn.q",)),

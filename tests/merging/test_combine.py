@@ -339,6 +339,18 @@ def test_each_method_of_a_joint_combines_by_its_own_start():
         halka.combine(model, {"one": 1.0, "two": 1.0}, "cat", name="other")
 
 
+@pytest.mark.parametrize("kind", [halka.Prompt, halka.Prefix])
+def test_virtual_tokens_combine_whatever_they_started_as(kind):
+    model = halka.adapt(tiny())
+    one, two = model.add("one", kind(2, tokens=(5, 6))), model.add("two", kind(2))
+    made = halka.combine(model, {"one": 0.25, "two": 0.5})
+    for key, tensor in made.state_dict().items():
+        torch.testing.assert_close(tensor, 0.25 * one.state_dict()[key] + 0.5 * two.state_dict()[key])
+    model.add("three", kind(3))
+    with pytest.raises(ValueError, match="differ in their hyper-parameters"):
+        halka.combine(model, {"one": 1.0, "three": 1.0}, name="other")
+
+
 def test_a_joint_of_three_stays_one():
     model = halka.adapt(tiny())
     method = halka.Joint((halka.Bottleneck(width=4), halka.Prefix(length=2), halka.IA3(targets=("attn.k",))))

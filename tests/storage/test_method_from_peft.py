@@ -59,12 +59,25 @@ def test_values_are_taken_over():
         (peft.LoraConfig(**LORA, target_modules=["k"]), "target_modules names k, and this base has no such layer"),
         (peft.LoraConfig(**LORA, target_modules=["q_proj"], bias="all"), "use halka.Joint with halka.BitFit"),
         (peft.LoraConfig(**LORA, target_modules=["q_proj"], init_lora_weights="pissa"), "init_lora_weights"),
+        (
+            peft.LoraConfig(**LORA, target_modules=["q_proj"], init_lora_weights="gaussian"),
+            "init_lora_weights='gaussian'",
+        ),
+        (peft.LoraConfig(**LORA, target_modules=["q_proj"], modules_to_save=["score"]), r"modules_to_save=\['score'\]"),
         (peft.LoHaConfig(target_modules=["q_proj"]), "LOHA.* cannot be translated: Halka knows LORA, IA3"),
     ],
 )
 def test_what_halka_does_not_have_is_refused(config, message):
     with pytest.raises(halka.HalkaError, match=message):
         halka.method_from_peft(config, halka.adapt(tiny()))
+
+
+def test_a_prefixs_network_is_as_wide_as_pefts():
+    config = peft.PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True, task_type="CAUSAL_LM")
+    method = halka.method_from_peft(config, halka.adapt(tiny()))
+    theirs = peft.get_peft_model(tiny(), config)
+    assert method == halka.Prefix(3, start="random", hidden=theirs.peft_config["default"].encoder_hidden_size)
+    assert halka.method_from_peft(theirs.peft_config["default"], halka.adapt(tiny())) == method
 
 
 def test_add_names_the_way():

@@ -141,7 +141,7 @@ def test_another_embedding_beside_its_lora_is_refused(tmp_path):
     save_file({**tensors, key: tensors[key] + 1}, folder / WEIGHTS)
     refused(folder, r"another model\.embed_tokens than this base")
     save_file({**tensors, key: torch.zeros(99, 64)}, folder / WEIGHTS)
-    refused(folder, "vocabulary was resized, so call base.resize_token_embeddings first")
+    refused(folder, "vocabulary was resized, so call base.resize_token_embeddings and then halka.adapt again")
 
 
 @pytest.mark.parametrize("key", ["lm_head.base_layer.weight", "q_proj.base_layer.weight"])

@@ -114,6 +114,26 @@ def test_what_is_saved_comes_back_exactly(method, dtype, tmp_path):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        halka.Tokens((49_000,)),
+        halka.PositionlessPrefix(length=1, tokens=(49_000,)),
+        halka.Joint((halka.Prompt(1, tokens=(49_000,)), halka.Bottleneck(width=2))),
+    ],
+    ids=str,
+)
+def test_the_ids_of_a_large_vocabulary_come_back(method, tmp_path):
+    model = halka.adapt(tiny(vocab_size=50_000))
+    model.add("a", method)
+    disturb(model, "a")
+    halka.save(model, "a", tmp_path / "kept")
+    again = halka.adapt(tiny(vocab_size=50_000))
+    adapter = halka.load(again, tmp_path / "kept")
+    assert adapter.method.name == method.name
+    assert torch.equal(logits(again, "kept"), logits(model, "a"))
+
+
 def test_fields_come_back(tmp_path):
     for number, method in enumerate(
         (

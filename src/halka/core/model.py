@@ -80,10 +80,11 @@ class AdaptedModel:
         what is no method, such as a configuration of peft's.
         """
         self._check_new(name, method, labels)
-        wanted = select(method.name, method.roles(), self.targets, self._passes.modules)
+        modules = dict(self.base.named_modules())
+        wanted = select(method.name, method.roles(), self.targets, modules)
         if self.head is not None and state is None:
             method = self.head(method, wanted)
-            wanted = select(method.name, method.roles(), self.targets, self._passes.modules)
+            wanted = select(method.name, method.roles(), self.targets, modules)
         roles = {target.role for target in wanted}  # at linear layers a state needs no weights
         turn = self._passes.turns.take() if roles & {*VIRTUAL_ROLES} else nullcontext()  # `models.attention` reads them
         own = nullcontext() if state is not None and roles <= {*LINEAR_ROLES, "attn", "mlp"} else self.own_weights()
@@ -216,8 +217,7 @@ class AdaptedModel:
         return self
 
     def __repr__(self) -> str:
-        total = parameter_count(self.base)
-        parameter = next(self.base.parameters())
+        total, parameter = parameter_count(self.base), next(self.base.parameters())
         dtype = quantization_of(self.base) or str(parameter.dtype).removeprefix("torch.")
         lines = [f"AdaptedModel of {type(self.base).__name__}: {total:,} parameters, {dtype} on {parameter.device}"]
         used = self.in_use
@@ -226,8 +226,6 @@ class AdaptedModel:
             share = f"{adapter.count():,} trained parameters ({adapter.count() / total:.2%})"
             lines.append(f"  {name}: {adapter.method}, {share}{state}")
         return "\n".join(lines if self.adapters else [*lines, "  no adapters yet: model.add(name, method)"])
-
-    # ── how ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _check_new(self, name: object, method: object, labels: Sequence[str]) -> None:
         if isinstance(method, type) or not isinstance(method, Method):

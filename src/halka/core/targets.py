@@ -113,8 +113,7 @@ class Target:
 
     def device(self) -> torch.device | None:
         """Where its module computes; None for modules without tensors."""
-        tensors = (*self.module.parameters(), *self.module.buffers())
-        return tensors[0].device if tensors else None
+        return next((it.device for it in (*self.module.parameters(), *self.module.buffers())), None)
 
 
 def wants(roles: Iterable[str], target: Target) -> bool:
@@ -130,7 +129,7 @@ def select(
     """The targets that a method of that name and these roles acts on, of a base's targets and modules (by path).
 
     The path of a head, an embedding or another weight selects the base's own target, and its role with it.
-    Raises HalkaError for a role or a path that selects none, and for a router; of a group, one role is enough.
+    Raises HalkaError for a role or path that selects none (of a group, one is enough), a router, a replaced module.
     """
     targets = list(targets)
     for role in roles:
@@ -146,7 +145,10 @@ def select(
         if type(modules[path]).__name__.endswith("Router"):  # returns several tensors, of all rows' tokens as one
             raise HalkaError(f"{method}: {path} is a router, which is not trained: tokens go where the base sends them")
         targets.append(module_target(path, modules[path]))
-    return [target for target in targets if wants(roles, target)]
+    selected = [target for target in targets if wants(roles, target)]
+    if replaced := [one.name for one in selected if modules.get(one.name, one.module) is not one.module]:
+        raise HalkaError(f"the base has another {replaced[0]} than when it was adapted: call halka.adapt on it again")
+    return selected
 
 
 def module_target(path: str, module: nn.Module) -> Target:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from halka.core import AdaptedModel, Adapter, Method, Part
 from halka.merging.pieces import is_lora, kind, pieces
-from halka.methods import IA3, BitFit, Full, Joint, LoRA, Modules, Prefix
+from halka.methods import IA3, BitFit, Full, Joint, LoRA, Modules, Prefix, Prompt
 from halka.methods.lora import FACTORS, LoRAPart
 from halka.storage.tensors import check_finite
 from halka.util.errors import HalkaError
@@ -247,7 +247,7 @@ def _others(
 ) -> tuple[Method, dict[str, Tensor]]:
     """The method that all sources share, and the sum of their tensors."""
     first = sources[0].method
-    if any(_without_dropout(source.method) != _without_dropout(first) for source in sources):
+    if any(_trained(source.method) != _trained(first) for source in sources):
         raise HalkaError(
             f"these {first.name} adapters differ in their hyper-parameters ({first} and others), so their tensors "
             "cannot be summed: train them with equal hyper-parameters"
@@ -270,10 +270,11 @@ def _others(
     return first, summed
 
 
-def _without_dropout(method: Method) -> Method:
-    """The method without its dropout, which matters in training alone."""
+def _trained(method: Method) -> Method:
+    """The method without what matters until it is trained: its dropout, and what virtual tokens start as."""
     plain: Any = method
-    return replace(plain, dropout=0.0) if "dropout" in method.__dataclass_fields__ else method
+    past = {"dropout": 0.0} | ({"start": "random", "tokens": ()} if isinstance(method, Prefix | Prompt) else {})
+    return replace(plain, **{key: value for key, value in past.items() if key in method.__dataclass_fields__})
 
 
 def _start(model: AdaptedModel, adapter: Adapter) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ from halka.util.errors import HalkaError
 class Joint:
     """The parts of all `methods`, trained, saved and used as one adapter.
 
-    Raises HalkaError for fewer than two, for one within another, and where two act on one target.
+    Raises HalkaError for fewer than two, for one within another, for one that trains all weights, and where two act on
+    one target.
     """
 
     name: ClassVar[str] = "joint"
@@ -27,6 +28,8 @@ class Joint:
         methods = cast(tuple[object, ...], self.methods)  # what a tuple holds is not checked before
         if len(methods) < 2 or not all(isinstance(one, Method) and one.name != self.name for one in methods):
             raise HalkaError("joint: give two or more methods, none of them a Joint")
+        if whole := next((one.name for one in self.methods if "base" in one.roles()), None):
+            raise HalkaError(f"joint: {whole} trains all of the base's weights: nothing is left to join it with")
         object.__setattr__(self, "lr", min(one.lr for one in self.methods))
 
     def roles(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from inspect import Parameter, signature
 from typing import ClassVar
 
@@ -49,7 +50,7 @@ class Modules:
                 f"modules: {target.name}, a {type(target.module).__name__}, takes several inputs "
                 f"({', '.join(needed)}): name modules with one input"
             )
-        return WholePart(target.module)
+        return WholePart(target.module, target.name)
 
 
 def module_at(module: nn.Module, path: str) -> nn.Module:
@@ -68,8 +69,9 @@ class WholePart(ModulePart):
     is divided among processes, each has the parameters whole.
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, name: str):
         super().__init__()
+        self._name = name
         if not any(True for _ in module.parameters()):
             raise HalkaError(f"modules: a {type(module).__name__} has nothing to train")
         form = copy.deepcopy(module)  # without our hooks and weights: what is computed, not with what
@@ -83,6 +85,14 @@ class WholePart(ModulePart):
             mine = init_parameter(torch.empty_like(own, dtype=torch.float32), lambda it, own=own: it.copy_(own))
             module_at(self, path).register_parameter(key, mine)
             form.get_submodule(path).register_parameter(key, nn.Parameter(own.to("meta"), requires_grad=False))
+
+    def tie_parameters(self, others: Mapping[str, Part]) -> None:
+        """Raises HalkaError for a part within the module, which the copy computes without."""
+        if inner := next((path for path in others if path.startswith(f"{self._name}.")), None):
+            raise HalkaError(
+                f"modules: {self._name} is trained whole, so nothing else can act within it, as at {inner}: leave "
+                "either out of the targets"
+            )
 
     def stack_key(self) -> None:
         return None

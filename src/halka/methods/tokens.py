@@ -44,7 +44,7 @@ class Tokens:
         if max(self.tokens) >= vocabulary:
             raise HalkaError(
                 f"tokens: ids run from 0 to {vocabulary - 1} in this base, not {max(self.tokens)}: for new tokens call "
-                "base.resize_token_embeddings first"
+                "base.resize_token_embeddings and then halka.adapt again"
             )
         return (ReadRows if target.role == "embedding" else PredictedRows)(target, self.tokens)
 

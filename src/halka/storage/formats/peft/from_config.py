@@ -5,6 +5,7 @@ The reading code needs tensors, of which only the shapes count here: it gets emp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from halka.core import AdaptedModel, Method, Target
 from halka.methods import Joint, Modules, Prefix, Prompt
-from halka.storage.formats.format import base_of
+from halka.storage.formats.format import base_of, target_of
 from halka.storage.formats.peft import ia3, lora, prefix, prompt
 from halka.storage.formats.peft.modules import names_of
 from halka.storage.formats.peft.options import refuse_unknown
@@ -46,13 +47,18 @@ def method_from_peft(config: Any, model: AdaptedModel) -> Method:
     methods = readers[kind](options, model)
     whole: list[str] = options.get("modules_to_save") or []
     if whole:
-        methods.append(Modules(tuple(path for path in names_of(model.base) if path.endswith(tuple(whole)))))
+        paths = tuple(path for path in names_of(model.base) if path.endswith(tuple(whole)))
+        if not paths:
+            raise HalkaError(f"modules_to_save={whole} names no module of this base: name others, or leave it out")
+        methods.append(Modules(paths))
     return methods[0] if len(methods) == 1 else Joint(tuple(methods))
 
 
 def _lora(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
     if options.get("bias") not in (None, "none"):
         raise HalkaError(f"bias={options['bias']!r} cannot be translated: use halka.Joint with halka.BitFit")
+    if (start := options.get("init_lora_weights")) not in (None, True):
+        raise HalkaError(f"init_lora_weights={start!r} cannot be translated: halka.LoRA starts as peft's default does")
     layers = _layers(options, model)
     ranks = by_pattern(options, "rank_pattern", [*layers], options.get("r"))
     tensors: dict[str, Tensor] = {}
@@ -76,7 +82,9 @@ def _ia3(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
 
 
 def _prefix(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
-    hidden = options.get("encoder_hidden_size") if options.get("prefix_projection") else None
+    width = math.prod(target_of(model.targets, "memory").reader.shape[1:])  # peft's own, where neither is given
+    projected = options.get("encoder_hidden_size") or options.get("token_dim") or width
+    hidden = projected if options.get("prefix_projection") else None
     refuse_unknown(options, {"num_virtual_tokens", "num_transformer_submodules", "prefix_projection"})
     return [Prefix(options["num_virtual_tokens"], start="random", hidden=hidden)]
 

@@ -240,7 +240,7 @@ def _check_base_weight(layer: Mapping[str, Tensor], module: nn.Module, path: str
     if saved.shape != own.shape:
         raise HalkaError(
             f"the adapter's {path} is {tuple(saved.shape)}, this base's {tuple(own.shape)}: its vocabulary was "
-            "resized, so call base.resize_token_embeddings first"
+            "resized, so call base.resize_token_embeddings and then halka.adapt again"
         )
     if not (saved.to(own.device, own.dtype) == own).all():
         raise HalkaError(f"the adapter holds another {path} than this base: it was made for another base")

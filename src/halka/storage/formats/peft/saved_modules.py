@@ -195,6 +195,6 @@ def _same(tensor: Tensor, own: Tensor) -> bool:
     if tensor.shape != own.shape:
         raise HalkaError(
             f"the weights hold a module of the shape {tuple(tensor.shape)}, where this base has {tuple(own.shape)}: if "
-            "its vocabulary was resized, call base.resize_token_embeddings first"
+            "its vocabulary was resized, call base.resize_token_embeddings and then halka.adapt again"
         )
     return bool((tensor.to(own.device, own.dtype) == own).all())
