@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from halka.engine.json_schema import enforceable
 from halka.server.answers.chat_request import Tool
 from halka.server.answers.tools import Call, CallReader, Toolbox
+from json_schema_for_tests import read, valid
 from serving_for_tests import PARIS, WEATHER, InProcess, make_base, no_white_space
 from tokenizers_for_tests import hermes_tokenizer
 
@@ -125,6 +127,62 @@ def test_a_demanded_call_is_enforced(hermes, tmp_path, choice, names):
     arguments = json.loads(call["function"]["arguments"])
     if call["function"]["name"] == "weather":
         assert arguments["city"] in ("Paris", "Dhaka")
+
+
+@pytest.mark.parametrize("others", [(), (CLOCK,)], ids=["alone", "one of two"])
+@pytest.mark.parametrize(
+    ("parameters", "good", "bad"),
+    [
+        (
+            {
+                "properties": {"to": {"$ref": "#/$defs/Place"}},
+                "$defs": {"Place": {"type": "string"}},
+                "required": ["to"],
+            },
+            {"to": "Paris"},
+            {"to": 1},
+        ),
+        (
+            {"properties": {"name": {"type": "string"}, "nick": {"$ref": "#/properties/name"}}, "required": ["nick"]},
+            {"nick": "bob"},
+            {"nick": 1},
+        ),
+        (
+            {"properties": {"of": {"type": "array", "items": {"$ref": "#"}}}, "additionalProperties": False},
+            {"of": [{"of": []}]},
+            {"of": [{"name": "book", "arguments": {}}]},
+        ),
+        (
+            {
+                "properties": {"enum": {"$ref": "#/$defs/a"}, "$ref": {"const": {"$ref": "#"}}},
+                "$defs": {"a": {"type": "null"}},
+            },
+            {"enum": None, "$ref": {"$ref": "#"}},
+            {"enum": 1},
+        ),
+    ],
+    ids=["$defs", "a property", "itself", "names of keywords"],
+)
+def test_references_within_a_tools_parameters_stay_within_them(others, parameters, good, bad):
+    book = {"type": "function", "function": {"name": "book", "parameters": {"type": "object", **parameters}}}
+    tools = [Tool.model_validate(tool) for tool in (*others, book)]
+    schema = Toolbox(tools, tuple(tool.function.name for tool in tools)).constraint.schema
+    enforceable(schema)
+    for arguments, fits in ((good, True), (bad, False)):
+        assert valid(read(json.dumps({"name": "book", "arguments": arguments})), schema) == fits
+
+
+def test_arguments_that_cannot_be_written_stay_a_text(saying):
+    server = saying("x")
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "\\ud800"}'}}
+    talk = [
+        *BODY["messages"],
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "25 degrees"},
+    ]
+    assert whole(server, messages=talk)
+    prompt = server.service.tokenizer.decode(server.service.engine.asked[0].prompt)
+    assert "ud800" in prompt
 
 
 def test_schemas_of_demanded_tools_have_only_so_many_bytes(saying):

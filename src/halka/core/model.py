@@ -80,7 +80,7 @@ class AdaptedModel:
         what is no method, such as a configuration of peft's.
         """
         self._check_new(name, method, labels)
-        modules = dict(self.base.named_modules())
+        modules = dict(self.base.named_modules())  # pyright: ignore[reportUnknownArgumentType]
         wanted = select(method.name, method.roles(), self.targets, modules)
         if self.head is not None and state is None:
             method = self.head(method, wanted)

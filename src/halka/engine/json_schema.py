@@ -8,8 +8,10 @@ too wide. Every valid object is not possible: properties come in the order of th
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
 
@@ -43,8 +45,9 @@ FORMATS: dict[str, list[dict[str, Any]]] = {  # with what llguidance's own expre
     "uuid": [],
 }
 DEPTH = 64  # of a schema within schemas, in keywords and names
+REMAINDERS = 100_000  # that a number may have by all of a schema's multipleOf: each is a state of the automaton
 UNWRITABLE = re.compile(r"\\u00|\x7f")  # control characters that JSON writes by number, which `OPTIONS` leaves out
-CLASS = re.compile(r"\\.|(\[\^?(?:\\.|[^\]\\])*\])", re.DOTALL)
+CLASS = re.compile(r"\\.|(\[\^?(?:\\.|[^\]\\])*(?:\]|\\?\Z))", re.DOTALL)  # one without an end is read once, too
 CLASS_OPERATION = re.compile(r"(?<!\\)(?:\[|&&|--|~~)")
 
 OPTIONS = {"json_allowed_escapes": '"\\bfnrt'}  # none by number: "\u0061" would be the key "a" unseen
@@ -58,7 +61,7 @@ def enforceable(schema: dict[str, Any]) -> dict[str, Any]:
         raise HalkaError(f"schema is no JSON: {error}") from None
     places: set[str] = set()
     references: list[tuple[str, Any]] = []
-    checked = _check(plain, "", places, references)
+    checked = _check(plain, "", places, references, [])
     for place, reference in references:
         if not (isinstance(reference, str) and reference.startswith("#") and unquote(reference[1:]) in places):
             raise _refusal(place, "$ref", f"{reference!r} is no schema within this one")
@@ -69,7 +72,7 @@ def _refusal(place: str, keyword: str, why: str) -> HalkaError:
     return HalkaError(f"schema at #{place}: {keyword!r}: {why}")
 
 
-def _check(schema: Any, place: str, places: set[str], references: list[tuple[str, Any]]) -> Any:
+def _check(schema: Any, place: str, places: set[str], references: list[tuple[str, Any]], multiples: list[int]) -> Any:
     """The schema at a place, a JSON pointer, with those inside; values of the wrong kind are left to llguidance."""
     places.add(place)
     if not isinstance(schema, dict):
@@ -82,9 +85,17 @@ def _check(schema: Any, place: str, places: set[str], references: list[tuple[str
         if keyword == "$ref":
             references.append((place, value))
     _check_values(schema, place)
+    if isinstance(of := schema.get("multipleOf"), int | float) and of:
+        multiples.append(_digits(of))
+        if math.lcm(*multiples) > REMAINDERS:
+            raise _refusal(
+                place, "multipleOf", f"a number has more than {REMAINDERS} remainders by those in the schema"
+            )
     checked = {key: value for key, value in schema.items() if key not in ANNOTATIONS}
     for keyword in checked.keys() & (ONE | MANY | NAMED):
-        checked[keyword] = _checked_inside(checked[keyword], f"{place}/{keyword}", keyword, places, references)
+        checked[keyword] = _checked_inside(
+            checked[keyword], f"{place}/{keyword}", keyword, places, references, multiples
+        )
     others = checked.get("allOf", [])
     if isinstance(others, list) and (more := FORMATS.get(str(checked.get("format")))):
         checked["allOf"] = [*others, *more]
@@ -117,6 +128,14 @@ def _check_values(schema: dict[str, Any], place: str) -> None:
         for characters in CLASS.findall(pattern):
             if CLASS_OPERATION.search(characters, 1):
                 raise _refusal(place, keyword, f"escape '[', '&&', '--' and '~~' inside of {characters}")
+
+
+def _digits(number: float) -> int:
+    """The number without its sign and its point: 25 for 0.25."""
+    exact = Decimal(str(number)) if isinstance(number, float) else Decimal(number)
+    exponent = exact.as_tuple().exponent
+    assert isinstance(exponent, int)  # JSON has finite numbers alone
+    return int(exact.copy_abs().scaleb(-min(exponent, 0)))
 
 
 def _patterns(schema: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -146,8 +146,10 @@ class ChatRequest(GenerationRequest):
 
 
 def _arguments(text: str) -> Any:
-    """A call's arguments as templates want them: an object, if they are one."""
+    """A call's arguments as templates want them: an object, if they are one that can be written."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no character
     except (ValueError, RecursionError):
         return text
+    return value

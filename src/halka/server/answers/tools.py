@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from halka.engine import Constraint
+from halka.engine.json_schema import NAMED
 from halka.server.answers.chat_request import ChatMessage, NamedTool, Tool, ToolChoice
 from halka.server.answers.formats import keeping_to
 from halka.server.answers.generation import Delta
@@ -59,20 +60,40 @@ class Toolbox:
         """What must follow the opening: one call of a demanded tool. Raises ApiError for schemas that are too large."""
         if not self.demanded:
             return None
+        functions = [tool.function for tool in self.tools if tool.function.name in self.demanded]
         calls = [
             {
                 "type": "object",
                 "properties": {
-                    "name": {"const": tool.function.name},
-                    "arguments": tool.function.parameters or {"type": "object"},
+                    "name": {"const": function.name},
+                    "arguments": _moved(
+                        function.parameters or {"type": "object"},
+                        f"#{'' if len(functions) == 1 else f'/anyOf/{index}'}/properties/arguments",
+                    ),
                 },
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
             }
-            for tool in self.tools
-            if tool.function.name in self.demanded
+            for index, function in enumerate(functions)
         ]
         return keeping_to(calls[0] if len(calls) == 1 else {"anyOf": calls}, "tools")
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """The schema to stand at a place, a JSON pointer, within another: its references to itself name that."""
+    if isinstance(schema, list):
+        return [_moved(item, place) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key == "$ref" and isinstance(value, str) and value.startswith("#"):
+            moved[key] = place + value[1:]
+        elif key in NAMED and isinstance(value, dict):
+            moved[key] = {name: _moved(inner, place) for name, inner in value.items()}
+        else:
+            moved[key] = value if key in ("const", "enum") else _moved(value, place)
+    return moved
 
 
 def toolbox_of(
