@@ -41,6 +41,44 @@ def test_what_is_wrong_is_named(visitor, change, param):
     assert param.rpartition(".")[2] in error["message"] or param in error["message"]
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
+CACHED = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "param", "why"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0", ""),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [CACHED]}]},
+            "messages.0.content.0.cache_control",
+            "unknown parameter",
+        ),
+        ("chat/completions", {"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "string"),
+        ("chat/completions", {"messages": [{"content": "x"}]}, "messages.0.role", "required"),
+        ("chat/completions", {"stop": ["a"] * 17}, "stop", "at most 16"),
+        ("chat/completions", {"stop": ["a", ""]}, "stop.1", ""),
+        (
+            "responses",
+            {"messages": None, "input": [{"role": "user", "content": "x", "foo": 1}]},
+            "input.0.foo",
+            "unknown",
+        ),
+        ("responses", {"messages": None, "input": [{"type": "reasoning", "summary": []}]}, "input.0", "reasoning"),
+    ],
+)
+def test_a_field_of_several_types_is_named_by_what_was_sent(visitor, path, change, param, why):
+    body = {key: value for key, value in (CHAT | change).items() if value is not None}
+    if path == "responses":
+        body = {key: body[key] for key in ("model", "input")} | {"store": False}
+    error = refused(visitor.post(f"/v1/{path}", json=body))
+    assert error["param"].startswith(param)
+    assert why in error["message"]
+    assert ".str" not in error["message"]
+    assert "constrained" not in error["message"]
+
+
 def test_a_body_that_is_no_json(visitor):
     for body in (b"", b"{", b'{"model": ' + b"[" * 100000, b"\xff\xfe", b"[]", b"null"):
         refused(visitor.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"}))

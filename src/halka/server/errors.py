@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -124,16 +124,32 @@ def public(message: str, caller: Caller | None = None) -> str:
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a request's body, path or query."""
-    first = error.errors()[0]
-    where, *inner = first["loc"] or ("",)
-    place = [str(part) for part in (inner if where in ("", "body", "query", "path", "header") else first["loc"])]
+    """The first thing that is wrong with a request's body, path or query; of a field of several types, the deepest."""
+    errors = [(_place(each["loc"], error.body, each["type"] == "missing"), each) for each in error.errors()]
+    begun, _ = errors[0]
+    within = [(place, each) for place, each in errors if place[: len(begun)] == begun]
+    place, first = max(within, key=lambda one: (len(one[0]), not one[1]["type"].endswith("_type")))
     param = first.get("ctx", {}).get("param") or ".".join(place) or None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"unknown parameter {param!r}", param=param, code="unknown_parameter")
     code = "unsupported_parameter" if first["type"] == "unsupported" else None
     return ApiError(400, one_line(f"{param}: {message}" if param else message), param=param, code=code)
+
+
+def _place(location: Sequence[Any], body: Any, missing: bool) -> list[str]:
+    """Where in the request something is wrong, or missing, without pydantic's names for a field's types."""
+    where, *inner = location or ("",)
+    if where != "body":
+        return [str(part) for part in (inner if where in ("", "query", "path", "header") else location)]
+    place, value = list[str](), body
+    for number, part in enumerate(inner, start=1):
+        there = part in value if isinstance(value, dict) else isinstance(value, list) and part in range(len(value))
+        if there:
+            value = value[part]
+        if there or (missing and number == len(inner)):
+            place.append(str(part))
+    return place
 
 
 def install(app: FastAPI) -> None:
