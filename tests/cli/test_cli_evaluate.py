@@ -82,6 +82,13 @@ def test_evaluate_on_a_task(here):
         ("generate --base base", "the prompt is empty"),
         ("generate --base base Hi --file prompts.jsonl", "a PROMPT and --file were given: give one of them"),
         ("generate --base base --file wrong.jsonl", 'wrong.jsonl:1: no prompt: a row has "prompt"'),
+        ("generate --base base --file half.jsonl", "half.jsonl:1 is not UTF-8: it has half a character (0xd800) at"),
+        ("generate --base base --file roles.jsonl", "roles.jsonl:1: message 1 has the role ['x']; known roles are"),
+        ("generate --base base caf\udce9", "the prompt is not UTF-8: it has the byte 0xe9 at character 4"),
+        ("generate --base base --system \udce9 Hi", "--system is not UTF-8"),
+        ("generate --base base --temperature 1 --seed 99999999999999999999 Hi", "--seed"),
+        ("chat --url http://[::1", "--url: 'http://[::1' is no URL of a server"),
+        ("chat --url http://a..b", "--url: 'http://a..b' is no URL of a server"),
         ("generate --base ./nope Hi", "./nope is no folder"),
         ("adapters show nope", "FOLDER: there is no folder nope"),
         ("adapters show base", "base holds no adapter_config.json: it is not an adapter folder"),
@@ -93,6 +100,8 @@ def test_evaluate_on_a_task(here):
 def test_a_wrong_command_is_one_line(here, command, told):
     Path("wrong.jsonl").write_text('{"question": "?"}\n')
     Path("list.json").write_text('["object"]')
+    Path("half.jsonl").write_text('{"prompt": "a\\ud800"}\n')
+    Path("roles.jsonl").write_text('{"messages": [{"role": ["x"], "content": "Hi"}]}\n')
     assert told in failure(command)
 
 
@@ -292,6 +301,8 @@ def test_evaluate_scores_the_bare_base_beside_adapters(kinds):
     Path("f.json").write_text(json.dumps([{"prompt": "What?", "completion": "4", "adapter": "lora"}]))
     rows = parsed(f"{EVALUATE} --data f.json --metrics chrf --adapter lora --with-base")
     assert (rows["scores"]["chrf"]["n"], rows["base_scores"]["chrf"]["n"]) == (1, 1)
+    of_one = halka(f"{EVALUATE} --data f.json --metrics chrf --adapter lora --adapter prefix --with-base").stdout
+    assert [line.partition("  ")[0] for line in of_one.splitlines()[1:3]] == ["all", "the bare base"]
     assert "--with-base scores the bare base beside adapters" in failure(f"{command} --with-base")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from classifiers import LABELS, TAGS, examples
 from commands import failure, halka, parsed
+from halka.data.readers import Row, read_rows
 from halka.storage.card import read_card
 from tiny import tiny
 from tokenizers_for_tests import plain_tokenizer
@@ -30,6 +31,12 @@ def labelled_runs(tmp_path_factory):
     halka(f"train {FLAGS} --data texts.jsonl --steps 30 -o texts", folder)
     halka(f"train {FLAGS} --data words.conll --steps 30 -o words", folder)
     return folder
+
+
+def test_comments_before_a_sentence_are_no_words(tmp_path):
+    (tmp_path / "words.conll").write_text("# id 5 domain=en\n# O\nHello O\n\n# text = Bye = now\nBye B-X\n")
+    rows = [row for row in read_rows(tmp_path / "words.conll") if isinstance(row, Row)]
+    assert [row.fields["words"] for row in rows] == [["#", "Hello"], ["Bye"]]
 
 
 def test_the_kind_follows_from_the_data_and_the_labels_stand_in_the_card(labelled_runs):

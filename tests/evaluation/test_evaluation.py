@@ -567,6 +567,11 @@ def test_perplexity_is_the_exponential_of_the_mean_loss_a_token(window, kind):
     assert perplexity(model, kind, TEXT, window=window) == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_classifier_has_no_perplexity():
+    with pytest.raises(ValueError, match="this base is a sequence-classification: perplexity is of causal"):
+        perplexity(classifier(), None, "Some text.")
+
+
 @pytest.mark.parametrize("text", ["", "."])
 def test_a_text_without_two_tokens_has_no_perplexity(text):
     with pytest.raises(ValueError, match="the text is too short for a perplexity"):

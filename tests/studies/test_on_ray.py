@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from halka.data.examples import Example, Message
+from halka.data.metric import Metric
 from halka.data.readers import Problem
 from halka.data.task import Task, load_task
 from halka.studies.compare import runner
@@ -13,6 +16,7 @@ from halka.studies.experiment import Experiment
 from halka.studies.needs import Needs, needs_by_group, needs_of
 from halka.studies.on_ray import OnRay, task_files
 from halka.training.run_folder import CHECKPOINT
+from halka.util.errors import HalkaError
 from halka.util.ray_cluster import News
 from halka.util.ray_node import Program
 from runs_for_tests import a_run, base_and_task
@@ -73,6 +77,12 @@ def test_a_task_comes_to_a_node_as_it_is_here(tmp_path):
     for path, content in task_files("my.cities", task).items():
         (tmp_path / path).write_bytes(content)
     assert load_task(tmp_path / "task/my.cities.py") == task
+
+
+def test_a_metric_that_is_a_function_does_not_reach_a_node():
+    own = Metric.mean("length", "characters", lambda prediction, _: float(len(prediction)), (0, 9))
+    with pytest.raises(HalkaError, match="its metric length is a function"):
+        task_files("cities", Task("cities", (), (), (), ("f1", own), "f1"))
 
 
 def test_a_program_needs_what_its_runs_need(tmp_path):

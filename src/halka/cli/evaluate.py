@@ -91,6 +91,10 @@ def evaluate(
     if with_base and everyone == [None]:
         raise HalkaError("--with-base scores the bare base beside adapters: give --adapter, or leave it out")
     model = open_model(base, adapters, everyone, loading, pool=pool)
+    if text is not None:
+        from halka.evaluation.evaluating import check_has_perplexity
+
+        check_has_perplexity(model)
     result: dict[str, Any] = {"base": base, "adapter": adapter[0] if adapter and len(adapter) == 1 else adapter or None}
     if task_to_score is not None:
         settings = {"max_new_tokens": max_new_tokens or task_to_score.max_new_tokens, "batch_size": batch_size}
@@ -237,7 +241,8 @@ def _show_by_adapter(result: dict[str, Any]) -> None:
         (row["adapter"] or BARE, row["examples"], row["scores"]) for row in result.get("by_adapter", ())
     ]
     if "scores" in result:
-        rows.append(("all" if rows else result["adapter"], result["examples"], result["scores"]))
+        alone = not rows and isinstance(result["adapter"], str)
+        rows.append((result["adapter"] if alone else "all", result["examples"], result["scores"]))
     if "base_scores" in result:
         rows.append((BARE, result["examples"], result["base_scores"]))
     table = columns("adapter", "examples", *rows[0][2], right=("examples",))

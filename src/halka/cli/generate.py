@@ -38,7 +38,7 @@ TopP = Annotated[
     float | None,
     typer.Option(metavar="X", help="sample among the most likely tokens that hold this share of probability"),
 ]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="makes sampling repeatable")]
+Seed = Annotated[int | None, typer.Option(metavar="N", min=-(2**63), max=2**63 - 1, help="makes sampling repeatable")]
 
 
 @with_loading
@@ -131,10 +131,11 @@ def _schema(schema: str) -> dict[str, Any]:
 
 def prompts_from(prompt: str | None, file: Path | None, system: str | None) -> list[Example]:
     """The prompts as conversations. Raises HalkaError if there is none, or both a prompt and a file."""
-    from halka.data.examples import Example, Message
+    from halka.data.examples import Example
     from halka.data.readers import whole_rows
+    from halka.data.shapes import as_message
 
-    before = () if system is None else (Message("system", system),)
+    before = () if system is None else (as_message({"role": "system", "content": system}, "--system"),)
     if file is not None:
         if prompt is not None:
             raise HalkaError("a PROMPT and --file were given: give one of them")
@@ -148,12 +149,12 @@ def prompts_from(prompt: str | None, file: Path | None, system: str | None) -> l
     text = sys.stdin.read().strip() if prompt is None else prompt
     if not text.strip():
         raise HalkaError("the prompt is empty: give some text, or --file FILE")
-    return [Example((*before, Message("user", text)))]
+    return [Example((*before, as_message({"role": "user", "content": text}, "the prompt")))]
 
 
 def _messages(row: Row) -> list[Any]:
     """The conversation of a row, without its final answer."""
-    from halka.data.examples import Message
+    from halka.data.shapes import as_message
 
     value = next((row.fields[key] for key in ("messages", "prompt", "text") if key in row.fields), None)
     words = row.fields.get("words")
@@ -161,16 +162,14 @@ def _messages(row: Row) -> list[Any]:
         value = " ".join(words)
     if isinstance(value, str) and value.strip():
         second = row.fields.get("text_pair")
-        return [Message("user", text) for text in (value, second) if isinstance(text, str) and text.strip()]
-    try:
-        messages = [Message(message["role"], message["content"]) for message in value]  # type: ignore[union-attr, index]
-    except (TypeError, KeyError):
-        messages = []
-    if not messages or any(not isinstance(message.content, str) for message in messages):
+        texts = [text for text in (value, second) if isinstance(text, str) and text.strip()]
+        return [as_message({"role": "user", "content": text}, row.where) for text in texts]
+    if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
         raise HalkaError(
             f'{row.where}: no prompt: a row has "prompt" or "text": a text, "words": a list, or "messages": '
             "a list of role and content"
         )
+    messages = [as_message(message, f"{row.where}: message {number}") for number, message in enumerate(value, start=1)]
     return messages[:-1] if messages[-1].role == "assistant" else messages
 
 

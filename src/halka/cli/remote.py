@@ -35,8 +35,12 @@ class Server:
     @classmethod
     def of(cls, url: str, key_env: str) -> Server:
         """Raises HalkaError for what is no URL, and for a variable without a key that somebody named."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            host = (parts.hostname or "").encode("idna")
+        except ValueError:  # of an address within brackets, or a name
+            host = b""
+        if not host or parts.scheme not in ("http", "https"):
             raise HalkaError(f"--url: {url!r} is no URL of a server: write one like {HERE}")
         if parts.password or parts.username:
             raise HalkaError("--url: a URL must not have a password: put the API key into the variable of --key-env")

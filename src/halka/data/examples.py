@@ -203,7 +203,7 @@ def as_prompt(prompt: Prompt, place: str) -> Example:
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DataError(f"{place} is empty")
-        return Example((Message("user", prompt),), where=place)
+        return Example((as_message({"role": "user", "content": prompt}, place),), where=place)
     if isinstance(prompt, Message | Mapping):
         raise DataError(f"{place} is one message: a conversation is a list of messages, and prompts a list of those")
     messages = tuple(as_message(message, f"{place}: message {n}") for n, message in enumerate(prompt, start=1))

@@ -156,11 +156,16 @@ def _next(text: str, at: int) -> int:
 
 
 def _conll(text: str, name: str) -> Iterator[Row | Problem]:
-    """A row for each sentence: a word a line, its tag in the last column; an empty line ends the sentence."""
+    """A row for each sentence: a word a line, its tag in the last column; an empty line ends the sentence.
+
+    Before a sentence `# key = value` is a comment, as in CoNLL-U and MultiCoNER.
+    """
     sentence: list[list[str]] = []
     first = 0
     for number, line in enumerate([*text.split("\n"), ""], start=1):
         columns = line.split()
+        if not sentence and line.startswith("# ") and "=" in line:
+            continue
         if columns and columns[0] != "-DOCSTART-":
             first = first if sentence else number
             sentence.append(columns)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from halka.data.readers import Problem, Row
 from halka.util.errors import DataError
+from halka.util.text import not_unicode
 
 Role = Literal["system", "user", "assistant"]
 OPTIONAL = ("system", "references")  # keys that a row of any shape may have
@@ -159,12 +160,8 @@ def _text(value: object, name: str) -> str:
         raise DataError(f"{name} is not text but a {type(value).__name__}")
     if not value.strip():
         raise DataError(f"{name} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        code = ord(value[error.start])
-        fault = f"the byte {code - 0xDC00:#x}" if 0xDC80 <= code <= 0xDCFF else f"half a character ({code:#x})"
-        raise DataError(f"{name} is not UTF-8: it has {fault} at character {error.start + 1}") from None
+    if why := not_unicode(value):
+        raise DataError(f"{name} {why}")
     return value
 
 

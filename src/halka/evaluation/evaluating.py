@@ -16,7 +16,7 @@ from halka.models import context
 from halka.models.kinds import kind_of
 from halka.objectives import objective_of
 from halka.training import mean_loss
-from halka.util.errors import DataError
+from halka.util.errors import DataError, HalkaError
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,19 @@ def evaluate(
     return Evaluation(score(answers, references, metrics, seed=seed), predictions, by_adapter)
 
 
+def check_has_perplexity(model: AdaptedModel) -> None:
+    """Raises HalkaError for a base that does not predict a text's next tokens."""
+    if (kind := kind_of(model.base)) != "causal-lm":
+        raise HalkaError(f"this base is a {kind}: perplexity is of causal language models, which read on from a text")
+
+
 def perplexity(model: AdaptedModel, name: str | None, text: str, *, window: int = 256) -> float:
     """exp of the mean loss per token of `text`, read in windows of tokens; the first token of each carries no loss.
 
     Compared before and after tuning on a text unrelated to the task, it measures forgetting. Raises DataError for a
-    text of fewer than two tokens.
+    text of fewer than two tokens, HalkaError for a base that is no causal language model.
     """
+    check_has_perplexity(model)
     ids = model.tokenizer.encode(text, add_special_tokens=False)
     window = min(window, context(model, name) or window)
     windows = [ids[start : start + window] for start in range(0, len(ids), window)]

@@ -22,6 +22,7 @@ from halka.rag.passages import Passage
 from halka.rag.store import Found, Scope
 from halka.util.errors import HalkaError
 from halka.util.quiet import quiet_libraries
+from halka.util.text import not_unicode
 
 Mode = Literal["hybrid", "vectors", "words"]
 WORDS = 0.5  # weight of a BM25 score that stands out fully
@@ -66,9 +67,12 @@ class Retriever:
             raise HalkaError(f"{self.mode!r} is no search mode: choose one of {', '.join(get_args(Mode))}")
 
     def search(self, question: str, count: int = 8, scope: Scope = Scope()) -> list[Hit]:  # noqa: B008
-        """The best `count` passages in the scope, best first. Raises HalkaError for an empty question."""
+        """The best `count` passages in the scope, best first. Raises HalkaError for an empty question, and one that is
+        no Unicode."""
         if not question.strip():
             raise HalkaError("the question is empty: ask something")
+        if why := not_unicode(question):
+            raise HalkaError(f"the question {why}")
         if count < 1:
             raise HalkaError(f"cannot search for {count} passages: ask for one or more")
         store, embedder, depth = self.collection.store, self.collection.embedder, max(DEPTH, 2 * count)

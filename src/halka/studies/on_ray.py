@@ -18,6 +18,7 @@ from halka.studies.measure import Spec
 from halka.studies.needs import Needs, needs_by_group
 from halka.studies.places import Group, Line, R, reported, without_result
 from halka.training.run_folder import BESTS, CHECKPOINT, NEXT_CHECKPOINT, RunFolder
+from halka.util.errors import HalkaError
 from halka.util.files import write_bytes
 from halka.util.ray_cluster import RayCluster
 from halka.util.ray_node import Program
@@ -120,7 +121,12 @@ class OnRay(Generic[R]):
 
 
 def task_files(name: str, task: Task) -> dict[str, bytes]:
-    """What a node's program reads a task from, as files of its folder; task/NAME.py is the task's own."""
+    """What a node's program reads a task from, as files of its folder; task/NAME.py is the task's own.
+
+    Raises HalkaError for a metric that is no name.
+    """
+    if own := [metric.name for metric in task.metrics if not isinstance(metric, str)]:
+        raise HalkaError(f"task {name}: its metric {own[0]} is a function, which does not reach a cluster: run it here")
     path = f"{TASK}/{name}"
     return {f"{path}.py": TASK_FILE.encode(), f"{path}.json": json.dumps(asdict(task)).encode()}
 

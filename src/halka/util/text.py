@@ -18,6 +18,17 @@ def one_line(value: object) -> str:
     return " ".join("".join(c if c.isprintable() or c in JOINERS else " " for c in str(value)).split())
 
 
+def not_unicode(text: str) -> str | None:
+    """What a text has that is no character, as a sentence's end; None where it is Unicode throughout."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        fault = f"the byte {code - 0xDC00:#x}" if 0xDC80 <= code <= 0xDCFF else f"half a character ({code:#x})"
+        return f"is not UTF-8: it has {fault} at character {error.start + 1}"
+    return None
+
+
 def plural(number: int, noun: str) -> str:
     """1 run, 3 runs; 1 query, 3 queries."""
     many = f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
