@@ -125,9 +125,10 @@ def public(message: str, caller: Caller | None = None) -> str:
 
 def _invalid(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong with a request's body, path or query; of a field of several types, the deepest."""
-    errors = [(_place(each["loc"], error.body, each["type"] == "missing"), each) for each in error.errors()]
+    details = error.errors()
+    errors = [(_place(detail["loc"], error.body, detail["type"] == "missing"), detail) for detail in details]
     begun, _ = errors[0]
-    within = [(place, each) for place, each in errors if place[: len(begun)] == begun]
+    within = [(place, detail) for place, detail in errors if place[: len(begun)] == begun]
     place, first = max(within, key=lambda one: (len(one[0]), not one[1]["type"].endswith("_type")))
     param = first.get("ctx", {}).get("param") or ".".join(place) or None
     message = first["msg"].removeprefix("Value error, ")
