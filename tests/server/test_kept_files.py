@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -147,3 +150,20 @@ def test_a_file_is_not_named_beyond_its_hour(server):
     age(server, id, server.service.file_life)
     assert server.client.post("/v1/estimate", json={"data_file": id}).status_code == 404
     assert not [*server.service.tenants.of("main").files.glob("file-*")]
+
+
+def test_what_fails_once_does_not_end_the_removal_of_old_files(caplog):
+    async def fails(*arguments):
+        raise OSError("too many open files")
+
+    async def watched() -> bool:
+        service: Any = SimpleNamespace(threads=SimpleNamespace(manage=fails), tenants=SimpleNamespace(all=None))
+        watching = asyncio.create_task(files.end_old_files(service))
+        while not caplog.records:
+            await asyncio.sleep(0)
+        goes_on = not watching.done()
+        watching.cancel()
+        return goes_on
+
+    assert asyncio.run(watched())
+    assert "could not be removed" in caplog.text

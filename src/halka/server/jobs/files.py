@@ -6,6 +6,7 @@ tenants/acme/files/file-5f3a….jsonl    counts as stored, for an hour at most
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import time
@@ -28,6 +29,7 @@ from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
 from halka.server.wire import Json
 
+log = logging.getLogger("halka.server.jobs")
 router = APIRouter(tags=["jobs"], route_class=UploadRoute)
 T = TypeVar("T")
 
@@ -76,8 +78,11 @@ async def delete_file(id: str, service: ServiceDep, caller: ManagerDep) -> Respo
 async def end_old_files(service: Service) -> None:
     """Remove files as they grow old, of all tenants, without end."""
     while True:
-        for tenant in await service.threads.manage(service.tenants.all):
-            await service.threads.manage(_kept, tenant, service.file_life)
+        try:
+            for tenant in await service.threads.manage(service.tenants.all):
+                await service.threads.manage(_kept, tenant, service.file_life)
+        except Exception:
+            log.exception("files that have grown old could not be removed")
         await asyncio.sleep(EVERY)
 
 
