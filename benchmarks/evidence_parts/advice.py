@@ -7,8 +7,8 @@ Every sentence follows from result files by a rule:
 - rate: the one that the search chose for LoRA r16, and that by full fine-tuning's;
 - steps: where validation was best, in the mean over seeds, and as passes over the examples.
 
-Three seeds of a method are the fewest that count. What is best for other kinds and amounts of data is of the cases that
-the advisor is judged by (benchmarks/advisor.py).
+Three seeds of a method are the fewest that count, and two light methods. What is best for other kinds and amounts of
+data is of the cases that the advisor is judged by (benchmarks/advisor.py).
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ def part(results: Results) -> Part:
 
 
 def advised_by(study: Study) -> Advised | None:
-    """What a set's runs advise; None before a light method has seeds enough."""
-    light = [row for row in study.scored if row.is_light]
-    level = level_with_best(study, light)
-    if not level:
+    """What a set's runs advise; None before two light methods have seeds enough, between which there is a choice."""
+    light = [row for row in study.scored if row.is_light and is_settled(row)]
+    if len(light) < 2:
         return None
+    level = level_with_best(study, light)
     name, sign = study.summary.primary.name, study.summary.primary.sign
     by_memory = [row for row in level if row.beyond is not None]
     best = max(level, key=lambda row: sign(row.scores[name].value))
