@@ -139,7 +139,10 @@ def _invalid(error: RequestValidationError) -> ApiError:
 
 
 def _place(location: Sequence[Any], body: Any, missing: bool) -> list[str]:
-    """Where in the request something is wrong, or missing, without pydantic's names for a field's types."""
+    """Where in the request something is wrong, or missing, without pydantic's names for a field's types.
+
+    The first name is a field, or the request's kind.
+    """
     where, *inner = location or ("",)
     if where != "body":
         return [str(part) for part in (inner if where in ("", "query", "path", "header") else location)]
@@ -148,7 +151,7 @@ def _place(location: Sequence[Any], body: Any, missing: bool) -> list[str]:
         there = part in value if isinstance(value, dict) else isinstance(value, list) and part in range(len(value))
         if there:
             value = value[part]
-        if there or (missing and number == len(inner)):
+        if there or number == 1 or (missing and number == len(inner)):
             place.append(str(part))
     return place
 
