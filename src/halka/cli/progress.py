@@ -65,10 +65,11 @@ def _bar() -> tuple[ProgressColumn, ProgressColumn]:
 
 
 class StepProgress(_Bars):
-    """The steps of a training run, or of several that are trained together and have names."""
+    """The steps of a training run, or of several that are trained together; `named`: with their names."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, named: bool = False) -> None:
         super().__init__(_TextColumn("name"), *_bar(), _TextColumn("text"))
+        self.named = named
         self.tasks: dict[str, TaskID] = {}
         self.validations: dict[str, str] = {}
 
@@ -85,9 +86,10 @@ class StepProgress(_Bars):
         if self.bars is None:
             every = -(-step.steps // LINES)
             if step.step in (1, step.steps) or step.step % every == 0 or step.validation is not None:
-                say(f"{name + ': ' if name else ''}step {step.step}/{step.steps}: {text}")
+                say(f"{name + ': ' if self.named else ''}step {step.step}/{step.steps}: {text}")
         elif name not in self.tasks:
-            self.tasks[name] = self.bars.add_task("", completed=step.step, total=step.steps, name=name, text=text)
+            shown = name if self.named else ""
+            self.tasks[name] = self.bars.add_task("", completed=step.step, total=step.steps, name=shown, text=text)
         else:
             self.bars.update(self.tasks[name], completed=step.step, text=text)
 

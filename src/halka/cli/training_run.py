@@ -111,9 +111,8 @@ def train_runs(model: AdaptedModel, runs: Sequence[TrainingRun]) -> list[dict[st
     Where several processes train together, the first one alone writes and has results. Raises Failed where all of them
     fail, and typer.Exit after Ctrl-C.
     """
-    progress = StepProgress()
-    labels = {run.name: run.name if len(runs) > 1 else "" for run in runs}
-    jobs = [run.job(model, partial(progress.scored, labels[run.name])) for run in runs]
+    progress = StepProgress(named=len(runs) > 1)
+    jobs = [run.job(model, partial(progress.scored, run.name)) for run in runs]
     with ExitStack() as folders:
         checked_by_first(lambda: _begin(runs, model, folders))
         errors: dict[str, TrainingError] = {}
@@ -160,7 +159,7 @@ def _watch(
                         if len(runs) > 1:
                             say(f"{name}: {step}")
                         continue
-                    progress.step(step, name if len(runs) > 1 else "")
+                    progress.step(step, name)
                     if name in logs:
                         logs[name](step)
                 if ranks.any(bool(signals)):  # all end after the same step

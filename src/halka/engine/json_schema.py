@@ -61,7 +61,7 @@ def enforceable(schema: dict[str, Any]) -> dict[str, Any]:
         raise HalkaError(f"schema is no JSON: {error}") from None
     places: set[str] = set()
     references: list[tuple[str, Any]] = []
-    checked = _check(plain, "", places, references, [])
+    checked = _check(plain, "", places, references, set())
     for place, reference in references:
         if not (isinstance(reference, str) and reference.startswith("#") and unquote(reference[1:]) in places):
             raise _refusal(place, "$ref", f"{reference!r} is no schema within this one")
@@ -72,7 +72,7 @@ def _refusal(place: str, keyword: str, why: str) -> HalkaError:
     return HalkaError(f"schema at #{place}: {keyword!r}: {why}")
 
 
-def _check(schema: Any, place: str, places: set[str], references: list[tuple[str, Any]], multiples: list[int]) -> Any:
+def _check(schema: Any, place: str, places: set[str], references: list[tuple[str, Any]], multiples: set[int]) -> Any:
     """The schema at a place, a JSON pointer, with those inside; values of the wrong kind are left to llguidance."""
     places.add(place)
     if not isinstance(schema, dict):
@@ -86,7 +86,7 @@ def _check(schema: Any, place: str, places: set[str], references: list[tuple[str
             references.append((place, value))
     _check_values(schema, place)
     if isinstance(of := schema.get("multipleOf"), int | float) and of:
-        multiples.append(_digits(of))
+        multiples.add(_digits(of))
         if math.lcm(*multiples) > REMAINDERS:
             raise _refusal(
                 place, "multipleOf", f"a number has more than {REMAINDERS} remainders by those in the schema"
