@@ -10,7 +10,8 @@ share has cases with a window shorter than the texts, with layers computed again
 with all three, each with four of the methods in turn; these cases come first, the others in random order.
 
 It writes the worst differences, relative to padded batches, by each dimension to benchmarks/results/packing_grid.json,
-and keeps what is computed so far beside it (packing_grid.jsonl) until nothing is missing.
+and keeps what is computed so far beside it (packing_grid.jsonl) until nothing is missing. The worst case is computed in
+float64, too: how far both forms are from that, and from each other there, says what of its difference is rounding.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from side_by_side import setup
 
 HERE = Path(__file__).parent
@@ -83,6 +86,40 @@ def difference(case: Case) -> float:
     return max(differences(packed, padded))
 
 
+@contextmanager
+def everything_in_float64() -> Iterator[None]:
+    """Within it float32 is float64 to whatever names it, as the bases' norms and routers do whatever their type is."""
+    float32, floats = torch.float32, torch.float
+    torch.float32 = torch.float = torch.float64
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.float32, torch.float = float32, floats
+        torch.set_default_dtype(float32)
+
+
+def beside_float64(case: Case) -> dict[str, float] | None:
+    """The worst differences of both forms in float32 from padded batches in float64, and of packed ones there.
+
+    None for quantised bases, whose numbers are of their own type.
+    """
+    if case["quantize"]:
+        return None
+    model, groups = model_of(case)
+    packed, padded = (losses_and_gradients(model, groups, packed=way) for way in (True, False))
+    model, groups = model_of(case)
+    model.base.set_experts_implementation("eager")  # torch's grouped products take no float64
+    model.base.double()
+    for name in model.adapters:
+        for parameter in model.parameters(name):
+            parameter.data = parameter.data.double()
+    with everything_in_float64():
+        packed64, exact = (losses_and_gradients(model, groups, packed=way) for way in (True, False))
+    ways = {"packed": packed, "padded": padded, "packed in float64": packed64}
+    return {way: max(differences([tensor.double() for tensor in tensors], exact)) for way, tensors in ways.items()}
+
+
 def plain(case: Case) -> dict[str, str]:
     """The case as words, which name it in files."""
     return {name: str(value) for name, value in case.items()}
@@ -105,6 +142,7 @@ def result(cases: Sequence[Case], worst: Mapping[str, float]) -> dict[str, Any]:
         "dtype": "float32",
         "worst": largest,
         "worst_case": plain(worst_case),
+        "worst_case_beside_float64": beside_float64(worst_case),
         "by": {name: dict(sorted(own.items())) if name == "method" else own for name, own in by.items()},
         "setup": setup("halka", "torch", "transformers"),
     }

@@ -66,6 +66,8 @@ def packing_grid(found: Any) -> list[list[str]]:
     of = f" of {found['possible']:,}" if found["possible"] > found["cases"] else ""
     count = f"{found['cases']:,}{of}"
     rows.append([f"all, at commit {found['setup']['commit']}", count, f"{found['worst']:.1e}"])
+    for way, worst in (found["worst_case_beside_float64"] or {}).items():
+        rows.append([f"the worst case, {way}, beside padded in float64", "1", f"{worst:.1e}"])
     for dimension, value, words in (
         ("window", "True", "with a window shorter than the texts"),
         ("checkpointing", "True", "with layers computed again in backward"),
