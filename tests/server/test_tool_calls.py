@@ -87,7 +87,8 @@ def test_one_call_alone_where_several_are_not_wanted(saying):
 
 
 def test_what_is_no_call_is_text(saying):
-    for text in ("No.", "<tool_call>nonsense</tool_call>", "1 < 2 <tool", '<tool_call>{"no": 1}', "</tool_call>"):
+    half = TIME.replace("{}", r'{"at": "\ud83d"}')  # of a character, which no client could send back
+    for text in ("No.", "<tool_call>nonsense</tool_call>", "1 < 2 <tool", '<tool_call>{"no": 1}', "</tool_call>", half):
         (choice,) = whole(saying(text))
         assert choice["message"]["content"] == text
         assert "tool_calls" not in choice["message"]

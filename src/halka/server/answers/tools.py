@@ -20,6 +20,7 @@ from halka.server.answers.chat_request import ChatMessage, NamedTool, Tool, Tool
 from halka.server.answers.formats import keeping_to
 from halka.server.answers.generation import Delta
 from halka.server.errors import ApiError
+from halka.util.text import not_unicode
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 
@@ -200,4 +201,6 @@ def _call_of(text: str, number: int) -> Call | None:
         return None
     arguments = call.get("arguments", call.get("parameters", {}))
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    if not_unicode(call["name"] + text):  # an escape of half a character, which no client can send back
+        return None
     return Call(call["name"], text, number)
