@@ -498,9 +498,11 @@ def test_the_same_is_asked_where_all_that_it_depends_on_is_the_same(base, tmp_pa
     for name in ("one", "other"):
         (tmp_path / f"{name}.md").write_text(f"{name} text")
 
-    def asked(machine: object = "machine", schema: int = SCHEMA, **changes: Any) -> dict[str, str]:
+    def asked(
+        machine: object = "machine", schema: int = SCHEMA, pilot: PilotConfig | None = None, **changes: Any
+    ) -> dict[str, str]:
         request = request_for(base, **{"memory": None, **changes})
-        return result_keys(request, sample(request), 60.0, None, machine, tmp_path / "out", schema)
+        return result_keys(request, sample(request), 60.0, None, machine, tmp_path / "out", pilot, schema)
 
     def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
         return {name for name in before if before[name] != after[name]}
@@ -510,6 +512,7 @@ def test_the_same_is_asked_where_all_that_it_depends_on_is_the_same(base, tmp_pa
     assert changed(asked(), asked("another machine")) == {"fit"}
     assert changed(asked(device="here"), asked("another machine", device="here")) == {"fit"}
     assert changed(asked(device="t4"), asked("another machine", device="t4")) == set()
+    assert changed(asked(), asked(pilot=PilotConfig(steps=6))) == {"learnability", "question"}
     assert changed(asked(), asked(schema=SCHEMA)) == set()
     assert changed(asked(), asked(schema=SCHEMA - 1)) == {*asked()}
 
@@ -568,6 +571,36 @@ def test_sorted_files_are_mixed_and_what_is_held_out_is_not_learned(base):
     assert len({each.answers for each in found.train[:12]}) > 1
     assert {each.where for each in found.train}.isdisjoint(each.where for each in found.held_out)
     assert (len(found.train), len(found.held_out)) == (512, 48)
+
+
+def test_held_out_answers_of_which_the_metric_says_nothing_are_left_out(base, tmp_path):
+    def answered(number: int, text: str) -> Example:
+        return replace(example(number), messages=(*example(number).prompt, Message("assistant", text)))
+
+    with_city = [answered(number, '{"city": "Paris"}') for number in range(24)]
+    without = [answered(number, "{}") for number in range(24, 28)]
+    request = request_for(base, train=tuple(with_city[:20]), held_out=(*with_city[20:], *without))
+    found = sample(replace(request, metric="json_field:city"))
+    assert ({*found.held_out}, found.unscored) == ({*with_city[20:]}, 4)
+    assert sample(replace(request, metric="exact_match")).unscored == 0
+    with pytest.raises(HalkaError, match="json_field:city is undefined here"):
+        sample(replace(request, metric="json_field:city", held_out=tuple(without)))
+    advised = run(replace(request, metric="json_field:city"), tmp_path / "out", skip=("fit", "learnability"))
+    assert advised.missing["examples without a score"].startswith("4 held-out ones")
+
+
+def test_a_tasks_metric_that_is_a_function_is_refused_by_name(base, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import replace\n"
+        "from halka.data.demo_task import task as support\n"
+        "from halka.data.metric import Metric\n"
+        "def task():\n"
+        "    own = Metric.mean('facts', 'facts that are right', lambda text, references: 1.0)\n"
+        "    return replace(support(), metrics=(own,), primary='facts')\n"
+    )
+    assert ran(["advise", "--base", str(base), "--task", str(tmp_path / "mine.py")]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "a function of its own, 'facts', which the advisor cannot hand on" in error
 
 
 def test_rows_that_a_base_cannot_read_are_left_out_and_told(tmp_path):

@@ -92,6 +92,13 @@ def test_the_cheapest_that_is_as_good_as_any(scores, choice):
     assert choose(scores, Criteria(USEFUL_GAIN))[0] == choice
 
 
+@pytest.mark.parametrize(("end", "moved"), [(2.0, "lower"), (4.0, "raise")])
+def test_whether_training_lowers_the_loss_is_told(end, moved):
+    advice = advise_from(evidence(strength=strength(0.0, 0.2), learnability=learned(trial("LoRA", end, 0.9))))
+    texts = [reason.text for reason in advice.reasons]
+    assert any(f"{moved} the held-out loss from 3.00 to {end:.2f}" in text for text in texts)
+
+
 def test_a_score_that_is_as_good_by_luck_has_twice_the_loss():
     bar, scores = Criteria(0.1), {"rag": 0.42, "peft+rag": 0.40}
     assert choose(scores, bar, {"rag": 0.5, "peft+rag": 0.3}) == ("rag", "best")

@@ -21,6 +21,7 @@ from halka.data.tokens import encode_prompt
 from halka.evaluation.evaluating import evaluate, perplexity
 from halka.evaluation.generation import AdapterNames, iter_answers
 from halka.evaluation.metrics import score
+from halka.util.errors import HalkaError
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -476,6 +477,16 @@ def test_an_evaluation_scores_each_adapter_on_its_own_examples():
         seed=3,
     )
     assert evaluate(model, "lora", examples, ["exact_match"], max_new_tokens=5).by_adapter == {}
+
+
+def test_a_metric_that_says_nothing_of_an_adapters_examples_is_refused_before_the_work():
+    model, asked = model_that_reads("lora"), Message("user", "Where?")
+    answers = ('{"city": "Paris"}', '{"town": "Paris"}')
+    examples = [Example((asked, Message("assistant", answer))) for answer in answers]
+    done = []
+    with pytest.raises(HalkaError, match="for adapter 'lora': json_field:city is undefined here"):
+        evaluate(model, [None, "lora"], examples, ["json_field:city"], on_progress=done.append)
+    assert done == []
 
 
 def test_an_evaluation_answers_each_example_with_its_adapter():

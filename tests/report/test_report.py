@@ -25,13 +25,14 @@ import pytest
 from halka.evaluation.metrics import resampled
 from halka.evaluation.metrics import score as scored
 from halka.report.axes import spread_out
-from halka.report.html import render, write_report
+from halka.report.html import render, side_by_side, write_report
 from halka.report.intervals import T_975, Estimate, Interval, apart, difference, estimate, gap, ratio, share
 from halka.report.plots import draw_plots
 from halka.report.summary import Summary, summarise
 from halka.report.svg import MARKERS, SERIES, THEME, looks
 from halka.report.table import cells, columns, to_markdown, to_rich
 from halka.report.units import bytes_said, count, duration, learning_rate, listed, percent, signed, size
+from halka.util.plain import plain
 from halka.util.text import plural
 from measurements_for_tests import HELD, METHODS, PROMPTS, WEIGHTS, measurements, perplexities
 from page_for_tests import Page
@@ -207,6 +208,32 @@ def test_sets_without_anything_to_count_are_left_out() -> None:
     assert a.interval is not None
     assert b.interval is not None
     assert share(a, nothing) == ratio(a.interval, b.interval)
+
+
+def test_undefined_draws_are_null_in_a_file_and_left_out() -> None:
+    whole = measurements()
+    for run in (run for run in whole if run.get("scores")):
+        values = random.Random(0).choices([0.4, 0.5, 0.6], k=99)
+        run["draws"] = [math.nan, *values]
+    read = json.loads(json.dumps(plain(whole)))
+    (row, *_), (same, *_) = (summarise(runs).rows for runs in (read, whole))
+    ours, expected = (each.scores["exact_match"].draws for each in (row, same))
+    assert math.isnan(ours[0])
+    assert ours[1:] == expected[1:]
+
+
+def test_a_tasks_own_metric_has_its_direction_and_range() -> None:
+    whole = measurements()
+    for run in whole:
+        run["primary"] = "invented_facts"
+        run["own_metrics"] = {"invented_facts": {"higher_is_better": False, "range": [0.0, None]}}
+        if run.get("scores"):
+            run["scores"]["invented_facts"] = run["scores"].pop("exact_match")
+    summary = summarise(whole)
+    assert (summary.primary.higher_is_better, summary.primary.low, summary.primary.high) == (False, 0.0, None)
+    values = [row.scores["invented_facts"].value for row in summary.rows if not (row.is_base or row.is_full)]
+    assert values == sorted(values)
+    assert len({*values}) > 1
 
 
 def test_a_share_of_what_may_be_nothing_has_no_bounds() -> None:
@@ -787,6 +814,21 @@ def test_the_report_shows_answers_side_by_side(runs: Runs) -> None:
     )
     silent = measurements(samples=False)
     assert "The same items" not in render(silent)
+
+
+def test_items_that_end_alike_are_items_of_their_own() -> None:
+    runs = measurements(methods=METHODS[:1])
+    twice = [
+        {"prompt": "Yes, please.", "references": ["One", "1"], "prediction": "1"},
+        {"prompt": "Yes, please.", "references": ["Two"], "prediction": "Two"},
+    ]
+    of(runs, "Full", "final")[0]["samples"] = twice
+    items = side_by_side(summarise(runs).rows, of(runs, "Full"))
+    assert [(item.prompt, item.references) for item in items] == [
+        ("Yes, please.", ("One", "1")),
+        ("Yes, please.", ("Two",)),
+    ]
+    assert [answer.matches for item in items for answer in item.predictions] == [True, True]
 
 
 def test_conversations_and_long_answers_are_shown() -> None:

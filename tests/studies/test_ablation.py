@@ -632,6 +632,7 @@ def test_what_cannot_be_changed_has_no_change(answer, others):
         ({"train": {"lr": 0.1}}, "lr is searched or set by seeds"),
         ({"method": {"method": "lora", "lrs": [1e-3], "train": {"steps": 3}}}, "say train beside method"),
         ({"method": {"method": "lora", "lrs": [0.1, 0.2]}}, "with one learning rate"),
+        ({"method": {"method": "lora", "lrs": [0.1], "quantize": "nf4"}}, "method: .* leave quantize out"),
         ({"method": {"method": "prompt", "lrs": [0.1], "text": "a"}}, "method: .* do not start as a text"),
         ({"method": {"method": "base"}}, "an adapter's"),
         ({"seeds": [1, 1]}, "none twice"),

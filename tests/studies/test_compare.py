@@ -667,6 +667,18 @@ def test_changed_data_is_other_work(stage, tmp_path):
     assert len(measurements(stage.folder)) == 2
 
 
+def test_other_weights_in_the_bases_folder_are_other_work(stage, tmp_path):
+    (base := tmp_path / "base").mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(b"weights")
+    plan = experiment(IA3, base=str(base), task=other_task(tmp_path), seeds=(0,))
+    stage.go(plan)
+    stage.forget()
+    assert kinds(stage.go(plan)) == {"skipped": 1}
+    (base / "model.safetensors").write_bytes(b"wiegths")
+    assert kinds(stage.go(plan))["done"] == 1
+
+
 def test_table_and_report_are_of_this_experiments_runs_alone(stage):
     stage.plan(**{"lora_0.1": {"loss": 0.6}, "lora_0.2": {"loss": 0.4}, "lora_0.3": {"loss": 0.5}})
     first = experiment(LORA, BASE)

@@ -304,6 +304,10 @@ def open_base(
     Raises DataError where no example is left, and as `load_base` does.
     """
     missing: dict[str, str] = {}
+    if sample.unscored:
+        missing["examples without a score"] = (
+            f"{sample.unscored} held-out ones, of whose answers {sample.metric} says nothing"
+        )
     progress("base", f"loading {request.base}")
     model = adapt(*load_base(request.base, dtype=request.dtype, quantize=request.quantize))
     train, held_out = (_usable(model, examples, missing) for examples in (sample.train, sample.held_out))

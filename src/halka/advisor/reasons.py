@@ -165,10 +165,11 @@ def _pilot(evidence: Evidence) -> str | None:
     if trial is None or evidence.strength is None:
         return None
     before = evidence.strength.losses["closed"].value
+    moved = "raise" if trial.loss.value > before else "lower"
     rest = "" if trial.expected is None else f", extrapolated to {trial.expected.value:.2f} for a longer run"
     return (
-        f"{trial.steps} steps of {trial.name} at a learning rate of {learning_rate(trial.lr)} lower the held-out loss "
-        f"from {before:.2f} to {trial.loss.value:.2f}{rest}"
+        f"{trial.steps} steps of {trial.name} at a learning rate of {learning_rate(trial.lr)} {moved} the held-out "
+        f"loss from {before:.2f} to {trial.loss.value:.2f}{rest}"
     )
 
 

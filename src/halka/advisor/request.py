@@ -25,9 +25,9 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any, TypeVar
 
-from halka.advisor.budget import Costs
+from halka.advisor.budget import Costs, PilotConfig
 from halka.advisor.evidence import from_json
-from halka.advisor.statistics import are_labels
+from halka.advisor.statistics import are_labels, is_scored
 from halka.data.duplicates import prompt_key
 from halka.data.examples import Example
 from halka.data.task import split_off
@@ -94,6 +94,7 @@ class Sample:
     train       those whose prompt is not held out, at most `MOST_TRAIN`
     held_out    at most `MOST_HELD_OUT`
     split_off   whether they were taken from the training examples
+    unscored    held-out examples that are left out, since the metric is undefined for their accepted answers
     """
 
     all_train: tuple[Example, ...]
@@ -101,6 +102,7 @@ class Sample:
     held_out: tuple[Example, ...]
     metric: str
     split_off: bool
+    unscored: int = 0
 
 
 def sample(request: Request) -> Sample:
@@ -113,19 +115,24 @@ def sample(request: Request) -> Sample:
         raise DataError(f"{wrong.where or 'an example'} has no answer to train on or compare with: add one")
     if len(request.train) < 2:
         raise DataError(f"{len(request.train)} training examples are too few: give at least two")
-    all_train, held_out = request.train, _shuffled(request.held_out)[:MOST_HELD_OUT]
+    all_train, held_out = request.train, _shuffled(request.held_out)
     if not held_out:
         count = min(MOST_HELD_OUT, max(1, round(HELD_OUT_SHARE * len(all_train))))
         all_train, held_out = map(tuple, split_off(all_train, count, "0/validation"))
-        held_out = _shuffled(held_out)[:MOST_HELD_OUT]
+        held_out = _shuffled(held_out)
+    unscored = 0
+    if (named := request.metric) is not None:
+        answers = [example.answers for example in held_out]
+        score([accepted[0] for accepted in answers], answers, [named], resamples=1)
+        scored = tuple(example for example in held_out if is_scored(named, example.answers))
+        unscored, held_out = len(held_out) - len(scored), scored
+    held_out = held_out[:MOST_HELD_OUT]
     prompts = {prompt_key(example) for example in held_out}
     train = _shuffled([example for example in all_train if prompt_key(example) not in prompts])[:MOST_TRAIN]
     if not train:
         raise DataError("every training example has a held-out prompt: add other examples, or other --validation ones")
-    metric = request.metric or usual_metric([example.answers[0] for example in (*train, *held_out)])
-    answers = [example.answers for example in held_out]
-    score([accepted[0] for accepted in answers], answers, [metric], resamples=1)
-    return Sample(all_train, train, held_out, metric, not request.held_out)
+    metric = named or usual_metric([example.answers[0] for example in (*train, *held_out)])
+    return Sample(all_train, train, held_out, metric, not request.held_out, unscored)
 
 
 def usual_metric(answers: Sequence[str]) -> str:
@@ -161,12 +168,14 @@ def result_keys(
     base: object,
     machine: object,
     folder: Path,
+    pilot: PilotConfig | None = None,
     schema: int = SCHEMA,
 ) -> dict[str, str]:
     """By probe a hash of all that its result depends on; under "question" one of all but the hardware.
 
     base      tells other weights in the same folder apart, `machine` other hardware
     folder    the advice folder: files in it are not part of the documents
+    pilot     what the pilot trains, if it is not the usual
     schema    version of the results, which an older Halka's do not have
     """
     model = (request.base, base, request.dtype, request.quantize)
@@ -182,7 +191,7 @@ def result_keys(
         "cleanliness": [[asdict(example) for example in some] for some in (sample.all_train, sample.held_out)],
         "strength": (prompts, documents),  # documents too: they take some of the time, which limits the examples
         "knowledge": (prompts, documents),
-        "learnability": (prompts, documents, request.full, request.batch_size, len(sample.all_train)),
+        "learnability": (prompts, documents, request.full, request.batch_size, len(sample.all_train), pilot),
         "fit": (model, request.batch_size, request.tasks, hardware),  # and the examples' lengths, known later
     }
     inputs["question"] = (inputs["cleanliness"], inputs["learnability"])

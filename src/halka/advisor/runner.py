@@ -127,7 +127,8 @@ class _Probes:
         gpu = self.machine.gpu()
         machine = (psutil.cpu_count(), psutil.virtual_memory().total, gpu and (gpu.name, gpu.memory))
         weights = base_files(self.request.base)
-        self.keys = result_keys(self.request, self.sample, self.seconds, weights, machine, self.folder.path)
+        pilot = None if self.pilot == PilotConfig() else self.pilot
+        self.keys = result_keys(self.request, self.sample, self.seconds, weights, machine, self.folder.path, pilot)
         self.plan = self.folder.load_plan(self.keys["knowledge"])
         self.plan.costs.batch_tokens = self.pilot.batch_tokens
         self.budget = Budget(self.seconds, self.machine.clock, self.plan.spent, self.plan.costs)

@@ -12,6 +12,7 @@ from statistics import mean
 import numpy as np
 from numpy.typing import NDArray
 
+from halka.data.metric import Metric
 from halka.evaluation.metrics import Score, find_metric
 from halka.evaluation.text_metrics import as_label
 from halka.rag.prompt import CITATION
@@ -52,11 +53,24 @@ def answer_values(
     for text, accepted in zip(texts, references, strict=True):
         if passages and not any(map(CITATION.search, accepted)):
             text = CITED.sub("", text).strip()
-        counts = measure.per_item(text, accepted)
-        value = float(measure.aggregate({key: np.array([float(count)]) for key, count in counts.items()})[0])
+        value = _value(measure, text, accepted)
         share = (value - low) / (high - low) if np.isfinite(value) else 0.0
         values.append(min(1.0, max(0.0, share if measure.higher_is_better else 1 - share)))
     return tuple(values)
+
+
+def is_scored(metric: str, references: Sequence[str]) -> bool:
+    """Whether the metric says anything of an answer to the item: an accepted answer without its field, say, has none.
+
+    Raises HalkaError for an unknown metric.
+    """
+    return bool(np.isfinite(_value(find_metric(metric), references[0], references)))
+
+
+def _value(metric: Metric, text: str, references: Sequence[str]) -> float:
+    """The metric of one answer alone; NaN where it is undefined."""
+    counts = metric.per_item(text, references)
+    return float(metric.aggregate({key: np.array([float(count)]) for key, count in counts.items()})[0])
 
 
 # ── intervals ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -97,7 +97,7 @@ def advise(
         raise HalkaError(f"--out: {out} is a file: name a folder")
     if (task is None) == (not data):
         raise HalkaError("name the examples with either --task NAME or --data FILE")
-    source = _task_data(task, validation) if task is not None else _file_data(data or [], validation, shape)
+    source = _task_data(task, validation, metric) if task is not None else _file_data(data or [], validation, shape)
     for path in documents or []:
         if not path.exists():
             raise HalkaError(f"--documents: {path} does not exist (seen from {Path.cwd()})")
@@ -158,14 +158,20 @@ class _Data(NamedTuple):
     kind_flags: tuple[str, ...] = ()
 
 
-def _task_data(task: str, validation: Path | None) -> _Data:
+def _task_data(task: str, validation: Path | None, metric: str | None) -> _Data:
     from halka.cli.examples import named_task
+    from halka.data.metric import Metric
 
     if validation is not None:
         raise HalkaError(f"--validation is for --data: the task {task} has its own validation examples")
     read = named_task(task)
     if read.kind not in (None, "causal-lm"):
         raise HalkaError(f"--task: {task} is for a {read.kind}: the advisor needs a task for causal language models")
+    if metric is None and read.primary in {own.name for own in read.metrics if isinstance(own, Metric)}:
+        raise HalkaError(
+            f"--task: {task} is scored by a function of its own, {read.primary!r}, which the advisor cannot hand on: "
+            "name another metric with --metric"
+        )
     flags = ("--task", task)
     return _Data(read.name, read.train, read.validation, flags, read.primary or None, read.max_new_tokens)
 

@@ -13,6 +13,7 @@ import yaml
 from halka.data.duplicates import Duplicate, between, prompt_key
 from halka.data.examples import Example, read_examples
 from halka.data.labels import classes_in, tags_in
+from halka.data.metric import Metric
 from halka.data.readers import Problem
 from halka.util.errors import DataError, HalkaError
 from halka.util.kinds import TASK_KINDS
@@ -72,7 +73,7 @@ KEYS = {
 class Task:
     """Examples to train and evaluate on, and how answers are scored.
 
-    metrics          names of metrics; `primary` is the one that compares methods
+    metrics          names of metrics, or `Metric`s; `primary` is the name of the one that compares methods
     max_new_tokens   of an answer
     licence, source  of the data, as text
     problems         rows of the task's files that could not be used
@@ -83,7 +84,7 @@ class Task:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
-    metrics: tuple[str, ...]
+    metrics: tuple[str | Metric, ...]
     primary: str
     max_new_tokens: int = 64
     licence: str = ""

@@ -75,16 +75,23 @@ def evaluate(
     references = [example.answers for example in examples]
     metrics = default_metrics(examples, kind_of(model.base)) if metrics is None else metrics
     score([accepted[0] for accepted in references], references, metrics, resamples=1)
+    places = {name: [index for index, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
+    for name, own in places.items() if len(places) > 1 else ():
+        try:
+            score([references[i][0] for i in own], [references[i] for i in own], metrics, resamples=1)
+        except HalkaError as error:
+            raise HalkaError(f"for {'the base' if name is None else f'adapter {name!r}'}: {error}") from None
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     answers = answers_of(model, names, examples, on_progress=on_progress, **options)
     predictions = tuple(
         Prediction(example.where, example.prompt[-1].content, example.answers, answer)
         for example, answer in zip(examples, answers, strict=True)
     )
-    by_adapter = {}
-    for name in dict.fromkeys(names) if len({*names}) > 1 else ():
-        own = [index for index, other in enumerate(names) if other == name]
-        by_adapter[name] = score([answers[i] for i in own], [references[i] for i in own], metrics, seed=seed)
+    by_adapter = {
+        name: score([answers[i] for i in own], [references[i] for i in own], metrics, seed=seed)
+        for name, own in places.items()
+        if len(places) > 1
+    }
     return Evaluation(score(answers, references, metrics, seed=seed), predictions, by_adapter)
 
 

@@ -181,7 +181,8 @@ def _interval(metric: Metric, keys: list[Any], table: FloatArray, drawn: FloatAr
     if not math.isfinite(value):
         raise HalkaError(f"{metric.name} is undefined here: {metric.meaning}, and no item has any to count")
     values = aggregate(drawn)
-    low, high = (float(x) for x in np.nanquantile(values, [0.025, 0.975]))
+    values = values[np.isfinite(values)]  # of few items that count, a drawn set may have none
+    low, high = map(float, np.quantile(values, [0.025, 0.975])) if values.size else (value, value)
     if math.isclose(low, high, abs_tol=1e-12):
         unseen = 1 - 0.05 ** (1 / n)
         floor, ceiling = (end if math.isfinite(end) else value for end in metric.range)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,32 +174,35 @@ class Item:
 
 def side_by_side(rows: Sequence[Row], measurements: Sequence[Measurement]) -> tuple[Item, ...]:
     """The first items with samples; a method's answers come from the run with its lowest seed."""
-    prompts: dict[str, tuple[str, ...]] = {}
-    answers: dict[tuple[str, str], str] = {}
+    references: dict[tuple[str, int], tuple[str, ...]] = {}  # by the prompt, and how many items before had the same
+    answers: dict[tuple[tuple[str, int], str], str] = {}
     for row in rows:
         runs, _ = counting_runs([run for run in measurements if label_of(run) == row.label])
         with_samples = [run for run in runs if _samples(run)]
         if not with_samples:
             continue
+        seen = Counter[str]()
         for sample in _samples(min(with_samples, key=lambda run: number(run, "seed") or 0.0)):
             prompt = _text(sample.get("prompt"))
-            prompts.setdefault(prompt, _references(sample.get("reference")))
-            answers[prompt, row.label] = _text(sample.get("prediction"))
+            item = prompt, seen[prompt]
+            seen[prompt] += 1
+            references.setdefault(item, _references(sample.get("references") or sample.get("reference")))
+            answers[item, row.label] = _text(sample.get("prediction"))
     return tuple(
         Item(
-            _short(prompt),
-            tuple(_short(reference) for reference in references),
+            _short(item[0]),
+            tuple(map(_short, accepted)),
             tuple(
                 Prediction(
                     row.label,
                     _short(answer),
-                    answer.strip() in {reference.strip() for reference in references},
+                    answer.strip() in {reference.strip() for reference in accepted},
                 )
                 for row in rows
-                if (answer := answers.get((prompt, row.label))) is not None
+                if (answer := answers.get((item, row.label))) is not None
             ),
         )
-        for prompt, references in list(prompts.items())[:SHOWN]
+        for item, accepted in list(references.items())[:SHOWN]
     )
 
 

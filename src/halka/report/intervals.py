@@ -117,9 +117,11 @@ def estimate(scores: Sequence[Mapping[str, Any]], bounds: tuple[float, float]) -
     return Estimate(value, low, high, count, n, item, _how(count, seed, item), seed, draws, rare)
 
 
-def _mean_draws(runs: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """The runs' mean score on each drawn set; none unless every run has as many."""
-    return tuple(map(mean, zip(*runs, strict=True))) if runs and len({*map(len, runs)}) == 1 else ()
+def _mean_draws(runs: Sequence[Sequence[float | None]]) -> tuple[float, ...]:
+    """The runs' mean score on each drawn set, NaN where one is undefined; none unless every run has as many."""
+    if not runs or len({*map(len, runs)}) > 1:
+        return ()
+    return tuple(mean(math.nan if score is None else score for score in scores) for scores in zip(*runs, strict=True))
 
 
 def _how(seeds: int, seed: float | None, item: float | None) -> str:

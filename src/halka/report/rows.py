@@ -164,10 +164,14 @@ def counting_runs(runs: Sequence[Measurement]) -> tuple[list[Measurement], bool]
     return [run for run in done if number(run, "lr") == best and number(run, "validation_loss") is not None], False
 
 
-def metric_info(name: str) -> MetricInfo:
-    """The metric's direction and range where Halka knows the metric; else by its name, without a range."""
+def metric_info(name: str, measurements: Sequence[Measurement] = ()) -> MetricInfo:
+    """The metric's direction and range, as a task's own are recorded; of others those that Halka knows, or by name."""
     from halka.evaluation.metrics import find_metric
 
+    for measurement in measurements:
+        if isinstance(own := entry(measurement, "own_metrics", name), Mapping):
+            low, high = map(finite, own.get("range") or (None, None))
+            return MetricInfo(name, own.get("higher_is_better") is not False, low, high)
     try:
         metric = find_metric(name)
     except HalkaError:

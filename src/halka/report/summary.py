@@ -121,9 +121,9 @@ def summarise(measurements: Sequence[Measurement], command: str | None = None) -
             )
     done = [m for m in measurements if is_done(m)] or measurements
     task, base = (_one(done, key) for key in ("task", "base"))
-    primary = metric_info(_one(done, "primary") or "score")
+    primary = metric_info(_one(done, "primary") or "score", measurements)
     names = [one_line(name) for m in measurements if is_done(m) for name in entry(m, "scores") or {}]
-    others = [metric_info(name) for name in dict.fromkeys(names) if name != primary.name]
+    others = [metric_info(name, measurements) for name in dict.fromkeys(names) if name != primary.name]
     rows = build_rows(measurements, primary)
     evidence = Evidence(rows, primary, tuple(measurements))
     failed = tuple(_failure(m) for m in measurements if not is_done(m))

@@ -20,6 +20,7 @@ from halka.studies.places import Here, Place, Result
 from halka.studies.runner import Event, Runner, alone_in
 from halka.training import TrainConfig
 from halka.util.files import write_text
+from halka.util.places import folder_digest
 
 if TYPE_CHECKING:
     from halka.report.html import Section
@@ -88,13 +89,16 @@ def write_outputs(
 
 
 def best_adapter(experiment: Experiment, folder: str | Path) -> Path | None:
-    """The adapter of the finished run with the highest score, full fine-tuning aside; None if there is none."""
+    """The adapter of the finished run with the best score, full fine-tuning aside; None if there is none."""
+    from halka.report.rows import metric_info
+
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in Path(folder, "runs").glob("*.json")}
     scores: dict[Path, float] = {}
     for run in (run for group in Plan(experiment).due(results)[0] for run in group):
         adapter, result = Path(folder, "work", run.key, "adapter"), results.get(run.key, {})
         if run.method != "full" and adapter.is_dir() and (scored := result.get("scores")):
-            scores[adapter] = scored[result["primary"]]["value"]
+            primary = metric_info(result["primary"], [result])
+            scores[adapter] = primary.sign(scored[primary.name]["value"])
     return max(scores, key=lambda adapter: scores[adapter], default=None)
 
 
@@ -106,6 +110,7 @@ class Plan:
         self.searching = experiment.seeds if experiment.sweep else experiment.seeds[:1]  # the seeds of search runs
         self.task = task_of(experiment)
         self.data = digest(self.task, experiment.forgetting)
+        self.base_files = folder_digest(experiment.base)
 
     def due(self, results: Mapping[str, Result]) -> tuple[list[list[Spec]], int]:
         """The runs that can be named, in groups that share a process, and how many follow from searches under way."""
@@ -178,6 +183,7 @@ class Plan:
             task=self.experiment.task,
             data=self.data,
             base=self.experiment.base,
+            base_files=self.base_files,
             dtype=self.experiment.dtype,
             quantize=entry.quantize or self.experiment.quantize,
             method=entry.method,

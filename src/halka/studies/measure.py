@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 
 from halka.core import AdaptedModel, Method, parameter_count, quantization_of
 from halka.data.examples import Item
+from halka.data.metric import Metric
 from halka.data.task import Task, limit, load_task
 from halka.data.texts import shipped_text
 from halka.engine.engine import Engine
@@ -60,6 +61,7 @@ class Spec:
     """One run of an experiment.
 
     data        the digest of the task's examples and metrics
+    base_files  that of the base's files, where it is a folder
     train       TrainConfig's fields, with lr and seed
     purpose     a "search" run ends with its validation loss; a "final" one is evaluated
     examples    the most examples of a split, by split
@@ -85,12 +87,13 @@ class Spec:
     text: str | None = None
     score_every: int | None = None
     best_by: Literal["loss", "score"] = "loss"
+    base_files: str | None = None
 
     @property
     def key(self) -> str:
         """A file name, the same for the same work under the same label, whatever the task's file is called."""
         work = {name: value for name, value in asdict(self).items() if name not in ("label", "task")}
-        since = {"quantize": None, "text": None, "score_every": None, "best_by": "loss"}
+        since = {"quantize": None, "text": None, "score_every": None, "best_by": "loss", "base_files": None}
         for name, before in since.items():  # runs keep the names that they had before these fields existed
             if work[name] == before:
                 del work[name]
@@ -147,7 +150,7 @@ def measure(run: Spec, folder: Path) -> Result:
         "scores": {metric: asdict(score) for metric, score in evaluation.scores.items()},
         "draws": _draws(evaluation, task),
         "samples": [
-            {"prompt": answer.prompt, "reference": answer.references[0], "prediction": answer.prediction}
+            {"prompt": answer.prompt, "references": [*answer.references], "prediction": answer.prediction}
             for answer in evaluation.predictions[:5]
         ],
     }
@@ -242,6 +245,11 @@ def _identity(run: Spec, task: Task, model: AdaptedModel) -> Result:
         "config": dict(run.train),
         "examples": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
         "primary": task.primary,
+        "own_metrics": {
+            metric.name: {"higher_is_better": metric.higher_is_better, "range": [*metric.range]}
+            for metric in task.metrics
+            if isinstance(metric, Metric)
+        },
         "parameters": {"trainable": 0, "total": parameter_count(model.base)},
         **origin(next(model.base.parameters()).device),
     }

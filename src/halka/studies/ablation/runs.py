@@ -23,6 +23,7 @@ from halka.studies.ablation.scores import from_row, scored
 from halka.studies.ablation.settings import FULL, Ablation, Who, read_questions
 from halka.studies.places import Here, Result
 from halka.studies.runner import Event, Runner, alone_in
+from halka.util.places import folder_digest
 
 SCHEMA = 3
 PLAIN = frozenset({"lessons", "without"})
@@ -89,7 +90,10 @@ def results(ablation: Ablation, folder: str | Path) -> list[Result]:
 
 
 def runs_of(ablation: Ablation, folder: str | Path) -> list[Run]:
-    """The ablation's runs; other documents, questions or settings give other keys. Raises HalkaError as `run` does."""
+    """The ablation's runs; another base, other documents, questions or settings give other keys.
+
+    Raises HalkaError as `run` does.
+    """
     arms = ablation.answerers
     answerers: list[tuple[Who, int]] = [("base", 0)] if "base" in arms else []
     answerers.extend((who, seed) for seed in ablation.seeds for who in arms if who != "base")
@@ -97,6 +101,8 @@ def runs_of(ablation: Ablation, folder: str | Path) -> list[Run]:
     left_out = dict.fromkeys(names, True) | {"method": {"text", "train"}}
     work = ablation.model_dump(exclude=left_out)
     work |= {"questions": read_questions(ablation).digest, "documents": digest_of(ablation.documents), "schema": SCHEMA}
+    if files := folder_digest(ablation.place(ablation.base)):
+        work["base_files"] = files
     settings, beside, place = ablation.model_dump(mode="json"), str(ablation.folder), str(Path(folder).resolve())
 
     def key(who: Who, seed: int) -> str:

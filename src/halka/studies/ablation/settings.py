@@ -91,6 +91,8 @@ class Ablation(Settings):
             raise HalkaError("method: an adapter's, with one learning rate (lrs)")
         if self.method.train:
             raise HalkaError("method: an ablation trains all alike: say train beside method, not in it")
+        if self.method.quantize is not None:
+            raise HalkaError("method: an ablation's base is one for all arms, and not quantised: leave quantize out")
         if self.method.text is not None:
             raise HalkaError("method: in an ablation, virtual tokens do not start as a text: leave text out")
         if len({*self.arms}) < len(self.arms):
