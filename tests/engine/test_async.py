@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -41,6 +43,20 @@ def test_answers_and_pieces_are_those_of_the_engine(model):
     assert "".join(pieces).split() == [str(token) for token in alone(model, request("lora")) if token != 2]
     for answer in answers:
         assert answer.tokens == alone(model, answer.request)
+
+
+def test_an_adapter_that_is_removed_while_nothing_runs_is_gone(model):
+    adapter = weakref.ref(model.adapter("lora"))
+
+    async def removed():
+        async with AsyncEngine(Engine(model)) as running:
+            await running.answers(request("lora"))
+            await running.call(lambda: model.remove("lora"))
+            await running.call(lambda: None)  # by now what followed the first call is done, too
+            gc.collect()
+            return adapter()
+
+    assert in_time(removed()) is None
 
 
 def test_who_wants_no_pieces_wakes_at_the_first_token_and_the_end(model):

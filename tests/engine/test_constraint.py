@@ -8,7 +8,7 @@ import re
 import pytest
 
 from halka.engine.constraint import JSON_OBJECT, Constraint, Constraints
-from halka.engine.json_schema import FORMATS
+from halka.engine.json_schema import FORMATS, enforceable
 from halka.models import load_base
 from halka.util.errors import HalkaError
 from json_schema_for_tests import read, valid
@@ -190,6 +190,15 @@ def test_every_text_of_an_accepted_schema_is_valid(schema):
 def test_texts_are_told_apart(schema, good, bad):
     assert accepts(Constraint(schema=schema), good)
     assert not accepts(Constraint(schema=schema), bad)
+
+
+def test_only_characters_that_json_writes_by_number_are_refused():
+    for text in ("C:\\u0041", "\\u00e9", "\\\\u0007"):  # a backslash, then letters
+        assert enforceable({"const": text}) == {"const": text}
+        assert enforceable({"enum": [text]}) == {"enum": [text]}
+    for text in ("\x07", "\\\x07", "\x7f"):
+        with pytest.raises(HalkaError, match="a control character in it cannot be written"):
+            enforceable({"const": text})
 
 
 @pytest.mark.parametrize("name", REFUSED)

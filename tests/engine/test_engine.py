@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import halka
-from engine_for_tests import alone, filled, model_of, prompts, run
+from engine_for_tests import Tokenizer, alone, filled, model_of, prompts, run
 from halka.engine.cache import most_memory
 from halka.engine.constraint import Constraint
 from halka.engine.engine import Engine
 from halka.engine.request import Answer, Request
 from halka.engine.sampling import Sampling
 from halka.engine.stopping import Stopping
+from halka.models.attention.paged import SIZE
 from halka.util.errors import HalkaError
 from tiny import CONFIGS, tiny, windowed
 from tokenizers_for_tests import chatml_tokenizer
@@ -139,6 +140,35 @@ def test_an_answer_that_the_cache_cannot_hold_is_refused_when_its_adapter_is_kno
         assert answer.error is None
     with pytest.raises(HalkaError, match="closed"):
         engine.submit(Request([5]))
+
+
+def test_virtual_tokens_that_are_there_take_no_room():
+    """Four texts of one block each, behind four blocks that they share."""
+    model = model_of(families={"prefix": halka.Prefix(length=64)})
+    with Engine(model, memory=8 * EACH) as engine:
+        answers = [*engine.submit(Request([5] * 8, "prefix", stopping=Stopping(6, ignore_ends=True)), n=4)]
+        engine.step()
+        assert len(engine.schedule.running) == 4
+        run(engine, *answers)
+        assert {tuple(answer.tokens) for answer in answers} == {tuple(alone(model, answers[0].request))}
+
+
+def test_more_memory_holds_a_prefix_without_positions_and_a_text_of_all():
+    model = model_of(families={"prefix": halka.PositionlessPrefix(length=40)}, max_position_embeddings=64)
+    request = Request([5] * 60, "prefix", stopping=Stopping(4, ignore_ends=True))
+    with Engine(model, rows=1) as engine, pytest.raises(HalkaError, match="give the engine more memory"):
+        engine.submit(request)
+    with Engine(model, rows=1, memory=64 * EACH) as engine:
+        assert engine.cache.size == 2 * (64 // SIZE + 1)
+        [answer] = engine.submit(request)
+        run(engine, answer)
+        assert answer.tokens == alone(model, request)
+
+
+def test_a_classifier_is_no_decoder():
+    model = halka.adapt(tiny("llama", kind="sequence-classification", num_labels=3), Tokenizer())
+    with pytest.raises(HalkaError, match="LlamaForSequenceClassification is no decoder"):
+        Engine(model)
 
 
 def test_a_cancelled_answer_frees_its_row_and_blocks_at_once():

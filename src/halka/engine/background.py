@@ -202,6 +202,8 @@ class AsyncEngine:
                 try:
                     with self._pulse.step():
                         call()
+                        if call != self.engine.step and not self.engine.busy:
+                            self.engine.step()  # lets go of adapters that the call removed
                     self._notify()
                 except Exception as error:  # it fails who waits; the next requests may do better
                     self._fail(error)

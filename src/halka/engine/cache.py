@@ -126,17 +126,21 @@ def most_memory(device: torch.device, beside: int = 1) -> int:
 
 
 def cache_for(model: AdaptedModel, rows: int, memory: int | None) -> BlockCache:
-    """A cache of so many bytes; by default what the rows can need, up to `most_memory`.
+    """A cache of so many bytes, by default what the rows' texts can need, up to `most_memory`.
+
+    It is never above twice that: a prefix that takes no positions may be as long as the text.
 
     Raises HalkaError for less than two blocks.
     """
     base: Any = model.base
     stack = memory_of(model).stack
     size = KVBlocks.bytes_of(stack.shape, base.dtype)
-    if memory is None:
-        memory = most_memory(base.device)
-    if memory < 2 * size:
-        raise HalkaError(f"memory holds at least two blocks of keys and values, {2 * size:,} bytes, not {memory:,}")
     limit = stack.limit or POSITIONS
     most = -(-max(limit, rows * min(limit, POSITIONS)) // SIZE) + 1  # virtual tokens end in a block of theirs
+    if memory is None:
+        memory = most_memory(base.device)
+    else:
+        most *= 2
+    if memory < 2 * size:
+        raise HalkaError(f"memory holds at least two blocks of keys and values, {2 * size:,} bytes, not {memory:,}")
     return BlockCache(KVBlocks(min(memory // size, most), stack.shape, base.dtype, base.device))

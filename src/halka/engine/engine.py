@@ -25,7 +25,9 @@ from halka.engine.text import Text
 from halka.engine.version import Version
 from halka.engine.waiting import WRITTEN
 from halka.models.attention.paged import SIZE
+from halka.models.kinds import kind_of
 from halka.models.layouts import layout_of
+from halka.models.rotary import turning_point
 from halka.storage.save_load import Allowed
 from halka.util.core_share import give_cores_back, take_cores
 from halka.util.errors import HalkaError
@@ -84,7 +86,7 @@ class Engine:
 
         Raises HalkaError for a base that is no decoder, one without tokenizer, and numbers below 1.
         """
-        if not layout_of(model.base).generates:
+        if not layout_of(model.base).generates or kind_of(model.base) != "causal-lm":
             raise HalkaError(f"{type(model.base).__name__} is no decoder: an engine makes texts token by token")
         if model.tokenizer is None:
             raise HalkaError("an engine makes text: it needs the tokenizer, `halka.adapt(base, tokenizer)`")
@@ -106,7 +108,7 @@ class Engine:
             read_beside = BESIDE if on_cpu else read
         self.schedule = Schedule(self.cache, rows, read, read_beside, embedding.d_out)
         self.steps = 0
-        self._vocabulary = embedding.d_in
+        self._vocabulary, self._turn = embedding.d_in, turning_point(model.base)
         self.constraints = Constraints(model.tokenizer, self.ends)
         self._texts = dict[Answer, Text]()  # of all answers that are not finished
         self._numbers, self._merged, self._closed = count(), model.merged, False
@@ -144,7 +146,9 @@ class Engine:
             for answer in answers:
                 stopped = StoppedText(self.model.tokenizer, request.stopping, self.ends)
                 own = None if matcher is None else matcher.copy()
-                texts.append(Text(answer, version, next(self._numbers), (seed + answer.number) % SEEDS, stopped, own))
+                texts.append(
+                    Text(answer, version, next(self._numbers), (seed + answer.number) % SEEDS, stopped, own, self._turn)
+                )
             for text, tokens in zip(texts, written, strict=False):
                 for token in tokens:
                     text.take(token, None)

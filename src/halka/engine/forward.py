@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from halka.models import hidden_states, logits
 from halka.models.attention.function import use_attention
 from halka.models.casting import prepare
 from halka.models.layouts import layout_of
+from halka.models.rotary import long_text, turning_point
 from halka.util.transfer import to_device
 
 
@@ -25,6 +27,7 @@ class TransformersForward:
         self._model = model
         self._head = f"{layout_of(model.base).head}:"  # what the key of a place there begins with
         self._route: Route | None = None  # of the lines before
+        self._turn = turning_point(model.base)
 
     def __call__(self, line: Line) -> Tensor:
         route = self._route_of(line.names)
@@ -32,7 +35,8 @@ class TransformersForward:
         base: Any = self._model.base
         ids, last = (torch.tensor(it, dtype=torch.int64, device="cpu") for it in ([line.tokens], line.last))
         ids, last = to_device([ids, last], base.device)
-        with torch.inference_mode(), self._model.use(route), use_attention(base):
+        long = nullcontext() if self._turn is None or not line.long else long_text(base, self._turn)
+        with torch.inference_mode(), self._model.use(route), use_attention(base), long:
             inputs = {"input_ids": ids, "position_ids": plan.positions[None], **plan.inputs}
             hidden = hidden_states(self._model, **inputs)[0]
             hidden = hidden[last.to(hidden.device)]  # a base on several devices has its norm on another perhaps

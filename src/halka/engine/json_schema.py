@@ -46,7 +46,7 @@ FORMATS: dict[str, list[dict[str, Any]]] = {  # with what llguidance's own expre
 }
 DEPTH = 64  # of a schema within schemas, in keywords and names
 REMAINDERS = 100_000  # that a number may have by all of a schema's multipleOf: each is a state of the automaton
-UNWRITABLE = re.compile(r"\\u00|\x7f")  # control characters that JSON writes by number, which `OPTIONS` leaves out
+UNWRITABLE = re.compile(r"(?<!\\)(?:\\\\)*\\u00|\x7f")  # control characters by number, which `OPTIONS` leaves out
 CLASS = re.compile(r"\\.|(\[\^?(?:\\.|[^\]\\])*(?:\]|\\?\Z))", re.DOTALL)  # one without an end is read once, too
 CLASS_OPERATION = re.compile(r"(?<!\\)(?:\[|&&|--|~~)")
 

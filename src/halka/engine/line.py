@@ -22,12 +22,14 @@ class Line:
     plan     their positions and the blocks of keys and values; its runs are the stretches with one adapter
     names    the adapter of each run, as the model calls it; None for the bare base
     last     places in the line of the tokens whose next token is wanted, in order
+    long     its texts are beyond the base's turning point
     """
 
     tokens: Sequence[int]
     plan: PagedPlan
     names: tuple[str | None, ...]
     last: Sequence[int]
+    long: bool = False
 
     @property
     def names_of_last(self) -> tuple[str | None, ...]:
@@ -55,7 +57,7 @@ def line_of(work: Work, kv: KVBlocks) -> Line:
         if end == len(text.tokens):
             last.append(len(tokens) - 1)
     slots = [slot for _, own in work for slot in own]
-    return Line(tokens, PagedPlan(kv, texts, positions, slots, runs), tuple(names), last)
+    return Line(tokens, PagedPlan(kv, texts, positions, slots, runs), tuple(names), last, work[0][0].long)
 
 
 class Forward(Protocol):

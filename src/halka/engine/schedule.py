@@ -37,7 +37,7 @@ class Schedule:
         self.running, self.waiting, self.preempted = list[Text](), Waiting(), 0
         self._cache, self._rows = cache, rows
         self._read, self._read_beside, self._past = read, read_beside, PAST * width
-        self._company = ""  # that the last step computed
+        self._company = ("", False)  # that the last step computed
         self._alone = False  # whether that was one tenant's alone
 
     # ── texts come and go ───────────────────────────────────────────────────────────────────────────────────────
@@ -67,6 +67,8 @@ class Schedule:
 
     def next(self) -> Work:
         """What the next step computes: a token of each text that decodes, then chunks of those that are read."""
+        for text in [text for text in self.running if text.turned]:
+            self._preempt(text)
         self._make_way()
         before, company = self._company, self._next_company()
         tenant = self._tenant_alone(company)
@@ -89,7 +91,7 @@ class Schedule:
             most, past = self._beside(), self._past
         reading = sorted((t for t in company if t.left > 1 and t in self.running), key=self._turn)
         while most - spent >= 1 and (text := self._next_reader(reading, tenant)) is not None:
-            if company and text.version.company != company[0].version.company:
+            if company and text.company != company[0].company:
                 continue  # it has a row; its turn comes
             company.append(text)
             spent += self._read_on(text, most - spent, past, work)
@@ -139,10 +141,10 @@ class Schedule:
 
     def _next_company(self) -> list[Text]:
         """The running texts that this step computes, the oldest first; companies take turns."""
-        companies = sorted({text.version.company for text in self.running})
+        companies = sorted({text.company for text in self.running})
         if companies:
             self._company = next((company for company in companies if company > self._company), companies[0])
-        return sorted((text for text in self.running if text.version.company == self._company), key=_age)
+        return sorted((text for text in self.running if text.company == self._company), key=_age)
 
     def _has_block(self, text: Text) -> bool:
         """Let there be a block for the next token; the youngest texts give up theirs, if need be this one."""

@@ -25,11 +25,18 @@ class Text:
     """
 
     def __init__(
-        self, answer: Answer, version: Version, number: int, seed: int, text: StoppedText, matcher: Matcher | None
+        self,
+        answer: Answer,
+        version: Version,
+        number: int,
+        seed: int,
+        text: StoppedText,
+        matcher: Matcher | None,
+        turn: int | None = None,
     ):
         """number: the order in which texts came. seed: of its draws. text: what its tokens become.
 
-        matcher: what its constraint allows.
+        matcher: what its constraint allows. turn: the base's `turning_point`.
         """
         self.answer, self.version, self.number, self.seed = answer, version, number, seed
         self.tokens = [*answer.request.prompt]
@@ -38,7 +45,8 @@ class Text:
         self.begun = False  # it has had a row
         self._rereads = False  # its blocks were its own before
         self._first = 0  # how many of the blocks hold virtual tokens
-        self._text, self._matcher = text, matcher
+        self._text, self._matcher, self._turn = text, matcher, turn
+        self._long = False  # whether its blocks are those of a text beyond the turning point
 
     @property
     def tenant(self) -> str:
@@ -49,6 +57,21 @@ class Text:
     def left(self) -> int:
         """Tokens that are to be computed before the next one is known."""
         return len(self.tokens) - self.done
+
+    @property
+    def long(self) -> bool:
+        """Whether it is beyond the base's turning point: all of its keys are turned by other frequencies then."""
+        return self._turn is not None and self.version.shift + len(self.tokens) > self._turn
+
+    @property
+    def turned(self) -> bool:
+        """Whether it has come beyond the turning point since its blocks were computed."""
+        return self.long != self._long
+
+    @property
+    def company(self) -> tuple[str, bool]:
+        """What can share a step with it."""
+        return self.version.company, self.long
 
     @property
     def draw(self) -> Draw:
@@ -70,12 +93,11 @@ class Text:
 
         Without room it takes nothing.
         """
-        virtual = self.version.virtual
-        if virtual is not None and -(-len(virtual) // SIZE) > cache.room:
-            return False
-        self._see_virtual(cache)
-        self.share(cache)
-        if self.needs(self.left) > cache.room:
+        self._long = self.long
+        seen = self._see_virtual(cache)
+        if seen:
+            self.share(cache)
+        if not seen or self.needs(self.left) > cache.room:
             self.drop(cache)
             return False
         if not self.begun:
@@ -84,15 +106,17 @@ class Text:
             self.version.begun += 1
         return True
 
-    def _see_virtual(self, cache: BlockCache) -> None:
-        """Take the blocks of the adapter's virtual tokens, and fill them if nobody has."""
+    def _see_virtual(self, cache: BlockCache) -> bool:
+        """Take the blocks of the adapter's virtual tokens, and fill those that nobody has while there is room."""
         virtual = self.version.virtual
         count = 0 if virtual is None else len(virtual)
         for start in range(0, count, SIZE):
-            key = (self._parent(len(self.blocks)), self.version.content, ("virtual", start))
+            key = (self._parent(len(self.blocks)), self._content, ("virtual", start))
             block = cache.find(key)
             if block is None:
                 assert virtual is not None
+                if not cache.room:
+                    return False
                 block = cache.new(ALWAYS)
                 block.count = min(SIZE, count - start)
                 pairs = virtual[start : start + SIZE].unflatten(1, (-1, 2))  # n L 2 H W
@@ -101,6 +125,7 @@ class Text:
                 cache.name(block, key)
             self.blocks.append(block)
         self._first = len(self.blocks)
+        return True
 
     def needs(self, count: int) -> int:
         """New blocks for the next `count` tokens."""
@@ -166,6 +191,11 @@ class Text:
         self.answer.cached *= self.begun
         self.blocks, self.done, self._first = [], 0, 0
 
+    @property
+    def _content(self) -> Hashable:
+        """What acted on its tokens."""
+        return (self.version.content, "long") if self._long else self.version.content
+
     def _parent(self, block: int) -> int | str:
         """What this block of its continues: the serial number of the one before, or the root of the tenant."""
         return self.blocks[block - 1].serial if block else self.tenant
@@ -173,4 +203,4 @@ class Text:
     def _key(self, start: int) -> tuple[int | str, Hashable, tuple[int, ...]]:
         """The key of the block of the tokens from `start` on."""
         parent = self._parent(self._first + start // SIZE)
-        return parent, self.version.content, tuple(self.tokens[start : start + SIZE])
+        return parent, self._content, tuple(self.tokens[start : start + SIZE])

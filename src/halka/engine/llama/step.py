@@ -70,6 +70,7 @@ class LlamaStep:
         self._windows = np.array([layer.window or 0 for layer in weights.layers])
         self._scratch = Scratch(weights, 64)
         self._turns = self._turns_of(1024)
+        self._partial: tuple[Any, Any] | None = None
         self.attend_tiles = ChunkAttention(H, dtype)
 
     def __call__(self, line: Line, rows: LineAdapters) -> Tensor:
@@ -97,9 +98,16 @@ class LlamaStep:
             *(cos[0], sin[0], array_of(plan.kv.data), int(plan.slots[0])),
             *(plan.tables[0].numpy(), plan.counts[0].numpy(), plan.begins[0].numpy(), int(plan.positions[0])),
             *(self._windows, self.scale, *(table.array[0] for table in rows.tables), self.dims.Q, self.dims.F),
+            *(each[0] for each in self._partial_sums(threads)),
             logits[0].numpy(),
         )
         return logits
+
+    def _partial_sums(self, threads: int) -> tuple[Any, Any]:
+        """What one row's threads attend to, the same from one line to the next."""
+        if self._partial is None or self._partial[0].shape[1] != threads:
+            self._partial = kernels.partial_sums(1, threads, self.dims.Q, self.dims.W)
+        return self._partial
 
     def warm(self) -> None:
         """Compile all kernels: by a token alone, one whose logits nobody wants, and one beside a chunk."""

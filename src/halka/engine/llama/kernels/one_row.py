@@ -159,17 +159,17 @@ def _one_row(
 @kernel
 def one_row(
     threads, embed_VD, weights, norm_D, head_VD, token, eps, cos_W, sin_W, kv, slot, tables, counts, begins, position,
-    windows, scale, low_ranks, bottlenecks, factors, queries, inner, logits,
+    windows, scale, low_ranks, bottlenecks, factors, queries, inner, sums, states, logits,
 ):  # fmt: skip
     """The logits (V,) of the token after this one: a whole step of the base for one token, with its adapter.
 
     weights  (L, WEIGHTS) int64, addresses            windows  (L,), 0 where a layer has none
     cos, sin (W,) of the token's position             tables, counts, begins (M,), position, slot: the plan's
     queries, inner  Q and F                           low_ranks, bottlenecks, factors: the tables of its adapter
+    sums, states    (threads, Q, W) and (threads, Q, 2), what each thread attends to
     """
     heads, width = kv.shape[3], kv.shape[5]
     qkv, q = room((queries + 2 * heads) * width, np.float32), room((queries, width), np.float32)
-    sums, states = room((threads, queries, width), np.float32), room((threads, queries, 2), np.float32)
     z, y = room(inner, np.float32), room(embed_VD.shape[1], np.float32)
     read = (embed_VD, weights, norm_D, head_VD, token, eps, cos_W, sin_W)
     past = (kv, slot, tables, counts, begins, position)
