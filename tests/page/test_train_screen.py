@@ -111,6 +111,20 @@ def test_a_training_is_stopped_and_resumed_by_the_keyboard(read, working):
     page.wait_for_url("**/train")
 
 
+def test_a_file_to_validate_with_is_asked_for_and_another_method_has_its_own_defaults(read, working):
+    page = read(working.url).page
+    draft(page, BAD, steps=2)
+    page.get_by_label("Held out for validation").select_option("file")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.get_by_text("Choose the file to validate with.")).to_be_visible()
+    assert page.url.endswith("/train")
+    page.get_by_label("Rank", exact=True).fill("3")
+    page.get_by_role("radio", name=re.compile("^bottleneck")).check()
+    page.get_by_role("radio", name=re.compile("^lora")).check()
+    expect(page.get_by_label("Rank", exact=True)).to_have_value("")
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("2")
+
+
 def test_errors_are_the_apis_at_their_field(read, working):
     page = read(working.url, locale="bn-BD").page
     page.goto('/train?settings={"method":"lora","rank":-1}')

@@ -72,3 +72,22 @@ def test_what_is_left_out_is_no_document_and_what_was_taken_in_of_it_goes(collec
     other = Collection(collection.folder.parent / "other", WordEmbedder())
     assert len([*other.add([docs])]) == 2
     assert told(taken_in(other, *listed([str(docs)]), out)) == [("unchanged", "a.md"), ("removed", "report.md")]
+
+
+def test_what_was_named_below_a_folder_or_left_out_of_it_once_is_there_again(collection, docs):
+    (docs / "sub").mkdir()
+    (docs / "sub" / "c.md").write_text("Returns are free.")
+
+    def taken(*named: str, **options: Path) -> set[str]:
+        for _ in taken_in(collection, *listed(named), **options):
+            pass
+        return {Path(document.name).name for document in collection.documents()}
+
+    assert taken(str(docs), str(docs / "sub")) == {"a.md", "c.md"}
+    assert taken(str(docs)) == {"a.md", "c.md"}
+    assert taken(str(docs), leave_out=docs / "sub") == {"a.md"}
+    assert taken(str(docs)) == {"a.md", "c.md"}
+    collection.remove([str(docs / "sub")])  # whoever removes means it: only a list of all documents brings it back
+    for _ in collection.add([docs]):
+        pass
+    assert {Path(document.name).name for document in collection.documents()} == {"a.md"}

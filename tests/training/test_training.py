@@ -32,7 +32,7 @@ from halka.core import AdaptedModel, Method
 from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens
 from halka.methods import all_methods
-from halka.training import RunFolder, Step, TrainConfig, as_tokens, mean_loss, train, train_many
+from halka.training import RunFolder, Step, TrainConfig, as_tokens, fit, mean_loss, train, train_many
 from halka.training.checkpoint import Progress
 from halka.training.run import after_evaluation
 from halka.util.errors import HalkaError, TrainingError
@@ -726,6 +726,14 @@ def test_examples_and_tokens_may_stand_together():
     assert items(1)[0] in found
     steps = list(train(model, "a", examples("It is Paris.", "It is open."), SHORT))
     assert steps[-1].loss < steps[0].loss
+
+
+@pytest.mark.filterwarnings("ignore:of 3 examples")
+def test_the_card_counts_the_examples_that_were_trained_on(tmp_path):
+    shorter = replace(SHORT, steps=2, too_long="drop")
+    fit(model_that_reads(), "a", examples("It is Paris.", LONG, "It is open."), shorter, folder=tmp_path / "run")
+    card = json.loads((tmp_path / "run" / "adapter" / "halka.json").read_text())
+    assert card["training"]["examples"] == 2
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

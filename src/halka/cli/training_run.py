@@ -40,6 +40,7 @@ class TrainingRun:
         """Raises HalkaError for a folder that holds something else."""
         self.plan, self.name, self.folder = plan, name, RunFolder(plan.run.out)
         self.overwrite, self.tensorboard = overwrite, tensorboard
+        self._examples = 0  # that are trained on, once they are encoded
         if tensorboard and find_spec("tensorboard") is None:
             raise HalkaError("--tensorboard needs a package that is not installed: pip install 'halka[tensorboard]'")
         try:
@@ -57,6 +58,7 @@ class TrainingRun:
         config = self.plan.train
         with show_warnings():
             items = as_tokens(model, self.task.train, config, self.name)
+            self._examples = len(items)
             held_out = as_tokens(model, self.task.validation, config, self.name) if self.task.validation else []
         score = None
         if self.plan.run.best_by == "score":
@@ -94,7 +96,7 @@ class TrainingRun:
     def finish(self, model: AdaptedModel) -> dict[str, Any]:
         """Save the trained adapter; returns the result for --json."""
         config, method = self.plan.train, primary(model.adapters[self.name].method)
-        result = self.folder.finish(model, self.name, config, examples=len(self.task.train), task=self.task.name)
+        result = self.folder.finish(model, self.name, config, examples=self._examples, task=self.task.name)
         return {
             "folder": self.folder.path,
             "task": self.task.name,

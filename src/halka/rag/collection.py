@@ -123,14 +123,15 @@ class Collection:
         readers: Sequence[str] = (EVERYONE,),
         tags: Sequence[str] = (),
         leave_out: str | Path | None = None,
+        removed_too: bool = False,
     ) -> Iterator[Event]:
         """Add files, and all readable files in folders, in the order of their names: a generator, so iterate it.
 
         Unchanged documents are not read again. `readers` are names of people or groups that may read the documents, by
         default everyone. A path that was added before gets the new readers and tags at once, with every document
         there; a path below that was added by itself keeps its own. Removed documents stay away until they are added by
-        their own path, and so do those below the folder `leave_out`. A file that cannot be read is skipped; if it was
-        readable before, its older passages stay.
+        their own path, or by one above with `removed_too`, and so do those below the folder `leave_out`. A file that
+        cannot be read is skipped; if it was readable before, its older passages stay.
 
         Raises HalkaError for a path that does not exist, and DataError for a path that is not Unicode.
         """
@@ -142,7 +143,7 @@ class Collection:
             check_unicode(str(resolved))
             added.append(Root(str(resolved), tuple(sorted(named(readers))), tuple(sorted(named(tags)))))
         with self._lock:
-            roots = self._folder.roots().adding(added)
+            roots = self._folder.roots().adding(added, removed_too=removed_too)
             if out is not None:
                 roots = roots.removing(out)
             self._folder.write(self._folder.settings() | roots.settings())

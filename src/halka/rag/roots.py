@@ -68,11 +68,12 @@ class Roots:
     def __iter__(self) -> Iterator[Root]:
         return iter(self._added.values())
 
-    def adding(self, roots: Iterable[Root]) -> Roots:
-        """Add these roots; they replace those of the same paths."""
+    def adding(self, roots: Iterable[Root], *, removed_too: bool = False) -> Roots:
+        """Add these roots; they replace those of the same paths. `removed_too`: with what was removed below them."""
         added = {root.path: root for root in roots}
         kept = [root for root in self if root.path not in added]
-        return Roots([*kept, *added.values()], [path for path in self.removed if path not in added])
+        back = [path for path in self.removed if path in added or (removed_too and any(within(path, a) for a in added))]
+        return Roots([*kept, *added.values()], [path for path in self.removed if path not in back])
 
     def removing(self, path: str) -> Roots:
         """Remove this path and all below it, also from later refreshes."""

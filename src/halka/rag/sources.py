@@ -39,7 +39,7 @@ def taken_in(
     if roots or rows:
         collection.remove([*roots, *rows])
     yield from collection.put(texts.items())
-    yield from collection.add(files, leave_out=leave_out)
+    yield from collection.add(files, leave_out=leave_out, removed_too=True)
     yield from (event for event in collection.refresh() if event.what == "removed")
 
 

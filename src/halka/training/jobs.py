@@ -91,7 +91,7 @@ def fit(
         if folder is None:
             result = TrainResult.of(steps, run.adapter.count())
         else:
-            finish = partial(RunFolder(folder).finish, model, name, run.config, examples=len(items) + len(raw))
+            finish = partial(RunFolder(folder).finish, model, name, run.config, examples=len(run.items))
             if not run.divided:
                 result = checked_by_first(finish)
             else:

@@ -36,7 +36,7 @@ export function FilesField({ label, hint, accept, error = null, files, onFiles, 
         drag(false)(event);
         add(event.dataTransfer?.files ?? []);
       }}>
-        <input type="file" multiple={!single} accept={accept} aria-label={title} aria-describedby={`${id}-hint ${error ? `${id}-error` : ""}`}
+        <input type="file" multiple={!single} accept={accept} aria-label={title} aria-invalid={error ? true : undefined} aria-describedby={`${id}-hint ${error ? `${id}-error` : ""}`}
           onChange={(event) => {
             add(event.currentTarget.files ?? []);
             event.currentTarget.value = "";

@@ -27,6 +27,7 @@ type Merged = Job<{ error?: Errors }>;
 const FORMATS = ["", "safetensors", "gguf", "lora-gguf", "peft", "vllm"] as const;
 const DTYPES = ["", "bfloat16", "float16", "float32", "q8_0"] as const;
 const JOBS = "/v1/jobs";
+const precisions = (format: string): string[] => DTYPES.filter((value) => value !== "q8_0" || format === "gguf");
 const runs = (job: Job) => !ENDED.includes(job.status);
 
 export function Merge({ adapter }: { adapter: Whole }) {
@@ -40,6 +41,10 @@ export function Merge({ adapter }: { adapter: Whole }) {
   const [dtype, setDtype] = useState("");
   const [force, setForce] = useState(false);
   const { busy, failure, run } = useAction();
+  const choose = (into: string) => {
+    setFormat(into);
+    if (!precisions(into).includes(dtype)) setDtype("");
+  };
   const waiting = jobs.value?.some(runs) ?? false;
   useEffect(() => {
     if (!waiting) return;
@@ -54,9 +59,9 @@ export function Merge({ adapter }: { adapter: Whole }) {
       <h2>{w.merge}</h2>
       <p>{w.mergeHint}</p>
       <div class="choose">
-        <SelectField label={w.write} value={format} onValue={setFormat} options={FORMATS.map((value) => ({ value, text: w.formats[value || "none"] }))} />
+        <SelectField label={w.write} value={format} onValue={choose} options={FORMATS.map((value) => ({ value, text: w.formats[value || "none"] }))} />
         {format && <SelectField label={w.precision} value={dtype} onValue={setDtype}
-          options={DTYPES.filter((value) => value !== "q8_0" || format === "gguf").map((value) => ({ value, text: value || w.asBase }))} />}
+          options={precisions(format).map((value) => ({ value, text: value || w.asBase }))} />}
       </div>
       {format && <Checkbox label={w.force} checked={force} onValue={setForce} />}
       <div class="row">

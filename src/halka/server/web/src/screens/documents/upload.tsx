@@ -47,7 +47,8 @@ export function Upload({ collection, open, onDone }: { collection: string; open:
       setOutcomes([...done]);
     }
     setUnder(null);
-    setFiles(files.filter((file) => done.some((one) => one.name === file.name && one.failure)));
+    const failed = new Set(done.filter((one) => one.failure).map((one) => one.name));
+    setFiles((now) => now.filter((file) => !files.includes(file) || failed.has(file.name)));  // others came meanwhile
     onDone();
   };
   return (

@@ -57,12 +57,13 @@ function Draft({ all, models }: { all: Catalogue; models: Model[] }) {
   const { busy, failure, run } = useAction();
   const [checked, setChecked] = useState(false);
   const exists = models.some((model) => model.id === one.name && model.parent !== null);
+  const validationMissing = one.held === "file" && !one.validation;
   const begin = (event: Event) => {
     event.preventDefault();
     const form = event.currentTarget;
     setChecked(true);
     if (busy || !one.file) return;
-    if (!one.name || anyWrong(all, one.method || all.default, one.values)) requestAnimationFrame(() => showWrong(form));
+    if (!one.name || validationMissing || anyWrong(all, one.method || all.default, one.values)) requestAnimationFrame(() => showWrong(form));
     else run(async (signal) => {
       const job = await start(all, one);
       if (!signal.aborted) go(link("train", job.id));
@@ -80,7 +81,8 @@ function Draft({ all, models }: { all: Catalogue; models: Model[] }) {
             <SelectField label={w.held} hint={w.heldHint} value={one.held} onValue={(held) => change({ held })}
               options={["0.1", "0.2", "file", ""].map((value) => ({ value, text: heldText(value) }))} />
             {one.held === "file" && (
-              <FileField label={w.dropValidation} hint={w.dropHint} accept={KINDS} file={one.validation} onFile={(validation) => change({ validation })} />
+              <FileField label={w.dropValidation} hint={w.dropHint} accept={KINDS} file={one.validation} onFile={(validation) => change({ validation })}
+                error={checked && validationMissing ? w.validationMissing : null} />
             )}
           </div>
         )}

@@ -26,6 +26,12 @@ export function change(to: Partial<Draft>): void {
   draft.value = { ...draft.value, ...to };
 }
 
+/** Another method, with its own defaults: what stands in fields of the same name means something else to it. */
+export function chooseMethod(all: Catalogue, method: string): void {
+  const ofTraining = new Set(all.settings.map((setting) => setting.path));
+  change({ method, values: Object.fromEntries(Object.entries(draft.value.values).filter(([path]) => ofTraining.has(path))) });
+}
+
 /** A file, and the name that it suggests where there is none yet. */
 export function chooseFile(file: File | null): void {
   const name = draft.value.name || (file ? nameFrom(file.name) : "");

@@ -6,7 +6,7 @@ import { ErrorText } from "../../parts/error-text";
 import { SelectField, TextField } from "../../parts/field";
 import { number, words } from "../../words/words";
 import { fits, shown, type Catalogue, type Method, type Setting } from "./catalogue";
-import { change, draft } from "./draft";
+import { change, chooseMethod, draft } from "./draft";
 
 const FEW = ["lora", "ia3", "bottleneck", "full"];
 const FIRST = "train.epochs";
@@ -30,7 +30,7 @@ export function MethodChoice({ all, failure }: { all: Catalogue; failure: unknow
         <legend class="unseen">{w.method}</legend>
         {listed.map((one) => (
           <label key={one.name}>
-            <input type="radio" name={name} value={one.name} checked={one.name === chosen} onChange={() => change({ method: one.name })} />
+            <input type="radio" name={name} value={one.name} checked={one.name === chosen} onChange={() => chooseMethod(all, one.name)} />
             <span>
               <strong>{one.name}</strong>{one.name === all.default && <span class="badge gold">{w.usual}</span>}
               <span class="hint">{plainOf(one)}</span>
@@ -42,7 +42,7 @@ export function MethodChoice({ all, failure }: { all: Catalogue; failure: unknow
       <details class="more">
         <summary>{w.more}</summary>
         <div class="stack">
-          <SelectField label={w.otherMethod} value={chosen} onValue={(value) => change({ method: value })}
+          <SelectField label={w.otherMethod} value={chosen} onValue={(value) => chooseMethod(all, value)}
             hint={method && <>{plainOf(method)} <span lang="en">{method.meaning}</span></>}
             options={all.data.map((one) => ({ value: one.name, text: one.name }))} />
           {method && method.fields.length > 0 && <><h3>{w.ofMethod}</h3><div class="grid">{method.fields.map(field)}</div></>}

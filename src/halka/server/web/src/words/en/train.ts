@@ -82,6 +82,7 @@ export default {
   name: "Name of the adapter",
   nameHint: "Letters, digits, dots, hyphens and underscores.",
   nameMissing: "Give it a name.",
+  validationMissing: "Choose the file to validate with.",
   nameExists: "There is an adapter {name}: this becomes its next version.",
   start: "Start training",
   progress: "Progress",
