@@ -94,6 +94,7 @@ def test_a_collection_answers_through_the_server(here, url):
         ("--base base --url http://x", "--url is for a server"),
         ("--base base --model x", "--model is for a server"),
         ("--base base --collection x", "halka ask"),
+        ("--base base --store adapters", "nothing names an adapter in it"),
         ("--adapter x", "--model"),
         ("--url ftp://x", "is no URL"),
         ("--url http://me:secret@x", "must not have a password"),
@@ -106,6 +107,15 @@ def test_what_does_not_fit_is_said(here, flags, reason):
     message = failure(f"chat {flags}", input="Hello\n")
     assert reason in message
     assert "secret" not in message
+
+
+def test_a_key_that_no_header_can_hold_is_not_shown(here, url, monkeypatch):
+    monkeypatch.setenv("HALKA_API_KEY", "clé-geheim")
+    message = failure(f"chat --url {url}", input="Hello\n")
+    assert "HALKA_API_KEY has characters that no header can have" in message
+    assert "geheim" not in message
+    monkeypatch.setenv("HALKA_API_KEY", "halka_secret\n")  # a line of a file
+    assert halka(f"chat --url {url} --max-new-tokens 2", input="Hello\n").stdout
 
 
 def test_a_servers_error_is_told(here, url):

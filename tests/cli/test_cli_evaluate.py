@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from commands import failure, halka, parsed
+from halka.cli.command import emit
+from halka.cli.evaluate import scores_file
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -36,6 +39,25 @@ def test_evaluate(here):
     assert len(lines) == 4
     assert lines[0].keys() == {"where", "prompt", "references", "prediction", "adapter"}
     assert json.loads(Path("p.scores.json").read_text())["scores"].keys() == {"exact_match", "token_f1"}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "scores"),
+    [("p.jsonl", "p.scores.json"), ("lr0.01", "lr0.01.scores.json"), ("lr0.03.json", "lr0.03.scores.json")],
+)
+def test_scores_lie_beside_their_predictions(predictions, scores):
+    assert scores_file(Path("out") / predictions) == Path("out") / scores
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("utf-8", "café 😀"), ("latin-1", "caf\\u00e9 \\ud83d\\ude00")])
+def test_json_is_json_in_every_encoding(encoding, text, monkeypatch):
+    written = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+    monkeypatch.setattr("sys.stdout", written)
+    emit({"note": "café 😀"})
+    written.seek(0)
+    out = written.read()
+    assert text in out
+    assert json.loads(out) == {"note": "café 😀"}
 
 
 def test_evaluate_as_json(here):
@@ -67,6 +89,7 @@ def test_evaluate_on_a_task(here):
         ("evaluate --base base --data data.jsonl -o prose.txt/p.jsonl", "--out: nothing can be written to prose.txt"),
         ("evaluate --base base --data data.jsonl --adapter nope", "--adapter: there is no folder nope"),
         ("evaluate --base base --data data.jsonl --adapter base", "base holds no adapter_config.json"),
+        ("evaluate --base base --data data.jsonl --seed -1", "--seed"),
         ("generate --base base --temperature hot Hi", "--temperature"),
         ("generate --base base --top-p 0.5 Hi", "--top-p is for sampling: give a --temperature"),
         ("generate --base base --temperature 1 --top-p 7 Hi", "--top-p is a share above 0 and at most 1, not 7"),

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from embedder_for_tests import sentence_embedder, small_bert
+from engine_for_tests import filled
+from halka import LoRA, adapt, load_base, save
 from halka.cli import app
 from halka.cli.retrieval import scope_of
 from halka.rag.retrieve import CrossEncoder
@@ -245,6 +247,21 @@ def test_a_question_is_answered_with_its_sources(halka, embedder, base, tmp_path
     assert (code, "shorten it" in err) == (2, True)
     code, _, err = halka("ask", " ", "--collection", "faq", "--base", "no/such-base")
     assert (code, "QUESTION is empty" in err, "loading" in err) == (2, True, False)
+
+
+def test_an_adapter_answers_under_any_name(halka, embedder, base, tmp_path):
+    (tmp_path / "parcels.md").write_text("The parcels are sent on monday.")
+    assert halka("docs", "add", "faq", "parcels.md", "--embedder", str(embedder))[0] == 0
+    model = adapt(*load_base(base, dtype="float32"))
+    filled(model, "style", LoRA(rank=4))
+    save(model, "style", tmp_path / "style")
+    asking = ("ask", "when are parcels sent", "--collection", "faq", "--base", str(base), "--dtype", "float32")
+    bare, folder, named = (
+        halka(*asking, "--max-new-tokens", "8", *adapter)
+        for adapter in ((), ("--adapter", str(tmp_path / "style")), ("--adapter", f"mine={tmp_path / 'style'}"))
+    )
+    assert (bare[0], folder[0], named[0]) == (0, 0, 0), named[2]
+    assert folder[1] == named[1] != bare[1]
 
 
 def test_questions_become_training_data(halka, embedder, tmp_path):

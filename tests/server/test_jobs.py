@@ -113,6 +113,7 @@ def test_a_wrong_job_is_refused_at_once_with_its_field(visitor, change, param, r
         ({"data": [{**ROWS[0], "adapter": "prefix"}], "adapters": ["lora"]}, 400, "adapters", "not among adapters"),
         ({"split": "test"}, 400, "split", "for a task"),
         ({"limit": 0}, 400, "evaluate.limit", "greater than"),
+        ({"seed": -5}, 400, "evaluate.seed", "greater than"),
     ],
 )
 def test_a_wrong_evaluation_is_refused_at_once(visitor, job, status, param, reason):

@@ -45,7 +45,8 @@ def test_it_says_what_chat_says(visitor):
     assert response["system_fingerprint"] == expected["system_fingerprint"] is not None
     assert response["usage"]["input_tokens"] == expected["usage"]["prompt_tokens"]
     assert response["usage"]["output_tokens"] == expected["usage"]["completion_tokens"]
-    assert response["status"] == {"length": "incomplete", "stop": "completed"}[expected["choices"][0]["finish_reason"]]
+    status = {"length": "incomplete", "stop": "completed"}[expected["choices"][0]["finish_reason"]]
+    assert response["status"] == response["output"][0]["status"] == status
 
 
 def test_the_whole_history_is_the_input(visitor):

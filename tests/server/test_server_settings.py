@@ -35,6 +35,14 @@ def test_a_port_is_one(port):
         ServerSettings("tiny", port=port)
 
 
+@pytest.mark.parametrize("origin", ["https://example.org/", "https://example.org/page", "example.org", ""])
+def test_what_no_browser_sends_is_no_origin(origin):
+    with pytest.raises(HalkaError, match="is no origin: scheme and host alone"):
+        ServerSettings(base="base", cors=(origin,))
+    for right in ("https://example.org", "http://localhost:5173", "*", "null", "chrome-extension://abc"):
+        assert ServerSettings(base="base", cors=(right,)).cors == (right,)
+
+
 def test_folders_are_whole_paths_wherever_the_server_goes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     roots = (Path("b"), Path("acme=c/d"))

@@ -45,6 +45,20 @@ def test_a_tenant_sees_its_own(server):
     assert "lora" not in str(other)
 
 
+def test_what_is_refused_is_not_counted(server):
+    key = server.key("main", "user", limits=Limits(tokens=2000))
+    before = server.client.get("/v1/usage", headers=key).json()["adapters"]
+    for _ in range(4):
+        wrong = {"model": "tiny", "prompt": [5] * 600, "max_tokens": 1, "logit_bias": {"99999999": 1}}
+        assert server.client.post("/v1/completions", json=wrong, headers=key).status_code == 400
+        too_long = wrong | {"prompt": [5] * 2000, "logit_bias": {}}
+        assert server.client.post("/v1/completions", json=too_long, headers=key).status_code in (400, 429)
+    assert server.client.get("/v1/usage", headers=key).json()["adapters"] == before
+    metrics = server.client.get("/metrics", headers=server.key("main", "monitor")).text
+    assert 'finish="cancelled"' not in metrics
+    ask(server, key, "tiny")
+
+
 def test_the_operator_sees_each_tenants(server):
     acme = server.key("acme", "admin")
     ask(server, acme, "tiny")

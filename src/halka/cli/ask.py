@@ -67,9 +67,7 @@ def ask(
     options = sampling(temperature, None)
     retriever = retriever_of(collection_named(collection, collections), mode, rerank)
     adapters = given_adapters(adapter, store, loading.allow_pickle)
-    if len(adapters.named) > 1:
-        raise HalkaError(f"{len(adapters.named)} adapters were given, and one answers: name one")
-    name = adapters.usual
+    name = adapters.only
     model = open_model(base, adapters, [name], loading)
     answerer = Answerer(
         retriever,

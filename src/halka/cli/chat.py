@@ -76,9 +76,7 @@ def chat(
     if collection is not None:
         raise HalkaError("--collection is for a server: `halka ask` answers from a collection here")
     adapters = given_adapters(adapter, store, loading.allow_pickle)
-    if len(adapters.named) > 1:
-        raise HalkaError(f"{len(adapters.named)} adapters were given, and one answers: name one")
-    name = adapters.named[0] if adapters.named else None
+    name = adapters.only
     with own_engine(open_model(base, adapters, [name], loading), name, max_new_tokens, options) as reply:
         talk(reply, system)
 

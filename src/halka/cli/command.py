@@ -119,8 +119,9 @@ def say(message: str) -> None:
 
 
 def emit(value: Any) -> None:
-    """Print a result as JSON on stdout."""
-    typer.echo(json.dumps(plain(value), ensure_ascii=False, indent=1))
+    """Print a result as JSON on stdout; where that cannot hold all characters, others are escaped as JSON does."""
+    whole = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+    typer.echo(json.dumps(plain(value), ensure_ascii=not whole, indent=1))
 
 
 def show(*things: Any) -> None:

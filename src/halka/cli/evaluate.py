@@ -66,7 +66,7 @@ def evaluate(
         int | None, typer.Option(metavar="N", min=1, help="the most tokens of an answer [the task's, or 64]")
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="examples at a time")] = 32,
-    seed: Annotated[int, typer.Option(metavar="N", help="for --limit and the intervals")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="for --limit and the intervals")] = 0,
     *,
     loading: Loading,
     json: Json = False,
@@ -204,7 +204,8 @@ def _answer(
 
 def scores_file(predictions: Path) -> Path:
     """The file for the scores beside a file of predictions."""
-    return predictions.with_suffix(".scores.json")
+    name = predictions.stem if predictions.suffix in (".jsonl", ".json") else predictions.name
+    return predictions.with_name(f"{name}.scores.json")
 
 
 def _perplexity(model: AdaptedModel, names: Sequence[str | None], text: str) -> dict[str, Any]:

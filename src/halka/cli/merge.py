@@ -47,7 +47,7 @@ def merge(
         float | None, typer.Option(metavar="X", help="the share of values that ties, dare, magnitude_prune keep")
     ] = None,
     rank: Annotated[int | None, typer.Option(metavar="N", min=1, help="of the result of svd and its like")] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="for dare's draws, and the choice of examples")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="for dare's draws, and the choice of examples")] = 0,
     task: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="a task to score base, adapters and combination on; may be repeated"),

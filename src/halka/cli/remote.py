@@ -44,7 +44,9 @@ class Server:
             raise HalkaError(f"--url: {url!r} is no URL of a server: write one like {HERE}")
         if parts.password or parts.username:
             raise HalkaError("--url: a URL must not have a password: put the API key into the variable of --key-env")
-        key = os.environ.get(key_env) or None
+        key = os.environ.get(key_env, "").strip() or None
+        if key is not None and not (key.isascii() and key.isprintable()):  # an error of httpx's would quote it
+            raise HalkaError(f"--key-env: {key_env} has characters that no header can have: set it to the API key")
         if key is None and key_env != KEY:
             raise HalkaError(f"--key-env: there is no variable {key_env}: set it to the API key")
         return cls(url.rstrip("/").removesuffix("/v1"), key)

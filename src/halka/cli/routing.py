@@ -80,6 +80,18 @@ class Adapters:
         """The adapter for rows that name none."""
         return self.plain[0] if len(self.plain) == 1 else None
 
+    @property
+    def only(self) -> str | None:
+        """The adapter that answers where one does; None: the base.
+
+        Raises HalkaError for several, and for a store from which none is named.
+        """
+        if len(self.named) > 1:
+            raise HalkaError(f"{len(self.named)} adapters were given, and one answers: name one")
+        if self.store is not None and not self.named:
+            raise HalkaError("--store: nothing names an adapter in it: add --adapter NAME")
+        return self.named[0] if self.named else None
+
     def folder(self, name: str) -> AdapterFolder:
         """The folder of an adapter of --adapter, or of the store's as NAME or NAME@VERSION.
 

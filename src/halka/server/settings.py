@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from halka.util.places import cache_dir, is_base_folder
 from halka.util.settings import documented, split_key
 
 MB, GB = 10**6, 10**9
+ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/?#\s]+")  # as browsers send it
 LEAST = {
     **dict.fromkeys(("rows", "new_tokens", "requests_per_minute", "tokens_per_minute", "concurrency"), 1),
     "document_characters": 1,
@@ -185,6 +187,9 @@ class ServerSettings:
             _check_address(url)
         if len({url.rstrip("/") for url in self.vllm}) < len(self.vllm):
             raise HalkaError("vllm names an address twice: name each process once")
+        for origin in self.cors:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise HalkaError(f"cors: {origin!r} is no origin: scheme and host alone, such as https://example.org")
         least, most = self.replica_range
         if self.on is None and most > 1:
             raise HalkaError(f"replicas is {self.replicas}: they need a cluster, such as on=ray")

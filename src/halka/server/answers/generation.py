@@ -89,6 +89,9 @@ def _within_limits(caller: Caller, request: Request, n: int, answers: Collection
     lease.reserve(n, prompt + n * request.stopping.max_new_tokens)
     try:
         yield
+    except Exception:
+        prompt = prompt if answers else 0  # what was refused was not read
+        raise
     finally:
         lease.spend(prompt + sum(len(answer.tokens) for answer in answers))
 

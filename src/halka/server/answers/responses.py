@@ -100,8 +100,8 @@ class ResponseWriter:
         else:
             if not self.items:
                 yield from self._open_message()
-            yield from self._close_message()
             status = "incomplete" if delta.finish == "length" else "completed"
+            yield from self._close_message(status)
             yield {"type": f"response.{status}", "response": self._response(status, delta.answer)}
 
     def _add_text(self, delta: Delta) -> Iterator[Event]:
@@ -122,11 +122,11 @@ class ResponseWriter:
         yield self._at("response.output_item.added", item={**item, "content": []})
         yield self._at("response.content_part.added", content_index=0, part={**part, "logprobs": []})
 
-    def _close_message(self) -> Iterator[Event]:
+    def _close_message(self, status: str = "completed") -> Iterator[Event]:
         """The message that is open, if one is, ends."""
         if self._open:
             item, self._open = self.items[-1], False
-            item["status"] = "completed"
+            item["status"] = status
             (part,) = item["content"]
             text, logprobs = part["text"], part["logprobs"]
             if self.chat.grounding is not None:

@@ -117,11 +117,16 @@ class Metrics:
         """Within the block the engine answers a request; `answers` has each from its beginning on."""
         tracked = Tracked(request, n, answers, since)
         self._under_way[tracked] = None
+        refused = False
         try:
             yield tracked
+        except Exception:
+            refused = not answers
+            raise
         finally:
             del self._under_way[tracked]
-            self._count(tracked)
+            if not refused:
+                self._count(tracked)
 
     def label(self, name: str | None) -> str:
         """The label of the adapter that the engine knows as "tenant/adapter"."""

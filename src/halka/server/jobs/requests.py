@@ -68,7 +68,7 @@ class EvaluateJob(_Job):
     ) = None
     limit: Count | None = None
     max_new_tokens: Count | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _base_beside_adapters(self) -> EvaluateJob:

@@ -281,7 +281,7 @@ async def _events(job: JobFolder, after: int, service: Service) -> AsyncGenerato
         progress = view["progress"]
         if status in ENDED or service.guards.drain.draining:
             return
-        if time.monotonic() - spoken > SILENCE:
+        if time.monotonic() - spoken > min(SILENCE, service.settings.timeout / 3):
             spoken = time.monotonic()
             yield b": still here\n\n"
         await anyio.sleep(EVERY)
