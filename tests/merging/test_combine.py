@@ -250,9 +250,10 @@ def test_what_is_combined_is_saved_and_loaded_as_any_adapter(tmp_path):
 # ── other families ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("kind", ["ia3", "bitfit", "full", "modules"])
+@pytest.mark.parametrize("kind", ["ia3", "bitfit", "full", "modules", "tokens"])
 def test_what_starts_at_a_point_is_combined_by_its_distance_from_there(kind):
-    method = {"ia3": halka.IA3(), "bitfit": halka.BitFit(), "full": halka.Full(), "modules": halka.Modules()}[kind]
+    methods = {"ia3": halka.IA3(), "bitfit": halka.BitFit(), "full": halka.Full(), "modules": halka.Modules()}
+    method = (methods | {"tokens": halka.Tokens((5, 8))})[kind]
     model = halka.adapt(tiny())
     start = model.add("start", method).state_dict()
     for seed, name in enumerate(("one", "two")):

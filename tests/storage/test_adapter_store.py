@@ -265,6 +265,43 @@ def test_clean_leaves_a_name_alone_that_is_being_written(store, model):
     assert hidden(store) == []
 
 
+def test_what_is_no_adapters_stays(store, model):
+    """Whoever names the wrong folder, such as one of runs or of plain adapters, loses nothing."""
+    halka.save(model, "a", store.folder / "plain")
+    for path in ("notes/x.txt", "notes/.git/HEAD", "run/.1", "run/settings.json", "a/.mine/y.txt"):
+        (store.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (store.folder / path).write_text("mine")
+    (store.folder / "empty").mkdir()
+    store.save(model, "a")
+
+    def mine() -> list[str]:
+        paths = (path.relative_to(store.folder).as_posix() for path in store.folder.rglob("*"))
+        return sorted(path for path in paths if not path.startswith(("a/1", ".locks")))
+
+    before = mine()
+    assert store.clean() == 0
+    assert [*store.verify()] == [(store.get("a"), "")]
+    assert mine() == before
+    for write in (
+        lambda: store.save(model, "a", stored_as="plain"),
+        lambda: store.add(store.folder / "plain", "notes"),
+    ):
+        with pytest.raises(HalkaError, match="which is no adapter's version: store it under another name"):
+            write()
+    assert mine() == before
+    store.remove("a")
+    assert [path for path in before if path.startswith("a/")] == ["a/.mine", "a/.mine/y.txt"]
+    assert mine() == before
+
+
+def test_a_base_is_not_cleaned(store, model, tmp_path):
+    (store.folder / "onnx").mkdir(parents=True)
+    (store.folder / "config.json").write_text("{}")
+    with pytest.raises(HalkaError, match="holds a base model"):
+        store.clean()
+    assert (store.folder / "onnx").exists()
+
+
 def test_a_writer_removes_what_another_left(store, model):
     store.save(model, "a")
     (store.folder / "a" / ".2.left").mkdir()

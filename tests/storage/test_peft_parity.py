@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import halka
+from halka.models.quantised import quantise
 from peft_for_tests import disturb, peft_logits
 from tiny import tiny
 
@@ -202,6 +203,43 @@ def test_a_peft_adapter_computes_the_same_here(what, tmp_path):
         ours = base(IDS, attention_mask=torch.ones_like(IDS)).logits
     assert (expected - bare).abs().max() > 1e-3
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_a_bias_that_two_modules_have_is_read_once(architecture, tmp_path):
+    """A masked language model's head and its decoder have one; peft writes both names."""
+    config = peft.LoraConfig(r=4, target_modules=["query"], bias="all")
+    theirs = peft.get_peft_model(tiny(architecture), config)
+    disturb(p for p in theirs.parameters() if p.requires_grad)
+    expected = peft_logits(theirs, IDS)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = halka.adapt(tiny(architecture))
+    halka.load(model, tmp_path / "theirs", name="a")
+    with torch.no_grad(), model.use("a"):
+        torch.testing.assert_close(model.base(IDS).logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("qwen2", lambda: lora(["q_proj"], bias="all")),
+        ("gpt2", lambda: lora(["c_attn"], bias="all", fan_in_fan_out=True)),
+    ],
+)
+def test_biases_of_quantised_layers_are_read(architecture, config, tmp_path):
+    theirs = peft.get_peft_model(tiny(architecture), config())
+    disturb(p for p in theirs.parameters() if p.requires_grad)
+    expected = peft_logits(theirs, IDS)
+    theirs.save_pretrained(tmp_path / "theirs")
+    base = tiny(architecture)
+    quantise(base, "int8")
+    model = halka.adapt(base)
+    halka.load(model, tmp_path / "theirs", name="a")
+    with torch.no_grad():
+        bare = base(IDS).logits
+        with model.use("a"):
+            ours = base(IDS).logits
+    assert (ours - expected).norm() < 0.1 * (ours - bare).norm()  # but for what int8 rounds
 
 
 @pytest.mark.parametrize("what", WRITTEN)

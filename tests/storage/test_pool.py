@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import halka
 import halka.storage.pool
 from contract import disturb, ids
 from halka import AdapterPool, AdapterStore
 from halka.core import AdaptedModel
+from halka.storage.adapter_folder import AdapterFolder
+from halka.util.errors import HalkaError
 from tiny import tiny
 
 COUNT = 12
@@ -60,6 +64,25 @@ def test_the_least_recently_used_goes_first(made):
             pass
     assert list(model.adapters) == ["a0", "a2", "a3"]
     assert pool.loads == 4
+
+
+def test_pickles_that_are_allowed_are_used(made, tmp_path):
+    store, expected, _ = made
+    folder = tmp_path / "pickled"
+    shutil.copytree(store.get("a0").folder, folder)
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    for name in ("adapter_model.safetensors", "halka.json"):
+        (folder / name).unlink()
+    pickles = AdapterStore(tmp_path / "store")
+    pickles.add(AdapterFolder.open(folder, allow_pickle=True), "a0")
+    model = halka.adapt(tiny())
+    pool = AdapterPool(model, pickles, allow_pickle=True)
+    assert torch.equal(logits(model, "a0"), expected["a0"])
+    assert pool.bytes == 4 * model.adapter("a0").count()
+    model = halka.adapt(tiny())
+    AdapterPool(model, pickles)
+    with pytest.raises(HalkaError, match="allow_pickle"), model.use("a0"):
+        pass
 
 
 def test_rows_of_a_batch_are_all_there_at_once(made):

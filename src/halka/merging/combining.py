@@ -24,13 +24,13 @@ from torch import Tensor
 
 from halka.core import AdaptedModel, Adapter, Method, Part
 from halka.merging.pieces import is_lora, kind, pieces
-from halka.methods import IA3, BitFit, Full, Joint, LoRA, Modules, Prefix, Prompt
+from halka.methods import IA3, BitFit, Full, Joint, LoRA, Modules, Prefix, Prompt, Tokens
 from halka.methods.lora import FACTORS, LoRAPart
 from halka.storage.tensors import check_finite
 from halka.util.errors import HalkaError
 
 DENSITY = 0.5  # the share of values to keep, by default
-FROM_START = (BitFit, Full, IA3, Modules)  # methods whose parameters start at a fixed point
+FROM_START = (BitFit, Full, IA3, Modules, Tokens)  # methods whose parameters start at a fixed point
 
 
 @dataclass(frozen=True)

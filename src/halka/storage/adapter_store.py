@@ -7,16 +7,18 @@
       .locks/support        locked while a process writes under that name
 
 One rename adds a version and one rename removes it, so a crash at any moment leaves it whole or absent, and readers
-need no lock. A killed writer's leftovers are hidden; the next writer of that name, or `clean`, removes them.
+need no lock. A killed writer's leftovers are hidden; the next writer of that name, or `clean`, removes them. Nothing
+else that lies in the folder is touched.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -33,6 +35,7 @@ from halka.util.files import flush, is_portable_name, new_folder, portable_name,
 from halka.util.places import is_base_folder
 
 BASE, TAGS, LOCKS = "store.json", "tags.json", ".locks"
+LEFTOVER = re.compile(rf"\.(?:\d+|{re.escape(TAGS)})\.\w+")  # what a killed writer leaves beside versions
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,8 @@ class AdapterStore:
     def save(self, model: AdaptedModel, name: str, *, stored_as: str | None = None, **card: Any) -> Stored:
         """Write adapter `name` of `model` as the next version; `card` goes to `halka.save`.
 
-        Raises WrongBaseError where the store's adapters have another base, HalkaError for a name that is no file name
-        and for a base's folder.
+        Raises WrongBaseError where the store's adapters have another base, HalkaError for a name that is no file name,
+        for a base's folder, and for a name whose folder in the store holds something else.
         """
         self._refuse_base_folder()
         stored_as = _named(name if stored_as is None else stored_as)
@@ -131,6 +134,7 @@ class AdapterStore:
             model.lock,
             self._writing(stored_as) as folder,
         ):  # in this order, since a thread that holds the model's lock may save too
+            _check_own(folder)
             version = max(_versions(folder), default=0) + 1
             save(model, name, folder / str(version), **card)
         return self.get(stored_as, version)
@@ -140,7 +144,8 @@ class AdapterStore:
 
         The default name is the one of `halka.load`: the folder's, the run's or the hub's.
         Raises DamagedFolderError for a folder that is no whole adapter, WrongBaseError where its Card names another
-        base than the store's, HalkaError for a name that is no file name and for a base's folder.
+        base than the store's, HalkaError for a name that is no file name, for a base's folder, and for a name whose
+        folder in the store holds something else.
         """
         self._refuse_base_folder()
         name = None if name is None else _named(name)
@@ -151,6 +156,7 @@ class AdapterStore:
         if adapter.card is not None and base and adapter.card.base.get("fingerprint") != base:
             raise WrongBaseError(f"{adapter} was made for another base than the adapters in {self.folder}")
         with self._writing(name) as place:
+            _check_own(place)
             version = max(_versions(place), default=0) + 1
             with new_folder(place / str(version)) as beside:
                 shutil.copytree(adapter.path, beside, dirs_exist_ok=True)
@@ -205,7 +211,11 @@ class AdapterStore:
                     yield f"{name} {version}", str(error)
 
     def clean(self) -> int:
-        """Remove killed writers' leftovers, except under names being written. Returns the number of entries."""
+        """Remove killed writers' leftovers, except under names being written. Returns the number of entries.
+
+        Raises HalkaError for a base's folder.
+        """
+        self._refuse_base_folder()
         count = 0
         if self.folder.is_dir():
             (self.folder / LOCKS).mkdir(exist_ok=True)
@@ -216,7 +226,9 @@ class AdapterStore:
         for folder in self.folder.iterdir() if self.folder.is_dir() else ():
             if not is_portable_name(folder.name) or not folder.is_dir():
                 continue
-            leftovers = len([*folder.glob(".*")])
+            leftovers = len(_leftovers(folder))
+            if not leftovers and not _versions(folder):
+                continue  # it is no adapter's
             try:
                 with self._writing(folder.name, wait=0):
                     count += leftovers
@@ -265,12 +277,14 @@ class AdapterStore:
         with FileLock(self.folder / LOCKS / name, timeout=wait):
             folder.mkdir(exist_ok=True)
             try:
-                _remove_hidden(folder)
+                _remove_leftovers(folder)
                 yield folder
             finally:
-                _remove_hidden(folder)
+                _remove_leftovers(folder)
                 if not _versions(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
+                    with suppress(OSError):  # what somebody else has put there stays
+                        (folder / TAGS).unlink(missing_ok=True)
+                        folder.rmdir()
 
 
 def _read(path: Path, is_whole: Callable[[Any], bool], way_out: str) -> Any:
@@ -298,8 +312,19 @@ def _versions(folder: Path) -> list[int]:
         return []
 
 
-def _remove_hidden(folder: Path) -> None:
-    for leftover in folder.glob(".*"):
+def _check_own(folder: Path) -> None:
+    """Raises HalkaError where a name's folder holds something else than its versions and their tags."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name != TAGS)
+    if other := next((name for name in names if not (name.isascii() and name.isdigit())), None):
+        raise HalkaError(f"{folder} holds {other}, which is no adapter's version: store it under another name")
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(".*") if LEFTOVER.fullmatch(path.name)]
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for leftover in _leftovers(folder):
         shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink(missing_ok=True)
 
 

@@ -102,7 +102,8 @@ class AdapterPool:
                 cost += self.sizes[name]
             elif name not in self.model.adapters:
                 if name not in self._costs:
-                    self._costs[name] = self._stored(name).open().memory
+                    allowed = self.allowed.get("allow_pickle", False)
+                    self._costs[name] = self._stored(name).open(allow_pickle=allowed).memory
                 cost += self._costs[name]
         return cost
 

@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from halka.core import Method, Part, Target
 from halka.methods import BitFit, DoRA, LoRA, LoRABias, Modules
+from halka.models.quantised.linear import QuantizedLinear
 from halka.storage.formats.format import base_of, json_list
 from halka.storage.formats.peft import experts
 from halka.storage.formats.peft.modules import PREFIX as PREFIX
@@ -156,6 +158,17 @@ def read(
     return methods, state, others
 
 
+def _same_bias(key: str, own: Mapping[str, Tensor]) -> str:
+    """The bias of a layer that a module without one has as its own, too, as BERT's head has its decoder's.
+
+    Raises HalkaError for another, which no method trains.
+    """
+    for other, tensor in own.items():
+        if other != key and tensor is own[key] and other.removesuffix(".bias") + ".weight" in own:
+            return other
+    raise HalkaError(f"the adapter trains {key}, which is of no linear layer and no norm: leave it out in peft")
+
+
 def _refuse_init(init: Any) -> None:
     """Raise HalkaError for an initialisation that changes the base's weights."""
     if init not in (None, True, False, "gaussian", "eva", "orthogonal"):
@@ -270,7 +283,15 @@ def _all_biases(
         path = key.removesuffix(".bias")
         if tensor.shape != own[key].shape:
             raise HalkaError(f"the adapter's {key} is {tuple(tensor.shape)}, this base's {tuple(own[key].shape)}")
-        if own[path + ".weight"].dim() == 2:
+        weight = own.get(path + ".weight")
+        if weight is None and not isinstance(base.get_submodule(path), QuantizedLinear):
+            twin = _same_bias(key, own)
+            if not torch.equal(biases.get(twin, tensor), tensor):
+                raise HalkaError(f"the adapter's {key} and {twin} differ, and this base has one bias for both")
+            if twin in biases:
+                continue
+            path, key = twin.removesuffix(".bias"), twin
+        if weight is None or weight.dim() == 2:
             offsets.append(path)
             state[key] = tensor - own[key].detach().float().cpu()
         else:
