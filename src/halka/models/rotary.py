@@ -47,7 +47,7 @@ def long_text(base: nn.Module, turn: int) -> Iterator[None]:
         return (states, torch.cat([positions, beyond], -1), *args[2:]), others
 
     def leave_out(module: nn.Module, args: tuple[Any, ...], angles: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(each[..., :-1, :] for each in angles)
+        return tuple(angle[..., :-1, :] for angle in angles)
 
     rotary = [module for module in base.modules() if hasattr(module, "inv_freq")]
     with ExitStack() as hooks:

@@ -98,7 +98,7 @@ class LlamaStep:
             *(cos[0], sin[0], array_of(plan.kv.data), int(plan.slots[0])),
             *(plan.tables[0].numpy(), plan.counts[0].numpy(), plan.begins[0].numpy(), int(plan.positions[0])),
             *(self._windows, self.scale, *(table.array[0] for table in rows.tables), self.dims.Q, self.dims.F),
-            *(each[0] for each in self._partial_sums(threads)),
+            *(partial[0] for partial in self._partial_sums(threads)),
             logits[0].numpy(),
         )
         return logits
