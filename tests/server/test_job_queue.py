@@ -264,6 +264,21 @@ def test_a_failed_job_says_why(jobs, queue):
         assert queue.look() == 0
 
 
+def test_a_resumed_job_says_nothing_of_an_earlier_attempt(jobs, queue):
+    again = (
+        "import pathlib, sys; sys.exit(3) if pathlib.Path('again').exists() else None; pathlib.Path('again').touch(); "
+    )
+    job = new(jobs, f"{again}sys.exit('Error: the data holds nothing')")
+    for reason in ("the data holds nothing", "the job ended with code 3"):
+        queue.look()
+        wait_for(lambda: job.written()["state"] == "failed")
+        wait_for(lambda: not job.alive)
+        assert job.written()["error"] == reason
+        assert ("holds nothing" in job.messages()) == (reason == "the data holds nothing")
+        job.resume()
+        assert job.messages() == ""
+
+
 def test_a_damaged_or_foreign_folder_keeps_no_other_job_away(jobs, queue, tmp_path):
     damaged, good = new(jobs), new(jobs)
     (damaged.path / "state.json").write_text("{")

@@ -52,7 +52,6 @@ def test_a_file_is_looked_at_estimated_with_and_trained_on(server):
         ({"data_file": "../../keys"}, 400, "train.data_file"),
         ({"data_file": "KEPT", "data": [{"prompt": "a", "completion": "b"}]}, 400, "data"),
         ({"data_file": "KEPT", "task": "support"}, 400, "data"),
-        ({"data_file": "KEPT", "validation_file": "KEPT", "validation": 0.2}, 400, "validation"),
     ],
 )
 def test_what_names_no_file_is_refused(server, body, status, param):

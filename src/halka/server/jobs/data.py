@@ -28,10 +28,9 @@ def placed(asked: Any, files: Mapping[str, Path]) -> tuple[dict[str, str], dict[
     contents: dict[str, bytes | Path] = {names[name]: path for name, path in files.items()}
     for name in (DATA, VALIDATION):
         rows = getattr(asked, name, None)
-        if rows is not None and name in names:
-            form = "rows" if isinstance(rows, list) else "a share"
-            raise ApiError(400, f"{name} came as {form} and as a file: give one of them", param=name)
         if isinstance(rows, list):
+            if name in names:
+                raise ApiError(400, f"{name} came as rows and as a file: give one of them", param=name)
             names[name] = f"{name}.jsonl"
             contents[names[name]] = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
     return names, contents

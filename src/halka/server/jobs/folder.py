@@ -191,8 +191,21 @@ class JobFolder:
         """
         if (state := self.state()) not in ENDED or state == "done":
             raise HalkaError(f"{self.id} is {state}: only what was stopped, interrupted or failed is resumed")
-        self.write(state="queued", queued=time.time_ns(), limit=limit, ended=None, error=None)
+        log = self.path / LOG
+        size = log.stat().st_size if log.exists() else 0
+        self.write(state="queued", queued=time.time_ns(), limit=limit, ended=None, error=None, log=size)
         (self.path / STOP).unlink(missing_ok=True)  # last: from here on it may begin
+
+    def messages(self, most: int | None = None) -> str:
+        """What its command has written since it was queued, or resumed; of that the last `most` bytes."""
+        begin = self.written().get("log")
+        try:
+            with (self.path / LOG).open("rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(begin if isinstance(begin, int) else 0, 0 if most is None else end - most))
+                return file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
 
     @property
     def stop_asked(self) -> bool:

@@ -107,8 +107,7 @@ def _reason(job: JobFolder, code: int) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         return f"the job was killed by {name}" + (": perhaps memory ran out" if -code == signal.SIGKILL else "")
-    lines = (job.path / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")]
+    errors = [line.removeprefix("Error: ") for line in job.messages().splitlines() if line.startswith("Error: ")]
     return errors[-1] if errors else f"the job ended with code {code}"
 
 

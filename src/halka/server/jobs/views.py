@@ -11,7 +11,7 @@ from typing import Any
 
 from halka.server.errors import public
 from halka.server.folders import Folders
-from halka.server.jobs.folder import LOG, OUTPUT, RUN, JobFolder
+from halka.server.jobs.folder import OUTPUT, RUN, JobFolder
 from halka.util.errors import DamagedFolderError
 from halka.util.text import one_line
 
@@ -126,12 +126,7 @@ def _last_step(job: JobFolder) -> dict[str, Any] | None:
 
 def _last_words(job: JobFolder, hide: Callable[[str], str]) -> str | None:
     """What the job's command last wrote of its progress."""
-    try:
-        with (job.path / LOG).open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 4096))
-            lines = file.read().decode(errors="replace").split("\n")[:-1]  # without what is being written
-    except FileNotFoundError:
-        return None
+    lines = job.messages(4096).split("\n")[:-1]  # without what is being written
     return next((one_line(hide(line)) for line in reversed(lines) if line.strip()), None)
 
 
