@@ -289,6 +289,10 @@ def test_what_is_no_adapters_stays(store, model):
         with pytest.raises(HalkaError, match="which is no adapter's version: store it under another name"):
             write()
     assert mine() == before
+    (store.folder / "a" / "README.md").write_text("mine")  # beside versions it may lie
+    assert store.save(model, "a").version == 2
+    (store.folder / "a" / "README.md").unlink()
+    store.remove("a", 2)
     store.remove("a")
     assert [path for path in before if path.startswith("a/")] == ["a/.mine", "a/.mine/y.txt"]
     assert mine() == before

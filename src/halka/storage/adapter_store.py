@@ -125,7 +125,7 @@ class AdapterStore:
         """Write adapter `name` of `model` as the next version; `card` goes to `halka.save`.
 
         Raises WrongBaseError where the store's adapters have another base, HalkaError for a name that is no file name,
-        for a base's folder, and for a name whose folder in the store holds something else.
+        for a base's folder, and for a name whose folder in the store is no adapter's.
         """
         self._refuse_base_folder()
         stored_as = _named(name if stored_as is None else stored_as)
@@ -145,7 +145,7 @@ class AdapterStore:
         The default name is the one of `halka.load`: the folder's, the run's or the hub's.
         Raises DamagedFolderError for a folder that is no whole adapter, WrongBaseError where its Card names another
         base than the store's, HalkaError for a name that is no file name, for a base's folder, and for a name whose
-        folder in the store holds something else.
+        folder in the store is no adapter's.
         """
         self._refuse_base_folder()
         name = None if name is None else _named(name)
@@ -313,10 +313,10 @@ def _versions(folder: Path) -> list[int]:
 
 
 def _check_own(folder: Path) -> None:
-    """Raises HalkaError where a name's folder holds something else than its versions and their tags."""
+    """Raises HalkaError where a folder without versions holds something else, so that it is no adapter's."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name != TAGS)
-    if other := next((name for name in names if not (name.isascii() and name.isdigit())), None):
-        raise HalkaError(f"{folder} holds {other}, which is no adapter's version: store it under another name")
+    if names and not _versions(folder):
+        raise HalkaError(f"{folder} holds {names[0]}, which is no adapter's version: store it under another name")
 
 
 def _leftovers(folder: Path) -> list[Path]:
