@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from halka.util.errors import HalkaError
-from halka.util.text import one_line
+from halka.util.text import fits_header, one_line
 
 if TYPE_CHECKING:
     import httpx
@@ -45,7 +45,7 @@ class Server:
         if parts.password or parts.username:
             raise HalkaError("--url: a URL must not have a password: put the API key into the variable of --key-env")
         key = os.environ.get(key_env, "").strip() or None
-        if key is not None and not (key.isascii() and key.isprintable()):  # an error of httpx's would quote it
+        if key is not None and not fits_header(key):
             raise HalkaError(f"--key-env: {key_env} has characters that no header can have: set it to the API key")
         if key is None and key_env != KEY:
             raise HalkaError(f"--key-env: there is no variable {key_env}: set it to the API key")

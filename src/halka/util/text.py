@@ -1,4 +1,4 @@
-"""Text for people and Cards: one line, a plural, an empty table for a terminal, a chat template's fingerprint."""
+"""Text for people, Cards and headers: one line, a plural, an empty table for a terminal, a template's fingerprint."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def not_unicode(text: str) -> str | None:
         fault = f"the byte {code - 0xDC00:#x}" if 0xDC80 <= code <= 0xDCFF else f"half a character ({code:#x})"
         return f"is not UTF-8: it has {fault} at character {error.start + 1}"
     return None
+
+
+def fits_header(text: str) -> bool:
+    """Whether an HTTP header can hold the text; an error of one that it cannot would quote it, a key, too."""
+    return text.isascii() and text.isprintable()
 
 
 def plural(number: int, noun: str) -> str:

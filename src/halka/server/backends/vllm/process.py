@@ -19,6 +19,7 @@ from halka.core import AdaptedModel
 from halka.server.backends.vllm.base_check import OtherBase, Probe, Served, check_base, message_of
 from halka.server.backends.vllm.events import Event, data_of, read_event
 from halka.util.errors import HalkaError
+from halka.util.text import fits_header
 
 KEY = "VLLM_API_KEY"
 CONNECT = 5.0  # seconds
@@ -270,7 +271,7 @@ def open_processes(urls: Sequence[str], model: AdaptedModel, folder: Path, timeo
 def api_key() -> str:
     """vLLM's key. Raises HalkaError, without it, for what no header can hold: errors of headers would quote it."""
     key = os.environ.get(KEY, "").strip()
-    if not (key.isascii() and key.isprintable()):
+    if not fits_header(key):
         raise HalkaError(f"{KEY} has characters that no header can have: set it to vLLM's --api-key")
     return key
 
