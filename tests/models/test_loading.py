@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import gguf
 import huggingface_hub
@@ -28,6 +29,7 @@ from halka.models import loading
 from halka.models.description import describe_base
 from halka.models.fetching import BaseInfo, known_bases, list_bases, pull, pull_base, smollm2
 from halka.models.fetching.smollm2 import SMOLLM2, Release
+from halka.models.fingerprint import fingerprint
 from halka.models.loading import load_base
 from halka.util.places import cache_dir
 from halka.util.text import chat_template_fingerprint
@@ -113,6 +115,31 @@ def test_a_folder_loads_in_eval_mode_with_a_pad_token(folder: Path) -> None:
 def test_dtypes(folder: Path, dtype: str, expected: torch.dtype) -> None:
     model, _ = load_base(str(folder), dtype=dtype)
     assert {p.dtype for p in model.parameters()} == {expected}
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_base_has_one_fingerprint_in_every_precision(
+    tmp_path: Path, stored: torch.dtype, quantize: Literal["int8"] | None
+) -> None:
+    """Float16 keeps fewer bits of small values than bfloat16, and rounds others before bfloat16 rounds them again."""
+    base = tiny_llama()
+    for weight in base.parameters():
+        weight.data = torch.randn_like(weight) * 1e-5
+    base.to(stored).save_pretrained(tmp_path)
+    tiny_tokenizer(eos_token="<|im_end|>").save_pretrained(tmp_path)
+    loaded = [
+        load_base(tmp_path, dtype=dtype, quantize=quantize, device="cpu")[0]
+        for dtype in ("float32", "bfloat16", "float16", "auto")
+    ]
+    own, *others = map(fingerprint, loaded)
+    assert others == [own] * 3
+
+    half = loaded[2]
+    assert half.dtype == torch.float16
+    with torch.no_grad():
+        half.model.norm.weight.fill_(2)  # type: ignore[union-attr]
+    assert fingerprint(half) != own
 
 
 def test_loading_is_quiet_and_leaves_transformers_as_it_was(

@@ -14,6 +14,7 @@ from halka.models.heads import head_of
 from halka.models.quantised.linear import QuantizedLinear, samples
 
 _KEPT = "_halka_samples"
+_STORED = "_halka_stored_samples"
 
 
 def fingerprint(base: Any, *, head: bool = False) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def fingerprint(base: Any, *, head: bool = False) -> dict[str, Any]:
 
     A classifier's head and other new modules, which adapters train whole, count only with `head`: for adapters that use
     the base's head. Samples are rounded to bf16, so that a base has one fingerprint in bf16 and in fp32; those of
-    quantised layers were taken before they were quantised.
+    quantised layers were taken before they were quantised, and `keep_stored_samples` is for fp16.
     """
     new = () if head else tuple(f"{path}." for path in head_of(base))
     named = [sample for sample in _sampled(base) if not sample[0].startswith(new)]
@@ -40,11 +41,25 @@ def keep_samples(base: Any) -> None:
     setattr(base, _KEPT, [*_sampled(base)])
 
 
+def keep_stored_samples(base: Any, stored: Any) -> None:
+    """Keep the samples of a base as it is stored that its rounding to float16 has changed: of small values fp16 keeps
+    fewer bits than bf16. `fingerprint` reads them for as long as the base's own stay what they were rounded to."""
+    pairs = zip(_sampled(base), _sampled(stored), strict=True)
+    setattr(base, _STORED, {name: (own.cpu(), before) for (name, _, own), (_, _, before) in pairs})
+
+
 def _sampled(base: Any) -> Iterator[tuple[str, Sequence[int], Tensor]]:
     """Name, shape and samples of every parameter and quantised weight, in the order of `named_parameters`."""
     if _KEPT in vars(base):
         yield from vars(base)[_KEPT]
         return
+    stored = vars(base).get(_STORED, {})
+    for name, shape, own in _own_samples(base):
+        rounded, before = stored.get(name, (None, None))
+        yield name, shape, before if rounded is not None and torch.equal(own.cpu(), rounded) else own
+
+
+def _own_samples(base: Any) -> Iterator[tuple[str, Sequence[int], Tensor]]:
     seen: set[nn.Parameter] = set()
     for path, module in base.named_modules():
         prefix = f"{path}." if path else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -66,6 +67,7 @@ def load_base(
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
+    from halka.models.fingerprint import keep_stored_samples
     from halka.models.quantised import check_quantize, quantise
 
     if quantize is not None:
@@ -82,14 +84,12 @@ def load_base(
             kind = kind or usual_kind(config)
             if kind in KINDS:
                 check_class(config, kind)
-            model = _from_folder(
-                *(folder, kind, labels, seed),
-                dtype=precision_on(place, precision, config),
-                device_map=None if quantize else _direct(place, kind),
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            )
+            options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+            load = functools.partial(_from_folder, folder, kind, labels, seed, **options)
+            direct = None if quantize else _direct(place, kind)
+            model = load(dtype=precision_on(place, precision, config), device_map=direct)
+            if model.dtype == torch.float16 and getattr(config, "dtype", None) != torch.float16:
+                keep_stored_samples(model, load(dtype="auto"))
         except SafetensorError as error:
             raise DamagedFolderError(
                 f"the weights in {folder} are damaged ({error}): remove it and fetch it anew"
