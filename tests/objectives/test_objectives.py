@@ -311,6 +311,7 @@ def test_the_head_of_a_trained_classifier_is_kept_or_set_aside(encoder, tmp_path
     assert halka.adapt(again, tokenizer).labels == LABELS
     other, _ = load_base(encoder, kind=CLASSES, labels=["a", "b"])
     assert other.classifier.out_features == 2
+    assert not torch.equal(other.classifier.weight, base.classifier.weight[:2])
 
 
 @pytest.mark.parametrize(
@@ -332,6 +333,25 @@ def test_a_trained_label_keeps_its_own_row_wherever_it_stands(architecture, labe
     other = halka.adapt(*load_base(tmp_path, labels=labels, dtype="float32", device="cpu"))
     assert other.labels == labels
     torch.testing.assert_close(logits(other, None), logits(model, None)[:, rows], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("labels", [("meh", "good"), ("bad", "new", "good", "more")])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "llama"])
+def test_a_trained_label_keeps_its_row_among_more_or_fewer(architecture, labels, tmp_path):
+    model = classifier(architecture)
+    for key in label_rows(model.base):
+        torch.nn.init.normal_(model.base.get_parameter(key))
+    model.base.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    other, fresh = (load_base(tmp_path, labels=labels, seed=seed, dtype="float32", device="cpu")[0] for seed in (0, 1))
+    for key in label_rows(model.base):
+        own, others, trained = (base.get_parameter(key) for base in (other, fresh, model.base))
+        assert len(own) == len(labels)
+        for row, label in enumerate(labels):
+            if label in LABELS:
+                assert torch.equal(own[row], trained[LABELS.index(label)])
+            elif own.ndim == 2:
+                assert not torch.equal(own[row], others[row])  # as the seed has it
 
 
 @pytest.mark.parametrize(

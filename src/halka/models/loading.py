@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
 from halka.models.fetching import is_pulled, known_bases, known_names, pull
 from halka.models.fetching.hub import from_hub
@@ -52,7 +53,8 @@ def load_base(
                   hub, which is downloaded once. Only safetensors are read, and no code that comes with a model is run
     kind          what the base is for; as its configuration says if not given
     labels        for sequence-classification and token-classification: what the head predicts. A head that the weights
-                  lack is initialised from `seed`; labels that the stored head has too keep their rows, in any order
+                  lack is initialised from `seed`; labels that the stored head has too keep their rows, whatever their
+                  order and number
     dtype         the precision; auto is the one that is stored. For bfloat16 stands float16 on a GPU that lacks it, and
                   float32 on a processor without instructions for its products, where they take several times as long
     device        cuda, mps, cpu or the like; the first of these that this machine has if not given. Weights go there
@@ -299,7 +301,7 @@ def _checked_labels(labels: Iterable[str]) -> tuple[str, ...]:
 def _from_folder(folder: Path, kind: Kind, labels: Sequence[str] | None, seed: int, **options: Any) -> Any:
     """A base of that kind from a folder; a head that its weights lack is initialised from `seed`.
 
-    Labels that the stored head has too keep their rows, in any order; the others take the rows that are left.
+    Labels that the stored head has too keep their rows, in any order and number.
     Raises HalkaError for an unknown kind, labels for a kind without any, a new head without labels, and weights that
     lack anything but the head.
     """
@@ -338,24 +340,41 @@ def _from_folder(folder: Path, kind: Kind, labels: Sequence[str] | None, seed: i
             f"the weights of {folder} have no head for labels: name the labels that it is to learn, "
             f'`halka.load_base(name, kind="{kind}", labels=[…])`, or `halka adapters convert --labels`'
         )
-    if labels is not None and new.isdisjoint(label_rows(model)):
+    if labels is not None:
         own: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        _reorder(model, configured_labels(own), labels)
+        rows = set(label_rows(model))
+        stored = _stored(folder, rows) if rows & new else {key: model.get_parameter(key) for key in rows}
+        _keep_rows(model, stored, configured_labels(own), labels)
     setattr(model.config, NEW, list(modules))
     return model
 
 
-def _reorder(model: Any, before: Sequence[str], labels: Sequence[str]) -> None:
-    """Move each label's row of the head to its place; the rows stand for `before`. New labels take the rows left."""
-    if len(before) != len(labels):  # the configuration does not fit its own weights
-        return
-    rows = {label: before.index(label) for label in labels if label in before}
-    left = iter(sorted(set(range(len(before))) - set(rows.values())))
-    order = [rows[label] if label in rows else next(left) for label in labels]
+def _stored(folder: Path, keys: Set[str]) -> dict[str, Tensor]:
+    """Those of the tensors that a base's files hold."""
+    from safetensors import safe_open
+
+    stored: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            stored |= {key: tensors.get_tensor(key) for key in keys & set(tensors.keys())}
+    return stored
+
+
+def _keep_rows(model: Any, stored: Mapping[str, Tensor], before: Sequence[str], labels: Sequence[str]) -> None:
+    """Give each label its row of the stored head, whose rows stand for `before`.
+
+    New labels take the rows left where there are as many as before, and else stay as they were initialised.
+    """
+    places = {label: before.index(label) for label in labels if label in before}
+    if len(before) == len(labels):
+        left = sorted(set(range(len(before))) - set(places.values()))
+        places |= dict(zip([label for label in labels if label not in places], left, strict=True))
+    kept = [row for row, label in enumerate(labels) if label in places]
+    old = [places[labels[row]] for row in kept]
     with torch.no_grad():
-        for key in label_rows(model):
-            parameter = model.get_parameter(key)
-            parameter.copy_(parameter[order])
+        for key, weights in stored.items():
+            if len(weights) == len(before):  # else the configuration does not fit its own weights
+                model.get_parameter(key)[kept] = weights[old].to(model.dtype)
 
 
 def _modules_of(new: set[str], model: Any) -> tuple[str, ...]:
