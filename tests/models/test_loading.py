@@ -24,6 +24,7 @@ from huggingface_hub import errors
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from halka import LoRA, adapt, save
 from halka.models import fetching as cached
 from halka.models import loading
 from halka.models.description import describe_base
@@ -31,6 +32,7 @@ from halka.models.fetching import BaseInfo, known_bases, list_bases, pull, pull_
 from halka.models.fetching.smollm2 import SMOLLM2, Release
 from halka.models.fingerprint import fingerprint
 from halka.models.loading import load_base
+from halka.storage.adapter_folder import AdapterFolder
 from halka.util.places import cache_dir
 from halka.util.text import chat_template_fingerprint
 
@@ -293,7 +295,9 @@ def test_what_the_hub_may_say(error: type[Exception], message: str, monkeypatch:
         load_base("who/what", revision="v9")
 
 
-def test_a_hub_model_comes_from_the_client_cache_once_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_model_comes_from_the_client_cache_once_there(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
     def download(name: str, *, local_files_only: bool, allow_patterns: list[str], **kwargs: object) -> str:
@@ -307,8 +311,12 @@ def test_a_hub_model_comes_from_the_client_cache_once_there(folder: Path, monkey
     with pytest.raises(ValueError, match="not on this machine"):
         describe_base("who/what")
     load_base("who/what", revision="v1")
-    load_base("who/what")
+    base, tokenizer = load_base("who/what")
     assert calls == [True, True, False, True]
+    model = adapt(base, tokenizer)
+    model.add("a", LoRA(rank=2))
+    save(model, "a", tmp_path / "a")  # whoever takes it elsewhere finds the base by its name
+    assert AdapterFolder.open(tmp_path / "a").base_name == "who/what"
     (folder / "README.md").write_text("---\nlicense: mit\n---\nA model.\n")
     assert describe_base("who/what")["source"] == "https://huggingface.co/who/what"
     assert describe_base("who/what")["licence"] == "mit"

@@ -110,8 +110,9 @@ def load_base(
         if quantize is not None:
             quantise(model, quantize, place)
         model = model.to(place)
-    if info := known_bases().get(str(name_or_path)):
-        model.config._name_or_path = info.hub_name  # adapter folders name this as their base, not a path
+    name = str(name_or_path)
+    if (info := known_bases().get(name)) or not Path(name).expanduser().is_dir():
+        model.config._name_or_path = info.hub_name if info else name  # adapters name this as their base, not a cache
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     if model.config.pad_token_id is None:
