@@ -38,6 +38,7 @@ class Seen:
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
+        self.in_float64: Counter[str] = Counter()  # operations, which Apple's GPUs have not
         self.launches = 0  # operations that compute something: no views, no empty tensors
         self.seeds: list[tuple[int, int]] = []  # by device
 
@@ -131,6 +132,8 @@ def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
     if func is aten.histc.default and not inner[0].is_floating_point():
         inner = (inner[0].float(), *inner[1:])  # the CPU counts no whole numbers
     out = func(*inner, **tree_map(_inner, kwargs))
+    if any(isinstance(it, Tensor) and it.dtype == torch.float64 for it in tree_flatten(out)[0]) and place.type == NAME:
+        _seen.in_float64[str(func)] += 1
     wrapped = tree_map(
         lambda it: FakeGPUTensor(it, place) if isinstance(it, Tensor) and place.type == NAME else it, out
     )

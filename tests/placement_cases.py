@@ -434,6 +434,7 @@ def test_a_layer_launches_few_operations(operations, most):
     [
         ("llama", halka.Sampling(), None, 1),
         ("gemma2", halka.Sampling(), None, 1),
+        ("llama", halka.Sampling(), 2, 3),
         ("llama", halka.Sampling(1.0, top_k=20, top_p=0.9, min_p=0.01), 2, 3),
     ],
 )
@@ -465,6 +466,7 @@ def answers(devices, names, waits, sampling=LIKELIEST, logprobs=None, architectu
             with fake_gpu.watching() as seen:
                 more = engine.step()
             assert waits is None or sum(seen.waits.values()) <= waits, seen.waits
+            assert not sampling.greedy or not seen.in_float64, seen.in_float64
     assert not any(answer.error for answer in own)
     return [answer.tokens for answer in own]
 

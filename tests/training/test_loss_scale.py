@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 import halka
 from halka.training.checkpoint import Progress
-from halka.training.loss_scale import GROWTH, after_step
+from halka.training.loss_scale import GROWTH, LEAST, after_step
+from halka.training.run import Run
 from tiny import tiny
 from training_for_tests import items, recorded_gradients, same, weights
 
@@ -62,10 +64,22 @@ def test_the_scale_halves_at_once_and_doubles_after_many_steps():
     assert after_step(progress, overflow=False) == replace(progress, steady=1)
 
 
+def test_a_scale_that_fell_to_one_falls_further_and_grows_again():
+    model = halka.adapt(tiny("llama").half())
+    model.add("a", halka.LoRA(rank=4))
+    run = Run(model, "a", items(), [], halka.TrainConfig(lr=1e-3, steps=9), None)
+    overflow, fine = {"loss": 1.0, "norm": math.inf}, {"loss": 1.0, "norm": 1.0}
+    run.progress = replace(run.progress, scale=2.0)
+    for norms, scale, steady in [(overflow, 1.0, 0), (fine, 1.0, 1), (overflow, 0.5, 0), (fine, 0.5, 1)]:
+        run.optimise(**norms, tokens=1, computed=1, seconds=1.0)
+        assert (run.progress.scale, run.progress.steady) == (scale, steady)
+    run.progress = replace(run.progress, scale=LEAST)
+    with pytest.raises(halka.TrainingError, match="gradient norm inf"):
+        run.optimise(**overflow, tokens=1, computed=1, seconds=1.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_other_precisions_have_no_scale(dtype):
-    from halka.training.run import Run
-
     model = halka.adapt(tiny("llama").to(dtype))
     model.add("a", halka.LoRA(rank=4))
     assert Run(model, "a", items(), [], halka.TrainConfig(steps=1), None).scale == 1

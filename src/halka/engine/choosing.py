@@ -23,7 +23,11 @@ def next_tokens(texts: Sequence[Text], logits: Tensor) -> Iterator[Chosen]:
     for row, text in enumerate(texts):
         try:
             if not math.isfinite(highest[row]):
-                raise HalkaError(f"adapter {text.version.name!r} makes logits that are no numbers: are its weights?")
+                who = "the base" if text.version.name is None else f"adapter {text.version.name!r}"
+                raise HalkaError(
+                    f"{who} makes logits that are no numbers: are its weights finite, and does the base's precision "
+                    "hold what it computes (float16 may not: try float32)?"
+                )
             allowed.append(text.allowed(logits.shape[-1]))
             rows.append(row)
         except Exception as error:

@@ -31,7 +31,7 @@ def token_logprobs(logits: Tensor, tokens: Sequence[int], tops: Sequence[int]) -
     own, values = logits.gather(1, chosen[:, None]) - sums, likeliest.values - sums
     results = []
     for token, top, row in zip(
-        tokens, tops, torch.cat([own, values, likeliest.indices.double()], -1).tolist(), strict=True
+        tokens, tops, torch.cat([own, values, likeliest.indices.to(own.dtype)], -1).tolist(), strict=True
     ):
         logprobs, ids = row[1 : 1 + most], map(int, row[1 + most :])
         results.append(TokenLogprob(token, row[0], tuple(zip(ids, logprobs, strict=True))[:top]))

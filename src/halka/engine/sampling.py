@@ -116,7 +116,7 @@ def likeliest_with_logits(logits: Tensor) -> tuple[list[int], list[float]]:
         tokens = likeliest(logits)
         return tokens, logits[range(len(tokens)), tokens].tolist()
     values, places = logits.max(-1)
-    highest, numbers = torch.stack([values.double(), places.double()]).tolist()
+    highest, numbers = torch.stack([values.float(), places.float()]).tolist()  # whole numbers to 2^24, no float64: MPS
     return [*map(int, numbers)], highest
 
 
@@ -140,7 +140,8 @@ def choose(
     own = [index for index, row in enumerate(rows) if masks[index] is not None or not row.sampling.free]
     tokens: list[int | Exception] = [*(likeliest(logits) if greedy is None else greedy)]
     together: list[int] = []
-    if logits.device.type != "cpu" and not torch.are_deterministic_algorithms_enabled():  # CUDA's sums differ each time
+    in_float64 = logits.device.type not in ("cpu", "mps")
+    if in_float64 and not torch.are_deterministic_algorithms_enabled():  # CUDA's sums differ each time
         together = [index for index in own if masks[index] is None and rows[index].sampling.drawn_as_is]
     if together:
         draws = [rows[index] for index in together]

@@ -102,8 +102,7 @@ def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None) ->
     with model.lock:
         _check_idle(model)
         dtype = next(model.base.parameters()).dtype
-        precision = dtype_name(dtype, "float64")
-        wider = WIDER[dtype]
+        precision, wider = dtype_name(dtype, "float64"), _wider(model)
         subject = f"the logits of {name!r} on a base in {precision}"
         with _merged(model, name):  # first, since it may refuse the adapter
             merged = list(logits_of(model, rows))
@@ -147,7 +146,7 @@ def written_error(
     rows = probe_rows(model, probes)
     with model.lock:
         _check_idle(model)
-        wider = WIDER[next(model.base.parameters()).dtype]
+        wider = _wider(model)
         subject = f"the logits of {name!r} written as {kind}"
 
         def logits(weights: Mapping[str, Tensor], computed: torch.dtype) -> list[Tensor]:
@@ -175,6 +174,12 @@ def written_error(
     )
 
 
+def _wider(model: AdaptedModel) -> torch.dtype:
+    """The precision that counts as exact beside the base's own: on an Apple GPU float32, the widest that it has."""
+    weight = next(model.base.parameters())
+    return torch.float32 if weight.device.type == "mps" else WIDER[weight.dtype]
+
+
 def _check_idle(model: AdaptedModel) -> None:
     if model.merged is not None or model.in_use:
         raise HalkaError("the error of merging needs an idle base: leave `use`, or call `unmerge` first")
@@ -184,7 +189,7 @@ def difference(one: Iterable[Tensor], other: Iterable[Tensor], subject: str = "t
     """Compare rows of logits (N, V) in fp64. Raises HalkaError, naming `subject`, where they are not finite."""
     largest, total, count, divergence, same, positions = 0.0, 0.0, 0, 0.0, 0, 0
     for first, second in zip(one, other, strict=True):
-        a, b = first.double(), second.double()
+        a, b = (rows.to("cpu" if rows.device.type == "mps" else rows.device).double() for rows in (first, second))
         gap = (a - b).abs()
         if not gap.isfinite().all():
             raise HalkaError(

@@ -33,6 +33,7 @@ HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors", "README.md"]
 HUB_LEFT_OUT = ["*/*", "model.*.safetensors"]  # subfolders, weights in other precisions
+OVERFLOWING = ("gemma2", "gemma3", "gemma3_text")  # float16 does not hold their hidden states
 CONVERSION = "automatic conversion of the weights"  # transformers' words for any error while it joins experts' weights
 
 
@@ -55,8 +56,9 @@ def load_base(
     labels        for sequence-classification and token-classification: what the head predicts. A head that the weights
                   lack is initialised from `seed`; labels that the stored head has too keep their rows, whatever their
                   order and number
-    dtype         the precision; auto is the one that is stored. For bfloat16 stands float16 on a GPU that lacks it, and
-                  float32 on a processor without instructions for its products, where they take several times as long
+    dtype         the precision; auto is the one that is stored. For bfloat16 stands float16 on a GPU that lacks it
+                  (float32 for Gemma 2 and 3, which float16 does not hold), and float32 on a processor without
+                  instructions for its products, where they take several times as long
     device        cuda, mps, cpu or the like; the first of these that this machine has if not given. Weights go there
                   directly where accelerate is installed, quantised ones layer by layer
     revision      a branch, tag or commit on the hub
@@ -131,10 +133,12 @@ def precision_on(place: torch.device, precision: str, config: Any) -> torch.dtyp
 
     On a CPU "auto" keeps what is stored, whatever it takes.
     """
-    if precision != "auto":
-        return getattr(torch, usable_precision(precision, place))
-    stored_in_bfloat16 = getattr(config, "dtype", None) == torch.bfloat16
-    return torch.float16 if stored_in_bfloat16 and place.type == "cuda" and lacks_bfloat16(place) else "auto"
+    if precision == "auto":
+        if place.type != "cuda" or getattr(config, "dtype", None) != torch.bfloat16 or not lacks_bfloat16(place):
+            return "auto"
+        precision = "bfloat16"
+    usable = usable_precision(precision, place)
+    return torch.float32 if usable != precision and config.model_type in OVERFLOWING else getattr(torch, usable)
 
 
 def _direct(place: torch.device, kind: Kind) -> dict[str, torch.device] | None:

@@ -21,6 +21,7 @@ from halka.data.truncation import EncodedExamples, LengthPolicy
 from halka.models import hidden_states, logits, pad_id
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import NAME as ATTENTION
+from halka.models.layouts import layout_of
 from halka.objectives.cross_entropy import chunk_for, label_losses, next_token_loss, summed_by_run
 from halka.util.errors import HalkaError
 
@@ -60,7 +61,7 @@ class LanguageModelling:
         return hidden_states(model, input_ids=batch.input_ids)
 
     def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        return next_token_loss(outputs, labels, partial(logits, model), **_head(model, [name], outputs.device))
+        return next_token_loss(outputs, labels, partial(logits, model), **_head(model, [name]))
 
     def pack(self, model: AdaptedModel, groups: Sequence[Sequence[Tokens]]) -> PackedBatch:
         """The items of each run as one line, on the base's device; what fills it up to LINE is the last run's.
@@ -91,7 +92,7 @@ class LanguageModelling:
         hidden = hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, **forest.inputs)
         batch = batch.to(hidden.device)  # of the last layer, if the base is on several
         states = hidden[0, batch.states]
-        return label_losses(states, batch.labels, partial(logits, model), **_head(model, names, hidden.device))
+        return label_losses(states, batch.labels, partial(logits, model), **_head(model, names))
 
     def answers(
         self,
@@ -113,11 +114,12 @@ class LanguageModelling:
         return [text.strip() for text in texts]
 
 
-def _head(model: AdaptedModel, names: Sequence[str | None], device: torch.device) -> dict[str, Any]:
+def _head(model: AdaptedModel, names: Sequence[str | None]) -> dict[str, Any]:
     """Of the base's head, whether one of the adapters trains it, and the labels whose logits exist at once."""
     base: Any = model.base
     vocabulary = base.config.get_text_config().vocab_size
     trains = any(_trains_head(model, name) for name in names)
+    device = next(base.get_submodule(layout_of(base).head).parameters()).device  # where the logits are
     return {"head_trains": trains, "chunk": chunk_for(device, vocabulary)}
 
 

@@ -370,7 +370,8 @@ def _predicted(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) 
     )
     memory = dry_run(base.config, model.adapter(NAME).method, setup, gpu=base.device.type == "cuda").memory
     parts = {key: getattr(memory, key) for key in ("weights", "gradients", "optimizer")}
-    return {**parts, "activations": memory.activations + memory.allocator}
+    holes = 0 if base.device.type == "cuda" else memory.allocator  # a GPU's peak, beside which it stands, has none
+    return {**parts, "activations": memory.activations + holes}
 
 
 def _latency(model: AdaptedModel, name: str | None, items: Sequence[Item], tokens: int = 24) -> dict[str, float]:

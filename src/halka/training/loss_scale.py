@@ -15,6 +15,7 @@ from halka.util.transfer import by_device
 aten: Any = torch.ops.aten
 
 GROWTH = 2000  # steps without an overflow, after which the factor is doubled
+LEAST = 2.0**-10  # a factor as small is not why gradients overflow
 
 
 def unscale(parameters: Iterable[nn.Parameter], scale: float) -> None:

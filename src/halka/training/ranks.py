@@ -183,8 +183,11 @@ def joined_ranks(device: str | None = None) -> Generator[Ranks]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
     try:
         yield Ranks.here()
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        if not gpu:  # NCCL's end waits for the other processes, which may wait for this one: it has to end instead
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def world_size() -> int:

@@ -25,7 +25,7 @@ from halka.models.rotary import changing_rotary
 from halka.objectives import objective_of, packs
 from halka.training.checkpoint import BEST_BY, PLAN, Checkpoint, Progress, adapter_tensors, restore, save_checkpoint
 from halka.training.config import Step, TrainConfig, learning_rate
-from halka.training.loss_scale import after_step, unscale
+from halka.training.loss_scale import LEAST, after_step, unscale
 from halka.training.memory_errors import SMALLER_SCORE, memory_errors
 from halka.training.ranks import Ranks
 from halka.training.run_folder import RunFolder
@@ -159,7 +159,8 @@ class Run:
         started = time.perf_counter()
         lr = learning_rate(self.number, self.steps, self.peak_lr, self.config)
         computed += self.progress.computed
-        overflow = self.scale > 1 and math.isfinite(loss) and not math.isfinite(norm)
+        half = self.model.base.dtype == torch.float16
+        overflow = half and self.scale > LEAST and math.isfinite(loss) and not math.isfinite(norm)
         if not math.isfinite(loss + norm) and not overflow:
             raise TrainingError(
                 f"the loss became {loss} (gradient norm {norm}) at step {self.number} with learning rate {lr:.3g}: "
@@ -186,7 +187,7 @@ class Run:
         self.progress = replace(
             self.progress, step=step.step, tokens=step.tokens, computed=computed, seconds=step.seconds
         )
-        if self.scale != 1:
+        if half:
             self.progress = after_step(self.progress, overflow=overflow)
         return step
 

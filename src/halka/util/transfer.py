@@ -21,7 +21,11 @@ def to_device(tensors: Sequence[Tensor], device: torch.device | str) -> list[Ten
     if device.type == "cpu" or any(tensor.device.type != "cpu" for tensor in tensors):
         return [tensor.to(device) for tensor in tensors]
     line = torch.cat([tensor.flatten() for tensor in tensors])
-    line = (line.pin_memory() if device.type == "cuda" else line).to(device, non_blocking=True)
+    if device.type == "cuda":
+        line = line.pin_memory()
+    line = line.to(
+        device, non_blocking=device.type != "mps"
+    )  # MPS may read what is freed: pytorch#189690
     pieces = line.split([tensor.numel() for tensor in tensors])
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
 
