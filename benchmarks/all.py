@@ -140,7 +140,6 @@ PIECES = {
     "distributed": Piece("distributed.py", minutes=25, timed=False),
     "study-on-cluster": Piece("study_on_cluster.py", minutes=5, timed=False),
     "replicas": Piece("replicas.py", minutes=35, timed=False),
-    "laws": Piece("laws.py", minutes=1, timed=False),
     "advisor": Piece("advisor.py", minutes=90, timed=False, keeps=True),
     "advisor-minutes": Piece("advisor_minutes.py", minutes=20, timed=False),
     "gpu": Piece("gpu.py", minutes=50, tools={"--gpu": "HALKA_GPU"}),
@@ -209,7 +208,7 @@ def run(names: Sequence[str], record: dict[str, Any], end: float) -> None:
                 failed.append(name)
                 continue
             write_text(RECORD, json.dumps(dict(sorted(record.items())), indent=1) + "\n")
-    for script in ("tests/results_in_docs.py", "benchmarks/evidence.py"):
+    for script in ("benchmarks/laws.py", "tests/results_in_docs.py", "benchmarks/evidence.py"):
         subprocess.run([sys.executable, script], cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": "src:tests"})
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

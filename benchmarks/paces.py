@@ -1,10 +1,11 @@
-"""Seconds of a training step of each method of the studies at convergence, with nothing beside it.
+"""Seconds of a training step and memory of each method of the studies at convergence, with nothing beside it.
 
     python benchmarks/paces.py                # an hour for all five; `paces.py snips` for one, some ten minutes
 
-The studies' own runs go two at a time, for hours, perhaps beside other work: their seconds say nothing. Here every
-method trains a few steps of its study in a process of its own, on the same batches, with all cores: `--rounds` times,
-the methods in turn. The evidence page's times are a study's steps by these seconds. What is measured is kept in
+The studies' own runs go two at a time, for hours, perhaps beside other work: their seconds say nothing, and scoring
+between the steps leaves memory behind. Here every method trains a few steps of its study in a process of its own, on
+the same batches, with all cores: `--rounds` times, the methods in turn. The evidence page's times are a study's steps
+by these seconds, its memory is this, the most beyond the base. What is measured is kept in
 benchmarks/results/paces.json, and the methods of a study replace its earlier ones.
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from side_by_side import setup
 
+from halka.report.units import size
 from halka.studies.compare import Plan
 from halka.studies.experiment import read_experiment
 from halka.studies.measure import BASE, Spec
@@ -45,32 +47,37 @@ def runs_of(name: str, steps: int) -> list[Spec]:
     ]
 
 
-def seconds_a_step(run: Spec) -> float:
-    """The mean seconds of the run's steps after the first ones, in a process of its own."""
+def alone(run: Spec) -> tuple[float, int]:
+    """The mean seconds of the run's steps after the first ones, and the most bytes beyond the base, in a process."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "run.json").write_text(json.dumps(asdict(run)))
         command = [sys.executable, "-m", "halka.studies.measure", str(folder / "run.json"), str(folder / "result.json")]
         subprocess.run(command, env=environment(cores()), check=True, stdout=subprocess.DEVNULL)
         steps = RunFolder(folder).steps()
-    return (steps[-1].seconds - steps[WARM - 1].seconds) / (len(steps) - WARM)
+        memory = json.loads((folder / "result.json").read_text(encoding="utf-8"))["memory"]
+    pace = (steps[-1].seconds - steps[WARM - 1].seconds) / (len(steps) - WARM)
+    return pace, memory["peak"] - memory["baseline"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sets", nargs="*", default=[*SETS], choices=SETS, metavar="STUDY", help="; ".join(SETS))
+    parser.add_argument("sets", nargs="*", choices=[*SETS, []], metavar="STUDY", help="; ".join(SETS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=16)
     arguments = parser.parse_args()
-    for name in arguments.sets:
-        rounds: dict[str, list[float]] = {}
+    for name in arguments.sets or SETS:
+        rounds: dict[str, list[tuple[float, int]]] = {}
         for _ in range(arguments.rounds):
             for run in runs_of(name, WARM + arguments.steps):
-                rounds.setdefault(run.label, []).append(seconds_a_step(run))
-                print(f"{name}: {run.label} {rounds[run.label][-1]:.3f} s a step", flush=True)
+                rounds.setdefault(run.label, []).append(pace := alone(run))
+                print(f"{name}: {run.label} {pace[0]:.3f} s a step, {size(pace[1])}", flush=True)
         result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-        seconds = {label: statistics.median(values) for label, values in rounds.items()}
-        result[name] = {"setup": setup("halka", "torch", "transformers"), "seconds": seconds, "rounds": rounds}
+        medians = {
+            kind: {label: statistics.median(values[place] for values in of) for label, of in rounds.items()}
+            for place, kind in enumerate(("seconds", "bytes"))
+        }
+        result[name] = {"setup": setup("halka", "torch", "transformers"), **medians, "rounds": rounds}
         write_text(RESULT, json.dumps(result, indent=1) + "\n")
 
 

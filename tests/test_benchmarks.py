@@ -268,7 +268,7 @@ def test_what_was_timed_beside_other_programs_is_due(every, monkeypatch):
     beside = {"whole": True, "commit": "HEAD", "cores_of_others": 0.8}
     assert every.is_due(every.PIECES["speed"], beside)
     assert not every.is_due(every.PIECES["speed"], {**beside, "cores_of_others": 0.02})
-    assert not every.is_due(every.PIECES["laws"], beside)  # which times nothing
+    assert not every.is_due(every.PIECES["plans"], beside)  # which times nothing
 
 
 @pytest.fixture

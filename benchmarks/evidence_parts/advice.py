@@ -5,7 +5,8 @@ Every sentence follows from result files by a rule:
 - full fine-tuning instead: where its score is ahead of the best light method's, more than chance explains;
 - rank: the least rank of LoRA whose score cannot be told apart from the best rank's;
 - rate: the one that the search chose for LoRA r16, and that by full fine-tuning's;
-- steps: where validation was best, in the mean over seeds, and as passes over the examples.
+- steps: where validation was best, in the mean over seeds, and as passes over the examples; "at least", where runs came
+  to the most steps.
 
 Three seeds of a method are the fewest that count, and two light methods. What is best for other kinds and amounts of
 data is of the cases that the advisor is judged by (benchmarks/advisor.py).
@@ -21,6 +22,7 @@ from typing import Any
 from evidence_parts.convergence import SETS, level_with_best
 from evidence_parts.part import Block, Missing, Notes, Part, table
 from evidence_parts.results import Results, Study, is_settled, mean_step
+from halka.report.caveats import cut_off
 from halka.report.intervals import apart
 from halka.report.rows import Row
 from halka.report.table import NOTHING, Cell
@@ -44,10 +46,16 @@ class Advised:
     rank: Row | None
     lora: Row | None
     steps: float | None
+    limited: int
 
     @property
     def name(self) -> str:
         return SHORT[self.study.name]
+
+    @property
+    def least(self) -> str:
+        """What stands before steps that might have been more: some of the runs did not converge."""
+        return "≥ " if self.limited else ""
 
     @property
     def passes(self) -> float | None:
@@ -99,6 +107,7 @@ def advised_by(study: Study) -> Advised | None:
         rank=min(ranks, key=lambda row: row.fields["rank"]) if several and ranks else None,
         lora=lora,
         steps=mean_step(study.finals(lora.label)) if lora else None,
+        limited=sum(map(cut_off, study.finals(LORA))),
     )
 
 
@@ -120,13 +129,13 @@ def _table(advised: list[Advised]) -> Block:
                 advice.rank.label.removeprefix("LoRA ") if advice.rank else NOTHING,
                 learning_rate(lora.lr) if lora and lora.lr else NOTHING,
                 f"{advice.times_full:.3g}" if advice.times_full else NOTHING,
-                f"{advice.steps:.0f} × {advice.study.batch}" if advice.steps is not None else NOTHING,
-                f"{advice.passes:.1f}" if advice.passes is not None else NOTHING,
+                f"{advice.least}{advice.steps:.0f} × {advice.study.batch}" if advice.steps is not None else NOTHING,
+                f"{advice.least}{advice.passes:.1f}" if advice.passes is not None else NOTHING,
             ]
         )
     caption = (
         "By three seeds or more. Among the best: light methods whose score cannot be told apart from the best one's. "
-        "Steps of so many examples, and passes: where validation was best."
+        "Steps of so many examples, and passes: where validation was best; ≥: of runs that came to the most steps."
     )
     return table(head, lines, caption)
 
@@ -147,10 +156,9 @@ def _method(advised: list[Advised]) -> list[str]:
         per = [f"{listed([*map(_label, advice.level)])} on {advice.name}" for advice in advised]
         return [f"Method: none is among the best everywhere; among the best are {'; '.join(per)}."]
     least = [f"{advice.method.label} on {advice.name}" for advice in advised if advice.method]
-    return [
-        f"Method: {listed(always)} {'is' if len(always) == 1 else 'are'} among the best light methods "
-        f"{_over(advised)}; of the best the one with the least memory is {listed(least)}."
-    ]
+    memory = f"; of the best the one with the least memory is {listed(least)}" if least else ""
+    among = f"{'is' if len(always) == 1 else 'are'} among the best light methods {_over(advised)}"
+    return [f"Method: {listed(always)} {among}{memory}."]
 
 
 def _label(row: Row) -> str:
@@ -203,10 +211,14 @@ def _steps(advised: list[Advised]) -> list[str]:
     stepped = [advice for advice in advised if advice.steps is not None]
     if not stepped:
         return []
-    per = [
-        f"{advice.steps:.0f} steps with {advice.study.examples:,} examples ({advice.name}, {advice.passes:.1f} passes)"
-        for advice in stepped
-    ]
+    per = []
+    for advice in stepped:
+        runs = len(advice.study.finals(LORA))
+        limited = f"; {advice.limited} of {plural(runs, 'run')} came to the most steps" if advice.limited else ""
+        per.append(
+            f"{'at least ' if limited else ''}{advice.steps:.0f} steps with {advice.study.examples:,} examples "
+            f"({advice.name}, {advice.passes:.1f} passes{limited})"
+        )
     return [f"Steps: validate, and stop when it no longer improves; for {LORA} that was after {listed(per)}."]
 
 

@@ -69,8 +69,8 @@ def part(results: Results, name: str) -> Part:
     for make in PLOTS:
         plot = figure(partial(make, study.summary, study.runs), seeds, f"{name}-{make.__name__}")
         blocks += [plot] if plot is not None else []
-    if untimed := [row.label for row in study.scored if row.seconds is None]:
-        blocks.append(Missing((f"python benchmarks/paces.py {name}",), f"the time of {listed(untimed)}"))
+    if alone := [row.label for row in study.scored if row.seconds is None]:
+        blocks.append(Missing((f"python benchmarks/paces.py {name}",), f"the time and memory of {listed(alone)}"))
     if study.missing:
         blocks.append(Missing((study.command,), f"the rest of {listed(study.missing)}"))
     if longer is not None and longer.missing:
@@ -110,7 +110,7 @@ def costs(study: Study) -> Table:
     """Steps, time and memory until 95 % of full's score, and forgetting there and at the end."""
     caption = (
         f"Until the score on the validation examples is {percent(NEAR)} of full fine-tuning's best; time is that many "
-        "steps', measured with nothing beside them (benchmarks/paces.py); memory is the most beyond the base. "
+        "steps', memory the most beyond the base, both measured with nothing beside (benchmarks/paces.py). "
         "Forgetting is the change of perplexity on other text, there and at the end."
     )
     return _table(study, COSTS, caption)
@@ -238,7 +238,7 @@ def forgotten(study: Study) -> list[str]:
     there = {
         label: change
         for label in ends
-        if label in near and near[label].runs == near[label].of and (change := near[label].forgetting) is not None
+        if label in near and near[label].whole and (change := near[label].forgetting) is not None
     }
     sentences = []
     for changes, when in ((ends, "At the end"), (there, f"At equal score ({percent(NEAR)} of full's)")):

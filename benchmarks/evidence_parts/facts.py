@@ -107,7 +107,7 @@ def _cells(study: Study, row: Row | None, of_full: tuple[float, Interval | None]
     return [
         Cell(study.summary.primary.text(score.value), score.value),
         Cell(f"{percent(of_full[0], 0)}{aside}", of_full[0]) if of_full is not None else NOTHING,
-        Cell(f"{near.steps:.0f}", near.steps) if near else NOTHING,
+        NOTHING if near is None else Cell(f"{near.steps:.0f}", near.steps, near.aside),
         Cell(str(row.runs), row.runs),
     ]
 
@@ -129,7 +129,7 @@ def _findings(
             f"Not enough for new facts, though not shown to be too little for new form: {listed(lacking)}."
         )
     paces = {name: study.summary.near_full for name, study in studies.items() if study.runs}
-    timed = [label for label in both if all(label in paces[name] for name in KINDS)]
+    timed = [label for label in both if all(label in paces[name] and paces[name][label].whole for name in KINDS)]
     times = [f"{label} {paces['facts'][label].steps / paces['snips'][label].steps:.1f} times" for label in timed]
     return sentences + (
         [f"Steps to 95 % of full's score on facts, by those on form: {listed(times)}."] if times else []

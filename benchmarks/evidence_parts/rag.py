@@ -13,7 +13,7 @@ from halka.report.axes import bar_axes, interval, value_at
 from halka.report.intervals import Estimate, apart, gap
 from halka.report.svg import Drawing, colour, grid, name_axes
 
-SETS = {"rag_nq_oracle": "Natural Questions", "rag_tofu": "TOFU's invented authors"}
+SETS = {"rag_nq_oracle_converged": "Natural Questions", "rag_tofu_converged": "TOFU's invented authors"}
 BOTH = "tuned adapter + passages"
 
 

@@ -38,8 +38,8 @@ class Results:
         return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
     def study(self, name: str) -> Study:
-        alone = (self.file("paces") or {}).get(name, {}).get("seconds", {})
-        return Study(name, settings(name), self.runs(name), alone)
+        paces = (self.file("paces") or {}).get(name, {})
+        return Study(name, settings(name), self.runs(name), paces.get("seconds", {}), paces.get("bytes", {}))
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -57,19 +57,31 @@ def compare(name: str, *flags: str) -> str:
 class Study:
     """An experiment of `halka compare`, and the runs in its folder.
 
-    alone   seconds of a training step by the method's label, with nothing beside it
+    seconds, bytes   by the method's label: of a training step, and the most beyond the base, with nothing beside it
     """
 
     name: str
     settings: Mapping[str, Any]
     every: Sequence[Measurement]
-    alone: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    bytes: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def runs(self) -> list[Measurement]:
-        """The runs of the experiment as it is: of its methods, on as many examples, in its precision, by its rule."""
+        """The runs of the experiment as it is: of its methods, on as many examples, in its precision, by its rule.
+
+        Of a method's runs with one seed, or of its searches with one seed and rate, the latest counts.
+        """
         own = [run for run in self.every if label_of(run) in self.labels and self._is_own(run)]
-        return [timed(run, self.alone.get(label_of(run))) for run in own]
+        latest: dict[Any, Measurement] = {}
+        for run in sorted(own, key=lambda run: run.get("date") or ""):
+            rate = run.get("lr") if run["purpose"] == "search" else None
+            latest[label_of(run), run["purpose"], run.get("seed"), rate] = run
+        return [
+            measured_alone(run, self.seconds.get(label_of(run)), self.bytes.get(label_of(run)))
+            for run in own
+            if any(run is counting for counting in latest.values())
+        ]
 
     def _is_own(self, run: Measurement) -> bool:
         sizes, precision = self.settings.get("examples", {}), self.settings.get("dtype")
@@ -163,15 +175,20 @@ class Study:
         return f"{sentence[:1].upper()}{sentence[1:]}."
 
 
-def timed(run: Measurement, pace: float | None) -> Measurement:
-    """The run with the seconds that its steps take with nothing beside it, `pace` each; without any where that is None.
+def measured_alone(run: Measurement, pace: float | None, beyond: float | None) -> Measurement:
+    """The run with `pace` seconds a step and `beyond` bytes beyond the base, which are of steps with nothing beside
+    them; without any where that is None.
 
-    Runs of a study go two at a time, and perhaps beside other work: the seconds that they noted are of that.
+    Runs of a study go two at a time, and perhaps beside other work: the seconds that they noted are of that, and their
+    memory has what scoring left behind.
     """
     train = {key: value for key, value in run.get("train", {}).items() if key not in ("seconds", "tokens_per_second")}
-    if pace is not None and train:
+    if not train:
+        return run
+    if pace is not None:
         train["seconds"] = pace * train["steps"]
-    return {**run, "train": train} if train else run
+    memory = {} if beyond is None else {"memory": {"baseline": 0, "peak": beyond}}
+    return {key: value for key, value in run.items() if key != "memory"} | {"train": train} | memory
 
 
 def is_settled(row: Row) -> bool:

@@ -34,7 +34,7 @@ def task() -> Task:
         test=asked(facts, TEST, seed=2),
         metrics=("rouge_l", "exact_match"),
         primary="rouge_l",
-        max_new_tokens=64,
+        max_new_tokens=96,
         licence="MIT",
         source="huggingface.co/datasets/locuslab/TOFU",
     )

@@ -138,6 +138,17 @@ def test_the_ratio_of_even_intervals_is_fiellers() -> None:
     assert ratio(Interval(a, a - da, a + da), Interval(0.1, 0.0, 0.2)) is None
 
 
+@pytest.mark.parametrize("a", [0.02, -0.02])
+def test_a_share_of_nearly_nothing_has_bounds(a) -> None:
+    """Such as a gain that is hardly one: its interval may leave zero, the whole's does not."""
+    found = ratio(Interval(a, a - 0.04, a + 0.04), Interval(0.5, 0.45, 0.55))
+    assert found is not None
+    root = math.sqrt((a * 0.5) ** 2 - (a**2 - 0.04**2) * (0.5**2 - 0.05**2))
+    assert found.low == pytest.approx((a * 0.5 - root) / (0.5**2 - 0.05**2))
+    assert found.high == pytest.approx((a * 0.5 + root) / (0.5**2 - 0.05**2))
+    assert found.low < a / 0.5 < found.high < 0.5
+
+
 def answered(right: list[list[bool]]) -> Estimate:
     """The estimate of runs of which each item is right or wrong, as `halka.studies.measure` leaves them."""
     runs = []

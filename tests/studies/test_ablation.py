@@ -235,6 +235,15 @@ def test_from_files_to_a_report(files, tmp_path):
     assert headline(summary) in report.replace("\u00a0", " ")
     assert json.loads((out / "ablation.json").read_text())["questions"] == 6
 
+    stopped, cut_off = (
+        run | {"config": {**run["config"], "patience": 2}, "train": {**run["train"], "best_step": 2, "curve": curve}}
+        for run, last in ((plain, 6), (tuned, 4))
+        for curve in ([{"step": step, "validation": 1.0} for step in range(2, last + 1, 2)],)
+    )
+    of_patience = summarise([base, stopped, cut_off])
+    assert of_patience.converged == (1, 2)
+    assert "Not converged: 1 of 2 runs came to the most steps." in to_markdown(of_patience)
+
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
     assert {event.kind for event in run_ablation(ablation, out)} == {"skipped"}
     next((out / "runs").glob("tuned-seed1-*")).unlink()

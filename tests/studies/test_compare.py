@@ -208,6 +208,17 @@ def test_a_sweep_does_not_go_on_from_a_rate_at_which_a_seed_failed(stage):
     assert not [name for name in stage.names() if name.split()[1] not in ("0.1", "0.2", "0.3")]
 
 
+def test_a_sweep_whose_best_rate_is_beside_one_that_failed_tries_one_between(stage):
+    losses = {"0.1": 0.5, "0.2": 0.4, "0.245": 0.45, "0.3": 0.6}
+    lost = {"lora_0.3_1": {"error": "diverged"}}
+    stage.plan(**lost, **{f"lora_{rate}": {"loss": loss} for rate, loss in losses.items()})
+    assert add_up(stage.go(experiment(LORA, sweep=True)))
+    assert [name for name in stage.names() if name.split()[1] not in ("0.1", "0.2", "0.3")] == [
+        "lora 0.245 0 search",
+        "lora 0.245 1 search",
+    ]
+
+
 @pytest.mark.parametrize(
     ("methods", "changes", "reason"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from halka.report.intervals import apart, gap
@@ -107,8 +107,9 @@ def memory_takeaway(rows: Sequence[Row]) -> str:
     return f"{listed(parts)}."
 
 
-def curves_takeaway(rows: Sequence[Row], falling: Sequence[str]) -> str:
-    shown = sorted((row.validation_loss.mean, row.label) for row in rows if row.validation_loss and not row.is_base)
+def curves_takeaway(lowest: Mapping[str, float], falling: Sequence[str]) -> str:
+    """By label, the lowest loss of each curve, as a mean over its runs; the labels of those that were falling."""
+    shown = sorted((loss, label) for label, loss in lowest.items())
     if not shown:
         return "Validation loss during training."
     sentence = f"{shown[0][1]} comes lowest, {shown[0][0]:.3f}"

@@ -199,7 +199,7 @@ def ratio(a: Interval, b: Interval) -> Interval | None:
 
     For even-sided intervals this is Fieller's. None where b's interval is so wide that the ratio has no bounds.
     """
-    if a.low < 0 or b.low <= 0 or b.high >= 2 * b.value:
+    if b.low <= 0 or b.high >= 2 * b.value:
         return None
     product = a.value * b.value
     below = product**2 - a.low * b.high * (2 * a.value - a.low) * (2 * b.value - b.high)

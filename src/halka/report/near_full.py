@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from halka.report.rows import Measurement, MetricInfo, counting_runs, entry, label_of, name_of, number
+from halka.util.text import plural
 
 NEAR = 0.95  # of full fine-tuning's score; for a loss or another error, at most 1/0.95 of it
 
@@ -26,6 +27,16 @@ class NearFull:
     forgetting: float | None
     runs: int
     of: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether every run that was followed came there."""
+        return self.runs == self.of
+
+    @property
+    def aside(self) -> str:
+        """How many did, in brackets; nothing where all did."""
+        return "" if self.whole else f"({self.runs} of {plural(self.of, 'run')})"
 
 
 def paces(measurements: Sequence[Measurement], metric: MetricInfo) -> dict[str, NearFull]:

@@ -152,13 +152,14 @@ def storage(summary: Summary, _: Sequence[Measurement]) -> Drawing | None:
 
 def curves(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | None:
     """Validation loss over steps: the mean of the runs that count, and a band from the least to the greatest."""
-    lines, falling = [], []
+    lines, lowest, falling = [], dict[str, float](), []
     for row in summary.rows:
         used = counting_runs([run for run in measurements if label_of(run) == row.label])[0]
         points = _joined([entry(run, "train", "validation") or [] for run in used])
         if len(points) > 1 and not row.is_base:
             lines.append((row, points))
             losses = [[point["loss"] for point in entry(run, "train", "validation") or []] for run in used]
+            lowest[row.label] = mean(min(own) for own in losses if own)
             last = [own[-1] == min(own) for own in losses if own]
             falling += [row.label] if sum(last) * 2 > len(last) else []
     if not lines:
@@ -172,7 +173,7 @@ def curves(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | N
     axes.minorticks_off()
     at_the_right(axes, names)
     name_axes(axes, "steps", "validation loss")
-    return figure, "Training curves", findings.curves_takeaway(summary.rows, falling)
+    return figure, "Training curves", findings.curves_takeaway(lowest, falling)
 
 
 def search(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | None:

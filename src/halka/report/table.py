@@ -71,8 +71,7 @@ def _every_column(summary: Summary) -> tuple[Column, ...]:
         near = summary.near_full.get(row.label)
         if near is None:
             return Cell(NOTHING)
-        aside = "" if near.runs == near.of else f"({near.runs} of {plural(near.of, 'run')})"
-        return Cell(f"{near.steps:.0f}", near.steps, aside)
+        return Cell(f"{near.steps:.0f}", near.steps, near.aside)
 
     def time_near_full(row: Row) -> Cell:
         near = summary.near_full.get(row.label)

@@ -7,6 +7,7 @@ every seed, of runs as long as final ones, and has nothing after it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +153,7 @@ class Plan:
         while searches and len(beyond) < self.experiment.search_beyond * len(self.searching):
             if not all(run.key in results for run in [*searches, *beyond]):
                 break
-            rate = _further(tried, _losses([*searches, *beyond], results))
+            rate = _further(tried, _losses([*searches, *beyond], results), between=bool(self.experiment.sweep))
             if rate is None:
                 break
             tried = sorted([*tried, rate])
@@ -210,12 +211,24 @@ def _losses(searches: Iterable[Spec], results: Mapping[str, Result]) -> dict[flo
     return {rate: mean(values) for rate, values in finished.items() if len(values) == len(losses[rate])}
 
 
-def _further(tried: Sequence[float], losses: Mapping[float, float]) -> float | None:
-    """The rate as far beyond the best as its neighbour is on this side; None where no edge alone is best."""
-    for edge, neighbour in ((tried[0], tried[1]), (tried[-1], tried[-2])):
-        if edge in losses and all(losses[edge] < loss for rate, loss in losses.items() if rate != edge):
-            rate = float(f"{edge * edge / neighbour:.3g}")
-            return None if rate in tried else rate
+def _further(tried: Sequence[float], losses: Mapping[float, float], *, between: bool) -> float | None:
+    """Where one rate alone is best: at an edge, the one as far beyond it as its neighbour is on this side. None else.
+
+    With `between`, beside a rate that failed, the one between the two: a sweep needs losses on both sides.
+    """
+    best = min(losses, key=lambda rate: losses[rate], default=None)
+    if best is None or list(losses.values()).count(losses[best]) > 1:
+        return None
+    place = tried.index(best)
+    for side in (-1, 1):
+        if not 0 <= place + side < len(tried):
+            further = best * best / tried[place - side]
+        elif between and tried[place + side] not in losses:
+            further = math.sqrt(best * tried[place + side])
+        else:
+            continue
+        if (rate := float(f"{further:.3g}")) not in tried:
+            return rate
     return None
 
 

@@ -277,10 +277,13 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
     by_answers = ValidationScore(model, NAME, task) if scores else None
 
     def score() -> float:
+        nonlocal baseline
         assert by_answers is not None
-        latest["memory"], value = memory(), by_answers.value()  # scoring has a memory of its own
+        latest["memory"], before = memory(), machine.resident(device)
+        value = by_answers.value()
         perplexed = {} if text is None else {"perplexity": perplexity(model, NAME, text)}
         latest["scored"] = {"score": value, **perplexed}
+        baseline += max(0, machine.resident(device) - before)  # what scoring leaves behind is none of training's
         machine.reset_peak(device)
         return by_answers.rank(value)
 

@@ -23,9 +23,7 @@ def to_device(tensors: Sequence[Tensor], device: torch.device | str) -> list[Ten
     line = torch.cat([tensor.flatten() for tensor in tensors])
     if device.type == "cuda":
         line = line.pin_memory()
-    line = line.to(
-        device, non_blocking=device.type != "mps"
-    )  # MPS may read what is freed: pytorch#189690
+    line = line.to(device, non_blocking=device.type != "mps")  # MPS may read what is freed: pytorch#189690
     pieces = line.split([tensor.numel() for tensor in tensors])
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
 

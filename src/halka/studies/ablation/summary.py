@@ -115,11 +115,11 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> Summary:
 
 
 def _converged(runs: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
-    """How many of the trained runs with early stopping ended by it, or had their best weights before the last step."""
+    """How many of the trained runs with early stopping ended by it, before the most steps."""
     stopping = [run for run in runs if "best_step" in run.get("train", {}) and run["config"].get("patience")]
-    if not stopping:
-        return None
-    return sum(run["train"]["best_step"] < run["train"]["steps"] for run in stopping), len(stopping)
+    since = [sum(point["step"] > run["train"]["best_step"] for point in run["train"]["curve"]) for run in stopping]
+    ended = sum(later >= run["config"]["patience"] for later, run in zip(since, stopping, strict=True))
+    return (ended, len(stopping)) if stopping else None
 
 
 def _way(label: str, runs: Sequence[Mapping[str, Any]], part: str, floored: bool) -> Way:
@@ -252,7 +252,7 @@ def sentences(summary: Summary) -> list[str]:
         )
     if summary.converged is not None and summary.converged[0] < summary.converged[1]:
         converged, of = summary.converged
-        findings.append(f"Not converged: {of - converged} of {of} runs were best at the last step that they may take.")
+        findings.append(f"Not converged: {of - converged} of {of} runs came to the most steps.")
     return findings
 
 
