@@ -4,9 +4,10 @@
     python benchmarks/reading.py passages           # experiments/reading/passages.yaml; others: shares, sharing, …
 
 A file of variants names the ablation that they are `like`, and what each changes in it; nested settings are merged.
-Each file takes one to two hours of two cores. Finished runs are kept in results/reading/NAME, and the same command goes
-on; summary.json and table.md there are of what is finished. Differences are from the first variant, of the same
-questions, averaged over the seeds that both have, which the table names; their intervals are over questions.
+Each file takes one to two hours of two cores. Finished runs are kept in results/reading, once for all files, and the
+same command goes on; summary.json and table.md in results/reading/NAME are of what is finished. Differences are from
+the first variant, of the same questions, averaged over the seeds that both have, which the table names; their
+intervals are over questions.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def main() -> None:
     for name in arguments.names:
         variants = variants_in(VARIANTS / f"{name}.yaml")
         for label, ablation in {} if arguments.table else variants.items():
-            follow(label, ablation, RESULTS / name)
+            follow(label, ablation, RESULTS)
         write(name, variants)
 
 
@@ -85,7 +86,7 @@ def follow(label: str, ablation: Ablation, out: Path) -> None:
 
 def write(name: str, variants: Mapping[str, Ablation]) -> None:
     """Write what the finished variants came to, as JSON and as a table."""
-    done = {label: finished(ablation, RESULTS / name) for label, ablation in variants.items()}
+    done = {label: finished(ablation, RESULTS) for label, ablation in variants.items()}
     first = done[next(iter(done))]
     if not first:
         sys.exit(f"{name}: its first variant, beside which the others stand, has no finished run")
