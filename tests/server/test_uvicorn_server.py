@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -267,6 +268,47 @@ def error_of(answered: bytes) -> dict[str, str]:
 def test_what_is_no_http_gets_an_error_as_all_others(bare, sent):
     error = error_of(bare.ask(sent.replace(b"HTTP/1.1\r\n", b"HTTP/1.1\r\n" + HOST)))
     assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_http")
+
+
+OFFERS = {
+    "h2c, as Java's": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n",
+    "websocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+    "unknown": b"Connection: upgrade\r\nUpgrade: x\r\n",
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+@pytest.mark.parametrize("apart", [False, True], ids=["in one piece", "in pieces"])
+def test_an_offer_of_another_protocol_is_ignored_and_the_body_is_the_requests(bare, offer, apart):
+    body = b"GET /who HTTP/1.1\r\n" + HOST + b"\r\n"  # which would be a request of its own
+    text = json.dumps({"text": body.decode()}).encode()
+    for sent, statuses in ((text, [b"200", b"200"]), (body, [b"400", b"200"])):
+        head = b"POST /echo HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n" + offer
+        head += b"Content-Length: %d\r\n\r\n" % len(sent)
+        behind = b"GET /who HTTP/1.1\r\n" + CLOSE + b"\r\n"
+        answered = bare.ask(*((head, sent, behind) if apart else (head + sent + behind,)))
+        assert re.findall(rb"HTTP/1\.1 (\d+)", answered) == statuses
+    without_body = b"GET /who HTTP/1.1\r\n" + HOST + offer + b"\r\n"
+    answered = bare.ask(without_body, b"GET /who HTTP/1.1\r\n" + CLOSE + b"\r\n")
+    assert answered.count(b"HTTP/1.1 200") == 2
+
+
+@pytest.mark.parametrize("line", [b"a" * 4096, b"X-A: a\r\n" * 512], ids=["one header", "many"])
+def test_a_head_without_an_end_is_refused_before_it_is_large(bare, line):
+    with bare.connect() as connection:
+        connection.sendall(b"GET /who HTTP/1.1\r\n" + HOST + b"X-A: ")
+        sent = 0
+        try:
+            while sent < 1 << 20:
+                connection.sendall(line)
+                sent += len(line)
+                if select.select([connection], [], [], 0.001)[0]:
+                    break
+        except OSError:
+            pass
+        assert sent < 1 << 20
+        answered = everything(connection)
+    assert not answered or error_of(answered)["message"].startswith("the request's head is larger than")
 
 
 @pytest.mark.parametrize("queued", [b"", b"GET /who HTTP/1.1\r\n" + HOST + b"\r\n"])

@@ -1,14 +1,17 @@
-"""uvicorn in one process, with what it lacks: SIGTERM drains, connections whose client does nothing are closed, and its
-own errors are as all others.
+"""uvicorn in one process, with what it lacks: SIGTERM drains, connections whose client does nothing are closed, heads
+have an end, offers of another protocol are ignored, and its own errors are as all others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import time
+from http import HTTPStatus
 from types import FrameType
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn._types import ASGI3Application
@@ -16,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from halka.server.errors import ApiError
 from halka.server.guards.drain import FULL, Drain
-from halka.server.guards.edge import CLOSE, HEADERS
+from halka.server.guards.edge import CLOSE, HEAD, HEADERS, too_large_head
 
 PATIENCE = 30.0  # seconds that a client may take until its next request, for a head, or to read what it asked for
 CONNECTIONS = 1000
@@ -32,6 +35,8 @@ class Connection(HttpToolsProtocol):
     _since = 0.0
     _running: RequestResponseCycle | None = None  # the last that began; `cycle` may be queued behind it
     _beyond = False
+    _data = b""  # what has just come
+    _head: int | None = 0  # bytes so far of a head that has not ended
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -47,12 +52,22 @@ class Connection(HttpToolsProtocol):
             self._running.disconnected = True
             self._running.message_event.set()
 
+    def data_received(self, data: bytes) -> None:
+        self._data, began = data, self._head
+        super().data_received(data)
+        if began is not None and self._head is not None:
+            self._head += len(data)
+            if self._head > 2 * HEAD:  # of a head that has ended, what is within may be at most HEAD
+                self._refuse(too_large_head())
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._head = 0
         self._beyond = self._beyond and self._too_many()
         self.scope["state"] = {**self.app_state, FULL: self._beyond}
 
     def on_headers_complete(self) -> None:
+        self._head = None
         super().on_headers_complete()
         if len(self.pipeline) == 1:
             self.flow.resume_reading()  # or nobody would see that the client leaves
@@ -75,15 +90,39 @@ class Connection(HttpToolsProtocol):
             self._mark, self._since = mark, now
         return now - self._since
 
+    def _should_upgrade(self) -> bool:
+        """Whether the request offers another protocol: uvicorn begins no answer then, and calls the next method."""
+        return self._get_upgrade() is not None
+
+    def handle_websocket_upgrade(self) -> None:
+        """Read the request anew without its offer (RFC 9110, 7.8), behind which the parser has stopped.
+
+        Java's client offers HTTP/2 in each request; uvicorn would take its body for the next one.
+        """
+        stopped = sys.exc_info()[1]
+        assert isinstance(stopped, httptools.HttpParserUpgrade)
+        kept = [header for header in self.headers if header[0] != b"upgrade"]
+        first = (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        lines = [b"%b %b HTTP/%b" % first, *(b"%b: %b" % header for header in kept), b"", b""]
+        behind = self._data[stopped.args[0] :]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self.data_received(b"\r\n".join(lines) + behind)
+
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, unless an answer is under way, and close the connection."""
+        """Answer what is no HTTP."""
+        self._refuse(ApiError(400, "this is no request in HTTP/1.1", code="invalid_http", headers=CLOSE))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer with an error, unless an answer is under way, and close the connection."""
         running = self._running
         if running is None or running.response_complete or not running.response_started:
-            error = ApiError(400, "this is no request in HTTP/1.1", code="invalid_http", headers=HEADERS | CLOSE)
             response = error.response()
             headers = [*self.server_state.default_headers, *response.raw_headers]
+            headers += [(name.encode(), value.encode()) for name, value in HEADERS.items()]
             lines = (b"%b: %b\r\n" % header for header in headers)
-            self.transport.write(b"".join([b"HTTP/1.1 400 Bad Request\r\n", *lines, b"\r\n", response.body]))
+            line = b"HTTP/1.1 %d %b\r\n" % (error.status, HTTPStatus(error.status).phrase.encode())
+            self.transport.write(b"".join([line, *lines, b"\r\n", response.body]))
         self.transport.close()
 
 

@@ -90,13 +90,17 @@ class Edge:
         }
 
 
+def too_large_head() -> ApiError:
+    return ApiError(431, f"the request's head is larger than {HEAD} bytes or 100 headers", headers=CLOSE)
+
+
 def _check_head(scope: Scope) -> ApiError | None:
     """What is wrong with a head: it is too large, or says two lengths, of which a proxy may take the other."""
     names = [name for name, _ in scope["headers"]]
     size = len(scope["path"]) + len(scope["query_string"]) + sum(map(len, names))
     size += sum(len(value) for _, value in scope["headers"])
     if size > HEAD or len(names) > 100:
-        return ApiError(431, f"the request's head is larger than {HEAD} bytes or 100 headers", headers=CLOSE)
+        return too_large_head()
     if b"content-length" in names and b"transfer-encoding" in names:
         return ApiError(400, "the body has a Content-Length and a Transfer-Encoding: send one", headers=CLOSE)
     return None
