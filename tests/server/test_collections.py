@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from embedder_for_tests import WordEmbedder
-from halka.rag.collection import Collection
+from halka.rag.collection import BATCH, Collection
 from serving_for_tests import InProcess
 
 PARCELS = b"# Parcels\n\nParcels are sent on Monday.\n\n## Lost\n\nWrite to the depot."
@@ -176,6 +178,22 @@ def test_only_readers_find_a_document(faq):
     assert "salaries.md" not in found
     assert "salaries.md" not in {entry["id"] for entry in faq.get("/v1/collections/faq/documents").json()["data"]}
     assert upload(faq, "faq", ("a.md", b"a"), readers="no reader").status_code == 400
+
+
+def test_documents_that_take_longer_to_embed_than_the_timeout_go_in(base, tmp_path):
+    """Nothing is sent meanwhile, but something is done, a batch after another."""
+    with InProcess.open(base, None, tmp_path / "data", timeout=2.0) as server:
+        embedder = server.service.embedders.get()
+
+        def slowly(texts):
+            time.sleep(0.8)
+            return np.ones((len(texts), embedder.width), np.float32)
+
+        embedder.passages = slowly
+        assert server.client.post("/v1/collections", json={"name": "faq"}).status_code == 201
+        response = upload(server.client, "faq", ("long.txt", b"parcel " * embedder.limit * BATCH * 4))
+        assert response.status_code == 201, response.text
+        assert response.json()["data"][0]["passages"] > 3 * BATCH
 
 
 def test_a_document_that_is_too_long_is_skipped_with_the_reason(base, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from guarded_for_tests import Guarded
 from halka.server.errors import api_error
 from halka.server.guards.logs import LOGGERS, log_to
-from halka.util.errors import OutOfMemoryError
+from halka.util.errors import DamagedFolderError, HalkaError, OutOfMemoryError
 
 HEADERS = ("x-request-id", "x-content-type-options", "content-security-policy", "referrer-policy", "x-frame-options")
 
@@ -77,14 +77,17 @@ def test_memory_that_runs_out_is_no_fault_of_the_request(logged):
 
 
 def test_errors_of_the_machine_are_logged_with_their_reason(logged):
-    for error in (OSError(28, "No space left on device"), ValueError("my secret")):
+    damaged = DamagedFolderError("keys.json does not hold keys: restore it from a backup")
+    for error in (OSError(28, "No space left on device"), damaged, ValueError("my secret"), HalkaError("my secret")):
         try:
             raise error
         except Exception as caught:
             logging.getLogger("halka.server").error("failed", exc_info=caught)
-    disk, other = logged()
+    disk, keys, *others = logged()
     assert disk["reason"] == "[Errno 28] No space left on device"
-    assert "reason" not in other
+    assert keys["reason"] == str(damaged)
+    assert not any("reason" in other for other in others)
+    assert len(others) == 2
 
 
 def test_a_request_is_one_line(guarded, logged):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from embedder_for_tests import WordEmbedder
+from halka.rag.collection import BATCH
+from serving_for_tests import until
 
 
 def ask(client, **body):
@@ -51,6 +54,33 @@ def test_what_is_not_supported_is_named(visitor, body, reason):
     assert response.status_code == 400
     assert reason in response.json()["error"]["message"]
     assert response.json()["error"]["param"]
+
+
+def test_a_search_goes_between_two_batches_of_many_texts(server):
+    """One thread embeds, for all tenants."""
+    client, threads, embedder = server.client, server.service.threads, server.service.embedders.get()
+    assert client.post("/v1/collections", json={"name": "faq"}).status_code == 201
+    order, batch, query = list[str](), embedder.passages, embedder.query
+
+    def embed(texts):
+        order.append("batch")
+        if len(order) == 1:
+            until(lambda: threads.search.limiter.statistics().tasks_waiting > 0, "nobody searches")
+        return batch(texts)
+
+    def search(text):
+        order.extend(["query"] if text == "Parcels?" else [])
+        return query(text)
+
+    embedder.passages = embed
+    with ThreadPoolExecutor(1) as pool:
+        many = pool.submit(ask, client, input=["parcels"] * 2 * (BATCH + 1))
+        until(lambda: order, "nothing is embedded")
+        embedder.query = search
+        found = client.post("/v1/collections/faq/search", json={"query": "Parcels?", "mode": "vectors"})
+        assert found.status_code == 200
+        assert len(many.result().json()["data"]) == 2 * (BATCH + 1)
+    assert order[:3] == ["batch", "query", "batch"]
 
 
 def test_the_embedder_is_a_model_of_its_own(visitor):

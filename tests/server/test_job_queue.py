@@ -126,6 +126,15 @@ def test_jobs_run_one_at_a_time_in_their_order(jobs, queue):
     assert (begun(first), begun(second)) == (1, 1)
 
 
+def test_a_job_runs_with_the_interpreter_that_is_there_now(jobs, queue):
+    """The one that it was queued with may have gone with an older environment."""
+    command = ["/gone/with/an/older/environment/python", "-c", PATIENT]
+    job = JobFolder.new(jobs, JobRequest(kind="evaluate", settings={}, command=command), {})
+    queue.look()
+    wait_for(lambda: begun(job), 120)
+    assert finish(queue, job) == "done"
+
+
 def test_several_may_run_at_once(jobs, tmp_path):
     queue = JobQueue(lambda: [jobs], tmp_path / "lock", at_once=2)
     made = [new(jobs) for _ in range(3)]

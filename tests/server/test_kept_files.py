@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from full_disk import file_limit
 from halka.server.guards.keys import Limits
 from halka.server.jobs import files
 from halka.server.resources.uploads import remove_stale
@@ -43,6 +44,22 @@ def test_a_file_is_looked_at_estimated_with_and_trained_on(server):
         folder = server.service.tenants.of("main").jobs / job.json()["id"]
         assert (folder / "data.csv").read_bytes().startswith(b"prompt,")
         assert (folder / "validation.jsonl").read_bytes() == ROWS
+
+
+def test_a_list_is_whole_and_says_so(server):
+    """OpenAI's client asks for more, after the last one, until it hears that there is none."""
+    ids = {keep(server), keep(server)}
+    listed = server.client.get("/v1/files").json()
+    assert {file["id"] for file in listed["data"]} == ids
+    assert listed["has_more"] is False
+
+
+def test_a_full_temporary_disk_is_the_servers_fault_and_in_its_log(server, caplog):
+    with file_limit(1_500_000):
+        response = server.client.post("/v1/files", files={"file": ("mine.jsonl", ROWS * 20_000)})
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+    assert "File too large" in caplog.text
+    assert keep(server)
 
 
 @pytest.mark.parametrize(

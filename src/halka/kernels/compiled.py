@@ -8,7 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import config, njit
+
+from halka.util.places import cache_dir
 
 FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums in any order; what is no number stays none
 
@@ -24,7 +26,10 @@ def _digest(folder: Path) -> str:
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compiles a function at its first call, and keeps the code on disk where a folder can be written."""
+    """Compiles a function at its first call, and keeps the code on disk where a folder can be written.
+
+    That is beside the source, else in the user's cache as numba has it, else in Halka's.
+    """
     options = {"fastmath": FAST, "nogil": True, "error_model": "numpy"}
     # A kernel has its own copy of all that it calls. Of functions that two had in common, each optimised differently, a
     # process would use the first it compiles or loads, and compute other bits in another order of them.
@@ -34,4 +39,8 @@ def kernel(function: Callable[..., Any]) -> Any:
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # numba knows of no folder that it may write to
+        config.CACHE_DIR = config.CACHE_DIR or str(cache_dir() / "numba")
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:
         return njit(**options)(function)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from llvmlite.binding import Linkage
+from numba.core import caching, config
 from numba.core.dispatcher import Dispatcher
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from halka.engine.llama import kernels
 from halka.engine.llama.product import Product
 from halka.engine.llama.row_adapter import ACTIVATION_NAMES, READS
 from halka.kernels import layers
+from halka.kernels.compiled import kernel as compiling
 from halka.kernels.shared import array_of, shared
 from halka.methods.bottleneck import ACTIVATIONS
 from halka.models.attention.function import grouped_products
@@ -302,3 +304,20 @@ def test_no_threads_but_torch_s():
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert result.stdout.split() == ["0", "2"]
+
+
+def test_code_is_kept_in_halkas_cache_where_numba_may_write_nowhere(monkeypatch, tmp_path):
+    """As a service whose source is read-only and who has no home."""
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [caching.UserProvidedCacheLocator])
+    monkeypatch.setattr(config, "CACHE_DIR", "")
+    monkeypatch.setenv("HALKA_CACHE", str(tmp_path))
+
+    def double(x):
+        return 2 * x
+
+    kept = compiling(double)
+    assert Path(kept._cache.cache_path).is_relative_to(tmp_path / "numba")
+    monkeypatch.setattr(config, "CACHE_DIR", "")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HALKA_CACHE", str(tmp_path / "file"))
+    assert compiling(double)._cache.cache_path is None

@@ -30,7 +30,8 @@ log = logging.getLogger("halka.server")
 class Cancellation:
     """Middleware around the application.
 
-    timeout  seconds without anything sent after which a request ends
+    timeout  seconds without anything sent after which a request ends. What works on the request in pieces, of which the
+             client sees nothing, may call `scope["state"]["works"]` at each: it counts as something sent
     """
 
     def __init__(self, app: ASGIApp, keys: Keys, sessions: Sessions, timeout: float, drain: Drain):
@@ -41,6 +42,7 @@ class Cancellation:
             return await self.app(scope, receive, send)
         request = _UnderWay(receive, send)
         await request.begin()
+        scope.setdefault("state", {})["works"] = request.works
         tasks = [asyncio.create_task(request.watch()), asyncio.create_task(self._look(scope, request))]
         try:
             with request.scope:
@@ -83,7 +85,7 @@ class Cancellation:
 class _UnderWay:
     """A request's channels. Once its body is read, it receives ahead of the application.
 
-    active  when something was last received or sent
+    active  when something was last received, sent or done for it
     """
 
     def __init__(self, receive: Receive, send: Send):
@@ -94,6 +96,10 @@ class _UnderWay:
         self._first: Message | None = None
         self._read, self._started, self._complete = asyncio.Event(), False, False
         self._events = False
+
+    def works(self) -> None:
+        """Something is done for it, also in another thread."""
+        self.active = time.monotonic()
 
     async def begin(self) -> None:
         self._first = await self._next()

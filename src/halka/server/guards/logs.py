@@ -8,10 +8,10 @@ import traceback
 from datetime import UTC, datetime
 from typing import IO, Any
 
-from halka.util.errors import HalkaError
+from halka.util.errors import DamagedFolderError, HalkaError
 
 LOGGERS = ("halka", "uvicorn")
-ABOUT_THE_MACHINE = (OSError, MemoryError, RuntimeError)
+ABOUT_THE_MACHINE = (OSError, MemoryError, RuntimeError, DamagedFolderError)
 """Errors whose messages are not about texts."""
 
 
@@ -34,7 +34,8 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info and (error := record.exc_info[1]) is not None:
             line["error"] = type(error).__name__
-            if self.texts or (isinstance(error, ABOUT_THE_MACHINE) and not isinstance(error, HalkaError)):
+            about_texts = isinstance(error, HalkaError) and not isinstance(error, DamagedFolderError)
+            if self.texts or (isinstance(error, ABOUT_THE_MACHINE) and not about_texts):
                 line["reason"] = str(error)
             frames = traceback.extract_tb(error.__traceback__)
             line["trace"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]

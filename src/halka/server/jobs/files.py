@@ -59,7 +59,8 @@ async def list_files(service: ServiceDep, caller: ManagerDep) -> Response:
                 views.append(_view(path, service.file_life))
         return views
 
-    return Json({"object": "list", "data": await service.threads.manage(views)})
+    data = await service.threads.manage(views)
+    return Json({"object": "list", "has_more": False, "data": data})  # else OpenAI's client asks again, without end
 
 
 @router.get("/v1/files/{id}")

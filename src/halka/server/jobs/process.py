@@ -57,7 +57,7 @@ def _run(job: JobFolder, request: JobRequest, lock: int, signals: list[int]) -> 
             if request.room:
                 stack.enter_context(Reservation(storage)).grow(request.room, limit)
         command = subprocess.Popen(
-            request.command,
+            [sys.executable, *request.command[1:]],  # the one that it was queued by may be gone since
             cwd=job.path,
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from anyio import from_thread
-from fastapi import APIRouter, Form, UploadFile
+from fastapi import APIRouter, Form, Request, UploadFile
 from pydantic import Field
 from starlette.responses import Response
 
@@ -104,6 +104,7 @@ async def list_documents(collection: str, service: ServiceDep, caller: CallerDep
 @router.post("/v1/collections/{collection}/documents")
 async def upload_documents(
     collection: str,
+    request: Request,
     service: ServiceDep,
     caller: ManagerDep,
     files: list[UploadFile],
@@ -120,7 +121,11 @@ async def upload_documents(
             await save(service, upload, folder / f"{number}{Path(name).suffix.lower()}")
             for number, (name, upload) in enumerate(zip(names, files, strict=True))
         ]
-        check = from_thread.check_cancelled  # whether the request has ended
+        works = request.state.works
+
+        def check() -> None:
+            from_thread.check_cancelled()  # whether the request has ended
+            works()
 
         def put() -> list[dict[str, Any]]:
             opened = open_collection(service, caller.tenant, collection)

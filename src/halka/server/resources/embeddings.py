@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from anyio import from_thread
 from fastapi import APIRouter
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -57,7 +57,9 @@ async def embeddings(body: EmbeddingsRequest, service: ServiceDep, caller: Calle
     tokens = await service.threads.search(lambda: _tokens(embedder, texts))
     caller.lease.reserve(0, tokens)
     caller.lease.spend(tokens)
-    vectors = await service.threads.search(lambda: _vectors(embedder, texts))
+    vectors = list[np.ndarray]()
+    for start in range(0, len(texts), BATCH):  # a call each: others' searches go in between
+        vectors.extend(await service.threads.search(partial(embedder.passages, texts[start : start + BATCH])))
     data = [
         {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
         for index, vector in enumerate(vectors)
@@ -80,15 +82,6 @@ def _tokens(embedder: Embedder, texts: list[str]) -> int:
                 code="context_length_exceeded",
             )
     return sum(tokens)
-
-
-def _vectors(embedder: Embedder, texts: list[str]) -> np.ndarray:
-    """The texts' vectors, in batches, between which a request that has ended stops."""
-    batches = list[np.ndarray]()
-    for start in range(0, len(texts), BATCH):
-        from_thread.check_cancelled()
-        batches.append(embedder.passages(texts[start : start + BATCH]))
-    return np.concatenate(batches)
 
 
 def _encoded(vector: np.ndarray, form: str | None) -> list[float] | str:

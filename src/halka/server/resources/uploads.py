@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from anyio import CancelScope
 from fastapi import Request, Response, UploadFile
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
 from halka.server.errors import ApiError
 
@@ -36,7 +37,12 @@ class UploadRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_bounded(request: Request) -> Response:
-            return await handle(_BoundedRequest(request.scope, request.receive))
+            try:
+                return await handle(_BoundedRequest(request.scope, request.receive))
+            except HTTPException as error:  # whatever was wrong as the form came, for FastAPI it is the client's fault
+                if isinstance(error.__cause__, OSError):
+                    raise error.__cause__ from None
+                raise
 
         return handle_bounded
 
