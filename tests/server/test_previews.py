@@ -271,7 +271,7 @@ def test_parquet_is_read_one_file_at_a_time_beside_managers_threads(server, tmp_
             turns.append(server.service.threads.manage.limiter.borrowed_tokens)
             return await super().__call__(tenant, function, *arguments)
 
-    server.service.parquet = Counted()
+    server.service.reading = Counted()
     files, job = dict.fromkeys(("data", "validation"), ("a.parquet", content)), {"kind": "train", "name": "sums"}
     response = server.client.post("/v1/jobs/upload", files=files, data={"job": json.dumps(job)})
     assert response.status_code == 201, response.text

@@ -49,7 +49,7 @@ class Service:
     guards    what a request passes before its route
     threads   where blocking work is done
     looks     where drafts of trainings are looked at
-    parquet   whose turn it is to have a Parquet file read
+    reading   whose turn it is to have large data read
     stored    when the bytes that a tenant stores were counted, by `time.monotonic`, and how many they were
     created   when the server began, in seconds of Unix time
     file_life  seconds that a file of data is kept which nothing uses yet
@@ -67,7 +67,7 @@ class Service:
     jobs: JobQueue
     threads: Threads
     looks: Looks = field(default_factory=Looks)
-    parquet: Turns = field(default_factory=Turns)
+    reading: Turns = field(default_factory=Turns)
     stored: dict[str, tuple[float, int]] = field(default_factory=dict[str, tuple[float, int]])
     created: int = field(default_factory=lambda: int(time.time()))
     file_life: int = 3600

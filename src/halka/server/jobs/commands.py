@@ -25,7 +25,7 @@ from halka.server.jobs.folder import RUN, JobRequest
 from halka.server.jobs.held_out import held_out_lines
 from halka.server.jobs.requests import AdviseJob, EvaluateJob, Job, MergeJob, TrainJob
 from halka.server.resources.adapter_files import check_inside, stored_inside
-from halka.server.settings import ServerSettings
+from halka.server.settings import MB, ServerSettings
 from halka.server.storage import bytes_below
 from halka.server.tenants import Tenant
 from halka.storage.adapter_store import Stored
@@ -63,7 +63,7 @@ def new_job(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: Serve
         if DATA in names or job.task is not None:
             raise ApiError(400, "give one of data, task and held_out_of", param="held_out_of")
         names[DATA] = DATA + ".jsonl"
-        contents[names[DATA]] = held_out_lines(tenant.jobs, job.held_out_of)
+        contents[names[DATA]] = held_out_lines(tenant.jobs, job.held_out_of, int(settings.upload_size * MB))
     if (job.task is None) == (DATA not in names):
         raise ApiError(400, "give either data, as rows or a file, or task", param=DATA)
     if job.task is not None and (VALIDATION in names or getattr(job, VALIDATION, None) is not None):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from halka.data.examples import read_examples
 from halka.server.errors import ApiError, public
+from halka.server.jobs.reading import read_by
 from halka.server.jobs.requests import AdviseJob, EvaluateJob, TrainJob
 from halka.util.errors import HalkaError
 
 DATA, VALIDATION = "data", "validation"
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 PARQUET = ".parquet"  # becomes .jsonl as it comes
+SMALL = 1 << 18  # bytes of data that are read in this process; reading takes up to a hundred times as many
+MOST = 1 << 20  # bytes of what is said of data
+PROGRAM = "halka.server.jobs.data_reader"
 
 
 def placed(asked: Any, files: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, bytes | Path]]:
@@ -46,19 +50,39 @@ def written(contents: Mapping[str, bytes | Path], folder: Path) -> dict[str, Pat
     return paths
 
 
+def is_large(files: Mapping[str, bytes | Path]) -> bool:
+    """Whether some of the data is read in a process of its own, so that it takes a turn."""
+    return any(len(it) > SMALL if isinstance(it, bytes) else it.stat().st_size > SMALL for it in files.values())
+
+
 def check_data(files: Mapping[str, Path], job: TrainJob | EvaluateJob | AdviseJob) -> None:
     """Read the data as the job will. Raises ApiError for what it could not use."""
+    adapters = [*job.adapters] if isinstance(job, EvaluateJob) else None
     for file, path in files.items():
         name = file.partition(".")[0]
         if name in (DATA, VALIDATION):
-            try:
-                rows = read_examples(path, job.shape).rows
-            except HalkaError as error:
-                raise ApiError(400, public(str(error).replace(str(path), name)), param=name) from None
-            allowed = getattr(job, "adapters", ())
-            for row in rows:
-                if (adapter := row.fields.get("adapter")) and job.kind == "evaluate" and adapter not in allowed:
-                    raise ApiError(400, f"{row.where} names {adapter!r}, which is not among adapters", param="adapters")
+            if is_large({file: path}):
+                arguments = ("check", path, json.dumps(job.shape), json.dumps(adapters))
+                problem = json.loads(read_by(PROGRAM, arguments, MOST, name))
+            else:
+                problem = problem_of(path, job.shape, adapters)
+            if problem is not None:
+                raise ApiError(400, public(problem[0].replace(str(path), name)), param=problem[1] or name)
+
+
+def problem_of(path: Path, shape: str | None, adapters: Sequence[str] | None) -> tuple[str, str | None] | None:
+    """Why a job could not use the data, and the parameter that is wrong if that is not the data; None if it could.
+
+    adapters   those that its rows may name; None: any
+    """
+    try:
+        rows = read_examples(path, shape).rows
+    except HalkaError as error:
+        return str(error), None
+    for row in rows:
+        if (adapter := row.fields.get("adapter")) and adapters is not None and adapter not in adapters:
+            return f"{row.where} names {adapter!r}, which is not among adapters", "adapters"
+    return None
 
 
 def check_suffix(name: str, path: Path) -> None:

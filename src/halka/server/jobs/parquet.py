@@ -10,9 +10,8 @@ import sys
 
 from halka.data.readers import Row, read_rows
 from halka.server.apart import limit_memory
+from halka.server.jobs.reading import MEMORY
 from halka.util.errors import DataError
-
-MEMORY = 4 * 10**9
 
 
 def main(path: str, lines: str, most: str) -> None:

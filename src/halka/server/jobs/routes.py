@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,11 @@ from starlette.responses import Response, StreamingResponse
 from halka.server.errors import ApiError, refusal
 from halka.server.guards.access import Caller, ManagerDep
 from halka.server.jobs.commands import DOCUMENTS, MERGED, PREDICTIONS, NewJob, new_job
-from halka.server.jobs.data import DATA, VALIDATION, check_data, written
+from halka.server.jobs.data import DATA, VALIDATION, check_data, is_large, written
 from halka.server.jobs.documents import document_lines, write_lines
 from halka.server.jobs.files import named_files
 from halka.server.jobs.folder import ENDED, JobFolder, jobs_in
-from halka.server.jobs.requests import AdviseJob, Job, MergeJob
+from halka.server.jobs.requests import AdviseJob, EvaluateJob, Job, MergeJob
 from halka.server.jobs.uploading import read_form, save_data
 from halka.server.jobs.views import steps_of, view_of
 from halka.server.locks import locked
@@ -154,10 +154,15 @@ async def delete_job(id: str, service: ServiceDep, caller: ManagerDep) -> Respon
 
 
 async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: Caller) -> Response:
+    def in_turn(large: bool) -> Callable[..., Awaitable[Any]]:
+        """What runs a function that reads data: a turn for large ones, of which the readers take much memory."""
+        return partial(service.reading, caller.tenant) if large else service.threads.manage
+
     async with staging(service) as folder:
         tenant = service.tenants.of(caller.tenant)
         files = await service.threads.manage(named_files, job, files, tenant, folder, service.file_life)
-        new = await service.threads.manage(_check, job, files, tenant, service)
+        earlier = isinstance(job, EvaluateJob) and job.held_out_of is not None  # its data may be large
+        new = await in_turn(earlier)(_check, job, files, tenant, service)
         size = sum(len(content) for content in new.files.values() if isinstance(content, bytes))
         if isinstance(job, AdviseJob) and job.collection is not None:
             lines = partial(document_lines, service, tenant.name, job.collection)
@@ -166,7 +171,10 @@ async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: 
             path = await service.threads.ingest(write_lines, lines(), folder / DOCUMENTS, documents)
             new.files[DOCUMENTS] = path
         await service.guards.quota.reserve(caller, size + new.request.room)
-        queued = await service.threads.manage(_queue, job, new, tenant, folder, service, caller.lease.limits.storage)
+        paths = await service.threads.manage(written, new.files, folder)
+        if not isinstance(job, MergeJob):
+            await in_turn(is_large(new.files))(check_data, paths, job)
+        queued = await service.threads.manage(_queue, new, paths, tenant, service, caller.lease.limits.storage)
         view = await service.threads.manage(view_of, queued, caller.folders)
     return Json(view, 201)
 
@@ -191,11 +199,8 @@ def _check_count(tenant: Tenant, service: Service) -> None:
         )
 
 
-def _queue(job: Job, new: NewJob, tenant: Tenant, folder: Path, service: Service, limit: int | None) -> JobFolder:
-    """Queue a job whose data can be used. Raises ApiError where they cannot, and as `_check` for too many."""
-    paths = written(new.files, folder)
-    if not isinstance(job, MergeJob):
-        check_data(paths, job)
+def _queue(new: NewJob, paths: Mapping[str, Path], tenant: Tenant, service: Service, limit: int | None) -> JobFolder:
+    """Queue a job, whose data can be used. Raises ApiError as `_check` for too many."""
     for path in paths.values():  # else the lock is held while they are
         flush(path)
     with locked(tenant.jobs):

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from anyio import from_thread
 from fastapi import UploadFile
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 
-from halka.server.apart import cause_of, output_of
 from halka.server.errors import ApiError
 from halka.server.guards.access import Caller
 from halka.server.jobs.data import PARQUET
+from halka.server.jobs.reading import read_by
 from halka.server.resources.uploads import file_name, save
 from halka.server.service import Service
 from halka.server.settings import MB
 
 T = TypeVar("T")
-SECONDS = 120
-READER = (sys.executable, "-m", "halka.server.jobs.parquet")
 
 
 def read_form(adapter: TypeAdapter[T], text: str) -> T:
@@ -43,7 +39,7 @@ async def save_data(
             path = await save(service, upload, folder / f"{name}{Path(file_name(upload)).suffix[:10].lower()}")
             if path.suffix == PARQUET:
                 room = await service.guards.quota.reserve(caller, 1, most)
-                path = await service.parquet(caller.tenant, json_lines_of, path, room)
+                path = await service.reading(caller.tenant, json_lines_of, path, room)
             paths[name] = path
     return paths
 
@@ -51,14 +47,10 @@ async def save_data(
 def json_lines_of(path: Path, most: int) -> Path:
     """The rows of a Parquet file as a file of JSON lines of so many bytes at most, in its place. Raises ApiError."""
     name, lines = path.stem, path.with_suffix(".jsonl")
-    output, status = output_of([*READER, str(path), str(lines), str(most)], SECONDS, most, from_thread.check_cancelled)
-    path.unlink()
-    if status is None:
-        raise ApiError(400, f"{name} takes longer than {SECONDS} s to read: split it", param=name)
-    if status:
-        raise ApiError(
-            400, f"{name} cannot be read: its reader ended with {cause_of(status)}. Is it whole?", param=name
-        )
+    try:
+        output = read_by("halka.server.jobs.parquet", (path, lines, most), most, name)
+    finally:
+        path.unlink()
     if output:
         raise ApiError(400, output.decode().replace(str(path), name), param=name)
     return lines
