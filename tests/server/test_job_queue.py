@@ -16,7 +16,7 @@ import pytest
 
 from full_disk import room_for
 from halka.server.environment import environment
-from halka.server.jobs.folder import JobFolder, JobRequest, jobs_in
+from halka.server.jobs.folder import LOCK, JobFolder, JobRequest, jobs_in
 from halka.server.jobs.queue import JobQueue
 from halka.server.storage import Storage
 from halka.util.errors import DamagedFolderError, HalkaError
@@ -333,6 +333,20 @@ def test_who_claims_a_job_forgets_the_process_that_it_had(jobs, queue):
     lock = job.claim()
     assert job.process is None
     os.close(lock)
+
+
+def test_a_job_of_another_container_is_not_stopped_by_an_id_that_means_another_process(jobs, queue):
+    job = new(jobs)
+    queue.look()
+    wait_for(lambda: begun(job))
+    lock = job.path / LOCK
+    own = lock.read_text()
+    lock.write_text(f"{own.split()[0]} pid:[1]")
+    with pytest.raises(HalkaError, match="runs in another container: stop it at the server there"):
+        job.stop()
+    assert job.state() == "running"
+    lock.write_text(own)
+    assert finish(queue, job) == "done"
 
 
 @pytest.mark.parametrize("file", ["state.json", "job.json"])

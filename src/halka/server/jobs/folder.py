@@ -158,16 +158,23 @@ class JobFolder:
 
     @staticmethod
     def sign(lock: int) -> None:
-        """Write this process's id into the lock that it has inherited, for those who stop it."""
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        """Write this process's id into the lock that it has inherited, and where it counts, for those who stop it."""
+        os.pwrite(lock, f"{os.getpid()} {_namespace()}".encode(), 0)
 
     @property
     def process(self) -> int | None:
-        """The id of the process that leads the job's group; None before it begins."""
-        with suppress(OSError, ValueError):
-            if (id := int((self.path / LOCK).read_bytes())) > 1:
-                return id
-        return None
+        """The id of the process that leads the job's group; None before it begins.
+
+        Raises HalkaError where it is in another container, in which this process could end another one by that id.
+        """
+        try:
+            id, namespace = (self.path / LOCK).read_text().split()
+            process = int(id)
+        except (OSError, ValueError):
+            return None
+        if namespace != _namespace():
+            raise HalkaError(f"{self.id} runs in another container: stop it at the server there")
+        return process if process > 1 else None
 
     # ── what may be done with it ────────────────────────────────────────────────────────────────────────────────
 
@@ -178,9 +185,11 @@ class JobFolder:
         """
         if (state := self.state()) in ENDED:
             raise HalkaError(f"{self.id} is {state}: it cannot be stopped")
-        again = self.stop_asked
+        again, process = self.stop_asked, self.process if self.alive else None
         (self.path / STOP).touch()
-        if (process := self.process) is not None and self.alive:  # else its process sees the file before it begins
+        if process is None:  # it has perhaps not written its id yet, and sees the file before it begins
+            process = self.process if self.alive else None
+        if process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(process, signal.SIGINT if again else signal.SIGTERM)  # a training heeds SIGTERM once
 
@@ -249,3 +258,11 @@ def _read(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
 
 def _damaged(path: Path) -> DamagedFolderError:
     return DamagedFolderError(f"{path.name} of {path.parent.name} is damaged: remove the job")
+
+
+def _namespace() -> str:
+    """What tells the process ids of this container from those of others; "here" where the system has no containers."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return "here"
