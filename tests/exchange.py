@@ -96,7 +96,7 @@ PEFT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "P-tuning, as a prompt": (("P-tuning, MLP", "P-tuning, LSTM"), ()),
     "AdaLoRA, as LoRA": (("AdaLoRA",), ()),
-    "VeRA, as LoRA": (("VeRA", "VeRA, bias: all"), ()),
+    "VeRA, as LoRA": (("VeRA", "VeRA, Conv1D"), ()),
 }
 
 

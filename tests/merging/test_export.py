@@ -305,6 +305,17 @@ def test_what_vllm_does_not_serve_is_said_by_name(method, why, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("architecture", "kind"), [("gpt2", None), ("gpt_neox", None), ("bert", None), ("t5", None)])
+def test_adapters_of_bases_that_take_none_in_vllm_are_refused(architecture, kind, tmp_path):
+    model = halka.adapt(tiny(architecture, kind=kind))
+    model.add("a", halka.LoRA(rank=8))
+    with pytest.raises(
+        ValueError, match=rf"vLLM serves no adapters of this base \({architecture}\): merge them instead"
+    ):
+        halka.export(model, "a", tmp_path / "a", format="vllm")
+    assert not any(tmp_path.iterdir())
+
+
 def test_what_peft_has_no_form_for_is_not_written_for_vllm(tmp_path):
     model = halka.adapt(tiny("qwen3_moe"))
     model.add("a", halka.LoRA(rank=8))

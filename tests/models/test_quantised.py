@@ -243,8 +243,12 @@ def test_what_cannot_be_packed_is_refused_by_name(monkeypatch):
     quantise(tiny(), "int8")
     foreign = tiny()
     foreign.model.layers[0].mlp.up_proj.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), False)
-    with pytest.raises(ValueError, match=r"of another library: load it with load_base\(quantize=…\)"):
-        halka.adapt(foreign)
+    foreign_fp8, gptq = tiny(), tiny()
+    foreign_fp8.model.layers[0].mlp.up_proj.weight.data = torch.zeros(96, 64).to(torch.float8_e4m3fn)
+    del gptq.model.layers[0].mlp.up_proj.weight
+    for base in (foreign, foreign_fp8, gptq):
+        with pytest.raises(ValueError, match=r"of another library, .*: give the one in full precision"):
+            halka.adapt(base)
 
 
 # ── every method ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -303,6 +303,19 @@ def test_a_new_pooler_is_trained_with_the_head_and_kept_with_it(encoder, tmp_pat
     assert torch.equal(logits(model, "b"), logits(model, "a"))
 
 
+@pytest.mark.parametrize("kind", [CLASSES, TAGS])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert", "llama"])
+def test_an_adapter_with_its_head_is_saved_and_loaded(architecture, kind, tmp_path):
+    """ModernBERT has a module `head` before its head."""
+    model = classifier(architecture, kind)
+    model.add("a", LORA)
+    disturb(model, "a")
+    halka.save(model, "a", tmp_path / "a")
+    again = classifier(architecture, kind)
+    halka.load(again, tmp_path / "a")
+    assert torch.equal(logits(again, "a"), logits(model, "a"))
+
+
 def test_the_head_of_a_trained_classifier_is_kept_or_set_aside(encoder, tmp_path):
     base, tokenizer = load_base(encoder, kind=CLASSES, labels=LABELS, seed=5)
     base.save_pretrained(encoder)

@@ -21,6 +21,10 @@ CONFIGS = {
     "embedding": (peft.LoraConfig(**LORA, target_modules=["embed_tokens"]), "llama"),
     "dora": (peft.LoraConfig(**LORA, target_modules=["q_proj"], use_dora=True), "llama"),
     "norms too": (peft.LoraConfig(**LORA, target_modules=["q_proj"], modules_to_save=["input_layernorm"]), "llama"),
+    "a module that is called head": (
+        peft.LoraConfig(r=4, target_modules=["Wqkv"], modules_to_save=["head"]),
+        "modernbert",
+    ),
     "ia3": (
         peft.IA3Config(
             task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]
@@ -41,6 +45,19 @@ def test_a_configuration_gives_as_many_parameters_as_with_peft(name):
     theirs = peft.get_peft_model(tiny(architecture), copy.deepcopy(config))
     trained = sum(parameter.numel() for parameter in theirs.parameters() if parameter.requires_grad)
     assert adapter.count() == trained
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("mixtral", {"target_modules": "all-linear"}),
+        ("qwen3_moe", {"target_modules": "all-linear"}),
+        ("qwen3_moe", {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}),
+    ],
+)
+def test_names_that_are_experts_in_peft_are_refused(architecture, options):
+    with pytest.raises(ValueError, match="target_modules names experts' modules, which peft would train, too"):
+        halka.method_from_peft(peft.LoraConfig(**LORA, **options), halka.adapt(tiny(architecture)))
 
 
 def test_values_are_taken_over():
@@ -64,6 +81,10 @@ def test_values_are_taken_over():
             "init_lora_weights='gaussian'",
         ),
         (peft.LoraConfig(**LORA, target_modules=["q_proj"], modules_to_save=["score"]), r"modules_to_save=\['score'\]"),
+        (
+            peft.LoraConfig(**LORA, target_modules=["q_proj"], modules_to_save=["lm_head"], ensure_weight_tying=True),
+            "ensure_weight_tying cannot be translated",
+        ),
         (peft.LoHaConfig(target_modules=["q_proj"]), "LOHA.* cannot be translated: Halka knows LORA, IA3"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import halka
 from halka.models.quantised import quantise
@@ -45,6 +46,19 @@ READ = {
     "head": ("llama", lambda: lora(["lm_head", "q_proj"])),
     "modules_to_save": ("llama", lambda: lora(modules_to_save=["lm_head", "embed_tokens", "norm", "classifier"])),
     "modules_to_save, several layers": ("llama", lambda: lora(["q_proj"], modules_to_save=["mlp"])),
+    "modules_to_save, tied": (
+        "gemma3_text",
+        lambda: lora(["q_proj"], modules_to_save=["embed_tokens", "lm_head"], ensure_weight_tying=True),
+    ),
+    "modules_to_save, a head for masked words": (
+        "bert",
+        lambda: peft.LoraConfig(r=4, target_modules=["query"], modules_to_save=["cls"]),
+    ),
+    "modules_to_save, a module that is called head": (
+        "modernbert",
+        lambda: peft.LoraConfig(r=4, target_modules=["Wqkv"], modules_to_save=["head"]),
+    ),
+    "init_lora_weights: mica": ("llama", lambda: lora(init_lora_weights="mica")),
     "trainable_token_indices": ("llama", lambda: lora(trainable_token_indices=[5, 8, 13])),
     "trainable_token_indices, tied": (
         "gpt2",
@@ -129,7 +143,7 @@ READ = {
         ),
     ),
     "VeRA": ("llama", lambda: peft.VeraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")),
-    "VeRA, bias: all": ("gpt2", lambda: peft.VeraConfig(r=8, target_modules=["c_attn"], fan_in_fan_out=True)),
+    "VeRA, Conv1D": ("gpt2", lambda: peft.VeraConfig(r=8, target_modules=["c_attn"], fan_in_fan_out=True)),
 }
 Q, V, DOWN = "attn.q", "attn.v", "mlp.down"
 ONE = "model.layers.1.self_attn.k_proj"
@@ -203,6 +217,71 @@ def test_a_peft_adapter_computes_the_same_here(what, tmp_path):
         ours = base(IDS, attention_mask=torch.ones_like(IDS)).logits
     assert (expected - bare).abs().max() > 1e-3
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+NEW = range(97, 100)  # tokens that both sides have added
+RESIZED = {
+    "modules_to_save": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "trainable_token_indices": {"trainable_token_indices": [5, *NEW]},
+}
+
+
+def resized(architecture: str, seed: int):
+    """A base with rows for new tokens, which begin otherwise on either side."""
+    base = tiny(architecture)
+    torch.manual_seed(seed)
+    base.resize_token_embeddings(97 + len(NEW), mean_resizing=False)
+    return base
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("options", RESIZED.values(), ids=RESIZED)
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"], ids=["apart", "tied"])
+def test_an_adapter_with_new_tokens_is_read_on_a_resized_base(architecture, options, tmp_path):
+    """peft saves the whole embeddings beside what was trained, of its own accord where it can see the base's folder."""
+    ids = torch.cat([IDS, torch.tensor([[*NEW]]).expand(3, -1)], dim=1)
+    theirs = peft.get_peft_model(resized(architecture, seed=1), lora(["q_proj"], **options))
+    disturb(p for p in theirs.parameters() if p.requires_grad)
+    expected = peft_logits(theirs, ids)
+    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=True)
+    model = halka.adapt(resized(architecture, seed=2))
+    halka.load(model, tmp_path / "theirs", name="a")
+    with torch.no_grad(), model.use("a"):
+        torch.testing.assert_close(model.base(ids).logits, expected, rtol=0, atol=1e-5)
+    other = halka.adapt(tiny(architecture))
+    with pytest.raises(ValueError, match=r"\(100, 64\).*\(97, 64\)"):
+        halka.load(other, tmp_path / "theirs", name="a")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    "options",
+    [{"trainable_token_indices": [5]}, {"target_modules": ["embed_tokens", "q_proj"]}],
+    ids=["other tokens", "LoRA on the embedding"],
+)
+def test_new_tokens_that_were_not_trained_have_to_be_the_bases(options, tmp_path):
+    options = {"target_modules": ["q_proj"], **options}
+    config = peft.LoraConfig(r=4, task_type="CAUSAL_LM", **options)
+    theirs = peft.get_peft_model(resized("llama", seed=1), config)
+    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=True)
+    halka.load(halka.adapt(resized("llama", seed=1)), tmp_path / "theirs", name="a")
+    with pytest.raises(ValueError, match=r"such as (row )?97: .*copy their rows into the base before halka\.adapt"):
+        halka.load(halka.adapt(resized("llama", seed=2)), tmp_path / "theirs", name="a")
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_trained_biases_as_peft_named_them_before_its_base_layers_are_read(bias, tmp_path):
+    config = lora(["q_proj"], bias=bias)
+    theirs = peft.get_peft_model(tiny("qwen2"), config)
+    disturb(p for p in theirs.parameters() if p.requires_grad)
+    expected = peft_logits(theirs, IDS)
+    theirs.save_pretrained(tmp_path / "theirs")
+    file = tmp_path / "theirs" / "adapter_model.safetensors"
+    save_file({key.replace(".base_layer.bias", ".bias"): tensor for key, tensor in load_file(file).items()}, file)
+    model = halka.adapt(tiny("qwen2"))
+    halka.load(model, tmp_path / "theirs", name="a")
+    with torch.no_grad(), model.use("a"):
+        torch.testing.assert_close(model.base(IDS).logits, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from halka.core.weights import merged_weights
 from halka.merging.error import LIMIT, MergeError, merge_error, written_error
 from halka.merging.probes import Probes
 from halka.methods import LoRA
+from halka.models.kinds import kind_of
 from halka.models.quantised import QuantizedLinear
 from halka.storage.formats.gguf.lora import write_gguf_lora
 from halka.storage.formats.gguf.model import as_stored, check_whole, write_gguf
@@ -29,6 +30,7 @@ from halka.util.quiet import quiet_libraries
 
 ExportFormat = Literal["safetensors", "gguf", "lora-gguf", "peft", "vllm"]
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM's --max-lora-rank takes
+UNSERVED = ("gpt2", "gpt_neox")  # causal language models that take no LoRA in vLLM
 SERVED = ("attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o", "mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down")
 
 
@@ -225,7 +227,9 @@ def _peft(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
 def check_served(model: AdaptedModel, name: str) -> LoRA:
     """The method of an adapter that vLLM serves. Raises HalkaError for one that it does not."""
     adapter = model.adapter(name)
-    method = adapter.method
+    method, config = adapter.method, cast(Any, model.base).config
+    if kind_of(model.base) != "causal-lm" or config.model_type in UNSERVED:
+        raise HalkaError(f"vLLM serves no adapters of this base ({config.model_type}): merge them instead")
     if not isinstance(method, LoRA):
         raise HalkaError(f"vLLM serves LoRA adapters alone, and this is {method.name}: merge it instead")
     if other := [path for path, target in adapter.targets.items() if target.role not in SERVED]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from halka.core import Target
@@ -86,9 +87,10 @@ def _transposed(module: nn.Module) -> bool:
 def _widths(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, Quantized):
         return module.in_features, module.out_features
-    weight: Any = module.weight  # of a merged adapter, a tensor instead of the parameter
-    if not weight.is_floating_point():
+    weight: Any = getattr(module, "weight", None)  # of a merged adapter, a tensor instead of the parameter
+    if weight is None or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise HalkaError(
-            f"the base holds a {type(module).__name__} of another library: load it with load_base(quantize=…)"
+            f"the base holds a {type(module).__name__} of another library, since it is stored quantised: give the one "
+            "in full precision, as base=… or --base; load_base(quantize=…) or --quantize quantises it as it is loaded"
         )
     return tuple(weight.shape) if _transposed(module) else tuple(weight.shape)[::-1]  # type: ignore[return-value]

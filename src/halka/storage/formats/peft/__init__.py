@@ -80,6 +80,7 @@ def read(contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[
         )
     kind: Any = kinds[peft_type]
     tensors = {_base_name(kind, key): tensor for key, tensor in contents.tensors.items()}
+    tensors = saved_modules.without_copies(contents.config, tensors, targets)
     methods, state, others = kind.read(contents.config, tensors, targets)
     more, values = saved_modules.read(contents.config, others, targets)
     methods = [*methods, *more]

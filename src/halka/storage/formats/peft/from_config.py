@@ -16,11 +16,18 @@ from torch import Tensor, nn
 from halka.core import AdaptedModel, Method, Target
 from halka.methods import Joint, Modules, Prefix, Prompt
 from halka.storage.formats.format import base_of, target_of
-from halka.storage.formats.peft import ia3, lora, prefix, prompt
+from halka.storage.formats.peft import experts, ia3, lora, prefix, prompt
 from halka.storage.formats.peft.modules import names_of
 from halka.storage.formats.peft.options import refuse_unknown
+from halka.storage.formats.peft.saved_modules import by_path
 from halka.storage.formats.peft.selection import by_pattern, selected
 from halka.util.errors import HalkaError
+
+OTHERWISE = {
+    "target_parameters": 'targets=("experts",)',
+    "trainable_token_indices": "halka.Joint with halka.Tokens",
+    "ensure_weight_tying": "halka.Modules at both modules",
+}
 
 
 def method_from_peft(config: Any, model: AdaptedModel) -> Method:
@@ -40,9 +47,8 @@ def method_from_peft(config: Any, model: AdaptedModel) -> Method:
     kind = options.get("peft_type")
     if kind not in readers:
         raise HalkaError(f"configurations of {str(kind)!r} cannot be translated: Halka knows {', '.join(readers)}")
-    for key in ("target_parameters", "trainable_token_indices"):
+    for key, ours in OTHERWISE.items():
         if options.get(key):
-            ours = 'targets=("experts",)' if key == "target_parameters" else "halka.Joint with halka.Tokens"
             raise HalkaError(f"{key} cannot be translated: use {ours}")
     methods = readers[kind](options, model)
     whole: list[str] = options.get("modules_to_save") or []
@@ -50,7 +56,7 @@ def method_from_peft(config: Any, model: AdaptedModel) -> Method:
         paths = tuple(path for path in names_of(model.base) if path.endswith(tuple(whole)))
         if not paths:
             raise HalkaError(f"modules_to_save={whole} names no module of this base: name others, or leave it out")
-        methods.append(Modules(paths))
+        methods.append(Modules(tuple(map(by_path, paths))))
     return methods[0] if len(methods) == 1 else Joint(tuple(methods))
 
 
@@ -60,6 +66,12 @@ def _lora(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
     if (start := options.get("init_lora_weights")) not in (None, True):
         raise HalkaError(f"init_lora_weights={start!r} cannot be translated: halka.LoRA starts as peft's default does")
     layers = _layers(options, model)
+    all_linear = options.get("target_modules") == "all-linear"
+    if experts.confused(layers, model.targets) or (all_linear and experts.weights_of(model.targets)):
+        raise HalkaError(
+            "target_modules names experts' modules, which peft would train, too: use a halka.LoRA whose targets name "
+            '"experts" for those, or leave them out'
+        )
     ranks = by_pattern(options, "rank_pattern", [*layers], options.get("r"))
     tensors: dict[str, Tensor] = {}
     for path, (d_in, d_out, module) in layers.items():

@@ -22,6 +22,7 @@ from halka.storage.formats.peft import experts
 from halka.storage.formats.peft.modules import PREFIX as PREFIX
 from halka.storage.formats.peft.modules import check_places, names_of, roles_of, split, transposed
 from halka.storage.formats.peft.options import number, refuse_unknown
+from halka.storage.formats.peft.saved_modules import other_rows
 from halka.storage.formats.peft.selection import by_pattern, endings
 from halka.util.errors import HalkaError
 
@@ -126,6 +127,9 @@ def read(
     tensors = experts.unstacked(config, tensors, targets)
     by_path, others = split(tensors, (*OURS, *WHOLE_LAYER))
     layers = {path: _take(named, WHOLE_LAYER) for path, named in by_path.items()}
+    if config.get("bias") in ("lora_only", "all"):  # by peft 0.6 and before a layer's is not its base layer's
+        early = [path for path in by_path if f"{path}.bias" in others and "base_layer.bias" not in layers[path]]
+        layers |= {path: {**layers[path], "base_layer.bias": others.pop(f"{path}.bias")} for path in early}
     state = {f"{path}.{OURS[name]}": tensor for path, named in by_path.items() for name, tensor in named.items()}
     paths = sorted(by_path)
     stacks = experts.weights_of(targets)
@@ -171,7 +175,8 @@ def _same_bias(key: str, own: Mapping[str, Tensor]) -> str:
 
 def _refuse_init(init: Any) -> None:
     """Raise HalkaError for an initialisation that changes the base's weights."""
-    if init not in (None, True, False, "gaussian", "eva", "orthogonal"):
+    init = init.lower() if isinstance(init, str) else init
+    if init not in (None, True, False, "gaussian", "eva", "orthogonal", "mica"):
         raise HalkaError(
             f"adapter_config.json: init_lora_weights = {init!r} subtracted the initial LoRA from the base's weights, "
             "which are not in this folder: convert it with peft's path_initial_model_for_weight_conversion first"
@@ -255,8 +260,11 @@ def _check_base_weight(layer: Mapping[str, Tensor], module: nn.Module, path: str
             f"the adapter's {path} is {tuple(saved.shape)}, this base's {tuple(own.shape)}: its vocabulary was "
             "resized, so call base.resize_token_embeddings and then halka.adapt again"
         )
-    if not (saved.to(own.device, own.dtype) == own).all():
-        raise HalkaError(f"the adapter holds another {path} than this base: it was made for another base")
+    if others := other_rows(saved, own):
+        raise HalkaError(
+            f"the adapter holds another {path} than this base, such as row {others[0]}: it was made for another base, "
+            "or for one whose new tokens began as others; copy their rows into the base before halka.adapt"
+        )
 
 
 def _all_biases(
@@ -274,8 +282,7 @@ def _all_biases(
         for key, tensor in tensors.items()
         if key.endswith(".bias") and key in own and not any(f".{name}." in f".{key}" for name in whole)
     }
-    twice = (".modules_to_save.bias", ".original_module.bias")  # peft saves biases of modules_to_save under three names
-    others = {key: tensor for key, tensor in tensors.items() if key not in biases and not key.endswith(twice)}
+    others = {key: tensor for key, tensor in tensors.items() if key not in biases}
     offsets: list[str] = []
     modules: list[str] = []
     state: dict[str, Tensor] = {}

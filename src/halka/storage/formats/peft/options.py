@@ -19,6 +19,7 @@ HARMLESS = {
         "inference_mode",
         "auto_mapping",
     ),
+    "ensure_weight_tying",  # of trained tensors, which are saved as they are
     *("init_lora_weights", "init_ia3_weights", "init_weights", "loftq_config", "eva_config", "corda_config"),
     *("lora_ga_config", "megatron_config", "megatron_core", "qalora_group_size", "runtime_config", "velora_config"),
     *("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),

@@ -5,7 +5,8 @@ Their tensors have the base's own names, or `<module>.token_adapter.trainable_to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from halka.util.errors import HalkaError
 
 ROLES: tuple[Literal["embedding"], Literal["head"]] = ("embedding", "head")
 ROWS = "token_adapter.trainable_tokens_delta"
+TOKENS_BASE = ".token_adapter.base_layer."
+COPY = re.compile(r"\.(modules_to_save|original_module)\.")
 
 
 METHODS = ("modules", "tokens")
@@ -61,6 +64,11 @@ def write_rows(method: Method, parts: Mapping[str, Part], targets: tuple[Target,
     return {path: parts[path].get_parameter("rows") for path in (_path(role, targets) for role in roles)}
 
 
+def by_path(path: str) -> str:
+    """A module's path as a target, which says that it is one where it is a role's name, too, as ModernBERT's `head`."""
+    return f"{WHOLE}{path}" if path in ROLES else path
+
+
 def _path(target: str, targets: tuple[Target, ...]) -> str:
     """Return the path of a module, which `target` names by path or by role (`head`, `embedding`)."""
     return next((place.name for place in targets if place.role == target), target.removeprefix(WHOLE))
@@ -95,6 +103,51 @@ def _tied_further(targets: tuple[Target, ...]) -> bool:
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def without_copies(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
+) -> dict[str, Tensor]:
+    """The tensors without what peft saves a second time: modules trained whole under further names, and where the
+    vocabulary was resized the base's own rows, of which single ones were trained.
+
+    Raises HalkaError where these are not this base's.
+    """
+    kept: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        plain = COPY.sub(".", key)
+        if plain == key or (plain not in tensors and ".modules_to_save." in key):
+            kept[plain] = tensor
+    for key in [key for key in kept if TOKENS_BASE in key]:
+        path, _, name = key.partition(TOKENS_BASE)
+        own = dict(base_of(targets).named_parameters(remove_duplicate=False)).get(f"{path}.{name}")
+        if own is None:
+            raise HalkaError(f"the adapter trains tokens at {path}, which this base does not have")
+        if others := sorted({*other_rows(kept.pop(key), own)} - {*_all_tokens(config)}):
+            raise HalkaError(
+                f"the adapter holds other rows of {path} than this base, such as {others[0]}: it was made for another "
+                "base, or for one whose new tokens began as others; copy their rows into the base before halka.adapt"
+            )
+    return kept
+
+
+def other_rows(saved: Tensor, own: Tensor) -> list[int]:
+    """The rows in which a saved weight is another than the base's. Raises HalkaError for another shape."""
+    if saved.shape != own.shape:
+        raise HalkaError(
+            f"the weights hold a module of the shape {tuple(saved.shape)}, where this base has {tuple(own.shape)}: if "
+            "its vocabulary was resized, call base.resize_token_embeddings and then halka.adapt again"
+        )
+    differing: Tensor = (saved.to(own.device, own.dtype) != own).reshape(len(own), -1).any(1)
+    return [int(row) for row in differing.nonzero()[:, 0]]
+
+
+def _all_tokens(config: Mapping[str, Any]) -> Iterator[int]:
+    """The ids of the tokens that are trained somewhere."""
+    indices = config.get("trainable_token_indices")
+    of_one = json_list(indices, int)
+    for ids in [of_one] if of_one is not None else (json_object(indices) or {}).values():
+        yield from json_list(ids, int) or ()
+
+
 def read(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
 ) -> tuple[list[Method], dict[str, Tensor]]:
@@ -109,7 +162,7 @@ def read(
     paths, values = _read_whole(config.get("modules_to_save") or [], whole, base_of(targets))
     if paths:
         roles = {target.name: target.role for target in targets if target.role in ("head", "embedding")}
-        methods.append(Modules(tuple(roles.get(path, path) for path in paths)))
+        methods.append(Modules(tuple(roles.get(path) or by_path(path) for path in paths)))
     return methods, {**state, **values}
 
 
@@ -172,7 +225,7 @@ def _read_whole(value: object, tensors: Mapping[str, Tensor], base: nn.Module) -
             paths.append(path)
     state: dict[str, Tensor] = {}
     for path in paths:
-        for key, _ in base.get_submodule(path).named_parameters():
+        for key, _ in base.get_submodule(path).named_parameters(remove_duplicate=False):
             full = f"{path}.{key}"
             if full in tensors:
                 state[full] = tensors[full]
@@ -192,9 +245,4 @@ def _trains(module: nn.Module) -> bool:
 
 
 def _same(tensor: Tensor, own: Tensor) -> bool:
-    if tensor.shape != own.shape:
-        raise HalkaError(
-            f"the weights hold a module of the shape {tuple(tensor.shape)}, where this base has {tuple(own.shape)}: if "
-            "its vocabulary was resized, call base.resize_token_embeddings and then halka.adapt again"
-        )
-    return bool((tensor.to(own.device, own.dtype) == own).all())
+    return not other_rows(tensor, own)
