@@ -188,6 +188,25 @@ def answers(command: str) -> list[tuple[str | None, str]]:
     return [(each["adapter"], each["answer"]) for each in parsed(command)]
 
 
+def test_rows_of_a_file_have_their_own_system_text(here):
+    system = {"system": "Answer as a pirate."}
+    spoken = [{"role": "system", "content": system["system"]}, {"role": "user", "content": "What?"}]
+    lines = [
+        {"prompt": "What?"},
+        {"prompt": "What?", **system},
+        {"messages": spoken},
+        {"messages": spoken[1:], **system},
+        {"messages": None, "prompt": "What?", **system},
+    ]
+    Path("system.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plain, *others = (answer for _, answer in answers(f"{GENERATE} --file system.jsonl"))
+    assert len({*others}) == 1
+    assert plain not in others
+    flagged, *others_flagged = (answer for _, answer in answers(f"{GENERATE} --file system.jsonl --system Sing."))
+    assert flagged != plain
+    assert others_flagged == others, "a row's own comes first"
+
+
 def test_rows_of_a_file_name_their_adapters(kinds):
     plain = rows("plain.jsonl", a={}, b={}, c={}, d={})
     base, lora, prefix = (

@@ -75,6 +75,16 @@ def test_an_adapter_at_a_module_that_was_replaced_is_refused(method):
         assert (logits(again, "a") != logits(again, None)).any()
 
 
+def test_full_fine_tuning_after_a_module_was_replaced_is_refused():
+    """Its copy of the head would act nowhere."""
+    base = tiny()
+    model = halka.adapt(base)
+    base.resize_token_embeddings(base.config.vocab_size + 8)
+    with pytest.raises(ValueError, match=r"has another \S+ than .*: call halka\.adapt on it again"):
+        model.add("a", halka.Full())
+    halka.adapt(base).add("a", halka.Full())
+
+
 def test_a_method_that_builds_nothing_is_refused():
     model = halka.adapt(tiny())
     with pytest.raises(ValueError, match="bottleneck built no part for this base"):

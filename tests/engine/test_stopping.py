@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 
 import pytest
 
 import halka
-from halka.engine.stopping import StoppedText, Stopping, end_tokens
+from halka.data.ends import end_tokens
+from halka.engine.stopping import StoppedText, Stopping
 from halka.util.errors import HalkaError
 from tiny import tiny
-from tokenizers_for_tests import chatml_tokenizer
+from tokenizers_for_tests import chatml_tokenizer, plain_tokenizer
 from vocabularies_for_tests import TEXTS
 
 TOKENIZER = chatml_tokenizer()
@@ -130,10 +130,23 @@ def test_what_no_text_can_end_at_is_refused(fields, why):
 
 
 def test_end_tokens_are_those_of_generate():
-    model = halka.adapt(tiny(), TOKENIZER)
+    model = halka.adapt(tiny(), plain_tokenizer())
     config = model.base.generation_config
-    for value, expected in ((2, {2}), ([2, 5], {2, 5}), (None, {END})):
+    for value, expected in ((2, {2}), ([2, 5], {2, 5}), (None, {model.tokenizer.eos_token_id})):
         config.eos_token_id = value
-        assert end_tokens(model) == frozenset(expected)
+        assert end_tokens(config, model.tokenizer) == frozenset(expected)
     config.eos_token_id = None
-    assert end_tokens(SimpleNamespace(base=model.base, tokenizer=None)) == frozenset()
+    assert end_tokens(config, None) == frozenset()
+
+
+def test_what_the_template_closes_an_answer_with_ends_it_too():
+    """As in a base whose generation ends at <|endoftext|>, and whose template closes turns otherwise."""
+    model = halka.adapt(tiny(vocab_size=len(TOKENIZER)), TOKENIZER)
+    closing = TOKENIZER.convert_tokens_to_ids("<|im_end|>")
+    other = closing + 1
+    model.base.generation_config.eos_token_id = other
+    assert end_tokens(model.base.generation_config, TOKENIZER) == {other, closing}
+    with halka.Engine(model) as engine:
+        assert engine.ends == {other, closing}
+    biased = {"sequence_bias": {(closing,): 1e4}}  # transformers' `generate` answers where it is asked for more
+    assert halka.generate(model, ["Who?"], max_new_tokens=5, **biased) == [""]

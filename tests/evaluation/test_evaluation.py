@@ -328,6 +328,37 @@ def test_an_adapter_each_from_a_pool(tmp_path):
     assert made == alone(source, names, EXAMPLES, max_new_tokens=6)
 
 
+@pytest.mark.parametrize("options", [{}, BY_GENERATE], ids=["engine", "generate"])
+def test_answers_and_losses_know_no_dropout_whatever_mode_a_base_is_in(options):
+    tokenizer = chatml_tokenizer()
+    dropped = {"attn_pdrop": 0.5, "embd_pdrop": 0.5, "resid_pdrop": 0.5}
+    model = halka.adapt(tiny("gpt2", vocab_size=len(tokenizer), **dropped), tokenizer)
+    model.add("a", halka.LoRA(rank=4, dropout=0.5))
+    disturb(model, "a", by=0.2)
+
+    def all_of_it() -> list[object]:
+        answered = dict(iter_answers(model, "a", EXAMPLES, max_new_tokens=4, **options))
+        return [answered, perplexity(model, "a", " ".join(QUESTIONS)), str(halka.merge_error(model, "a"))]
+
+    expected = all_of_it()
+    modules = [model.base, *model.adapter("a").parts.values()]
+    for module in modules:
+        module.train()
+    assert all_of_it() == expected
+    assert all(module.training for module in modules)
+
+
+@pytest.mark.parametrize("option", ["num_return_sequences", "return_dict_in_generate"])
+def test_options_that_give_no_text_a_prompt_are_refused(option):
+    with pytest.raises(ValueError, match=f"{option} is not for texts"):
+        halka.generate(model_that_reads(), ["Why?"], **{option: 2})
+
+
+def test_a_metrics_name_alone_is_no_list():
+    with pytest.raises(ValueError, match=r"metrics is the text 'exact_match': give a list .* \['exact_match'\]"):
+        evaluate(model_that_reads(), None, EXAMPLES, "exact_match")
+
+
 def test_no_examples_give_no_answers():
     assert list(iter_answers(model_that_reads(), None, [])) == []
 

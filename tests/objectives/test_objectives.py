@@ -176,6 +176,14 @@ def test_fewer_labels_than_the_base_has_places():
     assert {answer for _, answer in iter_answers(wide, "a", data)} <= {"yes", "no"}
     with pytest.raises(ValueError, match="'b' is to predict 5 labels, and this base has 4"):
         wide.add("b", LORA, labels=list("vwxyz"))
+    for labels, why in (
+        ("xy", "a list of names, not the text 'xy'"),
+        (["x", "x"], "'x' occurs twice"),
+        (["x"], "needs two labels or more"),
+        ([0, 1], "a label is a non-empty text, not 0"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            wide.add("b", LORA, labels=labels)
 
 
 # ── the folder ──────────────────────────────────────────────────────────────────────────────────────────────────────

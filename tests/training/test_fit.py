@@ -242,6 +242,21 @@ def test_rows_in_memory_are_trained_on_as_a_file_s():
         losses("train.jsonl")
 
 
+def test_tokens_that_the_base_has_no_rows_for_are_named():
+    """A tokenizer that was given more of them, without the base."""
+    tokenizer = chatml_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
+    model.add("a", halka.LoRA(rank=4))
+    tokenizer.add_tokens(["<answer>"])
+    rows = [{"prompt": "Why?", "completion": "<answer> So."}]
+    with pytest.raises(ValueError, match=r"have token \d+ '<answer>', and this base has rows for \d+"):
+        fit(model, "a", rows, SHORT)
+    model.base.resize_token_embeddings(len(tokenizer))
+    again = halka.adapt(model.base, tokenizer)
+    again.add("a", halka.LoRA(rank=4))
+    assert fit(again, "a", rows, SHORT).steps == 6
+
+
 def test_a_curve_has_some_points_and_every_validation():
     steps = [
         Step(number, 1000, 1.0, 1e-3, 1.0, number, 1.0, 1.0, 1, 0.5 if number % 333 == 0 else None)

@@ -25,7 +25,7 @@ from halka.data.readers import Problem
 from halka.data.tokens import Tokens, encode, encode_all, encode_prompt
 from halka.evaluation.generation import AdapterNames, answers_of
 from halka.evaluation.streaming import user_message
-from halka.models import adapt, context
+from halka.models import adapt, context, without_dropout
 from halka.models.attention.function import use_attention
 from halka.models.kinds import usual_kind
 from halka.models.layouts import LAYOUTS
@@ -37,7 +37,6 @@ from halka.rag.prompt import prompted
 from halka.rag.retrieve import Retriever
 from halka.rag.sources import listed, taken_in
 from halka.util.errors import DataError, HalkaError
-from halka.util.mode import in_mode
 
 BATCH, BATCH_TOKENS = 16, 8192  # answers at a time; tokens that a batch computes whose losses are wanted
 SHOTS = {CLOSED: 0, EXAMPLES: 4, DOCUMENTS: 0, BOTH: 2}  # fewer with passages, as each worked example brings its own
@@ -217,7 +216,7 @@ def token_losses(model: AdaptedModel, adapter: str | None, items: Sequence[Token
     """
     losses: list[TokenLosses] = [([], np.zeros(0))] * len(items)
     objective = LanguageModelling()
-    with torch.inference_mode(), model.use(adapter), use_attention(model.base), in_mode(False, model.base):
+    with torch.inference_mode(), model.use(adapter), use_attention(model.base), without_dropout(model, [adapter]):
         for indices in plan_packed(items, seed=0, epoch=0, batch_tokens=BATCH_TOKENS) if items else ():
             batch = objective.pack(model, [[items[index] for index in indices]])
             losses_M = objective.packed_label_losses(model, [adapter], batch).to(batch.own.device)

@@ -140,7 +140,11 @@ def prompts_from(prompt: str | None, file: Path | None, system: str | None) -> l
         if prompt is not None:
             raise HalkaError("a PROMPT and --file were given: give one of them")
         rows = whole_rows(existing_file(file, "--file"))
-        prompts = [Example((*before, *_messages(row)), where=row.where) for row in rows]
+        own = [(row, _messages(row)) for row in rows]
+        prompts = [
+            Example((*(() if messages[0].role == "system" else before), *messages), where=row.where)
+            for row, messages in own
+        ]
         if not prompts:
             raise HalkaError(f"--file: {file} has no rows")
         return addressed(prompts, rows)
@@ -154,22 +158,24 @@ def prompts_from(prompt: str | None, file: Path | None, system: str | None) -> l
 
 def _messages(row: Row) -> list[Any]:
     """The conversation of a row, without its final answer."""
-    from halka.data.shapes import as_message
+    from halka.data.shapes import as_message, with_system
 
-    value = next((row.fields[key] for key in ("messages", "prompt", "text") if key in row.fields), None)
-    words = row.fields.get("words")
+    fields = row.fields
+    value = next((fields[key] for key in ("messages", "prompt", "text") if fields.get(key) is not None), None)
+    words = fields.get("words")
     if value is None and isinstance(words, list) and words and all(isinstance(word, str) for word in words):
         value = " ".join(words)
     if isinstance(value, str) and value.strip():
-        second = row.fields.get("text_pair")
+        second = fields.get("text_pair")
         texts = [text for text in (value, second) if isinstance(text, str) and text.strip()]
-        return [as_message({"role": "user", "content": text}, row.where) for text in texts]
+        return with_system([as_message({"role": "user", "content": text}, row.where) for text in texts], row)
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
         raise HalkaError(
             f'{row.where}: no prompt: a row has "prompt" or "text": a text, "words": a list, or "messages": '
             "a list of role and content"
         )
     messages = [as_message(message, f"{row.where}: message {number}") for number, message in enumerate(value, start=1)]
+    messages = with_system(messages, row)
     return messages[:-1] if messages[-1].role == "assistant" else messages
 
 

@@ -20,6 +20,7 @@ from halka.core.weights import BaseWeights
 from halka.util.cached import Changes
 from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.initial import skip_init
+from halka.util.kinds import check_own_labels
 from halka.util.must_enter import MustEnter
 from halka.util.quantised import parameter_count, quantization_of
 from halka.util.seeds import seeded
@@ -236,11 +237,7 @@ class AdaptedModel:
             )
         if not name or not isinstance(name, str):
             raise HalkaError(f"an adapter's name is a non-empty string, not {name!r}")
-        if len(labels) > len(self.labels):
-            raise HalkaError(
-                f"{name!r} is to predict {len(labels)} labels, and this base has {len(self.labels)}: load the base "
-                "with as many, `halka.load_base(name, kind=…, labels=[…])`"
-            )
+        check_own_labels(name, labels, len(self.labels))
 
     def _here(self, name: str) -> Adapter:
         adapter = self.adapters.get(name)

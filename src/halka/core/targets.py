@@ -146,7 +146,8 @@ def select(
             raise HalkaError(f"{method}: {path} is a router, which is not trained: tokens go where the base sends them")
         targets.append(module_target(path, modules[path]))
     selected = [target for target in targets if wants(roles, target)]
-    if replaced := [one.name for one in selected if modules.get(one.name, one.module) is not one.module]:
+    checked = targets if any(target.role == "base" for target in selected) else selected
+    if replaced := [one.name for one in checked if modules.get(one.name, one.module) is not one.module]:
         raise HalkaError(f"the base has another {replaced[0]} than when it was adapted: call halka.adapt on it again")
     return selected
 

@@ -57,7 +57,7 @@ def write_answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
     texts = write([example.messages for example in examples], tokenizer, generation_prompt=False)
     before = [example.messages[:i] for example, indices in zip(examples, answers, strict=True) for i in indices]
     prompts = iter(write(before, tokenizer, generation_prompt=True))
-    marks = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip())
+    marks = _marks(tokenizer)
     chats: list[Chat | DataError] = []
     for example, indices, text in zip(examples, answers, texts, strict=True):
         openings = {i: next(prompts) for i in indices}
@@ -66,6 +66,16 @@ def write_answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
         except DataError as error:
             chats.append(error)
     return chats
+
+
+def closing(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The token that the template closes the last message with; empty if there is none, or it refuses the messages."""
+    (text,) = write([messages], tokenizer, generation_prompt=False)
+    return "" if isinstance(text, DataError) else _close(text, _marks(tokenizer))[1]
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    return tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip())
 
 
 def _locate(

@@ -80,15 +80,20 @@ def keys_read(rows: Sequence[Row], shape: str) -> tuple[list[str], list[str]]:
     return [key for key in keys if key in read], [key for key in keys if key not in read]
 
 
+def with_system(messages: list[Message], row: Row) -> list[Message]:
+    """The messages behind the row's system text, if it has one and they none. Raises DataError if that is no text."""
+    system = row.fields.get("system")
+    if system in (None, "") or (messages and messages[0].role == "system"):
+        return messages
+    return [Message("system", _text(system, "'system'")), *messages]
+
+
 def conversation_of(row: Row, shape: str) -> tuple[Message, ...]:
     """The row's messages, the assistant's answer last. Raises DataError, without the row's place, if it has none."""
     missing = [key for key in SHAPES[shape].keys if row.fields.get(key) is None]
     if missing:
         raise DataError(f"no {' and no '.join(map(repr, missing))}, which a row of shape {shape!r} has")
-    messages = SHAPES[shape].messages(row.fields)
-    system = row.fields.get("system")
-    if system not in (None, "") and messages[0].role != "system":
-        messages.insert(0, Message("system", _text(system, "'system'")))
+    messages = with_system(SHAPES[shape].messages(row.fields), row)
     roles = [message.role for message in messages]
     if "assistant" not in roles:
         raise DataError("no answer by the assistant")

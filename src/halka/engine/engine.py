@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from halka.core import AdaptedModel
+from halka.data.ends import end_tokens
 from halka.engine.adapters import Source
 from halka.engine.cache import cache_for
 from halka.engine.choosing import next_tokens
@@ -20,7 +21,7 @@ from halka.engine.request import Answer, Finish, Request
 from halka.engine.residents import BUDGET
 from halka.engine.sampling import SEEDS, new_seed
 from halka.engine.schedule import Schedule, Work
-from halka.engine.stopping import StoppedText, end_tokens
+from halka.engine.stopping import StoppedText
 from halka.engine.text import Text
 from halka.engine.version import Version
 from halka.engine.waiting import WRITTEN
@@ -95,7 +96,8 @@ class Engine:
             if value is not None and value < 1:
                 raise HalkaError(f"{name} is 1 or more, not {value}")
         self.model = model
-        self.ends = end_tokens(model) if ends is None else ends
+        config = getattr(model.base, "generation_config", None)
+        self.ends = end_tokens(config, model.tokenizer) if ends is None else ends
         own = Kept(model, store, adapter_memory, allowed, most_adapters) if kept is None else kept
         self._kept, self._borrowed = own, kept is not None
         self.adapters, self._forward = self._kept.adapters, self._kept.forward

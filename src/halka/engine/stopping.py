@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from halka.core import AdaptedModel
 from halka.engine.text_stream import TextStream
 from halka.util.errors import HalkaError
 
@@ -37,17 +35,6 @@ class Stopping:
             raise HalkaError(f"strings is {self.strings!r}: it is a tuple of texts, none of them empty")
         if not all(isinstance(token, int) and token >= 0 for token in self.tokens):
             raise HalkaError(f"tokens is {set(self.tokens)!r}: it is a set of token ids, 0 or above")
-
-
-def end_tokens(model: AdaptedModel) -> frozenset[int]:
-    """The ids that end a text in transformers' `generate`: the generation config's; if it has none, the tokenizer's."""
-    base: Any = model.base
-    ends = base.generation_config.eos_token_id
-    if ends is None and model.tokenizer is not None:
-        ends = model.tokenizer.eos_token_id
-    if ends is None:
-        return frozenset()
-    return frozenset(ends if isinstance(ends, Iterable) else [ends])
 
 
 class StoppedText:

@@ -18,6 +18,7 @@ from halka.engine.kept import kept_of
 from halka.engine.request import Answer, Request
 from halka.engine.sampling import SEEDS, Sampling
 from halka.engine.stopping import Stopping
+from halka.models import without_dropout
 from halka.models.layouts import layout_of
 from halka.objectives import objective_of
 from halka.objectives.language_modelling import LanguageModelling
@@ -139,7 +140,11 @@ def check_room(place: str, prompt: int, max_new_tokens: int, room: int | None, n
 @contextmanager
 def _engine_of(model: AdaptedModel, rows: int) -> Iterator[Engine]:
     """An engine for answers that nobody waits for token by token, with what the last one left on the model."""
-    with kept_of(model) as kept, Engine(model, rows=rows, read_beside=ALL, kept=kept) as engine:
+    with (
+        without_dropout(model, model.adapters),
+        kept_of(model) as kept,
+        Engine(model, rows=rows, read_beside=ALL, kept=kept) as engine,
+    ):
         yield engine
 
 

@@ -14,7 +14,7 @@ from halka.core import AdaptedModel
 from halka.data.examples import Example, Prompt, as_prompt
 from halka.engine.constraint import Constraint
 from halka.evaluation.by_engine import DRAWN, answers_by_engine, check_room, form_of, pieces_by_engine
-from halka.models import context
+from halka.models import context, without_dropout
 from halka.models.attention.function import use_attention
 from halka.objectives import objective_of
 from halka.storage.pool import AdapterPool
@@ -50,10 +50,13 @@ def generate(
     Raises:
         DataError: a prompt is none, the chat template refuses it, or it leaves no room for `max_new_tokens`.
         UnknownAdapterError: the model has no adapter of that name.
-        HalkaError: a constraint that cannot be enforced, or with what the engine does not answer by.
+        HalkaError: a constraint that cannot be enforced, or with what the engine does not answer by; several answers
+            to a prompt.
     """
     if isinstance(prompts, str):
         raise DataError("prompts is one text: give a list of prompts, such as [prompt]")
+    if several := [option for option in ("num_return_sequences", "return_dict_in_generate") if options.get(option)]:
+        raise HalkaError(f"{several[0]} is not for texts, of which each prompt gets one: repeat the prompt instead")
     examples = [as_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, **_with_sampling(options)}
     return answers_of(model, adapters, examples, constraint=constraint, **options)
@@ -114,7 +117,8 @@ def iter_answers(
         rows.append(_Row(len(item) + new, room, name if full else None))
     for batch in _batches(rows, batch_size, lambda batch: _pool_fits(model, {names[i] for i in batch})):
         own = [names[i] for i in batch]
-        with torch.inference_mode(), model.use(own if len({*own}) > 1 else own[0]), use_attention(model.base):
+        used = model.use(own if len({*own}) > 1 else own[0])
+        with torch.inference_mode(), used, use_attention(model.base), without_dropout(model, own):
             answers = objective.answers(model, own, [items[i] for i in batch], max_new_tokens, options)
         yield from zip(batch, answers, strict=True)
 

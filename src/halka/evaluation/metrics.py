@@ -50,6 +50,8 @@ def score(
     that is no text, and a score that is undefined on these items.
     """
     _check(predictions, references, resamples)
+    if isinstance(metrics, str):
+        raise HalkaError(f"metrics is the text {metrics!r}: give a list of metrics, such as [{metrics!r}]")
     resolved = [find_metric(metric) for metric in metrics]
     tables = [_table(metric, predictions, references) for metric in resolved]
     sums = _resample([table for _, table in tables], resamples, seed)

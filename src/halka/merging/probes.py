@@ -12,7 +12,7 @@ from halka.core import AdaptedModel
 from halka.data.examples import Example
 from halka.data.texts import shipped_text
 from halka.data.tokens import Tokens, encode_all
-from halka.models import context
+from halka.models import context, without_dropout
 from halka.util.errors import HalkaError
 from halka.util.transfer import numbers, to_device
 
@@ -64,7 +64,7 @@ def logits_of(model: AdaptedModel, rows: Sequence[Tokens]) -> Iterator[Tensor]:
             **({"decoder_input_ids": ids} if base.config.is_encoder_decoder else {}),
             **uncached,
         }
-        with torch.inference_mode():
+        with torch.inference_mode(), without_dropout(model, model.active):
             logits = base(**inputs).logits
         places = tuple(place for place, counts in enumerate(row.loss[1:]) if counts)
         yield logits if logits.dim() == 2 else logits[0, :-1][numbers(places, device)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -17,6 +19,7 @@ from halka.models.heads import Head, labels_of
 from halka.models.layouts import check_layout, layout_of
 from halka.models.targets import linear_targets
 from halka.util.errors import HalkaError
+from halka.util.mode import in_mode
 
 
 def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
@@ -117,3 +120,9 @@ def logits(model: AdaptedModel, hidden: Tensor) -> Tensor:
     result = model.base.get_submodule(layout_of(model.base).head)(hidden)
     cap = getattr(config, "final_logit_softcapping", None)
     return result if cap is None else (result / cap).tanh() * cap
+
+
+def without_dropout(model: AdaptedModel, names: Iterable[str | None]) -> AbstractContextManager[None]:
+    """Within the block the base and adapters of these names compute without dropout, whatever mode they are in."""
+    adapters = [model.adapters[name] for name in dict.fromkeys(names) if name in model.adapters]
+    return in_mode(False, model.base, *(part for adapter in adapters for part in adapter.parts.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +20,7 @@ from halka.models.layouts import LAYOUTS
 from halka.util.dtypes import Dtype, Quantize, dtype_name
 from halka.util.errors import DamagedFolderError, HalkaError, OutOfMemoryError
 from halka.util.files import release_pages_except
-from halka.util.kinds import LABELLED, Kind
+from halka.util.kinds import LABELLED, Kind, checked_labels
 from halka.util.machine import lacks_bfloat16, memory_named, ran_out, usable_precision
 from halka.util.places import cache_dir
 from halka.util.quiet import quiet_libraries
@@ -289,20 +289,6 @@ def check_class(config: Any, kind: str) -> None:
         raise HalkaError(f"transformers has no {kind} of the architecture {config.model_type!r}: {others}")
 
 
-def _checked_labels(labels: Iterable[str]) -> tuple[str, ...]:
-    """The labels as a tuple. Raises HalkaError for fewer than two, an empty one, and one that occurs twice."""
-    if isinstance(labels, str):
-        raise HalkaError(f"labels is a list of names, not the text {labels!r}")
-    labels = tuple(labels)
-    if wrong := [label for label in labels if not isinstance(label, str) or not label.strip()]:
-        raise HalkaError(f"a label is a non-empty text, not {wrong[0]!r}")
-    if double := [label for label in labels if labels.count(label) > 1]:
-        raise HalkaError(f"the label {double[0]!r} occurs twice")
-    if len(labels) < 2:
-        raise HalkaError(f"a classifier needs two labels or more, not {len(labels)}")
-    return labels
-
-
 def _from_folder(folder: Path, kind: Kind, labels: Sequence[str] | None, seed: int, **options: Any) -> Any:
     """A base of that kind from a folder; a head that its weights lack is initialised from `seed`.
 
@@ -316,7 +302,7 @@ def _from_folder(folder: Path, kind: Kind, labels: Sequence[str] | None, seed: i
         raise HalkaError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     if labels is not None and kind not in LABELLED:
         raise HalkaError(f"labels are for {' and '.join(LABELLED)}: a {kind} has none")
-    labels = None if labels is None else _checked_labels(labels)
+    labels = None if labels is None else checked_labels(labels)
     named = (
         {}
         if labels is None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from halka.core import AdaptedModel
 from halka.data.batches import Batch, collate
+from halka.data.ends import end_tokens
 from halka.data.examples import Example
 from halka.data.packing import PackedBatch, pack
 from halka.data.tokens import Tokens, encode_all, encode_prompt
@@ -104,12 +105,9 @@ class LanguageModelling:
     ) -> list[str]:
         base: Any = model.base
         batch = collate(items, pad_id(model), "left").to(base.device)
-        ids_BT = base.generate(
-            **batch.inputs,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad_id(model),
-            **{**GREEDY, **options},
-        )
+        ends = sorted(end_tokens(base.generation_config, model.tokenizer))
+        own = {"pad_token_id": pad_id(model), **({"eos_token_id": ends} if ends else {}), **GREEDY, **options}
+        ids_BT = base.generate(**batch.inputs, max_new_tokens=max_new_tokens, **own)
         texts = model.tokenizer.batch_decode(ids_BT[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 from halka.core import AdaptedModel
 from halka.data.examples import ExamplesOrItems, Item, examples_and_items
@@ -19,8 +21,8 @@ def as_tokens(
     """Encode examples for the base's objective, with room for adapter `name`'s virtual tokens; encoded ones stay.
 
     No item is longer than the base's context, whatever `max_length` allows; warns of examples that are cut or left out.
-    Raises DataError where no label is left, for items over the context, and for a label that the adapter does not know;
-    HalkaError for a model without a tokenizer.
+    Raises DataError where no label is left, for items over the context, for tokens that the base has no row for, and
+    for a label that the adapter does not know; HalkaError for a model without a tokenizer.
     """
     objective = objective_of(model)
     raw, items = examples_and_items(examples)
@@ -44,6 +46,20 @@ def as_tokens(
                 f"{encoded.dropped} left out{first}; `halka data preview` shows them all",
                 stacklevel=2,
             )
+    _check_rows(model, items)
     if not any(item.labels for item in items):
         raise DataError(f"no token to learn from in {plural(total, 'example')}: each needs an answer by the assistant")
     return items
+
+
+def _check_rows(model: AdaptedModel, items: Sequence[Item]) -> None:
+    """Raises DataError for tokens beyond the embedding's rows, such as those that a tokenizer was given later."""
+    base: Any = model.base
+    rows = base.get_input_embeddings().weight.shape[0]
+    most = max((max(item.ids, default=0) for item in items), default=0)
+    if most >= rows:
+        shown = "" if model.tokenizer is None else f" {model.tokenizer.convert_ids_to_tokens(most)!r}"
+        raise DataError(
+            f"the examples have token {most}{shown}, and this base has rows for {rows}: call "
+            "base.resize_token_embeddings(len(tokenizer)), and then halka.adapt again"
+        )

@@ -22,6 +22,7 @@ from halka.core import AdaptedModel
 from halka.data.batches import Batch
 from halka.data.examples import Item
 from halka.data.packing import PackedBatch
+from halka.models import without_dropout
 from halka.models.attention.function import use_attention
 from halka.models.casting import casting
 from halka.models.layer_kernels import layer_kernels
@@ -295,7 +296,7 @@ def mean_loss(
     ranks, device = ranks or Ranks(), next(model.base.parameters()).device
     packed = packs_batches(model, config)
     losses: list[Tensor] = []
-    with torch.no_grad(), model.use(name), use_attention(model.base), in_mode(False, model.base):
+    with torch.no_grad(), model.use(name), use_attention(model.base), without_dropout(model, [name]):
         batches = batch_plan(model, items, replace(config, group_shared=packed))
         for start in range(0, len(batches), ranks.count):  # as many passes on every rank
             take_cores(device)
