@@ -7,7 +7,7 @@ import random
 import pytest
 
 import halka
-from halka.data.ends import end_tokens
+from halka.data.answers import end_tokens
 from halka.engine.stopping import StoppedText, Stopping
 from halka.util.errors import HalkaError
 from tiny import tiny

@@ -74,6 +74,16 @@ def closing(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> 
     return "" if isinstance(text, DataError) else _close(text, _marks(tokenizer))[1]
 
 
+def opening(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the template writes between its prompt for the last message, an answer, and that; empty if it refuses."""
+    (text,) = write([messages], tokenizer, generation_prompt=False)
+    (prompt,) = write([messages[:-1]], tokenizer, generation_prompt=True)
+    if isinstance(text, DataError) or isinstance(prompt, DataError) or not text.startswith(prompt):
+        return ""
+    begin, content, _ = text.removeprefix(prompt).partition(messages[-1].content)
+    return begin if content else ""
+
+
 def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     return tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip())
 

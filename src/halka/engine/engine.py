@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from halka.core import AdaptedModel
-from halka.data.ends import end_tokens
+from halka.data.answers import end_tokens
 from halka.engine.adapters import Source
 from halka.engine.cache import cache_for
 from halka.engine.choosing import next_tokens

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from halka.core import AdaptedModel
+from halka.data.answers import opening, spoken, spoken_pieces
 from halka.data.examples import Example
 from halka.data.tokens import encode_prompt
 from halka.engine.constraint import Constraint
@@ -102,6 +103,7 @@ def answers_by_engine(
     """Every answer with its index, in the order in which they end."""
     if not examples:
         return
+    begin = opening(model.tokenizer)
     with _engine_of(model, rows) as engine:
         place: dict[Answer, int] = {}
         for index, (name, example) in enumerate(zip(names, examples, strict=True)):
@@ -111,11 +113,16 @@ def answers_by_engine(
             for answer in [answer for answer in place if answer.finish is not None]:
                 if answer.error is not None:
                     raise answer.error
-                yield place.pop(answer), model.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip()
+                text = model.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+                yield place.pop(answer), spoken(text, begin)
 
 
 def pieces_by_engine(model: AdaptedModel, name: str | None, example: Example, form: Form) -> Iterator[str]:
     """The answer's text in pieces, as it is made."""
+    yield from spoken_pieces(_pieces(model, name, example, form), opening(model.tokenizer))
+
+
+def _pieces(model: AdaptedModel, name: str | None, example: Example, form: Form) -> Iterator[str]:
     with _engine_of(model, 1) as engine:
         answer = _submitted(engine, name, example, 0, form)
         shown = 0

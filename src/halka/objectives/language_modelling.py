@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel
+from halka.data.answers import end_tokens, opening, spoken
 from halka.data.batches import Batch, collate
-from halka.data.ends import end_tokens
 from halka.data.examples import Example
 from halka.data.packing import PackedBatch, pack
 from halka.data.tokens import Tokens, encode_all, encode_prompt
@@ -109,7 +109,8 @@ class LanguageModelling:
         own = {"pad_token_id": pad_id(model), **({"eos_token_id": ends} if ends else {}), **GREEDY, **options}
         ids_BT = base.generate(**batch.inputs, max_new_tokens=max_new_tokens, **own)
         texts = model.tokenizer.batch_decode(ids_BT[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        begin = opening(model.tokenizer)
+        return [spoken(text, begin) for text in texts]
 
 
 def _head(model: AdaptedModel, names: Sequence[str | None]) -> dict[str, Any]:

@@ -1,0 +1,48 @@
+"""What is an answer in what a model writes, where its chat template begins and closes it with more."""
+
+from __future__ import annotations
+
+import pytest
+
+import halka
+from halka.data.answers import opening, spoken, spoken_pieces
+from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer, plain_tokenizer, thoughts_tokenizer
+
+THOUGHT = "<think>\n\n</think>"
+
+
+def test_what_a_template_writes_before_an_answer_is_its_opening():
+    assert opening(thoughts_tokenizer()) == THOUGHT
+    assert opening(chatml_tokenizer()) == opening(plain_tokenizer()) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (f"{THOUGHT}\n\nAda.", "Ada."),
+        (f"\n{THOUGHT}Ada. {THOUGHT}", f"Ada. {THOUGHT}"),
+        ("Ada.", "Ada."),
+        ("<think>\nOf whom?\n</think>\n\nAda.", "<think>\nOf whom?\n</think>\n\nAda."),
+        (THOUGHT, ""),
+        (THOUGHT[:9], THOUGHT[:9]),
+        ("", ""),
+    ],
+)
+def test_an_answer_is_what_follows_its_opening(text, answer):
+    assert spoken(text, THOUGHT) == answer.strip()
+    for size in (1, 2, 5, 100):
+        pieces = [text[start : start + size] for start in range(0, len(text), size)]
+        assert "".join(spoken_pieces(pieces, THOUGHT)).strip() == answer.strip()
+    assert [*spoken_pieces(["A", "da"], "")] == ["A", "da"]
+    assert [*spoken_pieces(["A", "da"], THOUGHT)] == ["A", "da"], "as soon as it is certain"
+
+
+def test_what_training_teaches_is_what_is_answered():
+    """The template puts an empty thought before an answer, which is learned with it."""
+    tokenizer = thoughts_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
+    model.add("a", halka.Full())
+    halka.fit(model, "a", [{"prompt": "Who?", "completion": "Ada."}], {"steps": 40, "lr": 1e-2, "batch_size": 1})
+    for options in ({}, {"num_beams": 1}):  # by the engine, and by transformers' `generate`
+        assert halka.generate(model, ["Who?"], "a", max_new_tokens=40, **options) == ["Ada."]
