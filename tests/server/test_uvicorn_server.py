@@ -21,6 +21,7 @@ import httpx
 import pytest
 
 from halka.server.guards.drain import Drain
+from halka.server.guards.edge import HEAD
 from halka.server.uvicorn_server import server
 
 TESTS = Path(__file__).parents[1]
@@ -274,6 +275,7 @@ OFFERS = {
     "h2c, as Java's": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n",
     "websocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
     "unknown": b"Connection: upgrade\r\nUpgrade: x\r\n",
+    "beside a proxy's own": b"Connection: Upgrade\r\nUpgrade: h2c\r\nConnection: keep-alive\r\n",
 }
 
 
@@ -291,6 +293,26 @@ def test_an_offer_of_another_protocol_is_ignored_and_the_body_is_the_requests(ba
     without_body = b"GET /who HTTP/1.1\r\n" + HOST + offer + b"\r\n"
     answered = bare.ask(without_body, b"GET /who HTTP/1.1\r\n" + CLOSE + b"\r\n")
     assert answered.count(b"HTTP/1.1 200") == 2
+
+
+def test_many_requests_in_one_piece_are_no_large_head(bare):
+    one = b"GET /who HTTP/1.1\r\n" + HOST + b"X-A: " + b"a" * 200 + b"\r\n\r\n"
+    last = b"GET /who HTTP/1.1\r\n" + CLOSE + b"\r\n"
+    assert len(one) * 400 > 2 * HEAD
+    answered = bare.ask(one * 400 + last[:30], last[30:])
+    assert answered.count(b"HTTP/1.1 200") == 401
+
+
+def test_trailers_without_an_end_are_refused_before_they_are_large(bare):
+    head = b"POST /echo HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with bare.connect() as connection:
+        connection.sendall(head + b"4\r\nnull\r\n0\r\n")
+        sent, line = 0, b"X-A: " + b"a" * 4000 + b"\r\n"
+        with suppress(OSError):
+            while sent < 64 << 20:
+                connection.sendall(line)
+                sent += len(line)
+        assert sent < 64 << 20
 
 
 @pytest.mark.parametrize("line", [b"a" * 4096, b"X-A: a\r\n" * 512], ids=["one header", "many"])

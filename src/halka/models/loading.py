@@ -113,7 +113,7 @@ def load_base(
             quantise(model, quantize, place)
         model = model.to(place)
     name = str(name_or_path)
-    if (info := known_bases().get(name)) or not Path(name).expanduser().is_dir():
+    if (info := known_bases().get(name)) or not (revision or Path(name).expanduser().is_dir()):
         model.config._name_or_path = info.hub_name if info else name  # adapters name this as their base, not a cache
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import mean, median
+from typing import Any
 
 from halka.report.intervals import Estimate, apart, spread
 from halka.report.rows import Measurement, MetricInfo, Row, counting_runs, entry, is_done, label_of, name_of, number
@@ -231,9 +232,13 @@ def patience_of(run: Measurement) -> float | None:
 
 def cut_off(run: Measurement) -> bool:
     """Whether the run came to its last step before the evaluations without improvement that were to end it."""
-    best = number(run, "train", "best_step") or 0
-    since_best = sum(point["step"] > best for point in entry(run, "train", "validation") or ())
-    return since_best < (patience_of(run) or 0)
+    best, points = number(run, "train", "best_step") or 0, entry(run, "train", "validation") or ()
+    return evaluations_since(best, points) < (patience_of(run) or 0)
+
+
+def evaluations_since(step: float, points: Iterable[Mapping[str, Any]]) -> int:
+    """How many of these evaluations came after that step."""
+    return sum(point["step"] > step for point in points)
 
 
 def still_falling(evidence: Evidence) -> list[str]:

@@ -36,7 +36,7 @@ class Connection(HttpToolsProtocol):
     _running: RequestResponseCycle | None = None  # the last that began; `cycle` may be queued behind it
     _beyond = False
     _data = b""  # what has just come
-    _head: int | None = 0  # bytes so far of a head that has not ended
+    _head: list[int] | None = None  # of a head, or trailers, that have not ended: the bytes of pieces within them
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -53,16 +53,17 @@ class Connection(HttpToolsProtocol):
             self._running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
-        self._data, began = data, self._head
+        self._data, before = data, self._head
         super().data_received(data)
-        if began is not None and self._head is not None:
-            self._head += len(data)
-            if self._head > 2 * HEAD:  # of a head that has ended, what is within may be at most HEAD
+        self._data = b""
+        if before is not None and self._head is before:
+            before[0] += len(data)
+            if before[0] > 2 * HEAD:  # of a head that has ended, what is within may be at most HEAD
                 self._refuse(too_large_head())
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head = 0
+        self._head = [0]
         self._beyond = self._beyond and self._too_many()
         self.scope["state"] = {**self.app_state, FULL: self._beyond}
 
@@ -71,6 +72,17 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         if len(self.pipeline) == 1:
             self.flow.resume_reading()  # or nobody would see that the client leaves
+
+    def on_chunk_header(self) -> None:
+        self._head = [0]  # of the last chunk, which is empty, trailers follow
+
+    def on_body(self, body: bytes) -> None:
+        self._head = None
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._head = None
+        super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
@@ -91,8 +103,8 @@ class Connection(HttpToolsProtocol):
         return now - self._since
 
     def _should_upgrade(self) -> bool:
-        """Whether the request offers another protocol: uvicorn begins no answer then, and calls the next method."""
-        return self._get_upgrade() is not None
+        """Asked where the parser has seen an offer of another protocol: whether the next method handles it."""
+        return self.parser.get_method() != b"CONNECT"
 
     def handle_websocket_upgrade(self) -> None:
         """Read the request anew without its offer (RFC 9110, 7.8), behind which the parser has stopped.

@@ -126,7 +126,11 @@ class Run:
     @property
     def scale(self) -> float:
         """The factor on the loss that gradients are computed of: 1 but in fp16."""
-        return self.progress.scale if self.model.base.dtype == torch.float16 else 1.0
+        return self.progress.scale if self._half else 1.0
+
+    @property
+    def _half(self) -> bool:
+        return self.model.base.dtype == torch.float16
 
     @property
     def number(self) -> int:
@@ -159,8 +163,7 @@ class Run:
         started = time.perf_counter()
         lr = learning_rate(self.number, self.steps, self.peak_lr, self.config)
         computed += self.progress.computed
-        half = self.model.base.dtype == torch.float16
-        overflow = half and self.scale > LEAST and math.isfinite(loss) and not math.isfinite(norm)
+        overflow = self._half and self.scale > LEAST and math.isfinite(loss) and not math.isfinite(norm)
         if not math.isfinite(loss + norm) and not overflow:
             raise TrainingError(
                 f"the loss became {loss} (gradient norm {norm}) at step {self.number} with learning rate {lr:.3g}: "
@@ -187,7 +190,7 @@ class Run:
         self.progress = replace(
             self.progress, step=step.step, tokens=step.tokens, computed=computed, seconds=step.seconds
         )
-        if half:
+        if self._half:
             self.progress = after_step(self.progress, overflow=overflow)
         return step
 

@@ -51,8 +51,9 @@ def written(contents: Mapping[str, bytes | Path], folder: Path) -> dict[str, Pat
 
 
 def is_large(files: Mapping[str, bytes | Path]) -> bool:
-    """Whether some of the data is read in a process of its own, so that it takes a turn."""
-    return any(len(it) > SMALL if isinstance(it, bytes) else it.stat().st_size > SMALL for it in files.values())
+    """Whether some of the data, by file, is read in a process of its own, so that it takes a turn."""
+    data = [content for file, content in files.items() if file.partition(".")[0] in (DATA, VALIDATION)]
+    return any(len(it) > SMALL if isinstance(it, bytes) else it.stat().st_size > SMALL for it in data)
 
 
 def check_data(files: Mapping[str, Path], job: TrainJob | EvaluateJob | AdviseJob) -> None:

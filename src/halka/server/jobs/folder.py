@@ -8,7 +8,7 @@
       output.json    what the command printed; log.txt its messages
       run/           a training's folder
       .lock          held by the job's process and the command that it runs, from before they begin until they end;
-                     its text is the process's id
+                     its text is the process's id, and where that counts
 
 A job whose state is `running` and whose lock nobody holds was killed: it is `interrupted`. One whose lock is held runs,
 whatever its other files say.
@@ -168,11 +168,11 @@ class JobFolder:
         Raises HalkaError where it is in another container, in which this process could end another one by that id.
         """
         try:
-            id, namespace = (self.path / LOCK).read_text().split()
+            id, *namespace = (self.path / LOCK).read_text().split()
             process = int(id)
         except (OSError, ValueError):
             return None
-        if namespace != _namespace():
+        if namespace not in ([], [_namespace()]):  # none: of a process that an earlier version began
             raise HalkaError(f"{self.id} runs in another container: stop it at the server there")
         return process if process > 1 else None
 

@@ -22,9 +22,9 @@ def read_by(module: str, arguments: Sequence[object], most: int, name: str) -> b
     command = [sys.executable, "-m", module, *map(str, arguments)]
     output, status = output_of(command, SECONDS, most, from_thread.check_cancelled)
     if output is None:
-        raise ApiError(400, f"{name} is too large: split it", param=name)
+        raise ApiError(400, f"{name} is too large: send fewer or shorter rows", param=name)
     if status is None:
-        raise ApiError(400, f"{name} takes longer than {SECONDS} s to read: split it", param=name)
+        raise ApiError(400, f"{name} takes longer than {SECONDS} s to read: send fewer or shorter rows", param=name)
     if status:
         reason = f"its reader ended with {cause_of(status)}. Is it whole, and not too large?"
         raise ApiError(400, f"{name} cannot be read: {reason}", param=name)

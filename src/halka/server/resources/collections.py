@@ -127,18 +127,20 @@ async def upload_documents(
             from_thread.check_cancelled()  # whether the request has ended
             works()
 
-        def put() -> list[dict[str, Any]]:
+        def put(name: str, path: Path) -> list[dict[str, Any]]:
             opened = open_collection(service, caller.tenant, collection)
             access = {"readers": readers or (EVERYONE,), "tags": tags or ()}
             read = partial(read_apart, characters=service.settings.document_characters, check=check)
-            events = opened.put_files(zip(names, paths, strict=True), **access, read=read, check=check)
+            events = opened.put_files([(name, path)], **access, read=read, check=check)
             return [
                 {"id": event.document, "object": "document", "status": event.what, "passages": event.passages}
                 | ({"reason": public(event.reason)} if event.reason else {})
                 for event in events
             ]
 
-        events = await service.threads.ingest(put)
+        events = list[dict[str, Any]]()
+        for name, path in zip(names, paths, strict=True):  # a call each: others' documents go in between
+            events += await service.threads.ingest(put, name, path)
     if all(event["status"] == "skipped" for event in events):
         raise ApiError(400, events[0]["reason"], param="files", code="unreadable_document")
     return Json({"object": "list", "data": events}, 201)

@@ -8,6 +8,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from halka.evaluation.metrics import mean_of
+from halka.report.caveats import evaluations_since
 from halka.report.intervals import Estimate, Interval, difference, estimate
 from halka.report.page import render
 from halka.report.units import bounds, count, duration
@@ -117,8 +118,10 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> Summary:
 def _converged(runs: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
     """How many of the trained runs with early stopping ended by it, before the most steps."""
     stopping = [run for run in runs if "best_step" in run.get("train", {}) and run["config"].get("patience")]
-    since = [sum(point["step"] > run["train"]["best_step"] for point in run["train"]["curve"]) for run in stopping]
-    ended = sum(later >= run["config"]["patience"] for later, run in zip(since, stopping, strict=True))
+    ended = sum(
+        evaluations_since(run["train"]["best_step"], run["train"]["curve"]) >= run["config"]["patience"]
+        for run in stopping
+    )
     return (ended, len(stopping)) if stopping else None
 
 
