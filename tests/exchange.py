@@ -60,6 +60,7 @@ PEFT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "`use_dora`": (("dora", "dora, rslora", "rank_pattern, dora"), ("dora", "rank_pattern, dora")),
     "`rank_pattern`, `alpha_pattern`": (("rank_pattern", "alpha_pattern"), ("rank_pattern, alpha_pattern",)),
     "`lora_bias`": (("lora_bias",), ("lora_bias", "lora_bias, Conv1D")),
+    "`init_lora_weights: mica`": (("init_lora_weights: mica",), ()),
     "`bias: lora_only`": (("bias: lora_only",), ()),
     "`bias: all`": (("bias: all", "bias: all, modules_to_save"), ()),
     "LoRA on embeddings": (
@@ -67,7 +68,10 @@ PEFT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("embedding", "embedding, scaled"),
     ),
     "`modules_to_save`": (
-        ("modules_to_save", "modules_to_save, several layers"),
+        (
+            *("modules_to_save", "modules_to_save, several layers", "modules_to_save, tied"),
+            *("modules_to_save, a head for masked words", "modules_to_save, a module that is called head"),
+        ),
         ("modules_to_save", "modules_to_save, a sublayer"),
     ),
     "`trainable_token_indices`": (
