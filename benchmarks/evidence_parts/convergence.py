@@ -110,7 +110,7 @@ def costs(study: Study) -> Table:
     """Steps, time and memory until 95 % of full's score, and forgetting there and at the end."""
     caption = (
         f"Until the score on the validation examples is {percent(NEAR)} of full fine-tuning's best; time is that many "
-        "steps', memory the most beyond the base, both measured with nothing beside (benchmarks/paces.py). "
+        "steps', memory the most beyond the base in 20 of them, both with nothing beside (benchmarks/paces.py). "
         "Forgetting is the change of perplexity on other text, there and at the end."
     )
     return _table(study, COSTS, caption)
