@@ -77,10 +77,11 @@ class Study:
         for run in sorted(own, key=lambda run: run.get("date") or ""):
             rate = run.get("lr") if run["purpose"] == "search" else None
             latest[label_of(run), run["purpose"], run.get("seed"), rate] = run
+        counting = {id(run) for run in latest.values()}
         return [
             measured_alone(run, self.seconds.get(label_of(run)), self.bytes.get(label_of(run)))
             for run in own
-            if any(run is counting for counting in latest.values())
+            if id(run) in counting
         ]
 
     def _is_own(self, run: Measurement) -> bool:

@@ -116,9 +116,11 @@ def without_copies(
         plain = COPY.sub(".", key)
         if plain == key or (plain not in tensors and ".modules_to_save." in key):
             kept[plain] = tensor
-    for key in [key for key in kept if TOKENS_BASE in key]:
+    of_tokens = [key for key in kept if TOKENS_BASE in key]
+    parameters = dict(base_of(targets).named_parameters(remove_duplicate=False)) if of_tokens else {}
+    for key in of_tokens:
         path, _, name = key.partition(TOKENS_BASE)
-        own = dict(base_of(targets).named_parameters(remove_duplicate=False)).get(f"{path}.{name}")
+        own = parameters.get(f"{path}.{name}")
         if own is None:
             raise HalkaError(f"the adapter trains tokens at {path}, which this base does not have")
         if others := sorted({*other_rows(kept.pop(key), own)} - {*_all_tokens(config)}):
@@ -131,12 +133,7 @@ def without_copies(
 
 def other_rows(saved: Tensor, own: Tensor) -> list[int]:
     """The rows in which a saved weight is another than the base's. Raises HalkaError for another shape."""
-    if saved.shape != own.shape:
-        raise HalkaError(
-            f"the weights hold a module of the shape {tuple(saved.shape)}, where this base has {tuple(own.shape)}: if "
-            "its vocabulary was resized, call base.resize_token_embeddings and then halka.adapt again"
-        )
-    differing: Tensor = (saved.to(own.device, own.dtype) != own).reshape(len(own), -1).any(1)
+    differing: Tensor = _differing(saved, own).reshape(len(own), -1).any(1)
     return [int(row) for row in differing.nonzero()[:, 0]]
 
 
@@ -245,4 +242,13 @@ def _trains(module: nn.Module) -> bool:
 
 
 def _same(tensor: Tensor, own: Tensor) -> bool:
-    return not other_rows(tensor, own)
+    return not _differing(tensor, own).any()
+
+
+def _differing(saved: Tensor, own: Tensor) -> Tensor:
+    if saved.shape != own.shape:
+        raise HalkaError(
+            f"the weights hold a module of the shape {tuple(saved.shape)}, where this base has {tuple(own.shape)}: if "
+            "its vocabulary was resized, call base.resize_token_embeddings and then halka.adapt again"
+        )
+    return saved.to(own.device, own.dtype) != own
