@@ -239,11 +239,15 @@ class StandIn:
 
 
 def _likeliest(logits: torch.Tensor, written: list[int], body: dict[str, Any]) -> int:
-    """The next token: penalties count the tokens of the answer alone."""
-    counts = torch.bincount(torch.tensor(written, dtype=torch.long), minlength=len(logits))
-    logits = logits - body["frequency_penalty"] * counts - body["presence_penalty"] * (counts > 0)
+    """The next token: presence and frequency are those in the answer alone, repetitions those of the prompt, too."""
+    logits = logits.clone()
     for token, bias in (body["logit_bias"] or {}).items():
         logits[int(token)] += bias
+    repeated = torch.tensor([*{*body["prompt"], *written}])
+    penalty, before = body["repetition_penalty"], logits[repeated]
+    logits[repeated] = torch.where(before < 0, before * penalty, before / penalty)
+    counts = torch.bincount(torch.tensor(written, dtype=torch.long), minlength=len(logits))
+    logits = logits - body["frequency_penalty"] * counts - body["presence_penalty"] * (counts > 0)
     return int(logits.argmax())
 
 

@@ -704,7 +704,7 @@ def generating(base, tmp_path_factory) -> Path:
     """The base as it is answered by its own `generate`, whose tokens `WorkClock` counts."""
     folder = Path(shutil.copytree(base, tmp_path_factory.mktemp("generating") / "base"))
     config = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps({**config, "repetition_penalty": 1.01}))
+    (folder / "generation_config.json").write_text(json.dumps({**config, "no_repeat_ngram_size": 64}))
     return folder
 
 
@@ -885,7 +885,7 @@ def task_folder(base, tmp_path_factory) -> tuple[Path, Evidence]:
     folder = tmp_path_factory.mktemp("task")
     base = shutil.copytree(base, folder / "base")
     config = json.loads((base / "generation_config.json").read_text())
-    own_generate = {**config, "repetition_penalty": 1.01}  # which the engine has not: `generate` answers
+    own_generate = {**config, "no_repeat_ngram_size": 64}  # which the engine has not: `generate` answers
     (base / "generation_config.json").write_text(json.dumps(own_generate))
     for name, numbers in (("train", range(24)), ("validation", range(24, 30))):
         rows = [[Message("system", "Be brief."), *example(number).messages] for number in numbers]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import halka
-from halka.data.answers import opening, spoken, spoken_pieces
+from halka.data.answers import Spoken, opening, spoken
+from halka.engine import Request, Stopping
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer, plain_tokenizer, thoughts_tokenizer
 
@@ -33,9 +36,10 @@ def test_an_answer_is_what_follows_its_opening(text, answer):
     assert spoken(text, THOUGHT) == answer.strip()
     for size in (1, 2, 5, 100):
         pieces = [text[start : start + size] for start in range(0, len(text), size)]
-        assert "".join(spoken_pieces(pieces, THOUGHT)).strip() == answer.strip()
-    assert [*spoken_pieces(["A", "da"], "")] == ["A", "da"]
-    assert [*spoken_pieces(["A", "da"], THOUGHT)] == ["A", "da"], "as soon as it is certain"
+        text_of = Spoken(THOUGHT)
+        assert "".join([*map(text_of.push, pieces), text_of.end()]).strip() == answer.strip()
+    for begin in ("", THOUGHT):
+        assert [*map(Spoken(begin).push, ("A", "da"))] == ["A", "da"], "as soon as it is certain"
 
 
 def test_what_training_teaches_is_what_is_answered():
@@ -46,3 +50,10 @@ def test_what_training_teaches_is_what_is_answered():
     halka.fit(model, "a", [{"prompt": "Who?", "completion": "Ada."}], {"steps": 40, "lr": 1e-2, "batch_size": 1})
     for options in ({}, {"num_beams": 1}):  # by the engine, and by transformers' `generate`
         assert halka.generate(model, ["Who?"], "a", max_new_tokens=40, **options) == ["Ada."]
+    with halka.Engine(model) as engine:
+        (chat,) = engine.submit(Request.of("Who?", tokenizer, adapter="a", stopping=Stopping(40, ("\n\n",))))
+        (text,) = engine.submit(replace(chat.request, chat=False))
+        while text.finish is None or chat.finish is None:
+            engine.step()
+    assert chat.text == "Ada.", "a stop string within the opening ends nothing"
+    assert text.text == THOUGHT.split("\n\n")[0]

@@ -158,13 +158,17 @@ def test_penalties_and_bias_move_the_logits_of_their_tokens_alone():
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
     before = logits.clone()
 
-    def chosen(answer=(), **fields):
-        return choose(logits, [Draw(Sampling(**fields), 0, len(answer), answer)])[0]
+    def chosen(answer=(), prompt=(), **fields):
+        return choose(logits, [Draw(Sampling(**fields), 0, len(answer), answer, prompt)])[0]
 
     assert chosen() == chosen(presence_penalty=1.5, frequency_penalty=1.0) == 0
     assert chosen([0], presence_penalty=0.9) == 0
     assert chosen([0], presence_penalty=1.1) == chosen([0, 0], frequency_penalty=0.6) == 1
     assert chosen([0, 0, 1], presence_penalty=-0.5, frequency_penalty=1.2) == 1
+    assert chosen([0], repetition_penalty=1.4) == 0
+    assert chosen([0], repetition_penalty=1.6) == chosen(prompt=[0], repetition_penalty=1.6) == 1
+    assert chosen([0, 0], prompt=[0, 0], repetition_penalty=1.4) == 0, "each token counts once"
+    assert chosen([0], bias={0: -3.5, 1: -2.1, 2: -1.2}, repetition_penalty=0.01) == 3, "behind the bias"
     assert chosen(bias={3: 3.5}) == 3
     assert chosen(bias={0: -100.0, 1: -100.0}) == 2
     drawn = Sampling(temperature=1.0, bias={2: 100.0})
@@ -204,6 +208,9 @@ def test_a_row_with_penalties_is_drawn_from_the_adjusted_distribution():
         ("presence_penalty", math.inf),
         ("frequency_penalty", "0"),
         ("frequency_penalty", 10**39),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", -1.5),
+        ("repetition_penalty", math.nan),
     ],
 )
 def test_values_out_of_range_are_named(field, value):

@@ -21,6 +21,22 @@ def model():
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
 
 
+@pytest.mark.parametrize("penalty", [1.3, 0.7])
+def test_repetitions_are_penalised_as_generate_does(model, penalty):
+    """By the base's generation config or by the option, in an engine of one's own, too."""
+    (plain,) = halka.generate(model, ["One?"], max_new_tokens=24)
+    by_option = halka.generate(model, ["One?"], max_new_tokens=24, repetition_penalty=penalty)
+    (by_transformers,) = halka.generate(model, ["One?"], max_new_tokens=24, repetition_penalty=penalty, num_beams=1)
+    model.base.generation_config.repetition_penalty = penalty
+    with halka.Engine(model) as engine:
+        (answer,) = engine.submit(halka.Request.of("One?", model.tokenizer, stopping=halka.Stopping(24)))
+        while engine.step():
+            pass
+    assert by_option == halka.generate(model, ["One?"], max_new_tokens=24) == [answer.text.strip()] == [by_transformers]
+    assert by_transformers != plain
+    assert halka.generate(model, ["One?"], max_new_tokens=24, repetition_penalty=1.0) == [plain]
+
+
 @pytest.mark.parametrize("drawn", [{}, {"temperature": 1.0}])
 def test_answers_keep_to_a_constraint(model, drawn):
     constraint = halka.Constraint(schema=SCHEMA)
@@ -33,8 +49,8 @@ def test_a_constraint_that_nobody_would_keep_is_refused(model):
     constraint = halka.Constraint(regex="yes")
     with pytest.raises(HalkaError, match="num_beams is for transformers' `generate`"):
         halka.generate(model, ["One?"], constraint=constraint, num_beams=2)
-    model.base.generation_config.repetition_penalty = 1.2
-    with pytest.raises(HalkaError, match="generation config sets repetition_penalty"):
+    model.base.generation_config.no_repeat_ngram_size = 3
+    with pytest.raises(HalkaError, match="generation config sets no_repeat_ngram_size"):
         halka.generate(model, ["One?"], constraint=constraint)
     base = tiny("llama", kind="sequence-classification", vocab_size=model.base.config.vocab_size)
     classifier = halka.adapt(base, model.tokenizer)

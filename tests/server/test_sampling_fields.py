@@ -51,6 +51,10 @@ def test_penalties_change_what_repeats(server):
     bias = {"logit_bias": {str(token): 2}, "max_tokens": 12}
     often = text(server.client, **bias).count(piece)
     assert text(server.client, **bias, frequency_penalty=2, presence_penalty=2).count(piece) <= often
+    raised = {"logit_bias": {str(token): 100, str(token + 1): 90}, "max_tokens": 2}
+    assert text(server.client, **raised) == piece * 2
+    other = server.service.tokenizer.decode([token + 1])
+    assert text(server.client, **raised, repetition_penalty=2) == piece + other
 
 
 def test_an_answer_of_a_set_length_ignores_end_tokens(server):

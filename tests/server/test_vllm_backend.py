@@ -89,6 +89,7 @@ def lora(folder) -> str:
         ("completions", {"prompt": [[5, 6, 7], [8, 9]], "max_tokens": 4, "logprobs": 0}),
         ("completions", {**PROMPT, "ignore_eos": True, "logit_bias": {"9": 50, "2": -5}}),
         ("completions", {**PROMPT, "ignore_eos": True, "presence_penalty": 1.5, "frequency_penalty": 0.7}),
+        ("completions", {**PROMPT, "ignore_eos": True, "logit_bias": {"9": 9}, "repetition_penalty": 1.7}),
         ("chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 2}),
         ("responses", {"input": "Where is my parcel?", "max_output_tokens": 8, "store": False}),
     ],
@@ -114,7 +115,7 @@ def test_stop_strings_end_an_answer_where_the_engine_ends_it(server, gateway, vl
     "sampling",
     [
         {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "seed": 3},
-        {"temperature": 1.3, "min_p": 0.2, "seed": 4, "ignore_eos": True},
+        {"temperature": 1.3, "min_p": 0.2, "seed": 4, "ignore_eos": True, "repetition_penalty": 1.1},
         {"presence_penalty": 0.5, "frequency_penalty": -0.25, "logit_bias": {"9": 2.0}, "temperature": 0.5},
     ],
     ids=str,

@@ -312,7 +312,7 @@ def reading(model: Any, rows: list[int] | None = None) -> Any:
         return torch.cat([input_ids, tokenizer(answers, padding=True, return_tensors="pt").input_ids], dim=1)
 
     model.base.generate = generate
-    model.base.generation_config.repetition_penalty = 1.1  # which the engine has not: `generate` answers
+    model.base.generation_config.no_repeat_ngram_size = 64  # which the engine has not: `generate` answers
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -37,20 +37,23 @@ def spoken(text: str, begin: str) -> str:
     return text.strip().removeprefix(begin).strip()
 
 
-def spoken_pieces(pieces: Iterable[str], begin: str) -> Iterator[str]:
-    """The pieces of an answer's text without its `opening`, each as soon as it is certain."""
-    held, certain = "", not begin
-    for piece in pieces:
-        if certain:
-            yield piece
-            continue
-        held += piece
-        start = held.lstrip()
-        if start.startswith(begin) and (rest := start.removeprefix(begin).lstrip()):
-            certain = True
-            yield rest
-        elif not begin.startswith(start) and not start.startswith(begin):
-            certain = True
-            yield held
-    if not certain and not held.lstrip().startswith(begin):
-        yield held
+class Spoken:
+    """The text of an answer that comes in pieces, without its `opening`, each piece as soon as it is certain."""
+
+    def __init__(self, begin: str):
+        self._begin, self._held, self._certain = begin, "", not begin
+
+    def push(self, piece: str) -> str:
+        """What this piece makes certain."""
+        if self._certain:
+            return piece
+        self._held += piece
+        start = self._held.lstrip()
+        spoken = start.removeprefix(self._begin).lstrip() if start.startswith(self._begin) else self._held
+        self._certain = bool(spoken) and not self._begin.startswith(start)
+        return spoken if self._certain else ""
+
+    def end(self) -> str:
+        """The rest: what may have become the opening, and has not."""
+        held, certain, self._certain = self._held, self._certain, True
+        return "" if certain or held.lstrip().startswith(self._begin) else held

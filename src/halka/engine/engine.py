@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 from torch import Tensor
 
 from halka.core import AdaptedModel
-from halka.data.answers import end_tokens
+from halka.data.answers import end_tokens, opening
 from halka.engine.adapters import Source
 from halka.engine.cache import cache_for
 from halka.engine.choosing import next_tokens
@@ -98,6 +99,7 @@ class Engine:
         self.model = model
         config = getattr(model.base, "generation_config", None)
         self.ends = end_tokens(config, model.tokenizer) if ends is None else ends
+        self.opening = opening(model.tokenizer)
         own = Kept(model, store, adapter_memory, allowed, most_adapters) if kept is None else kept
         self._kept, self._borrowed = own, kept is not None
         self.adapters, self._forward = self._kept.adapters, self._kept.forward
@@ -135,6 +137,7 @@ class Engine:
         no room for the answer, an answer that the cache cannot hold, and an engine that is closed.
         """
         self.check(request, n)
+        request = self.completed(request)
         seed = new_seed() if request.sampling.seed is None else request.sampling.seed
         if matcher is None and request.constraint is not None:
             matcher = self.constraints.matcher(request.constraint)
@@ -146,7 +149,7 @@ class Engine:
             answers = [Answer(request, number) for number in range(n)]
             texts = list[Text]()
             for answer in answers:
-                stopped = StoppedText(self.model.tokenizer, request.stopping, self.ends)
+                stopped = self.text_of(request)
                 own = None if matcher is None else matcher.copy()
                 texts.append(
                     Text(answer, version, next(self._numbers), (seed + answer.number) % SEEDS, stopped, own, self._turn)
@@ -161,6 +164,19 @@ class Engine:
                 if text.reason is not None:
                     self._finish(text, text.reason)
         return answers
+
+    def completed(self, request: Request) -> Request:
+        """The request with what the base's generation config says where it says nothing itself."""
+        config = getattr(self.model.base, "generation_config", None)
+        penalty = getattr(config, "repetition_penalty", None)
+        if penalty is None or request.sampling.repetition_penalty is not None:
+            return request
+        return replace(request, sampling=replace(request.sampling, repetition_penalty=penalty))
+
+    def text_of(self, request: Request) -> StoppedText:
+        """What the tokens of an answer to this request become, whoever makes them."""
+        begin = self.opening if request.chat else ""
+        return StoppedText(self.model.tokenizer, request.stopping, self.ends, begin)
 
     def check(self, request: Request, n: int = 1) -> None:
         """Raises HalkaError for what no engine of this base answers: an empty prompt, tokens that the base lacks."""

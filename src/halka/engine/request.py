@@ -29,6 +29,8 @@ class Request:
     tenant      whose request it is: tenants share nothing that is cached, and have equal shares of the rows
     logprobs    how many of the likeliest tokens come with each token of the answer; 0: the log probability of its own
                 alone; None: nothing
+    chat        whether the answer is a turn of a conversation: what the chat template itself begins answers with, such
+                as an empty thought, is no part of its text
     """
 
     prompt: Sequence[int]
@@ -38,6 +40,7 @@ class Request:
     constraint: Constraint | None = None
     tenant: str = ""
     logprobs: int | None = None
+    chat: bool = False
 
     @classmethod
     def of(cls, prompt: Prompt, tokenizer: Any, **fields: Any) -> Request:
@@ -45,7 +48,7 @@ class Request:
 
         Raises DataError for what is no prompt, and where the template refuses it.
         """
-        return cls(encode_prompt(as_prompt(prompt, "the prompt"), tokenizer), **fields)
+        return cls(encode_prompt(as_prompt(prompt, "the prompt"), tokenizer), chat=True, **fields)
 
 
 @dataclass

@@ -36,8 +36,12 @@ class Sampling:
     seed         of the draws; None: whoever submits the request draws one (`new_seed`)
     bias         is added to the logits of these tokens
 
+    repetition_penalty  divides the logits of all tokens that the prompt or the answer has, and multiplies those below
+                        0; 1 changes nothing; None: that of the base's generation config
+
     presence_penalty and frequency_penalty are subtracted, as OpenAI's API has them, from the logit of every token that
-    the answer has already: the one once, the other as often as the answer has it. Greedy rows obey all three.
+    the answer has already: the one once, the other as often as the answer has it. Greedy rows obey all three
+    and the bias.
 
     Raises HalkaError for a value outside its range.
     """
@@ -49,6 +53,7 @@ class Sampling:
     seed: int | None = None
     presence_penalty: float | None = 0.0
     frequency_penalty: float | None = 0.0
+    repetition_penalty: float | None = None
     bias: Mapping[int, float] = field(default_factory=dict[int, float], hash=False)
 
     def __post_init__(self) -> None:
@@ -59,6 +64,7 @@ class Sampling:
         _check("seed", self.seed, int, 0, SEEDS - 1, f"a whole number from 0 to {SEEDS - 1}")
         for penalty in ("presence_penalty", "frequency_penalty"):
             _check(penalty, getattr(self, penalty), float, *FINITE)
+        _check("repetition_penalty", self.repetition_penalty, float, math.ulp(0.0), LARGEST, "a number above 0")
         for token, value in self.bias.items():
             _check("bias", token, int, 0, math.inf, "the ids of tokens, with numbers")
             _check(f"bias of token {token}", math.nan if value is None else value, float, *FINITE)
@@ -79,7 +85,8 @@ class Sampling:
 
     @property
     def _adjusts(self) -> bool:
-        return bool(self.bias or self.presence_penalty or self.frequency_penalty)
+        penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty not in (None, 1)
+        return bool(self.bias or penalties)
 
 
 def _check(field: str, value: Any, kind: type, low: float, high: float, allowed: str) -> None:
@@ -95,12 +102,16 @@ def new_seed() -> int:
 
 
 class Draw(NamedTuple):
-    """A row of logits: how its token is chosen, the request's seed, how many tokens the answer has, and which."""
+    """A row of logits: how its token is chosen, the request's seed, how many tokens the answer has, and which.
+
+    prompt: the tokens before the answer.
+    """
 
     sampling: Sampling
     seed: int
     count: int
     answer: Sequence[int] = ()
+    prompt: Sequence[int] = ()
 
 
 def likeliest(logits: Tensor) -> list[int]:
@@ -188,10 +199,14 @@ def _no_token(highest: float) -> HalkaError:
 
 
 def _adjust(logits_V: np.ndarray, row: Draw) -> None:
-    """Add the bias and subtract the penalties, in place."""
+    """Add the bias, and apply the penalties, in place; the order is vLLM's."""
     sampling = row.sampling
     for token, value in sampling.bias.items():
         logits_V[token] += float(value)
+    if (penalty := sampling.repetition_penalty) not in (None, 1):
+        tokens = np.unique([*row.prompt, *row.answer]).astype(int)
+        before = logits_V[tokens]
+        logits_V[tokens] = np.where(before < 0, before * float(penalty), before / float(penalty))
     if row.answer and (sampling.presence_penalty or sampling.frequency_penalty):
         tokens, counts = np.unique(row.answer, return_counts=True)
         logits_V[tokens] -= float(sampling.presence_penalty or 0) + float(sampling.frequency_penalty or 0) * counts

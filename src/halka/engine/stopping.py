@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from halka.data.answers import Spoken
 from halka.engine.text_stream import TextStream
 from halka.util.errors import HalkaError
 
@@ -40,16 +41,18 @@ class Stopping:
 class StoppedText:
     """A request's text as its tokens come, up to where it ends.
 
+    opening: what its tokens may begin with that is no part of it, see `data.answers`; stop strings do not end that.
+
     reason  why it ended: "stop" at an end token, stop token or stop string, "length" at the most tokens; None before
     tokens  the number of tokens so far, the one that ended the text among them
     """
 
-    def __init__(self, tokenizer: Any, stopping: Stopping, ends: frozenset[int]):
+    def __init__(self, tokenizer: Any, stopping: Stopping, ends: frozenset[int], opening: str = ""):
         self.reason: Reason | None = None
         self.tokens = 0
         self._stopping = stopping
         self._ends = stopping.tokens if stopping.ignore_ends else ends | stopping.tokens
-        self._stream = TextStream(tokenizer)
+        self._stream, self._spoken = TextStream(tokenizer), Spoken(opening)
         self._held = ""  # the end of the text that is certain, but may be the beginning of a stop string
 
     def push(self, token: int) -> str:
@@ -58,7 +61,7 @@ class StoppedText:
         self.tokens += 1
         if token in self._ends:
             return self.close("stop")
-        text = self._until_stop(self._stream.push(token))
+        text = self._until_stop(self._spoken.push(self._stream.push(token)))
         if self.reason is None and self.tokens == self._stopping.max_new_tokens:
             text += self.close("length")
         return text
@@ -67,7 +70,7 @@ class StoppedText:
         """End the text for the reason of whoever calls; the rest of it. A stop string in the rest is a stop."""
         if self.reason is not None:
             return ""
-        text = self._until_stop(self._stream.end())
+        text = self._until_stop(self._spoken.push(self._stream.end()) + self._spoken.end())
         if self.reason is None:
             self.reason = reason
             text, self._held = text + self._held, ""

@@ -76,7 +76,8 @@ class Text:
     @property
     def draw(self) -> Draw:
         """How its next token is chosen."""
-        return Draw(self.answer.request.sampling, self.seed, len(self.answer.tokens), self.answer.tokens)
+        request, tokens = self.answer.request, self.answer.tokens
+        return Draw(request.sampling, self.seed, len(tokens), tokens, request.prompt)
 
     @property
     def reason(self) -> Reason | None:

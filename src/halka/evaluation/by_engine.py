@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from halka.core import AdaptedModel
-from halka.data.answers import opening, spoken, spoken_pieces
+from halka.data.answers import spoken
 from halka.data.examples import Example
 from halka.data.tokens import encode_prompt
 from halka.engine.constraint import Constraint
@@ -27,8 +27,8 @@ from halka.util.errors import DataError, HalkaError
 
 ALL = 2**16  # tokens of prompts beside answers: as many as without, for nobody waits for the next token
 DRAWN = ("temperature", "top_k", "top_p", "min_p")  # what the engine knows of `generate`'s options for sampling
+PENALTY = "repetition_penalty"  # which it knows, too, of the base's generation config as well
 UNKNOWN = (
-    "repetition_penalty",
     "no_repeat_ngram_size",
     "bad_words_ids",
     "suppress_tokens",
@@ -63,17 +63,17 @@ def form_of(
     Raises HalkaError if it cannot and there is a constraint, to which nobody else keeps.
     """
     decodes = isinstance(objective_of(model), LanguageModelling) and _engine_answers(model)
-    unknown = options.keys() - {"do_sample", *DRAWN}
+    unknown = options.keys() - {"do_sample", PENALTY, *DRAWN}
     if not decodes or unknown:
         if constraint is not None:
             why = f"{', '.join(sorted(unknown))} is for transformers' `generate`" if decodes else _why_not(model)
             raise HalkaError(f"a constraint is kept by the engine alone, which does not answer here: {why}")
         return None
-    sampling = Sampling()
+    sampling: dict[str, Any] = {PENALTY: options.get(PENALTY)}
     if options.get("do_sample"):
         drawn = {name: options.get(name) for name in DRAWN}
-        sampling = Sampling(**{**drawn, "temperature": 1.0 if drawn["temperature"] is None else drawn["temperature"]})
-    return Form(sampling, Stopping(max_new_tokens), constraint)
+        sampling |= {**drawn, "temperature": 1.0 if drawn["temperature"] is None else drawn["temperature"]}
+    return Form(Sampling(**sampling), Stopping(max_new_tokens), constraint)
 
 
 def _why_not(model: AdaptedModel) -> str:
@@ -103,7 +103,6 @@ def answers_by_engine(
     """Every answer with its index, in the order in which they end."""
     if not examples:
         return
-    begin = opening(model.tokenizer)
     with _engine_of(model, rows) as engine:
         place: dict[Answer, int] = {}
         for index, (name, example) in enumerate(zip(names, examples, strict=True)):
@@ -114,15 +113,11 @@ def answers_by_engine(
                 if answer.error is not None:
                     raise answer.error
                 text = model.tokenizer.decode(answer.tokens, skip_special_tokens=True)
-                yield place.pop(answer), spoken(text, begin)
+                yield place.pop(answer), spoken(text, engine.opening)
 
 
 def pieces_by_engine(model: AdaptedModel, name: str | None, example: Example, form: Form) -> Iterator[str]:
     """The answer's text in pieces, as it is made."""
-    yield from spoken_pieces(_pieces(model, name, example, form), opening(model.tokenizer))
-
-
-def _pieces(model: AdaptedModel, name: str | None, example: Example, form: Form) -> Iterator[str]:
     with _engine_of(model, 1) as engine:
         answer = _submitted(engine, name, example, 0, form)
         shown = 0
@@ -159,7 +154,7 @@ def _submitted(engine: Engine, name: str | None, example: Example, index: int, f
     """The answer to an example's prompt, under way. Raises DataError for one that leaves no room for it."""
     prompt, most = encode_prompt(example, engine.model.tokenizer), form.stopping.max_new_tokens
     check_room(example.place(index), len(prompt), most, engine.room(name), most)
-    request = Request(prompt, name, _seeded(form.sampling), form.stopping, form.constraint)
+    request = Request(prompt, name, _seeded(form.sampling), form.stopping, form.constraint, chat=True)
     return engine.submit(request)[0]
 
 

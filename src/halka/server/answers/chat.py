@@ -81,6 +81,7 @@ class Chat:
             constraint=constraint_of(body.response_format) if toolbox is None else toolbox.constraint,
             tenant=caller.tenant,
             logprobs=body.alternatives,
+            chat=True,
         )
         return cls(service, body, request, toolbox, caller, grounding)
 

@@ -62,6 +62,7 @@ class GenerationRequest(Body):
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     logit_bias: Biases | None = None
 
     @property
@@ -85,6 +86,7 @@ class GenerationRequest(Body):
             seed=None if self.seed is None else self.seed % SEEDS,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
             bias=self.logit_bias or {},
         )
 

@@ -10,7 +10,6 @@ from itertools import zip_longest
 from halka.engine import Answer, Request
 from halka.engine.engine import Engine
 from halka.engine.logprobs import TokenLogprob
-from halka.engine.stopping import StoppedText
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Growing:
 
     def __init__(self, request: Request, id: str | None, engine: Engine):
         self.answer, self.ended, self.at_edge = Answer(request, adapter_id=id), False, False
-        self._text = StoppedText(engine.model.tokenizer, request.stopping, engine.ends)
+        self._text = engine.text_of(request)
 
     def take(self, piece: Piece) -> bool:
         """Add a piece. Returns whether the answer has become longer, or has ended."""

@@ -45,6 +45,7 @@ class Vllm:
     async def follow(self, request: Request, n: int = 1, *, pieces: bool = True) -> AsyncGenerator[Answer]:
         """As `Backend.follow`. A process that fails before the first token is changed for another."""
         self.engine.engine.check(request, n)
+        request = self.engine.engine.completed(request)
         if (reason := unlike_engine(request, n)) is not None:
             raise Declined(reason)
         id = await self._id(request.adapter)

@@ -47,7 +47,7 @@ def body_of(request: Request, n: int, model: str, ends: frozenset[int], salt: st
         "top_k": sampling.top_k or 0,
         "top_p": 1.0 if sampling.top_p is None else max(sampling.top_p, LEAST_SHARE),
         "min_p": sampling.min_p or 0.0,
-        "repetition_penalty": 1.0,
+        "repetition_penalty": sampling.repetition_penalty or 1.0,
         "presence_penalty": sampling.presence_penalty or 0.0,
         "frequency_penalty": sampling.frequency_penalty or 0.0,
         "logit_bias": {str(token): bias for token, bias in sampling.bias.items()} or None,
