@@ -72,6 +72,10 @@ HERMES = (  # tools and calls of them, as Hermes and Qwen write them
     "{% for call in message.tool_calls or [] %}\n<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+PHI = (  # one more token ends the whole text, behind that which ends every turn
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
+    "{{ '<|assistant|>\n' if add_generation_prompt else eos_token }}"
+)
 UNMARKED = (  # plain words around the turns, and nothing but an empty line behind them
     "{% for message in messages %}{{ '### ' + message['role'] + ':\n' + message['content'] + '\n\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '### assistant:\n' }}{% endif %}"
@@ -131,6 +135,10 @@ def gemma_tokenizer() -> PreTrainedTokenizerFast:
 
 def mistral_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer(MISTRAL, ("[INST]", "[/INST]"), "<s>", "</s>", adds_bos=True)
+
+
+def phi_tokenizer() -> PreTrainedTokenizerFast:
+    return tokenizer(PHI, ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"), eos="<|endoftext|>")
 
 
 def thoughts_tokenizer() -> PreTrainedTokenizerFast:

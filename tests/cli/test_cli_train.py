@@ -35,6 +35,10 @@ def test_what_is_read_is_said(here):
         assert "own: 1 prompts of test are in train, too" in told
     told = halka("evaluate --data train.jsonl --shape prompt --base base --dtype float32 --max-new-tokens 1").stderr
     assert "train.jsonl: 4 examples, read as prompt\n" in told
+    Path("more.jsonl").write_text(json.dumps({**rows[0], "context": "Numbers.", "adapter": None}) + "\n")
+    told = halka("train --data more.jsonl --base base --dtype float32 --steps 1 --rank 4 -o more").stderr
+    assert "more.jsonl: not read: context\n" in told
+    assert "not read: context" in halka("data preview more.jsonl --base base").stdout
 
 
 def test_long_rows_are_cut_to_the_room_beside_virtual_tokens(here):
@@ -97,6 +101,15 @@ def test_settings_combine(here, monkeypatch):
     assert (made["method"]["fields"]["rank"], made["steps"], made["lr"]) == (2, 2, 0.3)
     told = yaml.safe_load(Path("new/run.yaml").read_text())
     assert (told["rank"], told["train"]["steps"], told["train"]["seed"]) == (2, 2, 1)
+
+
+def test_epochs_are_over_steps_of_what_comes_before(here, monkeypatch):
+    halka(f"train {TRAIN} --steps 3 --batch-size 4 -o new")
+    examples = len(Path("data.jsonl").read_text().splitlines())
+    assert parsed("train --config new/run.yaml --epochs 1 -o other")["steps"] == -(-examples // 4)
+    monkeypatch.setenv("HALKA_TRAIN_EPOCHS", "1")
+    assert parsed("train --config new/run.yaml --steps 2 -o third")["steps"] == 2
+    assert parsed("train --config new/run.yaml -o fourth")["steps"] == -(-examples // 4)
 
 
 def test_the_runs_file_runs_it_again(here):

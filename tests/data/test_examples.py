@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import re
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,6 +58,9 @@ def test_every_shape_is_recognised_and_gives_the_same_conversation(write, shape)
     assert [example.messages for example in rows.examples] == [tags if shape == "tagged" else PAIR]
 
 
+UNLEARNED = (PAIR[0], replace(PAIR[1], learned=False))
+
+
 @pytest.mark.parametrize(
     ("row", "messages"),
     [
@@ -74,6 +78,11 @@ def test_every_shape_is_recognised_and_gives_the_same_conversation(write, shape)
             (Message("system", "Be brief."), *PAIR),
         ),
         ({"conversations": [TURNS[1], ANSWER]}, PAIR),
+        ({"conversations": [{"from": "system", "value": ""}, *SHAREGPT]}, PAIR),
+        ({"messages": [{"role": "system", "content": None}, TURNS[1], ANSWER]}, PAIR),
+        ({"messages": [TURNS[1], {**ANSWER, "weight": 0}, TURNS[1], {**ANSWER, "weight": 1}]}, (*UNLEARNED, *PAIR)),
+        ({"messages": [TURNS[1], {**ANSWER, "train": False}, TURNS[1], ANSWER]}, (*UNLEARNED, *PAIR)),
+        ({"prompt": [TURNS[1], ANSWER, TURNS[1]], "completion": [ANSWER]}, (*UNLEARNED, *PAIR)),
         ({"prompt": [TURNS[1]], "completion": [ANSWER]}, PAIR),
         ({"instruction": "Add.", "input": "2 + 2", "output": "4"}, (Message("user", "Add.\n\n2 + 2"), PAIR[1])),
         ({"instruction": "2 + 2?", "input": "", "output": 4}, PAIR),
@@ -145,7 +154,8 @@ def test_a_bad_row_is_a_problem_with_its_line_and_the_others_are_read(write, row
         ([TURNS[1], {"content": "4"}], "message 2 has the role None"),
         ([TURNS[1], 4], "message 2 is not an object but a str"),
         ([TURNS[1], {**ANSWER, "tool_calls": [{"id": 1}]}], "message 2 calls a tool"),
-        ([TURNS[1], {**ANSWER, "weight": 0}, *TURNS[1:], ANSWER], "message 2 has the weight 0"),
+        ([TURNS[1], ANSWER, TURNS[1], {**ANSWER, "weight": 0}], "the last answer is not to be learned"),
+        ([TURNS[1], {**ANSWER, "reasoning_content": "Easy."}], "message 2 has 'reasoning_content', which is not read"),
     ],
 )
 def test_a_bad_conversation_is_a_problem(write, messages, reason):
@@ -153,6 +163,21 @@ def test_a_bad_conversation_is_a_problem(write, messages, reason):
     assert len(rows.examples) == 1
     assert rows.problems[0].where == "data.jsonl:2"
     assert reason in rows.problems[0].reason
+
+
+@pytest.mark.parametrize("key", ["tools", "images"])
+def test_a_row_with_more_than_text_is_a_problem(write, key):
+    rows = read_examples(write([{**ROWS["messages"], key: []}, {**ROWS["messages"], key: [{"a": 1}]}]))
+    assert [(problem.where, problem.reason) for problem in rows.problems] == [
+        ("data.jsonl:2", f"the row has {key!r}, and only text is read")
+    ]
+
+
+def test_messages_are_written_as_they_were_read(write):
+    rows = [{"messages": [message.plain for message in (*UNLEARNED, *PAIR)]}]
+    assert read_examples(write(rows)).examples[0].messages == (*UNLEARNED, *PAIR)
+    assert repr(PAIR[1]) == "Message(role='assistant', content='4')", "digests of finished studies are made of it"
+    assert eval(repr(UNLEARNED)) == UNLEARNED
 
 
 def test_numbers_stay_as_the_file_writes_them(write):
@@ -397,7 +422,8 @@ def test_a_dataset_any_iterable_and_examples_among_rows_are_taken():
 
 def test_what_read_examples_returns_are_examples(write):
     rows = read_examples(write([ROWS["question"], {"question": "no answer"}, ROWS["question"]]))
-    assert as_examples(rows) == list(rows) == rows.examples
+    with pytest.warns(UserWarning, match=r"1 row cannot be used; the first: data.jsonl:2: no 'answer'"):
+        assert as_examples(rows) == list(rows) == rows.examples
     assert len(rows) == 2
 
 

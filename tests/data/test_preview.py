@@ -6,9 +6,12 @@ import json
 import pytest
 from rich.console import Console
 
+from halka.data.batches import plan
 from halka.data.examples import FileExamples, read_examples
 from halka.data.preview import Span, inspect, preview
 from halka.data.preview_print import render
+from halka.data.tokens import encode_all
+from halka.util.errors import HalkaError
 from halka.util.text import chat_template_fingerprint
 from tokenizers_for_tests import UNMARKED, chatml_tokenizer, plain_tokenizer, tokenizer
 
@@ -117,6 +120,24 @@ def test_packing_counts_what_is_left_after_cutting(write):
     assert preview(write(ROWS), CHATML, max_length=2, batch_size=1).packing.batches == 0
 
 
+def test_batches_are_counted_as_training_makes_them(write):
+    rows = [{"prompt": "What is one and one?" + " Yes?" * (number % 19), "completion": "No."} for number in range(60)]
+    seen = preview(write(rows), CHATML, max_length=60, batch_tokens=200, batches="padded", too_long="drop")
+    whole = [len(tokens) for tokens in encode_all(read_examples(write(rows)).examples, CHATML).items]
+    lengths = [length for length in whole if length <= 60]
+    assert len(lengths) < len(whole) == seen.examples
+    assert seen.packing.batches == len(plan(lengths, seed=0, epoch=0, batch_tokens=200))
+    assert (seen.packing.useful, seen.packing.computed) == (sum(lengths), seen.packing.padded)
+    assert preview(write(rows), CHATML, max_length=60, batch_tokens=200).packing.batches < seen.packing.batches
+
+
+def test_rows_for_a_classifier_are_no_language_models(write):
+    rows = write([{"text": "Where?", "label": "place"}])
+    with pytest.raises(HalkaError, match="read as 'labelled', for a classifier or a tagger"):
+        preview(rows, plain_tokenizer())
+    assert preview(rows, CHATML).examples == 1, "with a chat template labels may be generated, as words"
+
+
 def test_it_goes_to_json_unchanged(write):
     seen = preview(write(ROWS), CHATML, max_length=60, batch_tokens=100, others=[write(ROWS[:1], "test.jsonl")])
     assert json.loads(json.dumps(seen.to_json())) == seen.to_json()
@@ -133,6 +154,7 @@ def test_a_tasks_split_can_be_seen(write):
 def test_rendering_shows_everything_plainly(write):
     text = printed(preview(write(ROWS), CHATML, max_length=60, show=5))
     assert "train.jsonl: 5 examples, read as prompt" in text
+    assert "not read: " not in text
     assert "2 longer than 60 tokens and would be cut, 1 of them without any token of an answer" in text
     assert "2 rows that cannot be used\n  train.jsonl:4: 'completion' is empty" in text
     assert "1 examples that occur twice\n  train.jsonl:5 repeats train.jsonl:1" in text

@@ -1,5 +1,7 @@
 """Tokens are the chat template's, loss is on the assistant's words alone, inference sees what training saw."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from tokenizers_for_tests import (
     gemma_tokenizer,
     llama3_tokenizer,
     mistral_tokenizer,
+    phi_tokenizer,
     plain_tokenizer,
     thoughts_tokenizer,
     tokenizer,
@@ -28,6 +31,7 @@ CHATS = {
     "llama3": llama3_tokenizer(),
     "gemma": gemma_tokenizer(),
     "mistral": mistral_tokenizer(),
+    "phi": phi_tokenizer(),
     "thoughts": thoughts_tokenizer(),
     "unmarked": tokenizer(UNMARKED),
 }
@@ -61,6 +65,7 @@ def learned(tokens: Tokens, tokenizer) -> list[str]:
         ("llama3", "Paris.<|eot_id|>", "Perhaps, 42<|eot_id|>"),
         ("gemma", "Paris.<end_of_turn>", "Perhaps, 42<end_of_turn>"),
         ("mistral", " Paris.</s>", " Perhaps, 42</s>"),
+        ("phi", "Paris.<|end|>", "Perhaps, 42<|end|>\n<|endoftext|>"),
         ("thoughts", "Paris.<|im_end|>", "<think>\n\n</think>\n\nPerhaps, 42<|im_end|>"),
         ("unmarked", "Paris.\n\n", "Perhaps, 42\n\n"),
     ],
@@ -120,6 +125,18 @@ def test_a_template_that_rewrites_earlier_answers_is_refused():
     assert learned(encode(chat("What?", thought), CHATS["thoughts"]), CHATS["thoughts"]) == [f"{thought}<|im_end|>"]
     with pytest.raises(ValueError, match=r"rewrites the answer in message 2 once others follow"):
         encode(chat("What?", thought, "And?", "42"), CHATS["thoughts"])
+
+
+def test_an_answer_that_is_not_learned_is_context():
+    """Even one that the template rewrites once others follow, as without a thought."""
+    for before in ("Paris.", "<think>\nhmm\n</think>\n\nParis."):
+        question, answer, *rest = chat("What?", before, "And?", "42").messages
+        example = Example((question, replace(answer, learned=False), *rest))
+        tokens = encode(example, CHATS["thoughts"])
+        assert learned(tokens, CHATS["thoughts"]) == ["<think>\n\n</think>\n\n42<|im_end|>"]
+        assert tokens.ids[: tokens.loss.index(True)] == encode_prompt(example, CHATS["thoughts"])
+    with pytest.raises(ValueError, match="does not end with the assistant's answer that is to be learned"):
+        encode(Example((question, replace(answer, learned=False))), CHATS["chatml"])
 
 
 def test_a_template_that_moves_the_system_message_on_is_refused():

@@ -129,10 +129,11 @@ def test_what_no_text_can_end_at_is_refused(fields, why):
         Stopping(**fields)
 
 
-def test_end_tokens_are_those_of_generate():
+def test_end_tokens_are_those_of_generate_and_of_training():
     model = halka.adapt(tiny(), plain_tokenizer())
     config = model.base.generation_config
-    for value, expected in ((2, {2}), ([2, 5], {2, 5}), (None, {model.tokenizer.eos_token_id})):
+    own = model.tokenizer.eos_token_id  # by which training closes answers, for want of a chat template
+    for value, expected in ((2, {2, own}), ([2, 5], {2, 5, own}), (None, {own})):
         config.eos_token_id = value
         assert end_tokens(config, model.tokenizer) == frozenset(expected)
     config.eos_token_id = None

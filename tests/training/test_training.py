@@ -33,7 +33,7 @@ from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens
 from halka.methods import all_methods
 from halka.training import RunFolder, Step, TrainConfig, as_tokens, fit, mean_loss, train, train_many
-from halka.training.checkpoint import Progress
+from halka.training.checkpoint import Progress, identity_of
 from halka.training.run import after_evaluation
 from halka.util.errors import HalkaError, TrainingError
 from halka.util.text import plural
@@ -829,7 +829,6 @@ def test_the_best_weights_of_the_last_checkpoint_stay_until_the_next(tmp_path):
     left = RunFolder(tmp_path / "killed")
     assert sorted(path.name for path in left.path.glob("best*")) == ["best-4.safetensors", "best-7.safetensors"]
     assert same(left.load_best(4), seen[4])
-    (tmp_path / "killed" / "best-4.safetensors").rename(tmp_path / "killed" / "best.safetensors")  # its old name
     resumed = train(model_for(), "a", items(), config, validation=items(), folder=left.path)
     next(resumed)
     assert same(left.load_best(4), seen[4])
@@ -908,6 +907,36 @@ def test_an_unfinished_run_of_other_settings_is_refused_naming_them(other, named
     steps.stop()  # as one does at the end, whatever happened
     assert same(weights(model), own)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_patience_needs_evaluations():
+    with pytest.raises(HalkaError, match="patience counts evaluations, and there are none"):
+        halka.fit(model_for(), "a", items(), replace(RUN, patience=1))
+
+
+def test_a_run_goes_on_with_its_time_where_the_chat_template_writes_it(tmp_path):
+    """As Llama 3's write the day: after midnight the same examples would be other tokens."""
+    rows = [{"prompt": f"What is {number}?", "completion": "A number."} for number in range(4)]
+
+    def steps(folder):
+        tokenizer = chatml_tokenizer()
+        tokenizer.chat_template = "Now: {{ strftime_now('%f') }}\n" + tokenizer.chat_template
+        model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
+        model.add("a", halka.LoRA(rank=2))
+        return train(model, "a", rows, {"steps": 4, "batch_size": 2, "save_every": 1}, folder=folder)
+
+    first = steps(tmp_path / "cut")
+    next(first)
+    first.stop()
+    identity = identity_of(RunFolder(tmp_path / "cut").checkpoint)
+    second = steps(tmp_path / "cut")
+    assert next(second).step == 2
+    second.stop()
+    assert identity_of(RunFolder(tmp_path / "cut").checkpoint) == identity
+    other = steps(tmp_path / "other")
+    next(other)
+    other.stop()
+    assert identity_of(RunFolder(tmp_path / "other").checkpoint)["data"] != identity["data"]
 
 
 def test_how_often_a_run_is_saved_may_change(tmp_path):

@@ -283,7 +283,7 @@ class AdviceFolder:
     def write_examples(self, name: str, examples: Iterable[Example]) -> None:
         """Write a data file with the examples as messages."""
         rows = (
-            {"messages": [asdict(message) for message in example.messages], "references": example.references}
+            {"messages": [message.plain for message in example.messages], "references": example.references}
             for example in examples
         )
         write_text(self.path / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -129,7 +129,7 @@ def task_of(
     if data is not None:
         if split is not None:
             raise HalkaError(f"--split {split} is for --task: a data file is one split")
-        rows = data_rows(data, "--data", shape)
+        rows = data_rows(data, "--data", shape, also="adapter")
         names = default_metrics(rows.examples, KIND_OF_SHAPE.get(rows.shape))
         test = addressed(rows.examples, rows.rows)
         chosen = Task(data.name.partition(".")[0], (), (), tuple(test), names, names[0])

@@ -14,17 +14,23 @@ if TYPE_CHECKING:
 
 
 def read_data(file: Path, flag: str, shape: str | None) -> list[Example]:
-    """A data file's examples. Prints their shape, and how many rows cannot be used."""
+    """A data file's examples. Prints their shape, which fields are not read, and how many rows cannot be used."""
     return data_rows(file, flag, shape).examples
 
 
-def data_rows(file: Path, flag: str, shape: str | None) -> FileExamples:
-    """A data file's examples with their rows; prints as `read_data`. Raises DataError for an unreadable file."""
+def data_rows(file: Path, flag: str, shape: str | None, also: str | None = None) -> FileExamples:
+    """A data file's examples with their rows, of which the caller reads one more field; prints as `read_data`.
+
+    Raises DataError for an unreadable file.
+    """
     from halka.data.examples import read_examples
+    from halka.data.shapes import keys_read
 
     rows = read_examples(existing_file(file, flag), shape)
     overridden = "" if shape else " (--shape overrides it)"
     say(f"{file}: {plural(len(rows.examples), 'example')}, read as {rows.shape}{overridden}")
+    if unread := [key for key in keys_read(rows.rows, rows.shape)[1] if key != also]:
+        say(f"{file}: not read: {', '.join(unread)}")
     if rows.problems:
         say(f"{file}: {plural(len(rows.problems), 'row')} cannot be used; the first: {rows.problems[0]}")
     return rows

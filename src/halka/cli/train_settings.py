@@ -143,7 +143,8 @@ def read(config: Path | None, flags: Mapping[str, Any], environment: Mapping[str
     all_sources = sources()
     settings = all_sources.all
     layer = from_file(config, settings) if config is not None else {}
-    return _plan(layer | from_environment(environment, settings) | from_flags(flags, settings), all_sources)
+    over = (from_environment(environment, settings), from_flags(flags, settings))
+    return _plan(_laid(layer, *over), all_sources)
 
 
 def read_many(file: Path, flags: Mapping[str, Any], environment: Mapping[str, str]) -> list[Plan]:
@@ -160,7 +161,7 @@ def read_many(file: Path, flags: Mapping[str, Any], environment: Mapping[str, st
     if "out" in content:
         raise HalkaError(f"{file}: out: each run has its own: give it there, and not for all")
     shared = from_content(content, file, settings)
-    over = from_environment(environment, settings) | from_flags(flags, settings)
+    over = _laid(from_environment(environment, settings), from_flags(flags, settings))
     if "out" in over:
         raise HalkaError(f"{over['out'].where}: out: each run of {file} has its own: leave this away")
     plans = []
@@ -170,11 +171,21 @@ def read_many(file: Path, flags: Mapping[str, Any], environment: Mapping[str, st
             raise HalkaError(f"{file}: {within}out is missing: each run needs a folder of its own")
         for path, one in from_content({key: run[key] for key in ONE_FOR_ALL if key in run}, file, settings).items():
             raise HalkaError(f"{file}: {within}{path}: all runs share one {path} ({one.value!r} here): give it above")
-        plans.append(_plan(shared | from_content(run, file, settings, within) | over, all_sources))
+        plans.append(_plan(_laid(shared, from_content(run, file, settings, within), over), all_sources))
     folders = [plan.run.out.resolve() for plan in plans]
     if double := [str(plan.run.out) for plan in plans if folders.count(plan.run.out.resolve()) > 1]:
         raise HalkaError(f"{file}: runs: two have the folder {double[0]}: give each its own out")
     return plans
+
+
+def _laid(*layers: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Layers of settings, each over those before it; epochs of one are over steps of those, which would win."""
+    merged: dict[str, Entry] = {}
+    for layer in layers:
+        if "train.epochs" in layer and "train.steps" not in layer:
+            merged.pop("train.steps", None)
+        merged |= layer
+    return merged
 
 
 def _plan(layer: Mapping[str, Entry], sources: Sources) -> Plan:

@@ -14,9 +14,10 @@ PROBE = (Message("user", "Who?"), Message("assistant", "Ada."))
 
 
 def end_tokens(generation_config: Any, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
-    """The ids that end a text: the generation config's, else the tokenizer's, and what the chat template closes with.
+    """The ids that end a text: the generation config's, else the tokenizer's, and by what training closes answers.
 
-    Of a base that was not taught to chat the first are often others than the last, by which training closes answers.
+    That is what the chat template closes them with, or without one the tokenizer's end-of-sequence token. Of a base
+    that was not taught to chat the first are often others.
     """
     ends = getattr(generation_config, "eos_token_id", None)
     if ends is None and tokenizer is not None:
@@ -24,6 +25,8 @@ def end_tokens(generation_config: Any, tokenizer: PreTrainedTokenizerBase | None
     ids: set[Any] = set() if ends is None else {*ends} if isinstance(ends, Iterable) else {ends}
     if tokenizer is not None and tokenizer.chat_template and (mark := chat.closing(PROBE, tokenizer)):
         ids.add(tokenizer.convert_tokens_to_ids(mark))
+    elif tokenizer is not None and not tokenizer.chat_template and tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
     return frozenset(ids)
 
 

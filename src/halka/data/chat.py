@@ -6,8 +6,12 @@ there verbatim, closed by the same token as the last. A template that drops or r
 conditions and is refused, because the model would learn something else than the data.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 from typing import cast
 
 from jinja2 import TemplateError
@@ -16,8 +20,27 @@ from transformers import PreTrainedTokenizerBase
 from halka.data.examples import Example, Message
 from halka.util.errors import DataError
 
+CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")  # how templates write the present time
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 """What a chat template may raise for messages that it refuses."""
+
+
+_time = ContextVar[datetime | None]("time", default=None)  # that templates write; None: the present one
+
+
+def writes_time(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes the present time into its texts, as Llama 3's do the day."""
+    return bool(tokenizer.chat_template) and CLOCK.search(tokenizer.get_chat_template()) is not None
+
+
+@contextmanager
+def written_at(time: datetime) -> Iterator[None]:
+    """Chat templates write this time where they write the present one."""
+    token = _time.set(time)
+    try:
+        yield
+    finally:
+        _time.reset(token)
 
 
 @dataclass(frozen=True)
@@ -40,8 +63,13 @@ def write(
     if not conversations:
         return []
     dicts = [[{"role": m.role, "content": m.content} for m in messages] for messages in conversations]
+    template, time = None, _time.get()
+    if time is not None and writes_time(tokenizer):
+        template = CLOCK.sub(lambda call: repr(time.strftime(call[2])), tokenizer.get_chat_template())
     try:
-        texts = tokenizer.apply_chat_template(dicts, tokenize=False, add_generation_prompt=generation_prompt)
+        texts = tokenizer.apply_chat_template(
+            dicts, chat_template=template, tokenize=False, add_generation_prompt=generation_prompt
+        )
         return cast("list[str | DataError]", texts)
     except TEMPLATE_ERRORS as error:
         if len(conversations) > 1:  # find out which one
@@ -52,8 +80,8 @@ def write(
 
 
 def write_answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Chat | DataError]:
-    """Each example's text with its answers' positions, or the error that says why they cannot be located."""
-    answers = [[i for i, m in enumerate(example.messages) if m.role == "assistant"] for example in examples]
+    """Each example's text with its answers to learn, or the error that says why they cannot be located."""
+    answers = [[i for i, m in enumerate(e.messages) if m.role == "assistant" and m.learned] for e in examples]
     texts = write([example.messages for example in examples], tokenizer, generation_prompt=False)
     before = [example.messages[:i] for example, indices in zip(examples, answers, strict=True) for i in indices]
     prompts = iter(write(before, tokenizer, generation_prompt=True))
@@ -71,7 +99,7 @@ def write_answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
 def closing(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
     """The token that the template closes the last message with; empty if there is none, or it refuses the messages."""
     (text,) = write([messages], tokenizer, generation_prompt=False)
-    return "" if isinstance(text, DataError) else _close(text, _marks(tokenizer))[1]
+    return "" if isinstance(text, DataError) else _close(text, messages[-1], _marks(tokenizer))[1]
 
 
 def opening(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -92,13 +120,14 @@ def _locate(
     messages: Sequence[Message], text: str | DataError, openings: dict[int, str | DataError], marks: tuple[str, ...]
 ) -> Chat:
     if len(messages) - 1 not in openings:
-        raise DataError("the conversation does not end with the assistant's answer")
+        more = " that is to be learned" if messages and messages[-1].role == "assistant" else ""
+        raise DataError(f"the conversation does not end with the assistant's answer{more}")
     if isinstance(text, DataError):
         raise text
     for number, message in enumerate(messages, start=1):
         if message.role != "assistant" and message.content.strip() not in text:
             raise DataError(f"the base's chat template drops or rewrites message {number} (by the {message.role})")
-    end, closing = _close(text, marks)
+    end, closing = _close(text, messages[-1], marks)
     spans: list[tuple[int, int]] = []
     for index, prompt in openings.items():
         if isinstance(prompt, DataError):
@@ -114,15 +143,18 @@ def _locate(
     return Chat(text, spans)
 
 
-def _close(text: str, marks: tuple[str, ...]) -> tuple[int, str]:
-    """Where the last answer ends, and its closing token; whitespace after that token is not part of the answer.
+def _close(text: str, answer: Message, marks: tuple[str, ...]) -> tuple[int, str]:
+    """Where the last answer ends, and the token behind what it says; blanks after its last token are no part of it.
 
-    Without a closing token all whitespace belongs to the answer, because nothing else marks its end.
+    Some templates (Phi's) end the text with one more token. Without a closing token all blanks belong to the answer,
+    because nothing else marks its end.
     """
     stripped = text.rstrip()
     if not stripped.endswith(marks):
         return len(text), ""
-    return len(stripped), max((mark for mark in marks if stripped.endswith(mark)), key=len)
+    _, content, behind = stripped.rpartition(answer.content.strip())
+    closing = [mark for mark in marks if content and behind.lstrip().startswith(mark)]
+    return len(stripped), max(closing or [mark for mark in marks if stripped.endswith(mark)], key=len)
 
 
 def _earlier(text: str, start: int, message: Message, index: int, closing: str) -> int:

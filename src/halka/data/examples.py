@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from halka.data.readers import Problem, Row, read_rows, row_of
 from halka.data.shapes import SHAPES, Message, as_message, conversation_of, detect_shape, known_shapes, references_of
 from halka.util.errors import DataError
+from halka.util.text import plural
 
 __all__ = [
     "Example",
@@ -159,6 +161,9 @@ def as_examples(examples: Examples) -> list[Example]:
 
 def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[Item]]:
     """`as_examples` for a list that may also hold tokenized examples, which are returned apart."""
+    if isinstance(examples, FileExamples) and examples.problems:
+        first = examples.problems[0]
+        warnings.warn(f"{plural(len(examples.problems), 'row')} cannot be used; the first: {first}", stacklevel=2)
     if isinstance(examples, str | Path):
         raise DataError(f"examples are {str(examples)!r}: read a file with `halka.read_examples({str(examples)!r})`")
     values: list[Example | Row] = []

@@ -7,17 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
-from halka.data.batches import plan_packed
+from halka.data.batches import plan, plan_packed
 from halka.data.duplicates import Duplicate, between, within
 from halka.data.examples import Example, FileExamples, read_examples
 from halka.data.packing import computed_tokens, paths_of
 from halka.data.readers import Problem
 from halka.data.shapes import SHAPES, keys_read
+from halka.data.task import KIND_OF_SHAPE
 from halka.data.tokens import Tokens, encode_all, shorten
+from halka.data.truncation import LengthPolicy
+from halka.util.errors import DataError
 from halka.util.text import chat_template_fingerprint
+
+Batches = Literal["packed", "padded"]
 
 BINS = 12
 PERCENTS = (50, 90, 95, 99)
@@ -73,7 +79,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Packing:
-    """Tokens of one epoch's packed batches: as rows padded to the longest, without padding, and those computed."""
+    """Tokens of one epoch's batches: as rows padded to the longest, without padding, and those that are computed."""
 
     batches: int
     padded: int
@@ -128,19 +134,21 @@ def preview(
     batch_tokens: int | None = None,
     batch_size: int | None = None,
     group_shared: bool = False,
+    batches: Batches = "packed",
+    too_long: LengthPolicy = "cut",
 ) -> Preview:
     """Preview a file; `others` are files, such as the test split, in which its prompts are looked up.
 
     `batch_tokens` and `batch_size` limit the batches of which `packing` counts the tokens, and `group_shared` has
-    examples that begin alike in one.
+    examples that begin alike in one. `batches` and `too_long` are as a training has them.
 
     Raises:
-        DataError: a file has no usable row; the message says why.
+        DataError: a file has no usable row, or rows for a classifier and a tokenizer of no language model.
         OSError: a file is missing or may not be opened.
     """
     other_examples = {str(other): read_examples(other, shape).examples for other in others}
     rows, limits = read_examples(path, shape), (batch_tokens, batch_size, group_shared)
-    return inspect(str(path), rows, tokenizer, max_length, show, other_examples, *limits)
+    return inspect(str(path), rows, tokenizer, max_length, show, other_examples, *limits, batches, too_long)
 
 
 def inspect(
@@ -153,13 +161,20 @@ def inspect(
     batch_tokens: int | None = None,
     batch_size: int | None = None,
     group_shared: bool = False,
+    batches: Batches = "packed",
+    too_long: LengthPolicy = "cut",
 ) -> Preview:
     """Preview examples that are already read, such as a task's split. Raises DataError if none can be used."""
+    if rows.shape in KIND_OF_SHAPE and not tokenizer.chat_template:
+        raise DataError(
+            f"{name}: the rows are read as {rows.shape!r}, for a classifier or a tagger, and this shows what a "
+            "language model reads: name a base that is one, or train without a look"
+        )
     encoded = encode_all(rows.examples, tokenizer)
     kept = [rows.examples[index] for index in encoded.kept]
     lengths = _lengths(kept, encoded.items, max_length)
     fields, unread = keys_read(rows.rows, rows.shape) if rows.shape in SHAPES else ([], [])
-    special = {token for token, text in tokenizer.added_tokens_decoder.items() if text.content.strip()}
+    added = {token: text for token, text in tokenizer.added_tokens_decoder.items() if text.content.strip()}
     return Preview(
         name=name,
         shape=rows.shape,
@@ -168,14 +183,14 @@ def inspect(
         chat_template=chat_template_fingerprint(tokenizer),
         examples=len(kept),
         problems=rows.problems + encoded.problems,
-        notes=_notes(kept, encoded.items, tokenizer, special),
+        notes=_notes(kept, encoded.items, added),
         lengths=lengths,
         loss_share=sum(sum(tokens.loss) for tokens in encoded.items) / lengths.total,
-        packing=_packing(encoded.items, max_length, batch_tokens, batch_size, group_shared),
+        packing=_packing(encoded.items, max_length, batch_tokens, batch_size, group_shared, batches, too_long),
         repeated=within(kept),
         shared={other: between(examples, kept) for other, examples in (others or {}).items()},
         shown=[
-            Shown(example.where, len(tokens.ids), _spans(tokens, tokenizer, special))
+            Shown(example.where, len(tokens.ids), _spans(tokens, tokenizer, {*added}))
             for example, tokens in zip(kept[:show], encoded.items[:show], strict=True)
         ],
     )
@@ -213,32 +228,35 @@ def _packing(
     batch_tokens: int | None,
     batch_size: int | None,
     group_shared: bool,
+    batches: Batches,
+    too_long: LengthPolicy,
 ) -> Packing | None:
     if batch_tokens is None and batch_size is None:
         return None
+    if max_length is not None and too_long == "drop":
+        items = [tokens for tokens in items if len(tokens) <= max_length]
     cut = [tokens if max_length is None else shorten(tokens, max_length) for tokens in items]
     kept = [tokens for tokens in cut if isinstance(tokens, Tokens)]
     limits = {"batch_tokens": batch_tokens, "batch_size": batch_size}
-    planned = plan_packed(kept, seed=0, epoch=0, group_shared=group_shared, **limits)
-    batches = [[kept[index] for index in batch] for batch in planned]
-    return Packing(
-        batches=len(batches),
-        padded=sum(len(batch) * max(map(len, batch)) for batch in batches),
-        useful=sum(map(len, kept)),
-        computed=sum(computed_tokens(paths_of(batch)) for batch in batches),
-    )
+    if batches == "packed":
+        planned = plan_packed(kept, seed=0, epoch=0, group_shared=group_shared, **limits)
+    else:
+        planned = plan([len(tokens) for tokens in kept], seed=0, epoch=0, **limits)
+    whole = [[kept[index] for index in batch] for batch in planned]
+    padded = sum(len(batch) * max(map(len, batch)) for batch in whole)
+    packed = sum(computed_tokens(paths_of(batch)) for batch in whole)
+    useful, computed = sum(map(len, kept)), packed if batches == "packed" else padded
+    return Packing(batches=len(whole), padded=padded, useful=useful, computed=computed)
 
 
-def _notes(
-    examples: Sequence[Example], items: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase, special: set[int]
-) -> list[str]:
+def _notes(examples: Sequence[Example], items: Sequence[Tokens], added: Mapping[int, AddedToken]) -> list[str]:
     notes: list[str] = []
     last = [next(token for token, loss in zip(t.ids[::-1], t.loss[::-1], strict=True) if loss) for t in items]
-    unclosed = sum(token not in special for token in last)
+    unclosed = sum(token not in added for token in last)
     if unclosed:
         notes.append(f"{unclosed} answers end without a token that closes them: the model will not learn to stop")
-    if special:
-        marks = re.compile("|".join(re.escape(tokenizer.added_tokens_decoder[token].content) for token in special))
+    if special := [text.content for text in added.values() if text.special]:
+        marks = re.compile("|".join(map(re.escape, special)))
         marked = [
             (example.where, match.group())
             for example in examples

@@ -23,6 +23,7 @@ def _lines(preview: Preview) -> list[Text]:
     lines = [
         Text.assemble((preview.name, "bold"), f": {preview.examples:,} examples, read as {preview.shape}"),
         Text(f"chat template {preview.chat_template}"),
+        *([Text(f"not read: {', '.join(preview.unread)}", style="yellow")] if preview.unread else []),
         Text(
             f"{lengths.total:,} tokens, {preview.loss_share:.0%} of them with loss; an example has "
             f"{lengths.shortest:,} to {lengths.longest:,}, half of them at most {lengths.median:,.0f}"

@@ -4,7 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from halka.data.readers import Problem, Row
@@ -13,6 +13,16 @@ from halka.util.text import not_unicode
 
 Role = Literal["system", "user", "assistant"]
 OPTIONAL = ("system", "references")  # keys that a row of any shape may have
+UNREADABLE = (
+    "tools",
+    "functions",
+    "images",
+    "image",
+    "videos",
+    "audios",
+)  # without which a row's text means another thing
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message, for which templates differ
+UNLEARNED = ("0", "0.0", "false")  # of OpenAI's `weight`, axolotl's `train` and `training`
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -25,12 +35,21 @@ ROLES: dict[str, Role] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation. `learned` is whether training has loss on it, if it is an answer."""
 
     role: Role
     content: str
+    learned: bool = True
+
+    def __repr__(self) -> str:
+        return f"Message(role={self.role!r}, content={self.content!r}{'' if self.learned else ', learned=False'})"
+
+    @property
+    def plain(self) -> dict[str, str | int]:
+        """As a row of a data file has it."""
+        return {"role": self.role, "content": self.content, **({} if self.learned else {"weight": 0})}
 
 
 @dataclass(frozen=True)
@@ -93,12 +112,16 @@ def conversation_of(row: Row, shape: str) -> tuple[Message, ...]:
     missing = [key for key in SHAPES[shape].keys if row.fields.get(key) is None]
     if missing:
         raise DataError(f"no {' and no '.join(map(repr, missing))}, which a row of shape {shape!r} has")
+    if unread := next((key for key in UNREADABLE if row.fields.get(key) not in (None, "", "[]", [])), None):
+        raise DataError(f"the row has {unread!r}, and only text is read")
     messages = with_system(SHAPES[shape].messages(row.fields), row)
     roles = [message.role for message in messages]
     if "assistant" not in roles:
         raise DataError("no answer by the assistant")
     if roles[-1] != "assistant":
         raise DataError(f"the last message is the {roles[-1]}'s, not the assistant's answer")
+    if not messages[-1].learned:
+        raise DataError("the last answer is not to be learned: end the conversation at one that is")
     if "user" not in roles:
         raise DataError("no message by the user")
     return tuple(messages)
@@ -127,9 +150,8 @@ def as_message(value: object, name: str) -> Message:
         raise DataError(f"{name} has the role {role!r}; known roles are {', '.join(ROLES)}")
     if value.get("tool_calls") or value.get("function_call"):
         raise DataError(f"{name} calls a tool; only text is read")
-    if str(value.get("weight")) in ("0", "0.0"):
-        raise DataError(f"{name} has the weight 0; loss is on every answer. End the conversation before it.")
-    return Message(ROLES[role], _text(value.get("content", value.get("value")), name))
+    learned = not any(str(value.get(key)).lower() in UNLEARNED for key in ("weight", "train", "training"))
+    return Message(ROLES[role], _text(value.get("content", value.get("value")), name), learned)
 
 
 def _list(value: object) -> list[Any] | None:
@@ -143,12 +165,27 @@ def _list(value: object) -> list[Any] | None:
 
 
 def _conversation(value: object, key: str) -> list[Message]:
+    """A list's messages, without system messages that are empty."""
     items = _list(value)
     if items is None:
         raise DataError(f"{key!r} is not a list of messages but a {type(value).__name__}")
     if not items:
         raise DataError(f"{key!r} is empty")
-    return [as_message(item, f"message {number}") for number, item in enumerate(items, start=1)]
+    return [_turn(item, f"message {number}") for number, item in enumerate(items, start=1) if not _empty_system(item)]
+
+
+def _turn(item: object, name: str) -> Message:
+    thought = next((key for key in THOUGHTS if isinstance(item, Mapping) and item.get(key)), None)
+    if thought is not None:
+        raise DataError(f"{name} has {thought!r}, which is not read: write it into the content, as the base does")
+    return as_message(item, name)
+
+
+def _empty_system(item: object) -> bool:
+    if not isinstance(item, Mapping) or ROLES.get(str(item.get("role", item.get("from")))) != "system":
+        return False
+    text = item.get("content", item.get("value"))
+    return text is None or (isinstance(text, str) and not text.strip())
 
 
 def _text(value: object, name: str) -> str:
@@ -180,9 +217,11 @@ def _part(part: object, name: str) -> str:
 
 
 def _pair(row: dict[str, object], prompt: str, answer: str) -> list[Message]:
-    """Two texts, or two lists of messages."""
+    """Two texts, or two lists of messages, of which the first's answers are no part of what is learned."""
     if isinstance(row[prompt], list) and isinstance(row[answer], list):
-        return _conversation(row[prompt], prompt) + _conversation(row[answer], answer)
+        before = _conversation(row[prompt], prompt)
+        before = [replace(turn, learned=False) if turn.role == "assistant" else turn for turn in before]
+        return before + _conversation(row[answer], answer)
     return [Message("user", _text(row[prompt], repr(prompt))), Message("assistant", _text(row[answer], repr(answer)))]
 
 

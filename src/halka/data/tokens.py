@@ -126,7 +126,8 @@ def _mark(item: chat.Chat, ids: list[int], offsets: list[tuple[int, int]], promp
     if ids[: len(prompt)] != prompt:
         return DataError(
             "the answer's first characters merge into the prompt's last token, so inference would see another prompt "
-            "than training: begin the answer with a visible character"
+            "than training: begin the answer with a visible character, and with its thought (<think>…</think>) where "
+            "the chat template's prompt begins one"
         )
     starts = [start for start, _ in offsets]
     loss = [False] * len(ids)

@@ -10,6 +10,7 @@ from halka.core import AdaptedModel
 from halka.data.examples import ExamplesOrItems, Item, examples_and_items
 from halka.models import context
 from halka.objectives import objective_of
+from halka.objectives.language_modelling import LanguageModelling
 from halka.training.config import TrainConfig
 from halka.util.errors import DataError, HalkaError
 from halka.util.text import plural
@@ -41,9 +42,10 @@ def as_tokens(
         items += encoded.items
         if encoded.dropped or encoded.cut:
             first = f", first {encoded.problems[0]}" if encoded.problems else ""
+            look = "; `halka data preview` shows them all" if isinstance(objective, LanguageModelling) else ""
             warnings.warn(
                 f"of {plural(len(raw), 'example')} {encoded.cut} are cut to {length} tokens and "
-                f"{encoded.dropped} left out{first}; `halka data preview` shows them all",
+                f"{encoded.dropped} left out{first}{look}",
                 stacklevel=2,
             )
     _check_rows(model, items)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from halka.core import AdaptedModel, quantization_of
+from halka.data.chat import writes_time, written_at
 from halka.data.examples import ExamplesOrItems, examples_and_items
 from halka.methods import described, primary
 from halka.models.kinds import kind_of
@@ -153,12 +155,16 @@ def train_many(
 
 def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:
     """The job with its examples encoded, and its folder on the first rank. Raises as `as_tokens` does."""
-    items = as_tokens(model, job.examples, job.config, job.name)
-    held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
-    config = job.config
+    written: datetime | None = None
     if job.folder is not None:
-        config = replace(config, **ranks.from_first(checked_by_first(RunFolder(job.folder).settings_of_old)) or {})
-    return Run(model, job.name, items, held_out, config, job.folder if ranks.first else None, job.score)
+        written = ranks.from_first(checked_by_first(RunFolder(job.folder).written))
+    written = written or ranks.from_first(datetime.now())
+    with written_at(written):
+        items = as_tokens(model, job.examples, job.config, job.name)
+        held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
+    if model.tokenizer is None or not writes_time(model.tokenizer):
+        written = None
+    return Run(model, job.name, items, held_out, job.config, job.folder if ranks.first else None, job.score, written)
 
 
 def _settings(run: Run) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +24,16 @@ from halka.methods import described
 from halka.models.fingerprint import own_fingerprint
 from halka.models.rotary import changing_rotary
 from halka.objectives import objective_of, packs
-from halka.training.checkpoint import BEST_BY, PLAN, Checkpoint, Progress, adapter_tensors, restore, save_checkpoint
+from halka.training.checkpoint import (
+    BEST_BY,
+    PLAN,
+    WRITTEN,
+    Checkpoint,
+    Progress,
+    adapter_tensors,
+    restore,
+    save_checkpoint,
+)
 from halka.training.config import Step, TrainConfig, learning_rate
 from halka.training.loss_scale import LEAST, after_step, unscale
 from halka.training.memory_errors import SMALLER_SCORE, memory_errors
@@ -43,6 +53,7 @@ class Run:
                       head that is called without whole rows, or texts change each other (`models/rotary.py`)
     packed            whether its batches are packed
     score             decides which evaluation is the best instead of the validation loss; more is better
+    written           when the texts were, where the chat template writes the time
     divided           whether each process holds a part of the adapter; then all of them write files together
     """
 
@@ -55,10 +66,15 @@ class Run:
         config: TrainConfig,
         folder: str | Path | None,
         score: Callable[[], float] | None = None,
+        written: datetime | None = None,
     ):
         if score is not None and not held_out:
             raise HalkaError("a score is made at evaluations, and there are none: give validation examples")
-        self.score = score
+        if config.patience is not None and not held_out:
+            raise HalkaError(
+                "patience counts evaluations, and there are none: give validation examples, or leave it out"
+            )
+        self.score, self._written = score, written
         self.folder = None if folder is None else RunFolder(folder)
         self.model, self.name, self.items, self.held_out, self.config = model, name, items, held_out, config
         self.adapter = model.adapter(name)
@@ -310,6 +326,7 @@ class Run:
             **{f"{method.name}'s {key}": value for key, value in described(method)["fields"].items()},
             **asdict(replace(self.config, save_every=None, steps=self.steps, lr=self.peak_lr)),
             "batches": "packed" if self.packed else "padded",
+            **({} if self._written is None else {WRITTEN: str(self._written)}),
             "dtype": str(self.model.base.dtype),
             "quantize": quantization_of(self.model.base),
             "data": _digest(_plain(self.items)),

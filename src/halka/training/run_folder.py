@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from halka.methods import primary
 from halka.storage.adapter_folder import ADAPTER
 from halka.storage.save_load import help_save, save
 from halka.training.checkpoint import (
-    PADDED,
+    WRITTEN,
     Checkpoint,
     identity_of,
     open_checkpoint,
@@ -44,8 +45,7 @@ from halka.util.files import flush, full_disk_named, locked, write_text
 from halka.util.tensor_file import read_tensors
 
 RUN, METRICS = "run.yaml", "metrics.jsonl"
-CHECKPOINT, NEXT_CHECKPOINT, BESTS = "checkpoint.safetensors", "checkpoint-next.safetensors", "best*.safetensors"
-OLD_BEST = "best.safetensors"  # of versions that kept one such file
+CHECKPOINT, NEXT_CHECKPOINT, BESTS = "checkpoint.safetensors", "checkpoint-next.safetensors", "best-*.safetensors"
 POINTS = 100  # of a curve
 
 
@@ -89,7 +89,7 @@ class RunFolder:
     def keep_bests(self, *steps: int) -> None:
         """Drop the weights of best evaluations, but for those after these steps."""
         kept = [self.best(step) for step in steps]
-        for file in (*self.path.glob("best-*.safetensors"), self.path / OLD_BEST):
+        for file in self.path.glob(BESTS):
             if file not in kept:
                 file.unlink(missing_ok=True)
 
@@ -175,10 +175,10 @@ class RunFolder:
         lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
         return [Step(**json.loads(line)) for line in lines]
 
-    def settings_of_old(self) -> dict[str, Any]:
-        """Settings of `TrainConfig` that an unfinished run has because the version that began it knew no others."""
-        identity = identity_of(self.checkpoint)
-        return PADDED if identity is not None and "batches" not in identity else {}
+    def written(self) -> datetime | None:
+        """When an unfinished run's texts were written, where its base's chat template writes the time."""
+        time = (identity_of(self.checkpoint) or {}).get(WRITTEN)
+        return None if time is None else datetime.fromisoformat(time)
 
     def resume(self, identity: dict[str, Any]) -> Checkpoint | None:
         """The checkpoint to go on from; without one the run begins. Later metrics are dropped, and parts of others.
@@ -189,8 +189,6 @@ class RunFolder:
         checkpoint = open_checkpoint(self.checkpoint, identity)
         done = 0 if checkpoint is None else checkpoint.progress.step
         self.keep_parts(done)
-        if checkpoint is not None and (old := self.path / OLD_BEST).exists():
-            old.rename(self.best(checkpoint.progress.best_step))
         metrics = self.path / METRICS
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from halka.data.examples import read_examples
@@ -41,7 +40,7 @@ def lines_of(path: Path, shape: str | None, share: float | None) -> bytes:
     if share is not None:
         _, examples = hold_out(examples, share)
     rows = (
-        {"messages": [asdict(message) for message in example.messages], "references": example.references}
+        {"messages": [message.plain for message in example.messages], "references": example.references}
         for example in examples
     )
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

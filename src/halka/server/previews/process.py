@@ -64,7 +64,7 @@ class Look:
             self.examples,
             [] if self.validation is None else [self.validation],
             **self.limits,
-            group_shared=self.train["group_shared"],
+            **{name: self.train[name] for name in ("group_shared", "batches", "too_long")},
         )
 
     def needs(self) -> Needs:
