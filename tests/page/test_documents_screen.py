@@ -63,9 +63,13 @@ def test_a_collection_is_made_filled_searched_and_deleted(read, shelf):
     page.wait_for_url("**/documents/faq?mode=words")
     expect(best.locator("mark").first).to_have_text("Parcels")
 
+    page.get_by_label("In", exact=True).select_option("keys.md")
+    expect(page.locator(".hits li")).to_have_count(0)
     page.get_by_role("button", name="Delete keys.md").click()
     page.get_by_role("dialog", name="Delete keys.md?").get_by_role("button", name="Delete keys.md").click()
     expect(rows).to_have_count(1)
+    expect(page.get_by_label("In", exact=True)).to_have_value("")
+    expect(best.locator("mark").first).to_have_text("Parcels")
     expect(page.get_by_role("heading", name="Documents")).to_be_focused()
     page.get_by_role("link", name="Ask it in the Playground").click()
     page.wait_for_url("**/playground?model=tiny%3Afaq*")

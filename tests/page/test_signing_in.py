@@ -21,6 +21,21 @@ def sign_in(page: Page, key: str) -> None:
     page.keyboard.press("Enter")
 
 
+def test_a_tab_acts_for_nobody_who_signed_in_in_another(read, closed):
+    keys = closed.service.guards.keys
+    (key, _), (other, _) = keys.add("main", "manager"), keys.add("acme", "manager")
+    reader = read(closed.url)
+    page, second = reader.page, reader.context.new_page()
+    page.goto("/adapters")
+    sign_in(page, key)
+    expect(page.get_by_text("Signed in as manager of main")).to_be_visible()
+    second.goto(f"{closed.url}/adapters")
+    second.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+    sign_in(second, other)
+    expect(page.get_by_text("Signed in as manager of acme")).to_be_visible()
+
+
 def test_a_key_signs_in_and_out(read, closed):
     keys = closed.service.guards.keys
     (key, _), (other, _) = keys.add("main", "manager"), keys.add("acme", "user")

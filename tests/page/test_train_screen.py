@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import json
 import re
 
 import pytest
@@ -123,6 +124,16 @@ def test_a_file_to_validate_with_is_asked_for_and_another_method_has_its_own_def
     page.get_by_role("radio", name=re.compile("^lora")).check()
     expect(page.get_by_label("Rank", exact=True)).to_have_value("")
     expect(page.get_by_label("Steps", exact=True)).to_have_value("2")
+
+
+def test_data_are_looked_at_as_the_training_reads_them(read, working):
+    page = read(working.url).page
+    train = {"max_length": 12, "too_long": "drop", "batches": "padded"}
+    page.goto(f"/train?settings={json.dumps({'method': 'lora', 'rank': -1, 'train': train})}")
+    page.locator(FILE).set_input_files(upload(ROWS))
+    expect(page.get_by_text("are longer than 12 tokens and will be left out.")).to_be_visible()
+    expect(page.locator(".wrong")).to_contain_text("rank")
+    expect(page.get_by_text("Saved by packing")).to_have_count(0)
 
 
 def test_errors_are_the_apis_at_their_field(read, working):

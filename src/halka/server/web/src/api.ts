@@ -1,6 +1,6 @@
 // Every call of the server's API: JSON in and out, errors in the API's own words.
 
-/** What the API says is wrong. `status` is 0 where no answer came at all. */
+/** What the API says is wrong. `status` is 0 where no answer came at all; the code says why. */
 export class ApiError extends Error {
   constructor(
     message: string,
@@ -102,6 +102,15 @@ export function failureOf(path: string, body: unknown, status: number): ApiError
     else refused();
   }
   return error;
+}
+
+/** Throws an error of its own for a file that has changed since it was chosen, which browsers refuse to send. */
+export async function checkUnchanged(files: Iterable<File>): Promise<void> {
+  for (const file of files) {
+    await file.slice(0, 1).arrayBuffer().catch(() => {
+      throw new ApiError(file.name, 0, "changed");
+    });
+  }
 }
 
 // ── what several screens ask for ─────────────────────────────────────────────────────────────────────────────────────

@@ -1,8 +1,10 @@
 // Uploads whose progress is seen, which fetch does not say.
-import { ApiError, failureOf } from "./api";
+import { ApiError, checkUnchanged, failureOf } from "./api";
 
 /** The answer to a form that is sent; `onShare` hears how much of it is, from 0 to 1. Throws ApiError as `call` does. */
-export function send<T>(path: string, form: FormData, onShare: (share: number) => void, signal?: AbortSignal): Promise<T> {
+export async function send<T>(path: string, form: FormData, onShare: (share: number) => void, signal?: AbortSignal): Promise<T> {
+  await checkUnchanged([...form.values()].filter((value) => value instanceof File));
+  signal?.throwIfAborted();
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", path);

@@ -34,12 +34,17 @@ export async function ask(): Promise<void> {
   }
 }
 
+/** Tabs share the cookie: where another signs in or out, this one begins anew, and acts for nobody else. */
+const others = new BroadcastChannel("halka-session");
+others.onmessage = () => location.reload();
+
 /** The key of a session that ended in the midst of something. */
 let ended: string | null = null;
 
 /** Sign in; the page begins anew, so that nothing stays of who was here before, unless the same key goes on. */
 export async function signIn(key: string): Promise<void> {
   await post("/v1/session", { key });
+  others.postMessage("");
   const answer = await get<Answer>("/v1/session");
   if (answer.role !== null && answer.key !== null && answer.key === ended) session.value = answer;
   else location.reload();
@@ -48,6 +53,7 @@ export async function signIn(key: string): Promise<void> {
 /** Sign out; nothing stays in this tab, nor in what the browser keeps of it to go back to. */
 export async function signOut(): Promise<void> {
   await call("/v1/session", { method: "DELETE" });
+  others.postMessage("");
   session.value = null;
   try {
     sessionStorage.clear();

@@ -1,5 +1,5 @@
 // What may be done with a job as it is: stop it, resume it, use its settings again, delete it.
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { Button } from "../parts/button";
 import { Confirm } from "../parts/confirm";
 import { useAction } from "../parts/loading";
@@ -13,12 +13,14 @@ export function Buttons({ job, changed, home = "/train" }: { job: Job; changed: 
   const w = words.value.jobs;
   const { busy, failure, run } = useAction();
   const [asks, setAsks] = useState(false);
+  const [stops, setStops] = useState(false); // and its status does not say so yet: another click would stop it at once
+  useEffect(() => setStops(false), [job.status]);
   const ended = ENDED.includes(job.status);
   const again = `/train?settings=${encodeURIComponent(JSON.stringify(job.settings["settings"] ?? {}))}`;
   return (
     <>
       {!ended && (
-        <Button kind="danger" icon="stop" busy={busy} onClick={() => run(() => stopJob(job.id))}>{job.status === "stopping" ? w.stopNow : w.stop}</Button>
+        <Button kind="danger" icon="stop" busy={busy || stops} onClick={() => run(() => stopJob(job.id).then(() => setStops(true)))}>{job.status === "stopping" ? w.stopNow : w.stop}</Button>
       )}
       {ended && job.status !== "done" && (
         <Button kind="primary" icon="again" busy={busy} onClick={() => run(() => resumeJob(job.id).then(changed))}>{w.resume}</Button>

@@ -1,5 +1,5 @@
 // Files of data on the server: each is sent once, and named by the requests that follow.
-import { ApiError, upload } from "../api";
+import { ApiError, checkUnchanged, upload } from "../api";
 
 export interface Files {
   data: File | null;
@@ -24,7 +24,8 @@ export async function withFiles<T>({ data, validation = null }: Files, body: obj
   }
 }
 
-function idOf(file: File): Promise<string> {
+async function idOf(file: File): Promise<string> {
+  await checkUnchanged([file]);
   const known = ids.get(file);
   if (known) return known;
   const form = new FormData();

@@ -63,6 +63,8 @@ export interface Evaluated {
   examples: number;
   scores?: Record<string, Score>;
   base_scores?: Record<string, Score>;
+  /** Of several adapters, which have no scores in common. */
+  by_adapter?: { adapter: string | null; scores: Record<string, Score> }[];
 }
 
 const at = (id: string, ...rest: string[]) => `/v1${link("jobs", id, ...rest)}`;

@@ -46,6 +46,7 @@ export function titleOf(job: Job): string {
   const w = words.value.jobs;
   if (job.kind === "train") return job.name ?? job.id;
   if (job.kind === "evaluate") return fill(w.scoreOf, { name: ((job.settings["adapters"] as string[] | undefined) ?? []).join(", ") || w.base });
+  if (job.kind === "merge") return fill(w.mergeOf, { name: String(job.settings["adapter"]) });
   return job.kind === "advise" ? w.advice : job.id;
 }
 

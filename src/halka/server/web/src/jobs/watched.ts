@@ -9,7 +9,7 @@ export function useWatched(id: string): Watched & { again: () => void } {
   const [times, setTimes] = useState(0);
   useEffect(() => watch(id, watched), [id, times]);
   const again = () => {
-    watched.value = { ...watched.value, failure: null };
+    watched.value = { ...watched.value, steps: [], failure: null }; // all come again, and after a resumption others
     setTimes(times + 1);
   };
   return { ...watched.value, again };

@@ -33,7 +33,7 @@ export function Dialog({ title, onClose, children, wide = false, firm = false, f
     <dialog ref={dialog} class={wide ? "dialog wide" : "dialog"} aria-labelledby={id} onCancel={(event) => {
       event.preventDefault();
       if (!firm) onClose();
-    }} onMouseDown={(event) => {
+    }} onClose={() => dialog.current?.showModal() /* a browser closes it unasked where Escape is pressed again and again */} onMouseDown={(event) => {
       pressedBeside.current = event.target === dialog.current;
     }} onClick={(event) => !firm && pressedBeside.current && event.target === dialog.current && onClose()}>
       <div class="dialog-inside">

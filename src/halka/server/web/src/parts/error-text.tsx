@@ -1,7 +1,7 @@
 // What went wrong, in the API's words, which are English; before them what they mean, where the reader's language is another.
 import { ApiError } from "../api";
 import { BrokenStream } from "../events";
-import { words } from "../words/words";
+import { fill, words } from "../words/words";
 
 export function ErrorText({ of }: { of: unknown }) {
   const meaning = meaningOf(of);
@@ -21,6 +21,7 @@ function meaningOf(error: unknown): string {
 
 function messageOf(error: unknown): string {
   const { shell } = words.value;
+  if (error instanceof ApiError && error.code === "changed") return fill(shell.fileChanged, { name: error.message });
   if (error instanceof ApiError) return error.status === 0 ? shell.unreachable : error.message;
   if (error instanceof BrokenStream) return shell.brokenStream;
   return `${shell.unexpected}: ${error instanceof Error ? error.message : String(error)}`;

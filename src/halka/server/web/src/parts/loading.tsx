@@ -21,22 +21,25 @@ const PAUSE = 150; // milliseconds without a further choice: who types a word as
 export function useLoading<T>(load: () => Promise<T>, inputs: unknown[], choices: unknown[] = []): Loading<T> {
   const [state, setState] = useState<{ value: T | null; failure: unknown }>({ value: null, failure: null });
   const newest = useRef(0);
+  const shown = useRef(0); // the newest that came, or what is void with all before it
   const again = () => {
     const mine = ++newest.current;
+    const isNew = () => mine > shown.current && (shown.current = mine);
     setState(({ value }) => ({ value, failure: null }));
     load().then(
-      (value) => mine === newest.current && setState({ value, failure: null }),
-      (failure: unknown) => mine === newest.current && setState(({ value }) => ({ value, failure })),
+      (value) => isNew() && setState({ value, failure: null }),
+      (failure: unknown) => isNew() && setState(({ value }) => ({ value, failure })),
     );
   };
   useEffect(() => {
     setState({ value: null, failure: null });
     again();
-    return () => void ++newest.current;
+    return () => void (shown.current = newest.current);
   }, inputs);
   const isFirst = useRef(true);
   useEffect(() => {
     if (isFirst.current) return void (isFirst.current = false);
+    shown.current = newest.current;
     const timer = setTimeout(again, PAUSE);
     return () => clearTimeout(timer);
   }, choices);

@@ -25,7 +25,8 @@ export function Search({ collection, documents }: { collection: string; document
   const w = words.value.documents;
   const [question, setQuestion] = useState(query.peek().get("question") ?? "");
   const [mode, setMode] = useState<Mode>(() => MODES.find((one) => one === query.peek().get("mode")) ?? "hybrid");
-  const [document, setDocument] = useState(query.peek().get("document") ?? "");
+  const [chosen, setDocument] = useState(query.peek().get("document") ?? "");
+  const document = documents.some(({ id }) => id === chosen) ? chosen : ""; // it may have been deleted
   const [found, setFound] = useState<Found | null>(null);
   const { busy, failure, run } = useAction();
   const body = { query: question.trim(), mode, count: COUNT, ...(document && { document }) };

@@ -31,7 +31,7 @@ export function DraftScreen() {
     <div class="train">
       <Heading title={w.title} lead={w.lead} />
       <Loaded of={all}>{({ methods, models }) => <Draft all={methods} models={models} />}</Loaded>
-      <JobList kinds={["train", "evaluate"]} />
+      <JobList kinds={["train", "evaluate", "merge"]} />
     </div>
   );
 }
@@ -75,7 +75,7 @@ function Draft({ all, models }: { all: Catalogue; models: Model[] }) {
       <Part at={1} title={w.data}>
         <FileField label={w.drop} hint={w.dropHint} accept={KINDS} file={one.file} onFile={chooseFile} />
         {!one.file && <details class="more"><summary>{w.forms}</summary><Code text={FORMS} /></details>}
-        <Looked looked={preview} label={w.reading}>{(read) => <PreviewOf preview={read} />}</Looked>
+        <Looked looked={preview} label={w.reading}>{(read) => <PreviewOf preview={read} tooLong={one.values[TOO_LONG] ?? ""} />}</Looked>
         {one.file && (
           <div class="grid">
             <SelectField label={w.held} hint={w.heldHint} value={one.held} onValue={(held) => change({ held })}
@@ -123,7 +123,9 @@ function heldText(held: string): string {
 // ── looks at the draft, as it changes ────────────────────────────────────────────────────────────────────────────────
 
 /** The settings that change what is read. */
-const OF_READING = ["train.max_length", "train.batch_size", "train.batch_tokens", "train.group_shared"];
+const TOO_LONG = "train.too_long";
+const OF_READING = ["train.max_length", "train.batch_size", "train.batch_tokens", "train.group_shared", "train.batches", TOO_LONG];
+const PAUSE = 1000; // milliseconds until it is asked again, where the server looks at other data
 
 interface LookedAt<T> {
   value: T | null;
@@ -143,10 +145,16 @@ function useLook<T>(what: "data/preview" | "estimate", all: Catalogue, pause: nu
     if (!file) return setState({ value: null, failure: null, busy: false });
     const controller = new AbortController();
     setState((before) => ({ ...before, busy: true }));
-    const timer = setTimeout(() => {
-      look<T>(what, all, { ...draft.peek(), name: "" }, controller.signal).then(
+    const now = { ...draft.peek(), name: "" };
+    const asked = whole ? now : { ...now, method: "", values: Object.fromEntries(OF_READING.map((path) => [path, now.values[path] ?? ""])) };
+    let timer = setTimeout(function ask() {
+      look<T>(what, all, asked, controller.signal).then(
         (value) => setState({ value, failure: null, busy: false }),
-        (failure: unknown) => controller.signal.aborted || setState({ value: null, failure, busy: false }),
+        (failure: unknown) => {
+          if (controller.signal.aborted) return;
+          if (failure instanceof ApiError && failure.code === "busy") timer = setTimeout(ask, PAUSE);
+          else setState({ value: null, failure, busy: false });
+        },
       );
     }, pause);
     return () => {

@@ -50,7 +50,8 @@ export interface Preview {
   shown: { where: string; tokens: number; spans: Span[]; more: number }[];
 }
 
-export function PreviewOf({ preview }: { preview: Preview }) {
+/** `tooLong`: what becomes of examples that are too long. */
+export function PreviewOf({ preview, tooLong }: { preview: Preview; tooLong: string }) {
   const w = words.value.train;
   const { lengths, packing, problems, repeated, shared } = preview;
   const saved = packing && packing.useful > packing.computed ? 1 - packing.computed / packing.useful : 0;
@@ -64,7 +65,7 @@ export function PreviewOf({ preview }: { preview: Preview }) {
       {preview.notes.map((note) => <Notice key={note} kind="warning"><p lang="en">{note}</p></Notice>)}
       {lengths.too_long > 0 && (
         <Notice kind="warning">
-          <p>{fill(w.tooLong, { examples: count(w.examples, lengths.too_long), most: lengths.max_length ?? 0, lost: lengths.lost })}</p>
+          <p>{fill(w.tooLong[tooLong === "drop" || tooLong === "error" ? tooLong : "cut"], { examples: count(w.examples, lengths.too_long), most: lengths.max_length ?? 0, lost: lengths.lost })}</p>
         </Notice>
       )}
       {problems.count > 0 && <Problems problems={problems} />}

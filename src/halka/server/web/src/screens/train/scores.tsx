@@ -5,15 +5,16 @@ import { count, words } from "../../words/words";
 
 export function Scores({ job }: { job: Job<Evaluated> }) {
   const w = words.value.train;
-  const { scores = {}, base_scores: base = {}, examples } = job.result ?? { examples: 0 };
+  const { scores = {}, base_scores: base = {}, by_adapter, examples } = job.result ?? { examples: 0 };
   const name = ((job.settings["adapters"] as string[] | undefined) ?? []).join(", ") || w.base;
+  const all = [...(by_adapter ?? [{ adapter: name, scores }]), { adapter: null, scores: base }];
+  const metrics = [...new Set(all.flatMap((one) => Object.keys(one.scores)))];
   return (
     <div class="stack scores">
-      {Object.entries(scores).map(([metric, score]) => (
-        <Intervals key={metric} caption={metric.replaceAll("_", " ")} rows={[
-          { name, ...score },
-          ...(base[metric] ? [{ name: w.base, ...base[metric] }] : []),
-        ]} />
+      {metrics.map((metric) => (
+        <Intervals key={metric} caption={metric.replaceAll("_", " ")} rows={all.flatMap(({ adapter, scores: { [metric]: score } }) => (
+          score ? [{ name: adapter ?? w.base, ...score }] : []
+        ))} />
       ))}
       <p class="hint">{count(w.scoredOn, examples)}</p>
     </div>

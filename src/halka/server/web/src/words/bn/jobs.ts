@@ -13,6 +13,7 @@ export default {
   since: "{when} থেকে",
   base: "শুধু মূল মডেল",
   scoreOf: "{name}-এর স্কোর",
+  mergeOf: "{name} একীভূত করা",
   advice: "পরামর্শ",
   lossAt: "লস {loss}",
   progress: "{share}, লস {loss}",

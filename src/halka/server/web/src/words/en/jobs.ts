@@ -10,6 +10,7 @@ export default {
   since: "Since {when}",
   base: "the bare base",
   scoreOf: "Scores of {name}",
+  mergeOf: "Merge of {name}",
   advice: "Advice",
   lossAt: "loss {loss}",
   progress: "{share}, loss {loss}",

@@ -12,6 +12,7 @@ export default {
   renewedHint: "Load it again to go on.",
   reload: "Load again",
   unreachable: "The server does not answer. Is it running, and are you connected?",
+  fileChanged: "{name} has changed since you chose it: choose it again.",
   brokenStream: "The connection broke before the end.",
   unexpected: "Something on this page went wrong",
   roleTooLow: "Your key may not do this",

@@ -22,7 +22,11 @@ export default {
   answers: "Answer",
   sameAnswer: "the same",
   otherAnswer: "another",
-  tooLong: "{examples} are longer than {most} tokens and will be cut; {lost} of them lose their whole answer.",
+  tooLong: {
+    cut: "{examples} are longer than {most} tokens and will be cut; {lost} of them lose their whole answer.",
+    drop: "{examples} are longer than {most} tokens and will be left out.",
+    error: "{examples} are longer than {most} tokens: the training will not begin.",
+  },
   asRead: "As the model reads it",
   example: "Example",
   markedHint: "Marked is what it learns to say; all else it only reads.",
