@@ -236,7 +236,7 @@ def test_best_weights_wait_on_the_processor():
     run = Run(model, "a", [*items()], [*items()], halka.TrainConfig(steps=1), None)
     run.resume(Ranks())
     run.progress = Progress(step=1)
-    run.validated(Step(1, 1, 1.0, 1e-3, 0.1, 1, 1, 1.0, 1.0, 0), loss=1.0)
+    run.validated(Step(1, 1, 1.0, 1e-3, 0.1, 1, 1.0, 1.0, 0), loss=1.0)
     assert {tensor.device.type for tensor in (run.best or {}).values()} == {CPU}
 
 

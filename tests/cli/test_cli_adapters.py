@@ -97,6 +97,10 @@ def test_a_store_of_adapters(here):
     assert parsed("adapters remove support --version 1 --store adapters")["versions"] == [2]
     (Path("adapters") / "other" / "1" / "adapter_config.json").write_text("{")
     assert "1 of 2 versions are damaged" in halka("adapters verify --store adapters", code=1).stderr
+    (Path("adapters") / "other" / "1" / "halka.json").write_text("{")
+    listed = halka("adapters list --store adapters")
+    assert "1 adapter in adapters" in listed.stdout
+    assert "other: " in listed.stderr
     halka("adapters remove other --store adapters")
     assert parsed("adapters verify --store adapters") == {"versions": 1, "damaged": [], "cleaned": 0}
     assert "there is no folder nope" in failure("adapters list --store nope")

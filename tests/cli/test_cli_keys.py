@@ -33,6 +33,8 @@ def test_a_key_is_printed_once(folder):
     assert key.id in listed
     assert "1 key in halka-server/keys.json" in listed
     assert text not in listed
+    assert "None was revoked" in failure(f"keys revoke {key.id} abc")
+    assert keys().find(text.encode()) is not None
     assert halka(f"keys revoke {key.id}").stdout == f"{key.id}: revoked\n"
     assert keys().find(text.encode()) is None
     assert parsed("keys list") == []

@@ -17,7 +17,7 @@ class Terminal(io.StringIO):
 
 
 def step(number: int) -> Step:
-    return Step(number, 10, 0.5, 1e-3, 1.0, 100, 100, 2.0, 50.0, 10**9)
+    return Step(number, 10, 0.5, 1e-3, 1.0, 100, 2.0, 50.0, 10**9)
 
 
 def test_a_score_shows_how_many_examples_it_has_answered_until_the_next_step(monkeypatch):

@@ -197,6 +197,18 @@ def test_below_the_floor_the_documents_do_not_say(collection):
         floor_for(retriever, [])
 
 
+def test_where_no_passage_fits_nobody_says_that_the_documents_do_not(collection):
+    empty = words(prompted("What is the code of item4?", []))
+    full = answerer(collection, lambda prompt: ["secret4 [1]"])
+    assert full.ask("What is the code of item4?").text == "secret4 [1]"
+    for budget, why in (
+        (empty + 1, "no passage fits beside the question"),
+        (empty - 1, "the question, with what comes"),
+    ):
+        with pytest.raises(HalkaError, match=why):
+            answerer(collection, lambda prompt: ["secret4 [1]"], budget).ask("What is the code of item4?")
+
+
 def test_what_stands_around_a_passage_is_read_on_demand(tmp_path):
     made = Collection(tmp_path / "long", WordEmbedder(limit=49))
     parts = [f"## Part {n}\n\nThe code of item{n} is secret{n}, {'as is known ' * 5}." for n in range(5)]

@@ -150,6 +150,8 @@ def test_an_operators_folder_is_named_without_what_is_above_it(server, tmp_path)
     hit = search(client, "hr", "How many days of leave?", count=1)[0]
     assert hit["document"] == "handbook/deep/leave.md"
     assert search(client, "hr", "leave", document="single.md")[0]["document"] == "single.md"
+    taken = client.post("/v1/collections/hr/documents", files={"files": ("single.md", "Other things.")})
+    assert (taken.status_code, taken.json()["error"]["param"]) == (409, "files")
     assert client.delete("/v1/collections/hr/documents/handbook/deep/leave.md").status_code == 200
     assert [Path(document.name).name for document in collection.documents()] == ["single.md"]
     assert (documents / "deep" / "leave.md").exists()

@@ -236,7 +236,7 @@ def test_a_job_that_is_resumed_begins_when_its_state_is_written(jobs, queue):
 def test_a_job_begins_only_where_its_tenant_has_room(jobs, queue, tmp_path):
     """What it writes counts once it is there: else jobs that wait could write any number of bytes."""
     storage = Storage((jobs,), tmp_path / "reserved")
-    request = JobRequest("evaluate", {}, [sys.executable, "-c", PATIENT], storage=storage.described)
+    request = JobRequest("evaluate", {}, [sys.executable, "-c", PATIENT], storage=storage.described())
     job = JobFolder.new(jobs, request, {}, limit=100)
     queue.look()
     wait_for(lambda: job.written()["state"] == "failed")

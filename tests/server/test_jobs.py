@@ -355,7 +355,7 @@ def copying(server: InProcess, store: Path, limit: int | None = None, **more) ->
 
 def test_an_adapter_that_does_not_fit_stays_with_its_job_until_it_does(client, server, store):
     """Its training is done: when there is room, the job is resumed and adds it."""
-    job = copying(server, store, 5000, storage=server.service.tenants.of("acme").storage.described)
+    job = copying(server, store, 5000, storage=server.service.tenants.of("acme").storage.described())
     view = ended(client, job.id)
     assert (view["status"], view["adapter"]) == ("failed", None)
     assert "5,000 bytes of adapters, documents and jobs is the limit" in view["error"]
@@ -370,6 +370,18 @@ def test_an_adapter_that_does_not_fit_stays_with_its_job_until_it_does(client, s
 def test_a_job_that_was_queued_before_storage_had_limits_stores_its_adapter(client, server, store):
     job = copying(server, store)
     assert ended(client, job.id)["adapter"] == {"name": "sums", "version": 1}
+
+
+def test_a_queued_training_moves_with_the_servers_data(base, store, tmp_path):
+    with InProcess.open(base, store, tmp_path / "data", jobs=0) as server:
+        server.client.headers = httpx.Headers(server.key("acme"))
+        id = start(server.client).json()["id"]
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with InProcess.open(base, store, tmp_path / "moved", jobs=1) as server:
+        server.client.headers = httpx.Headers(server.key("acme"))
+        assert ended(server.client, id)["adapter"] == {"name": "sums", "version": 1}
+        assert [entry["id"] for entry in server.client.get("/v1/adapters").json()["data"]] == ["sums"]
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_job_stores_nothing_through_a_link(client, server, store, tmp_path):

@@ -94,7 +94,7 @@ def test_what_is_written_has_room_beforehand(server, base):
 
 def test_a_merge_that_has_no_room_any_more_does_not_begin(server):
     tenant = server.service.tenants.of("acme")
-    request = JobRequest("merge", {}, ["false"], storage=tenant.storage.described, room=10_000)
+    request = JobRequest("merge", {}, ["false"], storage=tenant.storage.described(), room=10_000)
     job = JobFolder.new(tenant.jobs, request, {}, limit=9_000)
     server.client.headers = httpx.Headers(server.key("acme"))
     view = ended(server.client, job.id)

@@ -74,6 +74,19 @@ def test_below_the_floor_no_model_is_asked(faq, server):
 
 
 @pytest.mark.parametrize(
+    ("field", "more"),
+    [
+        ("response_format", {"response_format": {"type": "json_object"}}),
+        ("tool_choice", {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}),
+    ],
+)
+def test_a_form_that_abstaining_would_not_have_is_refused(faq, field, more):
+    response = ask(faq, halka={"collection": "faq"}, **more)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+    assert ask(faq, halka={"collection": "faq"}, response_format={"type": "text"}).status_code == 200
+
+
+@pytest.mark.parametrize(
     "halka", [{"collection": "faq"}, {"collection": "faq", "floor": 1e9}], ids=["asked", "abstains"]
 )
 def test_a_stream_has_the_sources_before_its_end(faq, halka):

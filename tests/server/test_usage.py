@@ -53,6 +53,8 @@ def test_what_is_refused_is_not_counted(server):
         assert server.client.post("/v1/completions", json=wrong, headers=key).status_code == 400
         too_long = wrong | {"prompt": [5] * 2000, "logit_bias": {}}
         assert server.client.post("/v1/completions", json=too_long, headers=key).status_code in (400, 429)
+        batch = {"model": "tiny", "prompt": [[5] * 9, [5] * 9, [5] * 9], "max_tokens": 900}  # of which two have room
+        assert server.client.post("/v1/completions", json=batch, headers=key).status_code in (400, 429)
     assert server.client.get("/v1/usage", headers=key).json()["adapters"] == before
     metrics = server.client.get("/metrics", headers=server.key("main", "monitor")).text
     assert 'finish="cancelled"' not in metrics

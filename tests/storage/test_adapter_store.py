@@ -154,6 +154,11 @@ def test_an_adapter_of_another_base_is_refused(store, model, tmp_path):
         store.add(halka.save(other, "o", tmp_path / "o"), "o")
     with pytest.raises(ValueError, match="was made for another base"):
         store.load(other, "a")
+    copied = AdapterStore(tmp_path / "copied")  # whose first adapter was not saved there, but added
+    copied.add(tmp_path / "o", "o")
+    with pytest.raises(ValueError, match="was made for another base than the adapters in"):
+        copied.add(store.get("a").folder, "o")
+    assert copied.versions("o") == [1]
     assert store.names() == ["a"]
     assert [name in store for name in ("a", "o", "../a", ".locks", 1)] == [True, False, False, False, False]
 

@@ -81,6 +81,8 @@ def test_a_run_whose_batches_would_be_others_is_refused(tmp_path):
         open_checkpoint(path, other)
     with pytest.raises(halka.HalkaError, match=r"this one: steps was 9, is 8\."):
         open_checkpoint(path, {**other, "steps": 8})
+    save_checkpoint(path, RUN, Progress(), model.adapters["a"], optimizer)  # as before plans were recorded
+    assert open_checkpoint(path, run) is not None
 
 
 def test_a_run_that_has_not_begun_comes_back_too(tmp_path):

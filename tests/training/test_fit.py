@@ -259,7 +259,7 @@ def test_tokens_that_the_base_has_no_rows_for_are_named():
 
 def test_a_curve_has_some_points_and_every_validation():
     steps = [
-        Step(number, 1000, 1.0, 1e-3, 1.0, number, number, 1.0, 1.0, 1, 0.5 if number % 333 == 0 else None)
+        Step(number, 1000, 1.0, 1e-3, 1.0, number, 1.0, 1.0, 1, 0.5 if number % 333 == 0 else None)
         for number in range(1, 1001)
     ]
     curve = curve_of(steps)

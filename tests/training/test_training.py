@@ -829,6 +829,7 @@ def test_the_best_weights_of_the_last_checkpoint_stay_until_the_next(tmp_path):
     left = RunFolder(tmp_path / "killed")
     assert sorted(path.name for path in left.path.glob("best*")) == ["best-4.safetensors", "best-7.safetensors"]
     assert same(left.load_best(4), seen[4])
+    (tmp_path / "killed" / "best-4.safetensors").rename(tmp_path / "killed" / "best.safetensors")  # its old name
     resumed = train(model_for(), "a", items(), config, validation=items(), folder=left.path)
     next(resumed)
     assert same(left.load_best(4), seen[4])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halka.cli import convert
-from halka.cli.command import Command, Failed, Json, emit, examples, existing_folder, group, show
+from halka.cli.command import Command, Failed, Json, emit, examples, existing_folder, group, say, show
 from halka.cli.routing import open_adapter
 from halka.util.errors import HalkaError
 from halka.util.text import columns, plural
@@ -75,6 +75,7 @@ def list_(
     from halka.report.units import count, size
 
     opened = _opened(store)
+    whole = opened.list(task=task, tag=tag, method=method, on_damage=lambda name, error: say(f"{name}: {error}"))
     rows = [
         {
             "name": stored.name,
@@ -87,7 +88,7 @@ def list_(
             "bytes": sum(file.stat().st_size for file in stored.folder.iterdir()),
             "folder": stored.folder,
         }
-        for stored in opened.list(task=task, tag=tag, method=method)
+        for stored in whole
     ]
     if json:
         return emit(rows)

@@ -164,9 +164,10 @@ def revoke(
     json: Json = False,
 ) -> None:
     """Remove keys. Answers under way with one of them end within a second."""
-    keys, revoked = _keys(data), []
-    for id in ids:
-        revoked.append(keys.revoke(id).shown)
+    keys = _keys(data)
+    if missing := [id for id in ids if id not in keys.all()]:
+        raise HalkaError(f"there is no key {missing[0]!r}: `halka keys list` shows the ids. None was revoked")
+    revoked = [keys.revoke(id).shown for id in dict.fromkeys(ids)]
     if json:
         emit(revoked)
     else:

@@ -80,7 +80,7 @@ class StepProgress(_Bars):
             self.validations[name] = f", validation {step.validation:.4f}{score}{' (best)' if step.best else ''}"
         left = duration((step.steps - step.step) * step.seconds / step.step)
         speed = f"{step.tokens_per_second:.0f} tokens/s"
-        if step.saved >= WORTH_SAYING:
+        if step.saved is not None and step.saved >= WORTH_SAYING:
             speed += f" ({step.saved:.0%} of them saved by packing)"
         text = f"{left} left, loss {step.loss:.4f}{self.validations.get(name, '')}, {speed}, {size(step.memory)}"
         if self.bars is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
@@ -172,10 +173,11 @@ def examples_(
     summary = f"{plural(len(asked), 'question')}, {plural(len(rows), 'example')}, {counts['abstaining']} abstaining"
     show(f"{summary}, in {target}")
     if floor is not None:
+        shown = f"{math.floor(1000 * floor) / 1000:.3f}"  # a floor that is rounded up would give up some of these
         flags = ("" if mode == "hybrid" else f" --mode {mode}") + ("" if rerank is None else f" --rerank {rerank}")
         say(
-            f"for 95 % of the questions that a passage answers, the best passage scores {floor:.3f} or more: "
-            f"`halka ask{flags} --floor {floor:.3f}` abstains below it"
+            f"for 95 % of the questions that a passage answers, the best passage scores {shown} or more: "
+            f"`halka ask{flags} --floor {shown}` abstains below it"
         )
 
 

@@ -72,7 +72,8 @@ class Answerer:
     floor: float | None = None
 
     def ask(self, question: str, scope: Scope = Scope()) -> Answer:  # noqa: B008
-        """The whole answer. Raises HalkaError for an empty question, and for one that is longer than the budget."""
+        """The whole answer. Raises HalkaError for an empty question, and for one that has no passage beside it
+        within the budget."""
         *_, last = self.stream(question, scope)
         assert isinstance(last, Answer)
         return last
@@ -80,7 +81,7 @@ class Answerer:
     def stream(self, question: str, scope: Scope = Scope()) -> Iterator[str | Answer]:  # noqa: B008
         """Yield the answer's text in pieces as they are generated; at the end the whole `Answer`.
 
-        The model is not asked where the scope holds no passage, or none that reaches the floor.
+        The model is not asked where the scope holds no passage, or none that reaches the floor. Raises as `ask` does.
         """
         passages = self.passages_for(question, scope)
         pieces = []
@@ -106,11 +107,19 @@ def passages_for(
     neighbours: int = 0,
     floor: float | None = None,
 ) -> list[Passage]:
-    """The passages that the prompt for a question will hold, with `Answerer`'s limits; none: do not ask the model."""
+    """The passages that the prompt for a question will hold, with `Answerer`'s limits; none: do not ask the model.
+
+    Raises HalkaError for an empty question, and where it fits into the budget with none of the passages.
+    """
     hits = retriever.search(question, passages, scope)
     if floor is not None and (not hits or hits[0].score < floor):
         return []
     fit = fitting(question, [hit.passage for hit in hits], budget, count)
+    if hits and not fit:
+        raise HalkaError(
+            f"no passage fits beside the question into the {budget} tokens that the prompt may have: ask for a shorter "
+            "answer, or begin a new conversation"
+        )
     if not neighbours:
         return fit
     kept = [hit for hit in hits if hit.passage in fit]

@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 
 from halka.rag.collection_folder import CollectionFolder, collection_folder, collection_names
-from halka.rag.embed import DEFAULT, Embedder, SentenceEmbedder
+from halka.rag.embed import DEFAULT, Embedder, SentenceEmbedder, embedder_name
 from halka.rag.passages import Cutter, Passage
 from halka.rag.roots import Input, Root, Roots, text_of
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named, within
@@ -80,7 +80,7 @@ class Collection:
                 "place out, or add the documents to a new collection there"
             )
         self.embedder = SentenceEmbedder(settings.get("embedder", DEFAULT)) if embedder is None else embedder
-        if settings and settings["embedder"] != self.embedder.name:
+        if settings and embedder_name(settings["embedder"]) != self.embedder.name:
             raise HalkaError(
                 f"{self.folder} was embedded by {settings['embedder']}, not {self.embedder.name}: vectors of two "
                 "embedders cannot be compared. Open it with its own, or add the documents to a new collection"

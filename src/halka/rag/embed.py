@@ -54,7 +54,7 @@ class SentenceEmbedder:
         from halka.models.loading import place_of
         from halka.util.machine import usable_precision
 
-        self.name = str(name_or_path)
+        self.name = embedder_name(name_or_path)
         self.batch_size = batch_size
         folder, precision = str(folder_of(self.name)), usable_precision(dtype, place_of(device))
         try:
@@ -91,6 +91,13 @@ def counting(tokenizer: Tokenizer) -> Tokenizer:
     copy.no_padding()
     copy.no_truncation()
     return copy
+
+
+def embedder_name(name: str | Path) -> str:
+    """What a collection records of an embedder: the whole path of a folder, else the name."""
+    from halka.models.fetching import known_bases
+
+    return str(Path(name).absolute()) if str(name) not in known_bases() and Path(name).is_dir() else str(name)
 
 
 def folder_of(name: str) -> str | Path:

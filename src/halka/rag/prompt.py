@@ -56,7 +56,10 @@ def fitting(question: str, passages: Sequence[Passage], budget: int, count: Coun
     Raises HalkaError if the question alone does not fit.
     """
     if (needed := count(prompted(question, []))) > budget:
-        raise HalkaError(f"the question takes {needed} tokens, and the prompt may have {budget}: shorten it")
+        raise HalkaError(
+            f"the question, with what comes before it, takes {needed} tokens, and the prompt may have {budget}: "
+            "shorten it"
+        )
     kept: list[Passage] = []
     for passage in passages:
         if count(prompted(question, [*kept, passage])) <= budget:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -33,14 +33,13 @@ class Storage:
     reserved: Path
 
     @classmethod
-    def of(cls, described: Mapping[str, Any]) -> Storage:
-        """The one that was `described`."""
-        return cls(tuple(map(Path, described["folders"])), Path(described["reserved"]))
+    def of(cls, described: Mapping[str, Any], folder: Path) -> Storage:
+        """The one that was `described`, with the paths that are not whole as seen from this folder."""
+        return cls(tuple(folder / path for path in described["folders"]), folder / described["reserved"])
 
-    @property
-    def described(self) -> dict[str, Any]:
-        """Itself as plain data."""
-        return {"folders": [*map(str, self.folders)], "reserved": str(self.reserved)}
+    def described(self, write: Callable[[Path], str] = str) -> dict[str, Any]:
+        """Itself as plain data, with its paths as `write` writes them."""
+        return {"folders": [*map(write, self.folders)], "reserved": write(self.reserved)}
 
     def used(self) -> int:
         """The bytes that are reserved or stored; what is stored meanwhile counts at least once. It changes nothing."""

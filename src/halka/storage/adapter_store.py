@@ -101,8 +101,18 @@ class AdapterStore:
             raise UnknownAdapterError(f"version {version} of {name!r} was removed meanwhile")
         return stored
 
-    def list(self, *, task: str | None = None, tag: str | None = None, method: str | None = None) -> list[Stored]:
-        """The newest version of every name, or of those with that task, tag or method."""
+    def list(
+        self,
+        *,
+        task: str | None = None,
+        tag: str | None = None,
+        method: str | None = None,
+        on_damage: Callable[[str, DamagedFolderError], object] | None = None,
+    ) -> list[Stored]:
+        """The newest version of every name, or of those with that task, tag or method.
+
+        `on_damage` is called with each name that cannot be read; without it DamagedFolderError is raised for the first.
+        """
         matching: list[Stored] = []
         for name in self.names():
             try:
@@ -111,6 +121,11 @@ class AdapterStore:
                 if _versions(self.folder / name):
                     raise
                 continue  # removed meanwhile
+            except DamagedFolderError as error:
+                if on_damage is None:
+                    raise
+                on_damage(name, error)
+                continue
             if (
                 (task is None or stored.task == task)
                 and (tag is None or tag in stored.tags)
@@ -129,7 +144,8 @@ class AdapterStore:
         """
         self._refuse_base_folder()
         stored_as = _named(name if stored_as is None else stored_as)
-        self._claim(model)
+        if not self._claim(own_fingerprint(model), getattr(model.base.config, "_name_or_path", "")):
+            raise WrongBaseError(f"the adapters in {self.folder} are of another base: use another folder")
         with (
             model.lock,
             self._writing(stored_as) as folder,
@@ -152,8 +168,8 @@ class AdapterStore:
         adapter = AdapterFolder.open(source)
         name = _named(adapter.name) if name is None else name
         adapter.verify()
-        base = self.base()
-        if adapter.card is not None and base and adapter.card.base.get("fingerprint") != base:
+        base = {} if adapter.card is None else adapter.card.base
+        if base.get("fingerprint") and not self._claim(base["fingerprint"], base.get("name") or ""):
             raise WrongBaseError(f"{adapter} was made for another base than the adapters in {self.folder}")
         with self._writing(name) as place:
             _check_own(place)
@@ -256,18 +272,15 @@ class AdapterStore:
             write_text(folder / TAGS, json.dumps(tags) + "\n")
         return tags
 
-    def _claim(self, model: AdaptedModel) -> None:
-        """Record the base of the first adapter. Raises WrongBaseError for an adapter of another base."""
-        fingerprint = own_fingerprint(model)
+    def _claim(self, fingerprint: Mapping[str, Any], name: str) -> bool:
+        """Record the base of the first adapter. Returns whether the store is of this base."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / LOCKS).mkdir(exist_ok=True)
         with FileLock(self.folder / LOCKS / ".store"):
             recorded = self.base()
             if recorded is None:
-                name = getattr(model.base.config, "_name_or_path", "")
                 write_text(self.folder / BASE, json.dumps({"base": name, "fingerprint": fingerprint}, indent=2) + "\n")
-            elif recorded != fingerprint:
-                raise WrongBaseError(f"the adapters in {self.folder} are of another base: use another folder")
+            return recorded in (None, fingerprint)
 
     @contextmanager
     def _writing(self, name: str, wait: float = -1) -> Generator[Path]:

@@ -25,13 +25,15 @@ from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.tensor_file import read_tensors, shapes_of, write_tensors
 
 STEP = "step"  # what the optimiser counts of each parameter; all else that it keeps is of the parameter's shape
+PADDED: dict[str, Any] = {"batches": "padded", "group_shared": False}
+"""Settings of `TrainConfig` that a run had before there were others; its checkpoint does not name them."""
 PARTS = "parts-"  # and a step: the name of a folder
 PLAN = "plan of batches"
 """Of a run's identity. It follows from all else there, so it differs alone only in another version."""
 WRITTEN = "written"
 """Of a run's identity, where the chat template writes the time into texts: that which they have, of its beginning."""
 BEST_BY = "best by"
-"""Of a run's identity: "loss", or the `name` of its score."""
+"""Of a run's identity: "loss", which all were by whose checkpoint does not name it, or the `name` of its score."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,9 @@ def open_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:
     with _opened(path) as file:
         metadata = _metadata(file, path)
         current = json.loads(json.dumps(run))
-        saved = json.loads(metadata["run"])
+        before = {**PADDED, PLAN: current.get(PLAN), BEST_BY: "loss"}
+        unnamed = {key: value for key, value in before.items() if key in current}
+        saved = {**unnamed, **json.loads(metadata["run"])}
         if different := {key for key in {*saved, *current} if saved.get(key) != current.get(key)}:
             different = different - {PLAN} or different
             shown = "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in sorted(different))
@@ -156,8 +160,9 @@ def open_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:
             )
         progress = json.loads(metadata["progress"])
         shapes = json.loads(metadata.get("divided", "{}"))
+    uncounted = {"computed": progress["tokens"]}  # in a checkpoint of before: as if none had been saved
     divided = Divided(parts_folder(path, progress["step"]).absolute(), shapes) if shapes else None
-    return Checkpoint(path, Progress(**progress), divided)
+    return Checkpoint(path, Progress(**{**uncounted, **progress}), divided)
 
 
 def restore(tensors: Iterable[tuple[str, Tensor]], adapter: Adapter, optimizer: torch.optim.Optimizer) -> None:

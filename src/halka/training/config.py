@@ -135,18 +135,18 @@ class Step:
     lr: float
     gradient_norm: float
     tokens: int  # so far, without padding
-    computed: int  # so far: tokens that several examples share once, padding too
     seconds: float  # of training so far
     tokens_per_second: float  # of this step
     memory: int  # bytes that the process holds: in memory, or on the GPU
     validation: float | None = None  # mean loss over the validation labels, where evaluated
     score: float | None = None  # what `score` returned there, where the run has one
     best: bool = False  # the best validation so far
+    computed: int | None = None  # tokens so far: shared ones once, padding too; None in files that lack it
 
     @property
-    def saved(self) -> float:
+    def saved(self) -> float | None:
         """The share of the tokens so far that did not have to be computed; below 0 where padding was more."""
-        return 1 - self.computed / self.tokens
+        return None if self.computed is None else 1 - self.computed / self.tokens
 
 
 @dataclass(frozen=True)

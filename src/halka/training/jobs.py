@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -155,16 +155,19 @@ def train_many(
 
 def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:
     """The job with its examples encoded, and its folder on the first rank. Raises as `as_tokens` does."""
+    config = job.config
     written: datetime | None = None
     if job.folder is not None:
-        written = ranks.from_first(checked_by_first(RunFolder(job.folder).written))
+        folder = RunFolder(job.folder)
+        config = replace(config, **ranks.from_first(checked_by_first(folder.settings_of_old)) or {})
+        written = ranks.from_first(checked_by_first(folder.written))
     written = written or ranks.from_first(datetime.now())
     with written_at(written):
         items = as_tokens(model, job.examples, job.config, job.name)
         held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
     if model.tokenizer is None or not writes_time(model.tokenizer):
         written = None
-    return Run(model, job.name, items, held_out, job.config, job.folder if ranks.first else None, job.score, written)
+    return Run(model, job.name, items, held_out, config, job.folder if ranks.first else None, job.score, written)
 
 
 def _settings(run: Run) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from halka.methods import primary
 from halka.storage.adapter_folder import ADAPTER
 from halka.storage.save_load import help_save, save
 from halka.training.checkpoint import (
+    PADDED,
     WRITTEN,
     Checkpoint,
     identity_of,
@@ -45,7 +46,8 @@ from halka.util.files import flush, full_disk_named, locked, write_text
 from halka.util.tensor_file import read_tensors
 
 RUN, METRICS = "run.yaml", "metrics.jsonl"
-CHECKPOINT, NEXT_CHECKPOINT, BESTS = "checkpoint.safetensors", "checkpoint-next.safetensors", "best-*.safetensors"
+CHECKPOINT, NEXT_CHECKPOINT, BESTS = "checkpoint.safetensors", "checkpoint-next.safetensors", "best*.safetensors"
+OLD_BEST = "best.safetensors"  # of versions that kept one such file
 POINTS = 100  # of a curve
 
 
@@ -89,7 +91,7 @@ class RunFolder:
     def keep_bests(self, *steps: int) -> None:
         """Drop the weights of best evaluations, but for those after these steps."""
         kept = [self.best(step) for step in steps]
-        for file in self.path.glob(BESTS):
+        for file in (*self.path.glob("best-*.safetensors"), self.path / OLD_BEST):
             if file not in kept:
                 file.unlink(missing_ok=True)
 
@@ -180,6 +182,11 @@ class RunFolder:
         time = (identity_of(self.checkpoint) or {}).get(WRITTEN)
         return None if time is None else datetime.fromisoformat(time)
 
+    def settings_of_old(self) -> dict[str, Any]:
+        """Settings of `TrainConfig` that an unfinished run has because the version that began it knew no others."""
+        identity = identity_of(self.checkpoint)
+        return PADDED if identity is not None and "batches" not in identity else {}
+
     def resume(self, identity: dict[str, Any]) -> Checkpoint | None:
         """The checkpoint to go on from; without one the run begins. Later metrics are dropped, and parts of others.
 
@@ -189,6 +196,8 @@ class RunFolder:
         checkpoint = open_checkpoint(self.checkpoint, identity)
         done = 0 if checkpoint is None else checkpoint.progress.step
         self.keep_parts(done)
+        if checkpoint is not None and (old := self.path / OLD_BEST).exists():
+            old.rename(self.best(checkpoint.progress.best_step))
         metrics = self.path / METRICS
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines()

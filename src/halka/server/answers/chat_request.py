@@ -135,8 +135,12 @@ class ChatRequest(GenerationRequest):
             raise unsupported("top_logprobs", "set logprobs to true with it")
         if self.tool_choice not in (None, "none", "auto") and not self.tools:
             raise unsupported("tool_choice", "there are no tools to choose from")
-        if self.tools and self.tool_choice != "none" and self.response_format and self.response_format.type != "text":
+        formed = self.response_format is not None and self.response_format.type != "text"
+        if self.tools and self.tool_choice != "none" and formed:
             raise unsupported("response_format", "with tools an answer may be any text")
+        if self.halka is not None and (formed or self.tool_choice not in (None, "none", "auto")):
+            field = "response_format" if formed else "tool_choice"
+            raise unsupported(field, "an answer from documents may be that they do not say")
         return self
 
     @property

@@ -15,7 +15,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from halka.engine import Answer, Request
-from halka.server.answers.generation import Delta, adapter_of, deltas, merged, usage
+from halka.server.answers.generation import Delta, adapter_of, deltas, merged, usage, within_limits
 from halka.server.answers.generation_request import NEUTRAL, GenerationRequest
 from halka.server.answers.prompts import text_tokens
 from halka.server.answers.reply import respond
@@ -83,13 +83,15 @@ class Completion:
 
     async def deltas(self, *, pieces: bool) -> AsyncGenerator[tuple[int, Delta]]:
         """What the answers get, as they get it, or without `pieces` at their ends, each with its choice's number."""
-        n = self.body.n or 1
-        parts = [deltas(self.service, self.caller, request, n, pieces=pieces) for request in self.requests]
-        async with aclosing(merged(parts)) as numbered:
-            async for number, delta in numbered:
-                index = number * n + delta.index
-                self.answers[index] = delta.answer
-                yield index, delta
+        n, begun = self.body.n or 1, set[Answer]()
+        with within_limits(self.caller, self.requests, n, begun):  # all or none
+            options = {"pieces": pieces, "begun": begun}
+            parts = [deltas(self.service, self.caller, request, n, **options) for request in self.requests]
+            async with aclosing(merged(parts)) as numbered:
+                async for number, delta in numbered:
+                    index = number * n + delta.index
+                    self.answers[index] = delta.answer
+                    yield index, delta
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The answers as events, the usage last where it is asked for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,18 +55,28 @@ async def adapter_of(service: Service, caller: Caller, model: str) -> str | None
 
 
 async def deltas(
-    service: Service, caller: Caller, request: Request, n: int = 1, *, pieces: bool = True
+    service: Service,
+    caller: Caller,
+    request: Request,
+    n: int = 1,
+    *,
+    pieces: bool = True,
+    begun: set[Answer] | None = None,
 ) -> AsyncGenerator[Delta]:
     """What the request's `n` answers get, as they get it. Whoever stops reading cancels them. Raises what fails.
 
     Several tokens may come at once, if whoever reads is slower than the engine; without `pieces` all do, at the end.
+    Whoever holds room for the answers already (`within_limits`) gives `begun`, to which those are added that begin.
     """
     answers: dict[Answer, _Sent] = {}  # those that have begun
+    limits = within_limits(caller, [request], n, answers) if begun is None else nullcontext()
     track = service.guards.metrics.track(request, n, answers, caller.since)
-    with _within_limits(caller, request, n, answers), track as tracked:
+    with limits, track as tracked:
         async with aclosing(service.backend.follow(request, n, pieces=pieces)) as progress:
             async for answer in progress:
                 sent = answers.setdefault(answer, _Sent(len(answers)))
+                if begun is not None:
+                    begun.add(answer)
                 tracked.see(answer)
                 finish, text, count = answer.finish, answer.text, len(answer.logprobs)
                 if finish == "cancelled":
@@ -80,13 +90,13 @@ async def deltas(
 
 
 @contextmanager
-def _within_limits(caller: Caller, request: Request, n: int, answers: Collection[Answer]) -> Iterator[None]:
-    """Within the block the caller's key has room for the `n` answers; what was read and made is spent at its end.
+def within_limits(caller: Caller, requests: Sequence[Request], n: int, answers: Collection[Answer]) -> Iterator[None]:
+    """Within the block the caller's key has room for `n` answers to each; what was read and made is spent at its end.
 
-    Raises ApiError where the key's limits have no room for them.
+    Raises ApiError where the key's limits have no room for all of them.
     """
-    lease, prompt = caller.lease, len(request.prompt)
-    lease.reserve(n, prompt + n * request.stopping.max_new_tokens)
+    lease, prompt = caller.lease, sum(len(request.prompt) for request in requests)
+    lease.reserve(n * len(requests), prompt + sum(n * request.stopping.max_new_tokens for request in requests))
     try:
         yield
     except Exception:

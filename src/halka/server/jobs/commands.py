@@ -5,6 +5,7 @@ Base and precision are the server's; the data comes with the request and lies in
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -82,14 +83,18 @@ def new_job(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: Serve
 
 
 def _request(job: Job, command: list[str], tenant: Tenant, settings: ServerSettings) -> JobRequest:
-    """What the job's folder says of it."""
+    """What the job's folder says of it. Paths within the server's data, which may move, are as seen from there."""
+
+    def seen(path: Path) -> str:
+        return os.path.relpath(path, tenant.jobs / "job") if path.is_relative_to(settings.data) else str(path)
+
     return JobRequest(
         kind=job.kind,
         settings=_public(job),
         command=[sys.executable, "-m", "halka", *command],
         name=getattr(job, "name", None),
-        store=str(tenant.store.folder) if isinstance(job, TrainJob) else None,
-        storage=tenant.storage.described,
+        store=seen(tenant.store.folder) if isinstance(job, TrainJob) else None,
+        storage=tenant.storage.described(seen),
         room=_room(job, tenant, settings) if isinstance(job, MergeJob) else 0,
         hidden={str(Path(settings.base).absolute()): settings.public_name, str(tenant.store.folder): "the store"},
     )

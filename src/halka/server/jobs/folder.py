@@ -50,7 +50,7 @@ class JobRequest:
     settings  as the client gave them
     command   what does it, in the job's folder
     name      of the adapter that comes of it; none for other kinds
-    store     the folder of the store that gets this adapter
+    store     the folder of the store that gets this adapter, whole or as seen from the job's; `storage` has such paths
     storage   what counts against the tenant's limit, where this adapter must fit
     room      bytes that the command may write, held while it runs
     hidden    paths that no message to a client may have, with the words for them

@@ -52,7 +52,7 @@ def _run(job: JobFolder, request: JobRequest, lock: int, signals: list[int]) -> 
     """Run the command; returns its exit code. Raises StorageFullError where the tenant has no room for it."""
     with (job.path / OUTPUT).open("wb") as output, (job.path / LOG).open("ab") as log, ExitStack() as stack:
         if request.storage is not None:  # what it writes counts once it is there
-            storage, limit = Storage.of(request.storage), job.written().get("limit")
+            storage, limit = Storage.of(request.storage, job.path), job.written().get("limit")
             storage.check(limit)
             if request.room:
                 stack.enter_context(Reservation(storage)).grow(request.room, limit)
@@ -90,13 +90,13 @@ def _stored(job: JobFolder, request: JobRequest) -> dict[str, Any]:
 
     assert request.name is not None
     assert request.store is not None
-    store, trained = AdapterStore(request.store), AdapterFolder.open(job.path / RUN)
+    store, trained = AdapterStore(job.path / request.store), AdapterFolder.open(job.path / RUN)
     check_inside(store, request.name)
     stored = store.get(request.name) if request.name in store else None
     if stored is None or stored.open().id != trained.id:
         with ExitStack() as stack:
             if request.storage is not None:  # else it was queued before tenants had limits
-                room = stack.enter_context(Reservation(Storage.of(request.storage)))
+                room = stack.enter_context(Reservation(Storage.of(request.storage, job.path)))
                 room.grow(bytes_below([trained.path]), job.written().get("limit"))
             stored = store.add(trained, request.name)
     return {"name": stored.name, "version": stored.version}

@@ -129,6 +129,9 @@ async def upload_documents(
 
         def put(name: str, path: Path) -> list[dict[str, Any]]:
             opened = open_collection(service, caller.tenant, collection)
+            names = public_names(opened, (document.name for document in opened.documents()))
+            if any(called == name and own != name for own, called in names.items()):  # of a folder of the operator's
+                raise ApiError(409, f"another document is called {name!r}: send it under another name", param="files")
             access = {"readers": readers or (EVERYONE,), "tags": tags or ()}
             read = partial(read_apart, characters=service.settings.document_characters, check=check)
             events = opened.put_files([(name, path)], **access, read=read, check=check)
