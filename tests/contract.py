@@ -216,11 +216,6 @@ def why_not_merged(base: Base, method: Method) -> str | None:
         reasons.append(f"is quantised to {base.quantize}: .*not mergeable. Use the adapter beside the base")
     elif method.name in BIASES and base.architecture not in WITH_BIASES:
         reasons.append("adds a bias to .*, which has none: not mergeable|mixture of experts returns: not mergeable")
-    several_layers = base == BASES["roberta"]
-    if any(
-        each in (halka.Modules(("embedding", "model.norm")), several_layers and halka.Modules()) for each in of(method)
-    ):
-        reasons.append("modules acts on (module|head), which is no weight: not mergeable")
     return "|".join(reasons) or None
 
 

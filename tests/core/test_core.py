@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 import halka
@@ -567,8 +568,14 @@ def test_an_adapter_computes_the_same_whichever_others_came_before():
 
 
 def test_a_module_that_returns_several_tensors_is_named():
-    model = halka.adapt(tiny("llama"))
-    model.add("a", halka.Modules(("model.layers.0.self_attn",)))
-    several = "model.layers.0.self_attn returns several tensors"
+    class Pair(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), x
+
+    base = tiny("llama")
+    base.model.layers[0].mlp = Pair(64, 64)
+    model = halka.adapt(base)
+    model.add("a", halka.Modules(("model.layers.0.mlp",)))
+    several = "model.layers.0.mlp returns several tensors"
     with model.use("a"), pytest.raises(halka.HalkaError, match=several):
         model.base(torch.tensor([[3, 4, 5]]))

@@ -132,5 +132,12 @@ def test_modules_with_hooks_are_copied_without_what_is_behind_these():
 def test_a_module_without_parameters_cannot_be_trained_whole():
     with pytest.raises(ValueError, match="a SiLUActivation has nothing to train"):
         halka.adapt(tiny()).add("a", halka.Modules(("model.layers.0.mlp.act_fn",)))
+    for architecture, module in (
+        ("bert", "bert.encoder.layer.1"),
+        ("gpt2", "transformer.h.1"),
+        ("bert", "bert.embeddings"),
+    ):
+        with pytest.raises(ValueError, match=r"takes several inputs .* name modules with one input"):
+            halka.adapt(tiny(architecture)).add("a", halka.Modules((module,)))  # a mask, types: computed without
     with pytest.raises(ValueError, match=r"modules wants 'model\.nrm', which this base does not have"):
         halka.adapt(tiny()).add("a", halka.Modules(("model.nrm",)))

@@ -250,11 +250,12 @@ def test_what_is_combined_is_saved_and_loaded_as_any_adapter(tmp_path):
 # ── other families ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", ["ia3", "bitfit", "full", "modules", "tokens"])
-def test_what_starts_at_a_point_is_combined_by_its_distance_from_there(kind):
+def test_what_starts_at_a_point_is_combined_by_its_distance_from_there(kind, tied):
     methods = {"ia3": halka.IA3(), "bitfit": halka.BitFit(), "full": halka.Full(), "modules": halka.Modules()}
     method = (methods | {"tokens": halka.Tokens((5, 8))})[kind]
-    model = halka.adapt(tiny())
+    model = halka.adapt(tiny(tie_word_embeddings=tied))
     start = model.add("start", method).state_dict()
     for seed, name in enumerate(("one", "two")):
         model.add(name, method)
@@ -268,6 +269,22 @@ def test_what_starts_at_a_point_is_combined_by_its_distance_from_there(kind):
     for key, tensor in ties.items():
         moved = [(state[key] - start[key]) for state in (one, two)]
         torch.testing.assert_close(tensor - start[key], by_hand("ties", moved, [1.0, 1.0], 0.5), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [halka.IA3(), halka.LlamaAdapter(length=3)], ids=lambda method: method.name)
+def test_an_adapter_from_memory_combines_with_one_from_its_files(method, tmp_path):
+    """Whose places are named one by one."""
+    model = halka.adapt(tiny())
+    for name in ("a", "b"):
+        model.add(name, method)
+        disturb(model, name, by=0.2)
+    halka.load(model, halka.save(model, "b", tmp_path / "b"), name="read")
+    expected = halka.combine(model, {"a": 0.5, "b": 0.5}, name="both").state_dict()
+    combined = halka.combine(model, {"a": 0.5, "read": 0.5}).state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in combined.items())
+    model.add("fewer", halka.IA3(targets=("attn.kv",)) if method.name == "ia3" else halka.LlamaAdapter(length=4))
+    with pytest.raises(ValueError, match="differ in their hyper-parameters"):
+        halka.combine(model, {"a": 0.5, "fewer": 0.5}, name="other")
 
 
 @pytest.mark.parametrize("kind", ["parallel", "serial", "prefix", "prompt"])

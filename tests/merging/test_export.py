@@ -8,7 +8,7 @@ import stat
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 import halka
 from classifiers import CLASSES, LABELS, TAGS, classifier
@@ -202,6 +202,62 @@ def test_a_merged_classifier_names_the_adapters_labels_and_has_a_row_for_each(me
         with torch.no_grad():
             torch.testing.assert_close(base.eval()(ids()).logits, there, rtol=0, atol=1e-4)
     assert model.base.config.id2label == dict(enumerate(LABELS))
+
+
+@pytest.mark.parametrize("method", [halka.LoRA(rank=2, targets=("embedding",)), halka.BitFit(("head",))], ids=str)
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_of_two_tied_pairs_one_may_come_apart(architecture, method, tmp_path):
+    """As the embeddings and the head's weight do, whose bias is tied to another."""
+    base = tiny(architecture)
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    model = halka.adapt(base)
+    model.add("a", method)
+    disturb(model, "a", by=0.2)
+    folder = halka.export(model, "a", tmp_path / "merged", probes=PROBES)
+    read, loading = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+    assert not loading["missing_keys"]
+    with torch.no_grad():
+        torch.testing.assert_close(read.eval()(ids()).logits, merged(model, "a"), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert"])
+def test_a_classifier_of_several_new_layers_is_merged(architecture, tmp_path):
+    """BERT's new pooler, RoBERTa's two layers: modules that are trained whole."""
+    tiny(architecture).save_pretrained(tmp_path / "base")
+    chatml_tokenizer().save_pretrained(tmp_path / "base")
+    loading = {"kind": CLASSES, "labels": ["no", "yes"], "dtype": "float32", "device": "cpu"}
+    model = halka.adapt(*halka.load_base(tmp_path / "base", **loading))
+    model.add("a", halka.LoRA(rank=2))
+    disturb(model, "a", by=0.05)
+    with torch.no_grad(), model.use("a"):
+        expected = model.base(ids()).logits
+    folder = halka.export(model, "a", tmp_path / "merged", probes=PROBES)
+    with torch.no_grad():
+        again = halka.load_base(folder, dtype="float32", device="cpu")[0](ids()).logits
+        torch.testing.assert_close(again, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(merged(model, "a"), expected, rtol=0, atol=1e-4)
+
+
+def test_a_generation_config_that_was_changed_by_hand_is_written_as_it_is(tmp_path):
+    model = model_with("lora")
+    config = model.base.generation_config
+    config.do_sample, config.temperature, config.top_p = False, 0.6, 0.9
+    folder = halka.export(model, "lora", tmp_path / "merged", probes=PROBES)
+    written = json.loads((folder / "generation_config.json").read_text())
+    assert (written["temperature"], written["top_p"]) == (0.6, 0.9)
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe"])
+def test_a_mixture_in_float32_is_measured(architecture, tmp_path):
+    """Exact is float64, of which torch has no grouped product."""
+    model = halka.adapt(tiny(architecture))
+    model.add("a", halka.LoRA(rank=2))
+    disturb(model, "a", by=0.2)
+    way = model.base.config._experts_implementation
+    assert halka.merge_error(model, "a", PROBES).merged.max < 1e-3
+    assert model.base.config._experts_implementation == way
 
 
 # ── what it costs ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -25,6 +25,8 @@ CONFIGS = {
         peft.LoraConfig(r=4, target_modules=["Wqkv"], modules_to_save=["head"]),
         "modernbert",
     ),
+    "a layer without a role": (peft.LoraConfig(r=4, target_modules=["query", "dense"]), "bert"),
+    "all linear of an encoder": (peft.LoraConfig(r=4, target_modules="all-linear"), "roberta"),
     "ia3": (
         peft.IA3Config(
             task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]

@@ -298,6 +298,21 @@ def test_a_bias_that_two_modules_have_is_read_once(architecture, tmp_path):
         torch.testing.assert_close(model.base(IDS).logits, expected, rtol=0, atol=1e-5)
 
 
+def test_a_saved_head_of_several_layers_has_its_biases_twice(tmp_path):
+    """peft writes them under the adapter's name, too."""
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query"], bias="all")
+    base = tiny("roberta", kind="sequence-classification")
+    base.save_pretrained(tmp_path / "base")
+    theirs = peft.get_peft_model(base, config)
+    disturb(p for p in theirs.parameters() if p.requires_grad)
+    expected = peft_logits(theirs, IDS)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = halka.adapt(tiny("roberta", kind="sequence-classification"))
+    halka.load(model, tmp_path / "theirs", name="a")
+    with torch.no_grad(), model.use("a"):
+        torch.testing.assert_close(model.base(IDS).logits, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("architecture", "config"),
     [

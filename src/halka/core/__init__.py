@@ -4,9 +4,8 @@ Read `targets.py` (places in a base), `parts.py` (what a method puts there), `ad
 `routing.py` (whose parts act on which row), `passes.py` (hooks, and the blocks of `use`) and `model.py` (all together);
 then `stacking.py` (many rows in one go), `weights.py` (merging) and `interfaces.py` (what others implement).
 
-Of `halka.util` the first sentences will do at first: `turns` (threads take turns with a base), `cached` (kept until a
-parameter changes), `parameter_swap` (weights in the place of the base's), `products` and `runs` (a weight for each row,
-or run), `rows` (beam search), `divided` (parameters of which each process has a part).
+Of `halka.util` the first sentences will do at first: `turns` (of threads), `cached` (until a parameter changes),
+`parameter_swap`, `products` and `runs` (a weight for each row, or run), `rows` (beam search), `divided`, `initial`.
 """
 
 from halka.core.adapter import Adapter

@@ -52,6 +52,7 @@ class ModulePart(Part):
     """
 
     edits: ClassVar[Literal["input", "output"]] = "output"
+    replaces: ClassVar[bool] = False  # whether its parameters, by their names, stand in for the module's own
 
     def __init__(self) -> None:
         super().__init__()

@@ -68,13 +68,16 @@ def merged_weights(adapter: Adapter, dtype: torch.dtype | None = None) -> Iterat
 
 def _merged(adapter: Adapter, paths: Sequence[str], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """One weight, and its bias, with the parts at these paths inside."""
-    changed: dict[str, Tensor] = {}  # in fp32
-    own: dict[str, Tensor] = {}
+    changed, own, method = dict[str, Tensor](), dict[str, Tensor](), adapter.method.name  # changed: in fp32
     with torch.no_grad():
         for path in paths:
             part, target = adapter.parts[path], adapter.targets[path]
+            if isinstance(part, ModulePart) and part.replaces and not target.d_in:
+                own |= {f"{target.name}.{name}": tensor for name, tensor in target.module.named_parameters()}
+                changed |= {f"{target.name}.{name}": tensor for name, tensor in part.named_parameters()}
+                continue
             if not isinstance(part, ModulePart) or not target.d_in:
-                raise HalkaError(f"{adapter.method.name} acts on {target.role}, which is no weight: not mergeable")
+                raise HalkaError(f"{method} acts on {target.role}, which is no weight: not mergeable")
             if isinstance(target.module, Quantized):
                 raise HalkaError(
                     f"{target.name} is quantised to {target.module.quantization}: what is added would be rounded away "
@@ -87,17 +90,15 @@ def _merged(adapter: Adapter, paths: Sequence[str], dtype: torch.dtype | None) -
                     own[name] = tensor
                     changed.setdefault(name, tensor.float())
             if names["weight"] not in changed:
-                raise HalkaError(f"{adapter.method.name} acts on what a mixture of experts returns: not mergeable")
+                raise HalkaError(f"{method} acts on what a mixture of experts returns: not mergeable")
             weight, bias = changed[names["weight"]], changed.get(names["bias"])
             try:
                 new, new_bias = part.merged(weight.T if target.transposed else weight, bias)
             except NotImplementedError as error:
-                raise HalkaError(f"{adapter.method.name} cannot be merged: {error}") from None
+                raise HalkaError(f"{method} cannot be merged: {error}") from None
             if new_bias is not None:
                 if bias is None:
-                    raise HalkaError(
-                        f"{adapter.method.name} adds a bias to {target.name}, which has none: not mergeable"
-                    )
+                    raise HalkaError(f"{method} adds a bias to {target.name}, which has none: not mergeable")
                 changed[names["bias"]] = new_bias
             changed[names["weight"]] = new.T if target.transposed else new
     return {name: tensor.to(dtype or own[name].dtype).contiguous() for name, tensor in changed.items()}

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -246,8 +247,11 @@ def _others(
     model: AdaptedModel, sources: Sequence[Adapter], weights: Sequence[float], method: str, joined: Join
 ) -> tuple[Method, dict[str, Tensor]]:
     """The method that all sources share, and the sum of their tensors."""
-    first = sources[0].method
-    if any(_trained(source.method) != _trained(first) for source in sources):
+    first, states = sources[0].method, [source.state_dict() for source in sources]
+    alike = [{key: tensor.shape for key, tensor in state.items()} for state in states]
+    if any(_trained(source.method, first) != _trained(first, first) for source in sources) or alike != alike[:1] * len(
+        alike
+    ):
         raise HalkaError(
             f"these {first.name} adapters differ in their hyper-parameters ({first} and others), so their tensors "
             "cannot be summed: train them with equal hyper-parameters"
@@ -261,7 +265,6 @@ def _others(
     if method not in WAYS or (method != "linear" and not isinstance(first, FROM_START)):
         able = "linear" if not isinstance(first, FROM_START) else ", ".join(WAYS)
         raise HalkaError(f"{method} is not defined for {first.name}: choose {able}")
-    states = [source.state_dict() for source in sources]
     start = _start(model, sources[0]) if isinstance(first, FROM_START) else {}
     summed = {}
     for key, tensor in states[0].items():
@@ -270,10 +273,18 @@ def _others(
     return first, summed
 
 
-def _trained(method: Method) -> Method:
-    """The method without what matters until it is trained: its dropout, and what virtual tokens start as."""
+PLACES = ("targets", "feedforward", "layers")
+
+
+def _trained(method: Method, first: Method) -> Method:
+    """The method without what matters until it is trained, its dropout and what virtual tokens start as.
+
+    It has the first one's places: an adapter may name them by groups, and another, read from its files, one by one.
+    """
     plain: Any = method
-    past = {"dropout": 0.0} | ({"start": "random", "tokens": ()} if isinstance(method, Prefix | Prompt) else {})
+    past: dict[str, Any] = {"dropout": 0.0, **{key: vars(first)[key] for key in PLACES if key in vars(first)}} | (
+        {"start": "random", "tokens": ()} if isinstance(method, Prefix | Prompt) else {}
+    )
     return replace(plain, **{key: value for key, value in past.items() if key in method.__dataclass_fields__})
 
 
@@ -284,6 +295,6 @@ def _start(model: AdaptedModel, adapter: Adapter) -> dict[str, Tensor]:
         for path, target in adapter.targets.items():
             part = adapter.method.build(target)
             assert part is not None
-            place = next(adapter.parts[path].parameters()).device
-            state.update(part.to(place).state_dict(prefix=f"{path}."))
+            for own in islice(adapter.parts[path].parameters(), 1):  # a part that is tied to another has none
+                state.update(part.to(own.device).state_dict(prefix=f"{path}."))
     return state

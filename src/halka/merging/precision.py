@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from halka.core import AdaptedModel
+
+EXPERTS = "_experts_implementation"  # of a configuration: how transformers computes a mixture
 
 
 @contextmanager
@@ -28,7 +31,12 @@ def in_precision(
             if parameter is not None
         ]
         cast: dict[int, nn.Parameter] = {}  # by the identity of what was cast
+        base: Any = model.base
+        config = base.config.get_text_config()
+        of_experts = getattr(config, EXPERTS, None)
         try:
+            if of_experts is not None and dtype == torch.float64:  # of which torch has no grouped product
+                setattr(config, EXPERTS, "eager")
             for name, module, key, parameter in own:
                 tensor = (weights or {}).get(name, parameter)
                 if tensor.is_floating_point():
@@ -39,5 +47,7 @@ def in_precision(
                     module._parameters[key] = cast[id(tensor)]
             yield
         finally:
+            if of_experts is not None:
+                setattr(config, EXPERTS, of_experts)
             for _, module, key, parameter in own:
                 module._parameters[key] = parameter

@@ -44,11 +44,11 @@ class Modules:
                 f"modules: {target.name} is quantised to {form} and cannot be trained: load the base without quantize"
             )
         inputs = signature(target.module.forward).parameters.values()
-        needed = [one.name for one in inputs if one.default is Parameter.empty and one.kind in ONE_BY_ONE]
-        if len(needed) > 1:
+        names = [one.name for one in inputs if one.kind in ONE_BY_ONE]
+        if len(names) > 1:
             raise HalkaError(
                 f"modules: {target.name}, a {type(target.module).__name__}, takes several inputs "
-                f"({', '.join(needed)}): name modules with one input"
+                f"({', '.join(names)}): name modules with one input"
             )
         return WholePart(target.module, target.name)
 
@@ -68,6 +68,8 @@ class WholePart(ModulePart):
     Where the module is tied to another, as many heads are to the embeddings, the other stays as it is. Where the base
     is divided among processes, each has the parameters whole.
     """
+
+    replaces = True
 
     def __init__(self, module: nn.Module, name: str):
         super().__init__()

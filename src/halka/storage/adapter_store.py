@@ -168,7 +168,7 @@ class AdapterStore:
         adapter = AdapterFolder.open(source)
         name = _named(adapter.name) if name is None else name
         adapter.verify()
-        base = {} if adapter.card is None else adapter.card.base
+        base: Mapping[str, Any] = {} if adapter.card is None else adapter.card.base
         if base.get("fingerprint") and not self._claim(base["fingerprint"], base.get("name") or ""):
             raise WrongBaseError(f"{adapter} was made for another base than the adapters in {self.folder}")
         with self._writing(name) as place:

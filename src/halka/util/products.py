@@ -92,7 +92,7 @@ def linear(x: Tensor, weight: Tensor | Grouped, bias: Tensor | None = None) -> T
         return F.linear(x, weight, bias)
     if isinstance(weight, Grouped):
         result = _of_runs(x, weight)
-    elif x.shape[1] == 1 and _lies_by_input(weight):
+    elif x.shape[1] == 1 and _lies_by_input(x, weight):
         result = _one_token(x, weight)
     else:
         result = x @ weight.mT
@@ -123,14 +123,15 @@ def _of_runs(x: Tensor, grouped: Grouped) -> Tensor:
         return _in_one_go(x, grouped)
     if isinstance(grouped.runs, Runs):
         return _run_by_run(x, grouped)
-    if _lies_by_input(grouped.weights):
+    if _lies_by_input(x, grouped.weights):
         return _sums(x, grouped.weights, grouped.runs.bags(x.shape[1]))
     return _as_rows(x, grouped.weights, grouped.runs)
 
 
-def _lies_by_input(weights: Tensor) -> bool:
-    """Whether weights (G, R, I) lie as `_sums` wants them, in a pass that it can compute."""
-    return weights.device.type == "cpu" and weights.mT.is_contiguous() and not torch.is_grad_enabled()
+def _lies_by_input(x: Tensor, weights: Tensor) -> bool:
+    """Whether weights (G, R, I) lie as `_sums` wants them, in a pass that it can compute, which autocast does not."""
+    by_input = weights.device.type == "cpu" and weights.mT.is_contiguous() and x.dtype == weights.dtype
+    return by_input and not torch.is_grad_enabled()
 
 
 def _fits_kernel(x: Tensor, weights: Tensor) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import GenerationConfig
 
 from halka.models.heads import NEW, label_rows
 
@@ -32,6 +33,8 @@ def write_model(
     is written once; if their weights differ, the configuration says that they are not tied.
     """
     model = described(base, weights)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config = GenerationConfig()  # save_pretrained refuses what a base was given by hand
     if labels:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: index for index, label in enumerate(labels)}
@@ -40,14 +43,23 @@ def write_model(
         weights = {
             key: tensor[: len(labels)].contiguous() if key in rows else tensor for key, tensor in weights.items()
         }
+    if base.config.tie_word_embeddings and not model.config.tie_word_embeddings:  # else one of two is left out
+        weights = {**weights, **{key: weights[key].clone() for key in base.all_tied_weights_keys}}
     model.save_pretrained(folder, state_dict=dict(weights), max_shard_size="5GB")
     model.config.dtype = next(iter(weights.values())).dtype  # save_pretrained set it to the modules' dtype
     setattr(model.config, MARK, version("halka"))
     model.config.save_pretrained(folder)
+    write_generation_config(base, folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors makes files that only the owner can read
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def write_generation_config(base: Any, folder: Path) -> None:
+    """Write the base's generation config, if it has one, as it is."""
+    if getattr(base, "generation_config", None) is not None:
+        (folder / "generation_config.json").write_text(base.generation_config.to_json_string(), encoding="utf-8")
 
 
 def stranger(folder: Path, vocabulary: Iterable[str]) -> str | None:

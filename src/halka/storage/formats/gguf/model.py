@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from halka.storage.formats.gguf.tokenizer import write_tokenizer
-from halka.storage.formats.model_folder import described
+from halka.storage.formats.model_folder import described, write_generation_config
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def write_gguf(base: Any, tokenizer: Any, weights: Mapping[str, Tensor], path: P
         folder = Path(temporary) / name
         folder.mkdir()
         model.config.save_pretrained(folder)
-        if model.generation_config is not None:
-            model.generation_config.save_pretrained(folder)
+        write_generation_config(model, folder)
         tokenizer.save_pretrained(folder)
         for key, tensor in tensors_of(model, weights):
             _add(writer, key, tensor, kind)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core import AdaptedModel, Method, Target
+from halka.core.targets import module_target
 from halka.methods import Joint, Modules, Prefix, Prompt
 from halka.storage.formats.format import base_of, target_of
 from halka.storage.formats.peft import experts, ia3, lora, prefix, prompt
@@ -117,10 +118,9 @@ def _layers(options: Mapping[str, Any], model: AdaptedModel) -> dict[str, tuple[
         raise HalkaError('target_modules names no module of this base: name some, or "all-linear"')
     by_name: dict[str, Target] = {target.name: target for target in model.targets if target.d_in}
     layers: dict[str, tuple[int, int, nn.Module]] = {}
+    base = base_of(model.targets)
     for path in sorted(paths):
-        target = by_name.get(path)
-        if target is None:
-            raise HalkaError(f"{path} has no role in this base: leave it out, or name it in a method's targets")
+        target = by_name.get(path) or module_target(path, base.get_submodule(path))  # where it has no role
         layers[path] = target.d_in, target.d_out, target.module
     return layers
 

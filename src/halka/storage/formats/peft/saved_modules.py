@@ -20,7 +20,7 @@ from halka.util.errors import HalkaError
 ROLES: tuple[Literal["embedding"], Literal["head"]] = ("embedding", "head")
 ROWS = "token_adapter.trainable_tokens_delta"
 TOKENS_BASE = ".token_adapter.base_layer."
-COPY = re.compile(r"\.(modules_to_save|original_module)\.")
+COPY = re.compile(r"\.(modules_to_save(\.default)?|original_module)\.")
 
 
 METHODS = ("modules", "tokens")
