@@ -41,6 +41,7 @@ from halka.estimating.hardware import CONTEXT, PROCESS, Hardware
 from halka.methods import build_method
 from halka.rag.passages import Passage
 from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
+from halka.util.files import locked
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -464,6 +465,23 @@ def test_memory_that_runs_out_within_a_probe_is_told(base, tmp_path):
     assert found.missing["knowledge"] == "CUDA out of memory. Tried to allocate 2.00 GiB."
     other = run(request_for(base, max_new_tokens=5), tmp_path, skip=("fit",), progress=in_stage("base"))
     assert "CUDA out of memory" in other.missing["strength"]
+
+
+def test_results_stay_where_memory_is_short_afterwards(base, first):
+    folder, evidence = first
+    short = Machine(free=lambda: Available(10**6, 10**6, gpu=False))
+    again = run(request_for(base), folder, machine=short)
+    results = ("strength", "knowledge", "learnability")
+    assert [getattr(again, name) for name in results] == [getattr(evidence, name) for name in results]
+    assert not again.missing.keys() & {*results}
+    other = run(request_for(base, max_new_tokens=3), folder.with_name("short"), machine=short)
+    assert {*results} <= other.missing.keys()
+
+
+def test_a_folder_is_one_process_s(base, advised):
+    folder, _ = advised
+    with locked(folder, "mine"), pytest.raises(HalkaError, match=r"another process advises in .*name another folder"):
+        run(request_for(base), folder)
 
 
 def test_full_fine_tuning_that_does_not_fit_is_told_each_time(base, advised):

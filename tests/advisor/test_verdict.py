@@ -99,6 +99,24 @@ def test_whether_training_lowers_the_loss_is_told(end, moved):
     assert any(f"{moved} the held-out loss from 3.00 to {end:.2f}" in text for text in texts)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "trainable", "base"),
+    [
+        (134_000_000, True, "HuggingFaceTB/SmolLM2-360M-Instruct"),
+        (20_000_000_000, True, None),  # there is none of twice as many
+        (32_764_000_000, True, None),
+        (8_000_000_000, False, "Qwen/Qwen2.5-7B-Instruct"),
+        (134_000_000, False, None),  # there is no smaller one
+    ],
+)
+def test_another_base_is_another_one(parameters, trainable, base):
+    option = Option("lora", None, True, 9 * 10**10, False, 0, 10**7, None, 10**7, 10**10)
+    fit = None if trainable else Fit("a GPU", 24 * 10**9, 0, 80, 8, 1, (option,), {})
+    asked = replace(evidence(fit=fit), subject=replace(SUBJECT, parameters=parameters))
+    lines = commands(asked, "base")
+    assert [line.split()[3] for line in lines] == ([] if base is None else [base])
+
+
 def test_a_score_that_is_as_good_by_luck_has_twice_the_loss():
     bar, scores = Criteria(0.1), {"rag": 0.42, "peft+rag": 0.40}
     assert choose(scores, bar, {"rag": 0.5, "peft+rag": 0.3}) == ("rag", "best")

@@ -164,6 +164,11 @@ def test_json_fields():
     assert of("json_field:slots.year", said, TRUE_JSON) == of("json_field:intent", "{", TRUE_JSON) == 0
     assert of("json_field_f1", "nonsense", TRUE_JSON) == 0
     assert of("json_field_f1:slots", '{"intent": "x", "slots": {}}', '{"intent": "x", "slots": {}}') == 1
+    for metric in ("json_field:slot", "json_field_f1:slot"):  # which no reference has, such as a misspelt one
+        with pytest.raises(HalkaError, match=f"{metric} is undefined here"):
+            of(metric, said, TRUE_JSON)
+    for metric in ("json_field:\u09af\u09bc", "json_field:\u09df", "json_field_f1:\u09df"):  # one letter, spelled twice
+        assert [of(metric, text, '{"\u09df": 1}') for text in ('{"\u09af\u09bc": 1}', "{}")] == [1, 0], metric
     # micro: hits, said and true are summed over the items first
     micro = value("json_field_f1", ['{"a":1}', '{"a":1,"b":2,"c":3}'], [['{"a":2}'], ['{"a":1,"b":2,"c":4}']])
     assert micro == pytest.approx(2 * 2 / (4 + 4))

@@ -208,7 +208,8 @@ def _commands(evidence: Evidence, choice: Choice) -> list[Command]:
         case "data":
             return [*_preview(evidence), _advise_again(evidence, evidence.subject.base)]
         case "base":
-            return [_advise_again(evidence, _other_base(evidence))]
+            other = _other_base(evidence)
+            return [] if other is None else [_advise_again(evidence, other)]
 
 
 def _tuned(evidence: Evidence, choice: Choice) -> list[Command]:
@@ -261,18 +262,18 @@ def _advise_again(evidence: Evidence, base: str) -> Command:
     return ["halka", "advise", "--base", base, *evidence.subject.again]
 
 
-def _other_base(evidence: Evidence) -> str:
+def _other_base(evidence: Evidence) -> str | None:
     """A base of `LARGER` with at least twice the parameters, if possible one that fits the hardware in NF4.
 
-    Where the base cannot be trained at all, the largest smaller one that fits, else the smallest.
+    Where the base cannot be trained at all, the largest smaller one that fits, else the smallest. None: there is none.
     """
     subject, fit = evidence.subject, evidence.fit
     fitting = [name for name in LARGER if fit is None or fit.memory is None or NF4_BYTES * LARGER[name] <= fit.memory]
     if fit is not None and all(option.largest_batch == 0 for option in fit.options) and fit.options:
-        smaller = [name for name in fitting if LARGER[name] < subject.parameters]
-        return (smaller or [*LARGER][:1])[-1]
+        smaller = [name for name in LARGER if LARGER[name] < subject.parameters]
+        return next(reversed([name for name in smaller if name in fitting] or smaller[:1]), None)
     twice = [name for name in LARGER if LARGER[name] >= 2 * subject.parameters]
-    return ([name for name in twice if name in fitting] or twice or [*LARGER][-1:])[0]
+    return next(iter([name for name in twice if name in fitting] or twice), None)
 
 
 def _halka(evidence: Evidence, command: str, values: Settings | None = None) -> Command:

@@ -12,12 +12,12 @@ from halka.advisor import pilot_plots, plots, words
 from halka.advisor.advice import Advice, advised_trial
 from halka.advisor.evidence import Evidence, Fit, Learnability, ProbeName, Trial
 from halka.advisor.reasons import Reason, gaps
-from halka.advisor.verdict import Prospect
+from halka.advisor.verdict import Prospect, trainable
 from halka.report.intervals import finite
 from halka.report.page import fill, write_page
 from halka.report.svg import Plot, drawn
 from halka.report.units import count, duration, learning_rate, percent, size
-from halka.util.text import columns, one_line, plural
+from halka.util.text import JOINERS, columns, one_line, plural
 
 if TYPE_CHECKING:
     from rich import table as rich_table
@@ -96,7 +96,7 @@ def render_advice(advice: Advice, evidence: Evidence) -> str:
         missing=_missing(evidence),
         time=words.time(evidence),
         settings=words.trained_with(advice.settings, subject.train),
-        commands=["".join(c for c in line if c.isprintable() or c in "\n\t") for line in advice.commands],
+        commands=["".join(c for c in line if c.isprintable() or c in f"\n\t{JOINERS}") for line in advice.commands],
         probes=[probe for probe in probes if probe.plots or probe.tables or probe.sentences],
     )
 
@@ -138,7 +138,7 @@ def _learnability(evidence: Evidence, advice: Advice) -> Probe:
         words.agreement(learned),
     ]
     makers = (pilot_plots.pilot, pilot_plots.pilot_with_passages, pilot_plots.data_sizes)
-    tables = (_trials(learned, advised_trial(evidence, advice.choice)),) if learned.trials else ()
+    tables = (_trials(learned, advised_trial(trainable(evidence), advice.choice)),) if learned.trials else ()
     return Probe("learnability", (" ".join(filter(None, sentences)),), _drawn(evidence, *makers), tables)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -61,6 +61,7 @@ from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
 from halka.estimating.lengths import length_by_characters
 from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
+from halka.util.files import locked
 from halka.util.machine import precision_here, ran_out
 
 BASE_PROBES: tuple[ProbeName, ...] = ("strength", "knowledge", "learnability")
@@ -89,7 +90,8 @@ def probe(
     progress  called with a stage and what it does
     machine   what it runs on, and its clock
 
-    Raises HalkaError for an unknown probe or device, a folder with other contents, and a base that is no causal LM;
+    Raises HalkaError for an unknown probe or device, a folder with other contents or where another
+    process advises, and a base that is no causal LM;
     DataError for data that cannot be used; and as `load_base` does.
     """
     if unknown := {*skip} - {*PROBES}:
@@ -101,11 +103,13 @@ def probe(
     if request.device not in (None, "here"):
         device_named(request.device)
     config, examples = decoder_config(request.base), sample(request)
-    probes = _Probes(
-        *(request, examples, config, AdviceFolder(folder), 60 * minutes, tuple(skip)),
-        *(pilot or PilotConfig(), progress, machine),
-    )
-    return probes.evidence()
+    advice = AdviceFolder(folder)
+    with locked(advice.path, f"another process advises in {advice.path}: wait for it, or name another folder"):
+        probes = _Probes(
+            *(request, examples, config, advice, 60 * minutes, tuple(skip)),
+            *(pilot or PilotConfig(), progress, machine),
+        )
+        return probes.evidence()
 
 
 @dataclass
@@ -122,6 +126,7 @@ class _Probes:
     progress: Progress
     machine: Machine
     missing: dict[str, str] = field(default_factory=dict)
+    too_large: Set[str] = frozenset()  # those of them that have no result because memory is short now
 
     def __post_init__(self) -> None:
         gpu = self.machine.gpu()
@@ -138,7 +143,8 @@ class _Probes:
         self.folder.write_examples(TRAIN, self.sample.all_train)
         self.folder.write_examples(HELD_OUT, self.sample.held_out)
         size = self._size()
-        self.missing |= dict.fromkeys(self.skip, "skipped") | self._too_large(size)
+        self.missing |= dict.fromkeys(self.skip, "skipped") | (too_large := self._too_large(size))
+        self.too_large = too_large.keys() - {*self.skip}
         self.missing |= {name: why for name, why in self.plan.untimely.items() if name not in self.missing}
         uses_base = any(name not in self.missing or name in self.plan.untimely for name in BASE_PROBES)
         defects = self._run("cleanliness", Cleanliness, self._cleanliness)
@@ -310,12 +316,15 @@ class _Probes:
 
         suffix   of its key, for what is known only once the base was loaded
         """
-        if name in self.missing:
-            return None
         key = f"{self.keys[name]}{suffix}"
+        if name in self.missing and name not in self.too_large:
+            return None
         if (saved := self.folder.load_result(name, key, kind)) is not None:
             self.budget.done |= {CLOSED, EXAMPLES} if name == "strength" else set()
+            self.missing.pop(name, None)
             return saved
+        if name in self.missing:
+            return None
         budget, of_base = self.budget, name in BASE_PROBES
         try:
             if of_base:

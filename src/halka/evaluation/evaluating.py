@@ -18,6 +18,8 @@ from halka.objectives import objective_of
 from halka.training import mean_loss
 from halka.util.errors import DataError, HalkaError
 
+HUGE = 700.0  # nats: no float holds the perplexity of more than some 709
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -114,4 +116,5 @@ def perplexity(model: AdaptedModel, name: str | None, text: str, *, window: int 
     items = [Tokens(part, [False, *[True] * (len(part) - 1)]) for part in windows if len(part) > 1]
     if not items:
         raise DataError("the text is too short for a perplexity: it needs at least two tokens")
-    return math.exp(mean_loss(model, name, items))
+    loss = mean_loss(model, name, items)
+    return math.exp(loss) if loss < HUGE else math.inf  # of a run that diverged

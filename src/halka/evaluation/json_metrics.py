@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from halka.data.metric import Counts, Metric, ratio
 from halka.util.errors import HalkaError
 
@@ -31,12 +33,17 @@ def json_field(path: str) -> Metric:
 
 
 def json_field_f1(path: str = "") -> Metric:
-    """Micro-F1 over the leaves below a dotted path, or of the whole; 1 if there are neither gold nor predicted ones."""
+    """Micro-F1 over the leaves below a dotted path, or of the whole; 1 if there are neither gold nor predicted ones.
+
+    Undefined where no reference has the path.
+    """
     return Metric(
         f"json_field_f1:{path}" if path else "json_field_f1",
         f"micro-F1 over the (path, value) pairs of the JSON{f' under {path!r}' if path else ''}",
         _leaf_counts(path),
-        lambda sums: ratio(2 * sums["hit"], sums["predicted"] + sums["gold"], empty=1.0),
+        lambda sums: np.where(
+            sums["items"] > 0, ratio(2 * sums["hit"], sums["predicted"] + sums["gold"], empty=1.0), np.nan
+        ),
     )
 
 
@@ -77,7 +84,7 @@ def _parse_reference(text: str) -> Any:
 
 
 def _at(value: Any, path: str) -> Any:
-    for key in path.split("."):
+    for key in unicodedata.normalize("NFC", path).split("."):
         if not isinstance(value, dict) or key not in value:
             return _MISSING
         value = value[key]
@@ -100,14 +107,16 @@ def _leaves(value: Any) -> set[tuple[tuple[str | int, ...], str]]:
 def _leaf_counts(path: str) -> Callable[[str, Sequence[str]], Counts]:
     """Counts of predicted and gold leaves and of both, against the reference with the highest F1."""
 
-    def leaves(value: Any) -> set[tuple[tuple[str | int, ...], str]]:
-        return _leaves(_at(value, path) if path else value)
+    def within(value: Any) -> Any:
+        return _at(value, path) if path else value
 
     def counts(prediction: str, references: Sequence[str]) -> Counts:
-        predicted = leaves(_parse(prediction))
-        options = [leaves(_parse_reference(reference)) for reference in references]
+        predicted = _leaves(within(_parse(prediction)))
+        golds = [within(_parse_reference(reference)) for reference in references]
+        options = [*map(_leaves, golds)]
         gold = max(options, key=lambda gold: 2 * len(predicted & gold) / max(1, len(predicted) + len(gold)))
-        return {"hit": len(predicted & gold), "predicted": len(predicted), "gold": len(gold)}
+        items = float(any(value is not _MISSING for value in golds))
+        return {"hit": len(predicted & gold), "predicted": len(predicted), "gold": len(gold), "items": items}
 
     return counts
 

@@ -208,6 +208,8 @@ def serve(
     try:
         for number, result in enumerate(measure(runs, [source.parent for source in sources])):
             write(number, result)
+    except BrokenPipeError:  # whoever reads the reports is gone, and nothing is wrong with the run
+        return 1
     except Exception as error:
         traceback.print_exc()
         if len(runs) > 1:

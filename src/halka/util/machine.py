@@ -142,7 +142,9 @@ def available(device: torch.device | None = None, root: Path = Path("/")) -> int
     """
     if device is not None and device.type == "cuda":
         return torch.cuda.memory_reserved(device) + torch.cuda.mem_get_info(device)[0]
-    return psutil.Process().memory_info().rss + min([psutil.virtual_memory().available, *_left_in_groups(root)])
+    held = psutil.Process().memory_info()
+    own = held.rss - getattr(held, "shared", 0)  # pages of files, such as a mapped base's, count as left already
+    return own + min([psutil.virtual_memory().available, *_left_in_groups(root)])
 
 
 @contextmanager
@@ -213,14 +215,16 @@ def _left_in_groups(root: Path) -> Iterator[int]:
     """Bytes that each control group with a limit has left; cached files count as free."""
     for folder, unified in _groups(root, "memory"):
         if unified:
-            limit, used, files = "memory.max", "memory.current", "inactive_file"
+            limit, used, files = "memory.max", "memory.current", ("inactive_file", "active_file")
         else:
-            limit, used, files = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+            files = ("total_inactive_file", "total_active_file")
         if (folder / limit).exists():
             most = (folder / limit).read_text().strip()
             if most != "max":
                 statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                yield max(0, int(most) - int((folder / used).read_text()) + int(statistics.get(files, 0)))
+                cached = sum(int(statistics.get(name, 0)) for name in files)
+                yield max(0, int(most) - int((folder / used).read_text()) + cached)
 
 
 def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
