@@ -223,6 +223,16 @@ def test_a_gpu_without_flash_attention_repeats_heads():
     assert [hardware_of(name, None, "bfloat16").flash for name in ("t4", "l4")] == [False, True]
 
 
+@pytest.mark.parametrize(("architecture", "times"), [("llama", 1), ("gemma2", 2)])
+def test_a_base_that_float16_does_not_hold_takes_float32_where_there_is_no_bfloat16(architecture, times):
+    older, newer, whole = (
+        halka.estimate(config_of(architecture), "lora", batch_size=1, length=8, device=device, dtype=dtype)
+        for device, dtype in (("t4", "bfloat16"), ("l4", "bfloat16"), ("t4", "float32"))
+    )
+    assert older.base_bytes == times * newer.base_bytes
+    assert whole.base_bytes == 2 * newer.base_bytes
+
+
 def test_more_rows_and_more_tokens_need_more():
     sizes = ((1, 16), (2, 16), (8, 16), (2, 8), (2, 64))
     found = {

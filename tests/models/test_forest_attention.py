@@ -250,7 +250,7 @@ def test_fused_equals_the_dense_mask_and_stores_no_mask_of_all_tokens(forest, on
     assert 0 < sum(mask.numel() for mask in masks) < FORESTS[forest].tokens ** 2
     assert way_of_forest("cuda", 0.1) == way_of_forest("mps") == "fused"
     assert way_of_forest("cuda", softcap=50.0) == "flex"
-    assert way_of_forest("cuda", 0.1, 50.0) == "dense"  # which no model that transformers has asks for by default
+    assert way_of_forest("cuda", 0.1, 50.0) == way_of_forest("mps", softcap=50.0) == "products"
 
 
 @pytest.mark.parametrize("way", ["products", "dense", "fused"])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from halka.studies.ablation import Ablation
 from halka.studies.compare import Plan, measurements, run, runner, write_outputs
 from halka.studies.experiment import Entry, Experiment, demo_experiment, read_experiment
 from halka.studies.places import Here
-from halka.studies.runner import Event, Runner
+from halka.studies.runner import Event, Runner, report, serve
 from halka.util.errors import HalkaError
 from halka.util.machine import cores
 from runs_for_tests import base_and_task, written_task
@@ -83,6 +86,26 @@ def test_those_that_are_too_much_together_run_one_by_one(stage):
     assert stage.names()[-2:] == ["lora 0.2 0 final", "lora 0.2 1 final"]
     assert add_up(events)
     assert kinds(events)["failed"] == 0
+
+
+def test_whoever_reads_the_reports_may_be_gone(tmp_path, monkeypatch):
+    """As where the command was killed: the run is not at fault, and neither a failure nor an old result is written."""
+    source, target = tmp_path / "run.json", tmp_path / "result.json"
+    source.write_text("{}")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+
+        def measure(runs, folders):
+            report(step=1)
+            yield {"status": "done"}
+
+        assert serve([str(source), str(target)], lambda content: None, measure) == 1
+        monkeypatch.undo()
+        with suppress(BrokenPipeError):
+            gone.close()
+    assert not target.exists()
 
 
 def test_one_that_is_killed_alone_too_is_recorded_and_the_others_go_on(stage):

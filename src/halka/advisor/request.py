@@ -231,6 +231,7 @@ class ProbePlan:
     untimely    what there was no time for, and why: probes, trials, prompts with passages
     spent       seconds that each probe took
     cuts        what else was left out or ended early, by probe
+    pilot       key of the pilot that `untimely` is about
     rooms       how the pilot trains, by its key
     shown       key of the examples that were written with passages
     """
@@ -246,6 +247,7 @@ class ProbePlan:
     untimely: dict[str, str] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
     cuts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    pilot: str | None = None
     rooms: dict[str, Room] = field(default_factory=dict)
     shown: str | None = None
 

@@ -119,6 +119,7 @@ def fit(
     config, setup = prepared(
         base, rows=batch_size, length=length, dtype=precision, quantize=quantize, flash=hardware.flash
     )
+    setup = replace(setup, dtype=hardware.precision_of(config, precision))
     at_least_one(tasks=tasks)
     chosen = [build_method(name, {}) for name in methods]
     search = _Search(config, setup, hardware, progress)

@@ -136,6 +136,10 @@ class _Probes:
         self.keys = result_keys(self.request, self.sample, self.seconds, weights, machine, self.folder.path, pilot)
         self.plan = self.folder.load_plan(self.keys["knowledge"])
         self.plan.costs.batch_tokens = self.pilot.batch_tokens
+        if self.plan.pilot != self.keys["learnability"]:  # another has time for other trials
+            self.plan.pilot = self.keys["learnability"]
+            for name in ("learnability", WITH_PASSAGES.name, FULL.name):
+                self.plan.untimely.pop(name, None)
         self.budget = Budget(self.seconds, self.machine.clock, self.plan.spent, self.plan.costs)
 
     def evidence(self) -> Evidence:

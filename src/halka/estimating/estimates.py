@@ -138,7 +138,7 @@ def estimate(
     if not chosen:
         raise HalkaError(f"there is no method to estimate: name one or more of {', '.join(FAMILIES)}")
     where = hardware_of(device, memory, setup.dtype)
-    setup = replace(setup, flash=where.flash)
+    setup = replace(setup, flash=where.flash, dtype=where.precision_of(config, setup.dtype))
     rows: list[Row] = []
     run: DryRun | None = None
     for method in chosen:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from halka.estimating.devices import DEVICES, Device, device_named
 from halka.estimating.measured_device import measure_device
+from halka.models.loading import OVERFLOWING
 from halka.util.machine import CPU, lacks_bfloat16, usable_precision
 
 KERNELS = (
@@ -43,6 +45,11 @@ class Hardware:
     def flash(self) -> bool:
         """Whether it is a GPU with flash attention; one of which nothing is known is taken to have it."""
         return self.has_flash if self.device is None else self.device.flash
+
+    def precision_of(self, config: Any, dtype: str) -> str:
+        """What a base of that configuration computes in, where it is loaded in `dtype`, as by `load_base`."""
+        lacks = self.gpu and not self.flash  # NVIDIA's before Ampere lack both; float16 takes as many bytes as bfloat16
+        return "float32" if lacks and dtype == "bfloat16" and config.model_type in OVERFLOWING else dtype
 
     @property
     def room(self) -> int | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
+
+from halka.util.plain import plain
 
 
 def dumps(value: Any) -> bytes:
@@ -20,17 +21,8 @@ def dumps(value: Any) -> bytes:
     try:
         text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
+        text = json.dumps(plain(value), separators=(",", ":"), allow_nan=False)
     return text.encode("ascii")
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for each number that JSON cannot write."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {_finite(key): _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class Json(Response):

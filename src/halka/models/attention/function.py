@@ -253,7 +253,7 @@ def attend_to_forest(
     mask = plan.cached(("blocks", visibility), lambda: block_mask(visibility))
     output = attend_by_flex(query, keys, values, mask, scale, softcap, window is not None, kernels)
     if output is None:
-        other = "fused" if softcap is None else "products"  # which keeps scores
+        other = _without_flex(softcap)
         return attend_to_forest(query, key, value, plan, scale, dropout, softcap, window, memory, other)
     return output
 
@@ -298,15 +298,17 @@ def attend_to_blocks(
 
 
 def way_of_forest(device: str, dropout: float = 0.0, softcap: float | None = None) -> str:
-    """How a kind of device computes a forest's attention; scores of N × N are the last resort.
+    """How a kind of device computes a forest's attention; "dense", with scores of N × N, is the slow twin.
 
     FlexAttention has no dropout, and torch's fused attention no softcap.
     """
     if device == "cpu":
         return "products"
-    if device in COMPILED and not dropout:
-        return "flex"
-    return "fused" if softcap is None else "dense"
+    return "flex" if device in COMPILED and not dropout else _without_flex(softcap)
+
+
+def _without_flex(softcap: float | None) -> str:
+    return "fused" if softcap is None else "products"
 
 
 def _layer_memory(
