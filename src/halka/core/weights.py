@@ -74,7 +74,7 @@ def _merged(adapter: Adapter, paths: Sequence[str], dtype: torch.dtype | None) -
             part, target = adapter.parts[path], adapter.targets[path]
             if isinstance(part, ModulePart) and part.replaces and not target.d_in:
                 own |= {f"{target.name}.{name}": tensor for name, tensor in target.module.named_parameters()}
-                changed |= {f"{target.name}.{name}": tensor for name, tensor in part.named_parameters()}
+                changed |= {f"{target.name}.{name}": tensor.detach() for name, tensor in part.named_parameters()}
                 continue
             if not isinstance(part, ModulePart) or not target.d_in:
                 raise HalkaError(f"{method} acts on {target.role}, which is no weight: not mergeable")

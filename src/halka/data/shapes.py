@@ -13,14 +13,7 @@ from halka.util.text import not_unicode
 
 Role = Literal["system", "user", "assistant"]
 OPTIONAL = ("system", "references")  # keys that a row of any shape may have
-UNREADABLE = (
-    "tools",
-    "functions",
-    "images",
-    "image",
-    "videos",
-    "audios",
-)  # without which a row's text means another thing
+UNREADABLE = ("tools", "functions", "images", "videos", "audios")  # without these a text means something else
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message, for which templates differ
 UNLEARNED = ("0", "0.0", "false")  # of OpenAI's `weight`, axolotl's `train` and `training`
 
