@@ -127,6 +127,16 @@ def test_a_template_that_rewrites_earlier_answers_is_refused():
         encode(chat("What?", thought, "And?", "42"), CHATS["thoughts"])
 
 
+@pytest.mark.parametrize("name", ["phi", "chatml", "mistral"])
+def test_what_closes_an_answer_is_not_looked_for_in_the_closing_token_itself(name):
+    """Single words and letters, such as those of <|endoftext|>, are answers, too."""
+    for last in ("d", "end", "text", "of", "s"):
+        first, second = learned(encode(chat("What?", "Paris.", "And?", last), CHATS[name]), CHATS[name])
+        assert "Paris." in first
+        assert second.lstrip().startswith(last)
+    assert any(encode(chat("What?", ""), CHATS[name]).loss), "an empty answer is closed, too"
+
+
 def test_an_answer_that_is_not_learned_is_context():
     """Even one that the template rewrites once others follow, as without a thought."""
     for before in ("Paris.", "<think>\nhmm\n</think>\n\nParis."):

@@ -282,6 +282,11 @@ def test_an_adapter_from_memory_combines_with_one_from_its_files(method, tmp_pat
     expected = halka.combine(model, {"a": 0.5, "b": 0.5}, name="both").state_dict()
     combined = halka.combine(model, {"a": 0.5, "read": 0.5}).state_dict()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in combined.items())
+    if method.name == "ia3":
+        for name, feedforward in (("in", ("attn.o",)), ("out", ())):  # of square layers: equal shapes
+            model.add(name, halka.IA3(targets=("attn.o",), feedforward=feedforward))
+        with pytest.raises(ValueError, match="differ in their hyper-parameters"):
+            halka.combine(model, {"in": 0.5, "out": 0.5}, name="mixed")
     model.add("fewer", halka.IA3(targets=("attn.kv",)) if method.name == "ia3" else halka.LlamaAdapter(length=4))
     with pytest.raises(ValueError, match="differ in their hyper-parameters"):
         halka.combine(model, {"a": 0.5, "fewer": 0.5}, name="other")

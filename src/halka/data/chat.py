@@ -152,9 +152,13 @@ def _close(text: str, answer: Message, marks: tuple[str, ...]) -> tuple[int, str
     stripped = text.rstrip()
     if not stripped.endswith(marks):
         return len(text), ""
-    _, content, behind = stripped.rpartition(answer.content.strip())
-    closing = [mark for mark in marks if content and behind.lstrip().startswith(mark)]
-    return len(stripped), max(closing or [mark for mark in marks if stripped.endswith(mark)], key=len)
+    closing, rest = list[str](), stripped  # the tokens at the end, the last one first
+    while (mark := max((mark for mark in marks if rest.endswith(mark)), key=len, default="")) != "":
+        closing.append(mark)
+        rest = rest.removesuffix(mark).rstrip()
+        if rest.endswith(answer.content.strip()):
+            return len(stripped), closing[-1]
+    return len(stripped), closing[0]
 
 
 def _earlier(text: str, start: int, message: Message, index: int, closing: str) -> int:

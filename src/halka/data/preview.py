@@ -143,7 +143,7 @@ def preview(
     examples that begin alike in one. `batches` and `too_long` are as a training has them.
 
     Raises:
-        DataError: a file has no usable row, or rows for a classifier and a tokenizer of no language model.
+        DataError: a file has no usable row, or rows for a classifier, and the tokenizer is an encoder's.
         OSError: a file is missing or may not be opened.
     """
     other_examples = {str(other): read_examples(other, shape).examples for other in others}
@@ -165,7 +165,7 @@ def inspect(
     too_long: LengthPolicy = "cut",
 ) -> Preview:
     """Preview examples that are already read, such as a task's split. Raises DataError if none can be used."""
-    if rows.shape in KIND_OF_SHAPE and not tokenizer.chat_template:
+    if rows.shape in KIND_OF_SHAPE and not tokenizer.chat_template and tokenizer.mask_token is not None:
         raise DataError(
             f"{name}: the rows are read as {rows.shape!r}, for a classifier or a tagger, and this shows what a "
             "language model reads: name a base that is one, or train without a look"

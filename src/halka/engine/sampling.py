@@ -104,14 +104,14 @@ def new_seed() -> int:
 class Draw(NamedTuple):
     """A row of logits: how its token is chosen, the request's seed, how many tokens the answer has, and which.
 
-    prompt: the tokens before the answer.
+    prompt: the tokens before the answer, each at least once.
     """
 
     sampling: Sampling
     seed: int
     count: int
     answer: Sequence[int] = ()
-    prompt: Sequence[int] = ()
+    prompt: Sequence[int] | np.ndarray = ()
 
 
 def likeliest(logits: Tensor) -> list[int]:
@@ -204,8 +204,8 @@ def _adjust(logits_V: np.ndarray, row: Draw) -> None:
     for token, value in sampling.bias.items():
         logits_V[token] += float(value)
     if (penalty := sampling.repetition_penalty) not in (None, 1):
-        tokens = np.unique([*row.prompt, *row.answer]).astype(int)
-        before = logits_V[tokens]
+        tokens = np.concatenate([row.prompt, row.answer]).astype(int)
+        before = logits_V[tokens]  # a copy: a token that is there twice changes once
         logits_V[tokens] = np.where(before < 0, before * float(penalty), before / float(penalty))
     if row.answer and (sampling.presence_penalty or sampling.frequency_penalty):
         tokens, counts = np.unique(row.answer, return_counts=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Iterator
 
+import numpy as np
 from torch import Tensor
 
 from halka.engine.cache import Block, BlockCache
@@ -40,6 +41,7 @@ class Text:
         """
         self.answer, self.version, self.number, self.seed = answer, version, number, seed
         self.tokens = [*answer.request.prompt]
+        self._in_prompt = np.unique(self.tokens)  # which may be penalised, at every step
         self.done = 0
         self.blocks: list[Block] = []
         self.begun = False  # it has had a row
@@ -77,7 +79,7 @@ class Text:
     def draw(self) -> Draw:
         """How its next token is chosen."""
         request, tokens = self.answer.request, self.answer.tokens
-        return Draw(request.sampling, self.seed, len(tokens), tokens, request.prompt)
+        return Draw(request.sampling, self.seed, len(tokens), tokens, self._in_prompt)
 
     @property
     def reason(self) -> Reason | None:

@@ -117,4 +117,4 @@ def perplexity(model: AdaptedModel, name: str | None, text: str, *, window: int 
     if not items:
         raise DataError("the text is too short for a perplexity: it needs at least two tokens")
     loss = mean_loss(model, name, items)
-    return math.exp(loss) if loss < HUGE else math.inf  # of a run that diverged
+    return math.inf if loss > HUGE else math.exp(loss)  # infinite of a run that diverged

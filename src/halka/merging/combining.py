@@ -248,10 +248,15 @@ def _others(
 ) -> tuple[Method, dict[str, Tensor]]:
     """The method that all sources share, and the sum of their tensors."""
     first, states = sources[0].method, [source.state_dict() for source in sources]
-    alike = [{key: tensor.shape for key, tensor in state.items()} for state in states]
-    if any(_trained(source.method, first) != _trained(first, first) for source in sources) or alike != alike[:1] * len(
-        alike
-    ):
+    forms = [
+        (
+            _trained(source.method, first),
+            {key: tensor.shape for key, tensor in state.items()},
+            {path: type(part) for path, part in source.parts.items()},
+        )
+        for source, state in zip(sources, states, strict=True)
+    ]
+    if any(form != forms[0] for form in forms):
         raise HalkaError(
             f"these {first.name} adapters differ in their hyper-parameters ({first} and others), so their tensors "
             "cannot be summed: train them with equal hyper-parameters"

@@ -21,6 +21,11 @@ from halka.server.locks import locked, try_lock
 from halka.util.errors import HalkaError
 
 
+def seen_from(folder: Path, path: str) -> Path:
+    """A path as it was written, as seen from the folder; `..` leads back as it is written, whatever is a link."""
+    return Path(os.path.normpath(folder / path))
+
+
 class StorageFullError(HalkaError):
     """A tenant may not store as much."""
 
@@ -35,7 +40,9 @@ class Storage:
     @classmethod
     def of(cls, described: Mapping[str, Any], folder: Path) -> Storage:
         """The one that was `described`, with the paths that are not whole as seen from this folder."""
-        return cls(tuple(folder / path for path in described["folders"]), folder / described["reserved"])
+        return cls(
+            tuple(seen_from(folder, path) for path in described["folders"]), seen_from(folder, described["reserved"])
+        )
 
     def described(self, write: Callable[[Path], str] = str) -> dict[str, Any]:
         """Itself as plain data, with its paths as `write` writes them."""

@@ -145,7 +145,7 @@ def open_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:
     with _opened(path) as file:
         metadata = _metadata(file, path)
         current = json.loads(json.dumps(run))
-        before = {**PADDED, PLAN: current.get(PLAN), BEST_BY: "loss"}
+        before = {**PADDED, PLAN: current.get(PLAN), BEST_BY: "loss", WRITTEN: current.get(WRITTEN)}
         unnamed = {key: value for key, value in before.items() if key in current}
         saved = {**unnamed, **json.loads(metadata["run"])}
         if different := {key for key in {*saved, *current} if saved.get(key) != current.get(key)}:

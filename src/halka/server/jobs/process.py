@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from halka.server.jobs.folder import LOG, OUTPUT, RUN, JobFolder, JobRequest, now
-from halka.server.storage import Reservation, Storage, bytes_below
+from halka.server.storage import Reservation, Storage, bytes_below, seen_from
 from halka.util.errors import HalkaError
 
 NICE = 10  # who serves goes first
@@ -90,7 +90,7 @@ def _stored(job: JobFolder, request: JobRequest) -> dict[str, Any]:
 
     assert request.name is not None
     assert request.store is not None
-    store, trained = AdapterStore(job.path / request.store), AdapterFolder.open(job.path / RUN)
+    store, trained = AdapterStore(seen_from(job.path, request.store)), AdapterFolder.open(job.path / RUN)
     check_inside(store, request.name)
     stored = store.get(request.name) if request.name in store else None
     if stored is None or stored.open().id != trained.id:

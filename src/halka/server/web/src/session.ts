@@ -34,12 +34,16 @@ export async function ask(): Promise<void> {
   }
 }
 
-/** Tabs share the cookie: where another signs in or out, this one begins anew, and acts for nobody else. */
-const others = new BroadcastChannel("halka-session");
-others.onmessage = () => location.reload();
-
 /** The key of a session that ended in the midst of something. */
 let ended: string | null = null;
+
+/** Tabs share the cookie: where another signs in or out, this one begins anew, and acts for nobody else. */
+const others = new BroadcastChannel("halka-session");
+others.onmessage = async () => {
+  const answer = await get<Answer>("/v1/session").catch(() => null);
+  if (answer && answer.role !== null && answer.key !== null && answer.key === (session.peek()?.key ?? ended)) session.value = answer;
+  else location.reload();
+};
 
 /** Sign in; the page begins anew, so that nothing stays of who was here before, unless the same key goes on. */
 export async function signIn(key: string): Promise<void> {

@@ -13,14 +13,14 @@ export function Buttons({ job, changed, home = "/train" }: { job: Job; changed: 
   const w = words.value.jobs;
   const { busy, failure, run } = useAction();
   const [asks, setAsks] = useState(false);
-  const [stops, setStops] = useState(false); // and its status does not say so yet: another click would stop it at once
-  useEffect(() => setStops(false), [job.status]);
+  const [stops, setStops] = useState(""); // the status that it still has: another click would stop it at once
+  useEffect(() => setStops(""), [job.status]);
   const ended = ENDED.includes(job.status);
   const again = `/train?settings=${encodeURIComponent(JSON.stringify(job.settings["settings"] ?? {}))}`;
   return (
     <>
       {!ended && (
-        <Button kind="danger" icon="stop" busy={busy || stops} onClick={() => run(() => stopJob(job.id).then(() => setStops(true)))}>{job.status === "stopping" ? w.stopNow : w.stop}</Button>
+        <Button kind="danger" icon="stop" busy={busy || stops === job.status} onClick={() => run(() => stopJob(job.id).then(() => setStops(job.status)))}>{job.status === "stopping" ? w.stopNow : w.stop}</Button>
       )}
       {ended && job.status !== "done" && (
         <Button kind="primary" icon="again" busy={busy} onClick={() => run(() => resumeJob(job.id).then(changed))}>{w.resume}</Button>
