@@ -284,11 +284,8 @@ class AdviceFolder:
 
     def write_examples(self, name: str, examples: Iterable[Example]) -> None:
         """Write a data file with the examples as messages."""
-        rows = (
-            {"messages": [message.plain for message in example.messages], "references": example.references}
-            for example in examples
-        )
-        write_text(self.path / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        lines = (json.dumps(example.plain, ensure_ascii=False) + "\n" for example in examples)
+        write_text(self.path / name, "".join(lines))
 
     def pilot_folder(self, key: str) -> Path:
         """The folder of this pilot's checkpoints. Those of other pilots are removed."""

@@ -56,6 +56,11 @@ class Example:
         """What is learned: the final answer or, without one, the first reference."""
         return self.messages[-1].content if self._answered else next(iter(self.references), None)
 
+    @property
+    def plain(self) -> dict[str, object]:
+        """As a row of a data file."""
+        return {"messages": [message.plain for message in self.messages], "references": self.references}
+
     def place(self, index: int) -> str:
         """Where it was read from, else its number, from 1, in the list where it stands at `index`."""
         return self.where or f"example {index + 1}"

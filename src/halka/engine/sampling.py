@@ -85,8 +85,12 @@ class Sampling:
 
     @property
     def _adjusts(self) -> bool:
-        penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty not in (None, 1)
-        return bool(self.bias or penalties)
+        return bool(self.bias or self.presence_penalty or self.frequency_penalty or self.penalises_repetition)
+
+    @property
+    def penalises_repetition(self) -> bool:
+        """Whether tokens of the prompt matter."""
+        return self.repetition_penalty not in (None, 1)
 
 
 def _check(field: str, value: Any, kind: type, low: float, high: float, allowed: str) -> None:
@@ -104,7 +108,7 @@ def new_seed() -> int:
 class Draw(NamedTuple):
     """A row of logits: how its token is chosen, the request's seed, how many tokens the answer has, and which.
 
-    prompt: the tokens before the answer, each at least once.
+    prompt: the tokens before the answer, each at least once; empty where they do not matter.
     """
 
     sampling: Sampling
@@ -203,10 +207,11 @@ def _adjust(logits_V: np.ndarray, row: Draw) -> None:
     sampling = row.sampling
     for token, value in sampling.bias.items():
         logits_V[token] += float(value)
-    if (penalty := sampling.repetition_penalty) not in (None, 1):
+    if sampling.penalises_repetition:
+        penalty = float(sampling.repetition_penalty or 1)
         tokens = np.concatenate([row.prompt, row.answer]).astype(int)
         before = logits_V[tokens]  # a copy: a token that is there twice changes once
-        logits_V[tokens] = np.where(before < 0, before * float(penalty), before / float(penalty))
+        logits_V[tokens] = np.where(before < 0, before * penalty, before / penalty)
     if row.answer and (sampling.presence_penalty or sampling.frequency_penalty):
         tokens, counts = np.unique(row.answer, return_counts=True)
         logits_V[tokens] -= float(sampling.presence_penalty or 0) + float(sampling.frequency_penalty or 0) * counts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Iterator
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
@@ -41,7 +42,6 @@ class Text:
         """
         self.answer, self.version, self.number, self.seed = answer, version, number, seed
         self.tokens = [*answer.request.prompt]
-        self._in_prompt = np.unique(self.tokens)  # which may be penalised, at every step
         self.done = 0
         self.blocks: list[Block] = []
         self.begun = False  # it has had a row
@@ -79,7 +79,13 @@ class Text:
     def draw(self) -> Draw:
         """How its next token is chosen."""
         request, tokens = self.answer.request, self.answer.tokens
-        return Draw(request.sampling, self.seed, len(tokens), tokens, self._in_prompt)
+        prompt = self._in_prompt if request.sampling.penalises_repetition else ()
+        return Draw(request.sampling, self.seed, len(tokens), tokens, prompt)
+
+    @cached_property
+    def _in_prompt(self) -> np.ndarray:
+        """The prompt's tokens, each once."""
+        return np.unique(self.answer.request.prompt)
 
     @property
     def reason(self) -> Reason | None:

@@ -39,11 +39,7 @@ def lines_of(path: Path, shape: str | None, share: float | None) -> bytes:
     examples = read_examples(path, shape).examples
     if share is not None:
         _, examples = hold_out(examples, share)
-    rows = (
-        {"messages": [message.plain for message in example.messages], "references": example.references}
-        for example in examples
-    )
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    return "".join(json.dumps(example.plain, ensure_ascii=False) + "\n" for example in examples).encode()
 
 
 def _held_out(jobs: Path, id: str) -> tuple[JobFolder, str | None, Path, float | None]:
