@@ -33,6 +33,7 @@ from halka.models.fetching.smollm2 import SMOLLM2, Release
 from halka.models.fingerprint import fingerprint
 from halka.models.loading import load_base
 from halka.storage.adapter_folder import AdapterFolder
+from halka.storage.save_load import is_as_saved
 from halka.util.places import cache_dir
 from halka.util.text import chat_template_fingerprint
 
@@ -317,13 +318,24 @@ def test_a_hub_model_comes_from_the_client_cache_once_there(
     model.add("a", LoRA(rank=2))
     save(model, "a", tmp_path / "a")  # whoever takes it elsewhere finds the base by its name
     assert AdapterFolder.open(tmp_path / "a").base_name == "who/what"
+    at_a_commit, tokenizer = load_base("who/what@v1")  # the same as `revision`, and adapters name it, too
+    model = adapt(at_a_commit, tokenizer)
+    model.add("a", LoRA(rank=2))
+    save(model, "a", tmp_path / "at")
+    assert AdapterFolder.open(tmp_path / "at").base_name == "who/what@v1"
+    config = json.loads((tmp_path / "at" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("who/what", "v1")
+    assert is_as_saved(model, "a", AdapterFolder.open(tmp_path / "at"))
+    assert describe_base("who/what@v1")["source"] == "https://huggingface.co/who/what/tree/v1"
+    with pytest.raises(ValueError, match="who/what@v1 has another revision than 'v2'"):
+        load_base("who/what@v1", revision="v2")
     (folder / "README.md").write_text("---\nlicense: mit\n---\nA model.\n")
     assert describe_base("who/what")["source"] == "https://huggingface.co/who/what"
     assert describe_base("who/what")["licence"] == "mit"
 
 
 def test_a_revision_is_for_the_hub(folder: Path) -> None:
-    for name in (folder, "smollm2-135m"):
+    for name in (folder, "smollm2-135m", Path("who/what")):
         with pytest.raises(ValueError, match="revision 'main' is for names on the hub"):
             load_base(name, revision="main")
 

@@ -43,7 +43,7 @@ def list_(json: Json = False) -> None:
         held = size(base.bytes) if base.pulled else "–"
         place = str(base.path) if base.pulled else f"not here yet: halka base pull {base.name}"
         table.add_row(base.name, count(info.parameters), held, info.licence, place)
-    show(table, "Every command also takes a transformers folder or a hub name of a model.")
+    show(table, "Every command also takes a transformers folder, or a name on the hub: org/model, org/model@revision.")
 
 
 @app.command("show", cls=Command, epilog=examples("halka base show smollm2-135m", "halka base show ./my-model --json"))

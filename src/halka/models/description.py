@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halka.models.fetching import source_of
-from halka.models.loading import resolve, weight_files
+from halka.models.loading import hub_parts, resolve, weight_files
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.quiet import quiet_libraries
 from halka.util.text import chat_template_fingerprint
@@ -24,7 +24,7 @@ def describe_base(name_or_path: str | Path) -> dict[str, Any]:
     """
     from transformers import AutoConfig
 
-    folder = resolve(name_or_path, revision=None, fetch=False)
+    folder = resolve(name_or_path, fetch=False)
     files = weight_files(folder)
     with quiet_libraries():
         try:
@@ -51,16 +51,22 @@ def describe_base(name_or_path: str | Path) -> dict[str, Any]:
         "bytes": sum(file.stat().st_size for file in files),
         "chat_template": chat_template_fingerprint(tokenizer),
         "end_of_turn": _end_of_turn(tokenizer),
-        "source": source.get("origin") or (None if local else f"https://huggingface.co/{name_or_path}"),
+        "source": source.get("origin") or (None if local else _page(str(name_or_path))),
         "licence": source.get("licence") or _licence(folder),
     }
+
+
+def _page(name: str) -> str:
+    """A base's page on the hub."""
+    name, revision = hub_parts(name)
+    return f"https://huggingface.co/{name}" + (f"/tree/{revision}" if revision else "")
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """A base's tokenizer, without its weights. Raises HalkaError as `describe_base` does."""
     from transformers import AutoTokenizer
 
-    folder = resolve(name_or_path, revision=None, fetch=False)
+    folder = resolve(name_or_path, fetch=False)
     with quiet_libraries():
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

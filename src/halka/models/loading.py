@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from halka.models.fetching import is_pulled, known_bases, known_names, pull
 from halka.models.fetching.hub import from_hub
@@ -29,7 +29,8 @@ from halka.util.seeds import seeded
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<revision>\w[\w./-]*))?")
+REVISION = "_hub_revision"  # the attribute of a base that was loaded by one
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors", "README.md"]
 HUB_LEFT_OUT = ["*/*", "model.*.safetensors"]  # subfolders, weights in other precisions
@@ -51,7 +52,8 @@ def load_base(
     """Load a base, in eval mode, and its tokenizer, which has a pad token.
 
     name_or_path  a short name (`halka base list`; downloaded at its first use), a folder, or a name on the Hugging Face
-                  hub, which is downloaded once. Only safetensors are read, and no code that comes with a model is run
+                  hub, which is downloaded once: `org/model`, or `org/model@revision` for a branch, tag or commit.
+                  Only safetensors are read, and no code that comes with a model is run
     kind          what the base is for; as its configuration says if not given
     labels        for sequence-classification and token-classification: what the head predicts. A head that the weights
                   lack is initialised from `seed`; labels that the stored head has too keep their rows, whatever their
@@ -61,7 +63,7 @@ def load_base(
                   instructions for its products, where they take several times as long
     device        cuda, mps, cpu or the like; the first of these that this machine has if not given. Weights go there
                   directly where accelerate is installed, quantised ones layer by layer
-    revision      a branch, tag or commit on the hub
+    revision      the same as `@revision` behind the name
     quantize      store the weights of the layers in fewer bits: nf4 or int8 (`halka.models.quantised`)
 
     Raises HalkaError for an unknown name, kind, dtype, device or form of quantisation; a folder without configuration
@@ -78,7 +80,8 @@ def load_base(
         check_quantize(quantize)
     precision = dtype_name(dtype, "auto")
     place = place_of(device)
-    folder = resolve(name_or_path, revision, fetch=True)
+    name_or_path = _at(name_or_path, revision)
+    folder = resolve(name_or_path, fetch=True)
     weight_files(folder)
     too_large = f"{name_or_path} does not fit in the memory of {place}: {_smaller(quantize)}"
     with memory_named(too_large), quiet_libraries():
@@ -112,9 +115,7 @@ def load_base(
         if quantize is not None:
             quantise(model, quantize, place)
         model = model.to(place)
-    name = str(name_or_path)
-    if (info := known_bases().get(name)) or not (revision or Path(name).expanduser().is_dir()):
-        model.config._name_or_path = info.hub_name if info else name  # adapters name this as their base, not a cache
+    _name(model, str(name_or_path))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     if model.config.pad_token_id is None:
@@ -122,6 +123,41 @@ def load_base(
     if model.can_generate() and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id  # else generate() warns at every call
     return model.eval(), tokenizer
+
+
+def base_name(base: nn.Module) -> str:
+    """A base's name as `load_base` takes it, by which adapters name it; "" for one that has none."""
+    name: str = getattr(getattr(base, "config", None), "_name_or_path", "") or ""
+    revision: str | None = getattr(base, REVISION, None)
+    return name if revision is None else f"{name}@{revision}"
+
+
+def hub_parts(name: str) -> tuple[str, str | None]:
+    """A base's name without its revision on the hub, and that; a folder has none."""
+    parts = None if Path(name).expanduser().is_dir() else HUB_NAME.fullmatch(name)
+    return (name, None) if parts is None else (parts["name"], parts["revision"])
+
+
+def _at(name_or_path: str | Path, revision: str | None) -> str | Path:
+    """A name on the hub with its revision. Raises HalkaError for another name with one, and for two revisions."""
+    if revision is None:
+        return name_or_path
+    name = str(name_or_path)
+    if isinstance(name_or_path, Path) or name in known_bases() or Path(name).expanduser().is_dir():
+        raise HalkaError(f"revision {revision!r} is for names on the hub; {name} has none")
+    name, named = hub_parts(name)
+    if named not in (None, revision):
+        raise HalkaError(f"{name}@{named} has another revision than {revision!r}: name one")
+    return f"{name}@{revision}"
+
+
+def _name(model: PreTrainedModel, name: str) -> None:
+    """Let a base have its name on the hub, if it has one: not a folder of a cache, which adapters would name else."""
+    if info := known_bases().get(name):
+        model.config._name_or_path = info.hub_name
+    elif not Path(name).expanduser().is_dir():
+        model.config._name_or_path, revision = hub_parts(name)
+        setattr(model, REVISION, revision)
 
 
 def _smaller(quantize: str | None) -> str:
@@ -168,15 +204,15 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
     name = str(name_or_path)
     info = known_bases().get(name)
     if info is not None:
-        remote = None if is_pulled(cache_dir() / "bases" / name) else info.hub_name
+        remote = None if is_pulled(cache_dir() / "bases" / name) else HUB_NAME.fullmatch(info.hub_name)
     else:
-        remote = None if Path(name).expanduser().exists() or not HUB_NAME.fullmatch(name) else name
+        remote = None if Path(name).expanduser().exists() else HUB_NAME.fullmatch(name)
     if remote is None:
-        folder = resolve(name_or_path, revision=None, fetch=False)
+        folder = resolve(name_or_path, fetch=False)
         _check_config(folder)
     else:
         folder = from_hub(
-            *(remote, None),
+            *(remote["name"], remote["revision"]),
             files=["config.json"],
             left_out=HUB_LEFT_OUT,
             check=_check_config,
@@ -190,24 +226,23 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
             raise HalkaError(f"{name_or_path} cannot be read: {error}") from error
 
 
-def resolve(name_or_path: str | Path, revision: str | None, *, fetch: bool) -> Path:
+def resolve(name_or_path: str | Path, *, fetch: bool) -> Path:
     """The folder of a short name, a path or a name on the hub; downloaded if need be and if `fetch` allows it."""
     name = str(name_or_path)
     has_short_name = isinstance(name_or_path, str) and name in known_bases()
     folder = cache_dir() / "bases" / name if has_short_name else Path(name).expanduser()
-    if revision and (has_short_name or folder.is_dir()):
-        raise HalkaError(f"revision {revision!r} is for names on the hub; {name} has none")
     if has_short_name and not fetch and not is_pulled(folder):
         raise HalkaError(f"{name} is not on this machine yet; `halka base pull {name}` fetches it")
     if has_short_name:
         return pull(name)
     if folder.is_dir():
         return folder
-    if isinstance(name_or_path, Path) or folder.is_file() or not HUB_NAME.fullmatch(name):
+    remote = HUB_NAME.fullmatch(name)
+    if isinstance(name_or_path, Path) or folder.is_file() or remote is None:
         problem = "is a file; a base is a folder" if folder.is_file() else "is no folder"
         raise HalkaError(f"{name} {problem}; {known_names(name)}")
     return from_hub(
-        *(name, revision),
+        *(remote["name"], remote["revision"]),
         files=HUB_FILES,
         left_out=HUB_LEFT_OUT,
         check=weight_files,

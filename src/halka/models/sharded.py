@@ -54,7 +54,7 @@ def load_sharded_base(
         check_quantize(quantize)
     named, place = dtype_name(dtype, "auto"), place_of(device)
     mesh = _mesh(place)
-    layout = LAYOUTS.get(base_config(resolve(name_or_path, None, fetch=True)).model_type)
+    layout = LAYOUTS.get(base_config(resolve(name_or_path, fetch=True)).model_type)
     with in_turn() if layout is not None and layout.experts else nullcontext():
         base, tokenizer = load_base(name_or_path, kind=kind, labels=labels, dtype="auto", device="cpu")
         precision = precision_on(place, named, base.config)

@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from halka.core import AdaptedModel, Adapter
 from halka.models.fingerprint import own_fingerprint
+from halka.models.loading import base_name
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import Card, read_card
 from halka.storage.save_load import Allowed, load, save
@@ -144,7 +145,7 @@ class AdapterStore:
         """
         self._refuse_base_folder()
         stored_as = _named(name if stored_as is None else stored_as)
-        if not self._claim(own_fingerprint(model), getattr(model.base.config, "_name_or_path", "")):
+        if not self._claim(own_fingerprint(model), base_name(model.base)):
             raise WrongBaseError(f"the adapters in {self.folder} are of another base: use another folder")
         with (
             model.lock,

@@ -18,6 +18,7 @@ from halka.methods import described
 from halka.models.fingerprint import own_fingerprint
 from halka.models.heads import fitted_head, has_head, narrowed
 from halka.models.kinds import kind_of
+from halka.models.loading import base_name
 from halka.storage import tensors
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import CARD, Card, check_base, template_of
@@ -70,10 +71,9 @@ def save(
         help_save(model, name, format)
         return folder
     checked_by_first(lambda: check_adapter_folder(folder, format), together=divided)
-    base: Any = model.base
-    base_name = getattr(base.config, "_name_or_path", "") or ""
-    adapter, contents = _gathered(model, name, written_as, base_name)
-    identity = {"name": base_name, "fingerprint": own_fingerprint(model), "quantize": quantization_of(model.base)}
+    named = base_name(model.base)
+    adapter, contents = _gathered(model, name, written_as, named)
+    identity = {"name": named, "fingerprint": own_fingerprint(model), "quantize": quantization_of(model.base)}
     if adapter.labels and not has_head(model, adapter.state_dict()):
         identity["head"] = own_fingerprint(model, head=True)["weights"]
     card = Card(
@@ -84,7 +84,7 @@ def save(
         task=task,
         training=training or {},
         measurements=measurements or {},
-        kind=kind_of(base),
+        kind=kind_of(model.base),
         labels=adapter.labels,
         versions={package: version(package) for package in ("halka", "torch", "transformers")},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -102,8 +102,10 @@ def is_as_saved(model: AdaptedModel, name: str, folder: AdapterFolder) -> bool:
     if folder.format is not format_named("peft"):
         return False
     there = folder.read()
-    base_name = str(there.config.get("base_model_name_or_path", ""))
-    own = _gathered(model, name, folder.format, base_name)[1]
+    named, revision = str(there.config.get("base_model_name_or_path", "")), there.config.get("revision")
+    if revision:
+        named = f"{named}@{revision}"
+    own = _gathered(model, name, folder.format, named)[1]
     return (
         json.loads(json.dumps(own.config)) == there.config
         and own.head is there.head is None

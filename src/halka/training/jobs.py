@@ -17,6 +17,7 @@ from halka.data.chat import writes_time, written_at
 from halka.data.examples import ExamplesOrItems, examples_and_items
 from halka.methods import described, primary
 from halka.models.kinds import kind_of
+from halka.models.loading import base_name
 from halka.training.config import Step, TrainConfig, TrainResult, config_of
 from halka.training.data import as_tokens
 from halka.training.loop import Observer, loop
@@ -173,11 +174,11 @@ def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:
 def _settings(run: Run) -> dict[str, Any]:
     """The settings of a run as run.yaml has them; of a joint method, those of the method that was chosen."""
     base, method = run.model.base, described(primary(run.adapter.method))
-    base_name: str = getattr(base.config, "_name_or_path", "")
-    if Path(base_name).is_dir():
-        base_name = str(Path(base_name).absolute())
+    named = base_name(base)
+    if Path(named).is_dir():
+        named = str(Path(named).absolute())
     return {
-        **({"base": base_name} if base_name else {}),
+        **({"base": named} if named else {}),
         "out": ".",
         "kind": kind_of(base),
         "dtype": str(base.dtype).removeprefix("torch."),

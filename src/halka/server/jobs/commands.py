@@ -254,7 +254,7 @@ def _room(job: MergeJob, tenant: Tenant, settings: ServerSettings) -> int:
     if job.format is None:
         return 0
     if job.format in ("safetensors", "gguf"):
-        bytes = sum(file.stat().st_size for file in weight_files(resolve(settings.base, revision=None, fetch=False)))
+        bytes = sum(file.stat().st_size for file in weight_files(resolve(settings.base, fetch=False)))
     else:
         bytes = bytes_below([_stored(tenant, job.adapter).folder])
     precision = job.dtype or usable_precision(settings.dtype, place_of(settings.device))

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from halka.models.loading import hub_parts
 from halka.storage.formats.format import json_list, json_object
 from halka.util.errors import HalkaError
 
@@ -25,7 +26,7 @@ def identity(base: Any, base_name: str) -> dict[str, Any]:
     return {
         "hidden_size": config.hidden_size,
         "model_class": type(base).__name__,
-        "model_name": base_name,
+        "model_name": hub_parts(base_name)[0],
         "model_type": config.model_type,
         "name": NAME,
         "version": VERSION,

@@ -18,6 +18,7 @@ from halka.core import VIRTUAL_ROLES, Adapter, Method, Target, wants
 from halka.methods import Joint, Modules, Prompt
 from halka.models.kinds import TASK_TYPES, kind_of, kind_of_task
 from halka.models.layouts import CLASSIFIERS
+from halka.models.loading import hub_parts
 from halka.storage.formats.format import BaseSpec, Contents, FileNames, base_of
 from halka.storage.formats.peft import (
     adalora,
@@ -116,12 +117,13 @@ def _base_name(kind: Any, key: str) -> str:
 
 def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Contents:
     """Return an adapter as peft has it, else as `halka_methods` does; `targets` are all targets of its base."""
+    name, revision = hub_parts(base_name)
     written = _as_peft(adapter, targets) or halka_methods.write(adapter, targets)
     common = {
         "task_type": _task_type(adapter, targets),
-        "base_model_name_or_path": base_name,
+        "base_model_name_or_path": name,
         "inference_mode": True,
-        "revision": None,
+        "revision": revision,
     }
     tensors = {key: tensor.detach().contiguous() for key, tensor in written.tensors.items()}
     return Contents({**common, **written.config}, tensors)
