@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -56,3 +57,17 @@ def test_a_constraint_that_nobody_would_keep_is_refused(model):
     classifier = halka.adapt(base, model.tokenizer)
     with pytest.raises(HalkaError, match="makes no text token by token"):
         halka.generate(classifier, ["One?"], constraint=constraint)
+
+
+@pytest.mark.parametrize("arch", ["llama", "t5"])
+def test_stop_strings_end_an_answer_as_in_transformers(arch):
+    """Of the base's generation config or as an option; transformers needs the tokenizer for them."""
+    tokenizer = chatml_tokenizer()
+    kind = "seq2seq-lm" if arch == "t5" else "causal-lm"
+    model = halka.adapt(tiny(arch, kind=kind, vocab_size=len(tokenizer)), tokenizer)
+    (plain,) = halka.generate(model, ["One?"], max_new_tokens=24)
+    stop = re.findall("[!-~]+", plain)[0]
+    (ended,) = halka.generate(model, ["One?"], max_new_tokens=24, stop_strings=[stop])
+    assert stop in ended and ended != plain and plain.startswith(ended)
+    model.base.generation_config.stop_strings = [stop]
+    assert halka.generate(model, ["One?"], max_new_tokens=24) == [ended]

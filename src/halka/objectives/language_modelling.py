@@ -106,7 +106,8 @@ class LanguageModelling:
         base: Any = model.base
         batch = collate(items, pad_id(model), "left").to(base.device)
         ends = sorted(end_tokens(base.generation_config, model.tokenizer))
-        own = {"pad_token_id": pad_id(model), **({"eos_token_id": ends} if ends else {}), **GREEDY, **options}
+        ending = {"tokenizer": model.tokenizer, **({"eos_token_id": ends} if ends else {})}  # it reads stop strings
+        own = {"pad_token_id": pad_id(model), **ending, **GREEDY, **options}
         ids_BT = base.generate(**batch.inputs, max_new_tokens=max_new_tokens, **own)
         texts = model.tokenizer.batch_decode(ids_BT[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
         begin = opening(model.tokenizer)

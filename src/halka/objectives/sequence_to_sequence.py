@@ -88,7 +88,8 @@ class SequenceToSequence:
     ) -> list[str]:
         base: Any = model.base
         batch = self.collate(items, pad_id(model)).to(base.device)
-        ids_BS = base.generate(**batch.inputs, max_new_tokens=max_new_tokens, **{**GREEDY, **options})
+        own = {"tokenizer": model.tokenizer, **GREEDY, **options}  # which stop strings need
+        ids_BS = base.generate(**batch.inputs, max_new_tokens=max_new_tokens, **own)
         return [text.strip() for text in model.tokenizer.batch_decode(ids_BS, skip_special_tokens=True)]
 
 
