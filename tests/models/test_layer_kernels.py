@@ -106,7 +106,7 @@ def test_training_by_kernels_learns_what_it_learns_without(method, checkpointing
 
 
 def test_a_dry_run_counts_what_kernels_keep():
-    base = tiny("llama", hidden_size=256, intermediate_size=1024)
+    base = tiny("llama", hidden_size=256, intermediate_size=1024, num_hidden_layers=24)
     setup = Setup(rows=8, length=64, answers=8, dtype="bfloat16")
     both = [
         dry_run(base.config, halka.LoRA(rank=4), replace(setup, dtype=dtype)).memory

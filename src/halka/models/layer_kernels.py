@@ -8,8 +8,8 @@ transformers wrote them, and so does everything without numba, on GPUs and in ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from typing import Any
 
@@ -19,22 +19,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from halka.kernels import unusable
+from halka.util.forwards import computed_by, with_own_forward
 
 DTYPE = torch.bfloat16
 OPERATIONS = torch.library.Library("halka", "FRAGMENT")  # torch's own way, so that a dry run on fake tensors knows them
 
 
-@contextmanager
-def layer_kernels(base: nn.Module) -> Generator[None]:
+def layer_kernels(base: nn.Module) -> AbstractContextManager[None]:
     """Within the block the base's norms and gates compute by kernels where they can."""
-    taken = _by_kernels(base)
-    for module, forward in taken.items():
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module in taken:
-            del module.forward  # the class's own is there again
+    return computed_by(_by_kernels(base))
 
 
 def _by_kernels(base: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
@@ -44,9 +37,7 @@ def _by_kernels(base: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
         return taken
     from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-    for module in base.modules():
-        if "forward" in vars(module):  # somebody else's, such as accelerate's
-            continue
+    for module in with_own_forward(base):
         if _computes_as(type(module), LlamaRMSNorm):
             taken[module] = partial(_norm, module)
         elif _computes_as(type(module), LlamaMLP) and _is_silu(module.act_fn):

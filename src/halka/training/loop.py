@@ -25,6 +25,7 @@ from halka.data.packing import PackedBatch
 from halka.models import without_dropout
 from halka.models.attention.function import use_attention
 from halka.models.casting import casting
+from halka.models.float32_products import float32_products
 from halka.models.layer_kernels import layer_kernels
 from halka.objectives import batch_of, summed_losses
 from halka.training.config import Step, TrainConfig
@@ -257,6 +258,7 @@ def _training_mode(model: AdaptedModel, runs: list[Run], observer: Observer, ran
         model.use(None),
         use_attention(base),
         layer_kernels(base),
+        float32_products(base),
         seeded(seed, devices),
         in_mode(True, base),
         ExitStack() as casts,

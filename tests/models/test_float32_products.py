@@ -1,0 +1,103 @@
+"""Linear layers by products in float32 compute what they do in bf16, and are as they were afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import halka
+from halka.models import float32_products as products
+from halka.models.float32_products import float32_products
+from halka.training import TrainConfig, train
+from halka.util.machine import slow_in_bfloat16
+from tiny import tiny
+from training_for_tests import items
+
+ROWS = products.FEWEST
+
+
+def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(inputs, outputs, bias=bias).bfloat16()
+
+
+def outcome(layer: nn.Linear, x: torch.Tensor, dy: torch.Tensor) -> list[torch.Tensor]:
+    """The output, and the gradients of the input and of what trains."""
+    layer.zero_grad()
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    y.backward(dy)
+    gradients = [parameter.grad for parameter in layer.parameters() if parameter.requires_grad]
+    return [y.detach(), *(gradient.clone() for gradient in (x.grad, *gradients))]
+
+
+def replaced(base: nn.Module) -> list[nn.Module]:
+    return [module for module in base.modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("inputs", [48, products.BLOCK // 40])
+def test_what_is_computed_is_the_product_in_bf16(inputs, bias, trains):
+    """To a rounding of bf16, in one block of weights or in several, the last of them smaller."""
+    layer = linear(inputs, 96, bias).requires_grad_(trains)
+    x, dy = torch.randn(2, ROWS, inputs).bfloat16(), torch.randn(2, ROWS, 96).bfloat16()
+    expected = outcome(layer, x, dy)
+    with float32_products(layer, anywhere=True):
+        assert replaced(layer) == [layer]
+        computed = outcome(layer, x, dy)
+    assert not replaced(layer)
+    assert len(computed) == len(expected) == 2 + trains * (1 + bias)
+    exact = outcome(layer.float(), x.float(), dy.float())
+    for own, other, right in zip(computed, expected, exact, strict=True):
+        assert (own.dtype, own.shape) == (other.dtype, other.shape)
+        torch.testing.assert_close(own.float(), right, rtol=2**-7, atol=2**-7 * float(right.abs().mean()))
+
+
+def test_few_rows_and_other_precisions_are_computed_as_ever():
+    layer = linear(48, 96, bias=True)
+    few, many = torch.randn(ROWS - 1, 48).bfloat16(), torch.randn(ROWS, 48)
+    expected = layer(few)
+    with float32_products(layer, anywhere=True):
+        assert torch.equal(layer(few), expected)
+    layer = layer.float()
+    with float32_products(layer, anywhere=True):
+        assert not replaced(layer)
+        layer(many)
+
+
+def test_who_has_a_forward_of_its_own_keeps_it():
+    class Doubled(nn.Linear):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    base = nn.Sequential(linear(8, 8, bias=False), linear(8, 8, bias=False), Doubled(8, 8).bfloat16())
+    base[0].forward = own = lambda x: x
+    with float32_products(base, anywhere=True):
+        assert base[0].forward is own
+        assert replaced(base) == [base[0], base[1]]
+    assert replaced(base) == [base[0]]
+
+
+def test_only_a_processor_that_is_slow_in_bf16_computes_so():
+    base = tiny("llama").bfloat16()
+    with float32_products(base):
+        assert bool(replaced(base)) == slow_in_bfloat16(base.device)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("method", [halka.LoRA(rank=4), halka.Full(), halka.DoRA(rank=2)], ids=["lora", "full", "dora"])
+def test_training_learns_what_it_learns_without(method, checkpointing):
+    config = TrainConfig(lr=1e-3, steps=4, batch_size=6, checkpointing=checkpointing)
+    losses = []
+    for so in (False, True):
+        model = halka.adapt(tiny("llama").bfloat16())
+        model.add("a", method)
+        for module in model.base.modules():
+            if not (so and isinstance(module, nn.Linear)):
+                module.forward = module.forward  # so that nothing takes its place
+        with float32_products(model.base, anywhere=True):
+            losses.append([step.loss for step in train(model, "a", items(12, length=ROWS // 4), config)])
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+    assert losses[0] != losses[1]
