@@ -33,8 +33,8 @@ def store(model, tmp_path):
     return store
 
 
-def save(model, store, name: str, seed: int) -> None:
-    filled(model, "new", halka.LoRA(rank=4), seed)
+def save(model, store, name: str, seed: int, method: halka.core.Method | None = None) -> None:
+    filled(model, "new", method or halka.LoRA(rank=4), seed)
     store.save(model, "new", stored_as=name)
     model.remove("new")
 
@@ -60,6 +60,15 @@ def test_pinned_adapters_stay_and_the_longest_unused_of_the_others_go(model, sto
         engine.adapters.unpin("lora-0")
         assert answer(engine, "lora-1").error is None
         assert names(engine) == {"lora-3", "lora-1"}
+
+
+def test_a_prompt_takes_what_its_keys_and_values_take(model, store):
+    save(model, store, "prompt", 0, halka.Prompt(length=5))
+    with Engine(model, store) as engine:
+        assert answer(engine, "prompt").error is None
+        (version,) = engine.adapters.residents.versions
+        assert version.bytes == store.get("prompt").open().memory + version.virtual.nbytes
+        assert version.virtual.nbytes > store.get("prompt").open().memory
 
 
 def test_the_next_version_of_a_pinned_adapter_takes_its_place(model, store):

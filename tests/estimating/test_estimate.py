@@ -6,9 +6,11 @@ import json
 import logging
 import re
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import pytest
+import safetensors.torch
 import torch
 from transformers import AutoConfig
 from typer.testing import CliRunner
@@ -94,6 +96,8 @@ def test_counts_are_those_of_an_adapter_that_is_there(architecture, method, dtyp
 def test_only_what_makes_text_keeps_keys_and_values(architecture, cached):
     found = dry_run(config_of(architecture), build_method("lora", {}), setup_of(architecture))
     assert (found.cached > 0) == cached
+    classifier = dry_run(config_of("llama"), halka.LoRA(), replace(SIZES, kind="sequence-classification"))
+    assert classifier.cached == 0
 
 
 def kept(model: halka.core.AdaptedModel) -> int:
@@ -699,11 +703,41 @@ def test_a_bug_in_a_method_is_not_taken_for_one_that_is_refused():
 
 
 def test_a_length_beside_virtual_tokens_is_that_method_s_affair():
-    rows = halka.estimate(config_of(), ["lora", "prompt"], batch_size=1, length=128).rows
-    assert rows[0].refused is None
-    assert (
-        "128 tokens are more than the 108 positions that the base has for text beside prompt's own" in rows[1].refused
+    """Its examples are cut to what is left, as in training; too little is refused."""
+    methods = ["lora", halka.Prompt(length=20), halka.Prompt(length=126)]
+    lora, prompt, longest = halka.estimate(config_of(), methods, batch_size=1, length=128).rows
+    (shorter,) = halka.estimate(config_of(), methods[1], batch_size=1, length=108).rows
+    assert lora.refused is None
+    assert prompt.memory == shorter.memory
+    assert "prompt's own tokens the base has 2 positions for text, which is too few" in longest.refused
+    roberta = config_of("roberta", max_position_embeddings=130)  # two of which its numbering does not use
+    assert halka.estimate(roberta, "lora", kind="sequence-classification", length=130).rows[0].memory is not None
+
+
+@pytest.mark.parametrize("method", [halka.Prefix(length=4, hidden=16), halka.Prefix(length=4), halka.Prompt(length=4)])
+def test_storage_is_that_of_the_files_and_serving_what_an_engine_holds(method, tmp_path):
+    """A prefix' network is not saved, and a prompt's keys and values stay in memory."""
+    model = halka.adapt(tiny())
+    model.add("a", method)
+    file = halka.save(model, "a", tmp_path / "a") / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    (row,) = halka.estimate(config_of(), method, batch_size=1, length=8, dtype="float32").rows
+    found = dry_run(config_of(), method, replace(SIZES, rows=1, length=8))
+    assert row.stored == sum(tensor.nbytes for tensor in tensors.values())
+    virtual = 4 * found.cached if isinstance(method, halka.Prompt) else 0
+    assert row.served == found.base_bytes + row.stored + virtual + 8 * found.cached
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_scores_of_a_softcap_are_counted_where_a_batch_keeps_them(gpu):
+    """A padded batch keeps those of all pairs, and the packed one of a default run does not."""
+    long = replace(SIZES, rows=1, length=1024)
+    config = partial(config_of, max_position_embeddings=1024, num_hidden_layers=1)
+    capped, plain = (
+        dry_run(config("gemma2", **changes), halka.LoRA(), long, gpu=gpu).memory.activations
+        for changes in ({}, {"attn_logit_softcapping": None})
     )
+    assert capped < 1.5 * plain
 
 
 @pytest.mark.parametrize(

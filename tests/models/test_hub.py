@@ -13,7 +13,11 @@ from huggingface_hub import errors
 import halka
 from contract import disturb, ids
 from halka.cli.routing import given_adapters
+from halka.models.description import describe_base
+from halka.models.fetching import pull
 from halka.models.fetching.hub import adapter_folder, adapter_name
+from halka.models.loading import base_config, load_base
+from halka.util.errors import HalkaError
 from tiny import tiny
 
 V1, V2 = "1" * 40, "2" * 40
@@ -55,6 +59,22 @@ def test_a_store_and_the_flags_take_names(cache, tmp_path):
     found = given_adapters(["org/support.v", "new=org/support.v@v2"], None)
     assert found.named == ["support.v", "new"]
     assert {name: folder.path.name for name, folder in found.folders.items()} == {"support.v": V1, "new": V2}
+
+
+@pytest.mark.parametrize("name", ["foo--bar", "foo..bar", "models--org--name", f"org/{'a' * 97}"])
+def test_a_name_that_the_hub_could_not_have_says_so(name, cache):
+    for read in (base_config, describe_base, load_base):
+        with pytest.raises(HalkaError, match=r"is no folder, and no name that the hub could have"):
+            read(name)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "minilm-l6"])
+def test_the_configuration_of_a_short_name_needs_neither_the_hub_nor_weights(name, cache, tmp_path, monkeypatch):
+    there = base_config(pull(name)).to_dict()
+    monkeypatch.setenv("HALKA_CACHE", str(tmp_path / "empty"))
+    beside = {"_name_or_path", "transformers_version"}
+    here = base_config(name).to_dict()
+    assert {key: there.get(key) for key in here.keys() - beside} == {key: here[key] for key in here.keys() - beside}
 
 
 def test_what_is_here_goes_before_the_hub(cache):

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import halka
 from halka.data.examples import Example, Message
 from halka.data.metric import Metric
 from halka.data.readers import Problem
 from halka.data.task import Task, load_task
+from halka.estimating import Setup, dry_run
+from halka.models.loading import base_config
 from halka.studies.compare import runner
 from halka.studies.experiment import Experiment
 from halka.studies.needs import Needs, needs_by_group, needs_of
@@ -91,6 +94,15 @@ def test_a_program_needs_what_its_runs_need(tmp_path):
     runs = [a_run(tmp_path), a_run(tmp_path, method="ia3")]
     place.start(runner(experiment, tmp_path / "out").prepare(runs))
     assert (place.cluster.program.memory, place.cluster.program.gpu_memory) == (3, 80)
+
+
+def test_runs_that_train_together_need_the_states_of_all_adapters(tmp_path):
+    base_and_task(tmp_path)
+    task, run = load_task(tmp_path / "task.yaml"), a_run(tmp_path, fields={"rank": 16})
+    one, three = (replace(run, train={**run.train, "batch_size": rows}) for rows in (1, 3))
+    trained = dry_run(base_config(run.base), halka.LoRA(rank=16), Setup(rows=1, length=8, dtype="float32")).trained
+    together, alone = needs_of([one] * 3, task, False), needs_of([three], task, False)  # whose passes are alike
+    assert together.memory - alone.memory == 2 * 16 * trained
 
 
 def test_runs_with_other_batches_have_needs_of_their_own(tmp_path):

@@ -131,6 +131,8 @@ class Residents:
                 if state_of_files(version.folder) != version.state:
                     raise HalkaError(f"{version.folder} is replaced again and again")
                 describe(version, self.model, adapter)
+                if version.virtual is not None:  # of a prompt, keys and values of every layer
+                    version.bytes = max(version.bytes, version.folder.memory + version.virtual.nbytes)
             except BaseException:
                 self.model.remove(version.key)
                 raise

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from halka.core import AdaptedModel, Method, parameter_count
+from halka.core.adapter import Adapter
+from halka.core.parts import Part, VirtualPart
 from halka.data.examples import Item
 from halka.data.tokens import Tokens
 from halka.estimating.allocator import AllocatorModel
@@ -22,7 +24,6 @@ from halka.estimating.cuda_allocator import CUDAAllocatorModel
 from halka.estimating.fake_tensors import DryRunMode
 from halka.models import adapt, context
 from halka.models.kinds import KINDS
-from halka.models.layouts import layout_of
 from halka.models.quantised import bytes_of, quantise
 from halka.objectives import packs
 from halka.objectives.classification import Labelled
@@ -33,6 +34,7 @@ from halka.util.errors import HalkaError
 
 FP32 = 4
 NAME = "dry_run"
+LEAST = 3  # tokens of an example's own, of which something can be learned
 STEPS = 2  # the second has the optimiser's states from its beginning
 
 
@@ -88,6 +90,7 @@ class DryRun:
     """The result of a dry run.
 
     stored     bytes of the adapter on the disk, as Halka writes it: fp32, and full fine-tuning the base's precision
+    served     bytes of the adapter in memory: in fp32, and of a prompt also the keys and values that follow from it
     cached     bytes of a token in the key/value cache of one row
     work       a step's operations, the optimiser's among them, and how often each runs
     """
@@ -96,6 +99,7 @@ class DryRun:
     base_bytes: int
     trained: int
     stored: int
+    served: int
     cached: int
     memory: Memory
     work: Mapping[Work, int]
@@ -109,6 +113,7 @@ class DryRun:
 def dry_run(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> DryRun:
     """Run two steps of training `method` on fake tensors, on a base of that transformers configuration.
 
+    Examples that are longer than what the base has room for beside the method's own tokens are cut, as in training.
     Raises HalkaError as `adapt`, `AdaptedModel.add` and `train` do.
     """
     from transformers.initialization import no_init_weights
@@ -125,14 +130,16 @@ def dry_run(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> 
         adapter = model.add(NAME, method)
         room = context(model, NAME)
         if room is not None and setup.length > room:
-            raise HalkaError(
-                f"{setup.length:,} tokens are more than the {room:,} positions that the base has for text beside "
-                f"{method.name}'s own tokens: choose a length of at most {room:,}"
-            )
+            if room - setup.shared < LEAST:
+                raise HalkaError(
+                    f"beside {method.name}'s own tokens the base has {room:,} positions for text, which is too few: "
+                    "choose fewer of its own, or share fewer"
+                )
+            setup = replace(setup, length=room)
         passes = min(setup.accumulate, 2)  # further ones do what the second does
         config_of_run = TrainConfig(
             batch_size=setup.rows,
-            batches="packed" if setup.shared else "padded",  # a packed batch that shares nothing keeps about as much
+            batches="packed" if setup.shared or _packs_smaller(model) else "padded",
             accumulate=passes,
             steps=STEPS,
             checkpointing=setup.checkpointing,
@@ -149,12 +156,16 @@ def dry_run(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> 
         weights = weights_of(model, NAME)
         gradients, moments = trained * FP32, trained * 2 * FP32
         held = max(mode.held, mode.peak)
+        full, cached = "base" in adapter.parts, _cached(model)
+        kept = sum(_kept(part, adapter.targets[path].role) for path, part in adapter.parts.items())
+        computed = _computed(adapter)
         return DryRun(
             parameters=parameter_count(model.base),
             base_bytes=bytes_of(model.base),
             trained=trained,
-            stored=trained * (getattr(torch, setup.dtype).itemsize if "base" in adapter.parts else FP32),
-            cached=_cached(model),
+            stored=kept * (getattr(torch, setup.dtype).itemsize if full else FP32),
+            served=kept * (getattr(torch, setup.dtype).itemsize if full else FP32) + computed * cached,
+            cached=cached,
             memory=Memory(
                 weights=weights,
                 gradients=gradients,
@@ -237,10 +248,33 @@ def _item(model: AdaptedModel, setup: Setup, length: int, row: int) -> Item:
     return Tokens(ids, [False] * (length - answers) + [True] * answers)
 
 
+def _packs_smaller(model: AdaptedModel) -> bool:
+    """Whether a packed batch that shares nothing keeps much less than a padded one, and not about as much.
+
+    Attention with a softcap keeps the scores of all pairs of tokens of padded rows.
+    """
+    base: Any = model.base
+    return getattr(base.config.get_text_config(), "attn_logit_softcapping", None) is not None and packs(model)
+
+
+def _kept(part: Part, role: str) -> int:
+    """The numbers of a part that are saved: virtual tokens, not the larger network that computes them."""
+    own = sum(parameter.numel() for parameter in part.parameters())
+    if not isinstance(part, VirtualPart):
+        return own
+    return min(own, part.virtual().numel() + (part.gates().numel() if role == "memory.gated" else 0))
+
+
+def _computed(adapter: Adapter) -> int:
+    """The virtual tokens whose keys and values the base computes, which an engine keeps."""
+    at_embed = [part for path, part in adapter.parts.items() if adapter.targets[path].role == "embed"]
+    return sum(len(part.virtual()) for part in at_embed if isinstance(part, VirtualPart))
+
+
 def _cached(model: AdaptedModel) -> int:
     """Bytes of a token's keys and values in the base's precision; 0 for a base that generates no text."""
     base: Any = model.base
-    if not layout_of(base).causal and not base.config.is_encoder_decoder:
+    if not base.can_generate():
         return 0
     width = next(target.d_out for target in model.targets if target.role == "memory")
     return width * base.dtype.itemsize

@@ -255,7 +255,6 @@ def _check_base(config: Any) -> None:
 def row_of(method: Method, run: DryRun, setup: Setup, where: Hardware, tasks: int = 1) -> Row:
     """A dry run of the method as a `Row` for that hardware, without the largest batch."""
     full = "base" in method.roles()
-    own = run.parameters * getattr(torch, setup.dtype).itemsize if full else run.trained * 4
     return Row(
         **_method(method),
         trained=run.trained,
@@ -264,7 +263,7 @@ def row_of(method: Method, run: DryRun, setup: Setup, where: Hardware, tasks: in
         seconds=None if where.device is None else where.device.seconds(run.work, setup.dtype),
         flops=run.flops,
         stored=run.stored * tasks,
-        served=own * tasks + (0 if full else run.base_bytes) + run.cached * setup.length * setup.rows,
+        served=run.served * tasks + (0 if full else run.base_bytes) + run.cached * setup.length * setup.rows,
     )
 
 

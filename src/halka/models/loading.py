@@ -203,10 +203,9 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
 
     name = str(name_or_path)
     info = known_bases().get(name)
-    if info is not None:
-        remote = None if is_pulled(cache_dir() / "bases" / name) else HUB_NAME.fullmatch(info.hub_name)
-    else:
-        remote = None if Path(name).expanduser().exists() else HUB_NAME.fullmatch(name)
+    if info is not None and not is_pulled(cache_dir() / "bases" / name):
+        return AutoConfig.for_model(**info.config)
+    remote = None if info is not None or Path(name).expanduser().exists() else HUB_NAME.fullmatch(name)
     if remote is None:
         folder = resolve(name_or_path, fetch=False)
         _check_config(folder)

@@ -16,6 +16,8 @@ from halka.training import TrainConfig
 from halka.util.errors import HalkaError
 from halka.util.machine import precision_here
 
+STATES = 16  # bytes of a trained number: itself, its gradient and two moments, in fp32
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -43,8 +45,8 @@ def needs_by_group(task: Task, gpu: bool) -> Callable[[Sequence[Spec]], Needs | 
 def needs_of(runs: Sequence[Spec], task: Task, gpu: bool) -> Needs | None:
     """What a process of these runs needs; None where that cannot be estimated.
 
-    Runs that are trained together have the rows of all in a pass. With a `gpu` the weights alone pass through main
-    memory, and everything is in the GPU's.
+    Runs that are trained together have the rows of all in a pass, and all their adapters' states. With a `gpu` the
+    weights alone pass through main memory, and everything is in the GPU's.
     """
     run, config = runs[0], TrainConfig(**runs[0].train)
     try:
@@ -67,7 +69,7 @@ def needs_of(runs: Sequence[Spec], task: Task, gpu: bool) -> Needs | None:
         predicted = dry_run(base, method, setup, gpu=gpu)
     except HalkaError:
         return None
-    total = predicted.memory.total
+    total = predicted.memory.total + (len(runs) - 1) * predicted.trained * STATES
     return Needs(PROCESS + predicted.base_bytes, CONTEXT + total) if gpu else Needs(PROCESS + total)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from halka.models.fetching import minilm, smollm2
 from halka.util.errors import HalkaError
@@ -19,13 +20,18 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """A base with a short name. `bytes` is about its size on disk."""
+    """A base with a short name.
+
+    bytes    about its size on disk
+    config   its configuration, as transformers has it
+    """
 
     name: str
     hub_name: str
     licence: str
     parameters: int
     bytes: int
+    config: Mapping[str, Any]
     fetch: Callable[[Path, Progress], None]
 
 
@@ -43,7 +49,9 @@ class CachedBase:
 def known_bases() -> dict[str, BaseInfo]:
     """The bases with a short name."""
     return {
-        base.NAME: BaseInfo(base.NAME, base.HUB_NAME, base.LICENCE, base.PARAMETERS, base.BYTES, base.fetch)
+        base.NAME: BaseInfo(
+            base.NAME, base.HUB_NAME, base.LICENCE, base.PARAMETERS, base.BYTES, base.CONFIG, base.fetch
+        )
         for base in (smollm2, minilm)
     }
 

@@ -50,6 +50,8 @@ def from_hub(
         folder = snapshot(local=True)
         check(folder)
         return folder
+    except errors.HFValidationError as error:
+        raise HalkaError(f"{name} is no folder, and no name that the hub could have ({error}); {hint}") from error
     except (errors.LocalEntryNotFoundError, HalkaError):  # not in the cache, or incomplete
         if not fetch:
             raise HalkaError(
