@@ -64,7 +64,7 @@ PEFT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "`bias: lora_only`": (("bias: lora_only",), ()),
     "`bias: all`": (("bias: all", "bias: all, modules_to_save"), ()),
     "LoRA on embeddings": (
-        ("embedding", "embedding, scaled", "positions' embedding"),
+        ("embedding", "embedding, scaled", "embedding, tied", "positions' embedding"),
         ("embedding", "embedding, scaled"),
     ),
     "`modules_to_save`": (
@@ -75,7 +75,10 @@ PEFT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("modules_to_save", "modules_to_save, a sublayer"),
     ),
     "`trainable_token_indices`": (
-        ("trainable_token_indices", "trainable_token_indices, tied", "trainable_token_indices, two"),
+        (
+            *("trainable_token_indices", "trainable_token_indices, tied", "trainable_token_indices, two"),
+            "trainable_token_indices, a tied head alone",
+        ),
         ("trainable_token_indices", "trainable_token_indices, tied", "trainable_token_indices, two"),
     ),
     "`target_modules` as an expression, `all-linear`": (
@@ -88,7 +91,10 @@ PEFT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("trainable tokens alone",),
         ("trainable tokens alone", "trainable tokens alone, the head"),
     ),
-    "(IA)³": (("ia3", "ia3, other feedforward_modules"), ("ia3", "ia3, Conv1D", "ia3, other feedforward_modules")),
+    "(IA)³": (
+        ("ia3", "ia3, other feedforward_modules", "ia3, head"),
+        ("ia3", "ia3, Conv1D", "ia3, other feedforward_modules"),
+    ),
     "(IA)³ with `modules_to_save`": (("ia3, modules_to_save",), ("ia3, modules_to_save",)),
     "prefix tuning": (("prefix", "prefix, prefix_projection"), ("prefix", "prefix, GPT-2", "prefix through an MLP")),
     "prefix tuning with `modules_to_save`": (("prefix, modules_to_save",), ("prefix, modules_to_save",)),
@@ -99,8 +105,8 @@ PEFT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("LLaMA-Adapter", "LLaMA-Adapter, the last layer"),
     ),
     "P-tuning, as a prompt": (("P-tuning, MLP", "P-tuning, LSTM"), ()),
-    "AdaLoRA, as LoRA": (("AdaLoRA",), ()),
-    "VeRA, as LoRA": (("VeRA", "VeRA, Conv1D"), ()),
+    "AdaLoRA, as LoRA": (("AdaLoRA", "AdaLoRA, head"), ()),
+    "VeRA, as LoRA": (("VeRA", "VeRA, Conv1D", "VeRA, head"), ()),
 }
 
 

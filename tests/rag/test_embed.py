@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer
 
 from embedder_for_tests import TEXT, sentence_embedder
 from halka.rag.collection import Collection
-from halka.rag.embed import SentenceEmbedder
+from halka.rag.embed import PASSAGE, SentenceEmbedder
 from halka.rag.store import Scope
 
 
@@ -47,6 +48,13 @@ def test_passages_fit_the_embedder_whatever_its_tokenizers_file_says_of_padding(
     assert len(counts) > 4
     assert max(counts) <= collection.embedder.limit
     assert {each.heading for each in found} == {"Rules"}
+
+
+def test_passages_are_short_however_long_the_texts_of_an_embedder_may_be(tmp_path):
+    folder = sentence_embedder(tmp_path)
+    settings = folder / "sentence_bert_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "max_seq_length": 8192}))
+    assert SentenceEmbedder(str(folder)).limit == PASSAGE
 
 
 def test_loading_an_embedder_shows_no_bars(tmp_path, capfd):

@@ -15,10 +15,11 @@ from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
 from halka.evaluation.streaming import answering, prompt_tokens, user_message
 from halka.rag.answer import Answerer, floor_for
+from halka.rag.changes import replace_answers
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, INSTRUCTION, abstains, cited, fitting, prompted
-from halka.rag.questions import Asked, asked_in, holds, placed
+from halka.rag.questions import Asked, asked_in, holds, placed, stands_in
 from halka.rag.raft import Raft
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
@@ -158,6 +159,7 @@ def test_the_budget_is_kept():
 
 def test_citations_are_those_of_passages_that_were_given():
     assert cited("So it is [2], and [1][2]; not [7], [0] or [x].", 3) == [2, 1]
+    assert cited("[2, 3] and [1,9 , 0]; not [1,] or [, 1]", 3) == [2, 3, 1]
     assert abstains(" the documents do not say ")
     assert not abstains(f"{ABSTAINED} But it is 4.")
 
@@ -424,6 +426,14 @@ def test_what_the_documents_do_not_hold_is_taught_as_such_and_answers_take_their
 def test_an_answers_words_are_looked_for_as_words():
     assert holds(passage("It took 12 days, at most."), Asked("?", ("12 DAYS at most",)))
     assert not holds(passage("It took 121 days."), Asked("?", ("12",)))
+
+
+def test_vowel_signs_and_accents_belong_to_their_words():
+    """Of Bengali and Hindi, and of letters whose accent is a character of its own."""
+    assert stands_in(["কলা"], "একটি কলা।")
+    assert not stands_in(["কলা"], "একটি কলি।")
+    assert stands_in(["Müller"], unicodedata.normalize("NFD", "Frau Müller."))
+    assert replace_answers("একটি কলি, একটি কলা।", ["কলা"], "আম") == "একটি কলি, একটি আম।"
 
 
 @pytest.mark.parametrize(

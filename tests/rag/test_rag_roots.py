@@ -12,6 +12,7 @@ import pytest
 
 from collection_for_tests import told
 from embedder_for_tests import WordEmbedder
+from halka.rag import texts
 from halka.rag.collection import Collection
 from halka.rag.store import Scope
 
@@ -152,6 +153,28 @@ def test_what_is_put_is_read_by_whom_the_path_says_then(collection, docs):
     [*collection.add([docs])]
     assert seen(collection, Scope()) == []
     assert seen(collection, HR) == ["note.md", "open.md", "pay.md"]
+
+
+def test_a_collection_below_a_path_holds_no_documents(tmp_path, docs, monkeypatch):
+    """Where its settings can be read as a document, they would name paths and readers to everyone."""
+    monkeypatch.setitem(texts.READERS, ".json", texts.READERS[".txt"])
+    collection = Collection(docs / "collections" / "faq", WordEmbedder())
+    [*collection.add([docs / "pay.md"], readers=["boss"])]
+    settings = docs / "collections" / "faq" / "collection.json"
+    (docs / "deep" / "collection.json").write_text('{"of": "coins"}')  # a document like any other
+    names = ["collection.json", "note.md", "open.md", "pay.md"]
+    assert sorted(name for _, name in told(collection.add([docs]))) == names
+    assert str(settings) not in {each.name for each in collection.documents()}
+    other = Collection(docs / "deep" / "coins", WordEmbedder())
+    [*other.put([("a", "b")])]
+    assert sorted(told(collection.refresh())) == [("unchanged", name) for name in names]
+
+
+def test_documents_that_a_collection_took_from_another_go(tmp_path, docs):
+    collection = Collection(tmp_path / "faq", WordEmbedder())
+    [*collection.add([docs])]
+    (docs / "deep" / "collection.json").write_text(json.dumps({"embedder": "x", "roots": []}))
+    assert ("removed", "note.md") in told(collection.refresh())
 
 
 # ── what was removed ────────────────────────────────────────────────────────────────────────────────────────────────

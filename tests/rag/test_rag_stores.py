@@ -206,6 +206,13 @@ def test_words_find_what_has_them_best_first(store):
     assert store.matching("unheard", 9, EVERY) == []
 
 
+def test_words_are_whole_in_scripts_with_vowel_signs(store):
+    store.put([entry("a", "বাংলা ভাষা"), entry("b", "কালী নদী"), entry("c", "किताब")])
+    assert names(store.matching("কালী", 9, EVERY)) == ["b#0"]
+    assert names(store.matching("किताब", 9, EVERY)) == ["c#0"]
+    assert store.matching("ক", 9, EVERY) == []
+
+
 @pytest.mark.parametrize("under", ["docs", "docs/", "docs/a", "docs/a/", "doc", "/", ""])
 def test_a_path_ends_where_its_part_does(store, under):
     given = ["docs", "docs/a", "docs/a/b", "docs/ab", "docs2/a", "docs2", "/docs/a"]

@@ -7,6 +7,7 @@ import itertools
 import random
 import sys
 import time
+import unicodedata
 import zipfile
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from embedder_for_tests import PiecesEmbedder, WordEmbedder
 from halka.rag import texts
 from halka.rag.passages import Cutter, Passage, joined
+from halka.rag.roots import text_of
 from halka.rag.texts import Text, Unreadable, is_readable, read_text
 
 MARKDOWN = """# Guide
@@ -82,6 +84,19 @@ def test_pages_of_a_pdf_are_known(tmp_path):
     text = read_text(pdf(tmp_path / "a.pdf", "The first page.", "The second page."))
     assert text.text.split("\n\n") == ["The first page.", "The second page."]
     assert [text.page(text.text.index(word)) for word in ("first", "second")] == [1, 2]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_are_written_one_way(form, tmp_path):
+    """So that questions, as keyboards type them, find the words of a PDF or of another system's files."""
+    path = tmp_path / "a.txt"
+    path.write_text(unicodedata.normalize(form, "Frau Müller"), encoding="utf-8")
+    assert read_text(path).text == unicodedata.normalize("NFC", "Frau Müller")
+    assert text_of("a", unicodedata.normalize(form, "é")).text == "\u00e9"
+    pages = texts._composed(
+        Text(unicodedata.normalize(form, "éé\n\né"), (0, len(unicodedata.normalize(form, "éé\n\n"))))
+    )
+    assert (pages.text, pages.pages) == ("\u00e9\u00e9\n\n\u00e9", (0, 4))
 
 
 def test_html_becomes_text_with_headings(tmp_path):

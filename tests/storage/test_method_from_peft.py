@@ -87,6 +87,14 @@ def test_values_are_taken_over():
             peft.LoraConfig(**LORA, target_modules=["q_proj"], modules_to_save=["lm_head"], ensure_weight_tying=True),
             "ensure_weight_tying cannot be translated",
         ),
+        (peft.IA3Config(target_modules=["k_proj"]), r"feedforward_modules is left out.* or \[\] for none"),
+        (
+            peft.PromptTuningConfig(
+                **{"num_virtual_tokens": 3, "prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "a"},
+                tokenizer_name_or_path="x",
+            ),
+            r"by the base's tokenizer: halka.adapt\(base, tokenizer\)",
+        ),
         (peft.LoHaConfig(target_modules=["q_proj"]), "LOHA.* cannot be translated: Halka knows LORA, IA3"),
     ],
 )

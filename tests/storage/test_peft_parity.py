@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -42,6 +44,7 @@ READ = {
     "Conv1D": ("gpt2", lambda: lora(["c_attn", "c_fc"], fan_in_fan_out=True)),
     "embedding": ("llama", lambda: lora(["embed_tokens", "v_proj"])),
     "embedding, scaled": ("gemma3_text", lambda: lora(["embed_tokens"])),
+    "embedding, tied": ("gemma3_text", lambda: lora(["embed_tokens", "q_proj"], ensure_weight_tying=True)),
     "positions' embedding": ("gpt2", lambda: lora(["wte", "wpe", "c_attn"], fan_in_fan_out=True)),
     "head": ("llama", lambda: lora(["lm_head", "q_proj"])),
     "modules_to_save": ("llama", lambda: lora(modules_to_save=["lm_head", "embed_tokens", "norm", "classifier"])),
@@ -68,6 +71,10 @@ READ = {
         "llama",
         lambda: lora(trainable_token_indices={"embed_tokens": [5, 8], "lm_head": [13]}),
     ),
+    "trainable_token_indices, a tied head alone": (
+        "gemma3_text",
+        lambda: lora(["q_proj"], trainable_token_indices={"lm_head": [5, 9]}),
+    ),
     "trainable tokens alone": (
         "gemma3_text",
         lambda: peft.TrainableTokensConfig(token_indices=[5, 8, 13], task_type="CAUSAL_LM"),
@@ -89,6 +96,10 @@ READ = {
         lambda: peft.IA3Config(
             target_modules=["q_proj", "up_proj", "down_proj"], feedforward_modules=["up_proj"], task_type="CAUSAL_LM"
         ),
+    ),
+    "ia3, head": (
+        "llama",
+        lambda: peft.IA3Config(target_modules=["q_proj", "lm_head"], feedforward_modules=[], task_type="CAUSAL_LM"),
     ),
     "ia3, modules_to_save": (
         "gpt2",
@@ -142,6 +153,11 @@ READ = {
             init_r=4, target_modules=["q_proj", "down_proj"], total_step=9, task_type="CAUSAL_LM"
         ),
     ),
+    "AdaLoRA, head": (
+        "llama",
+        lambda: peft.AdaLoraConfig(init_r=4, target_modules=["q_proj", "lm_head"], total_step=9, task_type="CAUSAL_LM"),
+    ),
+    "VeRA, head": ("llama", lambda: peft.VeraConfig(r=8, target_modules=["lm_head"], task_type="CAUSAL_LM")),
     "VeRA": ("llama", lambda: peft.VeraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")),
     "VeRA, Conv1D": ("gpt2", lambda: peft.VeraConfig(r=8, target_modules=["c_attn"], fan_in_fan_out=True)),
 }
@@ -267,6 +283,39 @@ def test_new_tokens_that_were_not_trained_have_to_be_the_bases(options, tmp_path
     halka.load(halka.adapt(resized("llama", seed=1)), tmp_path / "theirs", name="a")
     with pytest.raises(ValueError, match=r"such as (row )?97: .*copy their rows into the base before halka\.adapt"):
         halka.load(halka.adapt(resized("llama", seed=2)), tmp_path / "theirs", name="a")
+
+
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("here", PRECISIONS, ids=str)
+@pytest.mark.parametrize("there", PRECISIONS, ids=str)
+@pytest.mark.parametrize("stored", PRECISIONS[:2], ids=str)
+def test_an_embedding_that_was_saved_in_another_precision_is_the_bases(stored, there, here, tmp_path):
+    base = tiny("llama", dtype=stored)
+    theirs = peft.get_peft_model(copy.deepcopy(base).to(there), lora(["embed_tokens", "q_proj"]))
+    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=True)
+    assert any("base_layer" in key for key in load_file(tmp_path / "theirs" / "adapter_model.safetensors"))
+    halka.load(halka.adapt(copy.deepcopy(base).to(here)), tmp_path / "theirs", name="a")
+    with torch.no_grad():
+        base.model.embed_tokens.weight[7] *= 1.02
+    with pytest.raises(ValueError, match="such as row 7"):
+        halka.load(halka.adapt(base.to(here)), tmp_path / "theirs", name="a")
+
+
+def test_what_only_a_backward_pass_reads_is_passed_over(tmp_path):
+    """VeLoRA's projections of what is kept for it."""
+    theirs = peft.get_peft_model(tiny("llama"), lora(["q_proj"]))
+    disturb(p for p in theirs.parameters() if p.requires_grad)
+    expected = peft_logits(theirs, IDS)
+    theirs.save_pretrained(tmp_path / "theirs")
+    file = tmp_path / "theirs" / "adapter_model.safetensors"
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    save_file({**load_file(file), f"{prefix}.lora_velora_embed": torch.ones(3)}, file)
+    model = halka.adapt(tiny("llama"))
+    halka.load(model, tmp_path / "theirs", name="a")
+    with torch.no_grad(), model.use("a"):
+        torch.testing.assert_close(model.base(IDS).logits, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("bias", ["lora_only", "all"])

@@ -53,8 +53,10 @@ def check_start(method: Method, where: str) -> None:
 def started_from(method: Virtual, text: str, tokenizer: Any, length: int | None = None) -> Virtual:
     """The method with its virtual tokens starting as those of `text`, repeated or cut to `length` if it is given.
 
-    Raises HalkaError for a text without tokens.
+    Raises HalkaError for a text without tokens, and without a tokenizer.
     """
+    if tokenizer is None:
+        raise HalkaError("virtual tokens start as a text by the base's tokenizer: halka.adapt(base, tokenizer)")
     ids = tokenizer.encode(text, add_special_tokens=False)
     if not ids:
         raise HalkaError("virtual tokens cannot start from a text without tokens")

@@ -6,17 +6,18 @@ arXiv:2109.05052; Neeman et al. 2022, arXiv:2211.05655); in a study it shows whe
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from random import Random
+
+import regex
 
 from halka.rag.questions import Asked, stands_in
 
 Kind = tuple[object, ...]
 QUESTION_WORDS = ("who", "when", "where", "many", "year")
-NAME = re.compile(r"[^\W\d_]{4,}")  # a word that is told from others, where it has a capital
-NUMBER = re.compile(r"\d{3,}")
+NAME = regex.compile(r"[^\W\d_]{4,}")  # a word that is told from others, where it has a capital
+NUMBER = regex.compile(r"\d{3,}")
 
 
 class Alternatives:
@@ -69,14 +70,14 @@ def replace_answers(text: str, answers: Sequence[str], new: str) -> str:
     Between the words may be other punctuation than in the answer; the answer's own at its ends goes with it.
     """
     patterns = [
-        _pattern(answer.strip()) for answer in sorted(answers, key=len, reverse=True) if re.search(r"\w", answer)
+        _pattern(answer.strip()) for answer in sorted(answers, key=len, reverse=True) if regex.search(r"\w", answer)
     ]
-    return re.sub("|".join(patterns), lambda _: new, text, flags=re.IGNORECASE) if patterns else text
+    return regex.sub("|".join(patterns), lambda _: new, text, flags=regex.IGNORECASE) if patterns else text
 
 
 def _alike(question: str, answer: str) -> Kind:
     """The question's kind, and the answer's letters, digits and capitals: `September 9, 2012` is `A 9, 9999`."""
-    shape = re.sub(r"\d", "9", re.sub(r"[^\W\d_]+", lambda word: "A" if word[0][0].isupper() else "a", answer))
+    shape = regex.sub(r"\d", "9", regex.sub(r"[^\W\d_]+", lambda word: "A" if word[0][0].isupper() else "a", answer))
     return (*_kind(question), shape)
 
 
@@ -106,7 +107,7 @@ def _rest_of(answers: Sequence[str], new: str, changed: str) -> Iterator[str]:
 
 
 def _pattern(answer: str) -> str:
-    words = re.findall(r"\w+", answer)
-    before, after = re.split(r"\w.*\w|\w", answer, maxsplit=1, flags=re.DOTALL)
-    whole = r"\W+".join(map(re.escape, words))
-    return rf"(?:{re.escape(before)})?(?<!\w){whole}(?!\w)(?:{re.escape(after)})?"
+    words = regex.findall(r"\w+", answer)
+    before, after = regex.split(r"\w.*\w|\w", answer, maxsplit=1, flags=regex.DOTALL)
+    whole = r"\W+".join(map(regex.escape, words))
+    return rf"(?:{regex.escape(before)})?(?<!\w){whole}(?!\w)(?:{regex.escape(after)})?"

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halka.rag.roots import Roots
+from halka.rag.roots import REQUIRED, SETTINGS, Roots
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import portable_name, write_text
 
-SETTINGS = "collection.json"
 REMAINS = re.compile(r"\.lock|\.collection\.json\.[0-9a-f]{8}")  # of a collection whose settings were never complete
 
 
@@ -46,7 +45,7 @@ class CollectionFolder:
             return {}
         try:
             settings = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
-            if {"embedder", "roots"} <= settings.keys():
+            if settings.keys() >= REQUIRED:
                 return settings
         except (ValueError, AttributeError, RecursionError):
             pass

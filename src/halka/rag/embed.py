@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 DEFAULT = "minilm-l6"
+PASSAGE = 512  # the most tokens of a passage, however long the texts are that an embedder takes: several fit a prompt
 
 
 class Embedder(Protocol):
@@ -22,7 +23,7 @@ class Embedder(Protocol):
 
     name: str
     width: int
-    limit: int  # the most tokens of a text, special ones included
+    limit: int  # the most tokens of a passage, special ones included
 
     @property
     def tokenizer(self) -> Tokenizer: ...
@@ -65,7 +66,7 @@ class SentenceEmbedder:
         except (OSError, ValueError, KeyError) as error:
             raise HalkaError(f"{name_or_path} cannot be loaded as an embedder: {error}") from error
         self.width = int(self._model.get_embedding_dimension())
-        self.limit = int(self._model.max_seq_length)
+        self.limit = min(int(self._model.max_seq_length), PASSAGE)
         self._tokenizer = counting(self._model.tokenizer.backend_tokenizer)
 
     @property

@@ -31,7 +31,7 @@ INSTRUCTION = (
     f"not hold the answer, reply: {ABSTAINED}"
 )
 ANSWER = "{answer}"
-CITATION = re.compile(r"\[(\d{1,3})\]")
+CITATION = re.compile(r"\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")  # `[1]`, and `[1, 2]`, as untuned bases write
 FORM = re.compile(r"\s*(\[\d+\]|question:|answer the question from)")  # at the start of a folded line
 LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 CONTROL = re.compile(
@@ -76,8 +76,13 @@ def in_form(template: str, answer: str) -> str:
 
 def cited(answer: str, passages: int) -> list[int]:
     """The numbers of the passages that an answer cites, in order, each once; without those above `passages`."""
-    numbers = (int(number) for number in CITATION.findall(answer))
+    numbers = (number for citation in CITATION.finditer(answer) for number in numbers_of(citation))
     return [number for number in dict.fromkeys(numbers) if 1 <= number <= passages]
+
+
+def numbers_of(citation: re.Match[str]) -> list[int]:
+    """The numbers of the passages in a match of `CITATION`."""
+    return [int(number) for number in citation[1].split(",")]
 
 
 def abstains(answer: str) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
+import regex
+
 from halka.data.readers import whole_rows
 from halka.rag.passages import Passage
+from halka.rag.texts import composed
 from halka.util.errors import DataError
 
 
@@ -82,4 +84,4 @@ def stands_in(answers: Iterable[str], text: str) -> bool:
 
 
 def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    return " ".join(regex.findall(r"\w+", composed(text).casefold()))

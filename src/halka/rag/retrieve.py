@@ -20,6 +20,7 @@ import numpy as np
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.store import Found, Scope
+from halka.rag.texts import composed
 from halka.util.errors import HalkaError
 from halka.util.quiet import quiet_libraries
 from halka.util.text import not_unicode
@@ -73,6 +74,7 @@ class Retriever:
             raise HalkaError("the question is empty: ask something")
         if why := not_unicode(question):
             raise HalkaError(f"the question {why}")
+        question = composed(question)
         if count < 1:
             raise HalkaError(f"cannot search for {count} passages: ask for one or more")
         store, embedder, depth = self.collection.store, self.collection.embedder, max(DEPTH, 2 * count)

@@ -6,6 +6,7 @@ path, and all below it, yields nothing until it is added by itself.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from halka.rag.store import EVERYONE, within
-from halka.rag.texts import Text, Unreadable, check_unicode, is_readable, read_text
+from halka.rag.texts import Text, Unreadable, check_unicode, composed, is_readable, read_text
 from halka.util.errors import HalkaError
+
+SETTINGS = "collection.json"  # the file of a collection's folder, with
+REQUIRED = {"embedder", "roots"}
 
 
 @dataclass(frozen=True)
@@ -137,12 +141,12 @@ class Roots:
 
 
 def _is_gone(name: str, root: str) -> bool:
-    """Whether `files_at(root)` would not yield this file: it does not exist, or is reached by links."""
+    """Whether `files_at(root)` would not yield this file: it does not exist, is a collection's, or reached by links."""
     try:
         for folder in Path(name).parents:
             if not within(str(folder), root):
                 break
-            if not stat.S_ISDIR(os.lstat(folder).st_mode):
+            if not stat.S_ISDIR(os.lstat(folder).st_mode) or (str(folder) != root and is_collection(folder)):
                 return True
         return not stat.S_ISREG(os.lstat(name).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -151,15 +155,26 @@ def _is_gone(name: str, root: str) -> bool:
         return False
 
 
+def is_collection(folder: Path) -> bool:
+    """Whether a collection is in that folder, by its settings file."""
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(settings, dict) and settings.keys() >= REQUIRED
+
+
 def files_at(root: Path) -> Iterator[Path]:
-    """The readable files at a path, in the order of names, without hidden files, hidden folders and links."""
+    """The readable files at a path, in the order of names: no hidden ones, links and collections."""
     if root.is_symlink():
         return
     if root.is_file():
         yield root
         return
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not is_collection(Path(folder, name))
+        )
         for name in sorted(files):
             path = Path(folder) / name
             if is_readable(path) and path.is_file() and not path.is_symlink():
@@ -171,4 +186,4 @@ def text_of(name: str, text: str) -> Text:
     check_unicode(name, text)
     if not text.strip():
         raise Unreadable(f"{name} holds no text")
-    return Text(text, markdown=True)
+    return Text(composed(text), markdown=True)

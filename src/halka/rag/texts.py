@@ -6,8 +6,10 @@ To read another kind of file, add its reader to `READERS`; markitdown, the extra
 from __future__ import annotations
 
 import bisect
+import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from zipfile import is_zipfile
 
@@ -64,7 +66,12 @@ def read_text(path: Path) -> Text:
     check_unicode(str(path), read.text)
     if not read.text.strip():
         raise Unreadable(f"{path} holds no text" + (" (a scan?): recognise it first" if suffix == ".pdf" else ""))
-    return read
+    return _composed(read)
+
+
+def _composed(read: Text) -> Text:
+    pieces = [composed(read.text[start:end]) for start, end in pairwise((0, *read.pages, len(read.text)))]
+    return replace(read, text="".join(pieces), pages=tuple(accumulate(map(len, pieces[:-1]))))
 
 
 def read_as(name: str, path: Path) -> Text:
@@ -73,6 +80,11 @@ def read_as(name: str, path: Path) -> Text:
         return read_text(path)
     except Unreadable as error:
         raise Unreadable(str(error).replace(str(path), name)) from None
+
+
+def composed(text: str) -> str:
+    """The text with a letter and its accents as one character (Unicode's NFC), as questions are typed."""
+    return unicodedata.normalize("NFC", text)
 
 
 def check_unicode(name: str, text: str = "") -> None:

@@ -6,15 +6,16 @@ stands for the average passage's, since adding passages does not rewrite the oth
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections import Counter
 from functools import lru_cache
 
+import regex
+
 from halka.rag.store import BM25_B, BM25_K1
 
 LENGTH = 128  # words of a typical passage for the default embedder, without stop words
-WORD = re.compile(r"\w+")
+WORD = regex.compile(r"\w+")  # with the vowel signs of Bengali or Hindi, which `re` takes for spaces
 # Lucene's stop words.
 LEFT_OUT = frozenset(
     WORD.findall(

@@ -14,7 +14,7 @@ from halka.engine import Answer, Request
 from halka.evaluation.streaming import user_message
 from halka.rag.answer import answer_of, passages_for
 from halka.rag.passages import Passage
-from halka.rag.prompt import ABSTAINED, CITATION, prompted
+from halka.rag.prompt import ABSTAINED, CITATION, numbers_of, prompted
 from halka.rag.retrieve import Retriever
 from halka.server.answers.chat_request import Retrieval
 from halka.server.answers.generation import Delta
@@ -57,7 +57,8 @@ class Grounding:
                 "source": number,
             }
             for match in CITATION.finditer(text)
-            if 1 <= (number := int(match[1])) <= len(self.passages)
+            for number in numbers_of(match)
+            if 1 <= number <= len(self.passages)
         ]
 
     def chat_annotations(self, text: str) -> list[dict[str, Any]]:

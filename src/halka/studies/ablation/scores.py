@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from halka.evaluation.metrics import Score, find_metric, mean_of
-from halka.rag.prompt import ABSTAINED, CITATION, abstains, cited
+from halka.rag.prompt import ABSTAINED, CITATION, abstains, cited, numbers_of
 from halka.rag.questions import stands_in
 from halka.studies.ablation.settings import matcher
 
@@ -69,7 +69,7 @@ def _contains(answered: Answered, pattern: re.Pattern[str]) -> float:
 
 def _cites(answered: Answered, pattern: re.Pattern[str]) -> float:
     """Whether the answer cites at least one passage of the prompt, and only those that hold an answer."""
-    numbers = {int(number) for number in CITATION.findall(answered.text)}
+    numbers = {number for citation in CITATION.finditer(answered.text) for number in numbers_of(citation)}
     return float(
         bool(numbers) and numbers == {*cited(answered.text, answered.passages)} and numbers <= {*answered.gold}
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from halka.core import VIRTUAL_ROLES, Adapter, Method, Target, wants
 from halka.methods import Joint, Modules, Prompt
+from halka.methods.modules import WholePart
 from halka.models.kinds import TASK_TYPES, kind_of, kind_of_task
 from halka.models.layouts import CLASSIFIERS
 from halka.models.loading import hub_parts
@@ -81,7 +82,7 @@ def read(contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[
         )
     kind: Any = kinds[peft_type]
     tensors = {_base_name(kind, key): tensor for key, tensor in contents.tensors.items()}
-    tensors = saved_modules.without_copies(contents.config, tensors, targets)
+    tensors = saved_modules.without_copies(contents.config, tensors, targets, layers=kind is not lora)
     methods, state, others = kind.read(contents.config, tensors, targets)
     more, values = saved_modules.read(contents.config, others, targets)
     methods = [*methods, *more]
@@ -164,6 +165,7 @@ def _task_type(adapter: Adapter, targets: tuple[Target, ...]) -> str | None:
     kind = kind_of(base_of(targets))
     if kind == "masked-lm" and any(target.role in VIRTUAL_ROLES for target in adapter.targets.values()):
         return "FEATURE_EXTRACTION"  # the task type with virtual tokens that leaves the base unchanged
-    if kind in LABELLED and not {path.rpartition(".")[2] for path in adapter.parts} & {*CLASSIFIERS}:
+    whole = {path.rpartition(".")[2] for path, part in adapter.parts.items() if isinstance(part, WholePart)}
+    if kind in LABELLED and not whole & {*CLASSIFIERS}:
         return None
     return TASK_TYPES[kind]

@@ -85,7 +85,11 @@ def _lora(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
 
 
 def _ia3(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
-    inner = selected({"target_modules": options.get("feedforward_modules")}, model.base, ()) or set[str]()
+    if options.get("feedforward_modules") is None:
+        raise HalkaError(
+            "feedforward_modules is left out, and peft then chooses some by the architecture: name them, or [] for none"
+        )
+    inner = selected({"target_modules": options["feedforward_modules"]}, model.base, ()) or set[str]()
     layers = _layers(options, model)
     tensors = {
         f"{path}.ia3_l": _empty(1, d_in) if path in inner else _empty(d_out, 1)

@@ -52,11 +52,20 @@ def check_places(config: Mapping[str, Any], modules: Iterable[str], targets: tup
             f"the adapter leaves out {len(missing)} modules that its target_modules name: {', '.join(missing[:3])} …. "
             "It was made for a smaller base, or its file is incomplete"
         )
+    if config.get("ensure_weight_tying"):
+        wanted |= _tied(heads, wanted, base)
     if more := sorted(modules - wanted):
         raise HalkaError(
             f"the adapter holds tensors of {len(more)} modules that its target_modules do not name: "
             f"{', '.join(more[:3])} …: peft would ignore them. Name them there, or remove them"
         )
+
+
+def _tied(heads: Iterable[str], wanted: Iterable[str], base: nn.Module) -> set[str]:
+    """The heads that share their weight with a module that is selected, to which peft adds them."""
+    weights = dict(base.named_parameters(remove_duplicate=False))
+    selected = {id(weights.get(f"{path}.weight")) for path in wanted} - {id(None)}
+    return {head for head in heads if id(weights.get(f"{head}.weight")) in selected}
 
 
 def roles_of(modules: Iterable[str], targets: tuple[Target, ...]) -> tuple[str, ...]:

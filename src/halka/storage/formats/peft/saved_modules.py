@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from halka.core import WHOLE, Method, Part, Target
@@ -20,6 +21,9 @@ from halka.util.errors import HalkaError
 ROLES: tuple[Literal["embedding"], Literal["head"]] = ("embedding", "head")
 ROWS = "token_adapter.trainable_tokens_delta"
 TOKENS_BASE = ".token_adapter.base_layer."
+BASE = ".base_layer."  # of an embedding or head at which a method acts: the base's own weights again
+UNREAD = ".lora_velora_embed"  # of use in a backward pass alone
+ROUNDED, SMALLEST = 2**-8, 2**-24  # by what the same weights differ in bf16, fp16 and fp32: by shares, and near zero
 COPY = re.compile(r"\.(modules_to_save(\.default)?|original_module)\.")
 
 
@@ -104,25 +108,28 @@ def _tied_further(targets: tuple[Target, ...]) -> bool:
 
 
 def without_copies(
-    config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...]
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], targets: tuple[Target, ...], *, layers: bool
 ) -> dict[str, Tensor]:
     """The tensors without what peft saves a second time: modules trained whole under further names, and where the
-    vocabulary was resized the base's own rows, of which single ones were trained.
+    vocabulary was resized the base's own rows, of which single ones were trained; with `layers` also the base's own
+    embedding or head at which the method acts.
 
     Raises HalkaError where these are not this base's.
     """
     kept: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
+        if key.endswith(UNREAD):
+            continue
         plain = COPY.sub(".", key)
         if plain == key or (plain not in tensors and ".modules_to_save." in key):
             kept[plain] = tensor
-    of_tokens = [key for key in kept if TOKENS_BASE in key]
+    of_tokens = [key for key in kept if TOKENS_BASE in key or (layers and BASE in key)]
     parameters = dict(base_of(targets).named_parameters(remove_duplicate=False)) if of_tokens else {}
     for key in of_tokens:
-        path, _, name = key.partition(TOKENS_BASE)
+        path, _, name = key.partition(TOKENS_BASE if TOKENS_BASE in key else BASE)
         own = parameters.get(f"{path}.{name}")
         if own is None:
-            raise HalkaError(f"the adapter trains tokens at {path}, which this base does not have")
+            raise HalkaError(f"the adapter acts on {path}, which this base does not have")
         if others := sorted({*other_rows(kept.pop(key), own)} - {*_all_tokens(config)}):
             raise HalkaError(
                 f"the adapter holds other rows of {path} than this base, such as {others[0]}: it was made for another "
@@ -132,8 +139,13 @@ def without_copies(
 
 
 def other_rows(saved: Tensor, own: Tensor) -> list[int]:
-    """The rows in which a saved weight is another than the base's. Raises HalkaError for another shape."""
-    differing: Tensor = _differing(saved, own).reshape(len(own), -1).any(1)
+    """The rows in which a saved weight is another than the base's, beyond what a precision rounds.
+
+    Raises HalkaError for another shape.
+    """
+    _check_shape(saved, own)
+    alike = torch.isclose(saved.float(), own.detach().to(saved.device).float(), rtol=ROUNDED, atol=SMALLEST)
+    differing: Tensor = ~alike.reshape(len(own), -1).all(1)
     return [int(row) for row in differing.nonzero()[:, 0]]
 
 
@@ -190,15 +202,17 @@ def read_rows(
         ids = json_list(value, int)
         if ids is None:
             raise HalkaError(f"adapter_config.json: the trained tokens of {name} are {value!r}, where ids are expected")
-        if tied and role == "head":
+        if tied and role == "head" and embedding in rows:
             continue  # it shares the embedding's rows
         path = _path(role, targets)
         if path not in left:
             raise HalkaError(f"the weights lack the trained tokens' rows of {path}: the file is incomplete")
-        methods.append(Tokens(tuple(ids), ROLES if tied else (role,)))
+        methods.append(Tokens(tuple(ids), ROLES if tied and role == "embedding" else (role,)))
         state[f"{path}.rows"] = left.pop(path)
     if left:
-        raise HalkaError(f"the weights hold tokens' rows of {next(iter(left))}, which the configuration does not name")
+        path = next(iter(left))
+        more = "; it is tied, so that it shares the embedding's" if tied and path == head else ""
+        raise HalkaError(f"the weights hold tokens' rows of {path}, which the configuration does not name{more}")
     return methods, state
 
 
@@ -241,14 +255,14 @@ def _trains(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
 
 
-def _same(tensor: Tensor, own: Tensor) -> bool:
-    return not _differing(tensor, own).any()
+def _same(saved: Tensor, own: Tensor) -> bool:
+    _check_shape(saved, own)
+    return saved.to(own.device, own.dtype).equal(own)
 
 
-def _differing(saved: Tensor, own: Tensor) -> Tensor:
+def _check_shape(saved: Tensor, own: Tensor) -> None:
     if saved.shape != own.shape:
         raise HalkaError(
             f"the weights hold a module of the shape {tuple(saved.shape)}, where this base has {tuple(own.shape)}: if "
             "its vocabulary was resized, call base.resize_token_embeddings and then halka.adapt again"
         )
-    return saved.to(own.device, own.dtype) != own
