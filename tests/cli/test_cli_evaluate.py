@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,21 @@ def test_evaluate_as_json(here):
     alone = parsed(f"{EVALUATE} --perplexity prose.txt")
     assert alone["perplexity"]["base"] > 1
     assert "scores" not in alone
+    for unused in ("--with-base", "--metrics nonsense", "--limit 3", "--split train", "-o new/predictions.jsonl"):
+        told = halka(f"{EVALUATE} --perplexity prose.txt {unused}", code=2).stderr
+        assert "is for examples: give --task NAME or --data FILE beside --perplexity" in told
+    assert not Path("new").exists()
+
+
+def test_what_is_written_takes_the_place_of_no_input_and_no_device(here):
+    Path("task.yaml").write_text("train: data.jsonl\ntest: prompts.jsonl\nmetrics: exact_match\n")
+    shutil.copy("data.jsonl", "prompts.jsonl")
+    for name in ("task.yaml", "data.jsonl", "prompts.jsonl"):
+        told = halka(f"evaluate --base base --task task.yaml -o {name}", code=2).stderr
+        assert f"--out: {name} would overwrite an input" in told
+    os.mkfifo("pipe")
+    told = halka("evaluate --base base --task task.yaml -o pipe", code=2).stderr
+    assert "--out: pipe is no regular file" in told
 
 
 def test_evaluate_on_a_task(here):

@@ -181,3 +181,27 @@ def test_where_nothing_can_be_written_is_said_before_the_base_is_loaded(into, wh
 def test_what_is_wrong_is_said(command, why, run):
     assert why in run(command, code=2).stderr
     assert not Path("x").exists()
+
+
+def test_options_that_would_act_nowhere_are_refused(run):
+    for option in ("--weights 0.5", "--density 0.5", "--rank 2"):
+        assert "are for several adapters: give --combine METHOD" in run(f"a {option}", code=2).stderr
+    for form in ("peft", "vllm", "lora-gguf"):
+        assert f"{form} holds the adapter alone" in run(f"a --into x --as {form} --probes prose.txt", code=2).stderr
+
+
+def test_scores_are_not_lost_to_what_comes_after_them(run):
+    command = "a b --combine cat --task sums.yaml --examples 2 --limit 0"
+    assert "exact_match" in run(command, code=2).stdout
+    assert json.loads(run(f"{command} --json", code=2).stdout)["tasks"]
+    model = halka.adapt(*halka.load_base("base"))
+    model.add("other", halka.Prefix(length=3))
+    halka.save(model, "other", "other")
+    told = run("prefix other --combine linear --task sums.yaml --examples 2")
+    assert "there is nothing to merge" in told.stderr
+    assert "exact_match" in told.stdout
+
+
+def test_an_adapter_may_be_called_as_what_combines_it_is(run):
+    Path("combined").symlink_to("a")
+    assert "merging changes" in run("combined b --combine cat --force").stdout

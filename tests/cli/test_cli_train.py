@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -158,6 +159,8 @@ def test_tensorboard(here, monkeypatch):
         (f"train {TRAIN} --validation nope.jsonl -o new", "--validation: there is no file nope.jsonl"),
         (f"train {TRAIN} -o run", "--out: run holds a finished run: choose another folder, or add --overwrite"),
         (f"train {TRAIN} -o base", "--out: base exists and holds no training run: choose another folder"),
+        (f"train {TRAIN} -o data.jsonl/run", "data.jsonl/run cannot be created, because"),
+        ("train --base base --task support --shape prompt -o new", "--shape is for --data: the task support says what"),
         (f"train {TRAIN} -o data.jsonl", "--out: data.jsonl is a file: name a folder"),
         (f"train {TRAIN} --method lorra -o new", "there is no method 'lorra': choose one of"),
         (f"train {TRAIN} --method prefix -o new", "--rank: prefix has no field 'rank'; its fields are: length"),
@@ -207,3 +210,18 @@ def test_a_prefix_comes_with_a_word_on_peft_once(here):
     assert note not in halka(f"train {shared} --method prompt -o two").stderr
     Path("runs.yaml").write_text("runs: [{out: a, method: prefix}, {out: b, method: prefix}]")
     assert halka(f"train {shared} --many runs.yaml").stderr.count(note) == 1
+
+
+def test_a_run_goes_on_where_the_chat_template_writes_the_time(here):
+    """As Llama 3's writes the day: the texts keep the time at which the run began, but for --overwrite."""
+    shutil.copytree("base", "dated")
+    template = Path("dated/chat_template.jinja")
+    template.write_text("Now: {{ strftime_now('%f') }}\n" + template.read_text())
+    command = f"train {TRAIN.replace('--base base', '--base dated')} --steps 8 --save-every 1 -o new"
+    stopped(command, "step 3/8")
+    assert "step 8/8" in halka(command).stderr
+    assert "step 1/8" in halka(f"{command} --overwrite").stderr
+
+
+def test_the_next_command_computes_as_the_training_did(here):
+    assert "--dtype float32" in halka(f"train {TRAIN} --steps 2 -o new").stderr.splitlines()[-1]

@@ -219,3 +219,51 @@ def test_an_answer_goes_on_behind_the_tokens_that_another_engine_wrote():
         if request.constraint is not None:
             assert {*rest[0].text} <= {*"abcd"}
         assert len(rest[0].logprobs) == (0 if request.logprobs is None else 7)
+
+
+@pytest.mark.parametrize("broken", ["gated", "prefix", "lora"])
+def test_a_number_that_is_none_fails_its_own_adapters_answers(broken):
+    families = {"lora": halka.LoRA(rank=4), "gated": halka.LlamaAdapter(length=3), "prefix": halka.Prefix(length=4)}
+    model = model_of(families=families)
+    with torch.no_grad():
+        for parameter in model.parameters(broken):
+            parameter.fill_(torch.nan)
+    with Engine(model) as engine:
+        answers = {name: engine.submit(Request([5, 6, 7], name, stopping=Stopping(4)))[0] for name in families}
+        run(engine)
+    assert {name for name, answer in answers.items() if answer.error is not None} == {broken}
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("other", ["lora", None])
+def test_rows_go_on_when_those_with_an_adapter_of_experts_have_ended(architecture, other):
+    families = {"experts": halka.LoRA(rank=2, targets=("experts",)), "lora": halka.LoRA(rank=2)}
+    model = model_of(architecture, families=families)
+    requests = [
+        Request([5, 6, 7], name, stopping=Stopping(tokens, ignore_ends=True))
+        for name, tokens in (("experts", 2), (other, 6))
+    ]
+    with Engine(model) as engine:
+        answers = [engine.submit(request)[0] for request in requests]
+        run(engine)
+    assert [len(answer.tokens) for answer in answers] == [2, 6]
+    assert answers[1].tokens == alone(model, requests[1])
+
+
+def test_answers_know_no_dropout_whatever_mode_the_base_is_in():
+    model = model_of("gpt2", families={}, resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)
+    request = Request([5, 6, 7], stopping=Stopping(6))
+    expected = alone(model, request)
+    model.base.train()
+    with Engine(model) as engine:
+        answers = [engine.submit(request)[0] for _ in range(2)]
+        run(engine)
+    assert [answer.tokens for answer in answers] == [expected] * 2
+    assert model.base.training
+
+
+def test_a_prefix_and_a_prompt_in_one_adapter_are_refused():
+    model = model_of(families={})
+    model.add("both", halka.Joint((halka.Prefix(length=2), halka.Prompt(length=2))))
+    with Engine(model) as engine, pytest.raises(HalkaError, match="works in encoders alone"):
+        engine.submit(Request([5, 6, 7], "both", stopping=Stopping(4)))

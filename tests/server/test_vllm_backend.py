@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,6 +16,9 @@ import pytest
 
 import halka
 from engine_for_tests import filled
+from halka.engine.request import Request
+from halka.engine.stopping import Stopping
+from halka.server.backends.vllm.completions import body_of
 from halka.server.backends.vllm.events import data_of
 from halka.server.guards.logs import JsonLines
 from halka.storage.adapter_folder import AdapterFolder
@@ -609,3 +613,13 @@ def test_a_key_comes_without_the_space_around_it_and_is_never_shown(base, store,
     with pytest.raises(HalkaError, match="VLLM_API_KEY") as error:
         open_service(base, store, tmp_path / "gateway", vllm=(vllm.url,))
     assert "ret" not in str(error.value).replace("VLLM_API_KEY", "")
+
+
+def test_no_stop_string_ends_what_the_template_begins_answers_with():
+    """vLLM does not know that, and would end an answer within it: the gateway ends these itself."""
+    request = Request([5, 6], stopping=Stopping(4, strings=("\n\n",)), chat=True)
+    bodies = [
+        body_of(one, 1, "base", frozenset(), "salt", opening)
+        for one, opening in ((request, "<think>\n\n</think>\n\n"), (request, ""), (replace(request, chat=False), "<"))
+    ]
+    assert [body["stop"] for body in bodies] == [[], ["\n\n"], ["\n\n"]]

@@ -18,6 +18,7 @@ from halka.core import AdaptedModel
 from halka.storage.adapter_folder import AdapterFolder
 from halka.util.errors import HalkaError
 from tiny import tiny
+from training_for_tests import items
 
 COUNT = 12
 
@@ -217,3 +218,16 @@ def test_what_is_stored_anew_may_be_larger(made, tmp_path):
         with model.use("a"):
             assert pool.bytes == size
         pool.forget("a")
+
+
+def test_what_is_trained_is_the_models_own(made, tmp_path):
+    """The engine answers with it, not with what is in the store, and it is not evicted for others."""
+    store, expected, size = made
+    model = halka.adapt(tiny())
+    AdapterPool(model, store, budget=size)
+    halka.fit(model, "a0", items(), {"steps": 3, "lr": 0.1})
+    trained = logits(model, "a0")
+    assert not torch.allclose(trained, expected["a0"], atol=1e-3)
+    for name in ("a1", "a2"):
+        assert torch.allclose(logits(model, name), expected[name], atol=1e-5)
+    assert torch.equal(logits(model, "a0"), trained)

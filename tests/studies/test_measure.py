@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 import halka
 from halka.methods import build_method
 from halka.studies.measure import BASE, Spec, main, measure, search_together
+from halka.util.errors import HalkaError
 from halka.util.machine import commit
 from runs_for_tests import a_run, base_and_task
 
@@ -257,3 +259,17 @@ def test_of_searches_trained_together_one_that_fails_is_recorded(made, tmp_path)
     assert failed["status"] == "failed"
     assert "try a lower learning rate" in failed["error"]
     assert done["status"] == "done"
+
+
+def test_a_base_that_was_replaced_since_the_study_began_is_refused(made, tmp_path):
+    with pytest.raises(HalkaError, match=r"base has other files on .* than where the study was begun"):
+        measure(a_run(made, base_files="0123456789ab"), tmp_path)
+
+
+def test_a_run_trains_where_the_chat_template_writes_the_time(made, tmp_path):
+    """Its texts are of one time, as those of `halka train`."""
+    shutil.copytree(made / "base", tmp_path / "base")
+    template = tmp_path / "base" / "chat_template.jinja"
+    template.write_text("Now: {{ strftime_now('%f') }}\n" + template.read_text())
+    run = a_run(made, base=str(tmp_path / "base"), purpose="search")
+    assert measure(run, tmp_path / "work")["status"] == "done"

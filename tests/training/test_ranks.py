@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from transformers import AutoModelForSeq2SeqLM
 
 import halka
 import ranks_for_tests as ranks
-from halka.models.sharded import load_sharded_base
+from halka.models.sharded import load_sharded_base, shard
 from halka.training.parts import read_parts
 from halka.training.ranks import BUCKET, Ranks, _buckets, dealt_device
 from halka.util.errors import DamagedFolderError, HalkaError
@@ -242,3 +245,19 @@ def test_one_process_of_a_machine_may_name_its_gpu():
 def test_a_device_that_processes_cannot_train_on_is_refused(device: str | None, gpus: int, reason: str):
     with pytest.raises(HalkaError, match=reason):
         dealt_device(device, 1, 2, gpus)
+
+
+def test_of_t5_in_parts_what_overflows_in_float16_stays_in_float32(tmp_path):
+    """As transformers loads it."""
+    tiny("t5").save_pretrained(tmp_path / "base")
+    whole = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base", dtype=torch.float16)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        base = tiny("t5")
+        shard(base, base.device, torch.float16, mesh=init_device_mesh("cpu", (1,)))
+        assert {name: one.dtype for name, one in base.named_parameters()} == {
+            name: one.dtype for name, one in whole.named_parameters()
+        }
+        assert base.decoder.block[0].layer[-1].DenseReluDense.wo.weight.dtype == torch.float32
+    finally:
+        dist.destroy_process_group()

@@ -314,3 +314,26 @@ def test_classifiers_with_batches_of_other_sizes_learn_what_they_learn_alone():
         alone.add(name, halka.LoRA(rank=4))
         steps = list(train(alone, name, examples[name], config[name]))
         assert [step[name].loss for step in together] == pytest.approx([step.loss for step in steps], rel=1e-4)
+
+
+def test_a_configuration_may_be_a_dict():
+    model = halka.adapt(tiny())
+    model.add("a", halka.LoRA(rank=2))
+    (step,) = train_many(model, [Job("a", items(), {"steps": 1})])
+    assert step["a"].steps == 1
+
+
+@pytest.mark.parametrize("batches", ["packed", "padded"])
+@pytest.mark.parametrize("broken", ["gated", "prefix", "lora"])
+def test_a_number_that_is_none_stays_in_its_adapter(broken, batches):
+    """LLaMA-Adapter's tokens are in the pass of rows that have none, too."""
+    families = {"lora": halka.LoRA(rank=4), "gated": halka.LlamaAdapter(length=3), "prefix": halka.Prefix(length=4)}
+    model = halka.adapt(tiny())
+    for name, method in families.items():
+        model.add(name, method)
+    with torch.no_grad():
+        for parameter in model.parameters(broken):
+            parameter.fill_(math.nan)
+    config = TrainConfig(steps=1, batch_size=5, lr=1e-2, batches=batches)
+    (results,) = train_many(model, [Job(name, items(5, length=9), config) for name in families])
+    assert {name for name, step in results.items() if isinstance(step, TrainingError)} == {broken}

@@ -97,6 +97,8 @@ def advise(
         raise HalkaError(f"--out: {out} is a file: name a folder")
     if (task is None) == (not data):
         raise HalkaError("name the examples with either --task NAME or --data FILE")
+    if task is not None and shape is not None:
+        raise HalkaError("--shape is for --data: a task says what its files have")
     source = _task_data(task, validation, metric) if task is not None else _file_data(data or [], validation, shape)
     for path in documents or []:
         if not path.exists():

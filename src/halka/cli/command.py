@@ -176,6 +176,8 @@ def new_file(path: Path, flag: str) -> Path:
     """
     if path.is_dir():
         raise HalkaError(f"{flag}: {path} is a folder: name a file")
+    if path.exists() and not path.is_file():  # a file would take the place of the device or pipe
+        raise HalkaError(f"{flag}: {path} is no regular file: name one that can be written over")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()

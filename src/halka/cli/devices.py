@@ -117,7 +117,8 @@ def _run(count: int) -> None:
         own = {rank: code for rank, code in codes.items() if code != -signal.SIGTERM}  # by which torchrun ends the rest
         killed = {rank: code for rank, code in own.items() if code < 0}  # the others then miss it, and fail for that
         ends = ", ".join(f"rank {rank} {_end_of(code)}" for rank, code in sorted((killed or own or codes).items()))
-        raise Failed(f"{ends}; what it said is above. The same command goes on from the last checkpoint") from None
+        same = "The same command" + (" without --overwrite" if "--overwrite" in sys.argv else "")
+        raise Failed(f"{ends}; what it said is above. {same} goes on from the last checkpoint") from None
     except SignalException as error:
         raise typer.Exit(128 + int(error.sigval)) from None
 

@@ -79,10 +79,24 @@ def evaluate(
     task_to_score = None
     if task or data or not perplexity:
         task_to_score = task_of(task, split, data, shape, metrics, limit, seed)
+    else:
+        of_examples = {
+            "--out": out,
+            "--with-base": with_base,
+            "--metrics": metrics,
+            "--limit": limit,
+            "--split": split,
+            "--shape": shape,
+        }
+        if unused := [name for name, value in of_examples.items() if value]:
+            raise HalkaError(f"{unused[0]} is for examples: give --task NAME or --data FILE beside --perplexity")
     text = readable_text(perplexity, "--perplexity") if perplexity else None
     if out is not None:
         new_file(out, "--out")
-        inputs = {path.resolve() for path in (data, perplexity, task and Path(task)) if path}
+        from halka.data.task import files_of
+
+        own = files_of(Path(task)) if task else []
+        inputs = {path.resolve() for path in (data, perplexity, *own) if path}
         if inputs & {out.resolve(), scores_file(out).resolve()}:
             raise HalkaError(f"--out: {out} would overwrite an input: name another file")
     adapters = given_adapters(adapter, store, loading.allow_pickle)

@@ -12,7 +12,7 @@ import typer
 from halka.cli.command import Json, emit, examples, existing_file, show
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import BARE, AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
-from halka.util.errors import HalkaError
+from halka.util.errors import DataError, HalkaError
 
 if TYPE_CHECKING:
     from halka.core import AdaptedModel
@@ -148,7 +148,7 @@ def prompts_from(prompt: str | None, file: Path | None, system: str | None) -> l
         if not prompts:
             raise HalkaError(f"--file: {file} has no rows")
         return addressed(prompts, rows)
-    if prompt is None and sys.stdin.isatty():
+    if prompt is None and (sys.stdin is None or sys.stdin.isatty()):
         raise HalkaError('there is no prompt: give one, such as "What is a light year?", or --file FILE')
     text = sys.stdin.read().strip() if prompt is None else prompt
     if not text.strip():
@@ -158,12 +158,18 @@ def prompts_from(prompt: str | None, file: Path | None, system: str | None) -> l
 
 def _messages(row: Row) -> list[Any]:
     """The conversation of a row, without its final answer."""
-    from halka.data.shapes import as_message, with_system
+    from halka.data.shapes import as_message, check_readable, listed, with_system
 
     fields = row.fields
+    try:
+        check_readable(row)
+    except DataError as error:
+        raise HalkaError(f"{row.where}: {error}") from None
     value = next((fields[key] for key in ("messages", "prompt", "text") if fields.get(key) is not None), None)
-    words = fields.get("words")
-    if value is None and isinstance(words, list) and words and all(isinstance(word, str) for word in words):
+    if "messages" in fields:
+        value = listed(value) or value  # a cell of CSV has it as JSON
+    words = listed(fields.get("words"))
+    if value is None and words and all(isinstance(word, str) for word in words):
         value = " ".join(words)
     if isinstance(value, str) and value.strip():
         second = fields.get("text_pair")
@@ -176,7 +182,10 @@ def _messages(row: Row) -> list[Any]:
         )
     messages = [as_message(message, f"{row.where}: message {number}") for number, message in enumerate(value, start=1)]
     messages = with_system(messages, row)
-    return messages[:-1] if messages[-1].role == "assistant" else messages
+    asked = messages[:-1] if messages[-1].role == "assistant" else messages
+    if not asked:
+        raise HalkaError(f"{row.where}: no message to answer")
+    return asked
 
 
 def answer_all(

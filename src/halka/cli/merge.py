@@ -27,6 +27,7 @@ EXAMPLES = examples(
     "halka merge a=runs/a/adapter b=runs/b/adapter --base smollm2-135m --combine ties --density 0.5 --task support",
 )
 COMBINED = "combined"
+ALONE = ("lora-gguf", "peft", "vllm")  # formats that hold an adapter, and not its base
 
 
 @with_loading
@@ -82,6 +83,10 @@ def merge(
     adapters = given_adapters(adapter, store, loading.allow_pickle)
     if (len(adapters.named) > 1) != (combine is not None):
         raise HalkaError("--combine METHOD combines several adapters: give it with two or more, and only then")
+    if combine is None and (weights or density is not None or rank is not None):
+        raise HalkaError("--weights, --density and --rank are for several adapters: give --combine METHOD with them")
+    if probes and format in ALONE:
+        raise HalkaError(f"--probes measure what merging changes, and {format} holds the adapter alone: leave them out")
     if into is None and (format or to_dtype or pad_rank):
         raise HalkaError("--as, --to-dtype and --pad-rank set how --into is written: give --into PATH with them")
     tasks = [named_task(name) for name in task or ()]
@@ -97,36 +102,47 @@ def merge(
     if combine is not None:
         from halka.merging.combining import combine as combined
 
-        name = COMBINED
+        name = next(free for free in (COMBINED, f"{COMBINED} here") if free not in adapters.named)
         combined(model, factors, combine, name=name, density=density, seed=seed, rank=rank)
         result["combination"] = combine
     if tasks:
         everyone = dict.fromkeys((None, *adapters.named, name))
         result["tasks"] = scored(model, [*everyone], tasks, examples, seed)
+        if not json:
+            _show_tasks(result["tasks"])
 
     def report(error: MergeError) -> None:
         result["error"] = {**asdict(error), "relative": error.relative}
         if not json:
             _show_error(error)
 
-    if format in (None, "safetensors", "gguf"):
+    from halka.core import VIRTUAL_ROLES
+
+    virtual = any(target.role in VIRTUAL_ROLES for target in model.adapter(name).targets.values())
+    measures = into is not None or not (tasks and virtual)  # of virtual tokens nothing is merged
+    if measures and format not in ALONE:
         say("comparing merged and unmerged …")
-    if into is None:
-        from halka.merging.error import merge_error
+    try:
+        if not measures:
+            say("virtual tokens are no weights: there is nothing to merge, and no error to measure")
+        elif into is None:
+            from halka.merging.error import merge_error
 
-        report(error := merge_error(model, name, text))
-        if not force:
-            error.check(limit)
-    else:
-        from halka.merging.exporting import export
+            report(error := merge_error(model, name, text))
+            if not force:
+                error.check(limit)
+        else:
+            from halka.merging.exporting import export
 
-        written = {"format": format or "safetensors", "dtype": to_dtype, "pad_rank": pad_rank}
-        measured = {"probes": text, "limit": limit, "force": force, "on_error": report}
-        result["written"] = export(model, name, into, **written, **measured)
+            written = {"format": format or "safetensors", "dtype": to_dtype, "pad_rank": pad_rank}
+            measured = {"probes": text, "limit": limit, "force": force, "on_error": report}
+            result["written"] = export(model, name, into, **written, **measured)
+    except HalkaError:
+        if json:
+            emit(result)  # what was measured took its time
+        raise
     if json:
         return emit(result)
-    if tasks:
-        _show_tasks(result["tasks"])
     if into is not None:
         show(f"written to {into}")
 

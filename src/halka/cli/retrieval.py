@@ -159,6 +159,8 @@ def examples_(
 
     asked = read_questions(existing_file(questions, "FILE"))
     target = new_file(out, "--out")
+    if target.resolve() == questions.resolve():
+        raise HalkaError(f"--out: {out} would overwrite an input: name another file")
     retriever, scope = retriever_of(collection_named(name, collections), mode, rerank), scope_of(asking)
     pairs = [*Raft(passages, without, cite, form, seed).pairs(retriever, asked, scope)]
     if not pairs:

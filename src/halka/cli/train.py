@@ -40,7 +40,8 @@ def train() -> None:
     Every setting may stand in a YAML file (--config), in the environment, and on the command line, each overriding the
     one before: `rank: 8` and `train: {lr: 0.001}`, HALKA_TRAIN_RANK=8, --rank 8.
 
-    A run that was stopped goes on where it was when the same command is given again. Ctrl-C stops it after its step.
+    A run that was stopped goes on where it was when the same command is given again (without --overwrite). Ctrl-C stops
+    it after its step.
 
     Several adapters are trained together, on one base in memory, by --many with a file that lists them under `runs:`,
     each with its folder (out) and what is its own; all else is said once, above them or as a flag.
@@ -202,6 +203,8 @@ def task_of(run: RunSettings) -> Task:
     if run.task is not None:
         if run.validation is not None:
             raise HalkaError(f"--validation is for --data: the task {run.task} has its own validation examples")
+        if run.shape is not None:
+            raise HalkaError(f"--shape is for --data: the task {run.task} says what its files have")
         task = of_kind(named_task(run.task), run.kind)
     else:
         rows = [data_rows(file, "--data", run.shape) for file in run.data]
@@ -274,6 +277,7 @@ def _show_all(results: list[dict[str, Any]]) -> None:
 
 
 def _show(result: dict[str, Any], run: RunSettings) -> None:
+    from halka.cli.train_settings import RunSettings
     from halka.report.units import count, duration, size
 
     loss = f"loss {result['loss']:.4f}"
@@ -285,6 +289,8 @@ def _show(result: dict[str, Any], run: RunSettings) -> None:
         f"{count(result['parameters'])} parameters, {size(result['bytes'])}, in {result['adapter']}",
     )
     with_base = f"--base {shlex.quote(run.base)} --adapter {shlex.quote(str(result['adapter']))}"
+    if run.dtype != RunSettings.dtype:
+        with_base += f" --dtype {run.dtype}"
     if run.quantize is not None:
         with_base += f" --quantize {run.quantize}"
     if run.task is None:

@@ -6,7 +6,8 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
 from types import FrameType
@@ -22,11 +23,12 @@ from halka.data.task import Task
 from halka.evaluation.validation_score import ValidationScore
 from halka.methods import primary
 from halka.storage.adapter_folder import AdapterFolder
-from halka.training import Job, Ranks, RunFolder, Step, as_tokens, train_many
-from halka.training.jobs import Steps
+from halka.training import Job, Ranks, RunFolder, Step, train_many
+from halka.training.jobs import Steps, encoded
 from halka.training.run_folder import RUN, help_finish
 from halka.util.divided import checked_by_first
 from halka.util.errors import HalkaError, TrainingError
+from halka.util.files import check_writable
 
 TENSORBOARD = "tensorboard"
 
@@ -45,6 +47,8 @@ class TrainingRun:
             raise HalkaError("--tensorboard needs a package that is not installed: pip install 'halka[tensorboard]'")
         try:
             self.folder.check()
+            if not self.folder.path.exists():
+                check_writable(self.folder.path)
         except HalkaError as error:
             raise HalkaError(f"--out: {error}") from None
 
@@ -55,15 +59,15 @@ class TrainingRun:
 
     def job(self, model: AdaptedModel, on_scored: Callable[[int, int], None]) -> Job:
         """What is trained; `on_scored` is called with how many of all validation examples a score has answered."""
-        config = self.plan.train
+        anew = Ranks.here().from_first(datetime.now()) if self.overwrite else None
+        job = Job(self.name, self.task.train, self.plan.train, self.task.validation, self.folder.path, written=anew)
         with show_warnings():
-            items = as_tokens(model, self.task.train, config, self.name)
-            self._examples = len(items)
-            held_out = as_tokens(model, self.task.validation, config, self.name) if self.task.validation else []
-        score = None
-        if self.plan.run.best_by == "score":
-            score = ValidationScore(model, self.name, self.task, lambda done: on_scored(done, len(held_out)))
-        return Job(self.name, items, config, held_out, self.folder.path, score)
+            job = encoded(model, job)
+        self._examples = len(job.examples)
+        if self.plan.run.best_by != "score":
+            return job
+        score = ValidationScore(model, self.name, self.task, lambda done: on_scored(done, len(job.validation)))
+        return replace(job, score=score)
 
     def begin(self, model: AdaptedModel) -> None:
         """Write the settings of a new run; a run under way stays as it is, but for --overwrite."""
@@ -138,6 +142,11 @@ def _begin(runs: Sequence[TrainingRun], model: AdaptedModel, folders: ExitStack)
     for run in runs:
         folders.enter_context(run.folder.locked())
     for run in runs:
+        if run.finished:  # by another process, while this one read its base and its data
+            raise HalkaError(
+                f"--out: {run.folder.path} holds a finished run meanwhile: --overwrite trains again, or choose another"
+            )
+    for run in runs:
         run.begin(model)
 
 
@@ -173,10 +182,11 @@ def _watch(
 
 
 def _say_how_to_resume(runs: Sequence[TrainingRun]) -> None:
+    same = "the same command" + (" without --overwrite" if any(run.overwrite for run in runs) else "")
     if not any(run.folder.resumable for run in runs):
         say("Stopped before the first checkpoint: the same command begins anew")
     elif len(runs) > 1:
-        say("Stopped. Go on with the same command, or each alone: halka train --config FOLDER/run.yaml")
+        say(f"Stopped. Go on with {same}, or each alone: halka train --config FOLDER/run.yaml")
     else:
         say(f"Stopped. Go on with: halka train --config {shlex.quote(str(runs[0].folder.path / RUN))}")
 

@@ -105,8 +105,7 @@ def conversation_of(row: Row, shape: str) -> tuple[Message, ...]:
     missing = [key for key in SHAPES[shape].keys if row.fields.get(key) is None]
     if missing:
         raise DataError(f"no {' and no '.join(map(repr, missing))}, which a row of shape {shape!r} has")
-    if unread := next((key for key in UNREADABLE if row.fields.get(key) not in (None, "", "[]", [])), None):
-        raise DataError(f"the row has {unread!r}, and only text is read")
+    check_readable(row)
     messages = with_system(SHAPES[shape].messages(row.fields), row)
     roles = [message.role for message in messages]
     if "assistant" not in roles:
@@ -125,7 +124,7 @@ def references_of(row: Row) -> tuple[str, ...]:
     value = row.fields.get("references")
     if value is None or value == "":
         return ()
-    items = _list(value)
+    items = listed(value)
     return tuple(_text(item, "a reference") for item in ([value] if items is None else items))
 
 
@@ -147,7 +146,13 @@ def as_message(value: object, name: str) -> Message:
     return Message(ROLES[role], _text(value.get("content", value.get("value")), name), learned)
 
 
-def _list(value: object) -> list[Any] | None:
+def check_readable(row: Row) -> None:
+    """Raises DataError for a row that has more than text, without which its text means something else."""
+    if unread := next((key for key in UNREADABLE if row.fields.get(key) not in (None, "", "[]", [])), None):
+        raise DataError(f"the row has {unread!r}, and only text is read")
+
+
+def listed(value: object) -> list[Any] | None:
     """A list, also one written as JSON in a CSV cell; None if it is neither."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
@@ -159,7 +164,7 @@ def _list(value: object) -> list[Any] | None:
 
 def _conversation(value: object, key: str) -> list[Message]:
     """A list's messages, without system messages that are empty."""
-    items = _list(value)
+    items = listed(value)
     if items is None:
         raise DataError(f"{key!r} is not a list of messages but a {type(value).__name__}")
     if not items:
@@ -247,7 +252,7 @@ def _tagged(row: dict[str, object]) -> list[Message]:
 
 def _words(value: object, key: str) -> list[str]:
     """A list of texts without blanks, also one text with blanks between."""
-    items = _list(value)
+    items = listed(value)
     words = _text(value, repr(key)).split() if items is None else [_text(item, f"one of {key!r}") for item in items]
     if wrong := [word for word in words if word.split() != [word]]:
         raise DataError(f"{key!r} holds {wrong[0]!r}, which is not one word")

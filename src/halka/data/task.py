@@ -112,6 +112,15 @@ def is_task_file(path: Path) -> bool:
     return path.suffix in TASK_FILES and path.is_file()
 
 
+def files_of(path: Path) -> list[Path]:
+    """A task file, and the files of examples that it names."""
+    if not is_task_file(path) or path.suffix == ".py":
+        return [path]
+    values = _checked(path)
+    named = [values[split] for split in SPLITS if not isinstance(values.get(split, 0.0), float)]
+    return [path, *(path.parent / file for value in named for file in _as_list(value))]
+
+
 def load_task(name_or_path: str | Path) -> Task:
     """Load the shipped task "support", a `.yaml` task file, or a `.py` file that defines `task() -> Task` and is run.
 

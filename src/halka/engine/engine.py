@@ -34,6 +34,7 @@ from halka.storage.save_load import Allowed
 from halka.util.core_share import give_cores_back, take_cores
 from halka.util.errors import HalkaError
 from halka.util.machine import memory_named
+from halka.util.mode import in_mode
 
 READING = 2.0  # seconds of a step that waits for an adapter's files: others may call meanwhile
 READ, READ_ON_GPU = 512, 2048  # tokens of prompts a step: fewer leave a GPU waiting for its next operations
@@ -259,7 +260,7 @@ class Engine:
                 if self.adapters.stale():
                     self._forward.forget()
                 if work := self.schedule.next():
-                    with memory_named(FULL):
+                    with memory_named(FULL), in_mode(False, self.model.base):  # no dropout
                         self.cache.clear_new()
                         self._hand_out(work, self._forward(line_of(work, self.cache.kv)))
                     self.steps += 1

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from halka.core import AdaptedModel, Adapter, VirtualPart, WeightPart
 from halka.models import context, memory_of, taken_positions
+from halka.models.attention.virtual_tokens import BOTH
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import Allowed
 from halka.util.cached import Changes
-from halka.util.errors import UnknownAdapterError
+from halka.util.errors import HalkaError, UnknownAdapterError
 
 
 @dataclass(eq=False)
@@ -142,12 +143,15 @@ def content_id(adapter: Adapter) -> str:
 def _virtual(model: AdaptedModel, adapter: Adapter) -> Tensor | None:
     """Keys and values (P, 2·L, H, W) of a prefix, or of a prompt, which the bare base reads."""
     base: Any = model.base
-    for path, part in adapter.parts.items():
-        role = adapter.targets[path].role
-        if isinstance(part, VirtualPart) and role in ("memory", "embed"):
-            virtual = part.virtual()
-            if role == "embed":
-                with model.use(None):
-                    virtual = memory_of(model).read(virtual[None])[0]
-            return virtual.detach().to(base.dtype)
+    roles = {path: target.role for path, target in adapter.targets.items()}
+    parts = [(roles[path], part) for path, part in adapter.parts.items() if isinstance(part, VirtualPart)]
+    parts = [(role, part) for role, part in parts if role in ("memory", "embed")]
+    if len(parts) > 1:
+        raise HalkaError(BOTH)
+    for role, part in parts:
+        virtual = part.virtual()
+        if role == "embed":
+            with model.use(None):
+                virtual = memory_of(model).read(virtual[None])[0]
+        return virtual.detach().to(base.dtype)
     return None

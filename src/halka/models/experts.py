@@ -120,6 +120,8 @@ def _edited(edits: Edits, choices: Choices, *values: Tensor) -> Tensor:
                 "for each expert, and a `stack_key` (docs/add-a-method.md)"
             )
         mine, number, runs = choices.of(stack)
+        if mine is not None and not len(mine):
+            continue  # none of these rows is in this pass, as of a route that is kept
         own = [
             tensor[number] if tensor.dim() == 2 else Grouped(tensor, runs)
             for tensor in stack.joined(_by_expert, result)

@@ -111,6 +111,10 @@ def shard(
     for stack in stacks:
         for number, layer in enumerate(base.get_submodule(stack.layers).children()):
             layer.to(dtype)
+            if dtype == torch.float16:  # of T5 these layers overflow in it, and transformers leaves them as well
+                for name, module in layer.named_modules():
+                    if name.rpartition(".")[2] in (base._keep_in_fp32_modules or ()):
+                        module.float()
             for path, transposed in places:
                 if quantize is not None and path.startswith(f"{stack.layers}.{number}."):
                     quantise_layer(base, path, transposed, quantize)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -39,13 +40,15 @@ from halka.storage.save_load import save
 from halka.studies.notes import Notes
 from halka.studies.places import Result
 from halka.studies.runner import now, origin, report_step, serve
-from halka.training import Job, Step, TrainConfig, as_tokens, batch_plan, mean_loss, train, train_many
+from halka.training import Job, Step, TrainConfig, as_tokens, batch_plan, mean_loss, train_many
+from halka.training.jobs import encoded
 from halka.training.run_folder import RunFolder
 from halka.util import machine
 from halka.util.dtypes import Dtype, Quantize, dtype_name
-from halka.util.errors import TrainingError
+from halka.util.errors import HalkaError, TrainingError
 from halka.util.files import write_text
 from halka.util.kinds import Kind
+from halka.util.places import folder_digest
 
 SCHEMA = 1
 BASE = "base"  # the method of a run without tuning
@@ -206,6 +209,12 @@ def search_together(runs: Sequence[Spec]) -> list[Result]:
 
 
 def _load(run: Spec) -> tuple[AdaptedModel, Task]:
+    """Raises HalkaError for a base's folder whose files are others than those by which the run is named."""
+    if run.base_files not in (None, folder_digest(run.base)):
+        raise HalkaError(
+            f"{run.base} has other files on {socket.gethostname()} than where the study was begun: copy them, or begin "
+            "the study anew"
+        )
     task = load_task(run.task)
     kind = cast("Kind | None", task.kind)  # load_base checks it
     base = load_base(run.base, dtype=run.dtype, quantize=run.quantize, kind=kind, labels=task.labels or None)
@@ -263,7 +272,7 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
     device = next(model.base.parameters()).device
     baseline = machine.resident(device)
     adapter = model.add(NAME, _method(run, model), seed=config.seed)
-    items, held_out = (as_tokens(model, split, config, NAME) for split in (task.train, task.validation))
+    job = encoded(model, Job(NAME, task.train, config, task.validation, folder))
     machine.reset_peak(device)
     notes = Notes(folder)
     if not RunFolder(folder).resumable:
@@ -289,7 +298,9 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
 
     by_score = run.best_by == "score"
     decides = score if by_score else None
-    for step in train(model, NAME, items, config, validation=held_out, folder=folder, score=decides):
+    for results in train_many(model, [replace(job, score=decides)]):
+        if isinstance(step := results[NAME], TrainingError):
+            raise step
         report_step(step)
         if not by_score and run.purpose == "final" and run.score_every and step.step % run.score_every == 0:
             score()
@@ -302,7 +313,7 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
     trained, weights = adapter.count(), weights_of(model, NAME)
     copies = weights - bytes_of(model.base)
     gradients, moments = trained * FP32, trained * 2 * FP32
-    training = _training(model, NAME, steps, len(items))
+    training = _training(model, NAME, steps, len(job.examples))
     if by_score or run.score_every:
         last, best = steps[-1].step, training["train"]["best_step"]
         training["train"]["scores"] = [
@@ -311,7 +322,7 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
             if note["scored"] and (by_score or note["step"] != last or best == last)  # it leaves the best weights
         ]
     # A search's memory is not compared, and an estimate takes as long as some of its steps.
-    predicted = {} if run.purpose == "search" else {"predicted": _predicted(model, items, config)}
+    predicted = {} if run.purpose == "search" else {"predicted": _predicted(model, job.examples, config)}
     return training | {
         "memory": {
             **most,

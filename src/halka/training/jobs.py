@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 from halka.core import AdaptedModel, quantization_of
 from halka.data.chat import writes_time, written_at
-from halka.data.examples import ExamplesOrItems, examples_and_items
+from halka.data.examples import ExamplesOrItems, Item, examples_and_items
 from halka.methods import described, primary
 from halka.models.kinds import kind_of
 from halka.models.loading import base_name
@@ -112,7 +112,11 @@ def _take(folder: RunFolder, locks: ExitStack) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """One of the adapters that `train_many` trains: the arguments of `train`."""
+    """One of the adapters that `train_many` trains: the arguments of `train`; `config` may be a dict there, too.
+
+    written   when texts are, or were, written, where the chat template writes the time; None: when the run in the
+              folder began, if one is under way there, else now
+    """
 
     name: str
     examples: ExamplesOrItems
@@ -120,6 +124,18 @@ class Job:
     validation: ExamplesOrItems = ()
     folder: str | Path | None = None
     score: Callable[[], float] | None = None
+    written: datetime | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", config_of(self.config))
+
+
+@dataclass(frozen=True)
+class EncodedJob(Job):
+    """A job whose examples are tokens."""
+
+    examples: list[Item]
+    validation: list[Item] = field(default_factory=list[Item])
 
 
 def train_many(
@@ -155,27 +171,35 @@ def train_many(
 
 
 def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:
-    """The job with its examples encoded, and its folder on the first rank. Raises as `as_tokens` does."""
-    config = job.config
-    written: datetime | None = None
+    """The job as a run, with its folder on the first rank. Raises as `encoded` does."""
+    job, config = encoded(model, job), job.config
     if job.folder is not None:
-        folder = RunFolder(job.folder)
-        config = replace(config, **ranks.from_first(checked_by_first(folder.settings_of_old)) or {})
-        written = ranks.from_first(checked_by_first(folder.written))
+        config = replace(config, **ranks.from_first(checked_by_first(RunFolder(job.folder).settings_of_old)) or {})
+    folder = job.folder if ranks.first else None
+    return Run(model, job.name, job.examples, job.validation, config, folder, job.score, job.written)
+
+
+def encoded(model: AdaptedModel, job: Job) -> EncodedJob:
+    """The job with its examples as tokens. Where several processes train together, all call this.
+
+    Raises as `as_tokens` does, and as the folder does.
+    """
+    ranks, written = Ranks.here(), job.written
+    if written is None and job.folder is not None:
+        written = ranks.from_first(checked_by_first(RunFolder(job.folder).written))
     written = written or ranks.from_first(datetime.now())
     with written_at(written):
         items = as_tokens(model, job.examples, job.config, job.name)
         held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
-    if model.tokenizer is None or not writes_time(model.tokenizer):
-        written = None
-    return Run(model, job.name, items, held_out, config, job.folder if ranks.first else None, job.score, written)
+    dated = model.tokenizer is not None and writes_time(model.tokenizer)
+    return EncodedJob(job.name, items, job.config, held_out, job.folder, job.score, written if dated else None)
 
 
 def _settings(run: Run) -> dict[str, Any]:
     """The settings of a run as run.yaml has them; of a joint method, those of the method that was chosen."""
     base, method = run.model.base, described(primary(run.adapter.method))
     named = base_name(base)
-    if Path(named).is_dir():
+    if named and Path(named).is_dir():
         named = str(Path(named).absolute())
     return {
         **({"base": named} if named else {}),

@@ -78,6 +78,8 @@ class Run:
         self.folder = None if folder is None else RunFolder(folder)
         self.model, self.name, self.items, self.held_out, self.config = model, name, items, held_out, config
         self.adapter = model.adapter(name)
+        if model.pool is not None:
+            model.pool.removed(name)  # from now on it is the model's own: not what is in the store, and not evicted
         self.objective = objective_of(model)
         roles = {target.role for target in self.adapter.targets.values()}
         head = "head" in roles and not self.objective.head_sees_rows

@@ -40,15 +40,17 @@ class Gated(LayerTokens[list[LayerMemory | None]]):
         longest, count = (max(tokens.shape[side] for tokens, _ in tokens_and_gates) for side in (0, 1))
         tokens_NPKD = torch.stack([_filled(tokens, longest, count) for tokens, _ in tokens_and_gates])
         gates_NK = torch.stack([F.pad(gates, (count - gates.shape[0], 0)) for _, gates in tokens_and_gates])
-        lengths_N = torch.tensor([[tokens.shape[0]] for tokens, _ in tokens_and_gates], device="cpu")
-        valid_NP = torch.arange(longest, device="cpu") < lengths_N
+        lengths = [*(tokens.shape[0] for tokens, _ in tokens_and_gates), longest]
+        valid_NP = torch.arange(longest, device="cpu") < torch.tensor(lengths, device="cpu")[:, None]
         place = {id(part): number for number, part in enumerate(distinct)}
-        of_row = ([place.get(id(part), 0) for part in self.parts], [part is not None for part in self.parts])
-        rows, with_one = to_device([torch.tensor([*map(int, it)], device="cpu") for it in of_row], gates_NK.device)
+        of_row = [place.get(id(part), len(distinct)) for part in self.parts]
+        (rows,) = to_device([torch.tensor(of_row, device="cpu")], gates_NK.device)
         valid = None if valid_NP.all() else valid_NP.to(rows.device)[rows]
         contents: list[LayerMemory | None] = [None] * (self.stack.layers - count)
-        for number, (keys, values) in enumerate(self._read(tokens_NPKD)):
-            gates, here = (gates_NK[:, number][rows] * with_one).to(keys.dtype), rows.to(keys.device)
+        for gates_N, pair in zip(_with_nobody(gates_NK).unbind(1), self._read(tokens_NPKD), strict=True):
+            keys, values = map(_with_nobody, pair)
+            here = rows.to(keys.device)
+            gates = gates_N[rows].to(keys.dtype)
             contents.append(LayerMemory(keys[here], values[here], valid, gates=gates))
         return contents
 
@@ -72,6 +74,11 @@ def _replace_input(states: Tensor, module: nn.Module, args: tuple[Any, ...], kwa
     """The module's arguments with these (N, P, D) instead of the hidden states."""
     states = states.to((args[0] if args else kwargs["hidden_states"]).device)
     return ((states, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": states})
+
+
+def _with_nobody(tensor_N: Tensor) -> Tensor:
+    """With zeros behind the last, for rows without a part: those of another, times a gate of 0, would be its NaN."""
+    return torch.cat([tensor_N, tensor_N.new_zeros(1, *tensor_N.shape[1:])])
 
 
 def _filled(tokens_PKD: Tensor, longest: int, count: int) -> Tensor:

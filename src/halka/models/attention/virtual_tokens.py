@@ -26,6 +26,8 @@ from halka.models.kinds import kind_of
 from halka.models.layouts import Layout
 from halka.util.errors import HalkaError
 
+BOTH = "an adapter with a prefix and a prompt works in encoders alone: elsewhere give each an adapter of its own"
+
 
 class VirtualTokens:
     """Implements `core.VirtualAttention` for one base.
@@ -118,9 +120,7 @@ class VirtualTokens:
 def _either(prefixes: Sequence[VirtualPart | None], prompts: Sequence[VirtualPart | None]) -> list[VirtualPart | None]:
     """Each row's one of the two. Raises HalkaError for a row with both."""
     if any(prefix is not None and prompt is not None for prefix, prompt in zip(prefixes, prompts, strict=True)):
-        raise HalkaError(
-            "an adapter with a prefix and a prompt works in encoders alone: elsewhere give each an adapter of its own"
-        )
+        raise HalkaError(BOTH)
     return [prompt if prefix is None else prefix for prefix, prompt in zip(prefixes, prompts, strict=True)]
 
 

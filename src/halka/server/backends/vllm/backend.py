@@ -147,7 +147,8 @@ class Vllm:
             if len(request.prompt) + request.stopping.max_new_tokens > served.longest:
                 raise Declined(f"vLLM reads at most {served.longest} tokens")
             salt = hashlib.blake2b(request.tenant.encode(), key=self._key).hexdigest()
-            return process, body_of(request, n, lora or served.base, self.engine.engine.ends, salt)
+            engine = self.engine.engine
+            return process, body_of(request, n, lora or served.base, engine.ends, salt, engine.opening)
         raise unavailable()
 
     def _left_to_the_engine(self, id: str | None, error: Refused) -> Declined:

@@ -30,12 +30,14 @@ def unlike_engine(request: Request, n: int) -> str | None:
     return None
 
 
-def body_of(request: Request, n: int, model: str, ends: frozenset[int], salt: str) -> dict[str, Any]:
+def body_of(request: Request, n: int, model: str, ends: frozenset[int], salt: str, opening: str = "") -> dict[str, Any]:
     """The request's JSON. Every setting is named: vLLM has defaults of its own, from the base's generation config.
 
     model  what vLLM calls the base or the LoRA
     ends   tokens that end an answer
     salt   keeps what vLLM caches of a tenant's prompts from all others
+    opening   what the chat template begins answers with, in which no stop string counts: vLLM does not know it, so that
+              the text ends where they are read, and the request with it
     """
     sampling, stopping = request.sampling, request.stopping
     return {
@@ -52,7 +54,7 @@ def body_of(request: Request, n: int, model: str, ends: frozenset[int], salt: st
         "frequency_penalty": sampling.frequency_penalty or 0.0,
         "logit_bias": {str(token): bias for token, bias in sampling.bias.items()} or None,
         "seed": sampling.seed,
-        "stop": [*stopping.strings],
+        "stop": [] if request.chat and opening else [*stopping.strings],
         "stop_token_ids": sorted(stopping.tokens if stopping.ignore_ends else stopping.tokens | ends),
         "ignore_eos": stopping.ignore_ends,
         "logprobs": request.logprobs,
