@@ -31,7 +31,7 @@ from halka.models.description import describe_base
 from halka.models.fetching import BaseInfo, known_bases, list_bases, pull, pull_base, smollm2
 from halka.models.fetching.smollm2 import SMOLLM2, Release
 from halka.models.fingerprint import fingerprint
-from halka.models.loading import load_base
+from halka.models.loading import at_revision, load_base
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import is_as_saved
 from halka.util.places import cache_dir
@@ -326,6 +326,9 @@ def test_a_hub_model_comes_from_the_client_cache_once_there(
     config = json.loads((tmp_path / "at" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("who/what", "v1")
     assert is_as_saved(model, "a", AdapterFolder.open(tmp_path / "at"))
+    (tmp_path / "at" / "halka.json").unlink()  # as peft writes folders
+    assert AdapterFolder.open(tmp_path / "at").base_name == "who/what@v1"
+    assert load_base("who/what@v1.0+cu118")
     assert describe_base("who/what@v1")["source"] == "https://huggingface.co/who/what/tree/v1"
     with pytest.raises(ValueError, match="who/what@v1 has another revision than 'v2'"):
         load_base("who/what@v1", revision="v2")
@@ -335,6 +338,7 @@ def test_a_hub_model_comes_from_the_client_cache_once_there(
 
 
 def test_a_revision_is_for_the_hub(folder: Path) -> None:
+    assert at_revision(str(folder), "main") == str(folder)  # as peft, which passes it by
     for name in (folder, "smollm2-135m", Path("who/what")):
         with pytest.raises(ValueError, match="revision 'main' is for names on the hub"):
             load_base(name, revision="main")

@@ -258,6 +258,8 @@ def test_of_t5_in_parts_what_overflows_in_float16_stays_in_float32(tmp_path):
         assert {name: one.dtype for name, one in base.named_parameters()} == {
             name: one.dtype for name, one in whole.named_parameters()
         }
-        assert base.decoder.block[0].layer[-1].DenseReluDense.wo.weight.dtype == torch.float32
+        wo = base.decoder.block[0].layer[-1].DenseReluDense.wo.weight
+        assert wo.dtype == torch.float32
+        assert torch.equal(wo.full_tensor(), whole.decoder.block[0].layer[-1].DenseReluDense.wo.weight)
     finally:
         dist.destroy_process_group()

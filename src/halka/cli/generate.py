@@ -166,7 +166,7 @@ def _messages(row: Row) -> list[Any]:
     except DataError as error:
         raise HalkaError(f"{row.where}: {error}") from None
     value = next((fields[key] for key in ("messages", "prompt", "text") if fields.get(key) is not None), None)
-    if "messages" in fields:
+    if fields.get("messages") is not None:
         value = listed(value) or value  # a cell of CSV has it as JSON
     words = listed(fields.get("words"))
     if value is None and words and all(isinstance(word, str) for word in words):

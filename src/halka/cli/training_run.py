@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +48,7 @@ class TrainingRun:
             raise HalkaError("--tensorboard needs a package that is not installed: pip install 'halka[tensorboard]'")
         try:
             self.folder.check()
-            if not self.folder.path.exists():
+            if os.environ.get("RANK", "0") == "0" and not self.folder.path.exists():  # of several, the first one writes
                 check_writable(self.folder.path)
         except HalkaError as error:
             raise HalkaError(f"--out: {error}") from None

@@ -29,7 +29,7 @@ from halka.util.seeds import seeded
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<revision>\w[\w./-]*))?")
+HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<revision>[^\s@]+))?")
 REVISION = "_hub_revision"  # the attribute of a base that was loaded by one
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors", "README.md"]
@@ -138,6 +138,13 @@ def hub_parts(name: str) -> tuple[str, str | None]:
     return (name, None) if parts is None else (parts["name"], parts["revision"])
 
 
+def at_revision(name: str, revision: str | None) -> str:
+    """A base's name with its revision on the hub; a folder has none."""
+    bare, named = hub_parts(name)
+    on_hub = HUB_NAME.fullmatch(name) is not None and not Path(name).expanduser().is_dir()
+    return f"{bare}@{revision}" if revision and on_hub and named is None else name
+
+
 def _at(name_or_path: str | Path, revision: str | None) -> str | Path:
     """A name on the hub with its revision. Raises HalkaError for another name with one, and for two revisions."""
     if revision is None:
@@ -145,10 +152,9 @@ def _at(name_or_path: str | Path, revision: str | None) -> str | Path:
     name = str(name_or_path)
     if isinstance(name_or_path, Path) or name in known_bases() or Path(name).expanduser().is_dir():
         raise HalkaError(f"revision {revision!r} is for names on the hub; {name} has none")
-    name, named = hub_parts(name)
-    if named not in (None, revision):
-        raise HalkaError(f"{name}@{named} has another revision than {revision!r}: name one")
-    return f"{name}@{revision}"
+    if hub_parts(name)[1] not in (None, revision):
+        raise HalkaError(f"{name} has another revision than {revision!r}: name one")
+    return at_revision(name, revision)
 
 
 def _name(model: PreTrainedModel, name: str) -> None:

@@ -110,11 +110,10 @@ def shard(
     stacks = [stack for stack in (layout.encoder, layout) if stack is not None]
     for stack in stacks:
         for number, layer in enumerate(base.get_submodule(stack.layers).children()):
+            wide = {one: one.detach().float() for one in _overflowing(base, layer)} if dtype == torch.float16 else {}
             layer.to(dtype)
-            if dtype == torch.float16:  # of T5 these layers overflow in it, and transformers leaves them as well
-                for name, module in layer.named_modules():
-                    if name.rpartition(".")[2] in (base._keep_in_fp32_modules or ()):
-                        module.float()
+            for parameter, values in wide.items():
+                parameter.data = values
             for path, transposed in places:
                 if quantize is not None and path.startswith(f"{stack.layers}.{number}."):
                     quantise_layer(base, path, transposed, quantize)
@@ -130,6 +129,13 @@ def shard(
         decoder = base.get_submodule(stack.decoder)
         fully_shard(decoder, mesh=mesh, ignored_params=whole)
         _settle_precisions(decoder)
+
+
+def _overflowing(base: Any, layer: nn.Module) -> list[nn.Parameter]:
+    """The weights that transformers leaves in float32 where the others are in float16: T5's `wo`."""
+    kept = set(base._keep_in_fp32_modules or ())
+    modules = [module for name, module in layer.named_modules() if name.rpartition(".")[2] in kept]
+    return [parameter for module in modules for parameter in module.parameters()]
 
 
 def _settle_precisions(decoder: nn.Module) -> None:

@@ -18,7 +18,7 @@ from halka.methods import described
 from halka.models.fingerprint import own_fingerprint
 from halka.models.heads import fitted_head, has_head, narrowed
 from halka.models.kinds import kind_of
-from halka.models.loading import base_name
+from halka.models.loading import at_revision, base_name
 from halka.storage import tensors
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import CARD, Card, check_base, template_of
@@ -102,9 +102,7 @@ def is_as_saved(model: AdaptedModel, name: str, folder: AdapterFolder) -> bool:
     if folder.format is not format_named("peft"):
         return False
     there = folder.read()
-    named, revision = str(there.config.get("base_model_name_or_path", "")), there.config.get("revision")
-    if revision:
-        named = f"{named}@{revision}"
+    named = at_revision(str(there.config.get("base_model_name_or_path", "")), there.config.get("revision"))
     own = _gathered(model, name, folder.format, named)[1]
     return (
         json.loads(json.dumps(own.config)) == there.config

@@ -68,6 +68,7 @@ def lacks_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and not _processor_has_bfloat16()
 
 
+@functools.cache
 def slow_in_bfloat16(device: torch.device, cpuinfo: Path = _CPUINFO) -> bool:
     """Whether it is a processor on which products in bfloat16 take longer than in float32.
 

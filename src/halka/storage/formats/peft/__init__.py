@@ -19,7 +19,7 @@ from halka.methods import Joint, Modules, Prompt
 from halka.methods.modules import WholePart
 from halka.models.kinds import TASK_TYPES, kind_of, kind_of_task
 from halka.models.layouts import CLASSIFIERS
-from halka.models.loading import hub_parts
+from halka.models.loading import at_revision, hub_parts
 from halka.storage.formats.format import BaseSpec, Contents, FileNames, base_of
 from halka.storage.formats.peft import (
     adalora,
@@ -55,7 +55,9 @@ def recognises(folder: Path) -> bool:
 
 def base_spec(config: Mapping[str, Any], head_config: Mapping[str, Any] | None) -> BaseSpec:
     """Return the base's name or path, and its kind if the configuration has a `task_type` for it."""
-    name = config.get("base_model_name_or_path")
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if isinstance(name, str) and isinstance(revision, str):
+        name = at_revision(name, revision)
     return BaseSpec(name if isinstance(name, str) and name else None, kind_of_task(config.get("task_type")))
 
 

@@ -24,6 +24,7 @@ TOKENS_BASE = ".token_adapter.base_layer."
 BASE = ".base_layer."  # of an embedding or head at which a method acts: the base's own weights again
 UNREAD = ".lora_velora_embed"  # of use in a backward pass alone
 ROUNDED, SMALLEST = 2**-8, 2**-24  # by what the same weights differ in bf16, fp16 and fp32: by shares, and near zero
+BLOCK = 2**22  # numbers that are compared at once
 COPY = re.compile(r"\.(modules_to_save(\.default)?|original_module)\.")
 
 
@@ -143,10 +144,14 @@ def other_rows(saved: Tensor, own: Tensor) -> list[int]:
 
     Raises HalkaError for another shape.
     """
-    _check_shape(saved, own)
-    alike = torch.isclose(saved.float(), own.detach().to(saved.device).float(), rtol=ROUNDED, atol=SMALLEST)
-    differing: Tensor = ~alike.reshape(len(own), -1).all(1)
-    return [int(row) for row in differing.nonzero()[:, 0]]
+    if _same(saved, own):
+        return []
+    rows, alike = max(1, BLOCK // own[0].numel()), list[Tensor]()
+    for start in range(0, len(own), rows):
+        block = slice(start, start + rows)
+        mine, others = saved[block].float(), own[block].detach().to(saved.device).float()
+        alike.append(torch.isclose(mine, others, rtol=ROUNDED, atol=SMALLEST).flatten(1).all(1))
+    return [int(row) for row in (~torch.cat(alike)).nonzero()[:, 0]]
 
 
 def _all_tokens(config: Mapping[str, Any]) -> Iterator[int]:
