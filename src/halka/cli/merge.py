@@ -102,7 +102,9 @@ def merge(
     if combine is not None:
         from halka.merging.combining import combine as combined
 
-        name = next(free for free in (COMBINED, f"{COMBINED} here") if free not in adapters.named)
+        name = COMBINED
+        while name in adapters.named:
+            name += "'"
         combined(model, factors, combine, name=name, density=density, seed=seed, rank=rank)
         result["combination"] = combine
     if tasks:

@@ -158,13 +158,13 @@ def dry_run(config: Any, method: Method, setup: Setup, *, gpu: bool = False) -> 
         held = max(mode.held, mode.peak)
         full, cached = "base" in adapter.parts, _cached(model)
         kept = sum(_kept(part, adapter.targets[path].role) for path, part in adapter.parts.items())
-        computed = _computed(adapter)
+        stored = kept * (getattr(torch, setup.dtype).itemsize if full else FP32)
         return DryRun(
             parameters=parameter_count(model.base),
             base_bytes=bytes_of(model.base),
             trained=trained,
-            stored=kept * (getattr(torch, setup.dtype).itemsize if full else FP32),
-            served=kept * (getattr(torch, setup.dtype).itemsize if full else FP32) + computed * cached,
+            stored=stored,
+            served=stored + _computed(adapter) * cached,
             cached=cached,
             memory=Memory(
                 weights=weights,
