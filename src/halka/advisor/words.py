@@ -51,6 +51,7 @@ PROBE_TITLES: dict[ProbeName, str] = {
 }
 PROBES = tuple(PROBE_TITLES)
 UNKNOWN = "–"
+MOST = 8  # places of defects that are named
 
 
 # ── figures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -222,13 +223,13 @@ def cleanliness(evidence: Evidence) -> str:
     )
 
 
-def places(defects: Cleanliness, most: int = 8) -> list[str]:
+def places(defects: Cleanliness) -> list[str]:
     """Where some of the defects are: a line for each kind."""
     lines = []
     for kind, where in defects.places.items():
-        more = f" and {len(where) - most} more" if len(where) > most else ""
+        more = f" and {len(where) - MOST} more" if len(where) > MOST else ""
         if where:
-            lines.append(f"{one_line(kind).capitalize()}: {', '.join(map(one_line, where[:most]))}{more}.")
+            lines.append(f"{one_line(kind).capitalize()}: {', '.join(map(one_line, where[:MOST]))}{more}.")
     return lines
 
 

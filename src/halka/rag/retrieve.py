@@ -163,13 +163,13 @@ def with_cosines(vector: np.ndarray, near: Sequence[Found], worded: Sequence[Fou
     return [*near, *(replace(match, score=float(match.vector @ vector)) for match in others)]
 
 
-def joined(near: Sequence[Found], worded: Sequence[Found], weight: float = WORDS) -> list[Hit]:
+def joined(near: Sequence[Found], worded: Sequence[Found]) -> list[Hit]:
     """Passages scored by cosine and BM25 together, best first; either list may be empty."""
     words = {match.passage.id: match.score for match in worded}
     best = max(words.values(), default=0.0)
     if not near:
         return [Hit(match.passage, match.score, bm25=match.score) for match in worded]
-    share = weight * _standing_out([*words.values()]) / best if best > 0 else 0.0
+    share = WORDS * _standing_out([*words.values()]) / best if best > 0 else 0.0
     hits = [
         Hit(
             match.passage,

@@ -11,6 +11,7 @@ from halka.report.units import bounds, count, learning_rate, listed, percent, si
 from halka.util.text import plural
 
 FULL = "full fine-tuning"
+TASKS = 100  # for which the storage is compared
 
 
 def headline(rows: Sequence[Row], metric: MetricInfo, finished: int, failed: int) -> str:
@@ -120,18 +121,18 @@ def curves_takeaway(lowest: Mapping[str, float], falling: Sequence[str]) -> str:
     return f"{sentence}."
 
 
-def storage_takeaway(rows: Sequence[Row], stored: float | None, tasks: int = 100) -> str:
-    light = [row for row in rows if row.is_light and str(tasks) in row.storage]
+def storage_takeaway(rows: Sequence[Row], stored: float | None) -> str:
+    light = [row for row in rows if row.is_light and str(TASKS) in row.storage]
     full = next((row for row in rows if row.is_full and row.storage), None)
     if not light:
-        return f"{tasks} fully tuned copies need {size(full.storage[str(tasks)])}." if full else ""
+        return f"{TASKS} fully tuned copies need {size(full.storage[str(TASKS)])}." if full else ""
     row = light[0]
-    need = row.storage[str(tasks)]
+    need = row.storage[str(TASKS)]
     if full is None or not full.adapter_bytes:
-        return f"{tasks} tasks with {row.label} need {size(need)}, the base included."
-    whole = full.storage[str(tasks)]
+        return f"{TASKS} tasks with {row.label} need {size(need)}, the base included."
+    whole = full.storage[str(TASKS)]
     finding = (
-        f"{tasks} tasks need {size(need)} with {row.label}, the base included, and {size(whole)} as full copies: "
+        f"{TASKS} tasks need {size(need)} with {row.label}, the base included, and {size(whole)} as full copies: "
         f"{times(whole / need)} times as much"
     )
     saved = full.adapter_bytes - (row.adapter_bytes or 0.0)

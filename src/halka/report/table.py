@@ -139,12 +139,12 @@ def to_markdown(summary: Summary, keys: Sequence[str] = COMPACT) -> str:
     return f"{body}\n\n{escaped(caption(summary))}\n"
 
 
-def to_rich(summary: Summary, keys: Sequence[str] = COMPACT) -> Table:
-    """The summary as a `rich` table for a terminal; columns by key as in `to_markdown`."""
+def to_rich(summary: Summary) -> Table:
+    """The summary's most important columns as a `rich` table for a terminal."""
     from rich.table import Table
     from rich.text import Text
 
-    shown = _chosen(summary, keys)
+    shown = _chosen(summary, COMPACT)
     table = Table(title=Text(f"{summary.task} on {summary.base}"), caption=Text(caption(summary)))
     for column in shown:
         left = column.key == "method"

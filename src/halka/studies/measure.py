@@ -51,6 +51,7 @@ from halka.util.kinds import Kind
 from halka.util.places import folder_digest
 
 SCHEMA = 1
+TOKENS = 24  # of an answer whose latency is measured
 BASE = "base"  # the method of a run without tuning
 NAME = "run"  # the adapter's name while it is measured
 SAVE_EVERY = 70  # steps between checkpoints; seldom one that is scored, whose score a process that ends then would lose
@@ -388,19 +389,19 @@ def _predicted(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) 
     return {**parts, "activations": memory.activations + holes}
 
 
-def _latency(model: AdaptedModel, name: str | None, items: Sequence[Item], tokens: int = 24) -> dict[str, float]:
+def _latency(model: AdaptedModel, name: str | None, items: Sequence[Item]) -> dict[str, float]:
     """Milliseconds a token of an answer of the engine, with and without the adapter in turn; medians of five."""
     prompt = items[0].ids[:32]
     times: dict[str | None, list[float]] = {None: [], name: []}
     with kept_of(model) as kept, Engine(model, rows=1, ends=frozenset(), kept=kept) as engine:
         for number in range(5):
             for adapter, measured in times.items():
-                request = Request(prompt, adapter, stopping=Stopping(tokens), tenant=str(number))  # nothing is shared
+                request = Request(prompt, adapter, stopping=Stopping(TOKENS), tenant=str(number))  # nothing is shared
                 started = time.perf_counter()
                 [answer] = engine.run([request])
                 if answer.error is not None:
                     raise answer.error
-                measured.append((time.perf_counter() - started) / tokens * 1000)
+                measured.append((time.perf_counter() - started) / TOKENS * 1000)
     bare, adapted = statistics.median(times[None]), statistics.median(times[name])
     return {"base_ms_per_token": bare, "adapted_ms_per_token": adapted, "added": adapted / bare - 1}
 
