@@ -207,6 +207,11 @@ def memory_size(text: str | None, flag: str) -> int | None:
 # ── errors ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def own_rank() -> str:
+    """This process's number among those that torchrun started, before they meet; "0" where it is alone."""
+    return os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
+
+
 class Commands(TyperGroup):
     """The command line as a whole: every error ends here as a line on stderr and an exit code."""
 
@@ -220,7 +225,7 @@ class Commands(TyperGroup):
             if debug:
                 traceback.print_exc()
             message, code = explain(error)
-            rank = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
+            rank = own_rank()
             say(f"{'' if rank == '0' else f'rank {rank}: '}Error: {one_line(message)}")
         sys.exit(code if isinstance(code, int) else 0)
 

@@ -76,6 +76,8 @@ def evaluate(
     Several adapters are each scored on all examples. If rows of --data have a field "adapter", the adapter that a row
     names answers it, with scores by adapter and overall.
     """
+    from halka.data.task import files_of
+
     task_to_score = None
     if task or data or not perplexity:
         task_to_score = task_of(task, split, data, shape, metrics, limit, seed)
@@ -93,8 +95,6 @@ def evaluate(
     text = readable_text(perplexity, "--perplexity") if perplexity else None
     if out is not None:
         new_file(out, "--out")
-        from halka.data.task import files_of
-
         own = files_of(Path(task)) if task else []
         inputs = {path.resolve() for path in (data, perplexity, *own) if path}
         if inputs & {out.resolve(), scores_file(out).resolve()}:

@@ -80,6 +80,8 @@ def merge(
 
     With --combine several adapters become one first. Without --into nothing is written.
     """
+    from halka.core import VIRTUAL_ROLES
+
     adapters = given_adapters(adapter, store, loading.allow_pickle)
     if (len(adapters.named) > 1) != (combine is not None):
         raise HalkaError("--combine METHOD combines several adapters: give it with two or more, and only then")
@@ -117,8 +119,6 @@ def merge(
         result["error"] = {**asdict(error), "relative": error.relative}
         if not json:
             _show_error(error)
-
-    from halka.core import VIRTUAL_ROLES
 
     virtual = any(target.role in VIRTUAL_ROLES for target in model.adapter(name).targets.values())
     measures = into is not None or not (tasks and virtual)  # of virtual tokens nothing is merged

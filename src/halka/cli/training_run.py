@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import typer
 
-from halka.cli.command import Failed, say, show_warnings
+from halka.cli.command import Failed, own_rank, say, show_warnings
 from halka.cli.progress import StepProgress
 from halka.cli.train_settings import Plan
 from halka.core import AdaptedModel
@@ -48,7 +47,7 @@ class TrainingRun:
             raise HalkaError("--tensorboard needs a package that is not installed: pip install 'halka[tensorboard]'")
         try:
             self.folder.check()
-            if os.environ.get("RANK", "0") == "0" and not self.folder.path.exists():  # of several, the first one writes
+            if own_rank() == "0" and not self.folder.path.exists():  # of several, the first one writes
                 check_writable(self.folder.path)
         except HalkaError as error:
             raise HalkaError(f"--out: {error}") from None
@@ -183,10 +182,10 @@ def _watch(
 
 
 def _say_how_to_resume(runs: Sequence[TrainingRun]) -> None:
-    same = "the same command" + (" without --overwrite" if any(run.overwrite for run in runs) else "")
     if not any(run.folder.resumable for run in runs):
         say("Stopped before the first checkpoint: the same command begins anew")
     elif len(runs) > 1:
+        same = "the same command" + (" without --overwrite" if any(run.overwrite for run in runs) else "")
         say(f"Stopped. Go on with {same}, or each alone: halka train --config FOLDER/run.yaml")
     else:
         say(f"Stopped. Go on with: halka train --config {shlex.quote(str(runs[0].folder.path / RUN))}")

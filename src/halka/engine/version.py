@@ -143,15 +143,18 @@ def content_id(adapter: Adapter) -> str:
 def _virtual(model: AdaptedModel, adapter: Adapter) -> Tensor | None:
     """Keys and values (P, 2·L, H, W) of a prefix, or of a prompt, which the bare base reads."""
     base: Any = model.base
-    roles = {path: target.role for path, target in adapter.targets.items()}
-    parts = [(roles[path], part) for path, part in adapter.parts.items() if isinstance(part, VirtualPart)]
-    parts = [(role, part) for role, part in parts if role in ("memory", "embed")]
+    parts = [
+        (role, part)
+        for path, part in adapter.parts.items()
+        if isinstance(part, VirtualPart) and (role := adapter.targets[path].role) in ("memory", "embed")
+    ]
+    if not parts:
+        return None
     if len(parts) > 1:
         raise HalkaError(BOTH)
-    for role, part in parts:
-        virtual = part.virtual()
-        if role == "embed":
-            with model.use(None):
-                virtual = memory_of(model).read(virtual[None])[0]
-        return virtual.detach().to(base.dtype)
-    return None
+    ((role, part),) = parts
+    virtual = part.virtual()
+    if role == "embed":
+        with model.use(None):
+            virtual = memory_of(model).read(virtual[None])[0]
+    return virtual.detach().to(base.dtype)

@@ -134,15 +134,19 @@ def base_name(base: nn.Module) -> str:
 
 def hub_parts(name: str) -> tuple[str, str | None]:
     """A base's name without its revision on the hub, and that; a folder has none."""
-    parts = None if Path(name).expanduser().is_dir() else HUB_NAME.fullmatch(name)
+    parts = _on_hub(name)
     return (name, None) if parts is None else (parts["name"], parts["revision"])
 
 
 def at_revision(name: str, revision: str | None) -> str:
-    """A base's name with its revision on the hub; a folder has none."""
-    bare, named = hub_parts(name)
-    on_hub = HUB_NAME.fullmatch(name) is not None and not Path(name).expanduser().is_dir()
-    return f"{bare}@{revision}" if revision and on_hub and named is None else name
+    """A base's name with its revision on the hub, unless it has one; a folder has none."""
+    parts = _on_hub(name)
+    return f"{name}@{revision}" if revision and parts is not None and parts["revision"] is None else name
+
+
+def _on_hub(name: str) -> re.Match[str] | None:
+    """The parts of a name that may be one on the hub; None for a folder's, and for what is no such name."""
+    return None if Path(name).expanduser().is_dir() else HUB_NAME.fullmatch(name)
 
 
 def _at(name_or_path: str | Path, revision: str | None) -> str | Path:

@@ -19,8 +19,8 @@ from halka.rag.store import EVERYONE, within
 from halka.rag.texts import Text, Unreadable, check_unicode, composed, is_readable, read_text
 from halka.util.errors import HalkaError
 
-SETTINGS = "collection.json"  # the file of a collection's folder, with
-REQUIRED = {"embedder", "roots"}
+SETTINGS = "collection.json"  # the file that a collection's folder has
+REQUIRED = {"embedder", "roots"}  # what stands in it
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from halka.studies.notes import Notes
 from halka.studies.places import Result
 from halka.studies.runner import now, origin, report_step, serve
 from halka.training import Job, Step, TrainConfig, as_tokens, batch_plan, mean_loss, train_many
-from halka.training.jobs import encoded
+from halka.training.jobs import EncodedJob, encoded
 from halka.training.run_folder import RunFolder
 from halka.util import machine
 from halka.util.dtypes import Dtype, Quantize, dtype_name
@@ -185,13 +185,12 @@ def search_together(runs: Sequence[Spec]) -> list[Result]:
     Returns the measurements that `measure` would, without the memory, which is not of one run.
     """
     model, task = _load(runs[0])
-    jobs, results = [], {}
+    jobs, results = list[EncodedJob](), dict[str, Result]()
     for number, run in enumerate(runs):
         name, config = str(number), _config(run)
         results[name] = _identity(run, task, model) | {"together": len(runs)}
         model.add(name, _method(run, model), seed=config.seed)
-        items, held_out = (as_tokens(model, split, config, name) for split in (task.train, task.validation))
-        jobs.append(Job(name, items, config, held_out))
+        jobs.append(encoded(model, Job(name, task.train, config, task.validation)))
     steps: dict[str, list[Step]] = {job.name: [] for job in jobs}
     for by_name in train_many(model, jobs):
         for name, step in by_name.items():
@@ -202,7 +201,7 @@ def search_together(runs: Sequence[Spec]) -> list[Result]:
             steps[name].append(step)
     for job in jobs:
         if results[job.name]["status"] == "done":
-            results[job.name] |= _training(model, job.name, steps[job.name], len([*job.examples]))
+            results[job.name] |= _training(model, job.name, steps[job.name], len(job.examples))
     return [*results.values()]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from halka.data.task import Task
 from halka.estimating import dry_run, prepared
+from halka.estimating.dry_runs import FP32
 from halka.estimating.hardware import CONTEXT, PROCESS
 from halka.estimating.lengths import length_by_characters
 from halka.methods import build_method
@@ -16,7 +17,7 @@ from halka.training import TrainConfig
 from halka.util.errors import HalkaError
 from halka.util.machine import precision_here
 
-STATES = 16  # bytes of a trained number: itself, its gradient and two moments, in fp32
+STATES = 4 * FP32  # bytes of a trained number: itself, its gradient and two moments
 
 
 @dataclass(frozen=True)

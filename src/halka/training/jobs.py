@@ -172,7 +172,7 @@ def train_many(
 
 def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:
     """The job as a run, with its folder on the first rank. Raises as `encoded` does."""
-    job, config = encoded(model, job), job.config
+    config, job = job.config, job if isinstance(job, EncodedJob) else encoded(model, job)
     if job.folder is not None:
         config = replace(config, **ranks.from_first(checked_by_first(RunFolder(job.folder).settings_of_old)) or {})
     folder = job.folder if ranks.first else None
