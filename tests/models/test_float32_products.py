@@ -9,9 +9,10 @@ from torch import nn
 import halka
 from halka.models import float32_products as products
 from halka.models.float32_products import float32_products
-from halka.training import TrainConfig, train
+from halka.training import TrainConfig, mean_loss, train
 from halka.util.machine import slow_in_bfloat16
 from tiny import tiny
+from tokenizers_for_tests import tokenizer
 from training_for_tests import items
 
 ROWS = products.FEWEST
@@ -101,3 +102,29 @@ def test_training_learns_what_it_learns_without(method, checkpointing):
             losses.append([step.loss for step in train(model, "a", items(12, length=ROWS // 4), config)])
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
     assert losses[0] != losses[1]
+
+
+def by_loss(model: halka.AdaptedModel) -> None:
+    mean_loss(model, None, items(3, length=ROWS))
+
+
+def by_transformers(model: halka.AdaptedModel) -> None:
+    halka.generate(model, ["word " * ROWS], max_new_tokens=2, num_beams=1)
+
+
+def by_engine(model: halka.AdaptedModel) -> None:
+    halka.generate(model, ["word " * ROWS], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("ask", [by_loss, by_transformers, by_engine])
+def test_what_does_not_train_is_computed_so_too(ask):
+    """A validation's loss, and the prompts of whoever answers."""
+    model = halka.adapt(tiny("gpt_neox", max_position_embeddings=512, vocab_size=640).bfloat16(), tokenizer(None))
+    rows_and_forwards = set()
+    linear = next(module for module in model.base.modules() if type(module) is nn.Linear)
+    linear.register_forward_pre_hook(
+        lambda module, inputs: rows_and_forwards.add((inputs[0].shape[:-1].numel() >= ROWS, "forward" in vars(module)))
+    )
+    ask(model)
+    assert {replaced for many, replaced in rows_and_forwards if many} == {slow_in_bfloat16(model.base.device)}
+    assert not replaced(model.base)

@@ -15,6 +15,7 @@ from halka.engine.line import Line
 from halka.models import hidden_states, logits
 from halka.models.attention.function import use_attention
 from halka.models.casting import prepare
+from halka.models.float32_products import FEWEST, float32_products
 from halka.models.layouts import layout_of
 from halka.models.rotary import long_text, turning_point
 from halka.util.transfer import to_device
@@ -36,7 +37,8 @@ class TransformersForward:
         ids, last = (torch.tensor(it, dtype=torch.int64, device="cpu") for it in ([line.tokens], line.last))
         ids, last = to_device([ids, last], base.device)
         long = nullcontext() if self._turn is None or not line.long else long_text(base, self._turn)
-        with torch.inference_mode(), self._model.use(route), use_attention(base), long:
+        products = float32_products(base) if len(line.tokens) >= FEWEST else nullcontext()
+        with torch.inference_mode(), self._model.use(route), use_attention(base), products, long:
             inputs = {"input_ids": ids, "position_ids": plan.positions[None], **plan.inputs}
             hidden = hidden_states(self._model, **inputs)[0]
             hidden = hidden[last.to(hidden.device)]  # a base on several devices has its norm on another perhaps

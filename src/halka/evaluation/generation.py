@@ -16,6 +16,7 @@ from halka.engine.constraint import Constraint
 from halka.evaluation.by_engine import DRAWN, answers_by_engine, check_room, form_of, pieces_by_engine
 from halka.models import context, without_dropout
 from halka.models.attention.function import use_attention
+from halka.models.float32_products import float32_products
 from halka.objectives import objective_of
 from halka.storage.pool import AdapterPool
 from halka.util.errors import DataError, HalkaError
@@ -118,7 +119,13 @@ def iter_answers(
     for batch in _batches(rows, batch_size, lambda batch: _pool_fits(model, {names[i] for i in batch})):
         own = [names[i] for i in batch]
         used = model.use(own if len({*own}) > 1 else own[0])
-        with torch.inference_mode(), used, use_attention(model.base), without_dropout(model, own):
+        with (
+            torch.inference_mode(),
+            used,
+            use_attention(model.base),
+            float32_products(model.base),
+            without_dropout(model, own),
+        ):
             answers = objective.answers(model, own, [items[i] for i in batch], max_new_tokens, options)
         yield from zip(batch, answers, strict=True)
 

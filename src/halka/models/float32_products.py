@@ -1,4 +1,4 @@
-"""Linear layers of a bf16 base by products in float32, while it trains on a processor that is faster in these.
+"""Linear layers of a bf16 base by products in float32, on a processor that is faster in these.
 
 Some processors take longer for a product in bf16 than in float32, by more than it takes to widen the numbers
 (`util.machine.slow_in_bfloat16`). The weights stay in bf16: a block of them at a time is widened. The numbers are the
@@ -31,6 +31,18 @@ def float32_products(base: nn.Module, *, anywhere: bool = False) -> AbstractCont
     return computed_by({module: partial(_linear, module) for module in linears if _fit(module.weight)})
 
 
+def product_in_float32(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, y: Tensor) -> None:
+    """Set y (…, O) to x (…, I) times a weight (O, I), times its scale (O,), plus the bias (O,), rounded once."""
+    wide = x.float()
+    for block in _blocks(weight):
+        product = F.linear(wide, weight[block].float())
+        if scale is not None:
+            product *= scale[block]
+        if bias is not None:
+            product += bias[block]
+        y[..., block] = product
+
+
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
     if _fit(x, module.weight) and x.shape[:-1].numel() >= FEWEST:
         return _Linear.apply(x, module.weight, module.bias)  # type: ignore[return-value]
@@ -45,9 +57,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x if weight.requires_grad else None, weight)
-        y, wide = x.new_empty(*x.shape[:-1], len(weight)), x.float()
-        for block in _blocks(weight):
-            y[..., block] = F.linear(wide, weight[block].float(), None if bias is None else bias[block].float())
+        y = x.new_empty(*x.shape[:-1], len(weight))
+        product_in_float32(x, weight, bias, None, y)
         return y
 
     @staticmethod

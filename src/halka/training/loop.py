@@ -298,7 +298,13 @@ def mean_loss(
     ranks, device = ranks or Ranks(), next(model.base.parameters()).device
     packed = packs_batches(model, config)
     losses: list[Tensor] = []
-    with torch.no_grad(), model.use(name), use_attention(model.base), without_dropout(model, [name]):
+    with (
+        torch.no_grad(),
+        model.use(name),
+        use_attention(model.base),
+        float32_products(model.base),
+        without_dropout(model, [name]),
+    ):
         batches = batch_plan(model, items, replace(config, group_shared=packed))
         for start in range(0, len(batches), ranks.count):  # as many passes on every rank
             take_cores(device)

@@ -18,7 +18,7 @@ from numba.core.dispatcher import Dispatcher
 from torch import Tensor
 
 from halka.engine.llama import kernels
-from halka.engine.llama.product import Product
+from halka.engine.llama.product import WIDE, Product
 from halka.engine.llama.row_adapter import ACTIVATION_NAMES, READS
 from halka.kernels import layers
 from halka.kernels.compiled import kernel as compiling
@@ -27,6 +27,7 @@ from halka.methods.bottleneck import ACTIVATIONS
 from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
 from halka.models.attention.paged_groups import Products, groups_of
+from halka.models.float32_products import FEWEST
 from numbers_for_tests import random
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -103,6 +104,26 @@ def test_products_of_pairs(tokens, outputs, inputs):
     values, scale = whole_numbers(outputs, inputs)
     kernels.products(2, array_of(x), array_of(values), array_of(scale), array_of(bias), array_of(y))
     assert_close(y, x.float() @ values.float().mT * scale + bias.float(), dtype)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_products_of_many_tokens_are_in_float32_where_bf16_is_slow(pairs, biased):
+    """Rounded once, after scale and bias; of fewer tokens as ever."""
+    few = WIDE if pairs else FEWEST
+    x, weight = random(few, 48, dtype=torch.bfloat16), random(100, 48, dtype=torch.bfloat16, seed=1)
+    bias = random(100, dtype=torch.bfloat16, seed=2) if biased else None
+    values, scale = whole_numbers(100, 48)
+    for own, its_scale in ((weight, None), (values, scale)):
+        product = Product(own, its_scale, bias, pairs and kernels.PAIRS, x.dtype, slow=True)
+        expected = x.float() @ own.float().mT
+        expected = expected if its_scale is None else expected * its_scale
+        expected = expected if bias is None else expected + bias.float()
+        y = torch.zeros(few, 100, dtype=torch.bfloat16)
+        product(1, shared(x), shared(y))
+        torch.testing.assert_close(y.float(), expected, rtol=1.01 * 2**-8, atol=1e-4)
+        product(1, shared(x[: few - 1]), shared(y[1:]))
+        assert_close(y[1:], expected[:-1], torch.bfloat16)
 
 
 def test_states_too_wide_for_a_threads_stack_are_torchs():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from halka.engine.llama import kernels
 from halka.kernels.shared import Shared, array_of
+from halka.models.float32_products import FEWEST, product_in_float32
 
 MANY = 128  # tokens up to which kernels compute products, where the processor allows; torch's are faster above
+WIDE = 96  # tokens from which products in float32 are faster than kernels, on a processor that is slow in bf16
 NO_SCALE = np.empty(0, np.float32)
 
 
@@ -19,10 +23,22 @@ class Product:
     arrays  weight (O, I), scale and bias (O,) for the kernels, without any element for none
     """
 
-    def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None, pairs: bool, dtype: torch.dtype):
-        """pairs: kernels multiply pairs of bf16 numbers of weight and states. dtype: of states."""
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        pairs: bool,
+        dtype: torch.dtype,
+        slow: bool = False,
+    ):
+        """pairs: kernels multiply pairs of bf16 numbers of weight and states. dtype: of states.
+
+        slow: they are in bf16, in which this processor is slower than in float32.
+        """
         self._weight, self._scale, self._bias = weight, scale, bias
         self._pairs = pairs and weight.shape[1] <= kernels.WIDEST
+        self._few = (WIDE if self._pairs else FEWEST) if slow else sys.maxsize
         own_bias = torch.empty(0, dtype=dtype) if bias is None else bias
         self.arrays = array_of(weight), NO_SCALE if scale is None else scale.numpy(), array_of(own_bias)
 
@@ -33,6 +49,8 @@ class Product:
             kernels.product(threads, *self.arrays[:2], x.array[0], y.array[0])
             if bias is not None:
                 y.tensor.add_(bias)
+        elif count >= self._few:
+            product_in_float32(x.tensor, weight, bias, scale, y.tensor)
         elif self._pairs and count <= MANY:
             kernels.products(threads, x.array, *self.arrays, y.array)
         elif scale is not None:

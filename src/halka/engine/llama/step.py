@@ -24,6 +24,7 @@ from halka.engine.llama.rows import LineAdapters, stacked
 from halka.engine.llama.weights import LlamaLayer, LlamaWeights
 from halka.kernels.shared import Shared, array_of, shared
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan, PagedText
+from halka.util.machine import CPU, slow_in_bfloat16
 
 SHORT = 512  # tokens of a text by the blocks they see, up to which each attends by itself: tiles take longer to set up
 
@@ -60,11 +61,12 @@ class LlamaStep:
         self.eps, self.scale = np.float32(weights.eps), np.float32(weights.scale)
         dtype = weights.embed.dtype
         self.pairs = kernels.PAIRS and dtype == torch.bfloat16 and not any((D % 2, Q * W % 2, F % 2))
+        how = self.pairs, dtype, dtype == torch.bfloat16 and slow_in_bfloat16(CPU)
         self.products = [
-            {name: Product(it.weight, it.scale, it.bias, self.pairs, dtype) for name, it in layer.products.items()}
+            {name: Product(it.weight, it.scale, it.bias, *how) for name, it in layer.products.items()}
             for layer in weights.layers
         ]
-        self.to_logits = Product(weights.head, None, None, self.pairs, dtype)
+        self.to_logits = Product(weights.head, None, None, *how)
         self.norms = [[array_of(norm) for norm in layer.norms()] for layer in weights.layers]
         self._addresses = np.array(weights.addresses(), np.int64)
         self._windows = np.array([layer.window or 0 for layer in weights.layers])
