@@ -70,6 +70,15 @@ def evidence(name: str) -> str:
     return to_markdown(parts()[name])
 
 
+def headline(name: str) -> str:
+    """A set of the evidence as one Markdown table: of its methods those with seeds enough."""
+    from evidence_parts.convergence import headline
+    from evidence_parts.part import to_markdown
+    from evidence_parts.results import Results
+
+    return to_markdown(headline(Results(), name))
+
+
 def filled(text: str) -> str:
     """`text` with every marked place holding what the results say now."""
 
@@ -80,13 +89,15 @@ def filled(text: str) -> str:
             content = ablation(match["ablation"])
         elif match["evidence"]:
             content = evidence(match["evidence"])
+        elif match["headline"]:
+            content = headline(match["headline"])
         else:
             content = table(match["name"]) if match["name"] else benchmark(match["benchmark"])
         return f"{match['mark']}\n{content.strip()}\n<!-- end -->"
 
     formats = "|".join({row.format: 0 for row in exchange.ROWS})
     benchmarks = "|".join(sorted(TABLES, reverse=True))  # a longer name before its beginning
-    own = r"table: (?P<name>\w+)|ablation: (?P<ablation>\w+)|evidence: (?P<evidence>\w+)"
+    own = r"table: (?P<name>\w+)|ablation: (?P<ablation>\w+)|evidence: (?P<evidence>\w+)|headline: (?P<headline>\w+)"
     marks = rf"{own}|(?P<format>{formats})|(?P<benchmark>{benchmarks})"
     return re.sub(rf"(?P<mark><!-- (?:{marks}) -->)\n.*?<!-- end -->", place, text, flags=re.DOTALL)
 

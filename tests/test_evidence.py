@@ -72,6 +72,15 @@ def test_a_study_under_way_says_what_has_finished_and_makes_no_verdict(pages, re
     assert "Ranks:" not in shown
 
 
+def test_the_headline_has_the_methods_with_seeds_enough(pages, results):
+    headline = pages["convergence"].headline
+    assert text(pages, headline(results, "snips")).startswith("Not measured yet: `halka compare")
+    add(pages, results, "snips", seeds={"base (no tuning)": 1, "full": 3, "LoRA r16": 2, "bottleneck 72": 3})
+    _, _, *rows, _, caption = text(pages, headline(results, "snips")).splitlines()
+    assert [row.split(" | ")[0] for row in rows] == ["| base (no tuning)", "| full", "| bottleneck 72"]
+    assert re.search(r"at most 800\. \d of 6 runs came to the most", caption)
+
+
 def test_times_are_of_steps_with_nothing_beside_them(pages, results):
     add(pages, results, "snips")
     missing = "Not measured yet, the time and memory of full, "

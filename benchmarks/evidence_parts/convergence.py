@@ -30,7 +30,7 @@ from halka.report.intervals import apart
 from halka.report.near_full import NEAR
 from halka.report.plots import forgetting, quality
 from halka.report.progress import progress
-from halka.report.rows import Row
+from halka.report.rows import Row, label_of
 from halka.report.summary import summarise
 from halka.report.table import NOTHING, Cell, cells, columns
 from halka.report.units import bounds, listed, percent, signed
@@ -52,6 +52,7 @@ LONGER = {"snips": "snips_longer"}
 REACHED = 0.97
 SCORES = ("method", "lr", "seeds", "score", "relative", "trainable")
 COSTS = ("method", "near_full", "time_near_full", "beyond", "seconds", "forgetting_near_full", "forgetting")
+HEADLINE = ("method", "score", "relative", "trainable", "beyond", "seconds", "adapter", "forgetting")
 JUDGED = ("lora", "bottleneck")  # of which the claim of 97 % is made
 
 
@@ -80,6 +81,22 @@ def part(results: Results, name: str) -> Part:
 
 
 PLOTS = (quality, progress, forgetting)
+
+
+def headline(results: Results, name: str) -> Part:
+    """The methods with seeds enough in one table, as the README has it."""
+    study = results.study(name)
+    settled = {row.label for row in study.summary.rows if row.is_base or is_settled(row)} if study.runs else set()
+    if len(settled) < 2:
+        return Part(name, SETS[name], (Missing((study.command,)),))
+    study = replace(study, every=[run for run in study.every if label_of(run) in settled])
+    runs = [run for row in study.scored for run in study.finals(row.label)]
+    caption = (
+        f"{_size(study)} {sum(map(cut_off, runs))} of {len(runs)} runs came to the most. At least {LEAST_SEEDS} seeds "
+        "of each method; in brackets 95 % intervals over seeds and test items; bold where the best can be told apart. "
+        "Memory and time with nothing beside."
+    )
+    return Part(name, SETS[name], (_table(study, HEADLINE, caption),))
 
 
 def _size(study: Study) -> str:
