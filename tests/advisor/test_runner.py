@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import halka
-from halka.advisor import Evidence, Request, advise_from, probe
+from halka.advisor import Evidence, Request, advise_from, probe, words
 from halka.advisor.advice import commands
 from halka.advisor.budget import TRIALS, Budget, PilotConfig, TrialPlan
 from halka.advisor.evidence import CONDITIONS
@@ -293,6 +293,8 @@ def test_trials_that_fail_are_left_out(probed):
     )
     found = learnability(probed, Budget(), batch_size=4, config=PilotConfig(plans, steps=3))
     assert [each.name for each in found.trials] == ["LoRA"]
+    assert {reason.partition(": ")[0] for reason in found.failed} == {"too fast", "nowhere"}
+    assert words.failures(found).startswith("Left out: nowhere: ")
     with pytest.raises(TrainingError):
         learnability(probed, Budget(), batch_size=4, config=PilotConfig(plans[1:], steps=3))
     assert probed.model.adapters == {}

@@ -158,6 +158,7 @@ class Learnability:
     more       the loss expected from `times` as many; None where all trials reached about as many
     agreement  Cohen's kappa of the trials with each other and with the labels; None where answers are not labels
     suspects   places of held-out examples to which all trials give the same answer, and not the labelled one
+    failed     trials that were left out, each with the reason
     """
 
     batch_size: int
@@ -169,6 +170,7 @@ class Learnability:
     suspects: tuple[str, ...] = ()
     examples: int = 0
     owned: Score | None = None
+    failed: tuple[str, ...] = ()
 
     def best(self, *, passages: bool = False) -> Trial | None:
         """The small adapter with the lowest loss among those given all examples, with or without passages."""

@@ -97,6 +97,7 @@ def learnability(
         suspects=suspects,
         examples=examples,
         owned=expected,
+        failed=tuple(f"{adapters[name].name}: {error}" for name, error in failed.items()),
     )
 
 

@@ -136,6 +136,7 @@ def _learnability(evidence: Evidence, advice: Advice) -> Probe:
     sentences = [
         f"{plural(len(learned.trials), 'trial')} in {duration(learned.seconds)}, batch size {learned.batch_size}.",
         words.agreement(learned),
+        words.failures(learned),
     ]
     makers = (pilot_plots.pilot, pilot_plots.pilot_with_passages, pilot_plots.data_sizes)
     tables = (_trials(learned, advised_trial(trainable(evidence), advice.choice)),) if learned.trials else ()
@@ -249,6 +250,7 @@ def _evidence_lines(evidence: Evidence) -> Iterator[str]:
     if evidence.learnability is not None:
         yield words.best_trials(evidence.learnability)
         yield words.agreement(evidence.learnability)
+        yield words.failures(evidence.learnability)
     yield words.cleanliness(evidence)
     if evidence.fit is not None:
         yield words.fit(evidence.fit)

@@ -201,6 +201,11 @@ def agreement(learnability: Learnability) -> str:
     return f"Cohen's kappa of the trials: {each_other:.2f} with each other, {labels:.2f} with the labels."
 
 
+def failures(learnability: Learnability) -> str:
+    """The trials that were left out, with the reasons, in a sentence; empty where all ended."""
+    return sentence(f"left out: {'; '.join(learnability.failed)}") if learnability.failed else ""
+
+
 def trained_with(values: Mapping[str, Any], examples: int) -> str:
     """Training settings in a line, with the number of epochs over so many examples."""
     line, steps = settings(values), values.get("steps")
