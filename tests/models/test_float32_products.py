@@ -7,15 +7,17 @@ import torch
 from torch import nn
 
 import halka
-from halka.models import float32_products as products
 from halka.models.float32_products import float32_products
 from halka.training import TrainConfig, mean_loss, train
+from halka.util.float32_linear import BLOCK, FEWEST, linear_in_float32
 from halka.util.machine import slow_in_bfloat16
+from halka.util.products import Grouped, Runs, add_low_rank
+from halka.util.products import linear as product
 from tiny import tiny
 from tokenizers_for_tests import tokenizer
 from training_for_tests import items
 
-ROWS = products.FEWEST
+ROWS = FEWEST
 
 
 def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
@@ -39,7 +41,7 @@ def replaced(base: nn.Module) -> list[nn.Module]:
 
 @pytest.mark.parametrize("trains", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("inputs", [48, products.BLOCK // 40])
+@pytest.mark.parametrize("inputs", [48, BLOCK // 40])
 def test_what_is_computed_is_the_product_in_bf16(inputs, bias, trains):
     """To a rounding of bf16, in one block of weights or in several, the last of them smaller."""
     layer = linear(inputs, 96, bias).requires_grad_(trains)
@@ -54,6 +56,36 @@ def test_what_is_computed_is_the_product_in_bf16(inputs, bias, trains):
     for own, other, right in zip(computed, expected, exact, strict=True):
         assert (own.dtype, own.shape) == (other.dtype, other.shape)
         torch.testing.assert_close(own.float(), right, rtol=2**-7, atol=2**-7 * float(right.abs().mean()))
+
+
+def test_a_low_rank_product_adds_itself_and_is_rounded_once():
+    """With the gradients of all four; of few rows, by another way."""
+    shapes = {"y": (2, ROWS, 40), "x": (2, ROWS, 24), "A": (8, 24), "B": (40, 8)}
+    torch.manual_seed(0)
+    numbers = {name: torch.randn(shape).bfloat16() for name, shape in shapes.items()}
+    results = []
+    for wide in (False, True):
+        y, x, A, B = own = [(it.float() if wide else it.clone()).requires_grad_() for it in numbers.values()]
+        low = linear_in_float32(x, A) if not wide else (x @ A.mT).bfloat16().float()
+        result = linear_in_float32(low, B, plus=y) if not wide else y + low @ B.mT
+        result.sum().backward()
+        results.append([result, *(it.grad for it in own)])
+    for bf16, exact in zip(*results, strict=True):
+        torch.testing.assert_close(bf16.float(), exact, rtol=2**-7, atol=2**-6)
+    torch.testing.assert_close(results[0][0].float(), results[1][0], rtol=1.01 * 2**-8, atol=1e-4)
+
+
+def test_methods_compute_so_where_a_processor_is_slow():
+    """One low-rank product, and the runs of several: the same functions on any processor, to a rounding."""
+    torch.manual_seed(0)
+    y, x, A, B = (torch.randn(shape).bfloat16() for shape in ((ROWS, 40), (ROWS, 24), (8, 24), (40, 8)))
+    expected = y.float() + (x.float() @ A.float().mT).bfloat16().float() @ B.float().mT
+    torch.testing.assert_close(add_low_rank(y, x, A, B).float(), expected, rtol=2**-6, atol=2**-6)
+    runs = Grouped(torch.stack([A, -A]), Runs(torch.tensor([ROWS, 2 * ROWS])))
+    both = product(torch.cat([x, x]), runs).float()
+    torch.testing.assert_close(
+        both, torch.cat([x.float() @ A.float().mT, x.float() @ -A.float().mT]), rtol=2**-6, atol=2**-6
+    )
 
 
 def test_few_rows_and_other_precisions_are_computed_as_ever():

@@ -15,9 +15,10 @@ from halka.engine.line import Line
 from halka.models import hidden_states, logits
 from halka.models.attention.function import use_attention
 from halka.models.casting import prepare
-from halka.models.float32_products import FEWEST, float32_products
+from halka.models.float32_products import float32_products
 from halka.models.layouts import layout_of
 from halka.models.rotary import long_text, turning_point
+from halka.util.float32_linear import FEWEST
 from halka.util.transfer import to_device
 
 

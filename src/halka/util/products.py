@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from halka.util.float32_linear import linear_in_float32, pays
 from halka.util.machine import has_grouped_kernel
 from halka.util.transfer import to_device
 
@@ -89,7 +90,7 @@ def linear(x: Tensor, weight: Tensor | Grouped, bias: Tensor | None = None) -> T
     Of runs, as experts have them: x (C, I) times a weight for each run of tokens; bias (C, R).
     """
     if isinstance(weight, Tensor) and weight.dim() == 2:
-        return F.linear(x, weight, bias)
+        return linear_in_float32(x, weight, bias) if pays(x, weight) else F.linear(x, weight, bias)
     if isinstance(weight, Grouped):
         result = _of_runs(x, weight)
     elif x.shape[1] == 1 and _lies_by_input(x, weight):
@@ -107,6 +108,8 @@ def add_low_rank(y: Tensor, x: Tensor, A: Tensor | Grouped, B: Tensor | Grouped)
     """
     low = linear(x, A)
     if isinstance(A, Tensor) and isinstance(B, Tensor) and _are_half(y, x, A, B):
+        if B.dim() == 2 and pays(low, B):
+            return linear_in_float32(low, B, plus=y)
         if B.dim() == 2:
             return torch.addmm(y.reshape(-1, len(B)), low.reshape(-1, len(A)), B.mT).view(y.shape)
         if x.shape[1] > 1:
@@ -174,6 +177,8 @@ def _of_run(x: Tensor, weight: Tensor) -> Tensor:
 
     Every run is copied, so that none keeps all of them for the backward pass.
     """
+    if pays(x, weight):
+        return linear_in_float32(x, weight)
     if x.dtype != torch.bfloat16 or x.device.type != "cpu":
         return F.linear(x, weight)
     return F.linear(F.pad(x, (0, 0, 0, -len(x) % 16)), weight)[: len(x)]

@@ -27,7 +27,7 @@ from halka.methods.bottleneck import ACTIVATIONS
 from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
 from halka.models.attention.paged_groups import Products, groups_of
-from halka.models.float32_products import FEWEST
+from halka.util.float32_linear import FEWEST
 from numbers_for_tests import random
 
 DTYPES = [torch.float32, torch.bfloat16]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halka.engine.llama import kernels
 from halka.kernels.shared import Shared, array_of
-from halka.models.float32_products import FEWEST, product_in_float32
+from halka.util.float32_linear import FEWEST, product_in_float32
 
 MANY = 128  # tokens up to which kernels compute products, where the processor allows; torch's are faster above
 WIDE = 96  # tokens from which products in float32 are faster than kernels, on a processor that is slow in bf16
@@ -50,7 +50,7 @@ class Product:
             if bias is not None:
                 y.tensor.add_(bias)
         elif count >= self._few:
-            product_in_float32(x.tensor, weight, bias, scale, y.tensor)
+            product_in_float32(x.tensor, weight, y.tensor, scale=scale, bias=bias)
         elif self._pairs and count <= MANY:
             kernels.products(threads, x.array, *self.arrays, y.array)
         elif scale is not None:
