@@ -67,7 +67,8 @@ def _validated(lr: float, lrs: list[float], seed: int = 0) -> dict[str, Any]:
 def _common(
     settings: Mapping[str, Any], entry: Mapping[str, Any], lr: float | None, seed: int, purpose: str
 ) -> dict[str, Any]:
-    fields = {key: entry[key] for key in ("rank", "width", "length", "alpha") if key in entry}
+    fields = {key: value for key, value in entry.items() if key not in ("method", "label", "lrs", "text", "train")}
+    train = {**settings["train"], **entry.get("train", {})}
     return {
         "schema": 1,
         "status": "done",
@@ -81,7 +82,7 @@ def _common(
         "seed": seed,
         "purpose": purpose,
         "best_by": settings.get("best_by", "loss") if purpose == "final" else "loss",
-        "config": {key: value for key, value in settings["train"].items() if purpose == "final"},
+        "config": train if purpose == "final" else {"steps": settings.get("search_steps")},
         "examples": dict(settings["examples"]),
         "commit": "0" * 12,
         "machine": {"cpu": "a processor", "cores": 2, "device": "cpu"},

@@ -49,7 +49,6 @@ COMMITS_ELSEWHERE = {
     "llama_cpp.json": {"a779cbca0b17"},
     "merging.json": {"cf8320094af8"},
     "page.json": {"8e9872a61489-dirty"},
-    "precision.json": {"9c7041467d1f"},
     "speed.json": {"990638acb0e9-dirty"},
     "tried": {"none"},
 }

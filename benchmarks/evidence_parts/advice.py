@@ -134,8 +134,9 @@ def _table(advised: list[Advised]) -> Block:
             ]
         )
     caption = (
-        "By three seeds or more. Among the best: light methods whose score cannot be told apart from the best one's. "
-        "Steps of so many examples, and passes: where validation was best; ≥: of runs that came to the most steps."
+        "By three seeds or more, rates by a search of one. Among the best: light methods whose score cannot be told "
+        "apart from the best one's. Steps of so many examples, and passes: where validation was best; ≥: of runs that "
+        "had not converged."
     )
     return table(head, lines, caption)
 
@@ -181,7 +182,10 @@ def _rank(advised: list[Advised]) -> list[str]:
         return []
     most = max(advice.rank.fields["rank"] for advice in ranked if advice.rank)
     per = listed([f"{advice.rank.fields['rank']} on {advice.name}" for advice in ranked if advice.rank])
-    return [f"Rank: begin with {most}; the least rank that cannot be told apart from the best is {per}."]
+    tried = sorted({row.fields["rank"] for advice in ranked for row in advice.study.ranks if is_settled(row)})
+    lower = "; lower ones are not measured" if most == tried[0] else ""
+    among = f"of ranks {listed([*map(str, tried)])} the least that cannot be told apart from the best is {per}"
+    return [f"Rank: begin with {most}; {among}{lower}."]
 
 
 def _rate(advised: list[Advised]) -> list[str]:
@@ -198,7 +202,8 @@ def _rate(advised: list[Advised]) -> list[str]:
     beside = ""
     if times:
         low, high = f"{min(times):.3g}", f"{max(times):.3g}"
-        beside = f"; that is {low if low == high else f'{low} to {high}'} times full fine-tuning's"
+        once = "in one search of one seed" if len(times) == 1 else f"in {len(times)} searches of one seed"
+        beside = f"; that is {low if low == high else f'{low} to {high}'} times full fine-tuning's, {once}"
     start = learning_rate(float(f"{middle:.2g}"))
     return [f"Rate: begin the search of {LORA} at {start} with batches of {_batches(advised)}{spread}{beside}."]
 
@@ -214,7 +219,7 @@ def _steps(advised: list[Advised]) -> list[str]:
     per = []
     for advice in stepped:
         runs = len(advice.study.finals(LORA))
-        limited = f"; {advice.limited} of {plural(runs, 'run')} came to the most steps" if advice.limited else ""
+        limited = f"; {advice.limited} of {plural(runs, 'run')} had not converged" if advice.limited else ""
         per.append(
             f"{'at least ' if limited else ''}{advice.steps:.0f} steps with {advice.study.examples:,} examples "
             f"({advice.name}, {advice.passes:.1f} passes{limited})"
@@ -247,7 +252,8 @@ def _kinds(results: Results) -> list[Block]:
         return []
     total = sum(map(Counter.total, groups.values()))
     caption = (
-        f"Of {plural(total, 'case')} of the advisor's benchmark, one run an option: what scored best, and how often."
+        f"Of {plural(total, 'case')} of the advisor's benchmark, one run an option: the cheapest option within noise "
+        "of the best one's score, and how often; nothing helps: none is of use."
     )
     waiting = judged["waiting"]
     rest = [Missing(("python benchmarks/advisor.py",), f"{plural(len(waiting), 'case')} more")] if waiting else []

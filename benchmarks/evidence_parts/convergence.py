@@ -14,7 +14,7 @@ from functools import partial
 
 from evidence_parts.figure import figure, final_seeds
 from evidence_parts.part import Block, Missing, Notes, Part, Table
-from evidence_parts.results import LEAST_SEEDS, Results, Study, is_settled, mean_step
+from evidence_parts.results import LEAST_SEEDS, Results, Study, is_settled, mean_step, processor
 from halka.report.caveats import (
     Evidence,
     cut_off,
@@ -92,9 +92,10 @@ def headline(results: Results, name: str) -> Part:
     study = replace(study, every=[run for run in study.every if label_of(run) in settled])
     runs = [run for row in study.scored for run in study.finals(row.label)]
     caption = (
-        f"{_size(study)} {sum(map(cut_off, runs))} of {len(runs)} runs came to the most. At least {LEAST_SEEDS} seeds "
-        "of each method; in brackets 95 % intervals over seeds and test items; bold where the best can be told apart. "
-        "Memory and time with nothing beside."
+        f"{_size(study)} {sum(map(cut_off, runs))} of {len(runs)} runs had not converged by then. At least "
+        f"{LEAST_SEEDS} seeds of each method; in brackets 95 % intervals over seeds and test items; bold where the "
+        f"best can be told apart. {_paced(study)} Forgetting is the change of perplexity on other text, its mean with "
+        "the least and the most."
     )
     return Part(name, SETS[name], (_table(study, HEADLINE, caption),))
 
@@ -105,8 +106,24 @@ def _size(study: Study) -> str:
     return (
         f"{study.settings['base']} in {study.settings['dtype']}; {sizes['train']} examples to train on, "
         f"{sizes['validation']} for validation, {sizes['test']} test items; batches of {train['batch_size']}, "
-        f"scored on the validation examples every {every} steps, until {patience} scores have not improved, at most "
-        f"{train['steps']}."
+        f"scored on the validation examples every {every} steps, until {patience} scores have not improved (of equal "
+        f"ones the lower loss is better), at most {train['steps']}."
+    )
+
+
+def _search(study: Study) -> str:
+    """By what the rates were chosen."""
+    return f"Rates are those with the lowest validation loss after {study.settings['search_steps']} steps, of one seed."
+
+
+def _paced(study: Study) -> str:
+    """Where times and memory are from."""
+    if not study.pace:
+        return "No time and no memory were measured with nothing beside."
+    rounds = plural(study.pace["rounds"], "round")
+    return (
+        f"Time is steps by their seconds, memory the most beyond the base, of {rounds} with nothing beside "
+        f"({study.pace['processor']}, commit {study.pace['commit']}); what differs little cannot be told apart."
     )
 
 
@@ -118,7 +135,8 @@ def scores(study: Study) -> Table:
     more = (("Best step", _best_step), ("Converged", _converged))
     caption = (
         "In brackets 95 % intervals over seeds and test items; bold where the best can be told apart from all others. "
-        "Converged: runs that stopped early, before the most steps."
+        f"{_search(study)} Converged: runs in which the best score was "
+        f"{study.settings['train']['patience']} scores or more before the last."
     )
     return _table(study, SCORES, caption, more)
 
@@ -126,9 +144,9 @@ def scores(study: Study) -> Table:
 def costs(study: Study) -> Table:
     """Steps, time and memory until 95 % of full's score, and forgetting there and at the end."""
     caption = (
-        f"Until the score on the validation examples is {percent(NEAR)} of full fine-tuning's best; time is that many "
-        "steps', memory the most beyond the base in 20 of them, both with nothing beside (benchmarks/paces.py). "
-        "Forgetting is the change of perplexity on other text, there and at the end."
+        f"Until the score on the validation examples is {percent(NEAR)} of full fine-tuning's best. {_paced(study)} "
+        "Forgetting is the change of perplexity on other text, there and of the weights that were kept, the latter's "
+        "mean with the least and the most."
     )
     return _table(study, COSTS, caption)
 
@@ -138,13 +156,30 @@ def _table(
 ) -> Table:
     by_key = {column.key: column for column in columns(study.summary)}
     shown = [by_key[key] for key in keys if key in by_key]
-    by_column = [cells(study.summary, column) for column in shown]
+    by_column = [
+        [
+            _cell(row, column.key, cell)
+            for row, cell in zip(study.summary.rows, cells(study.summary, column), strict=True)
+        ]
+        for column in shown
+    ]
     rows = []
     for number, row in enumerate(study.summary.rows):
         line = [column[number] for column in by_column]
         line[0] = line[0] if row.final else replace(line[0], aside="(search only)")
         rows.append((*line, *(cell(study, row) for _, cell in more)))
     return Table((*(column.title for column in shown), *(title for title, _ in more)), tuple(rows), caption)
+
+
+def _cell(row: Row, key: str, cell: Cell) -> Cell:
+    """The cell, without a mark where all runs have one measured figure, and with the seeds' range of forgetting."""
+    if key in ("beyond", "seconds"):
+        return replace(cell, best=False)
+    changes = row.forgetting
+    if key == "forgetting" and changes is not None and changes.n > 1:
+        least, most = (signed(change).removesuffix(" %") for change in (changes.low, changes.high))
+        return replace(cell, aside=f"({least} to {most})")
+    return cell
 
 
 def _best_step(study: Study, row: Row) -> Cell:
@@ -170,7 +205,19 @@ def findings(study: Study) -> list[str]:
     summary = study.summary
     evidence = Evidence(summary.rows, summary.primary, tuple(study.runs))
     checks = (not_converged, edge_of_the_grid, few_seeds, small_test_set, mixed_origins)
-    return sentences + [sentence for check in checks for sentence in check(evidence)]
+    return sentences + [sentence for check in checks for sentence in check(evidence)] + machines(study)
+
+
+def machines(study: Study) -> list[str]:
+    """Which methods' scores are from which machines, where not all are from one."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for row in study.scored:
+        of = {processor(run["machine"]) for run in study.finals(row.label)}
+        names.setdefault(tuple(sorted(of)), []).append(row.label)
+    if len({cpu for cpus in names for cpu in cpus}) < 2:
+        return []
+    parts = [f"{listed(labels)} on {listed([*cpus])}" for cpus, labels in names.items() if cpus]
+    return [f"Final runs: {'; '.join(parts)}."]
 
 
 def near_full(study: Study, row: Row) -> list[str]:
@@ -200,7 +247,7 @@ def _reasons(study: Study, row: Row) -> list[str]:
         parts.append(f"its rate is {'an edge of' if edge else 'between'} those tried")
     runs = study.finals(row.label)
     limited = sum(map(cut_off, runs))
-    parts.append(f"{limited} of {len(runs)} runs came to the most steps" if limited else "all of its runs converged")
+    parts.append(f"{limited} of {len(runs)} runs had not converged" if limited else "all of its runs converged")
     above = [other for other in study.ranks if is_settled(other) and other.fields["rank"] > row.fields.get("rank", 0)]
     if row.name == "lora" and above:
         name = study.summary.primary.name
@@ -258,7 +305,10 @@ def forgotten(study: Study) -> list[str]:
         if label in near and near[label].whole and (change := near[label].forgetting) is not None
     }
     sentences = []
-    for changes, when in ((ends, "At the end"), (there, f"At equal score ({percent(NEAR)} of full's)")):
+    for changes, when in (
+        (ends, "Of the weights that were kept"),
+        (there, f"At equal score ({percent(NEAR)} of full's)"),
+    ):
         if len(changes) > 1:
             least, most = min(changes, key=changes.__getitem__), max(changes, key=changes.__getitem__)
             own = next((label for label in changes if study.full and label == study.full.label), None)

@@ -17,6 +17,8 @@ from halka.report.units import shortened
 from halka.util.text import plural
 
 BENCHMARKS = Path(__file__).parents[1]
+OF_RUNS = ("method", "label", "lr", "lrs", "text", "train", "quantize")
+"""What an experiment's file says of a method beside the method's own fields."""
 LEAST_SEEDS = 3
 """Fewer say too little of other seeds for a verdict."""
 
@@ -39,7 +41,11 @@ class Results:
 
     def study(self, name: str) -> Study:
         paces = (self.file("paces") or {}).get(name, {})
-        return Study(name, settings(name), self.runs(name), paces.get("seconds", {}), paces.get("bytes", {}))
+        pace: dict[str, Any] = {}
+        if paces:
+            setup, rounds = paces["setup"], min(map(len, paces["rounds"].values()))
+            pace = {"rounds": rounds, "processor": processor(setup["machine"]), "commit": setup["commit"]}
+        return Study(name, settings(name), self.runs(name), paces.get("seconds", {}), paces.get("bytes", {}), pace)
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -58,6 +64,7 @@ class Study:
     """An experiment of `halka compare`, and the runs in its folder.
 
     seconds, bytes   by the method's label: of a training step, and the most beyond the base, with nothing beside it
+    pace             of how many rounds these are the medians, and of which processor and commit
     """
 
     name: str
@@ -65,6 +72,7 @@ class Study:
     every: Sequence[Measurement]
     seconds: Mapping[str, float] = field(default_factory=dict)
     bytes: Mapping[str, float] = field(default_factory=dict)
+    pace: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def runs(self) -> list[Measurement]:
@@ -87,14 +95,26 @@ class Study:
     def _is_own(self, run: Measurement) -> bool:
         sizes, precision = self.settings.get("examples", {}), self.settings.get("dtype")
         return not is_done(run) or (
-            all(run["examples"].get(split, size) == size for split, size in sizes.items())
+            run["base"] == self.settings["base"]
+            and self._is_the_method(run)
+            and all(run["examples"].get(split, size) == size for split, size in sizes.items())
             and precision in (None, "auto", run.get("dtype"))
             and (run["purpose"] != "final" or name_of(run) == "base" or self._is_validated_alike(run))
         )
 
+    def _entry(self, run: Measurement) -> Mapping[str, Any]:
+        return next(entry for entry in self.settings["methods"] if entry["label"] == label_of(run))
+
+    def _is_the_method(self, run: Measurement) -> bool:
+        """Whether the method's own fields are those of the experiment's file, and a search as long as it says."""
+        fields = {name: value for name, value in self._entry(run).items() if name not in OF_RUNS}
+        steps = self.settings.get("search_steps")
+        searched = run["purpose"] != "search" or steps is None or run["config"]["steps"] == steps
+        return run["method"]["fields"] == fields and searched
+
     def _is_validated_alike(self, run: Measurement) -> bool:
         """Whether a final run was trained and validated as the experiment's file says now."""
-        entry = next(entry for entry in self.settings["methods"] if entry["label"] == label_of(run))
+        entry = self._entry(run)
         train = {**self.settings.get("train", {}), **entry.get("train", {})}
         own = {name: value for name, value in run["config"].items() if name not in ("lr", "seed")}
         return own == train and run.get("best_by", "loss") == self.settings.get("best_by", "loss")
@@ -174,6 +194,10 @@ class Study:
         ]
         sentence = "; ".join(parts)
         return f"{sentence[:1].upper()}{sentence[1:]}."
+
+
+def processor(machine: Mapping[str, Any]) -> str:
+    return str(machine["cpu"]).replace("(R)", "").replace(" Processor", "")
 
 
 def measured_alone(run: Measurement, pace: float | None, beyond: float | None) -> Measurement:

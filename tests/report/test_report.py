@@ -30,7 +30,7 @@ from halka.report.intervals import T_975, Estimate, Interval, apart, difference,
 from halka.report.plots import draw_plots
 from halka.report.summary import Summary, summarise
 from halka.report.svg import MARKERS, SERIES, THEME, looks
-from halka.report.table import cells, columns, to_markdown, to_rich
+from halka.report.table import caption, cells, columns, to_markdown, to_rich
 from halka.report.units import bytes_said, count, duration, learning_rate, listed, percent, signed, size
 from halka.util.plain import plain
 from halka.util.text import plural
@@ -452,6 +452,7 @@ def test_care_sees_the_edge_of_the_grid() -> None:
         "Bottleneck (2e-3) and Prompt (1e-1) took the highest learning rate that was tried: higher ones may be better, "
         "so the search may have been too narrow for them."
     ]  # not Full, whose highest rate was tried and failed
+    assert "the highest or lowest was best for Bottleneck and Prompt" in caption(summarise(runs))
     low = [r for r in runs if not (r["method"]["label"] == "IA3" and r["lr"] == 3e-3)]
     assert about(summarise(low), "IA3 (1e-2) took the lowest")
     unsearched = [r for r in runs if r["method"]["label"] != "IA3" or r["purpose"] == "final"]
@@ -588,6 +589,10 @@ def test_the_scores_on_the_way_are_drawn_where_they_were_followed() -> None:
         "To 95 % of full fine-tuning's best score: Full after 200 steps and LoRA r16 after 300 steps; LoRA r8 did not "
         "come there."
     )
+    once = next(run for run in runs if run["method"]["label"] == "LoRA r16" and run["purpose"] == "final")
+    once["train"]["scores"][-1]["score"] = 0.4
+    [plot] = [plot for plot in draw_plots(summarise(runs), runs) if plot.name == "progress"]
+    assert "LoRA r16 after 300 steps (2 of 3 runs)" in plot.takeaway
     nothing = followed(measurements(), {label: [0.0, 0.0] for label in scores})
     [plot] = [plot for plot in draw_plots(summarise(nothing), nothing) if plot.name == "progress"]
     assert plot.takeaway.startswith("No method's score came to 95 %")

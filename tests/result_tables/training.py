@@ -8,7 +8,7 @@ from typing import Any
 
 def speed(found: Any) -> list[list[str]]:
     """Training beside transformers' Trainer with peft."""
-    rows = [["Method", "Useful tokens/s", "peft", "Ratio", "Memory beyond the base", "peft", "Validation loss", "peft"]]
+    rows = [["Method", "Useful tokens/s", "peft", "Ratio", "Memory beyond the base", "peft"]]
     for name, pair in found.items():
         if "halka" not in pair:  # other tasks alone are measured
             continue
@@ -21,8 +21,6 @@ def speed(found: Any) -> list[list[str]]:
                 f"{pair['speed_ratio']:.2f}",
                 f"{ours['memory'] / 1e6:.0f} MB",
                 f"{theirs['memory'] / 1e6:.0f} MB",
-                f"{ours['validation_loss']:.3f}",
-                f"{theirs['validation_loss']:.3f}",
             ]
         )
     return rows
@@ -155,13 +153,15 @@ def quantised(found: Any) -> list[list[str]]:
 
 def quantised_runs(found: Any) -> list[list[str]]:
     """The same LoRA trained on each form."""
+    from halka.report.units import bounds
+
     rows = [["LoRA r16", "Score", "Peak memory", "Beyond base", "Training tokens/s", "Runs"]]
     for each in found["rows"]:
         score = each["scores"][found["primary"]["name"]]
         rows.append(
             [
                 each["label"].removeprefix("LoRA r16 "),
-                f"{100 * score['value']:.1f} %",
+                f"{100 * score['value']:.1f} % {bounds(score['low'], score['high'])}",
                 f"{each['peak']['mean'] / 1e9:.2f} GB",
                 f"{each['beyond']['mean'] / 1e9:.2f} GB",
                 f"{each['tokens_per_second']['mean']:.0f}",

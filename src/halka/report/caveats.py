@@ -404,7 +404,7 @@ def mixed_origins(evidence: Evidence) -> list[str]:
     }
     effects = {
         "commits": "a difference may come from the code",
-        "machines": "times and memory do not compare across them",
+        "machines": "a difference may come from the machine, above all one of times or memory",
         "torch versions": "times and memory may differ between them",
     }
     return [

@@ -59,7 +59,7 @@ def _takeaway(summary: Summary, rows: Sequence[Row]) -> str:
     near = {row.label: summary.near_full[row.label] for row in rows if row.label in summary.near_full}
     if not near:
         return "No method's score came to 95 % of full fine-tuning's best on the way."
-    reached = [f"{label} after {pace.steps:.0f} steps" for label, pace in near.items()]
+    reached = [f"{label} after {pace.steps:.0f} steps {pace.aside}".rstrip() for label, pace in near.items()]
     never = [row.label for row in rows if row.label not in near]
     rest = f"; {listed(never)} did not come there" if never else ""
     return f"To 95 % of full fine-tuning's best score: {listed(reached)}{rest}."

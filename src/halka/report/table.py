@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING
 from halka.report.intervals import Spread, apart
 from halka.report.rows import MetricInfo, Row
 from halka.report.summary import Summary
-from halka.report.units import bounds, count, decimals, duration, learning_rate, percent, shortened, signed, size
+from halka.report.units import (
+    bounds,
+    count,
+    decimals,
+    duration,
+    learning_rate,
+    listed,
+    percent,
+    shortened,
+    signed,
+    size,
+)
 from halka.util.errors import HalkaError
 from halka.util.text import one_line, plural
 
@@ -157,16 +168,18 @@ def to_rich(summary: Summary) -> Table:
 
 
 def caption(summary: Summary) -> str:
-    """One line: task, base, seeds, test items, the meaning of brackets and bold, commit."""
+    """One line: task, base, seeds, test items, the meaning of brackets and bold, rates at an edge, commit."""
     scores = [row.scores[summary.primary.name] for row in summary.rows if summary.primary.name in row.scores]
     items = sorted({score.items for score in scores if score.items is not None})
     seeds = max((row.runs for row in summary.rows if row.final and not row.is_base), default=0)
+    edge = [row.label for row in summary.rows if len(row.lrs) > 1 and row.lr in (row.lrs[0], row.lrs[-1])]
     parts = [
         f"{summary.task} on {summary.base}",
         f"up to {plural(seeds, 'seed')} a method" if seeds else "",
         f"{items[0]} test items" if len(items) == 1 else "",
         "in brackets 95 % intervals over seeds and items" if any(score.interval for score in scores) else "",
         "bold where the best can be told apart" if seeds else "",
+        f"of the rates tried the highest or lowest was best for {listed(edge)}" if edge else "",
         f"commit {summary.provenance.commits[0]}" if len(summary.provenance.commits) == 1 else "",
     ]
     text = "; ".join(part for part in parts if part)
