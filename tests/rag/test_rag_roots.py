@@ -14,7 +14,9 @@ from collection_for_tests import told
 from embedder_for_tests import WordEmbedder
 from halka.rag import texts
 from halka.rag.collection import Collection
+from halka.rag.sources import listed
 from halka.rag.store import Scope
+from mac_for_tests import ignore_spelling
 
 HR = Scope(frozenset(["hr"]))
 
@@ -216,6 +218,17 @@ def test_a_text_that_was_put_in_is_not_a_path(collection, docs, monkeypatch):
     assert told(collection.remove(["deep"])) == [("removed", "deep")]
     assert seen(collection) == ["note.md", "open.md", "pay.md"]
     assert told(collection.remove(["deep"])) == [("removed", "note.md")]
+
+
+def test_on_a_mac_a_path_is_one_however_it_is_spelled(collection, docs, tmp_path, monkeypatch):
+    ignore_spelling(monkeypatch)
+    [*collection.add([docs / "DEEP"], readers=["hr"])]
+    [*collection.add([tmp_path / "Docs"])]
+    assert [root.path for root in collection.roots] == [str(docs / "deep"), str(docs)]
+    assert seen(collection, Scope()) == ["open.md", "pay.md"]
+    assert collection.document(str(docs / "Open.md")).name == str(docs / "open.md")
+    assert told(collection.remove([str(docs / "Deep")])) == [("removed", "note.md")]
+    assert listed([str(tmp_path / "Docs")]) == ({}, [str(docs)])
 
 
 # ── what is gone, and what is only not seen ─────────────────────────────────────────────────────────────────────────

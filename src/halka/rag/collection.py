@@ -19,7 +19,7 @@ from filelock import FileLock
 from halka.rag.collection_folder import CollectionFolder, collection_folder, collection_names
 from halka.rag.embed import DEFAULT, Embedder, SentenceEmbedder, embedder_name
 from halka.rag.passages import Cutter, Passage
-from halka.rag.roots import Input, Root, Roots, text_of
+from halka.rag.roots import Input, Root, Roots, located, text_of
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named, within
 from halka.rag.stores import new_key, place, store_at
 from halka.rag.texts import Text, Unreadable, check_unicode, printable, read_as
@@ -135,9 +135,9 @@ class Collection:
 
         Raises HalkaError for a path that does not exist, and DataError for a path that is not Unicode.
         """
-        added, out = [], None if leave_out is None else str(Path(leave_out).expanduser().resolve())
+        added, out = [], None if leave_out is None else str(located(leave_out))
         for path in paths:
-            resolved = Path(path).expanduser().resolve()
+            resolved = located(path)
             if not resolved.exists():
                 raise HalkaError(f"there is no file or folder {path}: check the path, relative to {Path.cwd()}")
             check_unicode(str(resolved))
@@ -255,7 +255,7 @@ class Collection:
     def document(self, name: str) -> Document:
         """The document of this name, or at this path. Raises HalkaError if there is none."""
         current = self._current()
-        document = current.get(name) or current.get(str(Path(name).expanduser().resolve()))
+        document = current.get(name) or current.get(str(located(name)))
         if document is None:
             raise HalkaError(f"the collection has no document {name}: `halka docs list` shows those it has")
         return document

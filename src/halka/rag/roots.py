@@ -18,6 +18,7 @@ from typing import Any
 from halka.rag.store import EVERYONE, within
 from halka.rag.texts import Text, Unreadable, check_unicode, composed, is_readable, read_text
 from halka.util.errors import HalkaError
+from halka.util.spelling import spelled
 
 SETTINGS = "collection.json"  # the file that a collection's folder has
 REQUIRED = {"embedder", "roots"}  # what stands in it
@@ -95,8 +96,8 @@ class Roots:
         """
         if name in documents and not os.path.isabs(name):
             return name, [name]
-        plain = os.path.expanduser(name)
-        for path in (os.path.abspath(plain), os.path.realpath(plain)):
+        plain = spelled(os.path.abspath(os.path.expanduser(name)))
+        for path in (str(plain), str(located(plain))):
             below = [document for document in documents if within(document, path)]
             if below or any(within(root.path, path) for root in self):
                 return path, below
@@ -153,6 +154,11 @@ def _is_gone(name: str, root: str) -> bool:
         return True
     except OSError:  # it may exist, but cannot be looked at now
         return False
+
+
+def located(path: str | Path) -> Path:
+    """A path as collections name it: absolute, without links, as the disk spells it."""
+    return spelled(os.path.realpath(os.path.expanduser(path)))
 
 
 def is_collection(folder: Path) -> bool:

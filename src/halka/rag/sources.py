@@ -8,7 +8,7 @@ from pathlib import Path
 
 from halka.data.readers import whole_rows
 from halka.rag.collection import Collection, Event
-from halka.rag.roots import files_at
+from halka.rag.roots import files_at, located
 from halka.rag.texts import is_readable
 from halka.util.errors import DataError
 
@@ -23,7 +23,7 @@ def listed(documents: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         for where, name, text in _read_rows(path) if _is_rows(path) else ():
             if texts.setdefault(name, text) != text:
                 raise DataError(f"{where}: there is another document of the name {name!r}: give each its own")
-    return texts, [str(_place(path)) for path in documents if not _is_rows(path)]
+    return texts, [str(located(path)) for path in documents if not _is_rows(path)]
 
 
 def taken_in(
@@ -51,7 +51,7 @@ def digest_of(documents: Sequence[str], leave_out: str | Path | None = None) -> 
     digest = hashlib.sha256()
     for path in documents:
         rows = ((name, text) for _, name, text in _read_rows(path)) if _is_rows(path) else None
-        for name, content in rows or _files(_place(path), leave_out):
+        for name, content in rows or _files(located(path), leave_out):
             for part in (name, content):
                 data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
                 digest.update(hashlib.sha256(data).digest())
@@ -60,15 +60,10 @@ def digest_of(documents: Sequence[str], leave_out: str | Path | None = None) -> 
 
 def _files(path: Path, leave_out: str | Path | None) -> Iterator[tuple[str, bytes]]:
     """The names, relative to the path's parent, and contents of the files at a path."""
-    out = None if leave_out is None else _place(leave_out)
+    out = None if leave_out is None else located(leave_out)
     for file in sorted(files_at(path)):
         if is_readable(file) and (out is None or not file.is_relative_to(out)):
             yield file.relative_to(path.parent).as_posix(), file.read_bytes()
-
-
-def _place(path: str | Path) -> Path:
-    """A path as collections name it: absolute, without links."""
-    return Path(path).expanduser().resolve()
 
 
 def _is_rows(path: str) -> bool:
