@@ -45,6 +45,13 @@ def texts(collection: Collection, question: str, scope: Scope | None = None, **o
     return [hit.passage.text for hit in hits]
 
 
+def test_a_new_name_differs_from_others_by_more_than_capitals(tmp_path):
+    Collection(tmp_path / "faq", WordEmbedder())
+    assert [collection_folder(name, tmp_path).name for name in ("faq", "other")] == ["faq", "other"]
+    with pytest.raises(HalkaError, match="'FAQ' differs from 'faq' in capitals alone"):
+        collection_folder("FAQ", tmp_path)
+
+
 # ── what is taken in ────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -105,7 +105,7 @@ def test_a_document_is_never_named_by_a_path(faq, name):
     assert len(faq.get("/v1/collections/faq/documents").json()["data"]) == 2
 
 
-@pytest.mark.parametrize("name", ["../faq", "a/b", "", ".x", "a b", "x" * 101, "ends."])
+@pytest.mark.parametrize("name", ["../faq", "a/b", "", ".x", "a b", "x" * 101, "ends.", "con"])
 def test_a_collection_is_never_named_by_a_path(visitor, name):
     assert visitor.post("/v1/collections", json={"name": name}).status_code == 400
     assert visitor.get("/v1/collections").json()["data"] == []
@@ -122,6 +122,11 @@ def test_paths_in_names_lead_nowhere(faq, path):
 
 def test_there_is_one_collection_of_a_name(faq):
     assert "already" in refusal(faq.post("/v1/collections", json={"name": "faq"}), 409)
+
+
+def test_a_new_name_differs_by_more_than_capitals(faq):
+    assert "differs from 'faq' in capitals alone" in refusal(faq.post("/v1/collections", json={"name": "FAQ"}), 400)
+    assert [entry["id"] for entry in faq.get("/v1/collections").json()["data"]] == ["faq"]
 
 
 def test_a_link_is_no_collection(faq, server, tmp_path):

@@ -211,9 +211,16 @@ def test_a_card_that_says_nothing_of_how_its_base_was_quantised_is_read(client, 
     assert upload(client, "odd", lora | {CARD: json.dumps(card).encode()}).status_code == 201
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/b", ".hidden", "", "a b", "x" * 101, "tiny", "words", "ends."])
+@pytest.mark.parametrize("name", ["../evil", "a/b", ".hidden", "", "a b", "x" * 101, "tiny", "words", "ends.", "con"])
 def test_a_name_that_could_be_a_path_or_something_else_is_none(visitor, lora, name):
     assert upload(visitor, name, lora).status_code == 400
+
+
+def test_a_new_name_differs_by_more_than_capitals(client, lora):
+    assert upload(client, "Cased", lora).status_code == 201
+    refused = upload(client, "cASED", lora)
+    assert refused.status_code == 400
+    assert "differs from 'Cased' in capitals alone" in refused.json()["error"]["message"]
 
 
 def test_two_files_of_one_name_are_refused(visitor, lora):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from contract import adapted, disturb, ids
 from halka.core import AdaptedModel
 from halka.storage.adapter_store import AdapterStore
 from halka.util.errors import HalkaError
+from halka.util.files import is_portable_name
 from tiny import tiny
 
 
@@ -161,6 +163,45 @@ def test_an_adapter_of_another_base_is_refused(store, model, tmp_path):
     assert copied.versions("o") == [1]
     assert store.names() == ["a"]
     assert [name in store for name in ("a", "o", "../a", ".locks", 1)] == [True, False, False, False, False]
+
+
+def test_a_new_name_differs_from_others_by_more_than_capitals(store, model):
+    """A Mac takes them for one: a store with both could not be copied there."""
+    folder = store.save(model, "a", stored_as="support").folder
+    for write in (lambda: store.save(model, "b", stored_as="Support"), lambda: store.add(folder, "Support")):
+        with pytest.raises(ValueError, match=r"'Support' differs from 'support' in capitals alone.*use 'support', or"):
+            write()
+    assert store.names() == ["support"]
+    assert "Support" not in [path.name for path in store.folder.iterdir()]
+    (store.folder / "support").rename(store.folder / "SUPPORT")
+    shutil.copytree(store.folder / "SUPPORT", store.folder / "support")  # as older versions let in
+    assert [store.add(folder, name).version for name in ("support", "SUPPORT")] == [2, 2]
+
+
+def test_a_name_is_not_found_by_another_spelling(store, model, monkeypatch):
+    store.save(model, "a", stored_as="support")
+    spellings = ("Support", "sUPPORT")  # which a Mac finds, and does not list
+    for spelling in spellings:
+        (store.folder / spelling).symlink_to("support")
+    listed, entries = os.listdir, Path.iterdir
+    monkeypatch.setattr(os, "listdir", lambda path: [name for name in listed(path) if name not in spellings])
+    monkeypatch.setattr(Path, "iterdir", lambda path: (each for each in entries(path) if each.name not in spellings))
+    assert "support" in store
+    assert "Support" not in store
+    for use in (store.get, store.remove, lambda name: store.tag(name, ["x"])):
+        with pytest.raises(ValueError, match=r"no adapter 'Support': did you mean .*support"):
+            use("Support")
+    with pytest.raises(ValueError, match="differs from 'support' in capitals alone"):
+        store.save(model, "a", stored_as="Support")
+    assert store.versions("support") == [1]
+
+
+@pytest.mark.parametrize("name", ["con", "NUL", "Com1.old", "lpt9.tar.gz"])
+def test_windows_devices_are_no_names(store, model, name):
+    assert not is_portable_name(name)
+    with pytest.raises(ValueError, match="no name that Windows has for a device"):
+        store.save(model, "a", stored_as=name)
+    assert all(map(is_portable_name, ["console", "com0", "null.con", "a.con"]))
 
 
 def test_what_is_not_there_is_said_with_what_is(store, model):

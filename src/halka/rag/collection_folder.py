@@ -17,6 +17,7 @@ from typing import Any
 from halka.rag.roots import REQUIRED, SETTINGS, Roots
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import portable_name, write_text
+from halka.util.spelling import check_new_name
 
 REMAINS = re.compile(r"\.lock|\.collection\.json\.[0-9a-f]{8}")  # of a collection whose settings were never complete
 
@@ -71,8 +72,14 @@ class CollectionFolder:
 
 
 def collection_folder(name: str, among: Path) -> Path:
-    """The folder of the collection of this name. Raises HalkaError for a name that could be a path."""
-    return among / portable_name(name, "name a collection")
+    """The folder of the collection of this name.
+
+    Raises HalkaError for a name that could be a path, and for a new one that differs from another in capitals alone.
+    """
+    folder, names = among / portable_name(name, "name a collection"), collection_names(among)
+    if name not in names:
+        check_new_name(name, names)
+    return folder
 
 
 def collection_names(among: Path) -> list[str]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from halka.util.files import portable_name
 
 ANY = "any value"  # of a field that changes nothing here
 
@@ -18,7 +20,11 @@ FIELDS, ITEMS = 1000, 10_000  # of an object, and of a conversation's lists, at 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Label = Annotated[str, Field(pattern=r"^[\w][\w.@:/+-]{0,199}$|^\*$")]  # of a reader or a tag
 Labels = Annotated[list[Label], Field(max_length=64)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,98}[A-Za-z0-9_-]$|^[A-Za-z0-9]$")]
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,98}[A-Za-z0-9_-]$|^[A-Za-z0-9]$"),
+    AfterValidator(lambda name: portable_name(name, "be a name")),
+]
 
 
 class Body(BaseModel):

@@ -4,7 +4,7 @@
       store.json            the base's fingerprint, from the first adapter that was saved
       support/1/ … 4/       adapter folders, as `save` writes them; the highest number is the current version
       support/tags.json     its tags
-      .locks/support        locked while a process writes under that name
+      .locks/support        locked while a process writes under that name, in small letters
 
 One rename adds a version and one rename removes it, so a crash at any moment leaves it whole or absent, and readers
 need no lock. A killed writer's leftovers are hidden; the next writer of that name, or `clean`, removes them. Nothing
@@ -34,6 +34,7 @@ from halka.storage.save_load import Allowed, load, save
 from halka.util.errors import DamagedFolderError, HalkaError, UnknownAdapterError, WrongBaseError
 from halka.util.files import flush, is_portable_name, new_folder, portable_name, write_text
 from halka.util.places import is_base_folder
+from halka.util.spelling import check_new_name, is_spelled
 
 BASE, TAGS, LOCKS = "store.json", "tags.json", ".locks"
 LEFTOVER = re.compile(rf"\.(?:\d+|{re.escape(TAGS)})\.\w+")  # what a killed writer leaves beside versions
@@ -80,11 +81,11 @@ class AdapterStore:
 
     def __contains__(self, name: object) -> bool:
         """Whether a name has a version."""
-        return isinstance(name, str) and is_portable_name(name) and bool(_versions(self.folder / name))
+        return isinstance(name, str) and is_portable_name(name) and bool(self._versions(name))
 
     def versions(self, name: str) -> list[int]:
         """A name's versions, oldest first. Raises UnknownAdapterError if there is none."""
-        versions = _versions(self.folder / _named(name))
+        versions = self._versions(_named(name))
         if not versions:
             near = [other for other in self.names() if name.lower() in other.lower()][:5]
             hint = f": did you mean {', '.join(near)}?" if near else ""
@@ -135,13 +136,20 @@ class AdapterStore:
                 matching.append(stored)
         return matching
 
+    def check_new(self, name: str) -> None:
+        """Raises HalkaError where `save` and `add` would refuse a new name, which differs from another in capitals."""
+        if name not in self and self.folder.is_dir():
+            alike = (path for path in self.folder.iterdir() if path.name.lower() == name.lower())
+            check_new_name(name, (path.name for path in alike if _versions(path)))
+
     # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def save(self, model: AdaptedModel, name: str, *, stored_as: str | None = None, **card: Any) -> Stored:
         """Write adapter `name` of `model` as the next version; `card` goes to `halka.save`.
 
         Raises WrongBaseError where the store's adapters have another base, HalkaError for a name that is no file name,
-        for a base's folder, and for a name whose folder in the store is no adapter's.
+        for a new one that differs from another in capitals alone, for a base's folder, and for a name whose folder in
+        the store is no adapter's.
         """
         self._refuse_base_folder()
         stored_as = _named(name if stored_as is None else stored_as)
@@ -151,6 +159,7 @@ class AdapterStore:
             model.lock,
             self._writing(stored_as) as folder,
         ):  # in this order, since a thread that holds the model's lock may save too
+            self.check_new(stored_as)
             _check_own(folder)
             version = max(_versions(folder), default=0) + 1
             save(model, name, folder / str(version), **card)
@@ -161,8 +170,8 @@ class AdapterStore:
 
         The default name is the one of `halka.load`: the folder's, the run's or the hub's.
         Raises DamagedFolderError for a folder that is no whole adapter, WrongBaseError where its Card names another
-        base than the store's, HalkaError for a name that is no file name, for a base's folder, and for a name whose
-        folder in the store is no adapter's.
+        base than the store's, HalkaError for a name that is no file name, for a new one that differs from another in
+        capitals alone, for a base's folder, and for a name whose folder in the store is no adapter's.
         """
         self._refuse_base_folder()
         name = None if name is None else _named(name)
@@ -173,6 +182,7 @@ class AdapterStore:
         if base.get("fingerprint") and not self._claim(base["fingerprint"], base.get("name") or ""):
             raise WrongBaseError(f"{adapter} was made for another base than the adapters in {self.folder}")
         with self._writing(name) as place:
+            self.check_new(name)
             _check_own(place)
             version = max(_versions(place), default=0) + 1
             with new_folder(place / str(version)) as beside:
@@ -259,6 +269,11 @@ class AdapterStore:
         if is_base_folder(self.folder):
             raise HalkaError(f"{self.folder} holds a base model (config.json): name another folder for the store")
 
+    def _versions(self, name: str) -> list[int]:
+        """A name's versions, oldest first; none of another's that a Mac's file system finds by it."""
+        versions = _versions(self.folder / name)
+        return versions if versions and is_spelled(self.folder / name) else []
+
     def _tags(self, name: str) -> tuple[str, ...]:
         path, way_out = self.folder / name / TAGS, f"remove it, and tag {name} again"
         tags = _read(path, lambda tags: all(isinstance(tag, str) for tag in tags) and isinstance(tags, list), way_out)
@@ -288,7 +303,7 @@ class AdapterStore:
         """Lock the name's folder for this process; removes hidden leftovers before and after."""
         folder = self.folder / name
         (self.folder / LOCKS).mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / LOCKS / name, timeout=wait):
+        with FileLock(self.folder / LOCKS / name.lower(), timeout=wait):
             folder.mkdir(exist_ok=True)
             try:
                 _remove_leftovers(folder)

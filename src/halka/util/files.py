@@ -20,7 +20,8 @@ from halka.util.errors import HalkaError
 LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the system's errors that say that there is no room for a file."""
-PORTABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+DEVICE = r"(?i:con|nul|aux|prn|com[1-9]|lpt[1-9])(?:\.|\Z)"  # to Windows, in every folder
+PORTABLE = re.compile(rf"(?!{DEVICE})[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}")
 
 
 def check_writable(path: Path) -> None:
@@ -120,7 +121,7 @@ def portable_name(name: object, use: str) -> str:
     if not isinstance(name, str) or not is_portable_name(name):
         raise HalkaError(
             f"{name!r} cannot {use}: use up to 100 letters, digits, dots, dashes and underscores, a letter or digit "
-            "first"
+            "first, and no name that Windows has for a device, such as con or nul"
         )
     return name
 

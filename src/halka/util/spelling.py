@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+
+from halka.util.errors import HalkaError
 
 
 def spelled(path: str | Path) -> Path:
@@ -21,6 +24,22 @@ def spelled(path: str | Path) -> Path:
             name = next((entry for entry in alike if os.path.samefile(path, folder / entry)), path.name)
             return folder / name
     return folder / path.name
+
+
+def is_spelled(path: Path) -> bool:
+    """Whether a portable name that exists in a folder is spelled so there: no other finds it, or it is listed."""
+    other = path.with_name(path.name.swapcase())
+    return not other.exists() or path.name in os.listdir(path.parent)
+
+
+def check_new_name(name: str, names: Iterable[str]) -> None:
+    """Raises HalkaError for a new name that differs from one of these in capitals alone: on a Mac they are one."""
+    other = next((other for other in names if other != name and other.lower() == name.lower()), None)
+    if other is not None:
+        raise HalkaError(
+            f"{name!r} differs from {other!r} in capitals alone, and some systems take them for one: use {other!r}, or "
+            "another name"
+        )
 
 
 def _folded(name: str) -> str:

@@ -73,6 +73,7 @@ def new_job(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: Serve
         raise ApiError(400, f"a job that is to {job.kind} has no validation data", param=VALIDATION)
     if isinstance(job, TrainJob):
         check_inside(tenant.store, job.name)
+        tenant.store.check_new(job.name)
         contents[SETTINGS] = _training(job, names, settings)
         command = ["train", "--config", SETTINGS, "--json"]
     elif isinstance(job, EvaluateJob):

@@ -195,6 +195,7 @@ async def _verify_and_add(service: Service, caller: Caller, name: str, folder: P
     if name in service.own_names:
         raise ApiError(400, f"{name!r} is the name of the base or the embedder: choose another", param="name")
     check_inside(tenant.store, name)
+    await service.threads.manage(tenant.store.check_new, name)
     size = await verify(service, folder)
     await service.engine.call(lambda: check_successor(service, caller, tenant.engine_name(name), size))
     stored = await service.threads.manage(tenant.store.add, folder, name)

@@ -17,6 +17,7 @@ from halka.server.guards.access import Caller
 from halka.server.service import Service
 from halka.util.errors import DamagedFolderError
 from halka.util.files import is_portable_name
+from halka.util.spelling import check_new_name, is_spelled
 
 
 def collection_names(service: Service, tenant: str) -> list[str]:
@@ -28,7 +29,7 @@ def collection_names(service: Service, tenant: str) -> list[str]:
 def open_collection(service: Service, tenant: str, name: str) -> Collection:
     """The tenant's collection of that name. Raises ApiError if there is none."""
     folder = CollectionFolder(_folder(service, tenant) / name)
-    if not is_portable_name(name) or folder.path.is_symlink() or not folder.exists:
+    if not (is_portable_name(name) and folder.exists and is_spelled(folder.path)) or folder.path.is_symlink():
         raise ApiError(
             404,
             f"there is no collection {name[:100]!r}: GET /v1/collections lists those there are",
@@ -39,9 +40,14 @@ def open_collection(service: Service, tenant: str, name: str) -> Collection:
 
 
 def new_collection(service: Service, tenant: str, name: str) -> Collection:
-    """A new collection. Raises ApiError if there is one of that name."""
-    if name in collection_names(service, tenant):
+    """A new collection.
+
+    Raises ApiError if there is one of that name, and HalkaError if there is one that differs in capitals alone.
+    """
+    names = collection_names(service, tenant)
+    if name in names:
         raise ApiError(409, f"there is a collection {name!r} already", param="name", code="collection_exists")
+    check_new_name(name, names)
     return Collection(_folder(service, tenant) / name, service.embedders.get())
 
 
