@@ -16,6 +16,7 @@ from halka import LoRA, adapt, load_base, save
 from halka.cli import app
 from halka.cli.retrieval import scope_of
 from halka.rag.retrieve import CrossEncoder
+from mac_for_tests import ignore_spelling
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -120,6 +121,8 @@ def test_a_place_is_a_path_or_a_name(tmp_path, monkeypatch):
     (tmp_path / "docs").mkdir()
     under = [scope_of(None, None, None if each is None else Path(each)).under for each in (None, "docs", "MED-10")]
     assert under == ["", str(tmp_path / "docs"), "MED-10"]
+    ignore_spelling(monkeypatch)
+    assert scope_of(None, None, Path("DOCS")).under == str(tmp_path / "docs")
 
 
 def test_a_folder_in_beirs_layout_is_scored(halka, embedder, tmp_path):

@@ -192,9 +192,10 @@ def retriever_of(collection: Collection, mode: SearchMode, rerank: str | None) -
 
 def scope_of(asking: list[str] | None, tags: list[str] | None = None, under: Path | None = None) -> Scope:
     """The scope of --as, --tag and --under. An existing path is resolved; any other may be the name of a text."""
+    from halka.rag.roots import located
     from halka.rag.store import Scope
 
     place = None if under is None else under.expanduser()
     if place is not None and place.exists():
-        place = place.resolve()
+        place = located(place)
     return Scope(frozenset(asking or ()), "" if place is None else str(place), frozenset(tags or ()))
