@@ -7,6 +7,7 @@ import resource
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
@@ -55,6 +56,13 @@ def cause_of(status: int) -> str:
     return f"signal {signal.Signals(-status).name}" if status < 0 else "an error"
 
 
-def limit_memory(size: int) -> None:
-    """Let this process have so many bytes of memory of its own, beside the files that it maps."""
-    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+def limit_memory(size: int, kind: int = resource.RLIMIT_DATA) -> None:
+    """Let this process have so many bytes of memory of its own; with RLIMIT_AS, the files that it maps included.
+
+    A Mac refuses both, since a process there maps hundreds of GB from its start: it goes on without a limit.
+    """
+    try:
+        resource.setrlimit(kind, (size, size))
+    except ValueError:
+        if sys.platform != "darwin":
+            raise

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from halka.rag.texts import Text, Unreadable, read_as, read_text
-from halka.server.apart import cause_of, output_of
+from halka.server.apart import cause_of, limit_memory, output_of
 
 PLAIN = (".md", ".markdown", ".txt", ".text", ".rst")  # decoded, and nothing more
 SECONDS, MEMORY = 120, 4 * 10**9
@@ -61,7 +61,7 @@ def main(path: str, characters: str) -> None:
 
     Of a text that is too long it prints one character too many.
     """
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    limit_memory(MEMORY, resource.RLIMIT_AS)
     try:
         result = asdict(read_text(Path(path)))
         result["text"] = result["text"][: int(characters) + 1]
