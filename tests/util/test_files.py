@@ -148,6 +148,59 @@ def test_folders_are_exchanged_without_renameat2_too(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_mac_swaps_folders_in_one_step(tmp_path, monkeypatch):
+    path, rename = tmp_path / "folder", os.rename
+
+    class Libc:
+        def renamex_np(self, one: bytes, other: bytes, flags: int) -> int:
+            assert flags == 2
+            for names in ((other, one + b".x"), (one, other), (one + b".x", one)):
+                rename(*names)
+            return 0
+
+    path.mkdir()
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **options: Libc())
+    monkeypatch.setattr(os, "rename", None)
+    with new_folder(path) as beside:
+        (beside / "file").write_text("new")
+    assert (path / "file").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def refused_rename(tmp_path, monkeypatch) -> Path:
+    """A folder with a file, where folders cannot be swapped, nor another be renamed to its name."""
+    path, rename = tmp_path / "folder", os.rename
+    path.mkdir()
+    (path / "file").write_text("old")
+
+    def refused(one, other):
+        if Path(other) == path and not str(one).endswith(".old"):
+            raise PermissionError(1, "Operation not permitted")
+        rename(one, other)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **options: object())
+    monkeypatch.setattr(os, "rename", refused)
+    return path
+
+
+def test_an_error_between_renames_leaves_the_old_folder(refused_rename):
+    with pytest.raises(PermissionError), new_folder(refused_rename) as beside:
+        (beside / "file").write_text("new")
+    assert (refused_rename / "file").read_text() == "old"
+    assert list(refused_rename.parent.iterdir()) == [refused_rename]
+
+
+def test_the_next_call_brings_back_what_a_crash_between_renames_hid(tmp_path):
+    path, hidden = tmp_path / "folder [1]", tmp_path / ".folder [1].0123abcd.old"
+    hidden.mkdir()
+    (hidden / "file").write_text("old")
+    with pytest.raises(Stop), new_folder(path):
+        raise Stop
+    assert (path / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_the_exchange_is_one_step_here(tmp_path, monkeypatch):
     """On Linux the target is never missing, not even between two renames."""
     path = tmp_path / "folder"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import mmap
 import os
 import re
@@ -70,8 +71,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill beside `path`, which it replaces at the block's end; an error leaves `path` as it was."""
+    """A folder to fill beside `path`, which it replaces at the block's end; an error leaves `path` as it was.
+
+    On a file system that cannot swap folders, such as NFS, there is a moment without `path`: a crash then leaves the
+    older folder under a hidden name, from which the next call brings it back.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _bring_back(path)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     beside.mkdir()
     try:
@@ -180,16 +186,36 @@ def _release(start: int, end: int) -> None:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap two folders in one step where the system can (Linux), else in two renames."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2"):
-        at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-        if libc.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0:
-            return
+    """Swap two folders in one step where the system and the file system can, else in three renames."""
+    if _swap(one, other):
+        return
     aside = one.with_name(f"{one.name}.old")
     os.rename(other, aside)
-    os.rename(one, other)
+    try:
+        os.rename(one, other)
+    except BaseException:
+        if not other.exists():
+            os.rename(aside, other)
+        raise
     os.rename(aside, one)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Swap two folders in one step. Returns whether that could be done."""
+    libc, first, second = ctypes.CDLL(None), os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2"):  # Linux
+        at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        return libc.renameat2(at_cwd, first, at_cwd, second, exchange) == 0
+    if hasattr(libc, "renamex_np"):  # macOS
+        return libc.renamex_np(first, second, 2) == 0  # RENAME_SWAP
+    return False
+
+
+def _bring_back(path: Path) -> None:
+    """Rename the older folder back that a crash between two renames of `_exchange` left, if `path` is missing."""
+    if not path.exists():
+        for aside in [*path.parent.glob(f".{glob.escape(path.name)}.????????.old")][:1]:
+            os.rename(aside, path)
 
 
 def flush(path: Path) -> None:
