@@ -149,6 +149,17 @@ def test_where_torch_compiles_nothing_other_kernels_compute_and_one_warning_says
     agree(kernels, tree(150))
 
 
+def test_on_a_python_for_which_torch_compiles_nothing_other_kernels_compute(monkeypatch):
+    def unsupported(*_, **options):
+        raise RuntimeError("torch.compile is not supported on Python 3.15+")
+
+    monkeypatch.setattr(torch, "compile", unsupported)
+    kernels = FlexKernels()
+    with pytest.warns(UserWarning, match=r"FlexAttention for cpu \(torch.compile is not supported on Python 3.15\+\)"):
+        agree(kernels, tree(12))
+    agree(kernels, tree(12))
+
+
 def test_tiles_that_are_too_large_for_the_gpu_are_made_smaller():
     options = []
 

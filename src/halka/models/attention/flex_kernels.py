@@ -86,8 +86,8 @@ class FlexKernels:
         problem: Exception | None = None
         for small in () if like in self._failed else (False, True):
             plain: Any = _kernel_of(scale, small=small)
-            kernel: Any = torch.compile(plain, dynamic=True, fullgraph=True, backend=self._backend)
             try:
+                kernel: Any = torch.compile(plain, dynamic=True, fullgraph=True, backend=self._backend)
                 with _compiling(query.device):
                     _tried(kernel, query, key, value, mask, cap)
             except Exception as error:  # torch's, Triton's, or of the C compiler that these call
