@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import random
 import re
@@ -262,6 +263,18 @@ def test_memory_that_is_let_go_is_held_no_more(tmp_path):
     assert held(path) >= 4096
     release_pages(tensor.data_ptr(), tensor.numel() * 4)
     assert held(path) < 100
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell")
+def test_mapped_files_may_have_names_that_are_no_unicode(tmp_path):
+    path, other = tmp_path / "a.safetensors", tmp_path / os.fsdecode(b"\xff")
+    save_file({"a": torch.ones(1 << 20)}, path)
+    tensor = load_file(path)["a"]
+    other.write_bytes(bytes(4096))
+    with other.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+        release_pages(tensor.data_ptr(), tensor.nbytes)
+        release_pages_except([path, other], [])
+    assert tensor.sum().item() == 1 << 20
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell")

@@ -170,8 +170,8 @@ def release_pages_except(paths: Iterable[Path], kept: Iterable[tuple[int, int]])
 def _mappings() -> Iterator[tuple[int, int, str]]:
     """The process's mapped files: first address, address behind the last, path."""
     maps = Path("/proc/self/maps")
-    for line in maps.read_text().splitlines() if maps.exists() else ():
-        addresses, _, _, _, _, *path = line.split(maxsplit=5)
+    for line in maps.read_bytes().splitlines() if maps.exists() else ():
+        addresses, _, _, _, _, *path = os.fsdecode(line).split(maxsplit=5)
         if path and path[0].startswith("/"):
             low, high = (int(address, 16) for address in addresses.split("-"))
             yield low, high, path[0]
