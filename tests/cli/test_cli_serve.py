@@ -57,9 +57,16 @@ def test_a_port_that_is_taken(here):
 
 
 @pytest.mark.slow
-def test_without_its_extra_it_says_what_to_install(tmp_path):
-    code = "import sys; sys.modules['fastapi'] = None; from halka.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", "--base", "nowhere"]
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("fastapi", "fastapi is missing: pip install 'halka[server]'"),
+        ("fcntl", "a server needs Linux or macOS (Python has no fcntl here): on Windows use WSL"),
+    ],
+)
+def test_without_what_it_needs_it_says_what_to_do(tmp_path, module, reason):
+    code = f"import sys; sys.modules['{module}'] = None; from halka.cli import main; main()"
+    command = [sys.executable, "-W", "ignore", "-c", code, "serve", "--base", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "Error: fastapi is missing: pip install 'halka[server]'\n"
+    assert done.stderr == f"Error: {reason}\n"

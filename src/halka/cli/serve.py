@@ -66,7 +66,11 @@ def _serve(settings: ServerSettings) -> None:
         from halka.server.service import Service
         from halka.server.uvicorn_server import server
     except ModuleNotFoundError as error:
-        if (error.name or "halka").startswith("halka"):
+        if error.name in ("fcntl", "resource"):
+            raise HalkaError(
+                f"a server needs Linux or macOS (Python has no {error.name} here): on Windows use WSL"
+            ) from None
+        if (error.name or "halka").startswith("halka") or error.name in sys.stdlib_module_names:
             raise
         raise HalkaError(f"{error.name} is missing: pip install 'halka[server]'") from None
 
