@@ -55,6 +55,14 @@ def test_a_run_says_what_was_trained(made, tmp_path, capsys):
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 12
 
 
+def test_memory_is_left_out_where_its_peak_cannot_be_reset(made, tmp_path, monkeypatch):
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) != "/proc/self/clear_refs" and exists(path))
+    result = measure(a_run(made, score_every=2), tmp_path)
+    assert "memory" not in result
+    assert result["train"]["scores"]
+
+
 def test_the_kept_adapter_is_the_best_and_gives_the_measured_loss(made, tmp_path):
     from halka.data.task import load_task
     from halka.training import TrainConfig, as_tokens, mean_loss

@@ -54,6 +54,17 @@ def test_a_gpu_has_what_is_held_there_and_what_is_free(monkeypatch):
     assert available(torch.device("cpu")) > 10**6
 
 
+def test_an_apple_gpu_has_what_the_machine_and_its_driver_leave(monkeypatch):
+    sizes = {"current_allocated_memory": 3, "driver_allocated_memory": 5, "recommended_max_memory": 10**15}
+    for name, size in sizes.items():
+        monkeypatch.setattr(torch.mps, name, lambda size=size: size)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 20}))
+    gpu = torch.device("mps")
+    assert (machine.held(gpu), machine.available(gpu), machine.can_reset_peak(gpu)) == (3, 25, False)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12)
+    assert machine.available(gpu) == 12
+
+
 def test_a_second_gpu_is_measured_by_its_own_numbers(monkeypatch):
     asked = []
     for name in ("reset_peak_memory_stats", "max_memory_allocated", "memory_allocated", "get_device_name"):

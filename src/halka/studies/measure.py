@@ -267,6 +267,8 @@ def _identity(run: Spec, task: Task, model: AdaptedModel) -> Result:
 def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, folder: Path, text: str | None) -> Result:
     """Train the run's adapter and report its steps; what training came to, with its memory in bytes.
 
+    The memory is left out where a peak would be that of loading the base, too (`can_reset_peak`).
+
     text  what forgetting is measured on, beside the scores on the way
     """
     device = next(model.base.parameters()).device
@@ -321,6 +323,8 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
             for note in noted
             if note["scored"] and (by_score or note["step"] != last or best == last)  # it leaves the best weights
         ]
+    if not machine.can_reset_peak(device):
+        return training
     # A search's memory is not compared, and an estimate takes as long as some of its steps.
     predicted = {} if run.purpose == "search" else {"predicted": _predicted(model, job.examples, config)}
     return training | {

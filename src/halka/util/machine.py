@@ -36,6 +36,8 @@ def resident(device: torch.device) -> int:
 
 def held(device: torch.device) -> int:
     """`resident` without collecting garbage first."""
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
@@ -114,8 +116,13 @@ def _processor_has_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def can_reset_peak(device: torch.device) -> bool:
+    """Whether `peak` can count from a moment on: on NVIDIA's and AMD's GPUs, and on a CPU on Linux."""
+    return device.type == "cuda" or (device.type == "cpu" and _CLEAR.exists())
+
+
 def reset_peak(device: torch.device) -> None:
-    """Count `peak` from now on (on a CPU: only on Linux)."""
+    """Count `peak` from now on, where that can be (`can_reset_peak`)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR.exists():
@@ -123,7 +130,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> int:
-    """The most bytes held since `reset_peak`; on a CPU without Linux, since the process began."""
+    """The most bytes held since `reset_peak`; where it cannot reset, in this process's memory since that began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if _STATUS.exists():
@@ -143,6 +150,9 @@ def available(device: torch.device | None = None, root: Path = Path("/")) -> int
     """
     if device is not None and device.type == "cuda":
         return torch.cuda.memory_reserved(device) + torch.cuda.mem_get_info(device)[0]
+    if device is not None and device.type == "mps":  # a part of the machine's memory
+        free = torch.mps.driver_allocated_memory() + psutil.virtual_memory().available
+        return min(free, torch.mps.recommended_max_memory())
     held = psutil.Process().memory_info()
     own = held.rss - getattr(held, "shared", 0)  # pages of files, such as a mapped base's, count as left already
     return own + min([psutil.virtual_memory().available, *_left_in_groups(root)])
