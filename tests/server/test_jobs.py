@@ -384,6 +384,12 @@ def test_a_queued_training_moves_with_the_servers_data(base, store, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_a_new_adapters_name_differs_by_more_than_capitals(server):
+    refused = start(server.client, name="LORA")
+    assert refused.status_code == 400
+    assert "'LORA' differs from 'lora' in capitals alone" in refused.json()["error"]["message"]
+
+
 def test_a_job_stores_nothing_through_a_link(client, server, store, tmp_path):
     """It came after the job was queued."""
     (tmp_path / "shared").mkdir()
