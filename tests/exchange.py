@@ -93,7 +93,7 @@ PEFT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "(IA)³": (
         ("ia3", "ia3, other feedforward_modules", "ia3, head"),
-        ("ia3", "ia3, Conv1D", "ia3, other feedforward_modules"),
+        ("ia3", "ia3, Conv1D", "ia3, other feedforward_modules", "ia3, all of GPT-2", "ia3, a layer by path"),
     ),
     "(IA)³ with `modules_to_save`": (("ia3, modules_to_save",), ("ia3, modules_to_save",)),
     "prefix tuning": (("prefix", "prefix, prefix_projection"), ("prefix", "prefix, GPT-2", "prefix through an MLP")),

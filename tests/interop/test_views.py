@@ -259,6 +259,12 @@ def test_what_cannot_be_is_refused():
     view = halka.view(model, "lora")
     with pytest.raises(ValueError, match="use_reentrant=False"):
         view.activation_checkpointing_enable({"use_reentrant": True})
+    view.train()
+    view.adapter.requires_grad_(False)
+    with pytest.raises(ValueError, match="something froze adapter 'lora', as peft's get_peft_model does: leave peft_"):
+        view(ids())
+    with torch.no_grad():
+        view(ids())
     model.remove("lora")
     model.add("lora", halka.LoRA(rank=2))
     with pytest.raises(ValueError, match="make a new view"):

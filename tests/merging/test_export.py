@@ -383,6 +383,14 @@ def test_what_peft_has_no_form_for_is_not_written_for_vllm(tmp_path):
     assert json.loads((tmp_path / "b" / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
+def test_what_peft_has_no_form_for_is_not_exported_to_it(tmp_path):
+    model = halka.adapt(tiny())
+    model.add("a", halka.Bottleneck(width=4))
+    with pytest.raises(ValueError, match=r"peft has no form for this adapter, bottleneck: halka\.save writes it"):
+        halka.export(model, "a", tmp_path / "a", format="peft")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("given", "why"),
     [

@@ -162,8 +162,30 @@ def test_a_caller_can_tell_what_is_wrong_by_the_error(model, tmp_path):
     (folder / WEIGHTS).unlink()
     with pytest.raises(halka.DamagedFolderError, match="the adapter is incomplete"):
         halka.AdapterFolder.open(folder)
-    with pytest.raises(halka.DamagedFolderError, match="it is not an adapter folder"):
+    with pytest.raises(halka.DamagedFolderError, match="not an adapter folder, but one of several: name one of a in"):
         halka.AdapterFolder.open(tmp_path)
+    with pytest.raises(halka.DamagedFolderError, match=r"it is not an adapter folder$"):
+        halka.AdapterFolder.open(Path(__file__).parent)
+
+
+@pytest.mark.parametrize(
+    ("named", "warns"),
+    [("meta-llama/Llama-3-70B", True), ("HuggingFaceTB/SmolLM2-135M-Instruct", False), ("a-folder", False)],
+)
+def test_a_folder_without_a_card_that_names_another_base_comes_with_a_warning(named, warns, model, tmp_path, recwarn):
+    folder = halka.save(model, "a", tmp_path / "a")
+    (folder / "halka.json").unlink()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": named}))
+    other = halka.adapt(model.base, model.tokenizer)
+    name = model.base.config._name_or_path
+    model.base.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    try:
+        halka.load(other, folder, name="theirs")
+    finally:
+        model.base.config._name_or_path = name
+    about = [str(warning.message) for warning in recwarn if "as its base" in str(warning.message)]
+    assert about == [f"{folder} names {named} as its base, and this is HuggingFaceTB/SmolLM2-135M-Instruct"] * warns
 
 
 # ── halka.open ──────────────────────────────────────────────────────────────────────────────────────────────────────

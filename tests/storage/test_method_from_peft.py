@@ -9,6 +9,7 @@ import pytest
 
 import halka
 from tiny import tiny
+from tokenizers_for_tests import llama3_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # peft reads what transformers renamed
 LORA = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 12}
@@ -55,10 +56,13 @@ def test_a_configuration_gives_as_many_parameters_as_with_peft(name):
         ("mixtral", {"target_modules": "all-linear"}),
         ("qwen3_moe", {"target_modules": "all-linear"}),
         ("qwen3_moe", {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}),
+        ("olmoe", {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}),
+        ("mixtral", {"target_modules": ["q_proj", "w1", "w2", "w3"]}),
     ],
 )
 def test_names_that_are_experts_in_peft_are_refused(architecture, options):
-    with pytest.raises(ValueError, match="target_modules names experts' modules, which peft would train, too"):
+    names = "target_modules names (?:[a-z_0-9, ]+, )?experts' modules, which peft would train, too"
+    with pytest.raises(ValueError, match=names):
         halka.method_from_peft(peft.LoraConfig(**LORA, **options), halka.adapt(tiny(architecture)))
 
 
@@ -101,6 +105,15 @@ def test_values_are_taken_over():
 def test_what_halka_does_not_have_is_refused(config, message):
     with pytest.raises(halka.HalkaError, match=message):
         halka.method_from_peft(config, halka.adapt(tiny()))
+
+
+def test_a_prompt_starts_as_the_text_does_with_what_begins_texts():
+    tokenizer = llama3_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
+    fields = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3, "prompt_tuning_init": "TEXT"}
+    method = halka.method_from_peft({**fields, "prompt_tuning_init_text": "Say it"}, model)
+    assert method.length == 3
+    assert list(method.tokens) == tokenizer("Say it")["input_ids"]
 
 
 def test_a_prefixs_network_is_as_wide_as_pefts():

@@ -205,6 +205,8 @@ WRITTEN = {
     "ia3": ("llama", halka.IA3()),
     "ia3, Conv1D": ("gpt2", halka.IA3()),
     "ia3, other feedforward_modules": ("llama", halka.IA3((Q, "mlp.up", DOWN), feedforward=("mlp.up",))),
+    "ia3, all of GPT-2": ("gpt2", halka.IA3(("attn.linear", "mlp.linear"))),
+    "ia3, a layer by path": ("llama", halka.IA3(("attn.k", "model.layers.1.mlp.down_proj"))),
     "ia3, modules_to_save": ("llama", halka.Joint((halka.IA3(), halka.Modules()))),
     "prefix": ("llama", halka.Prefix(length=5)),
     "prefix, GPT-2": ("gpt2", halka.Prefix(length=5)),

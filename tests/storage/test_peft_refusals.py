@@ -129,6 +129,27 @@ def test_modules_within_layers_beside_a_prompt_are_refused(tmp_path):
     refused(written(tmp_path / "a", config), r"trains model\.layers\.0\.input_layernorm whole beside a prompt")
 
 
+def test_a_whole_embedding_beside_a_prompt_is_refused(tmp_path):
+    config = peft.PromptTuningConfig(num_virtual_tokens=3, modules_to_save=["embed_tokens"], task_type="CAUSAL_LM")
+    refused(written(tmp_path / "a", config), "trains the embedding whole beside a prompt, and peft reads texts by the")
+
+
+def test_ranks_of_each_module_are_read_however_many_there_are(tmp_path):
+    """As EVA allocates them: a name for every module, more pairs than a regular expression each has time for."""
+    base = tiny(num_hidden_layers=40)
+    paths = [name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear) and name != "lm_head"]
+    ranks = {path: 1 + number % 3 for number, path in enumerate(paths)}
+    theirs = peft.get_peft_model(base, lora([path.rpartition(".")[2] for path in paths], rank_pattern=ranks))
+    for parameter in theirs.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    theirs.save_pretrained(tmp_path)
+    model = halka.adapt(tiny(num_hidden_layers=40))
+    halka.load(model, tmp_path, name="a")
+    with torch.no_grad(), model.use("a"):
+        torch.testing.assert_close(model.base(ids()).logits, theirs(ids()).logits, rtol=0, atol=1e-4)
+
+
 def test_a_vera_without_its_projections_is_refused(tmp_path):
     config = peft.VeraConfig(r=8, target_modules=["q_proj"], save_projection=False, task_type="CAUSAL_LM")
     refused(written(tmp_path / "a", config), "save_projection=True")
@@ -171,6 +192,7 @@ def test_what_peft_has_no_form_for_is_written_in_our_own(tmp_path):
     for number, method in enumerate(
         [
             halka.Joint((halka.Prompt(length=3), halka.Modules(("model.layers.0.mlp",)))),
+            halka.Joint((halka.Prompt(length=3), halka.Modules(("embedding",)))),  # peft leaves it out there
             halka.Joint((halka.LoRA(rank=2, targets=("attn.q",)), halka.DoRA(rank=2, targets=("attn.v",)))),
             halka.Joint((halka.IA3(), halka.Tokens((5,)))),
             halka.Modules(),

@@ -19,10 +19,17 @@ EXAMPLES = examples(
     "halka adapters convert peft-classifier ours --base ./bert --labels good,bad",
     "halka adapters convert org/adapter@v2 adapters/theirs --to peft",
 )
-PREFIXES_IN_PEFT = (
-    "note: PeftModel.generate of peft 0.21.2 ignores prefixes with transformers 5.24, whoever wrote them: generate "
-    "with Halka, or use peft's forward pass"
-)
+IN_PEFT = {
+    "PREFIX_TUNING": (
+        "note: PeftModel.generate of peft 0.21.2 ignores prefixes with transformers 5.24, whoever wrote them: generate "
+        "with Halka, or use peft's forward pass"
+    ),
+    "PROMPT_TUNING": (
+        "note: PeftModel.generate of peft 0.21.2 repeats prompts before every token with transformers 5.24, whoever "
+        "wrote them: generate with Halka, or with use_cache=False"
+    ),
+}
+ONLY_HALKA = "note: peft has no form for this adapter: only Halka reads the folder"
 
 
 def convert(
@@ -58,8 +65,9 @@ def convert(
 ) -> None:
     """Write an adapter's folder in another tool's format.
 
-    The base shows which modules the adapter acts on, and that it fits. An adapter that the format cannot hold is an
-    error that names the reason. Its task, training and scores are copied.
+    The base shows which modules the adapter acts on, and that it fits. An adapter that AdapterHub's format cannot hold
+    is an error that names the reason; one that peft's cannot is written for Halka alone, which a note says. Its task,
+    training and scores are copied.
     """
     from halka.storage.save_load import load, save
 
@@ -93,7 +101,7 @@ def convert(
         )
     about = {} if card is None else {"task": card.task, "training": card.training, "measurements": card.measurements}
     written = save(model, "converted", into, format=to, **about)
-    note_prefixes([written])
+    note_peft([written], form=to == "peft")
     result = {
         "from": source.format.NAME,
         "to": to,
@@ -107,9 +115,13 @@ def convert(
         show(f"{adapter.method.name} of {source.format.NAME} written to {written} as {to}'s folder")
 
 
-def note_prefixes(folders: Iterable[Path]) -> None:
-    """Print once that peft's `generate` ignores prefixes, if one of these folders holds a prefix of peft's."""
+def note_peft(folders: Iterable[Path], *, form: bool = False) -> None:
+    """Print once what peft makes of these folders' prefixes and prompts; with `form`, of what it cannot read."""
     from halka.storage.adapter_folder import AdapterFolder
 
-    if any(AdapterFolder.open(folder).config.get("peft_type") == "PREFIX_TUNING" for folder in folders):
-        say(PREFIXES_IN_PEFT)
+    configs = [AdapterFolder.open(folder).config for folder in folders]
+    for kind, note in IN_PEFT.items():
+        if any(config.get("peft_type") == kind and "fields" not in config for config in configs):
+            say(note)
+    if form and any("fields" in config for config in configs):
+        say(ONLY_HALKA)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halka.cli.command import Failed, emit, examples, say, show
-from halka.cli.convert import note_prefixes
+from halka.cli.convert import note_peft
 from halka.cli.examples import data_rows, named_task, read_data
 from halka.cli.opening import load_for
 from halka.cli.setting_flags import Deferred, command_of, flag
@@ -101,7 +101,7 @@ def train_adapter(config: Path | None, flags: dict[str, Any], devices: Devices, 
     (result,) = results
     if "error" in result:
         raise Failed(result["error"])
-    note_prefixes([result["adapter"]])
+    note_peft([result["adapter"]])
     if json:
         emit(result)
     else:
@@ -129,7 +129,7 @@ def train_adapters(file: Path, flags: dict[str, Any], devices: Devices, *, json:
         results = train_runs(_model_for(runs, devices), runs) if runs else []
     if not first:
         return
-    note_prefixes(result["adapter"] for result in results if "adapter" in result)
+    note_peft(result["adapter"] for result in results if "adapter" in result)
     if json:
         emit(results)
     else:

@@ -174,6 +174,11 @@ class View(nn.Module):
             raise HalkaError("this is a view of the bare base, which has no adapter to save or load: view an adapter")
         return self._adapter
 
+    def _is_frozen(self) -> bool:
+        """Whether the adapter has parameters, and none of them trains."""
+        wanted = [parameter.requires_grad for parameter in self.adapter.parameters()]
+        return bool(wanted) and not any(wanted)
+
     @contextmanager
     def _acting(self) -> Iterator[None]:
         """Let the base compute with this adapter, in the view's mode, within the block."""
@@ -181,6 +186,10 @@ class View(nn.Module):
         with self._model.use(self._name), in_mode(self.training, self._model.base, *parts):
             if self._name is not None and self._model.adapter(self._name) is not self._adapter:
                 raise HalkaError(f"another adapter has the name {self._name!r} now: make a new view of it")
+            if self.training and torch.is_grad_enabled() and self._is_frozen():
+                raise HalkaError(
+                    f"something froze adapter {self._name!r}, as peft's get_peft_model does: leave peft_config out"
+                )
             yield
 
 

@@ -17,6 +17,7 @@ from halka.merging.probes import Probes
 from halka.methods import LoRA
 from halka.models.kinds import kind_of
 from halka.models.quantised import QuantizedLinear
+from halka.storage.formats import peft
 from halka.storage.formats.gguf.lora import write_gguf_lora
 from halka.storage.formats.gguf.model import as_stored, check_whole, write_gguf
 from halka.storage.formats.model_folder import stranger, write_model
@@ -74,7 +75,7 @@ def export(
     format      safetensors  the merged model as a transformers folder, with its tokenizer and settings
                 gguf         the merged model as a GGUF file for llama.cpp
                 lora-gguf    the LoRA alone as a GGUF file
-                peft         the adapter alone as a peft folder
+                peft         the adapter alone as a folder that peft reads
                 vllm         the same, but raises HalkaError where vLLM would not serve it
     dtype       of the merged weights, computed in fp32 and rounded once; default: the base's; gguf takes q8_0 too
     pad_rank    for vllm: pad the rank with zeros to the next that its --max-lora-rank takes
@@ -221,6 +222,10 @@ def _lora_gguf(model: AdaptedModel, name: str, to: Path, options: Options) -> No
 
 
 def _peft(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
+    if not peft.holds(adapter := model.adapter(name), model.targets):
+        raise HalkaError(
+            f"peft has no form for this adapter, {adapter.method.name}: halka.save writes it for Halka alone to read"
+        )
     save(model, name, to, format="peft")
 
 

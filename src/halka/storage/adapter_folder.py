@@ -66,7 +66,9 @@ class AdapterFolder:
             name = _name_of(path)
         format = format_of(path)
         if not (path / format.FILES.config).is_file():
-            raise DamagedFolderError(f"{path} holds no {format.FILES.config}: it is not an adapter folder")
+            below = sorted(other.name for other in path.iterdir() if _has_config(other))[:5]
+            way_out = f", but one of several: name one of {', '.join(below)} in it" if below else ""
+            raise DamagedFolderError(f"{path} holds no {format.FILES.config}: it is not an adapter folder{way_out}")
         weights = _weights_file(path, format.FILES, allow_pickle=allow_pickle)
         return cls(
             *(path, name, format, _read_json(path / format.FILES.config), read_card(path), weights),

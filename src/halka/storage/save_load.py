@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from halka.methods import described
 from halka.models.fingerprint import own_fingerprint
 from halka.models.heads import fitted_head, has_head, narrowed
 from halka.models.kinds import kind_of
-from halka.models.loading import at_revision, base_name
+from halka.models.loading import at_revision, base_name, other_on_hub
 from halka.storage import tensors
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import CARD, Card, check_base, template_of
@@ -150,7 +151,8 @@ def load(
     head                  False leaves out a head that was saved beside the adapter
 
     The file is mapped into memory, not copied: replace it by a rename, as `save` does, and never write into it.
-    Warns where the base is quantised (`load_base(quantize=…)`) in another way than the one it was trained on.
+    Warns where the base is quantised (`load_base(quantize=…)`) in another way than the one it was trained on, and where
+    a folder without a Card, as peft writes them, names another base: of that it has the name alone.
     Raises WrongBaseError for another base or chat template than the Card names, and for modules that the base lacks;
     DamagedFolderError for a folder without an adapter, a pickle that is not allowed, files that do not match the Card,
     and values that are not finite; HalkaError for options that Halka does not support, and tensors that do not fit.
@@ -162,6 +164,8 @@ def load(
     with folder.checking() as check:
         if card is not None:
             check_base(card, model, folder.path, allow_other_base, allow_other_template)
+        elif not allow_other_base and (other := other_on_hub(folder.base_name, model.base)) is not None:
+            warnings.warn(f"{folder} names {folder.base_name} as its base, and this is {other}", stacklevel=2)
         contents = folder.read()
         try:
             with model.own_weights(computing=False):

@@ -80,7 +80,7 @@ def read(contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[
         choices = ", ".join(kinds)
         raise HalkaError(
             f"adapters of the type {peft_type!r} cannot be read: Halka reads {choices}, and its own methods' names in "
-            "capitals"
+            "capitals. Where peft can merge it into its base (merge_and_unload), that is a base to load"
         )
     kind: Any = kinds[peft_type]
     tensors = {_base_name(kind, key): tensor for key, tensor in contents.tensors.items()}
@@ -88,22 +88,29 @@ def read(contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[
     methods, state, others = kind.read(contents.config, tensors, targets)
     more, values = saved_modules.read(contents.config, others, targets)
     methods = [*methods, *more]
-    if (inner := _inside(methods)) is not None:
-        raise HalkaError(
-            f"the adapter trains {inner} whole beside a prompt, and peft runs the prompt through it: Halka runs "
-            "the prompt through the bare base. Train only modules after the layers"
-        )
+    if (reason := _differs_beside_prompt(methods, targets)) is not None:
+        raise HalkaError(f"{reason}. Train only modules after the layers")
     if not methods:
         raise HalkaError("the weights file is empty: it is incomplete")
     return methods[0] if len(methods) == 1 else Joint(tuple(methods)), {**state, **values}
 
 
-def _inside(methods: Sequence[Method]) -> str | None:
-    """Return a module inside a layer that is trained whole beside a prompt, or None."""
+def _differs_beside_prompt(methods: Sequence[Method], targets: tuple[Target, ...]) -> str | None:
+    """Return why peft computes something else where modules are trained whole beside a prompt; None if it does not."""
     if not any(isinstance(method, Prompt) for method in methods):
         return None
-    paths = [path for method in methods if isinstance(method, Modules) for path in method.targets]
-    return next((path for path in paths if IN_A_LAYER(path)), None)
+    modules = [method for method in methods if isinstance(method, Modules)]
+    if inner := next((path for method in modules for path in method.targets if IN_A_LAYER(path)), None):
+        return (
+            f"the adapter trains {inner} whole beside a prompt, and peft runs the prompt through it: Halka runs the "
+            "prompt through the bare base"
+        )
+    if any(wants(method.roles(), target) for method in modules for target in targets if target.role == "embedding"):
+        return (
+            "the adapter trains the embedding whole beside a prompt, and peft reads texts by the base's own there: "
+            "Halka reads them by the trained one"
+        )
+    return None
 
 
 def _base_name(kind: Any, key: str) -> str:
@@ -132,6 +139,11 @@ def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Cont
     return Contents({**common, **written.config}, tensors)
 
 
+def holds(adapter: Adapter, targets: tuple[Target, ...]) -> bool:
+    """Return whether peft has a form for the adapter: others are written as `halka_methods` does."""
+    return _as_peft(adapter, targets) is not None
+
+
 def _as_peft(adapter: Adapter, targets: tuple[Target, ...]) -> Contents | None:
     """Return the adapter as peft has it, or None if peft cannot compute it."""
     methods = adapter.method.methods if isinstance(adapter.method, Joint) else (adapter.method,)
@@ -144,7 +156,7 @@ def _as_peft(adapter: Adapter, targets: tuple[Target, ...]) -> Contents | None:
     names = {method.name for method in main}
     kind: Any = next((kind for kind in KINDS if names <= {*getattr(kind, "METHODS", ())}), None)
     on_experts = any(target.experts for target in adapter.targets.values())
-    if kind is None or (on_experts and kind is not lora) or _inside(methods):
+    if kind is None or (on_experts and kind is not lora) or _differs_beside_prompt(methods, targets):
         return None
     if experts.confused((target.name for target in adapter.targets.values()), targets):
         return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,10 @@ OTHERWISE = {
     "trainable_token_indices": "halka.Joint with halka.Tokens",
     "ensure_weight_tying": "halka.Modules at both modules",
 }
+OF_EXPERTS = (
+    'experts\' modules, which peft would train, too: use a halka.LoRA whose targets name "experts" for those, or leave '
+    "them out"
+)
 
 
 def method_from_peft(config: Any, model: AdaptedModel) -> Method:
@@ -66,13 +70,15 @@ def _lora(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
         raise HalkaError(f"bias={options['bias']!r} cannot be translated: use halka.Joint with halka.BitFit")
     if (start := options.get("init_lora_weights")) not in (None, True):
         raise HalkaError(f"init_lora_weights={start!r} cannot be translated: halka.LoRA starts as peft's default does")
+    wanted, has_experts = options.get("target_modules"), bool(experts.weights_of(model.targets))
+    if has_experts and not isinstance(wanted, str):  # in a mixture peft takes the names of a dense MLP for experts
+        paths = names_of(model.base)
+        unknown = [name for name in wanted or () if not any(f".{path}".endswith(f".{name}") for path in paths)]
+        if unknown:
+            raise HalkaError(f"target_modules names {', '.join(sorted(unknown))}, {OF_EXPERTS}")
     layers = _layers(options, model)
-    all_linear = options.get("target_modules") == "all-linear"
-    if experts.confused(layers, model.targets) or (all_linear and experts.weights_of(model.targets)):
-        raise HalkaError(
-            "target_modules names experts' modules, which peft would train, too: use a halka.LoRA whose targets name "
-            '"experts" for those, or leave them out'
-        )
+    if experts.confused(layers, model.targets) or (has_experts and wanted == "all-linear"):
+        raise HalkaError(f"target_modules names {OF_EXPERTS}")
     ranks = by_pattern(options, "rank_pattern", [*layers], options.get("r"))
     tensors: dict[str, Tensor] = {}
     for path, (d_in, d_out, module) in layers.items():
@@ -110,7 +116,9 @@ def _prompt(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
     refuse_unknown(options, {"num_virtual_tokens", "num_transformer_submodules"})
     length, start = options["num_virtual_tokens"], options.get("prompt_tuning_init")
     if start == "TEXT":
-        return [Prompt.from_text(options["prompt_tuning_init_text"], model.tokenizer, length)]
+        text = options["prompt_tuning_init_text"]
+        start_text = Prompt.from_text(text, model.tokenizer, length)
+        return [replace(start_text, tokens=tuple(model.tokenizer(text)["input_ids"]))]  # with a BOS, as peft has it
     return [Prompt(length, start="vocabulary" if start == "SAMPLE_VOCAB" else "random")]
 
 

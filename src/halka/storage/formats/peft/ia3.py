@@ -36,10 +36,11 @@ def write(
         for path, part in by_path.items()
     }
     names = names_of(base_of(targets))
+    feedforward = endings(inner, names)
     config = {
         "peft_type": PEFT_TYPE,
-        "target_modules": endings(set(by_path), names),
-        "feedforward_modules": endings(inner, names),
+        "target_modules": sorted({*endings(set(by_path) - inner, names), *feedforward}),  # peft: all of them
+        "feedforward_modules": feedforward,
         "fan_in_fan_out": transposed(by_path, targets),
     }
     return config, tensors

@@ -6,7 +6,8 @@ A malicious regular expression may run forever: one that takes longer than `PATI
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import regex
@@ -16,8 +17,10 @@ from halka.models.quantised import QuantizedLinear
 from halka.storage.formats.format import json_list, json_object
 from halka.util.errors import HalkaError
 
-PATIENCE = 1.0  # seconds for one expression and all names of a base
+PATIENCE = 1.0  # seconds for an expression, or a pattern's all, and all names of a base
+LEAST = 1e-3  # seconds that a match has where these are over
 ALL_LINEAR = "all-linear"
+NAME = re.compile(r"[\w.]+").fullmatch
 
 
 def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -> set[str] | None:
@@ -99,8 +102,12 @@ class Pattern:
         except (re.error, regex.error, RecursionError, OverflowError) as error:
             raise HalkaError(f"{self._source}, which is no regular expression: {error}") from None
 
-    def match(self, name: str, patience: float = PATIENCE) -> Any:
-        """Return the match of the whole name, or None. Raises HalkaError after `patience` seconds."""
+    def match(self, name: str, deadline: float | None = None) -> Any:
+        """Return the match of the whole name, or None.
+
+        Raises HalkaError where it is not there by `deadline`, of `time.monotonic`; else after PATIENCE seconds.
+        """
+        patience = PATIENCE if deadline is None else max(deadline - time.monotonic(), LEAST)
         try:
             return self._compiled.fullmatch(name, timeout=patience)
         except TimeoutError:
@@ -110,8 +117,8 @@ class Pattern:
 
     def of(self, names: Iterable[str]) -> set[str]:
         """Return the names that it matches in full."""
-        names = list(names)
-        return {name for name in names if self.match(name, PATIENCE / len(names)) is not None}
+        deadline = time.monotonic() + PATIENCE
+        return {name for name in names if self.match(name, deadline) is not None}
 
 
 def by_pattern(config: Mapping[str, Any], key: str, names: Sequence[str], default: Any) -> dict[str, Any]:
@@ -119,12 +126,17 @@ def by_pattern(config: Mapping[str, Any], key: str, names: Sequence[str], defaul
     patterns = json_object(config.get(key) or {})
     if patterns is None:
         raise HalkaError(f"adapter_config.json: {key} is {config[key]!r}, where names with their values are expected")
-    compiled = [(Pattern(key, rf"(?:.*\.)?(?:{text})"), value) for text, value in patterns.items()]
-    patience = PATIENCE / max(1, len(names) * len(compiled))
-    return {
-        name: next((value for pattern, value in compiled if pattern.match(name, patience) is not None), default)
-        for name in names
-    }
+    deadline = time.monotonic() + PATIENCE
+    ends = [(_end(key, text, deadline), value) for text, value in patterns.items()]
+    return {name: next((value for is_end, value in ends if is_end(name)), default) for name in names}
+
+
+def _end(key: str, text: str, deadline: float) -> Callable[[str], bool]:
+    """Return what says whether a name ends in this expression; most are names, which need no matching."""
+    if NAME(text):
+        return lambda name: f".{name}".endswith(f".{text}")
+    pattern = Pattern(key, rf"(?:.*\.)?(?:{text})")
+    return lambda name: pattern.match(name, deadline) is not None
 
 
 def endings(paths: set[str], names: Iterable[str]) -> list[str]:
