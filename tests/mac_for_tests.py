@@ -9,6 +9,14 @@ from pathlib import Path
 import pytest
 
 
+def needs_both_cases(folder: Path) -> None:
+    """Skip the test where the file system takes names that differ in capitals for one."""
+    (folder / "one case").mkdir()
+    if (folder / "ONE CASE").exists():
+        pytest.skip("this file system takes names that differ in capitals for one")
+    (folder / "one case").rmdir()
+
+
 def ignore_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `os.stat`, and with it `exists` and `samefile`, find files whose names are spelled in another way."""
     stat = os.stat

@@ -5,8 +5,8 @@ Every sentence follows from result files by a rule:
 - full fine-tuning instead: where its score is ahead of the best light method's, more than chance explains;
 - rank: the least rank of LoRA whose score cannot be told apart from the best rank's;
 - rate: the one that the search chose for LoRA r16, and that by full fine-tuning's;
-- steps: where validation was best, in the mean over seeds, and as passes over the examples; "at least", where runs came
-  to the most steps.
+- steps: where validation was best, in the mean over seeds, and as passes over the examples; "at least", where runs had
+  not converged.
 
 Three seeds of a method are the fewest that count, and two light methods. What is best for other kinds and amounts of
 data is of the cases that the advisor is judged by (benchmarks/advisor.py).
@@ -182,7 +182,9 @@ def _rank(advised: list[Advised]) -> list[str]:
         return []
     most = max(advice.rank.fields["rank"] for advice in ranked if advice.rank)
     per = listed([f"{advice.rank.fields['rank']} on {advice.name}" for advice in ranked if advice.rank])
-    tried = sorted({row.fields["rank"] for advice in ranked for row in advice.study.ranks if is_settled(row)})
+    tried = sorted(
+        set.intersection(*({row.fields["rank"] for row in each.study.ranks if is_settled(row)} for each in ranked))
+    )
     lower = "; lower ones are not measured" if most == tried[0] else ""
     among = f"of ranks {listed([*map(str, tried)])} the least that cannot be told apart from the best is {per}"
     return [f"Rank: begin with {most}; {among}{lower}."]

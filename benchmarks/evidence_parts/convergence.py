@@ -1,4 +1,4 @@
-"""Methods beside full fine-tuning on one set, each trained until validation stopped improving.
+"""Methods beside full fine-tuning on one set, each trained until validation stopped improving, or to the most steps.
 
 The rules, which were written before any of these results was looked at. A verdict needs three seeds of each method. A
 method reaches full fine-tuning where the 95 % interval of its share of full's score lies above 97 %, and stays below
@@ -95,9 +95,9 @@ def headline(results: Results, name: str) -> Part:
         f"{_size(study)} {sum(map(cut_off, runs))} of {len(runs)} runs had not converged by then. At least "
         f"{LEAST_SEEDS} seeds of each method; in brackets 95 % intervals over seeds and test items; bold where the "
         f"best can be told apart. {_paced(study)} Forgetting is the change of perplexity on other text, its mean with "
-        "the least and the most."
+        f"the least and the most. {' '.join(machines(study))}"
     )
-    return Part(name, SETS[name], (_table(study, HEADLINE, caption),))
+    return Part(name, SETS[name], (_table(study, HEADLINE, caption.rstrip()),))
 
 
 def _size(study: Study) -> str:
@@ -142,7 +142,7 @@ def scores(study: Study) -> Table:
 
 
 def costs(study: Study) -> Table:
-    """Steps, time and memory until 95 % of full's score, and forgetting there and at the end."""
+    """Steps, time and memory until 95 % of full's score, and forgetting there and of the weights that were kept."""
     caption = (
         f"Until the score on the validation examples is {percent(NEAR)} of full fine-tuning's best. {_paced(study)} "
         "Forgetting is the change of perplexity on other text, there and of the weights that were kept, the latter's "
@@ -243,8 +243,7 @@ def _reasons(study: Study, row: Row) -> list[str]:
     """What the other runs say of why a method stays below: its rate, its steps, its rank."""
     parts = []
     if row.lr is not None and len(row.lrs) > 1:
-        edge = row.lr in (row.lrs[0], row.lrs[-1])
-        parts.append(f"its rate is {'an edge of' if edge else 'between'} those tried")
+        parts.append(f"its rate is {'an edge of' if row.at_edge else 'between'} those tried")
     runs = study.finals(row.label)
     limited = sum(map(cut_off, runs))
     parts.append(f"{limited} of {len(runs)} runs had not converged" if limited else "all of its runs converged")
@@ -296,7 +295,7 @@ def level_with_best(study: Study, rows: Sequence[Row]) -> list[Row]:
 
 
 def forgotten(study: Study) -> list[str]:
-    """From where to where forgetting goes over the methods, at the end and at equal score."""
+    """From where to where forgetting goes over the methods, of the weights that were kept and at equal score."""
     near = study.summary.near_full
     ends = {row.label: row.forgetting.mean for row in study.scored if row.forgetting and is_settled(row)}
     there = {

@@ -278,6 +278,20 @@ def test_torch_compile_agrees(base, method):
     assert not ends  # graphs end where they are asked to, and nowhere else
 
 
+def test_torch_compile_agrees_in_bf16_with_rows_enough_for_products_in_float32():
+    model = halka.adapt(tiny("llama", num_hidden_layers=1).bfloat16())
+    model.add("a", halka.LoRA(rank=16))
+    disturb(model, "a")
+    compiled, many = torch.compile(model.base, backend="eager"), ids(rows=4, length=24)
+    counters.clear()
+    try:
+        with torch.no_grad(), model.use("a"):
+            close(compiled(many).logits, model.base(many).logits)
+    finally:
+        torch.compiler.reset()
+    assert not [reason for reason in counters["graph_break"] if "torch.compiler.disable" not in reason]
+
+
 # ── architectures of decoders ───────────────────────────────────────────────────────────────────────────────────────
 
 # What differs between them is where the roles are and how attention reads virtual tokens: one method for each role and

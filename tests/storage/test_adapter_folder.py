@@ -162,7 +162,9 @@ def test_a_caller_can_tell_what_is_wrong_by_the_error(model, tmp_path):
     (folder / WEIGHTS).unlink()
     with pytest.raises(halka.DamagedFolderError, match="the adapter is incomplete"):
         halka.AdapterFolder.open(folder)
-    with pytest.raises(halka.DamagedFolderError, match="not an adapter folder, but one of several: name one of a in"):
+    with pytest.raises(
+        halka.DamagedFolderError, match="not an adapter folder, but a folder of several: name one of them, a"
+    ):
         halka.AdapterFolder.open(tmp_path)
     with pytest.raises(halka.DamagedFolderError, match=r"it is not an adapter folder$"):
         halka.AdapterFolder.open(Path(__file__).parent)

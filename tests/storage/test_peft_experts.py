@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import halka
 from contract import disturb, ids
@@ -44,6 +45,17 @@ READ = {
     "one layer": ("mixtral", lambda: lora(parameters=["model.layers.1.mlp.experts.down_proj"])),
     "modules_to_save": ("mixtral", lambda: lora(["v_proj"], modules_to_save=["lm_head"])),
 }
+
+
+def test_a_folder_of_experts_that_are_modules_each_says_how_to_renew_it(tmp_path):
+    """As peft wrote Mixtral's before transformers 5."""
+    theirs = peft.get_peft_model(tiny("mixtral"), lora(["q_proj"], parameters=None))
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    expert = "block_sparse_moe.experts.0.w1"
+    save_file({key.replace("self_attn.q_proj", expert): it for key, it in load_file(file).items()}, file)
+    with pytest.raises(ValueError, match="Experts are one weight since transformers 5: load it with peft, and save it"):
+        halka.load(halka.adapt(tiny("mixtral")), tmp_path, name="a")
 
 
 @pytest.mark.parametrize("kind", READ)

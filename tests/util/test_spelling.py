@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from halka.util.spelling import spelled
-from mac_for_tests import ignore_spelling
+from mac_for_tests import ignore_spelling, needs_both_cases
 
 COMPOSED, APART = (unicodedata.normalize(form, "Café") for form in ("NFC", "NFD"))
 
@@ -29,6 +29,7 @@ def test_a_mac_finds_a_file_by_any_spelling_and_its_path_is_the_disks(menu, tmp_
 
 
 def test_names_of_different_files_are_left_as_they_are(menu, tmp_path):
+    needs_both_cases(tmp_path)
     for path in (menu, tmp_path / "café" / "menu.md", Path("/")):
         assert spelled(path) == path
 

@@ -38,8 +38,13 @@ class TransformersForward:
         ids, last = (torch.tensor(it, dtype=torch.int64, device="cpu") for it in ([line.tokens], line.last))
         ids, last = to_device([ids, last], base.device)
         long = nullcontext() if self._turn is None or not line.long else long_text(base, self._turn)
-        products = float32_products(base) if len(line.tokens) >= FEWEST else nullcontext()
-        with torch.inference_mode(), self._model.use(route), use_attention(base), products, long:
+        with (
+            torch.inference_mode(),
+            self._model.use(route),
+            use_attention(base),
+            float32_products(base) if len(line.tokens) >= FEWEST else nullcontext(),  # fewer stay as they are
+            long,
+        ):
             inputs = {"input_ids": ids, "position_ids": plan.positions[None], **plan.inputs}
             hidden = hidden_states(self._model, **inputs)[0]
             hidden = hidden[last.to(hidden.device)]  # a base on several devices has its norm on another perhaps

@@ -60,7 +60,7 @@ def load_base(
                   order and number
     dtype         the precision; auto is the one that is stored. For bfloat16 stands float16 on a GPU that lacks it
                   (float32 for Gemma 2 and 3, which float16 does not hold), and float32 on a processor without
-                  instructions for its products, where they take several times as long
+                  instructions for its products, where they take longer
     device        cuda, mps, cpu or the like; the first of these that this machine has if not given. Weights go there
                   directly where accelerate is installed, quantised ones layer by layer
     revision      the same as `@revision` behind the name

@@ -168,7 +168,7 @@ def missing_seeds(evidence: Evidence) -> list[str]:
 
 
 def edge_of_the_grid(evidence: Evidence) -> list[str]:
-    edge = [row for row in evidence.tuned if len(row.lrs) > 1 and row.lr in (row.lrs[0], row.lrs[-1])]
+    edge = [row for row in evidence.tuned if row.at_edge]
     sentences = []
     for end, beyond in (("highest", "higher"), ("lowest", "lower")):
         rows = [row for row in edge if row.lr == row.lrs[-1 if end == "highest" else 0]]

@@ -104,6 +104,11 @@ class Row:
         return self.name == "base"
 
     @property
+    def at_edge(self) -> bool:
+        """Whether the rate that was best is the lowest or the highest of several that were tried."""
+        return len(self.lrs) > 1 and self.lr in (self.lrs[0], self.lrs[-1])
+
+    @property
     def is_full(self) -> bool:
         return self.name == "full"
 

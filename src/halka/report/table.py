@@ -172,7 +172,7 @@ def caption(summary: Summary) -> str:
     scores = [row.scores[summary.primary.name] for row in summary.rows if summary.primary.name in row.scores]
     items = sorted({score.items for score in scores if score.items is not None})
     seeds = max((row.runs for row in summary.rows if row.final and not row.is_base), default=0)
-    edge = [row.label for row in summary.rows if len(row.lrs) > 1 and row.lr in (row.lrs[0], row.lrs[-1])]
+    edge = [row.label for row in summary.rows if row.at_edge]
     parts = [
         f"{summary.task} on {summary.base}",
         f"up to {plural(seeds, 'seed')} a method" if seeds else "",

@@ -14,6 +14,7 @@ else that lies in the folder is touched.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import uuid
@@ -305,6 +306,8 @@ class AdapterStore:
         (self.folder / LOCKS).mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / LOCKS / name.lower(), timeout=wait):
             folder.mkdir(exist_ok=True)
+            if not is_spelled(folder):  # what is left of another name, on a Mac
+                check_new_name(name, os.listdir(self.folder))
             try:
                 _remove_leftovers(folder)
                 yield folder

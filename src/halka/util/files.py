@@ -11,7 +11,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -214,8 +214,10 @@ def _swap(one: Path, other: Path) -> bool:
 def _bring_back(path: Path) -> None:
     """Rename the older folder back that a crash between two renames of `_exchange` left, if `path` is missing."""
     if not path.exists():
-        for aside in [*path.parent.glob(f".{glob.escape(path.name)}.????????.old")][:1]:
-            os.rename(aside, path)
+        with suppress(FileNotFoundError):  # another process was sooner
+            left = path.parent.glob(f".{glob.escape(path.name)}.????????.old")
+            for aside in sorted(left, key=lambda folder: folder.stat().st_mtime)[-1:]:
+                os.rename(aside, path)
 
 
 def flush(path: Path) -> None:

@@ -26,7 +26,9 @@ def pays(x: Tensor, weight: Tensor) -> bool:
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether such a product, both in bf16 on a processor, has rows enough."""
+    """Whether such a product, both in bf16 on a processor, has rows enough; none in a compiled graph or autocast."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
     return bf16_on_cpu(x) and bf16_on_cpu(weight) and x.shape[:-1].numel() >= FEWEST
 
 

@@ -16,20 +16,21 @@ def spelled(path: str | Path) -> Path:
     path = Path(path)
     if path == path.parent:
         return path
-    folder = spelled(path.parent)
+    place = spelled(path.parent) / path.name
     with suppress(OSError):
-        entries = os.listdir(folder)
-        if path.name not in entries:
-            alike = (entry for entry in entries if _folded(entry) == _folded(path.name))
-            name = next((entry for entry in alike if os.path.samefile(path, folder / entry)), path.name)
-            return folder / name
-    return folder / path.name
+        if not is_spelled(place):
+            alike = (entry for entry in os.listdir(place.parent) if _folded(entry) == _folded(place.name))
+            return place.with_name(
+                next((it for it in alike if os.path.samefile(place, place.with_name(it))), place.name)
+            )
+    return place
 
 
 def is_spelled(path: Path) -> bool:
-    """Whether a portable name that exists in a folder is spelled so there: no other finds it, or it is listed."""
-    other = path.with_name(path.name.swapcase())
-    return not other.exists() or path.name in os.listdir(path.parent)
+    """Whether what exists at a path has its name there: no other spelling finds anything, or it is listed."""
+    forms = {path.name.swapcase(), *(unicodedata.normalize(form, path.name) for form in ("NFC", "NFD"))}
+    others = (path.with_name(form) for form in forms - {path.name})
+    return not any(other.exists() for other in others) or path.name in os.listdir(path.parent)
 
 
 def check_new_name(name: str, names: Iterable[str]) -> None:

@@ -38,7 +38,7 @@ class Product:
         """
         self._weight, self._scale, self._bias = weight, scale, bias
         self._pairs = pairs and weight.shape[1] <= kernels.WIDEST
-        self._few = (WIDE if self._pairs else FEWEST) if slow else sys.maxsize
+        self._from = (WIDE if self._pairs else FEWEST) if slow else sys.maxsize
         own_bias = torch.empty(0, dtype=dtype) if bias is None else bias
         self.arrays = array_of(weight), NO_SCALE if scale is None else scale.numpy(), array_of(own_bias)
 
@@ -49,7 +49,7 @@ class Product:
             kernels.product(threads, *self.arrays[:2], x.array[0], y.array[0])
             if bias is not None:
                 y.tensor.add_(bias)
-        elif count >= self._few:
+        elif count >= self._from:
             product_in_float32(x.tensor, weight, y.tensor, scale=scale, bias=bias)
         elif self._pairs and count <= MANY:
             kernels.products(threads, x.array, *self.arrays, y.array)

@@ -29,6 +29,7 @@ OTHERWISE = {
     "trainable_token_indices": "halka.Joint with halka.Tokens",
     "ensure_weight_tying": "halka.Modules at both modules",
 }
+OF_MLPS = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}  # which peft takes for those of experts
 OF_EXPERTS = (
     'experts\' modules, which peft would train, too: use a halka.LoRA whose targets name "experts" for those, or leave '
     "them out"
@@ -73,9 +74,9 @@ def _lora(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
     wanted, has_experts = options.get("target_modules"), bool(experts.weights_of(model.targets))
     if has_experts and not isinstance(wanted, str):  # in a mixture peft takes the names of a dense MLP for experts
         paths = names_of(model.base)
-        unknown = [name for name in wanted or () if not any(f".{path}".endswith(f".{name}") for path in paths)]
-        if unknown:
-            raise HalkaError(f"target_modules names {', '.join(sorted(unknown))}, {OF_EXPERTS}")
+        unknown = {name for name in wanted or () if not any(f".{path}".endswith(f".{name}") for path in paths)}
+        if unknown & OF_MLPS:
+            raise HalkaError(f"target_modules names {', '.join(sorted(unknown & OF_MLPS))}, {OF_EXPERTS}")
     layers = _layers(options, model)
     if experts.confused(layers, model.targets) or (has_experts and wanted == "all-linear"):
         raise HalkaError(f"target_modules names {OF_EXPERTS}")

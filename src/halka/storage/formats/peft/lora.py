@@ -177,9 +177,14 @@ def _refuse_init(init: Any) -> None:
     """Raise HalkaError for an initialisation that changes the base's weights."""
     init = init.lower() if isinstance(init, str) else init
     if init not in (None, True, False, "gaussian", "eva", "orthogonal", "mica"):
+        way_out = (
+            "merge it with peft into that base (merge_and_unload), and load the result as a base"
+            if init == "loftq"
+            else "convert it with peft's path_initial_model_for_weight_conversion first"
+        )
         raise HalkaError(
             f"adapter_config.json: init_lora_weights = {init!r} subtracted the initial LoRA from the base's weights, "
-            "which are not in this folder: convert it with peft's path_initial_model_for_weight_conversion first"
+            f"which are not in this folder: {way_out}"
         )
 
 

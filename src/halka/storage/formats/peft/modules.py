@@ -43,7 +43,11 @@ def check_places(config: Mapping[str, Any], modules: Iterable[str], targets: tup
     heads = [target.name for target in targets if target.role == "head"]
     if unknown := sorted(modules - dict(base.named_modules()).keys()):
         shown = ", ".join(unknown[:3])
-        raise HalkaError(f"the adapter acts on {len(unknown)} modules that this base does not have: {shown} …")
+        of_experts = any(target.experts for target in targets) and any(".experts." in path for path in unknown)
+        way_out = (
+            ". Experts are one weight since transformers 5: load it with peft, and save it again" if of_experts else ""
+        )
+        raise HalkaError(f"the adapter acts on {len(unknown)} modules that this base does not have: {shown} …{way_out}")
     wanted = selected(config, base, heads)
     if wanted is None:
         return

@@ -18,7 +18,6 @@ from halka.storage.formats.format import json_list, json_object
 from halka.util.errors import HalkaError
 
 PATIENCE = 1.0  # seconds for an expression, or a pattern's all, and all names of a base
-LEAST = 1e-3  # seconds that a match has where these are over
 ALL_LINEAR = "all-linear"
 NAME = re.compile(r"[\w.]+").fullmatch
 
@@ -107,8 +106,10 @@ class Pattern:
 
         Raises HalkaError where it is not there by `deadline`, of `time.monotonic`; else after PATIENCE seconds.
         """
-        patience = PATIENCE if deadline is None else max(deadline - time.monotonic(), LEAST)
+        patience = PATIENCE if deadline is None else deadline - time.monotonic()
         try:
+            if patience <= 0:
+                raise TimeoutError
             return self._compiled.fullmatch(name, timeout=patience)
         except TimeoutError:
             raise HalkaError(
