@@ -111,19 +111,14 @@ def _size(study: Study) -> str:
     )
 
 
-def _search(study: Study) -> str:
-    """By what the rates were chosen."""
-    return f"Rates are those with the lowest validation loss after {study.settings['search_steps']} steps, of one seed."
-
-
 def _paced(study: Study) -> str:
     """Where times and memory are from."""
-    if not study.pace:
+    if not study.paces:
         return "No time and no memory were measured with nothing beside."
-    rounds = plural(study.pace["rounds"], "round")
+    setup, rounds = study.paces["setup"], min(map(len, study.paces["rounds"].values()))
     return (
-        f"Time is steps by their seconds, memory the most beyond the base, of {rounds} with nothing beside "
-        f"({study.pace['processor']}, commit {study.pace['commit']}); what differs little cannot be told apart."
+        f"Time is steps by their seconds, memory the most beyond the base, of {plural(rounds, 'round')} with nothing "
+        f"beside ({processor(setup['machine'])}, commit {setup['commit']}); what differs little cannot be told apart."
     )
 
 
@@ -135,8 +130,9 @@ def scores(study: Study) -> Table:
     more = (("Best step", _best_step), ("Converged", _converged))
     caption = (
         "In brackets 95 % intervals over seeds and test items; bold where the best can be told apart from all others. "
-        f"{_search(study)} Converged: runs in which the best score was "
-        f"{study.settings['train']['patience']} scores or more before the last."
+        f"Rates are those with the lowest validation loss after {study.settings['search_steps']} steps, of one seed. "
+        f"Converged: runs in which the best score was {study.settings['train']['patience']} scores or more before the "
+        "last."
     )
     return _table(study, SCORES, caption, more)
 
@@ -156,16 +152,10 @@ def _table(
 ) -> Table:
     by_key = {column.key: column for column in columns(study.summary)}
     shown = [by_key[key] for key in keys if key in by_key]
-    by_column = [
-        [
-            _cell(row, column.key, cell)
-            for row, cell in zip(study.summary.rows, cells(study.summary, column), strict=True)
-        ]
-        for column in shown
-    ]
+    by_column = [cells(study.summary, column) for column in shown]
     rows = []
     for number, row in enumerate(study.summary.rows):
-        line = [column[number] for column in by_column]
+        line = [_cell(row, column.key, own[number]) for column, own in zip(shown, by_column, strict=True)]
         line[0] = line[0] if row.final else replace(line[0], aside="(search only)")
         rows.append((*line, *(cell(study, row) for _, cell in more)))
     return Table((*(column.title for column in shown), *(title for title, _ in more)), tuple(rows), caption)

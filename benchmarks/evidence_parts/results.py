@@ -40,12 +40,7 @@ class Results:
         return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
     def study(self, name: str) -> Study:
-        paces = (self.file("paces") or {}).get(name, {})
-        pace: dict[str, Any] = {}
-        if paces:
-            setup, rounds = paces["setup"], min(map(len, paces["rounds"].values()))
-            pace = {"rounds": rounds, "processor": processor(setup["machine"]), "commit": setup["commit"]}
-        return Study(name, settings(name), self.runs(name), paces.get("seconds", {}), paces.get("bytes", {}), pace)
+        return Study(name, settings(name), self.runs(name), (self.file("paces") or {}).get(name, {}))
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -63,16 +58,14 @@ def compare(name: str, *flags: str) -> str:
 class Study:
     """An experiment of `halka compare`, and the runs in its folder.
 
-    seconds, bytes   by the method's label: of a training step, and the most beyond the base, with nothing beside it
-    pace             of how many rounds these are the medians, and of which processor and commit
+    paces   with nothing beside it, by the method's label: `seconds` of a training step and `bytes`, the most beyond the
+            base; medians of `rounds`, of a `setup`
     """
 
     name: str
     settings: Mapping[str, Any]
     every: Sequence[Measurement]
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    bytes: Mapping[str, float] = field(default_factory=dict)
-    pace: Mapping[str, Any] = field(default_factory=dict)
+    paces: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def runs(self) -> list[Measurement]:
@@ -87,16 +80,18 @@ class Study:
             latest[label_of(run), run["purpose"], run.get("seed"), rate] = run
         counting = {id(run) for run in latest.values()}
         return [
-            measured_alone(run, self.seconds.get(label_of(run)), self.bytes.get(label_of(run)))
+            measured_alone(run, *(self.paces.get(kind, {}).get(label_of(run)) for kind in ("seconds", "bytes")))
             for run in own
             if id(run) in counting
         ]
 
     def _is_own(self, run: Measurement) -> bool:
-        sizes, precision = self.settings.get("examples", {}), self.settings.get("dtype")
+        sizes, steps = self.settings.get("examples", {}), self.settings.get("search_steps")
+        precision = self.settings.get("dtype")
         return not is_done(run) or (
             run["base"] == self.settings["base"]
             and self._is_the_method(run)
+            and (run["purpose"] != "search" or steps is None or run["config"]["steps"] == steps)
             and all(run["examples"].get(split, size) == size for split, size in sizes.items())
             and precision in (None, "auto", run.get("dtype"))
             and (run["purpose"] != "final" or name_of(run) == "base" or self._is_validated_alike(run))
@@ -106,11 +101,9 @@ class Study:
         return next(entry for entry in self.settings["methods"] if entry["label"] == label_of(run))
 
     def _is_the_method(self, run: Measurement) -> bool:
-        """Whether the method's own fields are those of the experiment's file, and a search as long as it says."""
+        """Whether the method's own fields are those of the experiment's file."""
         fields = {name: value for name, value in self._entry(run).items() if name not in OF_RUNS}
-        steps = self.settings.get("search_steps")
-        searched = run["purpose"] != "search" or steps is None or run["config"]["steps"] == steps
-        return run["method"]["fields"] == fields and searched
+        return run["method"]["fields"] == fields
 
     def _is_validated_alike(self, run: Measurement) -> bool:
         """Whether a final run was trained and validated as the experiment's file says now."""

@@ -28,6 +28,8 @@ def speed(found: Any) -> list[list[str]]:
 
 def speed_sides(found: Any) -> list[list[str]]:
     """Training on the same batches in Halka, Trainer and TRL."""
+    from evidence_parts.results import processor
+
     orders = {"random": "random", "grouped": "by length"}
     head = ["Task", "Method", "Batches", "Side", "Useful tokens/s", "Halka ÷ side", "Memory beyond the base"]
     rows = [[*head, "Validation loss", "Processor"]]
@@ -36,7 +38,7 @@ def speed_sides(found: Any) -> list[list[str]]:
             for order, latest in by_order.items():
                 seeds_of = pair.get("losses", {}).get(task, {}).get(order, {}).get("sides", {})
                 for each in (latest, *latest.get("elsewhere", [])):
-                    cpu = each["setup"]["machine"]["cpu"].replace("(R)", "").replace(" Processor", "")
+                    cpu = processor(each["setup"]["machine"])
                     for side, medians in each["sides"].items():
                         ratio = f"{each['halka_to'][side]['speed']:.2f}" if side in each["halka_to"] else "–"
                         memory, speed = f"{medians['memory'] / 1e6:.0f} MB", f"{medians['tokens_per_second']:.0f}"

@@ -69,6 +69,7 @@ def convert(
     is an error that names the reason; one that peft's cannot is written for Halka alone, which a note says. Its task,
     training and scores are copied.
     """
+    from halka.storage.formats import peft
     from halka.storage.save_load import load, save
 
     source = open_adapter(folder, "FOLDER", allow_pickle=allow_pickle, head=not no_head)
@@ -101,7 +102,9 @@ def convert(
         )
     about = {} if card is None else {"task": card.task, "training": card.training, "measurements": card.measurements}
     written = save(model, "converted", into, format=to, **about)
-    note_peft([written], form=to == "peft")
+    note_peft([written])
+    if to == "peft" and not peft.holds(adapter, model.targets):
+        say(ONLY_HALKA)
     result = {
         "from": source.format.NAME,
         "to": to,
@@ -115,13 +118,11 @@ def convert(
         show(f"{adapter.method.name} of {source.format.NAME} written to {written} as {to}'s folder")
 
 
-def note_peft(folders: Iterable[Path], *, form: bool = False) -> None:
-    """Print once what peft makes of these folders' prefixes and prompts; with `form`, of what it cannot read."""
+def note_peft(folders: Iterable[Path]) -> None:
+    """Print once what peft's `generate` makes of prefixes and of prompts, if one of these folders holds one."""
     from halka.storage.adapter_folder import AdapterFolder
 
-    configs = [AdapterFolder.open(folder).config for folder in folders]
+    kinds = {AdapterFolder.open(folder).config.get("peft_type") for folder in folders}
     for kind, note in IN_PEFT.items():
-        if any(config.get("peft_type") == kind and "fields" not in config for config in configs):
+        if kind in kinds:
             say(note)
-    if form and any("fields" in config for config in configs):
-        say(ONLY_HALKA)

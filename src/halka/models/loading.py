@@ -141,7 +141,7 @@ def hub_parts(name: str) -> tuple[str, str | None]:
 def other_on_hub(name: str | None, base: nn.Module) -> str | None:
     """A base's own name, where that and `name` are two models on the hub, of whatever revisions; else None."""
     own, shorts = base_name(base), known_bases()
-    plain = [hub_parts(it)[0] for it in (name, own) if it and _on_hub(it) is not None]
+    plain = [parts["name"] for it in (name, own) if it and (parts := _on_hub(it)) is not None]
     on_hub = {shorts[it].hub_name if it in shorts else it for it in plain if it in shorts or "/" in it}
     return own if len(on_hub) == 2 else None
 

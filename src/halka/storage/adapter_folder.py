@@ -6,9 +6,9 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,7 +66,7 @@ class AdapterFolder:
             name = _name_of(path)
         format = format_of(path)
         if not (path / format.FILES.config).is_file():
-            below = [*_adapters_in(path)][:5]
+            below = sorted(file.parent.name for file in path.glob(f"*/{format.FILES.config}"))[:5]
             way_out = f", but a folder of several: name one of them, {', '.join(below)}" if below else ""
             raise DamagedFolderError(f"{path} holds no {format.FILES.config}: it is not an adapter folder{way_out}")
         weights = _weights_file(path, format.FILES, allow_pickle=allow_pickle)
@@ -197,14 +197,6 @@ class AdapterFolder:
         """The names of the files of a head beside the adapter; None if there is none, or it is left out."""
         files = self.format.FILES.head
         return files if self.with_head and files is not None and (self.path / files.config).is_file() else None
-
-
-def _adapters_in(path: Path) -> Iterator[str]:
-    """The names of the adapters' folders in a folder that this process may read."""
-    for other in sorted(path.iterdir()):
-        with suppress(PermissionError):
-            if _has_config(other):
-                yield other.name
 
 
 def _has_config(path: Path) -> bool:

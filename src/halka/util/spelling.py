@@ -19,10 +19,9 @@ def spelled(path: str | Path) -> Path:
     place = spelled(path.parent) / path.name
     with suppress(OSError):
         if not is_spelled(place):
-            alike = (entry for entry in os.listdir(place.parent) if _folded(entry) == _folded(place.name))
-            return place.with_name(
-                next((it for it in alike if os.path.samefile(place, place.with_name(it))), place.name)
-            )
+            entries, name = os.listdir(place.parent), _folded(place.name)
+            alike = (place.with_name(entry) for entry in entries if _folded(entry) == name)
+            return next((other for other in alike if os.path.samefile(place, other)), place)
     return place
 
 

@@ -40,17 +40,17 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
         chosen = Pattern("target_modules", wanted).of(layers)
     else:
         wanted = listed_names("target_modules", wanted)
-        if unknown := [ending for ending in wanted if not any(_ends(name, [ending]) for name in layers)]:
+        if unknown := [ending for ending in wanted if not any(ends(name, [ending]) for name in layers)]:
             raise HalkaError(
                 f"adapter_config.json: target_modules names {', '.join(sorted(unknown))}, and this base has no such "
                 "layer: the adapter is for another base, or names too many modules. If it is for this base, remove "
                 "that name"
             )
-        chosen = {name for name in layers if name in wanted or (_ends(name, wanted) and _in_layers(config, name))}
+        chosen = {name for name in layers if name in wanted or (ends(name, wanted) and _in_layers(config, name))}
     if isinstance(left_out, str):
         chosen -= Pattern("exclude_modules", left_out).of(chosen)
     elif left_out:
-        chosen = {name for name in chosen if not _ends(name, listed_names("exclude_modules", left_out))}
+        chosen = {name for name in chosen if not ends(name, listed_names("exclude_modules", left_out))}
     whole = listed_names("modules_to_save", config.get("modules_to_save") or [])
     return {name for name in chosen if not any(f".{module}." in f".{name}." for module in whole)}
 
@@ -68,7 +68,8 @@ def listed_names(key: str, value: Any) -> list[str]:
     return names
 
 
-def _ends(name: str, endings: Iterable[str]) -> bool:
+def ends(name: str, endings: Iterable[str]) -> bool:
+    """Return whether a path is one of these, or has one as its last steps."""
     return any(name == ending or name.endswith(f".{ending}") for ending in endings)
 
 
@@ -135,7 +136,7 @@ def by_pattern(config: Mapping[str, Any], key: str, names: Sequence[str], defaul
 def _end(key: str, text: str, deadline: float) -> Callable[[str], bool]:
     """Return what says whether a name ends in this expression; most are names, which need no matching."""
     if NAME(text):
-        return lambda name: f".{name}".endswith(f".{text}")
+        return lambda name: ends(name, [text])
     pattern = Pattern(key, rf"(?:.*\.)?(?:{text})")
     return lambda name: pattern.match(name, deadline) is not None
 
@@ -146,6 +147,6 @@ def endings(paths: set[str], names: Iterable[str]) -> list[str]:
 
     for steps in (1, 2):
         shortest = {".".join(path.split(".")[-steps:]) for path in paths}
-        if {name for name in names if _ends(name, shortest)} == paths:
+        if {name for name in names if ends(name, shortest)} == paths:
             return sorted(shortest)
     return sorted(paths)
