@@ -507,6 +507,15 @@ def test_care_sees_noise_and_mixed_origins() -> None:
     assert about(summary, "The same base took 29.")
 
 
+def test_care_sees_a_metric_that_was_mended_on_the_way() -> None:
+    runs = small(measurements())
+    for run in runs:
+        run["own_metrics"] = {"length": {"higher_is_better": True, "range": [0.0, 1.0], "code": "c0"}}
+    assert not about(summarise(runs), "versions of its code")
+    of(runs, "Prompt", "final")[0]["own_metrics"]["length"]["code"] = "c1"
+    assert about(summarise(runs), "length was computed by 2 versions of its code")
+
+
 def test_care_sees_unequal_budgets_and_bad_predictions() -> None:
     runs = small(measurements())
     for run in of(runs, "Prompt"):

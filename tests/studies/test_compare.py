@@ -701,6 +701,37 @@ def test_changed_data_is_other_work(stage, tmp_path):
     assert len(measurements(stage.folder)) == 2
 
 
+OWN_METRIC = """
+from halka.data.examples import Example, Message
+from halka.data.metric import Metric
+from halka.data.task import Task
+
+def longest():
+    return 10
+
+def share(answer, references):
+    return min(len(answer), longest()) / longest()
+
+def task():
+    example = Example((Message("user", "How?"), Message("assistant", "So.")))
+    return Task("own", (example,), (example,), (example,), (Metric.mean("length", "", share),), "length")
+"""
+
+
+def test_what_a_metric_scored_before_its_code_changed_is_counted(tmp_path):
+    (path := tmp_path / "own.py").write_text(OWN_METRIC)
+    own = experiment(IA3, task=str(path))
+    of_today = {"length": {"code": Plan(own).task.metrics[0].code()}}
+    scored = {"scores": {"length": {"value": 0.3}}, "own_metrics": of_today}
+    before = {"scores": {}, "own_metrics": {"length": {}}}  # from before codes were kept
+    assert Plan(own).outdated([scored, before]) == {}
+    path.write_text(f"# the same\n{OWN_METRIC}")
+    assert Plan(own).outdated([scored, before]) == {}
+    path.write_text(OWN_METRIC.replace("return 10", "return 12"))
+    assert Plan(own).outdated([scored, scored, before, {**scored, "scores": None}]) == {"length": 2}
+    assert [run.key for runs in Plan(own).due({})[0] for run in runs]  # their work is the same
+
+
 def test_other_weights_in_the_bases_folder_are_other_work(stage, tmp_path):
     (base := tmp_path / "base").mkdir()
     (base / "config.json").write_text("{}")

@@ -172,6 +172,11 @@ def _run(
         failed += failed_too
     if outputs.others:
         say(f"{outputs.others} measurements in {out} are of other settings, and left out of table and report")
+    for metric, scored in outputs.outdated.items():
+        say(
+            f"{metric} has changed since it scored {plural(scored, 'run')}: to score them anew, begin with another "
+            f"--out, or remove them from {out / 'runs'}"
+        )
     if json:
         files = {"report": outputs.report, "table": outputs.table, "summary": outputs.summary}
         emit({**files, "runs": runs, "failed": failed})

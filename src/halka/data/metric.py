@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +54,22 @@ class Metric:
             range=range,
             higher_is_better=higher_is_better,
         )
+
+    def code(self) -> str:
+        """Twelve letters of a hash of the source of its functions, and of those that they call by name."""
+        waiting: list[object] = [self.per_item, self.aggregate]
+        sources: dict[object, str] = {}
+        while waiting:
+            function = waiting.pop()
+            if not inspect.isfunction(function) or function in sources:
+                continue
+            used = inspect.getclosurevars(function)
+            waiting += [*used.nonlocals.values(), *used.globals.values()]
+            try:
+                sources[function] = inspect.getsource(function)
+            except OSError:  # typed into an interpreter
+                sources[function] = function.__qualname__
+        return hashlib.sha256(repr(sorted(sources.values())).encode()).hexdigest()[:12]
 
 
 def ratio(above: FloatArray, below: FloatArray, empty: float = math.nan) -> FloatArray:

@@ -64,6 +64,7 @@ def caveats(evidence: Evidence) -> tuple[str, ...]:
         latency_of_a_copy,
         memory_off_prediction,
         mixed_origins,
+        mixed_metrics,
         nothing_to_compare_with,
     )
     return tuple(sentence for check in checks for sentence in check(evidence))
@@ -411,4 +412,15 @@ def mixed_origins(evidence: Evidence) -> list[str]:
         f"The runs come from {len(values)} {kind} ({listed(sorted(values))}): {effects[kind]}."
         for kind, values in origins.items()
         if len(values) > 1
+    ]
+
+
+def mixed_metrics(evidence: Evidence) -> list[str]:
+    used = [run for row in evidence.rows for run in evidence.used(row) if run.get("scores")]
+    names = {name for run in used for name in entry(run, "own_metrics") or ()}
+    codes = {name: {code for run in used if (code := entry(run, "own_metrics", name, "code"))} for name in names}
+    return [
+        f"{one_line(name)} was computed by {len(codes[name])} versions of its code: a difference may come from these."
+        for name in sorted(names)
+        if len(codes[name]) > 1
     ]

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
+from halka.data.metric import Metric
 from halka.studies.experiment import Entry, Experiment, digest, task_of
 from halka.studies.measure import BASE, Purpose, Spec
 from halka.studies.on_ray import on_ray
@@ -38,6 +39,7 @@ class Outputs:
     summary: Path
     measurements: list[Result]
     others: int  # measurements in the folder that this experiment, as it is now, did not make
+    outdated: dict[str, int]  # by a metric of the task's own whose code has changed, how many runs it scored before
 
 
 def run(experiment: Experiment, folder: str | Path, *, retry: bool = False, on: str | None = None) -> Iterator[Event]:
@@ -79,10 +81,17 @@ def write_outputs(
     from halka.report.table import to_markdown
 
     folder = Path(folder)
-    own = Plan(experiment).measurements(runner(experiment, folder))
+    plan = Plan(experiment)
+    own = plan.measurements(runner(experiment, folder))
     summary = summarise(own)
-    others = len(measurements(folder)) - len(own)
-    outputs = Outputs(folder / "report.html", folder / "table.md", folder / "summary.json", own, others)
+    outputs = Outputs(
+        folder / "report.html",
+        folder / "table.md",
+        folder / "summary.json",
+        own,
+        others=len(measurements(folder)) - len(own),
+        outdated=plan.outdated(own),
+    )
     write_text(outputs.table, to_markdown(summary))
     write_text(outputs.summary, json.dumps(summary.to_json(), indent=1) + "\n")
     write_report(own, outputs.report, title=experiment.name, command=command, sections=sections)
@@ -140,6 +149,17 @@ class Plan:
             if not new:
                 return [results[run.key] for run in runs if run.key in results]
             results |= new
+
+    def outdated(self, results: Iterable[Result]) -> dict[str, int]:
+        """By a metric of the task's own whose code has changed since, how many of the results it scored before."""
+        metrics = [metric for metric in self.task.metrics if isinstance(metric, Metric)]
+        scored = [result.get("own_metrics", {}) for result in results if result.get("scores")]
+        changed = {
+            metric.name: sum(own.get(metric.name, {}).get("code", code) != code for own in scored)
+            for metric in metrics
+            for code in [metric.code()]
+        }
+        return {name: runs for name, runs in changed.items() if runs}
 
     def _grid(self, entry: Entry) -> list[list[Spec]]:
         """By seed, a search run for each of the entry's rates; none where there is nothing to choose from."""

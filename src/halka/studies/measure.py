@@ -255,7 +255,11 @@ def _identity(run: Spec, task: Task, model: AdaptedModel) -> Result:
         "examples": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
         "primary": task.primary,
         "own_metrics": {
-            metric.name: {"higher_is_better": metric.higher_is_better, "range": [*metric.range]}
+            metric.name: {
+                "higher_is_better": metric.higher_is_better,
+                "range": [*metric.range],
+                "code": metric.code(),
+            }
             for metric in task.metrics
             if isinstance(metric, Metric)
         },
