@@ -85,7 +85,7 @@ def test_what_is_here_goes_before_the_hub(cache):
         halka.load(halka.adapt(tiny()), "org/other")  # `org` is here: a path is meant
 
 
-@pytest.mark.parametrize("name", ["org/other", "org/support.v@v9"])
+@pytest.mark.parametrize("name", ["org/other", "org/support.v@v9", "org/support.v@v9+fix"])
 def test_what_is_not_in_the_cache_cannot_be_reached_without_a_network(name, cache):
     model = halka.adapt(tiny())
     with pytest.raises(

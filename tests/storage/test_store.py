@@ -462,6 +462,18 @@ def test_another_base_is_refused_saying_how_it_differs(method, changes, named, t
             halka.load(halka.adapt(tiny(**changes)), folder, **options)
 
 
+def test_a_base_that_was_halved_is_refused_with_the_way_that_keeps_its_fingerprint(tmp_path):
+    """Of small values float16 keeps fewer bits than the bfloat16 that fingerprints are of."""
+    base = tiny()
+    with torch.no_grad():
+        base.model.norm.weight.fill_(1.2345e-7)
+    model = halka.adapt(base)
+    model.add("a", halka.LoRA(rank=2))
+    halka.save(model, "a", tmp_path / "a")
+    with pytest.raises(ValueError, match=r"allow_other_base to load it all the same; or load .* dtype='float16'"):
+        halka.load(halka.adapt(base.half()), tmp_path / "a")
+
+
 @every_sample
 def test_other_weights_are_refused_unless_allowed(method, tmp_path):
     folder = saved(tmp_path, method)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from halka.core import AdaptedModel, quantization_of
 from halka.models.fingerprint import own_fingerprint
 from halka.models.kinds import KINDS, kind_of
@@ -96,6 +98,8 @@ def check_base(card: Card, model: AdaptedModel, folder: Path, other_base: bool, 
         shown = ", ".join(f"{key} {then[key]} instead of {now.get(key)}" for key in different)
         if different != ["weights"] or not other_base:
             hint = "; pass allow_other_base to load it all the same" if different == ["weights"] else ""
+            if hint and model.base.dtype == torch.float16:
+                hint += "; or load the base with dtype='float16', which remembers what it rounds, as `.half()` does not"
             raise WrongBaseError(
                 f"{folder} was made for another base, {card.base.get('name') or 'unnamed'}: {shown}{hint}"
             )

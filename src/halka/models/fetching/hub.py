@@ -8,7 +8,7 @@ from pathlib import Path
 
 from halka.util.errors import HalkaError
 
-ADAPTER = re.compile(r"(?P<name>\w[\w.-]*/(?P<last>\w[\w.-]*))(?:@(?P<revision>\w[\w./-]*))?")
+ADAPTER = re.compile(r"(?P<name>\w[\w.-]*/(?P<last>\w[\w.-]*))(?:@(?P<revision>\w[\w./+-]*))?")
 ADAPTER_FILES = ["*.json", "*.safetensors", "README.md"]
 PICKLES = ["*.bin"]
 SUBFOLDERS = ["*/*"]
