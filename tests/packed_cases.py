@@ -23,7 +23,7 @@ from halka.data.tokens import Tokens
 from halka.models.attention.function import use_attention
 from halka.models.quantised import quantise
 from halka.objectives import summed_losses
-from tiny import WINDOWED, tiny, windowed
+from tiny import WINDOWED, WITHOUT_RESIDUALS, tiny, windowed
 
 BY_PATH = halka.Joint((halka.LoRA(rank=4), halka.Modules(("lm_head",))))  # JOINT's first, with the head by its path
 FORMS: list[Method] = [
@@ -89,7 +89,7 @@ def possible(case: Mapping[str, Any]) -> bool:
     if "attn.q" in roles and architecture in ("phi3", "gpt2", "gpt_neox"):
         return False
     residual = any(role.endswith(".residual") for role in roles)
-    if residual and architecture in ("gemma2", "gemma3_text", "opt"):
+    if residual and architecture in WITHOUT_RESIDUALS:
         return False
     if any("model.norm" in role for role in roles) and architecture in ("gpt2", "gpt_neox", "opt"):
         return False

@@ -27,6 +27,8 @@ _SMALL = {
 }
 _GROUPED = {**_SMALL, "num_key_value_heads": 2}
 _MIXTURE = {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+_LARGE = {**_GROUPED, "initializer_range": 0.1}  # where norms of outputs would make small ones' rounding large
+_GEMMA3 = {**_GROUPED, "head_dim": 16, "sliding_window": 64, "query_pre_attn_scalar": 16}
 CONFIGS = {
     "llama": _GROUPED,
     "qwen2": _GROUPED,
@@ -41,7 +43,31 @@ CONFIGS = {
         "attn_logit_softcapping": 0.1,  # of the size of its scores, which its own 50.0 would not change
         "final_logit_softcapping": 1.0,
     },
-    "gemma3_text": {**_GROUPED, "head_dim": 16, "sliding_window": 64, "query_pre_attn_scalar": 16},
+    "gemma3_text": _GEMMA3,
+    "gemma3": {
+        "text_config": _GEMMA3,
+        "vision_config": {
+            **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+            **{"image_size": 8, "patch_size": 4},
+        },
+        "mm_tokens_per_image": 1,
+    },
+    "smollm3": {**_GROUPED, "no_rope_layer_interval": 2},
+    "olmo2": _LARGE,
+    "olmo3": {**_LARGE, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
+    "granite": {
+        **_GROUPED,
+        "embedding_multiplier": 2.0,
+        "attention_multiplier": 0.5,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 2.0,
+    },
+    "ernie4_5": {**_GROUPED, "head_dim": 16},
+    "glm4": {**_LARGE, "head_dim": 16},
+    "cohere2": {**_GROUPED, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
+    "starcoder2": {**_GROUPED, "sliding_window": None, "residual_dropout": 0.0, "embedding_dropout": 0.0},
+    "apertus": _GROUPED,
+    "phi": _SMALL,
     "phi3": _GROUPED,
     "gpt2": {
         "vocab_size": 97,
@@ -77,6 +103,7 @@ _BERT = {"initializer_range": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_
 ENCODERS = {  # without dropout, as the others are, and with weights that make a difference
     "bert": {**_SMALL, **_BERT, "type_vocab_size": 2},
     "roberta": {**_SMALL, **_BERT, "pad_token_id": 1, "bos_token_id": 0, "max_position_embeddings": 130},
+    "xlm-roberta": {**_SMALL, **_BERT, "pad_token_id": 1, "bos_token_id": 0, "max_position_embeddings": 130},
     "modernbert": {
         **_SMALL,
         "initializer_range": 0.1,
@@ -104,8 +131,25 @@ SEQ2SEQ = {
     "flan-t5": {**_T5, "feed_forward_proj": "gated-gelu"},
 }
 
-WINDOWED = ("mistral", "gemma2", "gemma3_text", "phi3", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe")
+HYBRIDS = {  # some of their layers carry a state in place of attention
+    "qwen3_5_text": {
+        **_GROUPED,
+        "head_dim": 16,
+        "layer_types": ["linear_attention", "full_attention"],
+        **{f"linear_{of}_head_dim": 8 for of in ("key", "value")},
+        **{"linear_num_key_heads": 2, "linear_num_value_heads": 4},
+    },
+    "lfm2": {**_GROUPED, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+}
+WINDOWED = (
+    *("mistral", "gemma2", "gemma3_text", "phi3", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe"),
+    *("olmo3", "cohere2", "starcoder2", "gemma3"),
+)
 """Those of whose layers all or some can have a window."""
+
+
+WITHOUT_RESIDUALS = ("gemma2", "gemma3", "gemma3_text", "glm4", "granite", "olmo2", "olmo3", "opt")
+"""Those in which more than the sum stands between a sublayer's output and the residual."""
 
 
 def windowed(architecture: str, window: int) -> dict[str, Any]:
@@ -136,8 +180,11 @@ def _built(
     """changes: as JSON; device: where torch makes tensors now."""
     usual = "masked-lm" if architecture in ENCODERS else "seq2seq-lm" if architecture in SEQ2SEQ else "causal-lm"
     torch.manual_seed(seed)
-    own = {**CONFIGS, **ENCODERS, **SEQ2SEQ}[architecture]
-    config = AutoConfig.for_model(architecture.removeprefix("flan-"), **{**own, **json.loads(changes)})
+    own = {**CONFIGS, **ENCODERS, **SEQ2SEQ, **HYBRIDS}[architecture]
+    changed = json.loads(changes)
+    if "text_config" in own:  # one that reads images, too
+        own, changed = {**own, "text_config": {**own["text_config"], **changed}}, {}
+    config = AutoConfig.for_model(architecture.removeprefix("flan-"), **{**own, **changed})
     return Original(getattr(transformers, KINDS[kind or usual]).from_config(config, dtype=dtype).eval())
 
 

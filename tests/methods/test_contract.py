@@ -314,7 +314,8 @@ def test_every_architecture(method, architecture, tmp_path):
     bare = model.base(ids()).logits
     with model.use("a"):
         model.base(ids(), labels=ids()).loss.backward()
-    assert all(parameter.grad is not None for parameter in model.parameters("a"))
+    without = [name for name, parameter in model.adapter("a").named_parameters() if parameter.grad is None]
+    assert all("vision_tower" in name or "multi_modal_projector" in name for name in without)  # no images here
     disturb(model, "a")
     halka.save(model, "a", tmp_path / "a")
     halka.load(again, tmp_path / "a")

@@ -10,7 +10,7 @@ from exchange import SAVED
 from halka.core import LINEAR_ROLES
 from halka.methods import all_methods
 from halka.models.layouts import LAYOUTS
-from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
+from tiny import CONFIGS, ENCODERS, HYBRIDS, SEQ2SEQ, tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 PLACE = re.compile(r"(<!-- tests/models/test_architectures.py writes this table -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -18,6 +18,13 @@ FOR = {
     **dict.fromkeys(CONFIGS, "next tokens; classifiers"),
     **dict.fromkeys(ENCODERS, "masked tokens; classifiers; taggers"),
     **dict.fromkeys(SEQ2SEQ, "text to text"),
+    **dict.fromkeys(HYBRIDS, "next tokens; classifiers"),
+}
+ENTERS = {
+    **dict.fromkeys(CONFIGS, "every layer"),
+    **dict.fromkeys(ENCODERS, "the input"),
+    **dict.fromkeys(SEQ2SEQ, "the encoder"),
+    **dict.fromkeys(HYBRIDS, "–"),
 }
 
 
@@ -31,10 +38,9 @@ def table() -> str:
         roles = {each.role for each in halka.adapt(tiny(architecture)).targets}
         linears = ", ".join(f"`{each}`" for each in LINEAR_ROLES if each in roles)
         joins = ", ".join(f"`{each}`" for each in ("memory", "memory.encoder", "memory.cross") if each in roles)
-        enters = (
-            "every layer" if architecture in CONFIGS else "the input" if architecture in ENCODERS else "the encoder"
+        same.setdefault((purpose, linears, joins or "–", ENTERS[architecture]), []).append(
+            f"`{architecture.replace('flan-', '')}`"
         )
-        same.setdefault((purpose, linears, joins, enters), []).append(f"`{architecture.replace('flan-', '')}`")
     for (purpose, *rest), names in same.items():
         kind = " (gated)" if "`mlp.gate`" in rest[0] and names == ["`t5`"] else ""
         lines.append(f"| {', '.join(names)}{kind} | {purpose} | {' | '.join(rest)} |")

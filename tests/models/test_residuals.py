@@ -10,9 +10,9 @@ import halka
 from contract import disturb, ids
 from halka.methods.normed_bottleneck import NormedBottleneck
 from halka.models import context
-from tiny import CONFIGS, tiny
+from tiny import CONFIGS, WITHOUT_RESIDUALS, tiny
 
-WITHOUT = {"gemma2", "gemma3_text", "opt"}
+PARALLEL = {"cohere2", "gpt_neox", "phi"}  # both sublayers beside each other: their outputs are summed
 
 
 def bert():
@@ -26,7 +26,7 @@ def logits(model, name=None, tokens=None):
         return model.base(ids() if tokens is None else tokens).logits
 
 
-@pytest.mark.parametrize("architecture", [*sorted(set(CONFIGS) - WITHOUT), "bert"])
+@pytest.mark.parametrize("architecture", [*sorted(set(CONFIGS) - set(WITHOUT_RESIDUALS)), "bert"])
 @pytest.mark.parametrize("role", ["attn", "mlp"])
 def test_the_residual_is_what_the_output_is_added_to(architecture, role):
     base = bert() if architecture == "bert" else tiny(architecture)
@@ -51,11 +51,11 @@ def test_the_residual_is_what_the_output_is_added_to(architecture, role):
         assert all(torch.equal(seen[target.name][0], states[layer]) for layer, target in enumerate(targets))
     else:
         x, y = seen[targets[0].name]
-        if architecture != "gpt_neox":  # both sublayers beside each other: their outputs are summed
+        if architecture not in PARALLEL:
             torch.testing.assert_close(x + y, states[1], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", sorted(WITHOUT))
+@pytest.mark.parametrize("architecture", WITHOUT_RESIDUALS)
 def test_where_more_than_the_sum_stands_between_it_is_refused(architecture):
     model = halka.adapt(tiny(architecture))
     with pytest.raises(ValueError, match=r"bottleneck wants 'mlp\.residual', which this base does not have"):

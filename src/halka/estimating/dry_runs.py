@@ -5,6 +5,7 @@ Nothing is modelled twice: what a method or an architecture saves for its backwa
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,7 +23,7 @@ from halka.estimating.allocator import AllocatorModel
 from halka.estimating.costs import Work
 from halka.estimating.cuda_allocator import CUDAAllocatorModel
 from halka.estimating.fake_tensors import DryRunMode
-from halka.models import adapt, context
+from halka.models import adapt, context, stack_of
 from halka.models.kinds import KINDS
 from halka.models.quantised import bytes_of, quantise
 from halka.objectives import packs
@@ -276,5 +277,4 @@ def _cached(model: AdaptedModel) -> int:
     base: Any = model.base
     if not base.can_generate():
         return 0
-    width = next(target.d_out for target in model.targets if target.role == "memory")
-    return width * base.dtype.itemsize
+    return math.prod(stack_of(model).shape) * base.dtype.itemsize

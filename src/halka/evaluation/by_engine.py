@@ -80,6 +80,8 @@ def _why_not(model: AdaptedModel) -> str:
     asked = [option for option in UNKNOWN if _asks(model, option)]
     if asked and _decodes(model):
         return f"the base's generation config sets {', '.join(asked)}"
+    if not layout_of(model.base).attends:
+        return f"{type(model.base).__name__} has layers that carry a state in place of attention"
     return f"{type(model.base).__name__} makes no text token by token"
 
 
@@ -89,7 +91,8 @@ def _engine_answers(model: AdaptedModel) -> bool:
 
 
 def _decodes(model: AdaptedModel) -> bool:
-    return layout_of(model.base).generates and not model.labels
+    layout = layout_of(model.base)
+    return layout.generates and layout.attends and not model.labels
 
 
 def _asks(model: AdaptedModel, option: str) -> bool:

@@ -8,6 +8,7 @@ from halka.models.adapting import (
     memory_of,
     pad_id,
     run,
+    stack_of,
     taken_positions,
     without_dropout,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "memory_of",
     "pad_id",
     "run",
+    "stack_of",
     "taken_positions",
     "without_dropout",
 ]

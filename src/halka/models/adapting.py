@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel, Adapter, Target, VirtualPart
+from halka.models.attention.places import LayerStack
 from halka.models.attention.virtual_tokens import VirtualTokens
 from halka.models.bare_generation import BareGeneration
 from halka.models.experts import use_experts
@@ -39,9 +40,10 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     vocabulary, width = embed.weight.shape
     targets = [Target(layout.embed, "embedding", embed, vocabulary, width), *linear_targets(base, layout)]
     attention = VirtualTokens(base, layout)
-    targets.append(Target(layout.embed, "embed", embed, vocabulary, width))
-    for role, reader in attention.readers.items():
-        targets.append(Target(role, role, reader, width, math.prod(reader.shape)))
+    if layout.attends:
+        targets.append(Target(layout.embed, "embed", embed, vocabulary, width))
+        for role, reader in attention.readers.items():
+            targets.append(Target(role, role, reader, width, math.prod(reader.shape)))
     targets.append(Target("base", "base", base, width, vocabulary))
     return AdaptedModel(
         base,
@@ -69,7 +71,7 @@ def _check_offloaded(base: Any) -> None:
 
 def context(model: AdaptedModel, name: str | None = None) -> int | None:
     """The positions that the base has for text, less those of adapter `name`'s virtual tokens; None if unlimited."""
-    positions = memory_of(model).stack.limit
+    positions = stack_of(model).limit
     return positions if positions is None or name is None else positions - taken_positions(model.adapter(name))
 
 
@@ -78,6 +80,11 @@ def taken_positions(adapter: Adapter) -> int:
     virtual = [part for part in adapter.parts.values() if isinstance(part, VirtualPart) and part.takes_positions]
     with torch.no_grad():
         return sum(part.virtual().shape[0] for part in virtual)
+
+
+def stack_of(model: AdaptedModel) -> LayerStack:
+    """The base's decoder, or an encoder that stands alone."""
+    return LayerStack(model.base, layout_of(model.base))
 
 
 def memory_of(model: AdaptedModel) -> Any:
@@ -116,8 +123,13 @@ def hidden_states(model: AdaptedModel, **inputs: Any) -> Tensor:
 
 def logits(model: AdaptedModel, hidden: Tensor) -> Tensor:
     """The head's logits (…, vocabulary) for hidden states (…, D), as the base computes them."""
-    config: Any = model.base.config
-    result = model.base.get_submodule(layout_of(model.base).head)(hidden)
+    base: Any = model.base
+    config = base.config.get_text_config()
+    result = base.get_submodule(layout_of(base).head)(hidden)
+    if (scale := getattr(config, "logit_scale", 1)) != 1:  # Cohere's
+        result = result * scale
+    if (divisor := getattr(config, "logits_scaling", 1)) != 1:  # Granite's
+        result = result / divisor
     cap = getattr(config, "final_logit_softcapping", None)
     return result if cap is None else (result / cap).tanh() * cap
 

@@ -30,6 +30,7 @@ class Layout:
     cross       as linears, of a layer's second attention, over an encoder's tokens; its residual is that of `cross`
     experts     the module, in a layer, that holds all experts' weights; the module around it is the whole sublayer
     shared      a mixture's linear layers that every token goes through: role -> path
+    states      as linears, of layers that carry a state from token to token in place of attention
     embed       the module that turns token ids into the stack's input
     head        the output layer; a classifier has its own instead, of the name that transformers gives it
     encoder     the other stack, of a base that reads one text and writes another
@@ -50,6 +51,7 @@ class Layout:
     encoder: Layout | None = None
     experts: str = ""
     shared: Mapping[str, str] = field(default_factory=dict)
+    states: Mapping[str, str] = field(default_factory=dict)
     causal: bool = True
     positions: str = "index"
 
@@ -58,18 +60,38 @@ class Layout:
         """Whether the stack makes texts token by token, from what it read itself."""
         return self.causal and self.encoder is None
 
+    @property
+    def attends(self) -> bool:
+        """Whether attention alone decides what a token sees: so virtual tokens join, and texts share a line."""
+        return not self.states
+
+    def has_attention(self, layer: nn.Module) -> bool:
+        """Whether one layer of the stack has attention."""
+        return hasattr(layer, self.attention.partition(".")[0])
+
+    def linears_of(self, layer: nn.Module) -> Mapping[str, str]:
+        """The linear layers of one layer of the stack."""
+        if self.has_attention(layer):
+            return self.linears
+        return {**self.states, **{role: path for role, path in self.linears.items() if role.startswith("mlp.")}}
+
 
 CLASSIFIERS = ("classifier", "score")  # transformers' names for the head of a classifier
 
+
+def _of_attention(output: str = "o_proj") -> dict[str, str]:
+    names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": output}
+    return {f"attn.{letter}": f"self_attn.{name}" for letter, name in names.items()}
+
+
+_GATE_UP = {"mlp.gate_up": "mlp.gate_up_proj", "mlp.down": "mlp.down_proj"}
+_PARALLEL = dict.fromkeys(("attn", "mlp"), "input_layernorm")  # both sublayers' outputs are added to one residual
 _LLAMA = Layout(
     decoder="model",
     layers="model.layers",
     attention="self_attn",
     linears={
-        "attn.q": "self_attn.q_proj",
-        "attn.k": "self_attn.k_proj",
-        "attn.v": "self_attn.v_proj",
-        "attn.o": "self_attn.o_proj",
+        **_of_attention(),
         "mlp.gate": "mlp.gate_proj",
         "mlp.up": "mlp.up_proj",
         "mlp.down": "mlp.down_proj",
@@ -132,8 +154,16 @@ def _t5(mlp: dict[str, str]) -> Layout:
 
 
 LAYOUTS: dict[str, Layout] = {
-    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma"), _LLAMA),
-    **dict.fromkeys(("gemma2", "gemma3_text"), replace(_LLAMA, residuals={})),
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma", "smollm3", "ernie4_5"), _LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "granite"), replace(_LLAMA, residuals={})),
+    "cohere2": replace(_LLAMA, residuals=_PARALLEL),
+    "gemma3": replace(  # beside a model of images
+        _LLAMA,
+        decoder="model.language_model",
+        layers="model.language_model.layers",
+        embed="model.language_model.embed_tokens",
+        residuals={},
+    ),
     **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe"), _MIXTURE),
     "qwen2_moe": replace(
         _MIXTURE,
@@ -143,14 +173,30 @@ LAYOUTS: dict[str, Layout] = {
             "mlp.down": "mlp.shared_expert.down_proj",
         },
     ),
-    "phi3": replace(
+    "phi3": replace(_LLAMA, linears={"attn.qkv": "self_attn.qkv_proj", "attn.o": "self_attn.o_proj", **_GATE_UP}),
+    "glm4": replace(_LLAMA, linears={**_of_attention(), **_GATE_UP}, residuals={}),
+    "starcoder2": replace(_LLAMA, linears={**_of_attention(), "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}),
+    "apertus": replace(
+        _LLAMA,
+        linears={**_of_attention(), "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"},
+        residuals={"attn": "attention_layernorm", "mlp": "feedforward_layernorm"},
+    ),
+    "phi": replace(
+        _LLAMA,
+        linears={**_of_attention("dense"), "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"},
+        residuals=_PARALLEL,
+    ),
+    "qwen3_5_text": replace(_LLAMA, states={"attn.qkv": "linear_attn.in_proj_qkv", "attn.o": "linear_attn.out_proj"}),
+    "lfm2": replace(
         _LLAMA,
         linears={
-            "attn.qkv": "self_attn.qkv_proj",
-            "attn.o": "self_attn.o_proj",
-            "mlp.gate_up": "mlp.gate_up_proj",
-            "mlp.down": "mlp.down_proj",
+            **_of_attention("out_proj"),
+            "mlp.gate": "feed_forward.w1",
+            "mlp.up": "feed_forward.w3",
+            "mlp.down": "feed_forward.w2",
         },
+        residuals={"attn": "operator_norm", "mlp": "ffn_norm"},
+        states={"attn.qkv": "conv.in_proj", "attn.o": "conv.out_proj"},
     ),
     "gpt2": Layout(
         decoder="transformer",
@@ -184,26 +230,22 @@ LAYOUTS: dict[str, Layout] = {
         decoder="model.decoder",
         layers="model.decoder.layers",
         attention="self_attn",
-        linears={
-            "attn.q": "self_attn.q_proj",
-            "attn.k": "self_attn.k_proj",
-            "attn.v": "self_attn.v_proj",
-            "attn.o": "self_attn.out_proj",
-            "mlp.up": "fc1",
-            "mlp.down": "fc2",
-        },
+        linears={**_of_attention("out_proj"), "mlp.up": "fc1", "mlp.down": "fc2"},
         embed="model.decoder.embed_tokens",
         head="lm_head",
         positions="mask",
     ),
     "bert": _BERT,
-    "roberta": replace(
-        _BERT,
-        decoder="roberta",
-        layers="roberta.encoder.layer",
-        embed="roberta.embeddings.word_embeddings",
-        head="lm_head.decoder",
-        positions="words",
+    **dict.fromkeys(
+        ("roberta", "xlm-roberta"),
+        replace(
+            _BERT,
+            decoder="roberta",
+            layers="roberta.encoder.layer",
+            embed="roberta.embeddings.word_embeddings",
+            head="lm_head.decoder",
+            positions="words",
+        ),
     ),
     "modernbert": Layout(
         decoder="model",

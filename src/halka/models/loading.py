@@ -238,9 +238,16 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
         )
     with quiet_libraries():
         try:
-            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return _of_text(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
         except (OSError, ImportError, KeyError, ValueError) as error:
             raise HalkaError(f"{name_or_path} cannot be read: {error}") from error
+
+
+def _of_text(config: Any) -> PretrainedConfig:
+    """The text's part of a configuration with images where transformers loads the language model alone (Qwen 3.5)."""
+    text = config.get_text_config()
+    alone = class_names(text.model_type).get("causal-lm")
+    return text if alone == class_names(config.model_type).get("causal-lm") else config
 
 
 def resolve(name_or_path: str | Path, *, fetch: bool) -> Path:

@@ -30,8 +30,10 @@ def linear_targets(base: nn.Module, layout: Layout) -> list[Target]:
 
 def _of_layer(base: nn.Module, stack: Layout, layer: int) -> Iterator[Target]:
     prefix = f"{stack.layers}.{layer}"
-    mixture = bool(stack.experts) and stack.experts in dict(base.get_submodule(prefix).named_modules())
-    dense = {role: path for role, path in stack.linears.items() if not (mixture and role.startswith("mlp."))}
+    module = base.get_submodule(prefix)
+    mixture = bool(stack.experts) and stack.experts in dict(module.named_modules())
+    linears = stack.linears_of(module)
+    dense = {role: path for role, path in linears.items() if not (mixture and role.startswith("mlp."))}
     for linears in (dense, stack.cross):
         for role, path in linears.items():
             yield _linear(base, f"{prefix}.{path}", role, layer)

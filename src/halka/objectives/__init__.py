@@ -19,6 +19,7 @@ from halka.data.tokens import Tokens
 from halka.data.truncation import EncodedExamples, LengthPolicy
 from halka.models import pad_id
 from halka.models.kinds import kind_of
+from halka.models.layouts import layout_of
 from halka.objectives.classification import Classification
 from halka.objectives.language_modelling import LanguageModelling
 from halka.objectives.sequence_to_sequence import SequenceToSequence
@@ -96,8 +97,8 @@ OBJECTIVES: dict[str, Objective[Any]] = {
 
 
 def packs(model: AdaptedModel) -> bool:
-    """Whether the objective's batches can be packed: those of a language model."""
-    return isinstance(OBJECTIVES.get(kind_of(model.base)), LanguageModelling)
+    """Whether the objective's batches can be packed: those of a language model whose tokens see others by attention."""
+    return isinstance(OBJECTIVES.get(kind_of(model.base)), LanguageModelling) and layout_of(model.base).attends
 
 
 def batch_of(model: AdaptedModel, groups: Mapping[str | None, Sequence[Item]], *, packed: bool) -> PackedBatch | Batch:
@@ -109,7 +110,7 @@ def batch_of(model: AdaptedModel, groups: Mapping[str | None, Sequence[Item]], *
     """
     objective = objective_of(model)
     if packed:
-        if not isinstance(objective, LanguageModelling):
+        if not (isinstance(objective, LanguageModelling) and packs(model)):
             raise HalkaError(f"batches of {type(model.base).__name__} cannot be packed: train with batches=padded")
         return objective.pack(model, cast(Sequence[Sequence[Tokens]], [*groups.values()]))
     items = [item for own in groups.values() for item in own]

@@ -29,7 +29,8 @@ class Gated(LayerTokens[list[LayerMemory | None]]):
     def __init__(self, base: Any, stack: LayerStack, layout: Layout):
         super().__init__(base, stack, (stack.layers, stack.module.config.get_text_config().hidden_size))
         layers = base.get_submodule(layout.layers).children()
-        self._attentions = (*(layer.get_submodule(layout.attention) for layer in layers),)
+        attending = (layer for layer in layers if layout.has_attention(layer))
+        self._attentions = (*(layer.get_submodule(layout.attention) for layer in attending),)
 
     def join(self, kwargs: dict[str, Any], runs: Sequence[int]) -> dict[str, Any]:
         return {**kwargs, "gated": self.contents()} if any(self.parts) else kwargs

@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 
 class LayerStack:
-    """A base's decoder or encoder: how many layers of which shape, and how its passes are called.
+    """A base's decoder or encoder: how many layers have attention, of which shape, and how its passes are called.
 
-    shape   of a token's keys and values in all layers, (2·L, H, head width)
+    shape   of a token's keys and values in these L layers, (2·L, H, head width)
     first   the position of the first token
     limit   how many positions there are; None if there is no end
     """
@@ -32,7 +32,7 @@ class LayerStack:
         self.layout = layout
         self.module: Any = base.get_submodule(layout.decoder)
         self.embed: nn.Module = base.get_submodule(layout.embed)
-        layers = list(base.get_submodule(layout.layers).children())
+        layers = [layer for layer in base.get_submodule(layout.layers).children() if layout.has_attention(layer)]
         self.layers = len(layers)
         self.attention: Any = layers[0].get_submodule(layout.attention)
         config = self.module.config.get_text_config()
