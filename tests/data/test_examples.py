@@ -165,11 +165,62 @@ def test_a_bad_conversation_is_a_problem(write, messages, reason):
     assert reason in rows.problems[0].reason
 
 
-@pytest.mark.parametrize("key", ["tools", "images"])
+@pytest.mark.parametrize("key", ["tools", "images", "image"])
 def test_a_row_with_more_than_text_is_a_problem(write, key):
     rows = read_examples(write([{**ROWS["messages"], key: []}, {**ROWS["messages"], key: [{"a": 1}]}]))
     assert [(problem.where, problem.reason) for problem in rows.problems] == [
         ("data.jsonl:2", f"the row has {key!r}, and only text is read")
+    ]
+
+
+def test_a_row_with_a_thought_of_its_own_is_a_problem(write):
+    rows = read_examples(write([{**ROWS["question"], "reasoning": ""}, {**ROWS["question"], "reasoning": "Easy."}]))
+    assert [(problem.where, problem.reason) for problem in rows.problems] == [
+        (
+            "data.jsonl:2",
+            "the row has 'reasoning', which is not read: write it into the answer, as the base does, or remove it",
+        )
+    ]
+
+
+def test_several_texts_in_one_place_are_not_glued(write):
+    rows = read_examples(write([ROWS["question"], {"question": "When?", "answer": ["in 1972", "14 December 1972"]}]))
+    assert reasons(rows) == [
+        "data.jsonl:2: 'answer' is a list of 2 texts: give one, and all that are right as 'references'"
+    ]
+    parts = [{"type": "text", "text": "in "}, {"type": "text", "text": "1972"}]
+    assert as_examples([{"question": ["When?"], "answer": parts}])[0].messages[1].content == "in 1972"
+
+
+def test_missing_values_of_a_table_are_none():
+    row = {"instruction": "2 + 2?", "input": math.nan, "output": "4", "system": math.nan, "tools": math.nan}
+    assert as_examples([row]) == [Example(PAIR, where="examples[0]")]
+
+
+def test_fields_that_nobody_reads_are_named(write):
+    rows = [{**ROWS["question"], "passage": "Sums.", "empty": ""}]
+    for source in (rows, read_examples(write(rows))):
+        with pytest.warns(UserWarning, match="^not read: passage$"):
+            assert len(as_examples(source)) == 1
+
+
+def test_what_is_no_list_of_examples_is_named():
+    with pytest.raises(ValueError, match=r"examples are 0\.1: give rows; .*hold_out"):
+        as_examples(0.1)
+
+
+def test_a_comma_in_a_tsvs_header_separates_nothing(write):
+    rows = read_examples(write("question, in short, please\tquestion\tanswer\nx\t2 + 2?\t4\n", "data.tsv"))
+    assert [example.messages for example in rows.examples] == [PAIR]
+    assert len(read_examples(write("question,answer\n2 + 2?,4\n", "data.tsv")).examples) == 1
+
+
+def test_cells_that_are_messages_are_read_as_these(write):
+    cells = ['[{""role"": ""user"", ""content"": ""2 + 2?""}]', '[{""role"": ""assistant"", ""content"": ""4""}]']
+    rows = read_examples(write(f'prompt,completion\n"{cells[0]}","{cells[1]}"\n"[2]","[4]"\n', "data.csv"))
+    assert [example.messages for example in rows.examples] == [
+        PAIR,
+        (Message("user", "[2]"), Message("assistant", "[4]")),
     ]
 
 
@@ -355,7 +406,10 @@ def test_parquet_numbers_and_bytes(tmp_path):
     pq.write_table(pa.table({"prompt": ["a", "b", "c"], "completion": [1.5, math.nan, math.inf]}), path)
     rows = read_examples(path)
     assert rows.examples[0].answers == ("1.5",)
-    assert [problem.reason for problem in rows.problems] == ["'completion' is missing"] * 2
+    assert [problem.reason for problem in rows.problems] == [
+        "no 'completion', which a row of shape 'prompt' has",
+        "'completion' is missing",
+    ]
     pq.write_table(pa.table({"prompt": ["a"], "completion": [b"b"]}), path)
     with pytest.raises(ValueError, match="'completion' is not text but a bytes"):
         read_examples(path)

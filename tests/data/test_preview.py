@@ -97,6 +97,9 @@ def test_what_is_doubtful_is_noted(write):
     seen = preview(write(ROWS[:2]), tokenizer(UNMARKED))
     assert seen.notes == ["2 answers end without a token that closes them: the model will not learn to stop"]
     assert preview(write(ROWS[:2]), plain_tokenizer()).notes == []
+    seen = preview(write([{"text": "Fine!", "label": "good"}]), CHATML)
+    (note,) = seen.notes
+    assert note.startswith("a training makes a sequence-classification of such rows; this is what a language model")
 
 
 def test_packed_batches_save_padding_and_common_beginnings(write):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from halka.data.examples import Example, Message
-from halka.data.task import Task, limit, load_task, overlaps
+from halka.data.task import Task, hold_out, limit, load_task, overlaps
 
 
 def example(prompt: str, answer: str = "yes", where: str = "") -> Example:
@@ -70,6 +70,20 @@ def test_fractions_aresplit_off_reproducibly_with_equal_prompts_together(write):
     assert prompts(Task.from_yaml(write(f"{text}seed: 1\n")).test) != prompts(task.test)
     lines = [int(each.where.rpartition(":")[2]) for each in task.train]
     assert lines == sorted(lines)
+
+
+@pytest.mark.parametrize(("alone", "alike", "held_out"), [(5, 95, 5), (50, 950, 50), (600, 400, 100), (0, 100, 100)])
+def test_a_prompt_of_many_rows_is_not_held_out_for_few(alone, alike, held_out):
+    rows = [example(f"p{number}") for number in range(alone)] + [example("Write a poem")] * alike
+    train, validation = hold_out(rows, 0.1)
+    assert (len(train), len(validation)) == (alone + alike - held_out, held_out)
+
+
+def test_fields_that_nobody_reads_are_kept(write):
+    assert Task.from_yaml(write("train: train.jsonl\nmetrics: m\n")).unread == ()
+    path = write("train: more.jsonl\nmetrics: m\n")
+    (path.parent / "more.jsonl").write_text('{"prompt": "a", "completion": "b", "context": "c"}\n')
+    assert Task.from_yaml(path).unread == ("context",)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,13 @@ def test_a_template_that_drops_a_message_is_refused():
         encode(chat("What?", "Paris.", system="Be brief."), silent)
 
 
+def test_a_template_that_drops_a_thought_of_the_last_answer_is_refused():
+    forgetful = tokenizer(CHATML.replace("message['content']", "message['content'].split('</think>')[-1]"))
+    assert learned(encode(chat("What?", "Paris."), forgetful), forgetful) == ["Paris.<|im_end|>"]
+    with pytest.raises(ValueError, match=r"drops or rewrites a part of the answer in message 2, as some do with th"):
+        encode(chat("What?", "<think>\nhmm\n</think>\n\nParis."), forgetful)
+
+
 def test_a_template_that_rewrites_earlier_answers_is_refused():
     thought = "<think>\nhmm\n</think>\n\nParis."
     assert learned(encode(chat("What?", thought), CHATS["thoughts"]), CHATS["thoughts"]) == [f"{thought}<|im_end|>"]

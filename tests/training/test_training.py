@@ -38,7 +38,7 @@ from halka.training.run import after_evaluation
 from halka.util.errors import HalkaError, TrainingError
 from halka.util.text import plural
 from tiny import tiny
-from tokenizers_for_tests import chatml_tokenizer
+from tokenizers_for_tests import UNMARKED, chatml_tokenizer, tokenizer
 from training_for_tests import (
     contradicting,
     items,
@@ -749,6 +749,13 @@ def test_what_is_cut_or_left_out_is_said(split):
         train(model, "a", examples("It is Paris.", LONG), replace(SHORT, too_long="drop")).close()
     with pytest.raises(ValueError, match=r"x:1: \d+ tokens, more than max_length 128"):
         train(model, "a", examples("It is Paris.", LONG), replace(SHORT, too_long="error"))
+
+
+def test_answers_without_an_end_are_said():
+    model = model_that_reads()
+    model.tokenizer = tokenizer(UNMARKED)
+    with pytest.warns(UserWarning, match="^1 answer end without a token that closes them"):
+        as_tokens(model, examples("Yes."), TrainConfig())
 
 
 def test_max_length_is_kept():

@@ -43,6 +43,8 @@ def named_task(name: str) -> Task:
     task = load_task(name)
     if task.problems:
         say(f"{task.name}: {plural(len(task.problems), 'row')} cannot be used; the first: {task.problems[0]}")
+    if task.unread:
+        say(f"{task.name}: not read: {', '.join(task.unread)}")
     for (earlier, later), prompts in overlaps(task).items():
         say(f"{task.name}: {len(prompts)} prompts of {later} are in {earlier}, too: scores on them are too high")
     return task

@@ -241,7 +241,11 @@ def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example],
         raise HalkaError(f"--validation {run.validation} is no share of the data: give a number between 0 and 1")
     train, validation = hold_out(examples, share)
     if not train:
-        raise HalkaError(f"--validation {run.validation} leaves nothing of {len(examples)} examples to train on")
+        raise HalkaError(
+            f"--validation {run.validation} leaves nothing of {len(examples)} examples to train on, since those with "
+            "one prompt stay together: give a file"
+        )
+    say(f"{len(train)} to train on, {len(validation)} held out")
     return train, validation
 
 

@@ -127,6 +127,11 @@ def _locate(
     for number, message in enumerate(messages, start=1):
         if message.role != "assistant" and message.content.strip() not in text:
             raise DataError(f"the base's chat template drops or rewrites message {number} (by the {message.role})")
+    if _squeezed(messages[-1].content) not in _squeezed(text):  # Qwen3's sets the line breaks of thoughts anew
+        raise DataError(
+            f"the base's chat template drops or rewrites a part of the answer in message {len(messages)}, as some do "
+            "with thoughts: give the tokenizer a chat_template that keeps it"
+        )
     end, closing = _close(text, messages[-1], marks)
     spans: list[tuple[int, int]] = []
     for index, prompt in openings.items():
@@ -141,6 +146,11 @@ def _locate(
         last = index == len(messages) - 1
         spans.append((len(prompt), end if last else _earlier(text, len(prompt), messages[index], index, closing)))
     return Chat(text, spans)
+
+
+def _squeezed(text: str) -> str:
+    """Without blanks and line breaks."""
+    return "".join(text.split())
 
 
 def _close(text: str, answer: Message, marks: tuple[str, ...]) -> tuple[int, str]:

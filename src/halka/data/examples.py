@@ -9,7 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from halka.data.readers import Problem, Row, read_rows, row_of
-from halka.data.shapes import SHAPES, Message, as_message, conversation_of, detect_shape, known_shapes, references_of
+from halka.data.shapes import (
+    SHAPES,
+    Message,
+    as_message,
+    conversation_of,
+    detect_shape,
+    keys_read,
+    known_shapes,
+    references_of,
+)
 from halka.util.errors import DataError
 from halka.util.text import plural
 
@@ -171,6 +180,10 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
         warnings.warn(f"{plural(len(examples.problems), 'row')} cannot be used; the first: {first}", stacklevel=2)
     if isinstance(examples, str | Path):
         raise DataError(f"examples are {str(examples)!r}: read a file with `halka.read_examples({str(examples)!r})`")
+    if not isinstance(examples, Iterable):
+        raise DataError(
+            f"examples are {examples!r}: give rows; `halka.data.task.hold_out(rows, share)` holds out a share of them"
+        )
     values: list[Example | Row] = []
     items: list[Item] = []
     for index, value in enumerate(examples):
@@ -185,6 +198,9 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
             )
     rows = [value for value in values if isinstance(value, Row)]
     shape = detect_shape("examples", rows) if rows else ""
+    read = (examples.rows, examples.shape) if isinstance(examples, FileExamples) else (rows, shape)
+    if all(read) and (unread := keys_read(*read)[1]):
+        warnings.warn(f"not read: {', '.join(unread)}", stacklevel=2)
     result = [value if isinstance(value, Example) else _example(value, shape) for value in values]
     if problems := [value for value in result if isinstance(value, Problem)]:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

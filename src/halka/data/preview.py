@@ -18,7 +18,7 @@ from halka.data.packing import computed_tokens, paths_of
 from halka.data.readers import Problem
 from halka.data.shapes import SHAPES, keys_read
 from halka.data.task import KIND_OF_SHAPE
-from halka.data.tokens import Tokens, encode_all, shorten
+from halka.data.tokens import UNCLOSED, Tokens, encode_all, shorten, unclosed
 from halka.data.truncation import LengthPolicy
 from halka.util.errors import DataError
 from halka.util.text import chat_template_fingerprint
@@ -183,7 +183,7 @@ def inspect(
         chat_template=chat_template_fingerprint(tokenizer),
         examples=len(kept),
         problems=rows.problems + encoded.problems,
-        notes=_notes(kept, encoded.items, added),
+        notes=_notes(rows.shape, kept, encoded.items, tokenizer, added),
         lengths=lengths,
         loss_share=sum(sum(tokens.loss) for tokens in encoded.items) / lengths.total,
         packing=_packing(encoded.items, max_length, batch_tokens, batch_size, group_shared, batches, too_long),
@@ -249,12 +249,18 @@ def _packing(
     return Packing(batches=len(whole), padded=padded, useful=useful, computed=computed)
 
 
-def _notes(examples: Sequence[Example], items: Sequence[Tokens], added: Mapping[int, AddedToken]) -> list[str]:
+def _notes(
+    shape: str,
+    examples: Sequence[Example],
+    items: Sequence[Tokens],
+    tokenizer: PreTrainedTokenizerBase,
+    added: Mapping[int, AddedToken],
+) -> list[str]:
     notes: list[str] = []
-    last = [next(token for token, loss in zip(t.ids[::-1], t.loss[::-1], strict=True) if loss) for t in items]
-    unclosed = sum(token not in added for token in last)
-    if unclosed:
-        notes.append(f"{unclosed} answers end without a token that closes them: the model will not learn to stop")
+    if (kind := KIND_OF_SHAPE.get(shape)) is not None:
+        notes.append(f"a training makes a {kind} of such rows; this is what a language model reads (--kind causal-lm)")
+    if count := unclosed(items, tokenizer):
+        notes.append(f"{count} answers {UNCLOSED}")
     if special := [text.content for text in added.values() if text.special]:
         marks = re.compile("|".join(map(re.escape, special)))
         marked = [

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -81,8 +82,12 @@ def _text(path: Path, zipped: bool) -> str:
 
 
 def row_of(where: str, fields: Mapping[str, object]) -> Row:
-    """A row with its keys stripped and in lower case."""
-    return Row(where, {str(key).strip().lower(): value for key, value in fields.items()})
+    """A row with its keys stripped and in lower case; NaN, pandas' missing value, is None."""
+    return Row(where, {str(key).strip().lower(): None if _is_nan(value) else value for key, value in fields.items()})
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _row(where: str, value: object) -> Row | Problem:
@@ -181,9 +186,12 @@ def _tagged(where: str, sentence: list[list[str]]) -> Row | Problem:
 
 
 def _csv(text: str, name: str) -> Iterator[Row | Problem]:
-    """The first record names the columns; its most frequent of comma, semicolon and tab is the separator."""
+    """The first record names the columns; its most frequent of comma, semicolon and tab is the separator.
+
+    In a .tsv it is the tab, where the record has one.
+    """
     first = text.lstrip("\r\n").split("\n", 1)[0]
-    separator = max(",;\t", key=first.count)
+    separator = "\t" if ".tsv" in name.lower() and "\t" in first else max(",;\t", key=first.count)
     limit = csv.field_size_limit(2**31 - 1)  # a process-wide setting, restored below
     try:
         yield from _csv_records(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), name)

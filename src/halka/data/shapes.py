@@ -13,8 +13,11 @@ from halka.util.text import not_unicode
 
 Role = Literal["system", "user", "assistant"]
 OPTIONAL = ("system", "references")  # keys that a row of any shape may have
-UNREADABLE = ("tools", "functions", "images", "videos", "audios")  # without these a text means something else
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message, for which templates differ
+UNREADABLE = (  # without these a text means something else
+    *("tools", "functions"),
+    *("image", "images", "video", "videos", "audio", "audios"),
+)
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message or row, for which templates differ
 UNLEARNED = ("0", "0.0", "false")  # of OpenAI's `weight`, axolotl's `train` and `training`
 
 ROLES: dict[str, Role] = {
@@ -150,6 +153,7 @@ def check_readable(row: Row) -> None:
     """Raises DataError for a row that has more than text, without which its text means something else."""
     if unread := next((key for key in UNREADABLE if row.fields.get(key) not in (None, "", "[]", [])), None):
         raise DataError(f"the row has {unread!r}, and only text is read")
+    _check_thoughts(row.fields, "the row")
 
 
 def listed(value: object) -> list[Any] | None:
@@ -173,10 +177,16 @@ def _conversation(value: object, key: str) -> list[Message]:
 
 
 def _turn(item: object, name: str) -> Message:
-    thought = next((key for key in THOUGHTS if isinstance(item, Mapping) and item.get(key)), None)
-    if thought is not None:
-        raise DataError(f"{name} has {thought!r}, which is not read: write it into the content, as the base does")
+    if isinstance(item, Mapping):
+        _check_thoughts(item, name)
     return as_message(item, name)
+
+
+def _check_thoughts(fields: Mapping[str, object], name: str) -> None:
+    if thought := next((key for key in THOUGHTS if fields.get(key)), None):
+        raise DataError(
+            f"{name} has {thought!r}, which is not read: write it into the answer, as the base does, or remove it"
+        )
 
 
 def _empty_system(item: object) -> bool:
@@ -188,6 +198,8 @@ def _empty_system(item: object) -> bool:
 
 def _text(value: object, name: str) -> str:
     """The text of a string, a number, or a list of {"type": "text"} parts; never empty, and always valid UTF-8."""
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(part, str) for part in value):
+        raise DataError(f"{name} is a list of {len(value)} texts: give one, and all that are right as 'references'")
     if isinstance(value, list):
         value = "".join(_part(part, name) for part in value)
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
@@ -216,7 +228,8 @@ def _part(part: object, name: str) -> str:
 
 def _pair(row: dict[str, object], prompt: str, answer: str) -> list[Message]:
     """Two texts, or two lists of messages, of which the first's answers are no part of what is learned."""
-    if isinstance(row[prompt], list) and isinstance(row[answer], list):
+    turns = [listed(row[key]) for key in (prompt, answer)]
+    if all(items and all(isinstance(item, Mapping | Message) for item in items) for items in turns):
         before = _conversation(row[prompt], prompt)
         before = [replace(turn, learned=False) if turn.role == "assistant" else turn for turn in before]
         return before + _conversation(row[answer], answer)

@@ -15,6 +15,7 @@ from halka.data.examples import Example, read_examples
 from halka.data.labels import classes_in, tags_in
 from halka.data.metric import Metric
 from halka.data.readers import Problem
+from halka.data.shapes import keys_read
 from halka.util.errors import DataError, HalkaError
 from halka.util.kinds import TASK_KINDS
 
@@ -77,6 +78,7 @@ class Task:
     max_new_tokens   of an answer
     licence, source  of the data, as text
     problems         rows of the task's files that could not be used
+    unread           fields of these files that nobody reads
     kind             the kind of base, None for any language model; `labels` are its head's
     """
 
@@ -90,6 +92,7 @@ class Task:
     licence: str = ""
     source: str = ""
     problems: tuple[Problem, ...] = ()
+    unread: tuple[str, ...] = ()
     kind: str | None = None
     labels: tuple[str, ...] = ()
 
@@ -176,7 +179,8 @@ def _read_task(path: Path) -> Task:
     values = _checked(path)
     problems: list[Problem] = []
     shapes: list[str] = []
-    files = {split: _read_files(path, values, split, problems, shapes) for split in SPLITS}
+    unread: dict[str, None] = {}
+    files = {split: _read_files(path, values, split, problems, shapes, unread) for split in SPLITS}
     kind = values.get("kind") or KIND_OF_SHAPE.get(shapes[0])
     train = files["train"]
     for split in ("test", "validation"):
@@ -201,6 +205,7 @@ def _read_task(path: Path) -> Task:
         licence=values.get("licence", ""),
         source=values.get("source", ""),
         problems=tuple(problems),
+        unread=tuple(unread),
         kind=kind,
         labels=tuple(values.get("labels", ())) or labels_for(kind, [*train, *files["validation"], *files["test"]]),
     )
@@ -247,9 +252,14 @@ def _as_list(value: str | list[str]) -> list[str]:
 
 
 def _read_files(
-    path: Path, values: dict[str, Any], split: str, problems: list[Problem], shapes: list[str]
+    path: Path,
+    values: dict[str, Any],
+    split: str,
+    problems: list[Problem],
+    shapes: list[str],
+    unread: dict[str, None],
 ) -> list[Example]:
-    """A split's examples; appends its rows' problems and its files' shapes to the two lists."""
+    """A split's examples; adds its rows' problems, its files' shapes and the fields that nobody reads to the others."""
     value = values.get(split, [])
     examples: list[Example] = []
     for file in [] if isinstance(value, float) else _as_list(value):
@@ -257,17 +267,22 @@ def _read_files(
         examples += rows.examples
         problems += rows.problems
         shapes.append(rows.shape)
+        unread |= dict.fromkeys(keys_read(rows.rows, rows.shape)[1])
     return examples
 
 
 def split_off(examples: Sequence[Example], count: int, seed: str) -> tuple[list[Example], list[Example]]:
-    """Split off at least `count` and at least one example, equal prompts together; (rest, split off), each in order."""
+    """Split off some `count` and at least one example, equal prompts together; (rest, split off), each in order.
+
+    What has one prompt and is more than `count` is split off only where nothing else can be.
+    """
+    count = max(count, 1)
     groups: dict[object, list[int]] = {}
     for index, example in enumerate(examples):
         groups.setdefault(prompt_key(example), []).append(index)
     chosen: set[int] = set()
-    for group in _shuffled(groups.values(), seed):
-        if len(chosen) >= max(count, 1):
+    for group in sorted(_shuffled(groups.values(), seed), key=lambda group: len(group) > count):
+        if len(chosen) >= count or (chosen and len(group) > count):
             break
         chosen.update(group)
     rest = [example for index, example in enumerate(examples) if index not in chosen]

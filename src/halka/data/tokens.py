@@ -8,7 +8,7 @@ Without a chat template, the prompt's text is followed by the answer's and the e
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +19,7 @@ from halka.data.truncation import EncodedExamples, LengthPolicy, TooLongError, t
 from halka.util.errors import DataError
 
 CHUNK = 1000  # examples tokenized at once
+UNCLOSED = "end without a token that closes them: the model will not learn to stop"
 NOT_PLAIN = (
     "the base's tokenizer has no chat template, so an example can only be one user message and one answer: "
     "write it so, or give the tokenizer a chat_template"
@@ -72,6 +73,13 @@ def encode_all(
     """
     items = _encode_in_chunks(examples, tokenizer)
     return truncate(examples, items, lambda _, tokens, length: shorten(tokens, length), max_length, too_long)
+
+
+def unclosed(items: Iterable[Tokens], tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many items' last answers end without a token of the tokenizer's own, as what closes an answer is one."""
+    closing = {token for token, text in tokenizer.added_tokens_decoder.items() if text.content.strip()}
+    learned = ([token for token, loss in zip(item.ids, item.loss, strict=True) if loss] for item in items)
+    return sum(bool(tokens) and tokens[-1] not in closing for tokens in learned)
 
 
 def shorten(tokens: Tokens, max_length: int) -> Tokens | DataError:

@@ -67,7 +67,9 @@ class TrainConfig:
     too_long: LengthPolicy = field(default="cut", metadata={"help": "an example over max_length: cut, drop or error"})
     schedule: Schedule = field(default="cosine", metadata={"help": "after warm-up: cosine (to a tenth) or constant"})
     warmup: float = field(default=0.06, metadata={"help": "share of the steps with a rising learning rate"})
-    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's"})
+    weight_decay: float = field(
+        default=0.0, metadata={"help": "AdamW's, on all that is trained (Trainer leaves out biases and norms)"}
+    )
     clip: float = field(default=1.0, metadata={"help": "largest gradient norm; 0 for none"})
     checkpointing: bool = field(
         default=False, metadata={"help": "recompute activations in backward: less memory, a third more time"}

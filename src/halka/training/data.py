@@ -8,6 +8,7 @@ from typing import Any
 
 from halka.core import AdaptedModel
 from halka.data.examples import ExamplesOrItems, Item, examples_and_items
+from halka.data.tokens import UNCLOSED, Tokens, unclosed
 from halka.models import context
 from halka.objectives import objective_of
 from halka.objectives.language_modelling import LanguageModelling
@@ -48,6 +49,9 @@ def as_tokens(
                 f"{encoded.dropped} left out{first}{look}",
                 stacklevel=2,
             )
+        open_ended = unclosed((item for item in encoded.items if isinstance(item, Tokens)), model.tokenizer)
+        if open_ended > encoded.cut:
+            warnings.warn(f"{plural(open_ended, 'answer')} {UNCLOSED}", stacklevel=2)
     _check_rows(model, items)
     if not any(item.labels for item in items):
         raise DataError(f"no token to learn from in {plural(total, 'example')}: each needs an answer by the assistant")

@@ -47,8 +47,8 @@ OTHERS = {
     "device": "gpu cuda",
     "gpu_memory": "vram gpu_mem memory",
     "adapter": "lora lora_path adapter_path adapter_name_or_path peft_model",
-    "data": "dataset dataset_name dataset_path data_path train_file train_data input",
-    "validation": "validation_file val_file eval_file val_split validation_split val_set_size test_size",
+    "data": "dataset datasets dataset_name dataset_path data_path train_file train_data input",
+    "validation": "validation_file val_file eval_file val_split validation_split val_set_size val_size test_size",
     "out": "output output_dir out_dir output_file output_path save_dir o",
     "into": "output output_dir out out_dir o",
     # answers and retrieval
