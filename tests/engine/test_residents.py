@@ -8,12 +8,15 @@ import time
 from contextlib import contextmanager
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import halka
 from engine_for_tests import filled, model_of, run
 from halka.engine.adapters import Adapters
 from halka.engine.engine import Engine
 from halka.engine.request import Request
+from halka.engine.residents import TENSORS
 from halka.engine.stopping import Stopping
 from halka.storage.adapter_store import AdapterStore
 from halka.util.errors import HalkaError, UnknownAdapterError
@@ -203,3 +206,14 @@ def test_there_are_no_more_adapters_than_an_engine_may_have(model, store):
         assert "has no room: all 2 in memory are pinned" in str(answer(engine, "lora-2").error)
     with pytest.raises(HalkaError, match="most_adapters is 1 or more, not 0"):
         Engine(model, store, most_adapters=0)
+
+
+def test_the_reader_refuses_an_adapter_of_too_many_tensors(model, store):
+    """Taking them over would hold the engine, however small they are."""
+    folder, most = store.get("lora-0").folder, TENSORS * len([*model.base.modules()])
+    (folder / "halka.json").unlink()
+    with Engine(model, store) as engine:
+        for count in (most, most + 1):
+            save_file({f"x{number}": torch.zeros(1) for number in range(count)}, folder / "adapter_model.safetensors")
+            error = answer(engine, "lora-0").error
+            assert (f"at most {most:,}" in str(error)) == (count > most), error

@@ -8,6 +8,8 @@ import pytest
 
 import halka
 from contract import disturb
+from halka.storage.formats.peft.selection import MOST, by_pattern, selected
+from halka.util.errors import HalkaError
 from tiny import tiny
 
 JUNK = [
@@ -56,3 +58,24 @@ def test_junk_in_a_configuration_is_read_or_refused_in_words(kind, tmp_path):
             except Exception as error:
                 raise AssertionError((key, junk)) from error
             assert not model.adapters
+
+
+def test_all_expressions_of_a_selection_have_one_deadline():
+    """Each matches within its time, and all together do not: whoever loads the adapter would hold the engine."""
+    base = tiny()
+    patterns = [f"(?:.*.*.*x)+{number}" for number in range(MOST)]
+    config = {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": patterns}
+    with pytest.raises(HalkaError, match=r"layers_pattern holds .* takes too long to match"):
+        selected(config, base, [])
+
+
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "layers_pattern", "modules_to_save"])
+def test_a_list_of_names_is_bounded(key):
+    config = {"target_modules": ["q_proj"], "layers_to_transform": [0], key: ["q_proj"] * (MOST + 1)}
+    with pytest.raises(HalkaError, match=f"{key} has 10,001 entries, and at most 10,000"):
+        selected(config, tiny(), [])
+
+
+def test_the_expressions_of_a_pattern_are_bounded():
+    with pytest.raises(HalkaError, match="rank_pattern has 10,001 entries"):
+        by_pattern({"rank_pattern": {f"x{number}": 2 for number in range(MOST + 1)}}, "rank_pattern", ["x"], 4)

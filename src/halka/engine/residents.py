@@ -15,6 +15,7 @@ from halka.util.errors import HalkaError
 
 BUDGET = 2 * 10**9  # bytes of adapters that were loaded for requests
 AHEAD = 4  # adapters whose files are read at a time, so that one that comes late need not wait for all that came early
+TENSORS = 16  # the most of an adapter for each module of the base
 COPIES = 2  # of an adapter's bytes on a GPU: beside its fp32 parameters what is computed with, and that stacked by row
 PATIENCE = 32  # steps that an adapter waits for room before one that is in the way takes no more requests
 
@@ -49,6 +50,7 @@ class Residents:
         self._reader = _reader()
         base: Any = model.base
         self._copies = 1 if base.device.type == "cpu" else COPIES
+        self._tensors = TENSORS * len([*base.modules()])
 
     def prepare(self, wanted: Iterable[Version]) -> tuple[Version | None, Future[None] | None]:
         """Load what is wanted, in this order, one a call: files are read in the background, then the model takes them.
@@ -62,7 +64,7 @@ class Residents:
         reading = [future for version in missing if (future := version.reading) is not None and not future.done()]
         for version in missing:
             if version.reading is None and len(reading) < AHEAD:
-                version.reading = self._reader.submit(_read, version, self._copies)
+                version.reading = self._reader.submit(_read, version, self._copies, self._tensors)
                 reading.append(version.reading)
         loaded = None if ready is None or not self._load(ready) else ready
         return loaded, reading[0] if reading else None
@@ -210,10 +212,19 @@ def _reader() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "halka-adapters")
 
 
-def _read(version: Version, copies: int) -> None:
-    """Read an adapter's files once, so that taking them over is quick, and check them."""
+def _read(version: Version, copies: int, most: int) -> None:
+    """Read an adapter's files once, so that taking them over is quick, and check them.
+
+    Raises HalkaError for more tensors than `most`, since taking them over would hold the engine.
+    """
     assert version.folder is not None
-    version.bytes = copies * version.folder.memory
+    sizes = version.folder.sizes
+    if len(sizes) > most:
+        raise HalkaError(
+            f"{version.folder} holds {len(sizes):,} tensors, and an adapter of this base has at most {most:,}: it is "
+            "for another base, or damaged"
+        )
+    version.bytes = copies * sum(sizes)
     version.id = version.folder.id
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import os
 from collections.abc import Callable, Generator, Mapping
@@ -123,11 +124,16 @@ class AdapterFolder:
         return sum(self.files.values())
 
     @property
-    def memory(self) -> int:
-        """The bytes of its tensors in memory, in fp32. Raises DamagedFolderError for a damaged file."""
+    def sizes(self) -> list[int]:
+        """The bytes of each of its tensors in memory, in fp32. Raises DamagedFolderError for a damaged file."""
         if self.weights.suffix != ".safetensors":  # a pickle that is allowed, which says nothing without being read
-            return sum(4 * tensor.numel() for tensor in tensors.read_tensors(self.weights).values())
-        return tensors.size_of(self.weights)
+            return [4 * tensor.numel() for tensor in tensors.read_tensors(self.weights).values()]
+        return [4 * math.prod(shape) for shape, _ in tensors.shapes(self.weights).values()]
+
+    @property
+    def memory(self) -> int:
+        """The bytes of all of them. Raises DamagedFolderError for a damaged file."""
+        return sum(self.sizes)
 
     def read(self) -> Contents:
         """Its configuration and tensors, by the format's names. Raises DamagedFolderError as `read_tensors` does."""

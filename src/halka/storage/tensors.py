@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -63,11 +62,6 @@ def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
             return {key: (tuple(view.get_shape()), str(view.get_dtype())) for key, view in slices.items()}
     except (SafetensorError, FileNotFoundError) as error:
         raise _damaged(path, error) from None
-
-
-def size_of(path: Path) -> int:
-    """The bytes of a safetensors file's values in memory, in fp32. Raises DamagedFolderError as `shapes` does."""
-    return 4 * sum(math.prod(shape) for shape, _ in shapes(path).values())
 
 
 def _mapped(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Select modules as peft does by `target_modules`, `exclude_modules`, `layers_to_transform` and their like.
 
-A malicious regular expression may run forever: one that takes longer than `PATIENCE` is refused.
+A malicious configuration may take forever: expressions that take longer than `PATIENCE`, and more names than `MOST`,
+are refused.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from halka.models.quantised import QuantizedLinear
 from halka.storage.formats.format import json_list, json_object
 from halka.util.errors import HalkaError
 
-PATIENCE = 1.0  # seconds for an expression, or a pattern's all, and all names of a base
+PATIENCE = 1.0  # seconds for all expressions of a selection or a pattern, and all names of a base
+MOST = 10_000  # names in a list, or expressions in a pattern
 ALL_LINEAR = "all-linear"
 NAME = re.compile(r"[\w.]+").fullmatch
 
@@ -30,6 +32,7 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
     from transformers.pytorch_utils import Conv1D
 
     wanted, left_out = config.get("target_modules"), config.get("exclude_modules")
+    deadline = time.monotonic() + PATIENCE
     if not wanted:
         return None
     kinds = nn.Linear | nn.Embedding | Conv1D | QuantizedLinear
@@ -37,7 +40,7 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
     if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
         chosen = {name for name, module in layers.items() if not isinstance(module, nn.Embedding)} - {*heads}
     elif isinstance(wanted, str):
-        chosen = Pattern("target_modules", wanted).of(layers)
+        chosen = Pattern("target_modules", wanted).of(layers, deadline)
     else:
         wanted = listed_names("target_modules", wanted)
         if unknown := [ending for ending in wanted if not any(ends(name, [ending]) for name in layers)]:
@@ -46,11 +49,14 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
                 "layer: the adapter is for another base, or names too many modules. If it is for this base, remove "
                 "that name"
             )
-        chosen = {name for name in layers if name in wanted or (ends(name, wanted) and _in_layers(config, name))}
+        chosen = {
+            name for name in layers if name in wanted or (ends(name, wanted) and _in_layers(config, name, deadline))
+        }
     if isinstance(left_out, str):
-        chosen -= Pattern("exclude_modules", left_out).of(chosen)
+        chosen -= Pattern("exclude_modules", left_out).of(chosen, deadline)
     elif left_out:
-        chosen = {name for name in chosen if not ends(name, listed_names("exclude_modules", left_out))}
+        left_out = listed_names("exclude_modules", left_out)
+        chosen = {name for name in chosen if not ends(name, left_out)}
     whole = listed_names("modules_to_save", config.get("modules_to_save") or [])
     return {name for name in chosen if not any(f".{module}." in f".{name}." for module in whole)}
 
@@ -61,11 +67,20 @@ def modules_of(base: nn.Module) -> dict[str, nn.Module]:
 
 
 def listed_names(key: str, value: Any) -> list[str]:
-    """Return the option's value as a list of names. Raises HalkaError for anything else."""
+    """Return the option's value as a list of names. Raises HalkaError for anything else, and for too many."""
     names = json_list(value, str)
     if names is None:
         raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a list of names is expected")
+    _check_count(key, len(names))
     return names
+
+
+def _check_count(key: str, count: int) -> None:
+    if count > MOST:
+        raise HalkaError(
+            f"adapter_config.json: {key} has {count:,} entries, and at most {MOST:,} are read: select with a regular "
+            "expression instead"
+        )
 
 
 def ends(name: str, endings: Iterable[str]) -> bool:
@@ -73,7 +88,7 @@ def ends(name: str, endings: Iterable[str]) -> bool:
     return any(name == ending or name.endswith(f".{ending}") for ending in endings)
 
 
-def _in_layers(config: Mapping[str, Any], name: str) -> bool:
+def _in_layers(config: Mapping[str, Any], name: str, deadline: float) -> bool:
     """Return whether `layers_to_transform` has the path's layer: its first number, or that after `layers_pattern`."""
     value, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or [r"[^.]*"]
     if value is None or value == []:
@@ -82,7 +97,7 @@ def _in_layers(config: Mapping[str, Any], name: str) -> bool:
     if layers is None:
         raise HalkaError(f"adapter_config.json: layers_to_transform is {value!r}, where numbers of layers are expected")
     for pattern in [patterns] if isinstance(patterns, str) else listed_names("layers_pattern", patterns):
-        match = Pattern("layers_pattern", rf"(?:.*?\.)?{pattern}\.(?P<number>\d+)\..*").match(name)
+        match = Pattern("layers_pattern", rf"(?:.*?\.)?{pattern}\.(?P<number>\d+)\..*").match(name, deadline)
         if match is not None:
             return int(match["number"]) in layers
     return False
@@ -102,14 +117,13 @@ class Pattern:
         except (re.error, regex.error, RecursionError, OverflowError) as error:
             raise HalkaError(f"{self._source}, which is no regular expression: {error}") from None
 
-    def match(self, name: str, deadline: float | None = None) -> Any:
+    def match(self, name: str, deadline: float) -> Any:
         """Return the match of the whole name, or None.
 
-        Raises HalkaError where it is not there by `deadline`, of `time.monotonic`; else after PATIENCE seconds.
+        Raises HalkaError where it is not there by `deadline`, of `time.monotonic`.
         """
-        patience = PATIENCE if deadline is None else deadline - time.monotonic()
         try:
-            if patience <= 0:
+            if (patience := deadline - time.monotonic()) <= 0:
                 raise TimeoutError
             return self._compiled.fullmatch(name, timeout=patience)
         except TimeoutError:
@@ -117,9 +131,8 @@ class Pattern:
                 f"{self._source}, which takes too long to match: list the names of the modules instead"
             ) from None
 
-    def of(self, names: Iterable[str]) -> set[str]:
-        """Return the names that it matches in full."""
-        deadline = time.monotonic() + PATIENCE
+    def of(self, names: Iterable[str], deadline: float) -> set[str]:
+        """Return the names that it matches in full, as `match` does."""
         return {name for name in names if self.match(name, deadline) is not None}
 
 
@@ -128,6 +141,7 @@ def by_pattern(config: Mapping[str, Any], key: str, names: Sequence[str], defaul
     patterns = json_object(config.get(key) or {})
     if patterns is None:
         raise HalkaError(f"adapter_config.json: {key} is {config[key]!r}, where names with their values are expected")
+    _check_count(key, len(patterns))
     deadline = time.monotonic() + PATIENCE
     ends = [(_end(key, text, deadline), value) for text, value in patterns.items()]
     return {name: next((value for is_end, value in ends if is_end(name)), default) for name in names}
