@@ -45,6 +45,15 @@ def test_biases_are_bounded(visitor):
     assert "1024" in refused.json()["error"]["message"]
 
 
+def test_stop_strings_are_bounded(visitor):
+    for path, body in (("chat/completions", BODY), ("completions", {"model": "lora", "prompt": "a", "max_tokens": 1})):
+        assert visitor.post(f"/v1/{path}", json=body | {"stop": ["a" * 1000]}).status_code == 200
+        for stop in ("a" * 1001, ["a", "a" * 1001]):
+            refused = visitor.post(f"/v1/{path}", json=body | {"stop": stop})
+            assert refused.status_code == 400
+            assert "1000 characters" in refused.json()["error"]["message"]
+
+
 def test_penalties_change_what_repeats(server):
     token = server.service.tokenizer("Paris", add_special_tokens=False)["input_ids"][0]
     piece = server.service.tokenizer.decode([token])

@@ -14,7 +14,7 @@ from halka.server.requests import ANY, Body
 
 BIASES = 1024  # tokens
 
-Stop = Annotated[str, Field(min_length=1)]
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
