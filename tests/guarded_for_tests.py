@@ -42,7 +42,7 @@ class Guarded:
         routes = [
             Route("/healthz", ok),
             Route("/who", who, methods=["GET", "POST", "OPTIONS", "DELETE"]),
-            Route("/v1/adapters/upload", self.read, methods=["POST"]),
+            Route("/v1/adapters", self.read, methods=["POST"]),
             Route("/echo", self.read, methods=["POST"]),
             Route("/stream", self.stream, methods=["GET", "POST"]),
             Route("/never", self.never, methods=["GET", "POST"]),

@@ -64,7 +64,7 @@ def test_a_body_without_a_key_is_not_read(guarded):
 def test_uploads_may_be_larger(guarded):
     manager = guarded.key("manager")
     statuses = [
-        guarded.call("POST", "/v1/adapters/upload", content=pieces(count), headers=MULTIPART | manager).status_code
+        guarded.call("POST", "/v1/adapters", content=pieces(count), headers=MULTIPART | manager).status_code
         for count in (40, 41)
     ]
     assert statuses == [200, 413]
@@ -80,13 +80,25 @@ def test_an_upload_by_who_may_add_nothing_is_refused_unread(guarded):
 
     for length in ({}, {"content-length": "1000"}):
         headers = MULTIPART | guarded.key("user") | length
-        response = guarded.call("POST", "/v1/adapters/upload", content=unread(), headers=headers)
+        response = guarded.call("POST", "/v1/adapters", content=unread(), headers=headers)
         assert (response.status_code, response.json()["error"]["code"]) == (403, "role_too_low")
 
 
-def test_an_upload_anywhere_else_is_refused(guarded):
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/echo"),
+        ("POST", "/v1/collections"),
+        ("POST", "/v1/collections/faq/search"),
+        ("POST", "/v1/adapters/import"),
+        ("POST", "/v1/adapters/"),
+        ("PATCH", "/v1/adapters"),
+        ("PATCH", "/v1/adapters/support"),
+    ],
+)
+def test_an_upload_anywhere_else_is_refused(guarded, method, path):
     """A route that wants JSON would keep all of it in memory."""
-    assert guarded.call("POST", "/echo", content=pieces(1), headers=MULTIPART).status_code == 415
+    assert guarded.call(method, path, content=pieces(1), headers=MULTIPART).status_code == 415
 
 
 @pytest.mark.parametrize(
@@ -169,7 +181,7 @@ def test_a_slow_upload_is_refused_whatever_the_route_made_of_it(guarded):
         await asyncio.sleep(10)
 
     async def post(client):
-        return await client.post("/v1/adapters/upload", content=stops(), headers=MULTIPART)
+        return await client.post("/v1/adapters", content=stops(), headers=MULTIPART)
 
     for middleware in guarded.app.user_middleware:
         if middleware.cls.__name__ == "Bodies":

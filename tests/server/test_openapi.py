@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from halka.server.guards.bodies import UPLOADS
+
 
 def test_routes_errors_and_keys_are_described(visitor):
     schema = visitor.get("/openapi.json").json()
@@ -18,3 +20,14 @@ def test_routes_errors_and_keys_are_described(visitor):
         for method, route in methods.items():
             assert route.get("summary"), f"{method} {path}"
             assert "422" not in route["responses"], f"{method} {path}"
+
+
+def test_bodies_let_files_through_to_the_routes_that_take_them_alone(visitor):
+    paths = visitor.get("/openapi.json").json()["paths"]
+    contents = {
+        path: route["post"].get("requestBody", {}).get("content", {})
+        for path, route in paths.items()
+        if "post" in route
+    }
+    takes_files = {path for path, content in contents.items() if "multipart/form-data" in content}
+    assert {path for path in paths if UPLOADS.fullmatch(path)} == takes_files

@@ -126,7 +126,7 @@ def test_an_upload_holds_room_while_it_comes(tmp_path, length):
             await go_on.wait()
             yield b" " * 2000
 
-        path = "/v1/adapters/upload"
+        path = "/v1/adapters"
         first = asyncio.create_task(client.post(path, content=slow(), headers=sized(6, manager)))
         await come.wait()
         statuses = [
@@ -137,10 +137,8 @@ def test_an_upload_holds_room_while_it_comes(tmp_path, length):
         return [(await first).status_code, *statuses]
 
     assert guarded.run(two) == [200, 413, 200, 200]
-    assert (
-        guarded.call("POST", "/v1/adapters/upload", content=pieces(10), headers=sized(10, manager)).status_code == 200
-    )
-    refused = guarded.call("POST", "/v1/adapters/upload", content=pieces(11), headers=sized(11, manager))
+    assert guarded.call("POST", "/v1/adapters", content=pieces(10), headers=sized(10, manager)).status_code == 200
+    refused = guarded.call("POST", "/v1/adapters", content=pieces(11), headers=sized(11, manager))
     assert (refused.status_code, refused.json()["error"]["code"]) == (413, "storage_full")
     assert not [*Path(tmp_path / "tenants" / "acme" / "reserved").glob("[!.]*")]
 
@@ -158,9 +156,7 @@ def test_uploads_at_once_get_no_more_than_one_alone(tmp_path):
             events.append("begun")
             await everybody.wait()
 
-        tasks = [
-            asyncio.create_task(client.post("/v1/adapters/upload", content=slow(), headers=headers)) for _ in range(8)
-        ]
+        tasks = [asyncio.create_task(client.post("/v1/adapters", content=slow(), headers=headers)) for _ in range(8)]
         while sum(task.done() for task in tasks) + len(events) < 8:
             await asyncio.sleep(0.01)
         everybody.set()

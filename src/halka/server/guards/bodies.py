@@ -29,7 +29,8 @@ WITHOUT_BODY = {"GET", "HEAD", "OPTIONS"}
 Reserve = Callable[[Caller, int, int], Awaitable[int]]
 KEYED = {SESSION: 4096}
 """Paths whose bodies hold a key, and the most bytes of these: they are in no log."""
-UPLOADS = ("/v1/adapters", "/v1/collections", "/v1/jobs/upload", "/v1/files")
+UPLOADS = re.compile(r"/v1/(?:adapters|collections/[^/]+/documents|jobs/upload|files)")
+"""Paths to which a POST may bring files."""
 
 
 class Bodies:
@@ -220,4 +221,5 @@ def _kind(scope: Scope) -> bytes:
 
 
 def _is_upload(scope: Scope) -> bool:
-    return _kind(scope) == b"multipart/form-data" and scope["path"].startswith(UPLOADS)
+    is_form = scope["method"] == "POST" and _kind(scope) == b"multipart/form-data"
+    return is_form and UPLOADS.fullmatch(scope["path"]) is not None
