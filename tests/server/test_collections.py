@@ -12,9 +12,20 @@ import pytest
 
 from embedder_for_tests import WordEmbedder
 from halka.rag.collection import BATCH, Collection
+from halka.server.guards.keys import Limits
+from halka.server.resources.collections import EMPTY, MOST
+from halka.server.threads import Workers
 from serving_for_tests import InProcess
 
 PARCELS = b"# Parcels\n\nParcels are sent on Monday.\n\n## Lost\n\nWrite to the depot."
+
+
+class CountedWorkers(Workers):
+    calls = 0
+
+    async def __call__(self, function, *arguments):
+        self.calls += 1
+        return await super().__call__(function, *arguments)
 
 
 def upload(client: httpx.Client, collection: str, *files: tuple[str, bytes], **fields) -> httpx.Response:
@@ -223,3 +234,35 @@ def test_a_hidden_document_is_as_one_that_is_not_there(faq):
     ]
     assert refused[0].replace("salaries.md", "nothing.md") == refused[1]
     assert faq.delete("/v1/collections/faq/documents/salaries.md").status_code == 200, "managers remove any"
+
+
+def test_collections_have_an_end(client, server):
+    """Folders of other collections, which need not be whole to count."""
+    folder = server.service.tenants.of("main").collections
+    for number in range(MOST):
+        (folder / f"c{number}").mkdir(parents=True)
+        (folder / f"c{number}" / "collection.json").touch()
+    refused = client.post("/v1/collections", json={"name": "more"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "too_many")
+    assert "1000 collections: delete some" in refused.json()["error"]["message"]
+    assert not (folder / "more").exists()
+    (folder / "c0" / "collection.json").unlink()
+    assert client.post("/v1/collections", json={"name": "more"}).status_code == 201
+
+
+def test_a_collection_needs_room_in_the_storage(server):
+    server.key("main", "admin")
+    headers = server.key("acme", limits=Limits(storage=1000))
+    refused = server.client.post("/v1/collections", json={"name": "faq"}, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "storage_full")
+    assert not server.service.tenants.of("acme").collections.exists()
+    headers = server.key("acme", limits=Limits(storage=100_000))
+    assert server.client.post("/v1/collections", json={"name": "faq"}, headers=headers).status_code == 201
+    assert server.service.tenants.of("acme").storage.used() <= EMPTY
+
+
+def test_other_searches_go_between_the_entries_of_a_list(faq, server):
+    assert faq.post("/v1/collections", json={"name": "more"}).status_code == 201
+    search = server.service.threads.search = CountedWorkers(1)
+    assert [entry["id"] for entry in faq.get("/v1/collections").json()["data"]] == ["faq", "more"]
+    assert search.calls == 3

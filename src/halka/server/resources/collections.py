@@ -36,6 +36,9 @@ from halka.server.service import Service, ServiceDep
 from halka.server.wire import Json
 from halka.util.errors import HalkaError
 
+MOST = 1000  # collections of a tenant
+EMPTY = 32768  # bytes of one without documents
+
 router = APIRouter(tags=["collections"], route_class=UploadRoute)
 
 
@@ -57,11 +60,10 @@ class Search(Body):
 async def list_collections(service: ServiceDep, caller: CallerDep) -> Response:
     """List the caller's collections."""
 
-    def describe() -> list[dict[str, Any]]:
-        entries = (_listed(service, caller, name) for name in collection_names(service, caller.tenant))
-        return [entry for entry in entries if entry is not None]
-
-    return Json({"object": "list", "data": await service.threads.search(describe)})
+    names = await service.threads.search(collection_names, service, caller.tenant)
+    # a call each: others' searches go in between
+    entries = [await service.threads.search(_listed, service, caller, name) for name in names]
+    return Json({"object": "list", "data": [entry for entry in entries if entry is not None]})
 
 
 @router.post("/v1/collections")
@@ -69,9 +71,12 @@ async def create_collection(body: NewCollection, service: ServiceDep, caller: Ma
     """Create an empty collection."""
 
     def create() -> dict[str, Any]:
+        if len(collection_names(service, caller.tenant)) >= MOST:
+            raise ApiError(409, f"there are {MOST} collections: delete some", code="too_many")
         new_collection(service, caller.tenant, body.name)
         return _describe(service, caller, body.name)
 
+    await service.guards.quota.reserve(caller, EMPTY)
     return Json(await service.threads.ingest(create), 201)
 
 
