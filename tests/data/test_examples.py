@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import replace
 
 import pyarrow as pa
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 import halka
 from halka.data.examples import Example, Message, as_examples, read_examples
-from halka.data.readers import Problem
+from halka.data.readers import Problem, _distinct
 from halka.data.shapes import SHAPES
+from halka.util.errors import DataError
 
 PAIR = (Message("user", "2 + 2?"), Message("assistant", "4"))
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
@@ -496,3 +498,21 @@ def test_what_read_examples_returns_are_examples(write):
 def test_a_row_in_memory_that_is_no_example_is_named(examples, message):
     with pytest.raises(halka.DataError, match=message):
         as_examples(examples)
+
+
+def test_columns_are_compared_with_their_likes_alone():
+    """A header of 100,000 columns fits into a small file."""
+    counts = Counter()
+
+    class Column(str):
+        __hash__ = str.__hash__
+        strip = lower = lambda self: self
+
+        def __eq__(self, other):
+            counts["compared"] += 1
+            return str.__eq__(self, other)
+
+    _distinct([Column(f"c{number}") for number in range(1000)], "wide.csv")
+    assert counts["compared"] < 1000
+    with pytest.raises(DataError, match="two columns are called 'c0': rename or remove one"):
+        _distinct([Column("c0"), Column("c1"), Column("c0")], "wide.csv")

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,8 +224,8 @@ def _csv_records(reader: Any, name: str) -> Iterator[Row | Problem]:
 
 def _distinct(columns: list[str], name: str) -> list[str]:
     """The column names. Raises DataError for two that differ in blanks and capitals only."""
-    plain = [column.strip().lower() for column in columns]
-    if duplicate := next((column for column in plain if column and plain.count(column) > 1), None):
+    counts = Counter(column.strip().lower() for column in columns)
+    if duplicate := next((column for column, count in counts.items() if column and count > 1), None):
         raise DataError(f"{name}: two columns are called {duplicate!r}: rename or remove one")
     return columns
 
