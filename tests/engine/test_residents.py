@@ -217,3 +217,15 @@ def test_the_reader_refuses_an_adapter_of_too_many_tensors(model, store):
             save_file({f"x{number}": torch.zeros(1) for number in range(count)}, folder / "adapter_model.safetensors")
             error = answer(engine, "lora-0").error
             assert (f"at most {most:,}" in str(error)) == (count > most), error
+
+
+@pytest.mark.parametrize("method", [halka.Prompt, halka.Prefix])
+def test_virtual_tokens_that_leave_no_position_are_refused_before_they_are_computed(model, store, method):
+    save(model, store, "fits", 0, method(length=123))
+    save(model, store, "long", 0, method(length=128))
+    passes = []
+    model.base.register_forward_pre_hook(lambda *_: passes.append(1))
+    with Engine(model, store) as engine:
+        assert "128 virtual tokens, and this base 128 positions" in str(answer(engine, "long").error)
+        assert passes == []
+        assert answer(engine, "fits").error is None
