@@ -4,10 +4,33 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 
 import pytest
 
-from halka.server.apart import limit_memory
+from halka.server.apart import end_first, limit_memory
+
+
+@pytest.fixture(autouse=True)
+def written(monkeypatch) -> dict[str, str]:
+    """What is written to files, in the place of that."""
+    texts = {}
+    monkeypatch.setattr(Path, "write_text", lambda path, text: texts.update({str(path): text}))
+    return texts
+
+
+def test_a_process_with_a_limit_ends_before_the_server(monkeypatch, written):
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    limit_memory(5)
+    assert written == {"/proc/self/oom_score_adj": "1000"}
+
+
+def test_a_system_without_such_scores_goes_on(monkeypatch):
+    def missing(path, text):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "write_text", missing)
+    end_first()
 
 
 @pytest.mark.parametrize("kind", [resource.RLIMIT_DATA, resource.RLIMIT_AS])

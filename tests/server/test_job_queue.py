@@ -135,6 +135,14 @@ def test_a_job_runs_with_the_interpreter_that_is_there_now(jobs, queue):
     assert finish(queue, job) == "done"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the system has no such scores")
+def test_a_job_and_its_command_end_before_the_server(jobs, queue):
+    job = new(jobs, 'print(open("/proc/self/oom_score_adj").read())')
+    queue.look()
+    wait_for(lambda: job.state() == "done")
+    assert (job.path / "output.json").read_text().strip() == "1000"
+
+
 def test_several_may_run_at_once(jobs, tmp_path):
     queue = JobQueue(lambda: [jobs], tmp_path / "lock", at_once=2)
     made = [new(jobs) for _ in range(3)]

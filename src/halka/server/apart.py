@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO
 
 from halka.server.environment import environment
@@ -56,11 +58,19 @@ def cause_of(status: int) -> str:
     return f"signal {signal.Signals(-status).name}" if status < 0 else "an error"
 
 
-def limit_memory(size: int, kind: int = resource.RLIMIT_DATA) -> None:
-    """Let this process have so many bytes of memory of its own; with RLIMIT_AS, the files that it maps included.
+def end_first() -> None:
+    """Let the system, where memory runs out, end this process and what it starts, and not who serves."""
+    with suppress(OSError):  # a Mac has none
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
-    A Mac refuses both, since a process there maps hundreds of GB from its start: it goes on without a limit.
+
+def limit_memory(size: int, kind: int = resource.RLIMIT_DATA) -> None:
+    """Let this process have so many bytes of memory of its own, and be the first that ends where there are fewer.
+
+    With RLIMIT_AS the files that it maps count, too. A Mac refuses both, since a process there maps hundreds of GB from
+    its start: it goes on without a limit.
     """
+    end_first()
     try:
         resource.setrlimit(kind, (size, size))
     except ValueError:

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from halka.server.apart import end_first
 from halka.server.jobs.folder import LOG, OUTPUT, RUN, JobFolder, JobRequest, now
 from halka.server.storage import Reservation, Storage, bytes_below, seen_from
 from halka.util.errors import HalkaError
@@ -28,6 +29,7 @@ def main(folder: str, lock: str) -> None:
         signal.signal(number, lambda number, _: signals.append(number))
     job.sign(int(lock))
     os.nice(NICE)
+    end_first()
     request = job.request()
     job.write(state="running", started=job.written().get("started") or now())
     if job.stop_asked or signals:
