@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,39 @@ def test_a_job_and_its_command_end_before_the_server(jobs, queue):
     queue.look()
     wait_for(lambda: job.state() == "done")
     assert (job.path / "output.json").read_text().strip() == "1000"
+
+
+def test_tenants_take_turns_however_many_jobs_one_has(tmp_path):
+    """Also where it removes what has run, and another server looks on."""
+    folders = [tmp_path / tenant for tenant in ("acme", "bolt", "cora")]
+    acme, bolt, cora = folders
+    quick = "print('{}')"
+    waiting = [
+        new(acme, quick),
+        new(acme, quick),
+        new(bolt, quick),
+        new(acme, quick),
+        new(cora, quick),
+        new(cora, quick),
+    ]
+    order = []
+    while waiting:
+        assert JobQueue(lambda: folders, tmp_path / "lock").look() == 1
+        (job,) = [job for job in waiting if job.state() != "queued"]
+        wait_for(lambda job=job: job.written()["state"] == "done" and not job.alive)
+        order.append(job.path.parent.name)
+        waiting.remove(job)
+        shutil.rmtree(job.path)
+    assert order == ["acme", "bolt", "cora", "acme", "cora", "acme"]
+
+
+def test_turns_are_taken_also_among_jobs_that_start_at_once(jobs, tmp_path):
+    other = tmp_path / "other"
+    many, one = [new(jobs), new(jobs), new(jobs)], new(other)
+    assert JobQueue(lambda: [jobs, other], tmp_path / "lock", at_once=2).look() == 2
+    assert [job.state() for job in (*many, one)] == ["running", "queued", "queued", "running"]
+    (one.path / "go").touch()
+    wait_for(lambda: not one.alive)
 
 
 def test_several_may_run_at_once(jobs, tmp_path):

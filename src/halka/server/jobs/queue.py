@@ -1,4 +1,7 @@
-"""`JobQueue`: the jobs of all tenants, oldest first, so many at a time; each runs in a process of its own.
+"""`JobQueue`: the jobs of all tenants, so many at a time; each runs in a process of its own.
+
+First comes the tenant of whose jobs one was started longest ago, and of its jobs the oldest. In each tenant's folder
+the time of the file `.started` is when that was, whatever jobs are removed.
 
 The queue is the jobs' folders: a server that begins anew finds what waits and what runs. Several servers of one folder
 start no job twice, since one at a time looks, and hands the job's lock to the process that it starts.
@@ -20,6 +23,7 @@ from halka.server.environment import environment
 from halka.server.jobs.folder import ENDED, JOB, LOG, STATE, STOP, JobFolder, jobs_in
 
 EVERY = 1.0  # seconds between two looks
+STARTED = ".started"
 Stamp = tuple[tuple[int, int] | None, ...]
 log = logging.getLogger("halka.server.jobs")
 
@@ -48,9 +52,9 @@ class JobQueue:
         try:
             with FileLock(self._lock, timeout=0):
                 waiting, running = self._under_way()
-                for job in waiting:
-                    if running >= self.at_once:
-                        break
+                while waiting and running < self.at_once:
+                    job = min(waiting, key=_last_start)  # of equals the oldest
+                    waiting.remove(job)
                     with self._others_go_on(job):
                         running += self._start(job)
                 return running
@@ -86,7 +90,7 @@ class JobQueue:
             await asyncio.sleep(EVERY)
 
     def _under_way(self) -> tuple[list[JobFolder], int]:
-        """The jobs that wait, in their order, and the number of those that run."""
+        """The jobs that wait, the oldest first, and the number of those that run."""
         waiting, running = list[tuple[int, JobFolder]](), 0
         jobs = [job for folder in self._folders() for job in jobs_in(folder)]
         for kept in (self._ended, self._damaged):
@@ -136,6 +140,8 @@ class JobQueue:
         finally:
             os.close(lock)
         self._processes.add(pid)
+        with suppress(OSError):  # a full disk keeps no job from running
+            (job.path.parent / STARTED).touch()
         return True
 
     def _reap(self) -> None:
@@ -145,6 +151,14 @@ class JobQueue:
                 if os.waitpid(pid, os.WNOHANG) == (0, 0):
                     continue
             self._processes.discard(pid)
+
+
+def _last_start(job: JobFolder) -> int:
+    """When a job of the same tenant was last started; 0: never."""
+    try:
+        return (job.path.parent / STARTED).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _stamp(job: JobFolder) -> Stamp:
