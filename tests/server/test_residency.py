@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from halka.storage.adapter_store import AdapterStore
 from serving_for_tests import InProcess
 
 
@@ -103,3 +104,16 @@ def test_the_operator_pins_what_he_wants(full):
     main = server.key("main", "admin")
     assert [add(name, main).status_code for name in ("one", "two")] == [201, 201]
     assert [pin(server, name, main).json()["pinned"] for name in ("one", "two")] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("method", "action"), [("POST", "/unpin"), ("POST", "/unload"), ("POST", "/pin"), ("DELETE", "")]
+)
+def test_an_adapter_that_is_removed_underneath_is_pinned_no_more(client, server, store, method, action):
+    """As `halka adapters remove` does it."""
+    assert pin(server, "lora", {}).json()["pinned"]
+    assert pin(server, "prefix", {}).json()["pinned"]
+    AdapterStore(store).remove("lora")
+    assert client.request(method, f"/v1/adapters/lora{action}").status_code == 404
+    (left,) = server.service.adapters.residents.versions
+    assert (left.name, left.pinned) == ("main/prefix", True)

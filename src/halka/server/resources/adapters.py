@@ -36,7 +36,7 @@ from halka.server.resources.adapter_files import (
 )
 from halka.server.resources.adapter_list import page_of
 from halka.server.resources.adapter_views import missing_is_404, view_of
-from halka.server.resources.residency import check_successor, evict_removed
+from halka.server.resources.residency import check_successor, evict_if_removed
 from halka.server.resources.uploads import UploadRoute, file_names, save, staging
 from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
@@ -157,14 +157,15 @@ async def delete_adapter(name: str, service: ServiceDep, caller: ManagerDep, ver
     """Remove a version of an adapter, or all of them. Requests under way that have it finish with it."""
     tenant = service.tenants.of(caller.tenant)
 
-    def remove() -> bool:
+    def remove() -> None:
         with missing_is_404(name, version):
             folder_inside(tenant.store, name, version)
             tenant.store.remove(name, version)
-        return name not in tenant.store
 
-    if await service.threads.manage(remove):
-        await service.engine.call(lambda: evict_removed(service, tenant.engine_name(name)))
+    try:
+        await service.threads.manage(remove)
+    finally:  # also where `halka adapters remove` was first
+        await evict_if_removed(service, tenant, name)
     return Json({"id": name, "object": "adapter", "version": version, "deleted": True})
 
 

@@ -18,7 +18,7 @@ from halka.server.resources.adapter_files import stored_inside
 from halka.server.resources.adapter_views import missing_is_404, view_of
 from halka.server.service import Service, ServiceDep
 from halka.server.settings import GB
-from halka.server.tenants import MAIN
+from halka.server.tenants import MAIN, Tenant
 from halka.server.wire import Json
 from halka.util.errors import HalkaError, UnknownAdapterError
 
@@ -52,11 +52,17 @@ async def unload_adapter(name: str, service: ServiceDep, caller: ManagerDep) -> 
     return await _change(service, caller, name, service.adapters.unload)
 
 
-def evict_removed(service: Service, name: str) -> None:
-    """Evict an adapter that is in no store any more, unless requests have it: then by use."""
-    service.adapters.unpin(name)
-    with suppress(HalkaError):
-        service.adapters.unload(name)
+async def evict_if_removed(service: Service, tenant: Tenant, name: str) -> None:
+    """Evict an adapter that the store does not have any more, unless requests have it: then by use."""
+    engine_name = tenant.engine_name(name)
+
+    def evict() -> None:
+        service.adapters.unpin(engine_name)
+        with suppress(HalkaError):
+            service.adapters.unload(engine_name)
+
+    if not await service.threads.manage(tenant.store.__contains__, name):
+        await service.engine.call(evict)
 
 
 def check_successor(service: Service, caller: Caller, name: str, bytes: int) -> None:
@@ -79,6 +85,7 @@ async def _change(
 ) -> Response:
     """Change what the engine has of an adapter, on the engine's thread; the response describes it."""
     tenant = service.tenants.of(caller.tenant)
+    await evict_if_removed(service, tenant, name)  # it may be pinned still
     with missing_is_404(name):
         await service.threads.manage(stored_inside, tenant.store, name)
     engine_name = tenant.engine_name(name)
