@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import shutil
 import threading
 import zipfile
@@ -221,6 +222,16 @@ def test_a_new_name_differs_by_more_than_capitals(client, lora):
     refused = upload(client, "cASED", lora)
     assert refused.status_code == 400
     assert "differs from 'Cased' in capitals alone" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("headers", [f"x: {'a' * 1_000_000}", "\r\n".join(f"x{n}: a" for n in range(10_000))])
+def test_the_headers_of_an_uploads_part_are_bounded(visitor, headers):
+    """The form's parser keeps them in memory: `pyproject.toml` asks for a version that counts them."""
+    body = f'--x\r\nContent-Disposition: form-data; name="name"\r\n{headers}\r\n\r\na\r\n--x--\r\n'
+    content = {"content-type": "multipart/form-data; boundary=x"}
+    refused = visitor.post("/v1/adapters", content=body.encode(), headers=content)
+    assert refused.status_code == 400, refused.text
+    assert re.search("header|multipart data", refused.json()["error"]["message"])
 
 
 def test_two_files_of_one_name_are_refused(visitor, lora):
