@@ -63,6 +63,22 @@ def test_one_passage_and_no_more(faq):
     assert [source["document"] for source in sources] == ["parcels.md"]
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+def test_a_question_is_as_long_as_a_query_may_be(faq, path):
+    def status(characters: int) -> int:
+        text = ("sent " * 2001)[:characters]
+        asks = (
+            {"input": text, "store": False}
+            if path == "responses"
+            else {"messages": [{"role": "user", "content": text}]}
+        )
+        response = faq.post(f"/v1/{path}", json={"model": "lora", "halka": {"collection": "faq"}, **asks})
+        return response.status_code if "at most 10,000 characters" in response.text else 0
+
+    assert (status(10_000), status(10_001)) == (0, 400)
+    assert faq.post("/v1/collections/faq/search", json={"query": "a" * 10_001}).status_code == 400
+
+
 def test_below_the_floor_no_model_is_asked(faq, server):
     steps = server.service.engine.engine.steps
     answer = ask(faq, halka={"collection": "faq", "floor": 1e9}, n=2).json()

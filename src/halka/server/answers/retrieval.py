@@ -20,7 +20,7 @@ from halka.server.answers.chat_request import Retrieval
 from halka.server.answers.generation import Delta
 from halka.server.errors import ApiError, refusal
 from halka.server.guards.access import Caller
-from halka.server.resources.collection_access import open_collection, public_names, scope_of
+from halka.server.resources.collection_access import QUERY, open_collection, public_names, scope_of
 from halka.server.service import Service
 from halka.util.errors import HalkaError
 
@@ -106,11 +106,14 @@ async def ground(
 ) -> Grounding:
     """The passages for the last message's question; the whole prompt has at most `budget` tokens, as `count` counts.
 
-    Raises ApiError for a collection that the caller does not have, and where the last message is no question.
+    Raises ApiError for a collection that the caller does not have, and where the last message is no question, or too
+    long.
     """
     if turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
         raise ApiError(400, "the last message must be the user's question", param="messages")
     question = turns[-1]["content"]
+    if len(question) > QUERY:
+        raise ApiError(400, f"a question to documents has at most {QUERY:,} characters", param="messages")
 
     def with_prompt(prompt: str) -> list[Turn]:
         plain = user_message(service.model, prompt).content

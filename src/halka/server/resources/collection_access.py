@@ -19,6 +19,8 @@ from halka.util.errors import DamagedFolderError
 from halka.util.files import is_portable_name
 from halka.util.spelling import check_new_name, is_spelled
 
+QUERY = 10_000  # characters of a query or a question: its search has the only thread for these
+
 
 def collection_names(service: Service, tenant: str) -> list[str]:
     """The names of a tenant's collections; those of others, reached by links, are none."""

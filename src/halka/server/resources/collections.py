@@ -22,6 +22,7 @@ from halka.server.errors import ApiError, api_error, public, refusal
 from halka.server.guards.access import Caller, CallerDep, ManagerDep
 from halka.server.requests import Body, Labels, Name
 from halka.server.resources.collection_access import (
+    QUERY,
     collection_names,
     find_document,
     new_collection,
@@ -49,7 +50,7 @@ class NewCollection(Body):
 class Search(Body):
     """`tags`: only documents with all of these; `document`: only this one."""
 
-    query: Annotated[str, Field(min_length=1, max_length=10_000)]
+    query: Annotated[str, Field(min_length=1, max_length=QUERY)]
     count: Annotated[int, Field(ge=1, le=100)] | None = None
     mode: Mode | None = None
     tags: Labels | None = None
