@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -21,7 +22,8 @@ import halka.storage.adapter_store
 from contract import adapted, disturb, ids
 from halka.core import AdaptedModel
 from halka.storage.adapter_store import AdapterStore
-from halka.util.errors import HalkaError
+from halka.storage.card import read_card
+from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import is_portable_name
 from mac_for_tests import needs_both_cases
 from tiny import tiny
@@ -132,7 +134,7 @@ def test_a_folder_of_another_tool_is_added(store, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "a/b", "../a", "/a", ".hidden", "a\\b", "a b", "ü", "a" * 101, "a.", 3]
+    "name", ["", ".", "..", "a/b", "../a", "/a", ".hidden", "a\\b", "a b", "ü", "a" * 101, "a.", "store.json", 3]
 )
 def test_a_name_never_becomes_a_path(store, model, name, tmp_path):
     for call in (
@@ -164,6 +166,51 @@ def test_an_adapter_of_another_base_is_refused(store, model, tmp_path):
     assert copied.versions("o") == [1]
     assert store.names() == ["a"]
     assert [name in store for name in ("a", "o", "../a", ".locks", 1)] == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize("fingerprint", [{"vocab_size"}, {"weights"}])
+def test_a_part_of_a_fingerprint_is_compared_and_completed(store, model, tmp_path, fingerprint):
+    """A Card of another tool may have no more; the adapters after it have all of it."""
+    folder = halka.save(model, "a", tmp_path / "part")
+    card = json.loads((folder / "halka.json").read_text())
+    whole = card["base"]["fingerprint"]
+    card["base"]["fingerprint"] = {key: value for key, value in whole.items() if key in fingerprint}
+    assert card["base"]["fingerprint"].keys() == fingerprint
+    (folder / "halka.json").write_text(json.dumps(card))
+    store.add(folder, "part")
+    assert store.base() == card["base"]["fingerprint"]
+    store.save(model, "a")
+    assert store.base() == whole
+    store.add(folder, "part")
+    assert store.base() == whole
+    (key,) = fingerprint
+    card["base"]["fingerprint"][key] = "other"
+    (folder / "halka.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="was made for another base than the adapters in"):
+        store.add(folder, "part")
+
+
+def test_a_fingerprint_that_is_none_is_not_recorded(store, model, tmp_path):
+    folder = halka.save(model, "a", tmp_path / "odd")
+    card = json.loads((folder / "halka.json").read_text())
+    card["base"]["fingerprint"] = "odd"
+    (folder / "halka.json").write_text(json.dumps(card))
+    store.add(folder, "odd")
+    assert store.base() is None
+
+
+@pytest.mark.parametrize(("levels", "refused"), [(62, False), (63, True), (700, True), (20_000, True)])
+def test_a_cards_depth_is_bounded(model, tmp_path, levels, refused):
+    """`training` is its second level, and who reads it need not count the others."""
+    folder = halka.save(model, "a", tmp_path / "deep")
+    card = json.loads((folder / "halka.json").read_text())
+    text = json.dumps(card | {"training": {"a": "deep"}}).replace('"deep"', "[" * levels + "]" * levels)
+    (folder / "halka.json").write_text(text)
+    if refused:
+        with pytest.raises(DamagedFolderError, match=r"nested deeper than 64 levels|recursion"):
+            read_card(folder)
+    else:
+        assert read_card(folder) is not None
 
 
 def test_a_new_name_differs_from_others_by_more_than_capitals(store, model):
@@ -257,6 +304,7 @@ import os, sys
 from contract import adapted
 from halka import LoRA
 from halka.storage.adapter_store import AdapterStore
+from halka.storage.card import read_card
 store, folder = AdapterStore(sys.argv[1]), sys.argv[2]
 model = adapted(LoRA(rank=4))
 tags = [f"tag{number}" for number in range(2000)]

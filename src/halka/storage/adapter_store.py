@@ -31,6 +31,7 @@ from halka.models.fingerprint import own_fingerprint
 from halka.models.loading import base_name
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import Card, read_card
+from halka.storage.formats import json_object
 from halka.storage.save_load import Allowed, load, save
 from halka.util.errors import DamagedFolderError, HalkaError, UnknownAdapterError, WrongBaseError
 from halka.util.files import flush, is_portable_name, new_folder, portable_name, write_text
@@ -138,8 +139,8 @@ class AdapterStore:
         return matching
 
     def check_new(self, name: str) -> None:
-        """Raises HalkaError where `save` and `add` would refuse a new name, which differs from another in capitals."""
-        if name not in self and self.folder.is_dir():
+        """Raises HalkaError where `save` and `add` would refuse a new name, as one that differs in capitals alone."""
+        if _named(name) not in self and self.folder.is_dir():
             alike = (path for path in self.folder.iterdir() if path.name.lower() == name.lower())
             check_new_name(name, (path.name for path in alike if _versions(path)))
 
@@ -180,7 +181,8 @@ class AdapterStore:
         name = _named(adapter.name) if name is None else name
         adapter.verify()
         base: Mapping[str, Any] = {} if adapter.card is None else adapter.card.base
-        if base.get("fingerprint") and not self._claim(base["fingerprint"], base.get("name") or ""):
+        fingerprint = json_object(base.get("fingerprint"))
+        if fingerprint and not self._claim(fingerprint, base.get("name") or ""):
             raise WrongBaseError(f"{adapter} was made for another base than the adapters in {self.folder}")
         with self._writing(name) as place:
             self.check_new(name)
@@ -290,14 +292,20 @@ class AdapterStore:
         return tags
 
     def _claim(self, fingerprint: Mapping[str, Any], name: str) -> bool:
-        """Record the base of the first adapter. Returns whether the store is of this base."""
+        """Record the base of the first adapter. Returns whether the store is of this base.
+
+        A Card may have a part of the fingerprint: what both have is compared, and what is new is recorded.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / LOCKS).mkdir(exist_ok=True)
         with FileLock(self.folder / LOCKS / ".store"):
-            recorded = self.base()
-            if recorded is None:
-                write_text(self.folder / BASE, json.dumps({"base": name, "fingerprint": fingerprint}, indent=2) + "\n")
-            return recorded in (None, fingerprint)
+            recorded = self.base() or {}
+            if any(recorded.get(key, value) != value for key, value in fingerprint.items()):
+                return False
+            if fingerprint.keys() - recorded.keys():
+                content = {"base": name, "fingerprint": {**recorded, **fingerprint}}
+                write_text(self.folder / BASE, json.dumps(content, indent=2) + "\n")
+            return True
 
     @contextmanager
     def _writing(self, name: str, wait: float = -1) -> Generator[Path]:
@@ -361,4 +369,6 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _named(name: object) -> str:
-    return portable_name(name, "be a name in a store")
+    if (name := portable_name(name, "be a name in a store")).lower() == BASE:
+        raise HalkaError(f"{name!r} cannot be a name in a store, which has a file of that name: choose another")
+    return name

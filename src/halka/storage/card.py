@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,7 @@ from halka.util.kinds import Kind
 from halka.util.text import chat_template_fingerprint
 
 CARD = "halka.json"
+DEPTH = 64  # levels of a Card: who reads it need not count them
 # The JSON types of a field's values by its annotation; any other is an object
 KINDS_OF_FIELDS: dict[str, type | tuple[type, ...]] = {
     "str": str,
@@ -65,6 +66,8 @@ def read_card(folder: Path) -> Card | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise TypeError(f"it holds {type(content).__name__} instead of an object")
+        if _is_deeper(cast(object, content), DEPTH):
+            raise ValueError(f"it is nested deeper than {DEPTH} levels")
         return Card(**cast(dict[str, Any], content))
     except (ValueError, TypeError, RecursionError) as error:
         reason = str(error).removeprefix(f"{Card.__module__}.{Card.__qualname__}.__init__() ")
@@ -72,6 +75,14 @@ def read_card(folder: Path) -> Card | None:
             f"{path} is not a Card that this version reads: {reason}. Copy the folder again, or use the version that "
             "wrote it"
         ) from None
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Whether a value of JSON has more levels of objects and lists than these."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = cast(Iterable[object], value.values() if isinstance(value, dict) else value)
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in inner)
 
 
 def template_of(model: AdaptedModel) -> str:
