@@ -436,7 +436,8 @@ def test_a_queue_that_cannot_be_read_now_is_read_later(jobs, tmp_path, caplog):
 
 
 def test_a_job_gets_no_secrets_and_no_settings_of_the_server():
-    variables = {"HALKA_SERVE_BASE": "a", "HALKA_TRAIN_RANK": "8", "HALKA_API_KEY": "secret", "PATH": "/bin"}
+    keys = ("HALKA_API_KEY", "VLLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    variables = {"HALKA_SERVE_BASE": "a", "HALKA_TRAIN_RANK": "8", "PATH": "/bin", **dict.fromkeys(keys, "secret")}
     assert {*environment(variables)} - {*BRIEFLY, SHARED} == {"PATH", "HF_HUB_OFFLINE"}
 
 

@@ -159,6 +159,7 @@ def with_nan(tensors):
         (lambda files: files | {CONFIG: b"[" * 5000}, "is not JSON"),
         (lambda files: files | {CONFIG: b" " * (1 << 20) + b"{}"}, "larger than"),
         (lambda files: files | {CARD: b"{}"}, "is not a Card"),
+        (lambda files: files | {CARD: with_deep_training(files)}, "nested deeper than 64 levels"),
         (lambda files: files | {CONFIG: files[CONFIG].replace(b'"r": 4', b'"r": 8')}, "changed since halka.json"),
         (lambda files: {**without_card(files), WEIGHTS: changed(files, with_nan)}, "not finite"),
         (
@@ -187,6 +188,13 @@ def test_what_is_no_whole_safe_adapter_of_this_base_is_no_version(
     assert "code has run" not in capfd.readouterr().out
 
 
+def with_deep_training(files: Mapping[str, bytes]) -> bytes:
+    card = json.loads(files[CARD])
+    for _ in range(700):
+        card["training"] = {"a": card["training"]}
+    return json.dumps(card).encode()
+
+
 def without_card(files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if name != CARD}
 
@@ -198,6 +206,19 @@ def test_an_adapter_of_another_base_is_refused(client, tmp_path):
     save_file(weights, other / "model.safetensors", {"format": "pt"})
     files = files_of(make_store(tmp_path / "theirs", other, {"lora": halka.LoRA(rank=4)}) / "lora" / "1")
     assert "another base" in refusal(upload(client, "theirs", files))
+
+
+def test_an_adapter_that_its_store_refuses_is_refused_without_its_folder(client, store, lora):
+    """The store is of another base than the server's."""
+    (store / "store.json").write_text('{"base": "other", "fingerprint": {"weights": "other"}}')
+    message = refusal(upload(client, "late", lora))
+    assert message.startswith("the adapter was made for another base than the adapters in")
+    assert str(store) not in message
+
+
+def test_no_adapter_is_called_as_the_stores_own_file(client, lora):
+    for name in ("store.json", "Store.JSON"):
+        assert "cannot be a name in a store" in refusal(upload(client, name, lora))
 
 
 def test_a_folder_without_a_card_comes_in_by_its_shapes(client, lora):

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from halka.util.openmp import share_cores
 
-SECRET = ("HALKA_SERVE_", "HALKA_TRAIN_", "HALKA_API_KEY")  # what variables begin with that are not for these
+# What variables begin with that are not for these
+SECRET = ("HALKA_SERVE_", "HALKA_TRAIN_", "HALKA_API_KEY", "VLLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:

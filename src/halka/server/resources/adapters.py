@@ -199,7 +199,10 @@ async def _verify_and_add(service: Service, caller: Caller, name: str, folder: P
     await service.threads.manage(tenant.store.check_new, name)
     size = await verify(service, folder)
     await service.engine.call(lambda: check_successor(service, caller, tenant.engine_name(name), size))
-    stored = await service.threads.manage(tenant.store.add, folder, name)
+    try:
+        stored = await service.threads.manage(tenant.store.add, folder, name)
+    except HalkaError as error:
+        raise _refused(error, folder) from None
     return Json(await service.threads.manage(view_of, service, caller, name, stored.version), 201)
 
 
@@ -218,7 +221,12 @@ async def verify(service: Service, folder: Path) -> int:
             with CancelScope(shield=True):  # also where the client has left
                 await service.engine.call(lambda: _remove_upload(service, name))
     except (HalkaError, OSError) as error:
-        raise ApiError(400, public(str(error).replace(f"{folder}/", "").replace(str(folder), "the adapter"))) from None
+        raise _refused(error, folder) from None
+
+
+def _refused(error: Exception, folder: Path) -> ApiError:
+    """What is wrong with an adapter that came into this folder, of which nobody knows."""
+    return ApiError(400, public(str(error).replace(f"{folder}/", "").replace(str(folder), "the adapter")))
 
 
 def _remove_upload(service: Service, name: str) -> None:
