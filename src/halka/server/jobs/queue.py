@@ -1,7 +1,7 @@
 """`JobQueue`: the jobs of all tenants, so many at a time; each runs in a process of its own.
 
-First comes the tenant of whose jobs one was started longest ago, and of its jobs the oldest. In each tenant's folder
-the time of the file `.started` is when that was, whatever jobs are removed.
+Tenants take turns: the next job is the oldest of the tenant whose last job was started longest ago. That is the time of
+the file `.started` beside its jobs, which stays when jobs are removed.
 
 The queue is the jobs' folders: a server that begins anew finds what waits and what runs. Several servers of one folder
 start no job twice, since one at a time looks, and hands the job's lock to the process that it starts.
