@@ -6,12 +6,10 @@ import copy
 
 import pytest
 import torch
-import transformers
 
 import halka
 from contract import disturb, ids, padded
 from halka.models import context
-from halka.models.layouts import layout_of
 from halka.objectives import packs
 from halka.util.errors import HalkaError
 from tiny import HYBRIDS, tiny
@@ -132,18 +130,3 @@ def test_its_memory_is_estimated(architecture):
     assert lora.trained == halka.adapt(tiny(architecture)).add("a", METHODS["lora"]).count()
     assert lora.memory is not None
     assert "does not have" in (prefix.refused or "")
-
-
-def test_a_base_with_images_is_loaded_as_its_language_model(tmp_path):
-    text = tiny("qwen3_5_text").config
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 64}
-    config = transformers.Qwen3_5Config(text_config=text.to_dict(), vision_config=vision)
-    torch.manual_seed(0)
-    whole = transformers.Qwen3_5ForConditionalGeneration(config).eval()
-    whole.save_pretrained(tmp_path / "base")
-    chatml_tokenizer().save_pretrained(tmp_path / "base")
-    base, _ = halka.load_base(tmp_path / "base", dtype="float32")
-    assert type(base) is transformers.Qwen3_5ForCausalLM
-    assert layout_of(base).states
-    with torch.no_grad():
-        torch.testing.assert_close(base(ids()).logits, whole(ids()).logits, rtol=0, atol=1e-5)

@@ -209,8 +209,9 @@ def model_of(config: Any, setup: Setup) -> AdaptedModel:
     config = type(config).from_dict({**config.to_dict(), **_heads(setup)})
     base = getattr(transformers, KINDS[setup.kind]).from_config(config, dtype=getattr(torch, setup.dtype))
     base.tie_weights()
-    if base.config.pad_token_id is None:
-        base.config.pad_token_id = 0
+    text = base.config.get_text_config()
+    if text.pad_token_id is None:
+        text.pad_token_id = 0
     if setup.quantize is not None:
         quantise(base, setup.quantize)
     return adapt(base)
@@ -233,10 +234,11 @@ def training_items(model: AdaptedModel, setup: Setup) -> list[Item]:
 def _item(model: AdaptedModel, setup: Setup, length: int, row: int) -> Item:
     """An example of `length` tokens, none of them the pad token; what rows share is followed by another in each."""
     base: Any = model.base
-    word = next(token for token in range(3) if token not in (base.config.pad_token_id, 0))
+    text = base.config.get_text_config()
+    word = next(token for token in range(3) if token not in (text.pad_token_id, 0))
     ids = [word] * length
     if setup.shared:
-        ids[setup.shared] = 3 + row % (base.config.get_text_config().vocab_size - 3)
+        ids[setup.shared] = 3 + row % (text.vocab_size - 3)
     if setup.kind == "sequence-classification":
         return Labelled(ids, 0, [])
     if setup.kind == "token-classification":

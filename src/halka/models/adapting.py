@@ -97,7 +97,8 @@ def pad_id(model: AdaptedModel) -> int:
 
     Classifiers and encoders find the end of a text by their own padding token, so theirs comes first.
     """
-    config: Any = model.base.config
+    base: Any = model.base
+    config = base.config.get_text_config()
     own = None if layout_of(model.base).causal and not model.labels else config.pad_token_id
     tokens: Any = (own, *(getattr(model.tokenizer, key, None) for key in ("pad_token_id", "eos_token_id")))
     return next((token for token in tokens if token is not None), 0)
