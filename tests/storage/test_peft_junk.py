@@ -63,7 +63,7 @@ def test_junk_in_a_configuration_is_read_or_refused_in_words(kind, tmp_path):
 def test_all_expressions_of_a_selection_have_one_deadline():
     """Each matches within its time, and all together do not: whoever loads the adapter would hold the engine."""
     base = tiny()
-    patterns = [f"(?:.*.*.*x)+{number}" for number in range(MOST)]
+    patterns = [r"(.*)(.*)(.*)(.*)\1\2[A-Z]"] * MOST
     config = {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": patterns}
     with pytest.raises(HalkaError, match=r"layers_pattern holds .* takes too long to match"):
         selected(config, base, [])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from halka.core import Target
 from halka.storage.formats.format import base_of
-from halka.storage.formats.peft.selection import endings, ends, listed_names
+from halka.storage.formats.peft.selection import endings, listed_names, tails
 from halka.util.errors import HalkaError
 
 INNER = "base_layer"
@@ -67,8 +67,8 @@ def unstacked(
     if not value:
         return dict(tensors)
     names = listed_names("target_parameters", value)
-    own = dict(base_of(targets).named_parameters())
-    chosen = {name: [path for path in own if ends(path, [name])] for name in names}
+    tails_of = {path: tails(path) for path, _ in base_of(targets).named_parameters()}
+    chosen = {name: [path for path, last in tails_of.items() if name in last] for name in names}
     weights = weights_of(targets)
     for name, paths in chosen.items():
         if others := [path for path in paths if path not in weights] or ([] if paths else [name]):

@@ -21,7 +21,7 @@ from halka.storage.formats.peft import experts, ia3, lora, prefix, prompt
 from halka.storage.formats.peft.modules import names_of
 from halka.storage.formats.peft.options import refuse_unknown
 from halka.storage.formats.peft.saved_modules import by_path
-from halka.storage.formats.peft.selection import by_pattern, ends, selected
+from halka.storage.formats.peft.selection import by_pattern, selected, tails
 from halka.util.errors import HalkaError
 
 OTHERWISE = {
@@ -73,8 +73,7 @@ def _lora(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
         raise HalkaError(f"init_lora_weights={start!r} cannot be translated: halka.LoRA starts as peft's default does")
     wanted, has_experts = options.get("target_modules"), bool(experts.weights_of(model.targets))
     if has_experts and not isinstance(wanted, str):  # in a mixture peft takes the names of a dense MLP for experts
-        paths = names_of(model.base)
-        unknown = {name for name in wanted or () if not any(ends(path, [name]) for path in paths)}
+        unknown = {*(wanted or ())} - {tail for path in names_of(model.base) for tail in tails(path)}
         if unknown & OF_MLPS:
             raise HalkaError(f"target_modules names {', '.join(sorted(unknown & OF_MLPS))}, {OF_EXPERTS}")
     layers = _layers(options, model)

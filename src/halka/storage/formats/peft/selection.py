@@ -43,7 +43,7 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
         chosen = Pattern("target_modules", wanted).of(layers, deadline)
     else:
         wanted = listed_names("target_modules", wanted)
-        if unknown := [ending for ending in wanted if not any(ends(name, [ending]) for name in layers)]:
+        if unknown := {*wanted} - {tail for name in layers for tail in tails(name)}:
             raise HalkaError(
                 f"adapter_config.json: target_modules names {', '.join(sorted(unknown))}, and this base has no such "
                 "layer: the adapter is for another base, or names too many modules. If it is for this base, remove "
@@ -85,7 +85,13 @@ def _check_count(key: str, count: int) -> None:
 
 def ends(name: str, endings: Iterable[str]) -> bool:
     """Return whether a path is one of these, or has one as its last steps."""
-    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
+    return not tails(name).isdisjoint(endings)
+
+
+def tails(name: str) -> set[str]:
+    """Return all that a path ends with: c, b.c and a.b.c."""
+    steps = name.split(".")
+    return {".".join(steps[number:]) for number in range(len(steps))}
 
 
 def _in_layers(config: Mapping[str, Any], name: str, deadline: float) -> bool:
@@ -150,7 +156,7 @@ def by_pattern(config: Mapping[str, Any], key: str, names: Sequence[str], defaul
 def _end(key: str, text: str, deadline: float) -> Callable[[str], bool]:
     """Return what says whether a name ends in this expression; most are names, which need no matching."""
     if NAME(text):
-        return lambda name: ends(name, [text])
+        return lambda name: f".{name}".endswith(f".{text}")
     pattern = Pattern(key, rf"(?:.*\.)?(?:{text})")
     return lambda name: pattern.match(name, deadline) is not None
 
