@@ -38,7 +38,7 @@ from halka.server.wire import Json
 from halka.util.errors import HalkaError
 
 MOST = 1000  # collections of a tenant
-EMPTY = 32768  # bytes of one without documents
+EMPTY = 16384  # bytes of one without documents
 
 router = APIRouter(tags=["collections"], route_class=UploadRoute)
 
