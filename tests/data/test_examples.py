@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 
+import numpy
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -197,6 +198,30 @@ def test_several_texts_in_one_place_are_not_glued(write):
 def test_missing_values_of_a_table_are_none():
     row = {"instruction": "2 + 2?", "input": math.nan, "output": "4", "system": math.nan, "tools": math.nan}
     assert as_examples([row]) == [Example(PAIR, where="examples[0]")]
+    pandas = pytest.importorskip("pandas")
+    assert as_examples([{**row, "input": pandas.NA, "system": pandas.NaT}]) == [Example(PAIR, where="examples[0]")]
+
+
+def test_an_array_in_a_field_that_nobody_reads_is_no_matter():
+    with pytest.warns(UserWarning, match="^not read: embedding$"):
+        assert len(as_examples([{**ROWS["question"], "embedding": numpy.zeros(3)}])) == 1
+
+
+def test_rows_that_are_reached_by_their_number_are_read():
+    class Subset:
+        def __getitem__(self, index):
+            return [ROWS["question"]][index]
+
+    assert as_examples(Subset()) == [Example(PAIR, where="examples[0]")]
+
+
+def test_a_classifiers_rows_may_have_thoughts_that_are_not_read(write):
+    assert not read_examples(write([{"text": "Fine!", "label": "good", "reasoning": "It says so."}])).problems
+
+
+def test_json_that_is_no_conversation_is_a_text(write):
+    (example,) = read_examples(write([{"prompt": '[{"a": 1}]', "completion": '[{"b": 2}]'}])).examples
+    assert [message.content for message in example.messages] == ['[{"a": 1}]', '[{"b": 2}]']
 
 
 def test_fields_that_nobody_reads_are_named(write):

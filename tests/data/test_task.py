@@ -79,6 +79,11 @@ def test_a_prompt_of_many_rows_is_not_held_out_for_few(alone, alike, held_out):
     assert (len(train), len(validation)) == (alone + alike - held_out, held_out)
 
 
+def test_a_prompt_of_some_rows_more_is_held_out_where_that_comes_nearer():
+    rows = [example("alone"), *(example(f"p{number % 9}") for number in range(99))]
+    assert len(hold_out(rows, 0.1)[1]) == 12
+
+
 def test_fields_that_nobody_reads_are_kept(write):
     assert Task.from_yaml(write("train: train.jsonl\nmetrics: m\n")).unread == ()
     path = write("train: more.jsonl\nmetrics: m\n")

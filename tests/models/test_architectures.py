@@ -9,16 +9,17 @@ import halka
 from exchange import SAVED
 from halka.core import LINEAR_ROLES
 from halka.methods import all_methods
+from halka.models.kinds import class_names
 from halka.models.layouts import LAYOUTS
 from tiny import CONFIGS, ENCODERS, HYBRIDS, SEQ2SEQ, tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 PLACE = re.compile(r"(<!-- tests/models/test_architectures.py writes this table -->\n).*?(<!-- end -->)", re.DOTALL)
 FOR = {
-    **dict.fromkeys(CONFIGS, "next tokens; classifiers"),
+    **dict.fromkeys(CONFIGS, "next tokens"),
     **dict.fromkeys(ENCODERS, "masked tokens; classifiers; taggers"),
     **dict.fromkeys(SEQ2SEQ, "text to text"),
-    **dict.fromkeys(HYBRIDS, "next tokens; classifiers"),
+    **dict.fromkeys(HYBRIDS, "next tokens"),
 }
 ENTERS = {
     **dict.fromkeys(CONFIGS, "every layer"),
@@ -35,6 +36,8 @@ def table() -> str:
     ]
     same: dict[tuple[str, ...], list[str]] = {}
     for architecture, purpose in FOR.items():
+        if purpose == "next tokens" and "sequence-classification" in class_names(architecture):
+            purpose = f"{purpose}; classifiers"
         roles = {each.role for each in halka.adapt(tiny(architecture)).targets}
         linears = ", ".join(f"`{each}`" for each in LINEAR_ROLES if each in roles)
         joins = ", ".join(f"`{each}`" for each in ("memory", "memory.encoder", "memory.cross") if each in roles)

@@ -9,8 +9,13 @@ import torch
 
 import halka
 from contract import disturb, ids, padded
+from halka.advisor.probed_base import token_losses
+from halka.data.examples import as_examples
+from halka.data.tokens import encode
 from halka.models import context
+from halka.models.attention.function import use_attention
 from halka.objectives import packs
+from halka.objectives.language_modelling import LanguageModelling
 from halka.util.errors import HalkaError
 from tiny import HYBRIDS, tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -67,6 +72,41 @@ def test_rows_of_a_mixed_batch_equal_their_own_runs(side, architecture):
         with torch.no_grad():
             bare = model.base(text[None]).logits[0]
         assert torch.equal(alone, bare) == (name is None)
+
+
+@every_architecture
+def test_answers_are_made_without_padding(architecture):
+    """What an adapter adds to a layer's output is added at padding, too, which layers with states hand to the text."""
+    model = with_tokenizer(architecture)
+    model.add("a", halka.BitFit())
+    disturb(model, "a", by=0.5)
+    masks, generate = [], model.base.generate
+    model.base.generate = lambda **inputs: masks.append(inputs["attention_mask"]) or generate(**inputs)
+    questions = ["Who?", "How many are there, and of which kind?", "Who?", "What?"]
+    together = halka.generate(model, questions, "a", max_new_tokens=8)
+    assert len(masks) > 1
+    assert all(mask.all() for mask in masks)
+    assert together == [halka.generate(model, [question], "a", max_new_tokens=8)[0] for question in questions]
+
+
+@every_architecture
+def test_losses_of_probes_are_those_of_each_text(architecture):
+    model = with_tokenizer(architecture)
+    model.add("a", halka.LoRA(rank=3))
+    disturb(model, "a")
+    items = [encode(example, model.tokenizer) for example in as_examples(EXAMPLES)]
+    losses = token_losses(model, "a", items)
+    for (labels, own), item in zip(losses, items, strict=True):
+        batch = LanguageModelling().collate([item], 0)
+        with torch.no_grad(), model.use("a"):
+            logprobs = model.base(batch.input_ids).logits[0, :-1].log_softmax(-1)
+        wanted = torch.tensor(item.loss[1:])
+        own_tokens = batch.input_ids[0, 1:][wanted]
+        assert labels == own_tokens.tolist()
+        expected = -logprobs[wanted].gather(1, own_tokens[:, None])[:, 0]
+        torch.testing.assert_close(torch.from_numpy(own).float(), expected, rtol=0, atol=1e-5)
+    with pytest.raises(HalkaError, match="texts share no line of"), model.use("a"), use_attention(model.base):
+        LanguageModelling().packed_label_losses(model, ["a"], LanguageModelling().pack(model, [items]))
 
 
 @every_architecture

@@ -706,8 +706,10 @@ from halka.data.examples import Example, Message
 from halka.data.metric import Metric
 from halka.data.task import Task
 
+LONGEST = 10
+
 def longest():
-    return 10
+    return LONGEST
 
 def share(answer, references):
     return min(len(answer), longest()) / longest()
@@ -727,7 +729,7 @@ def test_what_a_metric_scored_before_its_code_changed_is_counted(tmp_path):
     assert Plan(own).outdated([scored, before]) == {}
     path.write_text(f"# the same\n{OWN_METRIC}")
     assert Plan(own).outdated([scored, before]) == {}
-    path.write_text(OWN_METRIC.replace("return 10", "return 12"))
+    path.write_text(OWN_METRIC.replace("LONGEST = 10", "LONGEST = 12"))
     assert Plan(own).outdated([scored, scored, before, {**scored, "scores": None}]) == {"length": 2}
     assert [run.key for runs in Plan(own).due({})[0] for run in runs]  # their work is the same
 

@@ -754,7 +754,7 @@ def test_what_is_cut_or_left_out_is_said(split):
 def test_answers_without_an_end_are_said():
     model = model_that_reads()
     model.tokenizer = tokenizer(UNMARKED)
-    with pytest.warns(UserWarning, match="^1 answer end without a token that closes them"):
+    with pytest.warns(UserWarning, match="^1 of 1 example: answers end without a token that closes them"):
         as_tokens(model, examples("Yes."), TrainConfig())
 
 

@@ -47,7 +47,7 @@ def probe_on(
         if (kept.path / name).exists():
             files[f"{ADVICE}/{name}"] = (kept.path / name).read_bytes()
     form = {"dtype": request.dtype, "quantize": request.quantize}
-    size = estimate(request.base, ["prompt"], batch_size=1, length=8, **form)
+    size = estimate(request.base, "lora", batch_size=1, length=8, **form)
     asked = {"request": asdict(replace(request, documents=documents)), "minutes": minutes, "skip": [*skip]}
     cluster = RayCluster(address, shared={REQUEST: json.dumps(asked).encode()})
     try:

@@ -30,6 +30,7 @@ from halka.models.attention.function import use_attention
 from halka.models.kinds import usual_kind
 from halka.models.layouts import LAYOUTS
 from halka.models.loading import base_config, load_base
+from halka.objectives import packs
 from halka.objectives.language_modelling import LanguageModelling
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
@@ -217,6 +218,13 @@ def token_losses(model: AdaptedModel, adapter: str | None, items: Sequence[Token
     losses: list[TokenLosses] = [([], np.zeros(0))] * len(items)
     objective = LanguageModelling()
     with torch.inference_mode(), model.use(adapter), use_attention(model.base), without_dropout(model, [adapter]):
+        if not packs(model):
+            for index, item in enumerate(items):
+                batch = objective.collate([item], 0).to(next(model.base.parameters()).device)
+                own = objective.padded_label_losses(model, adapter, batch)
+                labels = [token for token, loss in zip(item.ids[1:], item.loss[1:], strict=True) if loss]
+                losses[index] = (labels, own.cpu().double().numpy())
+            return losses
         for indices in plan_packed(items, seed=0, epoch=0, batch_tokens=BATCH_TOKENS) if items else ():
             batch = objective.pack(model, [[items[index] for index in indices]])
             losses_M = objective.packed_label_losses(model, [adapter], batch).to(batch.own.device)

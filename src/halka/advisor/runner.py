@@ -300,7 +300,7 @@ class _Probes:
         """The base's parameters and bytes."""
         precision = precision_here(self.request.dtype, self.machine.free().gpu)
         form: dict[str, Any] = {"dtype": precision, "quantize": self.request.quantize}
-        return estimate(self.config, ["prompt"], batch_size=1, length=8, **form)
+        return estimate(self.config, "lora", batch_size=1, length=8, **form)
 
     def _too_large(self, size: Estimate) -> dict[str, str]:
         """The probes of the base, if it does not fit into this machine's memory."""

@@ -127,7 +127,8 @@ def _locate(
     for number, message in enumerate(messages, start=1):
         if message.role != "assistant" and message.content.strip() not in text:
             raise DataError(f"the base's chat template drops or rewrites message {number} (by the {message.role})")
-    if _squeezed(messages[-1].content) not in _squeezed(text):  # Qwen3's sets the line breaks of thoughts anew
+    answer = messages[-1].content.strip()
+    if answer not in text and _squeezed(answer) not in _squeezed(text):  # Qwen3's sets thoughts' line breaks anew
         raise DataError(
             f"the base's chat template drops or rewrites a part of the answer in message {len(messages)}, as some do "
             "with thoughts: give the tokenizer a chat_template that keeps it"

@@ -180,7 +180,7 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
         warnings.warn(f"{plural(len(examples.problems), 'row')} cannot be used; the first: {first}", stacklevel=2)
     if isinstance(examples, str | Path):
         raise DataError(f"examples are {str(examples)!r}: read a file with `halka.read_examples({str(examples)!r})`")
-    if not isinstance(examples, Iterable):
+    if isinstance(examples, int | float):
         raise DataError(
             f"examples are {examples!r}: give rows; `halka.data.task.hold_out(rows, share)` holds out a share of them"
         )

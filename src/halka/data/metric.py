@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,20 +58,30 @@ class Metric:
         )
 
     def code(self) -> str:
-        """Twelve letters of a hash of the source of its functions, and of those that they call by name."""
+        """Twelve letters of a hash of its functions' source, and of the functions and constants that they name."""
         waiting: list[object] = [self.per_item, self.aggregate]
         sources: dict[object, str] = {}
         while waiting:
-            function = waiting.pop()
-            if not inspect.isfunction(function) or function in sources:
-                continue
-            used = inspect.getclosurevars(function)
-            waiting += [*used.nonlocals.values(), *used.globals.values()]
-            try:
-                sources[function] = inspect.getsource(function)
-            except OSError:  # typed into an interpreter
-                sources[function] = function.__qualname__
+            value = waiting.pop()
+            if isinstance(value, partial):
+                waiting += [value.func, *value.args, *value.keywords.values()]
+            elif isinstance(value, str | int | float | tuple | re.Pattern):
+                sources[repr(value)] = repr(value)
+            elif inspect.isfunction(function := inspect.unwrap(value)) and function not in sources:  # pyright: ignore
+                used = inspect.getclosurevars(function)
+                waiting += [*used.nonlocals.values(), *used.globals.values()]
+                sources[function] = _source(function)
         return hashlib.sha256(repr(sorted(sources.values())).encode()).hexdigest()[:12]
+
+
+def _source(function: Callable[..., object]) -> str:
+    """A function's source; of Halka's own, and of one that was typed into an interpreter, its name."""
+    if function.__module__ == __name__:
+        return function.__qualname__
+    try:
+        return inspect.getsource(function)
+    except OSError:
+        return function.__qualname__
 
 
 def ratio(above: FloatArray, below: FloatArray, empty: float = math.nan) -> FloatArray:

@@ -88,7 +88,8 @@ def row_of(where: str, fields: Mapping[str, object]) -> Row:
 
 
 def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+    """NaN, or what pandas has in its place: NA and NaT, of which each comparison is NA."""
+    return (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _row(where: str, value: object) -> Row | Problem:

@@ -90,7 +90,7 @@ def detect_shape(source: str, rows: Sequence[Row | Problem]) -> str:
 
 def keys_read(rows: Sequence[Row], shape: str) -> tuple[list[str], list[str]]:
     """The keys that rows have a value for, in their order: those that are read, and those that are not."""
-    keys = dict.fromkeys(key for row in rows for key, value in row.fields.items() if value not in (None, ""))
+    keys = dict.fromkeys(key for row in rows for key, value in row.fields.items() if not _is_blank(value))
     read = {*SHAPES[shape].keys, *SHAPES[shape].optional, *OPTIONAL}
     return [key for key in keys if key in read], [key for key in keys if key not in read]
 
@@ -109,6 +109,8 @@ def conversation_of(row: Row, shape: str) -> tuple[Message, ...]:
     if missing:
         raise DataError(f"no {' and no '.join(map(repr, missing))}, which a row of shape {shape!r} has")
     check_readable(row)
+    if shape not in ("labelled", "tagged"):  # their answers have no place for a thought
+        _check_thoughts(row.fields, "the row")
     messages = with_system(SHAPES[shape].messages(row.fields), row)
     roles = [message.role for message in messages]
     if "assistant" not in roles:
@@ -151,9 +153,13 @@ def as_message(value: object, name: str) -> Message:
 
 def check_readable(row: Row) -> None:
     """Raises DataError for a row that has more than text, without which its text means something else."""
-    if unread := next((key for key in UNREADABLE if row.fields.get(key) not in (None, "", "[]", [])), None):
+    if unread := next((key for key in UNREADABLE if not _is_blank(row.fields.get(key))), None):
         raise DataError(f"the row has {unread!r}, and only text is read")
-    _check_thoughts(row.fields, "the row")
+
+
+def _is_blank(value: object) -> bool:
+    """Whether there is nothing, which an array is not asked: it compares with each of its numbers."""
+    return value is None or (isinstance(value, str | list) and value in ("", "[]", []))
 
 
 def listed(value: object) -> list[Any] | None:
@@ -176,6 +182,10 @@ def _conversation(value: object, key: str) -> list[Message]:
     return [_turn(item, f"message {number}") for number, item in enumerate(items, start=1) if not _empty_system(item)]
 
 
+def _is_turn(item: object) -> bool:
+    return isinstance(item, Message) or (isinstance(item, Mapping) and not {"role", "from"}.isdisjoint(item))
+
+
 def _turn(item: object, name: str) -> Message:
     if isinstance(item, Mapping):
         _check_thoughts(item, name)
@@ -183,7 +193,7 @@ def _turn(item: object, name: str) -> Message:
 
 
 def _check_thoughts(fields: Mapping[str, object], name: str) -> None:
-    if thought := next((key for key in THOUGHTS if fields.get(key)), None):
+    if thought := next((key for key in THOUGHTS if not _is_blank(fields.get(key))), None):
         raise DataError(
             f"{name} has {thought!r}, which is not read: write it into the answer, as the base does, or remove it"
         )
@@ -229,7 +239,7 @@ def _part(part: object, name: str) -> str:
 def _pair(row: dict[str, object], prompt: str, answer: str) -> list[Message]:
     """Two texts, or two lists of messages, of which the first's answers are no part of what is learned."""
     turns = [listed(row[key]) for key in (prompt, answer)]
-    if all(items and all(isinstance(item, Mapping | Message) for item in items) for items in turns):
+    if all(items and all(map(_is_turn, items)) for items in turns):
         before = _conversation(row[prompt], prompt)
         before = [replace(turn, learned=False) if turn.role == "assistant" else turn for turn in before]
         return before + _conversation(row[answer], answer)

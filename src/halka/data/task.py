@@ -274,7 +274,7 @@ def _read_files(
 def split_off(examples: Sequence[Example], count: int, seed: str) -> tuple[list[Example], list[Example]]:
     """Split off some `count` and at least one example, equal prompts together; (rest, split off), each in order.
 
-    What has one prompt and is more than `count` is split off only where nothing else can be.
+    What has one prompt and is more than `count` is split off only where nothing else can be, or comes nearer to it.
     """
     count = max(count, 1)
     groups: dict[object, list[int]] = {}
@@ -282,7 +282,8 @@ def split_off(examples: Sequence[Example], count: int, seed: str) -> tuple[list[
         groups.setdefault(prompt_key(example), []).append(index)
     chosen: set[int] = set()
     for group in sorted(_shuffled(groups.values(), seed), key=lambda group: len(group) > count):
-        if len(chosen) >= count or (chosen and len(group) > count):
+        missing = count - len(chosen)
+        if missing <= 0 or (chosen and len(group) > count and len(group) >= 2 * missing):
             break
         chosen.update(group)
     rest = [example for index, example in enumerate(examples) if index not in chosen]

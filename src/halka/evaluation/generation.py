@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from halka.evaluation.by_engine import DRAWN, answers_by_engine, check_room, for
 from halka.models import context, without_dropout
 from halka.models.attention.function import use_attention
 from halka.models.float32_products import float32_products
+from halka.models.layouts import layout_of
 from halka.objectives import objective_of
 from halka.storage.pool import AdapterPool
 from halka.util.errors import DataError, HalkaError
@@ -108,6 +109,7 @@ def iter_answers(
         return
     new = max_new_tokens if objective.answer_uses_context else 0
     limits = {name: (context(model, name), _is_full(model, name)) for name in dict.fromkeys(names)}
+    may_pad = layout_of(model.base).attends  # on layers with states a part acts on padding, too, which reaches the text
     rows = []
     items = []
     for index, (example, name) in enumerate(zip(examples, names, strict=True)):
@@ -115,7 +117,7 @@ def iter_answers(
         item = objective.encode_prompt(model, example, room)
         check_room(example.place(index), len(item), max_new_tokens, room, new)
         items.append(item)
-        rows.append(_Row(len(item) + new, room, name if full else None))
+        rows.append(_Row(len(item) + new, room, (name if full else None, None if may_pad else len(item))))
     for batch in _batches(rows, batch_size, lambda batch: _pool_fits(model, {names[i] for i in batch})):
         own = [names[i] for i in batch]
         used = model.use(own if len({*own}) > 1 else own[0])
@@ -176,7 +178,7 @@ class _Row:
 
     tokens: int  # of the prompt and the answer
     room: int | None  # positions for text beside the adapter's virtual tokens
-    full: str | None  # the adapter, if it is a copy of all weights, which acts on whole batches
+    alike: Hashable  # the same in all rows of a batch: a copy of all weights, a length where nothing may be padded
 
 
 def _batches(rows: Sequence[_Row], size: int, fits: Callable[[list[int]], bool]) -> Iterator[list[int]]:
@@ -184,9 +186,9 @@ def _batches(rows: Sequence[_Row], size: int, fits: Callable[[list[int]], bool])
 
     In each batch the longest text has room beside the most virtual tokens.
     """
-    groups: dict[str | None, list[int]] = defaultdict(list)
+    groups: dict[Hashable, list[int]] = defaultdict(list)
     for index in sorted(range(len(rows)), key=lambda index: rows[index].tokens):
-        groups[rows[index].full].append(index)
+        groups[rows[index].alike].append(index)
     for group in groups.values():
         batch: list[int] = []
         for index in group:

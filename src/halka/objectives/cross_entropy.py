@@ -62,7 +62,15 @@ def logits_within(free: int) -> int:
 def next_token_loss(
     hidden_BTD: Tensor, labels_BT: Tensor, head: Head, *, head_trains: bool, chunk: int = CHUNK
 ) -> tuple[Tensor, int]:
-    """A padded batch's summed loss over the N label positions, and N. Label t is predicted from hidden state t - 1.
+    """A padded batch's summed loss over the N label positions, and N."""
+    losses_N = next_token_losses(hidden_BTD, labels_BT, head, head_trains=head_trains, chunk=chunk)
+    return losses_N.sum(), len(losses_N)
+
+
+def next_token_losses(
+    hidden_BTD: Tensor, labels_BT: Tensor, head: Head, *, head_trains: bool, chunk: int = CHUNK
+) -> Tensor:
+    """The loss of each of a padded batch's N labels (N,), row by row. Label t is predicted from hidden state t - 1.
 
     Labels are on the CPU, so that which they are need not be asked of a GPU.
     """
@@ -70,8 +78,7 @@ def next_token_loss(
     places_N = F.pad(labels_BT[:, 1:] != IGNORE_INDEX, (0, 1)).flatten().nonzero()[:, 0]
     states_N, labels_N = to_device([places_N, flat[places_N + 1]], hidden_BTD.device)
     chosen_ND = hidden_BTD.flatten(0, 1)[states_N]
-    losses_N = label_losses(chosen_ND, labels_N, head, head_trains=head_trains, chunk=chunk)
-    return losses_N.sum(), len(losses_N)
+    return label_losses(chosen_ND, labels_N, head, head_trains=head_trains, chunk=chunk)
 
 
 def summed_by_run(losses_N: Tensor, batch: PackedBatch) -> Tensor:

@@ -23,7 +23,7 @@ from halka.models import hidden_states, logits, pad_id
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import NAME as ATTENTION
 from halka.models.layouts import layout_of
-from halka.objectives.cross_entropy import chunk_for, label_losses, next_token_loss, summed_by_run
+from halka.objectives.cross_entropy import chunk_for, label_losses, next_token_loss, next_token_losses, summed_by_run
 from halka.util.errors import HalkaError
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -64,6 +64,11 @@ class LanguageModelling:
     def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         return next_token_loss(outputs, labels, partial(logits, model), **_head(model, [name]))
 
+    def padded_label_losses(self, model: AdaptedModel, name: str | None, batch: Batch) -> Tensor:
+        """The loss of each of a padded batch's labels (M,), row by row."""
+        outputs = self.outputs(model, batch)
+        return next_token_losses(outputs, batch.labels, partial(logits, model), **_head(model, [name]))
+
     def pack(self, model: AdaptedModel, groups: Sequence[Sequence[Tokens]]) -> PackedBatch:
         """The items of each run as one line, on the base's device; what fills it up to LINE is the last run's.
 
@@ -81,10 +86,12 @@ class LanguageModelling:
     def packed_label_losses(self, model: AdaptedModel, names: Sequence[str | None], batch: PackedBatch) -> Tensor:
         """The loss of each of the batch's labels (M,); run i uses adapter `names[i]`, which `model.use` has named so.
 
-        Raises HalkaError within another `use`, without `use_attention`, and for several runs of which one trains the
-        head: that is called on labels' states, which have no rows.
+        Raises HalkaError within another `use`, without `use_attention`, for a base whose texts share no line, and for
+        several runs of which one trains the head: that is called on labels' states, which have no rows.
         """
         base: Any = model.base
+        if not layout_of(base).attends:
+            raise HalkaError(f"texts share no line of {type(base).__name__}, whose layers carry states: pad batches")
         if model.active != tuple(names) or base.config._attn_implementation != ATTENTION:
             raise HalkaError(f"a packed batch of {names} needs `model.use({names})` and `use_attention(model.base)`")
         if len(names) > 1 and any(_trains_head(model, name) for name in names):

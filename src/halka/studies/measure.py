@@ -33,6 +33,7 @@ from halka.methods import build_method
 from halka.methods.prompt import started_from
 from halka.models import adapt
 from halka.models.kinds import kind_of
+from halka.models.layouts import layout_of
 from halka.models.loading import load_base
 from halka.models.quantised import bytes_of
 from halka.storage.adapter_folder import AdapterFolder
@@ -167,8 +168,9 @@ def measure(run: Spec, folder: Path) -> Result:
                 "perplexity": after,
                 "change": after / before - 1,
             },
-            "latency": _latency(model, name, as_tokens(model, task.validation, config)),
         }
+        if layout_of(model.base).attends:  # else there is no engine
+            result["latency"] = _latency(model, name, as_tokens(model, task.validation, config))
     lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in evaluation.predictions]
     write_text(folder / "predictions.jsonl", "".join(lines))
     if name is not None:

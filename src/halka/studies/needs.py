@@ -66,7 +66,7 @@ def needs_of(runs: Sequence[Spec], task: Task, gpu: bool) -> Needs | None:
             dtype=precision_here(precision, gpu),
             quantize=run.quantize,
         )
-        method = build_method("prompt", {}) if run.method == BASE else build_method(run.method, run.fields)
+        method = build_method("lora", {}) if run.method == BASE else build_method(run.method, run.fields)
         predicted = dry_run(base, method, setup, gpu=gpu)
     except HalkaError:
         return None

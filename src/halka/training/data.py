@@ -51,7 +51,7 @@ def as_tokens(
             )
         open_ended = unclosed((item for item in encoded.items if isinstance(item, Tokens)), model.tokenizer)
         if open_ended > encoded.cut:
-            warnings.warn(f"{plural(open_ended, 'answer')} {UNCLOSED}", stacklevel=2)
+            warnings.warn(f"{open_ended} of {plural(len(raw), 'example')}: answers {UNCLOSED}", stacklevel=2)
     _check_rows(model, items)
     if not any(item.labels for item in items):
         raise DataError(f"no token to learn from in {plural(total, 'example')}: each needs an answer by the assistant")

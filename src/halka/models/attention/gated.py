@@ -19,18 +19,14 @@ from halka.core import VirtualPart
 from halka.core.interfaces import Arguments
 from halka.models.attention.function import use_attention
 from halka.models.attention.places import LayerMemory, LayerStack, LayerTokens, Recorded
-from halka.models.layouts import Layout
 from halka.util.transfer import to_device
 
 
 class Gated(LayerTokens[list[LayerMemory | None]]):
     """What `parts` hold for a stack's layers; the module of a `memory.gated` target."""
 
-    def __init__(self, base: Any, stack: LayerStack, layout: Layout):
+    def __init__(self, base: Any, stack: LayerStack):
         super().__init__(base, stack, (stack.layers, stack.module.config.get_text_config().hidden_size))
-        layers = base.get_submodule(layout.layers).children()
-        attending = (layer for layer in layers if layout.has_attention(layer))
-        self._attentions = (*(layer.get_submodule(layout.attention) for layer in attending),)
 
     def join(self, kwargs: dict[str, Any], runs: Sequence[int]) -> dict[str, Any]:
         return {**kwargs, "gated": self.contents()} if any(self.parts) else kwargs
@@ -64,7 +60,7 @@ class Gated(LayerTokens[list[LayerMemory | None]]):
         at_zero = torch.zeros(count, length, dtype=torch.int64, device=nothing.device)
         positions = {} if self.stack.layout.positions == "relative" else {"position_ids": at_zero}
         with use_attention(self._base[0]), self.bare(), ExitStack() as hooks:
-            for attention, states in zip(self._attentions[-last:], tokens.unbind(2), strict=True):
+            for attention, states in zip(self.stack.attentions[-last:], tokens.unbind(2), strict=True):
                 hook = partial(_replace_input, states)
                 hooks.enter_context(attention.register_forward_pre_hook(hook, with_kwargs=True))
             self.stack.run(inputs_embeds=nothing, record=recorded, **positions)

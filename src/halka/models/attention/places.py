@@ -33,8 +33,8 @@ class LayerStack:
         self.module: Any = base.get_submodule(layout.decoder)
         self.embed: nn.Module = base.get_submodule(layout.embed)
         layers = [layer for layer in base.get_submodule(layout.layers).children() if layout.has_attention(layer)]
+        self.attentions: tuple[Any, ...] = (*(layer.get_submodule(layout.attention) for layer in layers),)
         self.layers = len(layers)
-        self.attention: Any = layers[0].get_submodule(layout.attention)
         config = self.module.config.get_text_config()
         heads = config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -84,7 +84,7 @@ class LayerStack:
             return None
         longest, rows = int(lengths.max()), []
         for length in lengths.tolist():
-            keys = self.attention.compute_bias(tokens, length, device, past + length)
+            keys = self.attentions[0].compute_bias(tokens, length, device, past + length)
             rows.append(nn.functional.pad(keys, (0, longest - length)))
         return torch.cat(rows)
 

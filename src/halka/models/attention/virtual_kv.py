@@ -114,7 +114,7 @@ def _texts_of_line(kwargs: dict[str, Any], runs: Sequence[int]) -> Tensor:
 def _texts_of_rows(kwargs: dict[str, Any], past: int, parts: int) -> Tensor:
     """The tokens of the longest row of each part up to its padding on the right, (N,) of N parts, or (1,) for all."""
     mask, tokens = kwargs.get("attention_mask"), past + tokens_of(kwargs).shape[1]
-    if mask is None or mask.shape[1:] != (tokens,):
+    if not isinstance(mask, Tensor) or mask.shape[1:] != (tokens,):  # beside images it is a mask for each kind of layer
         return torch.tensor([tokens], device="cpu")
     ends = ((mask != 0) * torch.arange(1, tokens + 1, device=mask.device)).amax(1)
     return ends.view(parts, repeats(len(ends), parts)).amax(1).cpu()

@@ -42,7 +42,7 @@ class VirtualTokens:
         decoder = LayerStack(base, layout)
         self.readers: dict[str, VirtualKV | Gated] = {
             "memory": VirtualKV(base, decoder),
-            "memory.gated": Gated(base, decoder, layout),
+            "memory.gated": Gated(base, decoder),
         }
         self._entry = None if layout.causal else decoder  # whose input takes a prompt's embeddings
         if layout.encoder is not None:
