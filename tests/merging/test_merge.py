@@ -244,3 +244,15 @@ def test_one_weight_is_merged_before_the_next_begins():
         merged, largest = mode.live - before, 256 * 512
         assert merged == sum(target.d_in * target.d_out for target in model.adapters["a"].targets.values()) * 2
         assert mode.peak - before <= merged + 4 * largest * 4
+
+
+@pytest.mark.parametrize("path", ["transformer.h.0.attn.c_proj", "transformer.h.0.mlp.c_fc"])
+def test_a_transposed_weight_that_is_trained_whole_is_merged_as_it_stands(path):
+    model = halka.adapt(tiny("gpt2"))
+    model.add("a", halka.Modules((path,)))
+    disturb(model, "a")
+    with torch.no_grad(), model.use("a"):
+        expected = model.base(ids()).logits
+    model.merge("a")
+    with torch.no_grad():
+        torch.testing.assert_close(model.base(ids()).logits, expected, rtol=0, atol=1e-5)

@@ -92,13 +92,14 @@ def _merged(adapter: Adapter, paths: Sequence[str], dtype: torch.dtype | None) -
             if names["weight"] not in changed:
                 raise HalkaError(f"{method} acts on what a mixture of experts returns: not mergeable")
             weight, bias = changed[names["weight"]], changed.get(names["bias"])
+            turned = target.transposed and not part.replaces  # one that is trained whole is as the base stores it
             try:
-                new, new_bias = part.merged(weight.T if target.transposed else weight, bias)
+                new, new_bias = part.merged(weight.T if turned else weight, bias)
             except NotImplementedError as error:
                 raise HalkaError(f"{method} cannot be merged: {error}") from None
             if new_bias is not None:
                 if bias is None:
                     raise HalkaError(f"{method} adds a bias to {target.name}, which has none: not mergeable")
                 changed[names["bias"]] = new_bias
-            changed[names["weight"]] = new.T if target.transposed else new
+            changed[names["weight"]] = new.T if turned else new
     return {name: tensor.to(dtype or own[name].dtype).contiguous() for name, tensor in changed.items()}
