@@ -100,10 +100,11 @@ CONFIGS = {
 
 
 _BERT = {"initializer_range": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+_ROBERTA = {**_SMALL, **_BERT, "pad_token_id": 1, "bos_token_id": 0, "max_position_embeddings": 130}
 ENCODERS = {  # without dropout, as the others are, and with weights that make a difference
     "bert": {**_SMALL, **_BERT, "type_vocab_size": 2},
-    "roberta": {**_SMALL, **_BERT, "pad_token_id": 1, "bos_token_id": 0, "max_position_embeddings": 130},
-    "xlm-roberta": {**_SMALL, **_BERT, "pad_token_id": 1, "bos_token_id": 0, "max_position_embeddings": 130},
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
     "modernbert": {
         **_SMALL,
         "initializer_range": 0.1,

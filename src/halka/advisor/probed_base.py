@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from halka.advisor.evidence import BOTH, CLOSED, CONDITIONS, DOCUMENTS, EXAMPLES
 from halka.advisor.request import COLLECTION, Request, Sample
 from halka.advisor.statistics import answer_values
 from halka.core import AdaptedModel
-from halka.data.batches import plan_packed
+from halka.data.batches import Batch, plan_packed
 from halka.data.examples import Example, Message
 from halka.data.readers import Problem
 from halka.data.tokens import Tokens, encode, encode_all, encode_prompt
@@ -30,7 +30,7 @@ from halka.models.attention.function import use_attention
 from halka.models.kinds import usual_kind
 from halka.models.layouts import LAYOUTS
 from halka.models.loading import base_config, load_base
-from halka.objectives import packs
+from halka.objectives import batch_of, packs
 from halka.objectives.language_modelling import LanguageModelling
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
@@ -220,7 +220,7 @@ def token_losses(model: AdaptedModel, adapter: str | None, items: Sequence[Token
     with torch.inference_mode(), model.use(adapter), use_attention(model.base), without_dropout(model, [adapter]):
         if not packs(model):
             for index, item in enumerate(items):
-                batch = objective.collate([item], 0).to(next(model.base.parameters()).device)
+                batch = cast(Batch, batch_of(model, {adapter: [item]}, packed=False))
                 own = objective.padded_label_losses(model, adapter, batch)
                 labels = [token for token, loss in zip(item.ids[1:], item.loss[1:], strict=True) if loss]
                 losses[index] = (labels, own.cpu().double().numpy())

@@ -24,12 +24,11 @@ def data_rows(file: Path, flag: str, shape: str | None, also: str | None = None)
     Raises DataError for an unreadable file.
     """
     from halka.data.examples import read_examples
-    from halka.data.shapes import keys_read
 
     rows = read_examples(existing_file(file, flag), shape)
     overridden = "" if shape else " (--shape overrides it)"
     say(f"{file}: {plural(len(rows.examples), 'example')}, read as {rows.shape}{overridden}")
-    if unread := [key for key in keys_read(rows.rows, rows.shape)[1] if key != also]:
+    if unread := [key for key in rows.unread if key != also]:
         say(f"{file}: not read: {', '.join(unread)}")
     if rows.problems:
         say(f"{file}: {plural(len(rows.problems), 'row')} cannot be used; the first: {rows.problems[0]}")

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import cast
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from halka.data.examples import Example, Message
 from halka.util.errors import DataError
@@ -113,7 +113,12 @@ def opening(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    return tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip())
+    return tuple(token.content for token in added_tokens(tokenizer).values())
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, AddedToken]:
+    """The tokens that were added to the vocabulary, without blank ones: special ones, and what closes an answer."""
+    return {number: token for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
 
 
 def _locate(

@@ -115,6 +115,11 @@ class FileExamples:
     problems: list[Problem]
     rows: list[Row] = field(default_factory=list)
 
+    @property
+    def unread(self) -> list[str]:
+        """The rows' fields that nobody reads."""
+        return keys_read(self.rows, self.shape)[1] if self.rows else []
+
     def __iter__(self) -> Iterator[Example]:
         return iter(self.examples)
 
@@ -198,8 +203,8 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
             )
     rows = [value for value in values if isinstance(value, Row)]
     shape = detect_shape("examples", rows) if rows else ""
-    read = (examples.rows, examples.shape) if isinstance(examples, FileExamples) else (rows, shape)
-    if all(read) and (unread := keys_read(*read)[1]):
+    own = examples if isinstance(examples, FileExamples) else FileExamples([], shape, [], rows)
+    if unread := own.unread:
         warnings.warn(f"not read: {', '.join(unread)}", stacklevel=2)
     result = [value if isinstance(value, Example) else _example(value, shape) for value in values]
     if problems := [value for value in result if isinstance(value, Problem)]:

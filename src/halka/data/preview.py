@@ -12,6 +12,7 @@ from typing import Literal
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from halka.data.batches import plan, plan_packed
+from halka.data.chat import added_tokens
 from halka.data.duplicates import Duplicate, between, within
 from halka.data.examples import Example, FileExamples, read_examples
 from halka.data.packing import computed_tokens, paths_of
@@ -174,7 +175,7 @@ def inspect(
     kept = [rows.examples[index] for index in encoded.kept]
     lengths = _lengths(kept, encoded.items, max_length)
     fields, unread = keys_read(rows.rows, rows.shape) if rows.shape in SHAPES else ([], [])
-    added = {token: text for token, text in tokenizer.added_tokens_decoder.items() if text.content.strip()}
+    added = added_tokens(tokenizer)
     return Preview(
         name=name,
         shape=rows.shape,

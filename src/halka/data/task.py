@@ -15,7 +15,6 @@ from halka.data.examples import Example, read_examples
 from halka.data.labels import classes_in, tags_in
 from halka.data.metric import Metric
 from halka.data.readers import Problem
-from halka.data.shapes import keys_read
 from halka.util.errors import DataError, HalkaError
 from halka.util.kinds import TASK_KINDS
 
@@ -177,11 +176,14 @@ def overlaps(task: Task) -> dict[tuple[str, str], list[Duplicate]]:
 
 def _read_task(path: Path) -> Task:
     values = _checked(path)
-    problems: list[Problem] = []
-    shapes: list[str] = []
-    unread: dict[str, None] = {}
-    files = {split: _read_files(path, values, split, problems, shapes, unread) for split in SPLITS}
-    kind = values.get("kind") or KIND_OF_SHAPE.get(shapes[0])
+    named = {split: value for split in SPLITS if not isinstance(value := values.get(split, []), float)}
+    read = {
+        split: [read_examples(path.parent / file, values.get("shape")) for file in _as_list(value)]
+        for split, value in named.items()
+    }
+    every = [rows for of_split in read.values() for rows in of_split]
+    files = {split: [example for rows in read.get(split, ()) for example in rows] for split in SPLITS}
+    kind = values.get("kind") or KIND_OF_SHAPE.get(every[0].shape)
     train = files["train"]
     for split in ("test", "validation"):
         fraction = values.get(split)
@@ -204,8 +206,8 @@ def _read_task(path: Path) -> Task:
         max_new_tokens=values.get("max_new_tokens", 64),
         licence=values.get("licence", ""),
         source=values.get("source", ""),
-        problems=tuple(problems),
-        unread=tuple(unread),
+        problems=tuple(problem for rows in every for problem in rows.problems),
+        unread=tuple(dict.fromkeys(key for rows in every for key in rows.unread)),
         kind=kind,
         labels=tuple(values.get("labels", ())) or labels_for(kind, [*train, *files["validation"], *files["test"]]),
     )
@@ -249,26 +251,6 @@ def _checked(path: Path) -> dict[str, Any]:
 
 def _as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
-
-
-def _read_files(
-    path: Path,
-    values: dict[str, Any],
-    split: str,
-    problems: list[Problem],
-    shapes: list[str],
-    unread: dict[str, None],
-) -> list[Example]:
-    """A split's examples; adds its rows' problems, its files' shapes and the fields that nobody reads to the others."""
-    value = values.get(split, [])
-    examples: list[Example] = []
-    for file in [] if isinstance(value, float) else _as_list(value):
-        rows = read_examples(path.parent / file, values.get("shape"))
-        examples += rows.examples
-        problems += rows.problems
-        shapes.append(rows.shape)
-        unread |= dict.fromkeys(keys_read(rows.rows, rows.shape)[1])
-    return examples
 
 
 def split_off(examples: Sequence[Example], count: int, seed: str) -> tuple[list[Example], list[Example]]:

@@ -77,7 +77,7 @@ def encode_all(
 
 def unclosed(items: Iterable[Tokens], tokenizer: PreTrainedTokenizerBase) -> int:
     """How many items' last answers end without a token of the tokenizer's own, as what closes an answer is one."""
-    closing = {token for token, text in tokenizer.added_tokens_decoder.items() if text.content.strip()}
+    closing = chat.added_tokens(tokenizer)
     backwards = (zip(reversed(item.ids), reversed(item.loss), strict=True) for item in items)
     last = (next((token for token, loss in pairs if loss), None) for pairs in backwards)
     return sum(token is not None and token not in closing for token in last)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from halka.core import AdaptedModel
-from halka.models import memory_of
+from halka.models import stack_of
 from halka.models.attention.paged import SIZE, KVBlocks
 from halka.util import machine
 from halka.util.errors import HalkaError
@@ -133,7 +133,7 @@ def cache_for(model: AdaptedModel, rows: int, memory: int | None) -> BlockCache:
     Raises HalkaError for less than two blocks.
     """
     base: Any = model.base
-    stack = memory_of(model).stack
+    stack = stack_of(model)
     size = KVBlocks.bytes_of(stack.shape, base.dtype)
     limit = stack.limit or POSITIONS
     most = -(-max(limit, rows * min(limit, POSITIONS)) // SIZE) + 1  # virtual tokens end in a block of theirs
