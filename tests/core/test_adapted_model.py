@@ -112,6 +112,25 @@ def test_a_cast_moves_the_base_alone(method):
         assert model.base(ids()).logits.dtype == torch.bfloat16
 
 
+def test_a_base_that_is_cast_while_it_holds_another_is_of_one_precision_afterwards(model):
+    model.merge("a")
+    model.base.to(torch.bfloat16)
+    model.unmerge()
+    assert {parameter.dtype for parameter in model.base.parameters()} == {torch.bfloat16}
+    model.base(ids())
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_parts_are_fp32_whatever_torchs_default_is(method):
+    model = halka.adapt(tiny(dtype=torch.bfloat16))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        adapter = model.add("a", method)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {tensor.dtype for tensor in adapter.parameters()} == {torch.float32}
+
+
 def test_moving_waits_for_the_end_of_a_block_and_keeps_what_is_merged(model):
     with model.use("a"), pytest.raises(halka.HalkaError, match="moving needs an idle base"):
         model.to("meta")

@@ -14,6 +14,8 @@ from halka.util.rows import repeats
 from kinds import KINDS, bare, logits, model_with
 from tiny import tiny
 
+PARALLEL = halka.Bottleneck(width=3, targets=("mlp",), reads="residual")
+
 
 @pytest.mark.parametrize("kind", [*KINDS, None])
 @pytest.mark.parametrize("mixed", [False, True])
@@ -548,23 +550,53 @@ def test_an_adapter_starts_from_the_bases_own_weights_whatever_stands_in(kind, s
         assert torch.equal(mine, theirs)
 
 
-def test_an_adapter_computes_the_same_whichever_others_came_before():
-    """A linear layer's output is edited before the sublayer's that ends with it, whoever added which hook first."""
+@pytest.mark.parametrize(
+    ("architecture", "first", "second"),
+    [
+        ("llama", halka.LoRA(rank=4, targets=("mlp.down",)), halka.Bottleneck(targets=("mlp",))),
+        ("llama", halka.Bottleneck(width=4, targets=("mlp",)), PARALLEL),
+        ("llama", halka.Bottleneck(targets=("mlp",), reads="input"), halka.IA3(("mlp.up",), feedforward=("mlp.up",))),
+        (
+            "bert",
+            halka.IA3(("attn.q",), feedforward=("attn.q",)),
+            halka.Bottleneck(targets=("attn",), reads="residual"),
+        ),
+        ("mixtral", halka.Modules(("model.layers.1.mlp",)), halka.Bottleneck(width=4, targets=("mlp",))),
+        ("mixtral", halka.Bottleneck(width=4, targets=("mlp",)), PARALLEL),
+    ],
+)
+def test_an_adapter_computes_the_same_whichever_others_came_before(architecture, first, second):
+    """At one module the first edits, or remembers, what comes before the second, whoever added which hook first."""
     logits = []
-    for first in ([], ["bottleneck"], ["lora"]):
-        model = halka.adapt(tiny())
-        methods = {"lora": halka.LoRA(rank=4, targets=("mlp.down",)), "bottleneck": halka.Bottleneck(targets=("mlp",))}
-        for name in first:
-            model.add(name, methods[name])
-        model.add("joint", halka.Joint(tuple(methods.values())))
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in model.parameters("joint"):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    for before in (None, first, second):
+        model = halka.adapt(tiny(architecture))
+        if before is not None:
+            model.add("before", before)
+        model.add("joint", halka.Joint((first, second)))
+        disturb(model, "joint", by=0.3)
         with torch.inference_mode(), model.use("joint"):
             logits.append(model.base(torch.tensor([[5, 6, 7, 8]])).logits)
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
+
+
+def test_positions_that_all_rows_share_are_edited_for_each():
+    """GPT-2 calls its embedding of positions with a single row for the whole batch."""
+    methods = {
+        "lora": halka.LoRA(rank=2, targets=("module:transformer.wpe",)),
+        "whole": halka.Modules(("transformer.wpe",)),
+    }
+    model = halka.adapt(tiny("gpt2"))
+    for name, method in methods.items():
+        model.add(name, method)
+        disturb(model, name, by=0.3)
+    rows = ["lora", None, "whole", "lora"]
+    with torch.inference_mode(), model.use(rows):
+        mixed = model.base(ids(rows=4)).logits
+    for row, name in enumerate(rows):
+        with torch.inference_mode(), model.use(name):
+            alone = model.base(ids(rows=4)[row : row + 1]).logits[0]
+        torch.testing.assert_close(mixed[row], alone, rtol=0, atol=1e-5)
 
 
 def test_a_module_that_returns_several_tensors_is_named():

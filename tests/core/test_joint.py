@@ -139,5 +139,7 @@ def test_a_module_without_parameters_cannot_be_trained_whole():
     ):
         with pytest.raises(ValueError, match=r"takes several inputs .* name modules with one input"):
             halka.adapt(tiny(architecture)).add("a", halka.Modules((module,)))  # a mask, types: computed without
+    with pytest.raises(ValueError, match=r"linear_attn\.conv1d is a convolution over tokens, .* leave it out"):
+        halka.adapt(tiny("qwen3_5_text")).add("a", halka.Modules(("model.layers.0.linear_attn.conv1d",)))
     with pytest.raises(ValueError, match=r"modules wants 'model\.nrm', which this base does not have"):
         halka.adapt(tiny()).add("a", halka.Modules(("model.nrm",)))

@@ -51,6 +51,19 @@ def request(name: str | None = None, tokens: int = 6, tenant: str = "") -> Reque
     return Request(PROMPT, name, stopping=Stopping(tokens), tenant=tenant)
 
 
+@pytest.mark.parametrize(("architecture", "path"), [("apertus", "self_attn.q_norm"), ("mixtral", "mlp")])
+def test_a_module_whose_tokens_do_not_come_first_shares_no_line(architecture, path):
+    whole = halka.Modules((f"model.layers.1.{path}",))
+    model = model_of(architecture, families={"whole": whole, "lora": halka.LoRA(rank=2)})
+    requests = [
+        Request([*PROMPT, token], name, stopping=Stopping(6)) for token in (9, 11) for name in ("whole", "lora", None)
+    ]
+    with Engine(model) as engine:
+        answers = [engine.submit(request)[0] for request in requests]
+        run(engine)
+    assert [answer.tokens for answer in answers] == [alone(model, request) for request in requests]
+
+
 def test_more_adapters_than_room_take_turns(model, store):
     names = store.names()
     expected = {name: single(model, store.get(name).folder) for name in names}

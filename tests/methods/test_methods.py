@@ -414,6 +414,23 @@ def test_tokens_that_the_base_lacks_are_refused(kind, tokens):
         halka.adapt(tiny()).add("a", kind(tokens=tokens))
 
 
+def test_tokens_of_embedding_and_head_share_rows_where_they_are_the_same_tokens():
+    """GPT-2's head is tied: ids that differ are other rows of the one weight."""
+    one, other = (halka.Tokens((token,), (role,)) for token, role in ((5, "embedding"), (9, "head")))
+    for joint, rows in ((halka.Joint((one, other)), 2), (halka.Tokens((5,)), 1)):
+        model = halka.adapt(tiny("gpt2"))
+        prompt = torch.tensor([[5, 7, 9]])
+        bare = model.base(prompt).logits
+        assert [len(tensor) for tensor in model.add("a", joint).parameters()] == [1] * rows
+        with torch.no_grad(), model.use("a"):
+            assert torch.equal(model.base(prompt).logits, bare)
+
+
+def test_an_embedding_that_takes_more_than_ids_has_no_lora():
+    with pytest.raises(ValueError, match=r"lora: model\.decoder\.embed_positions, .* takes several inputs"):
+        halka.adapt(tiny("opt")).add("a", halka.LoRA(targets=("module:model.decoder.embed_positions",)))
+
+
 def test_a_start_from_the_vocabulary_is_rows_of_it_and_a_random_one_is_as_wide():
     base = tiny()
     model = halka.adapt(base)

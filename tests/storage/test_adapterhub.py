@@ -17,6 +17,7 @@ from halka.storage.formats import adapterhub
 from halka.storage.formats.adapterhub import heads
 from halka.storage.formats.adapterhub.bottleneck import reduction_factor
 from halka.storage.formats.format import Contents
+from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
 # What is written in another of the library's forms: a fused layer's matrices all three, a prefix flat, once.
@@ -180,6 +181,14 @@ def test_a_base_that_the_library_has_no_form_for_is_refused():
     folder = files("llama/seq_bn")
     with pytest.raises(ValueError, match="written for llama, mistral, gpt2, bert, roberta, not for qwen2"):
         adapterhub.read(Contents({**folder.config, "model_type": "qwen2"}, folder.tensors), model.targets)
+
+
+@pytest.mark.parametrize("role", ["memory", "memory.encoder"])
+def test_a_prefix_on_such_a_base_is_not_written(role):
+    model = halka.adapt(tiny("t5"))
+    adapter = model.add("a", halka.PositionlessPrefix(length=2, targets=(role,)))
+    with pytest.raises(ValueError, match=r"written for llama, .* not for t5"):
+        adapterhub.write(adapter, model.targets, "")
 
 
 def test_a_prefix_that_differs_by_layer_is_damaged():
@@ -460,6 +469,7 @@ def test_a_head_names_the_adapters_labels_and_has_a_row_for_each(labels, card, t
         ("llama", halka.Bottleneck(reads="input"), "its parallel adapters read the residual before the norm"),
         ("llama", halka.LoRA(rank=2, targets=("attn.o",)), "cannot adapt attn.o in llama: it has only attn.q, attn.k"),
         ("llama", halka.LoRA(rank=2, targets=("head",)), "cannot adapt head in llama"),
+        ("llama", halka.LoRA(rank=2, targets=("embedding",)), "cannot adapt embedding in llama"),
         ("bert", halka.IA3(), "this one the input of mlp.down: bert has no layer whose output"),
         ("llama", halka.IA3(targets=("mlp.up", "mlp.down")), "AdapterHub has one factor for both"),
         (

@@ -188,6 +188,25 @@ def test_a_whole_weight_is_not_held_against_a_packed_one(tmp_path):
         halka.load(halka.adapt(base), folder)
 
 
+@pytest.mark.parametrize("method", [halka.LoRA(rank=2, targets=("head",)), halka.DoRA(rank=2, targets=("head",))])
+def test_a_head_that_peft_saves_with_its_own_bias_has_the_bias_of_the_base(method, tmp_path):
+    model = halka.adapt(tiny("phi"))
+    model.add("a", method)
+    halka.save(model, "a", tmp_path / "a")
+    theirs = peft.PeftModel.from_pretrained(tiny("phi"), str(tmp_path / "a"))
+    theirs.save_pretrained(str(tmp_path / "b"), save_embedding_layers=True)
+    assert any(key.endswith("base_layer.bias") for key in load_file(tmp_path / "b" / WEIGHTS))
+    again = halka.load(halka.adapt(tiny("phi")), tmp_path / "b", name="a").method
+    assert (type(again), again.roles()) == (type(method), method.roles())
+
+
+def test_a_prefix_on_an_encoder_has_no_form_in_peft(tmp_path):
+    model = halka.adapt(tiny("bert", kind="sequence-classification"))
+    model.add("a", halka.Prefix(length=2))
+    with pytest.raises(ValueError, match="peft"):
+        halka.export(model, "a", tmp_path / "a", format="peft")
+
+
 def test_what_peft_has_no_form_for_is_written_in_our_own(tmp_path):
     for number, method in enumerate(
         [

@@ -67,6 +67,23 @@ def model_with(*names: str, **changes) -> AdaptedModel:
     return model
 
 
+@pytest.mark.parametrize(("architecture", "path"), [("gemma3_text", "self_attn.q_norm"), ("mixtral", "mlp")])
+def test_a_module_whose_tokens_do_not_come_first_learns_what_it_learns_alone(architecture, path):
+    def model() -> AdaptedModel:
+        adapted = halka.adapt(tiny(architecture))
+        adapted.add("whole", halka.Modules((f"model.layers.0.{path}",)))
+        adapted.add("lora", METHODS["lora"])
+        return adapted
+
+    together = model()
+    list(train_many(together, [Job(name, data(name), CONFIG) for name in ("whole", "lora")]))
+    for name in ("whole", "lora"):
+        alone = model()
+        list(train(alone, name, data(name), CONFIG))
+        for key, tensor in weights(alone, name).items():
+            torch.testing.assert_close(weights(together, name)[key], tensor, rtol=0, atol=1e-6, msg=key)
+
+
 def jobs(model: AdaptedModel, batches: str = "packed", **options) -> list[Job]:
     return [Job(name, data(name), configs(batches)[name], **options) for name in model.adapters]
 

@@ -12,6 +12,7 @@ from halka.core.targets import Target
 from halka.util.cached import Changes
 from halka.util.divided import is_divided, part_like
 from halka.util.errors import HalkaError
+from halka.util.fits import check_fits
 
 
 class Adapter:
@@ -40,7 +41,9 @@ class Adapter:
                     "VirtualPart or a WeightPart of halka.core"
                 )
             path = target.key if target.name in adapter.parts else target.name
-            adapter.parts[path] = (part if isinstance(part, WeightPart) else part.to(target.device() or device)).eval()
+            if not isinstance(part, WeightPart):
+                part.to(target.device() or device, torch.float32)  # whatever torch's default precision is
+            adapter.parts[path] = part.eval()
             adapter.targets[path] = target
         if not adapter.parts:
             raise HalkaError(f"{method.name} built no part for this base: widen its targets")
@@ -87,7 +90,7 @@ class Adapter:
         Raises HalkaError naming every key that is missing, unknown or of another shape, and with `assign` for tensors
         that are not fp32.
         """
-        self._check_fits(state)
+        check_fits(self.state_dict(), state)
         before = self.parameters()
         if assign and (other := [key for key, tensor in state.items() if tensor.dtype != torch.float32]):
             raise HalkaError(f"the state holds {state[other[0]].dtype} in {other[0]}: parts hold fp32")
@@ -99,19 +102,3 @@ class Adapter:
                 values[name] = value.clone() if assign and value.is_inference() else value
             part.load_state_dict(values, assign=assign)
         Changes.happened([*before, *self.parameters()])
-
-    def _check_fits(self, state: Mapping[str, Tensor]) -> None:
-        own = self.state_dict()
-        problems = [f"missing {key}" for key in own.keys() - state.keys()]
-        problems += [f"unknown {key}" for key in state.keys() - own.keys()]
-        problems += [
-            f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-            for key in own.keys() & state.keys()
-            if state[key].shape != own[key].shape
-        ]
-        if problems:
-            shown = "; ".join(sorted(problems)[:5])
-            raise HalkaError(
-                f"the weights do not fit this adapter on this base: {shown} ({len(problems)} problems in all): they "
-                "are another method's, or were made for another base"
-            )

@@ -56,6 +56,8 @@ class Passes:
         for place, target in _places(adapter):
             if place not in self._hooks:
                 self._hooks[place] = _Hooks(self, place, target)
+                if (last := self._hooks.get((f"{place[0]}.residual", place[1]))) is not None:
+                    last.register()
             self._hooks[place].parts += 1
 
     def remove(self, adapter: Adapter) -> None:
@@ -168,15 +170,23 @@ class _Hooks:
         module, source = target.module, None if target.source is None else passes.modules[target.source]
         self._argument, self._of_source = argument_of(module), "" if source is None else argument_of(source)
         self._handles: list[RemovableHandle] = []
-        if target.experts:
-            self._handles.append(module.register_forward_pre_hook(self._edit_experts, with_kwargs=True))
-        elif place[1] == "input":
-            self._handles.append(module.register_forward_pre_hook(self._edit_input, with_kwargs=True))
-        elif source is None:  # the module's own output is edited before that of the sublayer which ends with it
-            self._handles.append(module.register_forward_hook(self._edit_output, with_kwargs=True, prepend=True))
+        self.register()
+
+    def register(self) -> None:
+        """Whoever came first, one remembers what comes, then edits it; edits what a module returns, then what the
+        sublayer that ends with it returns, then that beside the residual, whose hooks are registered anew for it."""
+        self.remove()
+        before, after = self._target.module.register_forward_pre_hook, self._target.module.register_forward_hook
+        if self._target.experts:
+            self._handles = [before(self._edit_experts, with_kwargs=True)]
+        elif self._place[1] == "input":
+            self._handles = [before(self._edit_input, with_kwargs=True)]
         else:
-            self._handles.append(source.register_forward_pre_hook(self._remember, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(self._edit_output, with_kwargs=True))
+            own = self._target.source is None and self._target.role != "mlp"  # that of a mixture is a sublayer's
+            self._handles = [after(self._edit_output, with_kwargs=True, prepend=own)]
+        if self._target.source is not None:
+            source = self._passes.modules[self._target.source]
+            self._handles += [source.register_forward_pre_hook(self._remember, with_kwargs=True, prepend=True)]
 
     def remove(self) -> None:
         for handle in self._handles:

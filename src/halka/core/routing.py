@@ -39,11 +39,14 @@ class Edits:
     def edit(self, runs: Sequence[int], x: Tensor, y: Tensor | None = None) -> Tensor:
         """y, which the module returned of x, edited; without y, x edited, which the module is to receive.
 
-        They are a padded batch's, (B, T, …), or with `runs` a line's, (1, N, …) or (N, …).
+        They are a padded batch's, (B, T, …) or (1, T, …), or with `runs` a line's, (1, N, …) or (N, …).
         """
         values, last = ((x,), x) if y is None else ((x, y), y)
         if len(self.parts) == 1:
             return _edited(self.parts[0], values)
+        if not runs and len(last) == 1:  # positions, which all rows share until adapters change them
+            values = [value.expand(len(self.parts), *value.shape[1:]) for value in values]
+            last = values[-1]
         return (self._edit_line(tuple(runs), values) if runs else self._edit_rows(values)).reshape(last.shape)
 
     def _edit_rows(self, values: Sequence[Tensor]) -> Tensor:

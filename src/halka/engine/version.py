@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halka.core import AdaptedModel, Adapter, VirtualPart, WeightPart
-from halka.models import context, memory_of, taken_positions
+from halka.core import AdaptedModel, Adapter, VirtualPart
+from halka.models import context, memory_of, shares_lines, taken_positions
 from halka.models.attention.virtual_tokens import BOTH
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import Allowed
@@ -41,7 +41,7 @@ class Version:
     room      positions that it leaves for text; None: without end
     shift     the position of a text's first token
     virtual   its keys and values (P, 2·L, H, W), which every text sees
-    company   what can share a step with it: the same, or by itself if it stands in for the base's weights
+    company   what can share a step with it: the same, or by itself if it does not act token by token
     adapter   itself, while it is in the model; parameters: its own, if somebody else may change them
     written   the part of `state` that tells what was written into these by hand
     number    larger than those of all that came before
@@ -107,7 +107,7 @@ def describe(version: Version, model: AdaptedModel, adapter: Adapter) -> None:
             f"adapter {version.name!r} has {version.shift:,} virtual tokens, and this base "
             f"{version.shift + version.room:,} positions, so that none is left for text: train it with fewer"
         )
-    if any(isinstance(part, WeightPart) for part in adapter.parts.values()):
+    if not shares_lines(model, adapter):
         version.company = version.key or ""
     version.adapter = adapter
     with torch.inference_mode():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from inspect import Parameter, signature
 
 from halka.core import ROLE_GROUPS, WEIGHT_ROLES, WHOLE, Target
 from halka.methods._fields import explained_roles
 from halka.util.errors import HalkaError
 
 IN_A_LAYER = re.compile(r".+\.\d+\..+").fullmatch  # a path such as model.layers.3.self_attn.q_proj
+ONE_BY_ONE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def whole(name: str, value: int | None) -> None:
@@ -55,4 +57,15 @@ def linear_layer(method: str, target: Target) -> None:
         kind = type(target.module).__name__
         raise HalkaError(
             f"{method}: {target.name} is a {kind}, not a linear layer: leave it out, or train it whole with Modules"
+        )
+
+
+def one_input(method: str, target: Target) -> None:
+    """The target's module takes a single input, so that what it receives is what a part reads."""
+    inputs = signature(target.module.forward).parameters.values()
+    names = [one.name for one in inputs if one.kind in ONE_BY_ONE]
+    if len(names) > 1:
+        raise HalkaError(
+            f"{method}: {target.name}, a {type(target.module).__name__}, takes several inputs ({', '.join(names)}): "
+            "name modules with one input"
         )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import ModulePart, Part, Target, add_low_rank, init_parameter, linear
-from halka.methods._checks import finite, fraction, linear_layer, weight_roles, whole
+from halka.methods._checks import finite, fraction, linear_layer, one_input, weight_roles, whole
 from halka.methods._fields import method, option
 
 
@@ -46,6 +46,7 @@ class LoRA:
 
     def build(self, target: Target) -> Part:
         if target.role == "embedding" or isinstance(target.module, nn.Embedding):
+            one_input("lora", target)
             return EmbeddingLoRAPart(target, self.rank, self.scale)
         linear_layer("lora", target)
         return LoRAPart(target, self.rank, self.scale, self.dropout)

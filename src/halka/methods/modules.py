@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from inspect import Parameter, signature
 from typing import ClassVar
 
 import torch
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from halka.core import WHOLE, ModulePart, Part, Target, init_parameter, quantization_of
+from halka.methods._checks import one_input
 from halka.methods._fields import method, option
 from halka.util.divided import whole
 from halka.util.errors import HalkaError
 
 ROLES = ("head", "embedding")
-ONE_BY_ONE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @method
@@ -43,12 +42,11 @@ class Modules:
             raise HalkaError(
                 f"modules: {target.name} is quantised to {form} and cannot be trained: load the base without quantize"
             )
-        inputs = signature(target.module.forward).parameters.values()
-        names = [one.name for one in inputs if one.kind in ONE_BY_ONE]
-        if len(names) > 1:
+        one_input("modules", target)
+        if isinstance(target.module, nn.Conv1d):
             raise HalkaError(
-                f"modules: {target.name}, a {type(target.module).__name__}, takes several inputs "
-                f"({', '.join(names)}): name modules with one input"
+                f"modules: {target.name} is a convolution over tokens, whose layer reads its weight and does not call "
+                "it: leave it out"
             )
         return WholePart(target.module, target.name)
 

@@ -97,7 +97,7 @@ class PredictedRows(TokenRows):
 
     def tie_parameters(self, others: Mapping[str, Part]) -> None:
         for part in others.values():
-            if isinstance(part, ReadRows) and part._weight() is self._weight():
+            if isinstance(part, ReadRows) and part._weight() is self._weight() and part.ids.equal(self.ids):
                 del self.rows
                 self._tied = (part,)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halka.core import AdaptedModel, Adapter, Target, VirtualPart
+from halka.core import AdaptedModel, Adapter, ModulePart, Part, Target, VirtualPart, WeightPart
 from halka.models.attention.places import LayerStack
 from halka.models.attention.virtual_tokens import VirtualTokens
 from halka.models.bare_generation import BareGeneration
@@ -73,6 +73,22 @@ def context(model: AdaptedModel, name: str | None = None) -> int | None:
     """The positions that the base has for text, less those of adapter `name`'s virtual tokens; None if unlimited."""
     positions = stack_of(model).limit
     return positions if positions is None or name is None else positions - taken_positions(model.adapter(name))
+
+
+def shares_lines(model: AdaptedModel, adapter: Adapter) -> bool:
+    """Whether the adapter acts on each token of a line by itself, so that other adapters' tokens can stand beside it.
+
+    A full copy of the weights does not, nor does a module trained whole whose tokens may not come first, as a norm of
+    heads and the block of a mixture of experts.
+    """
+    width = next(target.d_out for target in model.targets if target.role == "embedding")
+
+    def by_token(part: Part, target: Target) -> bool:
+        if not isinstance(part, ModulePart) or not part.replaces or target.role != "module" or target.d_in:
+            return not isinstance(part, WeightPart)
+        return {tensor.shape for tensor in part.parameters()} == {(width,)}  # a norm of whole tokens
+
+    return all(by_token(part, adapter.targets[path]) for path, part in adapter.parts.items())
 
 
 def taken_positions(adapter: Adapter) -> int:

@@ -145,11 +145,13 @@ def train_many(
 
     Each has its own data, learning rate, length and seed, and learns what `train` alone would teach it (but for what
     dropout drops). Packed batches go through the base in one pass, which holds the tokens of all of them; padded ones
-    do so if of similar length. Adapters of a language model's head, and full fine-tuning, go alone. The base is in
-    memory once. An adapter that fails yields its TrainingError once; the others go on.
+    do so if of similar length. What does not act token by token goes alone: a language model's head, a norm of heads, a
+    mixture's block, full fine-tuning. The base is in memory once. An adapter that fails yields its TrainingError once;
+    the others go on.
 
     Where a checkpoint of one is due, all are written: jobs with folders go on, when they were killed, from the newest
-    step that all have, and compute what they would have computed, dropout included.
+    step that all have, and compute what they would have computed, dropout included. One that failed begins again at its
+    last checkpoint, and what dropout drops of the others then differs.
 
     Raises HalkaError for two jobs of one adapter or folder, and as `train` does; OutOfMemoryError for all jobs.
     """

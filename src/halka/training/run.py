@@ -21,6 +21,7 @@ from halka.data.batches import plan, plan_packed
 from halka.data.examples import Item
 from halka.data.tokens import Tokens
 from halka.methods import described
+from halka.models import shares_lines
 from halka.models.fingerprint import own_fingerprint
 from halka.models.rotary import changing_rotary
 from halka.objectives import objective_of, packs
@@ -49,8 +50,8 @@ class Run:
     """One adapter's training run: the batches of its next step, and what is done with the gradients.
 
     items, held_out   training and validation examples, encoded
-    alone             whether its batches share no pass with another adapter's: it trains the base's own weights, or a
-                      head that is called without whole rows, or texts change each other (`models/rotary.py`)
+    alone             whether its batches share no pass with another adapter's: it does not act token by token, or on
+                      a head that is called without whole rows, or texts change each other (`models/rotary.py`)
     packed            whether its batches are packed
     score             decides which evaluation is the best instead of the validation loss; more is better
     written           when the texts were, where the chat template writes the time
@@ -83,7 +84,7 @@ class Run:
         self.objective = objective_of(model)
         roles = {target.role for target in self.adapter.targets.values()}
         head = "head" in roles and not self.objective.head_sees_rows
-        self.alone = "base" in roles or head or changing_rotary(model.base) is not None
+        self.alone = head or not shares_lines(model, self.adapter) or changing_rotary(model.base) is not None
         self.divided = self.adapter.divided
         self.packed = packs_batches(model, config)
         if config.group_shared and not self.packed:

@@ -49,7 +49,7 @@ class ParameterSwap:
                 else:
                     if (module, key) not in self._own:
                         alone = offload and own is not None and len(self._tied.get(name, ())) == 1
-                        self._own[module, key] = _on(torch.device("cpu"), own) if alone else own
+                        self._own[module, key] = _on(torch.device("cpu"), own.dtype, own) if alone else own
                     module._parameters[key] = tensor  # type: ignore[assignment]
 
     def _swap_values(self, parameter: DTensor, source: Tensor) -> None:
@@ -77,21 +77,21 @@ class ParameterSwap:
                 self._swap_values(parameter, source)
 
     def restore(self, *, computing: bool = True) -> None:
-        """Put the base's own parameters back, on the device where it computes, or where they are now."""
+        """Put the base's own parameters back, where and in the precision in which it computes, or as they are now."""
         for (module, key), parameter in self._own.items():
             there = module._parameters[key] if computing else None
-            module._parameters[key] = parameter if there is None else _on(there.device, parameter)
+            module._parameters[key] = parameter if there is None else _on(there.device, there.dtype, parameter)
         for swap in self._values.values():
             swap.restore()
         self._own.clear()
         self._values.clear()
 
 
-def _on(device: torch.device, parameter: nn.Parameter | None) -> nn.Parameter | None:
-    """The parameter itself if it is on the device, else one like it there."""
-    if parameter is None or parameter.device == device:
+def _on(device: torch.device, dtype: torch.dtype, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    """The parameter itself if it is on the device in that precision, else one like it there."""
+    if parameter is None or (parameter.device == device and parameter.dtype == dtype):
         return parameter
-    return nn.Parameter(parameter.detach().to(device), requires_grad=parameter.requires_grad)
+    return nn.Parameter(parameter.detach().to(device, dtype), requires_grad=parameter.requires_grad)
 
 
 class SwappedValues:

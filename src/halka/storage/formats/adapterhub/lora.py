@@ -114,6 +114,7 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any]
     dora = isinstance(method, DoRA)
     if dora:
         _refuse_biases(adapter.targets.values())
+    places = where(list(adapter.targets.values()), targets)
     scale = (method.as_lora() if dora else method).scale
     tensors: dict[str, Tensor] = {}
     for path, part in adapter.parts.items():
@@ -125,7 +126,7 @@ def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any]
         tensors |= {f"{path}.loras.{NAME}.{key}": tensor for key, tensor in named_tensors.items()}
     config = {
         "architecture": "lora",
-        **where(list(adapter.targets.values()), targets),
+        **places,
         "r": method.rank,
         "alpha": method.rank if dora else scale * method.rank,
         "use_dora": dora,

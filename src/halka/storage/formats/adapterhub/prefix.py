@@ -18,7 +18,7 @@ from halka.methods import PositionlessPrefix
 from halka.methods import bottleneck as bottlenecks
 from halka.storage.formats.adapterhub.bottleneck import activation_of
 from halka.storage.formats.adapterhub.config import GATES, NAME, count, refuse
-from halka.storage.formats.adapterhub.tensor_names import Keys, decoder_of
+from halka.storage.formats.adapterhub.tensor_names import Keys, architecture_of, decoder_of
 from halka.util.errors import HalkaError
 
 ARCHITECTURE = "prefix_tuning"
@@ -75,6 +75,7 @@ def _flat(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
 
 
 def write(adapter: Adapter, targets: tuple[Target, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    architecture_of(targets)
     values = cast(VirtualPart, adapter.parts["memory"]).virtual()
     config: dict[str, Any] = {
         "architecture": "prefix_tuning",

@@ -147,7 +147,7 @@ def read(
         _check_rank(path, method.rank, by_path[path])
         module = stacks[path].module if path in stacks else base.get_submodule(path)
         _check_base_weight(layers[path], module, path)
-        change = _bias_change(layers[path], module)
+        change = _bias_change(layers[path], module) if biases not in (None, "none") else None  # a whole layer's own
         if change is not None:
             method = _with_bias(method, path, change, state)
         elif isinstance(module, nn.Embedding):

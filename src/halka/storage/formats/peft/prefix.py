@@ -14,7 +14,7 @@ from torch import Tensor
 
 from halka.core import Method, Part, Target, VirtualPart
 from halka.methods import Prefix
-from halka.models.kinds import kind_of
+from halka.models.layouts import layout_of
 from halka.storage.formats.format import base_of, target_of
 from halka.storage.formats.peft.modules import OUTER as PREFIX  # noqa: F401 (every kind has one)  # pyright: ignore[reportUnusedImport]
 from halka.storage.formats.peft.options import refuse_unknown
@@ -29,8 +29,9 @@ METHODS = ("prefix",)
 def write(
     methods: Sequence[Method], parts: Mapping[Method, Mapping[str, Part]], targets: tuple[Target, ...]
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Return options and tensors; None for encoder-decoders, where peft computes something else."""
-    if kind_of(base_of(targets)) == "seq2seq-lm":
+    """Return options and tensors; None for encoder-decoders, where peft computes something else, and for encoders,
+    which it refuses."""
+    if not layout_of(base_of(targets)).generates:
         return None
     slots, heads, width = target_of(targets, "memory").reader.shape
     flat = cast(VirtualPart, parts[methods[0]]["memory"]).virtual().flatten(1)
