@@ -48,8 +48,10 @@ class ParameterSwap:
                     self._swap_values(own, tensor)
                 else:
                     if (module, key) not in self._own:
-                        alone = offload and own is not None and len(self._tied.get(name, ())) == 1
-                        self._own[module, key] = _on(torch.device("cpu"), own.dtype, own) if alone else own
+                        alone = offload and len(self._tied.get(name, ())) == 1
+                        if own is not None and alone:
+                            own = _on(torch.device("cpu"), own.dtype, own)
+                        self._own[module, key] = own
                     module._parameters[key] = tensor  # type: ignore[assignment]
 
     def _swap_values(self, parameter: DTensor, source: Tensor) -> None:
