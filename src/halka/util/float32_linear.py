@@ -7,6 +7,7 @@ same up to the order of their sums, since both ways add in float32 and round the
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from halka.util.machine import slow_in_bfloat16
 
 BLOCK = 2**21  # weights that are in float32 at once
+MOST = 16  # blocks of a weight; of a very large one more is in float32 at once, still little beside it
 FEWEST = 64  # rows of an input, below which it takes longer to widen the weights than that saves
 
 
@@ -90,5 +92,5 @@ class _Linear(torch.autograd.Function):
 
 def _blocks(weight: Tensor) -> list[slice]:
     """The rows of a weight that are in float32 at once."""
-    rows = max(1, BLOCK // weight.shape[1])
+    rows = max(1, BLOCK // weight.shape[1], math.ceil(len(weight) / MOST))
     return [slice(start, start + rows) for start in range(0, len(weight), rows)]
