@@ -268,13 +268,13 @@ def choose(
     best = max(now.values(), default=0.0)
     with_data = max(best, scores.get("data", 0.0))
     few = criteria.examples is not None and criteria.examples < FEW_EXAMPLES
-    if with_data < criteria.minimum:
+    if with_data < criteria.minimum:  # rule 1 of docs/advise.md
         return _choose_where_nothing_is_useful({name: now[name] for name in TRAINED if name in now}, criteria, few)
-    if criteria.target is not None and best >= criteria.target:
+    if criteria.target is not None and best >= criteria.target:  # rule 2
         return next(choice for choice, score in now.items() if score >= criteria.target), "target"
-    if "data" in scores and (with_data - best > DATA_GAIN or best < criteria.minimum):
+    if "data" in scores and (with_data - best > DATA_GAIN or best < criteria.minimum):  # rule 3
         return "data", "data"
-    good: list[Choice] = [
+    good: list[Choice] = [  # rule 4
         choice
         for choice, score in now.items()
         if score >= best - TOLERANCE and (score > criteria.trivial or score == best)
@@ -285,7 +285,7 @@ def choose(
         choice for choice in good if LOSS_RATIO * losses.get(choice, 0.0) <= least or now[choice] >= 1 - TOLERANCE
     ]
     choice = low_loss[0]
-    if few and choice != "rag" and best < 1 - TOLERANCE:
+    if few and choice != "rag" and best < 1 - TOLERANCE:  # rule 5
         return "data", "few"
     if choice != good[0]:
         return choice, "loss"
