@@ -145,11 +145,13 @@ def test_a_file_that_broke_keeps_its_older_passages(collection, documents):
 
 def test_removal_is_at_once_and_from_the_disk(collection, documents):
     [*collection.add([documents])]
+    [*collection.put((f"other-{number}", "Other things.") for number in range(40))]
     (documents / "parcels.md").unlink()
     collection.remove([str(documents / "parcels.md")])
     left = subprocess.run(["grep", "-rlaE", "Monday|depot", collection.folder], capture_output=True, text=True)
     assert left.stdout == ""
-    assert texts(collection, "parcels Monday") == ["Refunds take nine days."]
+    assert not [*collection.folder.rglob("_deletions/*")], "LanceDB hides them there, and texts may be compressed"
+    assert texts(collection, "parcels Monday")[0] == "Refunds take nine days."
 
 
 def test_a_folder_is_removed_with_what_is_in_it_and_not_its_neighbour(collection, documents, tmp_path):
