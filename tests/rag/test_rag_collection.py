@@ -328,6 +328,21 @@ def test_a_reranker_has_the_last_word_and_twins_are_left_out(collection):
     assert shortest[0] == "Parcels parcels."
 
 
+def test_forms_with_other_facts_are_no_twins(tmp_path):
+    slips = [f"Pay slip {month} of Ada Example, who works in the depot: {900 + month} euros." for month in range(24)]
+    collection = Collection(tmp_path / "slips", WordEmbedder())
+    [*collection.put((text, text) for text in slips)]
+    assert {*texts(collection, "pay slip of Ada Example in the depot")} == {*slips}
+
+
+def test_a_hundred_copies_do_not_hide_the_rest(tmp_path):
+    collection = Collection(tmp_path / "copies", WordEmbedder())
+    [*collection.put((f"copy-{number}", "Parcels are sent on Monday.") for number in range(105))]
+    [*collection.put([("a", "Parcels are sent."), ("b", "Parcels are."), ("c", "Refunds.")])]
+    for mode, found in (("hybrid", 4), ("vectors", 4), ("words", 3)):
+        assert len(texts(collection, "Parcels are sent on Monday", mode=mode)) == found
+
+
 def test_neighbours_join_within_the_budget(collection):
     text = "# A\n\n" + "\n\n".join(f"Paragraph {n} says {'word ' * 30}end{n}." for n in range(8))
     [*collection.put([("a", text)])]

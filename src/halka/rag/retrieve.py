@@ -8,9 +8,10 @@ passage, and hardly elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import pairwise
 from statistics import mean
 from typing import Any, Literal, get_args
@@ -29,7 +30,7 @@ Mode = Literal["hybrid", "vectors", "words"]
 WORDS = 0.5  # weight of a BM25 score that stands out fully
 NEXT = 9  # passages that the best one is compared with
 DEPTH = 100  # candidates of each search
-SAME = 0.95  # cosine from which two passages are duplicates
+DEEPER = 7  # searches at most, each for twice as many candidates, where many of them have one text
 
 Reranker = Callable[[str, Sequence[str]], Sequence[float]]
 """From a question and texts to a score for each text, such as `CrossEncoder`."""
@@ -52,7 +53,7 @@ class Retriever:
     mode        search by vectors, by words, or by both
     rerank      scores the best candidates anew
     candidates  the number of passages that `rerank` scores
-    distinct    leave out near duplicates of better passages
+    distinct    leave out passages with the text of a better one
 
     Raises HalkaError for an unknown mode.
     """
@@ -77,25 +78,35 @@ class Retriever:
         question = composed(question)
         if count < 1:
             raise HalkaError(f"cannot search for {count} passages: ask for one or more")
-        store, embedder, depth = self.collection.store, self.collection.embedder, max(DEPTH, 2 * count)
-        near: list[Found] = []
-        with ThreadPoolExecutor(1) as beside:
-            matching = beside.submit(store.matching, question, depth, scope) if self.mode != "vectors" else None
-            if self.mode != "words":
-                vector = embedder.query(question)
-                near = store.nearest(vector, depth, scope)
-            worded = [] if matching is None else matching.result()
-        if self.mode == "hybrid":
-            near = with_cosines(vector, near, worded)
-        hits = joined(near, worded)
+        vector = cache(partial(self.collection.embedder.query, question))
+        wanted, depth = count if self.rerank is None else max(self.candidates, count), max(DEPTH, 2 * count)
+        hits: list[Hit] = []
+        for times in range(DEEPER):
+            hits, more = self._candidates(question, vector, depth << times, scope)
+            hits = distinct(hits) if self.distinct else hits
+            if not more or len(hits) >= wanted:
+                break
         if self.rerank is not None and hits:
-            chosen = hits[: max(self.candidates, count)]
+            chosen = hits[:wanted]
             scores = self.rerank(question, [hit.passage.searched for hit in chosen])
             hits = [replace(hit, score=float(score)) for hit, score in zip(chosen, scores, strict=True)]
             hits.sort(key=lambda hit: -hit.score)
-        if self.distinct:
-            hits = _distinct(hits, count, {match.passage.id: match.vector for match in (*near, *worded)})
         return hits[:count]
+
+    def _candidates(
+        self, question: str, vector: Callable[[], np.ndarray], depth: int, scope: Scope
+    ) -> tuple[list[Hit], bool]:
+        """The best `depth` passages of each search, joined, and whether there may be more."""
+        store, near = self.collection.store, list[Found]()
+        with ThreadPoolExecutor(1) as beside:
+            matching = beside.submit(store.matching, question, depth, scope) if self.mode != "vectors" else None
+            if self.mode != "words":
+                near = store.nearest(vector(), depth, scope)
+            worded = [] if matching is None else matching.result()
+        more = max(len(near), len(worded)) == depth
+        if self.mode == "hybrid":
+            near = with_cosines(vector(), near, worded)
+        return joined(near, worded), more
 
     def expanded(
         self,
@@ -182,16 +193,15 @@ def joined(near: Sequence[Found], worded: Sequence[Found]) -> list[Hit]:
     return sorted(hits, key=lambda hit: -hit.score)
 
 
-def _distinct(hits: Sequence[Hit], count: int, vectors: Mapping[str, np.ndarray]) -> list[Hit]:
-    """The first `count` hits without near duplicates of better ones."""
-    kept: list[Hit] = []
+def distinct(hits: Iterable[Hit]) -> list[Hit]:
+    """The hits without those whose text, but for white space, a better one has.
+
+    Texts of like vectors stay: forms filled in with other names and numbers are as near as copies.
+    """
+    by_text: dict[str, Hit] = {}
     for hit in hits:
-        mine = vectors[hit.passage.id]
-        if all(mine @ vectors[other.passage.id] < SAME for other in kept):
-            kept.append(hit)
-        if len(kept) == count:
-            break
-    return kept
+        by_text.setdefault(" ".join(hit.passage.searched.split()), hit)
+    return [*by_text.values()]
 
 
 def _standing_out(scores: Sequence[float]) -> float:
