@@ -111,6 +111,21 @@ def test_html_becomes_text_with_headings(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("<html><head><title>no</title><body><h1>Rules</h1><p>Open.", "# Rules\n\nOpen."),
+        ("<ul>" + "<li>one" * 500, "\n".join(["* one"] * 500)),
+        ("<p>one" * 500, "\n\n".join(["one"] * 500)),
+        ("<p>Set max_new_tokens to 5 * 3 for user_id.", "Set max_new_tokens to 5 * 3 for user_id."),
+    ],
+)
+def test_html_may_leave_out_end_tags_and_words_stay_as_written(page, text, tmp_path):
+    path = tmp_path / "a.html"
+    path.write_text(page)
+    assert read_text(path).text == text
+
+
+@pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
         ("a.bin", b"x", "files of the kind .bin are not read"),

@@ -130,11 +130,18 @@ def _html(path: Path) -> Text:
     from bs4 import BeautifulSoup
     from markdownify import MarkdownConverter
 
-    page = BeautifulSoup(path.read_bytes(), "html.parser")  # in the encoding that the page declares
+    page = BeautifulSoup(
+        path.read_bytes(), "lxml"
+    )  # in the encoding that the page declares; knows which end tags may lack
     for element in page(["script", "style", "template", "noscript", "nav", "head"]):
         element.decompose()
-    markdown = MarkdownConverter(heading_style="ATX", strip=["a", "img"]).convert_soup(page)
-    return Text(_without_gaps(markdown), markdown=True)
+    converter = MarkdownConverter(
+        heading_style="ATX",
+        strip=["a", "img"],
+        escape_asterisks=False,  # words stay as they are written, so that user_id is found
+        escape_underscores=False,
+    )
+    return Text(_without_gaps(converter.convert_soup(page)), markdown=True)
 
 
 def _pdf(path: Path) -> Text:
