@@ -108,12 +108,20 @@ def test_what_cannot_be_read_is_said_and_the_rest_goes_in(faq, server):
 
 
 @pytest.mark.parametrize(
-    "name", ["../a.md", "/etc/passwd.md", "a\\b.md", ".hidden.md", "", "a\u202ecod.md", "x" * 300 + ".md"]
+    "name", ["../a.md", "/etc/passwd.md", "a\\b.md", ".hidden.md", "", "a\u202ecod.md", "\u200d.md", "x" * 300 + ".md"]
 )
 def test_a_document_is_never_named_by_a_path(faq, name):
     response = upload(faq, "faq", (name, b"text"))
     assert response.status_code == 400
     assert len(faq.get("/v1/collections/faq/documents").json()["data"]) == 2
+
+
+@pytest.mark.parametrize(("name", "tag"), [("র\u200d্যাব.md", "হিসাব"), ("می\u200cخواهم.md", "बिक्री")])
+def test_names_may_be_of_any_script(faq, name, tag):
+    """With vowel signs, and with the joiners that are not seen by themselves."""
+    assert upload(faq, "faq", (name, b"text"), tags=[tag]).status_code == 201
+    entries = faq.get("/v1/collections/faq/documents").json()["data"]
+    assert [entry["id"] for entry in entries if entry["tags"] == [tag]] == [name]
 
 
 @pytest.mark.parametrize("name", ["../faq", "a/b", "", ".x", "a b", "x" * 101, "ends.", "con"])

@@ -7,12 +7,12 @@ and Qdrant count within the scope.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
+import regex
 
 from halka.rag.passages import Passage
 from halka.util.errors import HalkaError
@@ -21,7 +21,7 @@ EVERYONE = "*"
 BM25_K1, BM25_B = 1.2, 0.75  # the defaults of Lucene and LanceDB
 INDEX_FROM = 100_000  # passages from which vectors have an index: exact searches take about a tenth of a second there
 NARROW = 20_000  # passages of a scope that are compared one by one though there is an index
-READER = re.compile(r"[\w][\w.@:/+-]{0,199}")
+READER = regex.compile(r"\w[\w.@:/+-]{0,199}")  # `re` takes the vowel signs of Bengali or Hindi for no letters
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ ANY = "any value"  # of a field that changes nothing here
 FIELDS, ITEMS = 1000, 10_000  # of an object, and of a conversation's lists, at most
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
-Label = Annotated[str, Field(pattern=r"^[\w][\w.@:/+-]{0,199}$|^\*$")]  # of a reader or a tag
+Label = Annotated[str, Field(pattern=r"^\w[\w.@:/+-]{0,199}$|^\*$")]  # of a reader or a tag: `rag.store.READER`
 Labels = Annotated[list[Label], Field(max_length=64)]
 Name = Annotated[
     str,

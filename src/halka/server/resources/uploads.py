@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 import unicodedata
@@ -13,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import regex
 from anyio import CancelScope
 from fastapi import Request, Response, UploadFile
 from fastapi.routing import APIRoute
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 STALE = 24 * 3600  # seconds after which nobody is at work with an upload
 LONGEST = 200  # characters of a file's name
 FILES, FIELDS = 64, 128  # the most of an upload: of each, up to a MB is kept in memory
-SEPARATORS = re.compile(r"[/\\\x00]")
+# What separates a path's parts, and what is not seen, but for joiners after a letter, as Bengali and Persian have them.
+UNFIT = regex.compile(r"[/\\\p{Cc}\p{Cs}\p{Co}\p{Zl}\p{Zp}]|[^\P{Cf}\u200c\u200d]|(?<![\p{L}\p{M}])[\u200c\u200d]")
 
 
 class UploadRoute(APIRoute):
@@ -94,8 +95,7 @@ def file_names(uploads: Sequence[UploadFile]) -> list[str]:
 def file_name(upload: UploadFile) -> str:
     """The name that a file came under. Raises ApiError for none, and for what could be a path or hide something."""
     name = unicodedata.normalize("NFC", upload.filename or "")
-    unseen = any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") for letter in name)
-    if not name.strip() or len(name) > LONGEST or SEPARATORS.search(name) or unseen or name.startswith("."):
+    if not name.strip() or len(name) > LONGEST or UNFIT.search(name) or name.startswith("."):
         raise ApiError(
             400,
             f"{name[:LONGEST]!r} cannot be a file's name here: it has up to {LONGEST} visible characters, none of them "
