@@ -214,6 +214,17 @@ def test_a_collection_that_is_removed_while_it_is_opened_stays_away(collection, 
     assert told(again.put([("new.md", "New.")])) == [("added", "new.md")]
 
 
+def test_a_removal_that_was_ended_leaves_room_for_a_new_collection(tmp_path, monkeypatch):
+    collection = Collection(tmp_path / "faq", WordEmbedder())
+    [*collection.put([("old.md", "Old.")])]
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda folder: None)  # killed before it
+        collection.delete()
+    again = Collection(tmp_path / "faq", WordEmbedder())
+    assert told(again.put([("new.md", "New.")])) == [("added", "new.md")]
+    assert [document.name for document in again.documents()] == ["new.md"]
+
+
 def test_nobody_finds_what_is_not_theirs(collection):
     [*collection.put([("open", "The canteen opens at noon.")])]
     [*collection.put([("pay", "The salary of Ada is secret.")], readers=["hr"])]

@@ -26,6 +26,7 @@ import lancedb
 import numpy as np
 import pytest
 from filelock import FileLock
+from lancedb.index import FTS
 from qdrant_client import QdrantClient
 from snowballstemmer import stemmer
 
@@ -211,6 +212,29 @@ def test_words_are_whole_in_scripts_with_vowel_signs(store):
     assert names(store.matching("কালী", 9, EVERY)) == ["b#0"]
     assert names(store.matching("किताब", 9, EVERY)) == ["c#0"]
     assert store.matching("ক", 9, EVERY) == []
+
+
+def test_words_are_whole_at_viramas_joiners_and_other_punctuation(store):
+    long = "দীর্ঘশব্দ" * 5  # more bytes than LanceDB takes for a word by itself
+    store.put([entry("a", "এই প্রশ্ন হয়।"), entry("b", "প রশ ন"), entry("c", f"র\u200d্যাব {long}"), entry("d", "“sent”")])
+    for question, found in [("প্রশ্ন", "a"), ("হয়", "a"), ("প", "b"), ("র\u200d্যাব", "c"), (long, "c"), ("sent", "d")]:
+        assert names(store.matching(question, 9, EVERY)) == [f"{found}#0"]
+
+
+def test_a_table_in_a_folder_gets_the_indexes_that_it_lacks(tmp_path):
+    """One of an older version, or of a process that was killed as it made them."""
+    indexing(None, tmp_path, "old").put([entry("a", "এই প্রশ্ন"), entry("b", "parcel")])
+    table = lancedb.connect(tmp_path / "old").open_table("passages")
+    for index in ("words_idx", "tags_idx"):
+        table.drop_index(index)
+    table.update("document = 'a'", {"searched": "এই প্রশ্ন"})
+    table.create_index("searched", config=FTS(with_position=False))
+    store = indexing(None, tmp_path, "old")
+    assert names(store.matching("প্রশ্ন", 9, EVERY)) == ["a#0"]
+    assert names(store.matching("parcels", 9, EVERY)) == ["b#0"]
+    store.put([entry("c", "parcel")])
+    indexes = lancedb.connect(tmp_path / "old").open_table("passages").list_indices()
+    assert {index.name for index in indexes} == {"words_idx", "readers_idx", "tags_idx"}
 
 
 @pytest.mark.parametrize("under", ["docs", "docs/", "docs/a", "docs/a/", "doc", "/", ""])
@@ -414,7 +438,7 @@ def test_while_many_are_put_into_a_folder_its_indexes_follow(tmp_path):
     store, unindexed = indexing(None, tmp_path, "many", unindexed=25), []
     for number in range(4):
         store.put([entry(f"{number}/{at}", f"parcel {number}") for at in range(10)])
-        stats = lancedb.connect(tmp_path / "many").open_table("passages").index_stats("searched_idx")
+        stats = lancedb.connect(tmp_path / "many").open_table("passages").index_stats("words_idx")
         unindexed.append(stats.num_unindexed_rows)
     assert unindexed == [10, 20, 0, 10]
     assert len(store.matching("parcel", 99, EVERY)) == 40

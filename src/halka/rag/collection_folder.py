@@ -19,7 +19,8 @@ from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import portable_name, write_text
 from halka.util.spelling import check_new_name
 
-REMAINS = re.compile(r"\.lock|\.collection\.json\.[0-9a-f]{8}")  # of a collection whose settings were never complete
+# Of a collection whose settings were never complete, or whose removal was ended after they were gone.
+REMAINS = re.compile(r"\.(passages\.(index\.)?)?lock|\.collection\.json\.[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import regex
 from filelock import FileLock, Timeout
 
 from halka.rag.passages import Passage
@@ -29,7 +30,10 @@ from halka.util.errors import HalkaError
 T = TypeVar("T")
 TABLE = "passages"
 TRIES = 5
-INDEX, WORDS = "vector_idx", "searched_idx"
+INDEX, WORDS = "vector_idx", "words_idx"
+OLD_WORDS = "searched_idx"  # of before 2026-11-30, over texts as they are written
+LONGEST = 200  # bytes of a word that is indexed
+SILENT = r"[[\p{M}\p{Cf}]--\p{Alphabetic}]"  # marks and joiners at which LanceDB ends words, such as Bengali's
 UNINDEXED = 20_000  # passages of which a search by words, which reads their texts one by one, takes half a second
 PROBES, REFINED = 20, 2  # parts of the index that are searched; candidates that are compared in full, per passage
 PIECES = 16  # of an index, at most: each change adds one, which costs a search 0.3 ms
@@ -84,16 +88,26 @@ class LanceStore:
             raise HalkaError(f"{self.folder} holds vectors of another width than {width}: another embedder made them")
 
     def _opened(self) -> Any:
+        """The table with its indexes; makes what is missing, after a crash or in a table of an older version."""
         from lancedb.index import FTS, LabelList
 
         with self._lock:
             if TABLE in self._database.list_tables().tables:
-                return self._database.open_table(TABLE)
-            table = self._database.create_table(TABLE, schema=self._schema)
-            table.set_unenforced_primary_key("id")
-            table.create_index("searched", config=FTS(with_position=False))
+                table = self._database.open_table(TABLE)
+            else:
+                table = self._database.create_table(TABLE, schema=self._schema)
+            if not table.schema.field("id").metadata:
+                table.set_unenforced_primary_key("id")
+            existing = {index.name for index in table.list_indices()}
+            if WORDS not in existing:
+                plain = f"regexp_replace(searched, '{SILENT}', '', 'g')"
+                table.update(f"searched != {plain}", values_sql={"searched": plain})
+                table.create_index("searched", config=FTS(with_position=False, max_token_length=LONGEST), name=WORDS)
             for labels in ("readers", "tags"):
-                table.create_index(labels, config=LabelList())
+                if f"{labels}_idx" not in existing:
+                    table.create_index(labels, config=LabelList())
+            if OLD_WORDS in existing:
+                table.drop_index(OLD_WORDS)
             return table
 
     # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -104,7 +118,8 @@ class LanceStore:
         for entry in entries:
             for passage, vector in zip(entry.passages, entry.vectors, strict=True):
                 about = {
-                    **{name: getattr(passage, name) for name in ("id", *PASSAGE, "searched")},
+                    **{name: getattr(passage, name) for name in ("id", *PASSAGE)},
+                    "searched": _plain(passage.searched),
                     **{name: getattr(entry.document, name) for name in DOCUMENT[1:]},
                     "of": len(entry.passages),
                     "vector": vector.astype(np.float32),
@@ -245,7 +260,7 @@ class LanceStore:
     def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
         from lancedb.query import MatchQuery
 
-        query = MatchQuery(words, "searched")  # type: ignore[call-arg]
+        query = MatchQuery(_plain(words), "searched")  # type: ignore[call-arg]
         fields = [*PASSAGE, "vector", "_score"]
         rows = self._rows(
             lambda: self._table.search(query).where(where_of(scope), prefilter=True).select(fields).limit(count)
@@ -277,6 +292,11 @@ def _index_of(width: int) -> Any:
     from lancedb.index import IvfRq, IvfSq
 
     return IvfSq(distance_type="cosine") if width % 8 else IvfRq(distance_type="cosine", num_bits=4)
+
+
+def _plain(text: str) -> str:
+    """The text as its words are indexed: whole."""
+    return regex.sub(f"(?V1){SILENT}", "", text)
 
 
 def _passage(row: dict[str, Any]) -> Passage:

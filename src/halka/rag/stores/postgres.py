@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import numpy as np
+import regex
 
 from halka.rag.passages import Passage
 from halka.rag.store import BM25_B, BM25_K1, INDEX_FROM, NARROW, Document, Entry, Found, Scope, below, last_of_each
@@ -153,7 +154,8 @@ class PostgresStore:
             documents.append({**vars(about), "readers": [*about.readers], "tags": [*about.tags]})
             documents[-1]["passages"] = len(entry.passages)
             for passage, vector in zip(entry.passages, entry.vectors, strict=True):
-                texts = {name: _storable(getattr(passage, name)) for name in ("text", "heading", "searched")}
+                texts = {name: _storable(getattr(passage, name)) for name in ("text", "heading")}
+                texts["searched"] = _worded(passage.searched)
                 passages.append({**vars(passage), **texts, "vector": vector.astype(np.float32).tolist()})
         names = [entry.document.name for entry in entries]
         with self._change() as connection, connection.cursor() as cursor:
@@ -246,7 +248,7 @@ class PostgresStore:
 
     def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
         """BM25 over PostgreSQL's `english` stems; a word's rarity counts within the scope."""
-        values = _values(scope) | {"words": words.replace("\0", " "), "count": count, "k1": BM25_K1, "b": BM25_B}
+        values = _values(scope) | {"words": _worded(words), "count": count, "k1": BM25_K1, "b": BM25_B}
         return [_found(row) for row in self._ask(MATCHING, values, ", vector_send(p.vector), best.score")]
 
     def passages(self, document: str, numbers: Iterable[int], scope: Scope) -> list[Passage]:
@@ -324,6 +326,11 @@ def _possible(names: Iterable[str]) -> list[str]:
 def _storable(text: str) -> str:
     """The text with U+FFFD in place of zero bytes, which PostgreSQL's texts cannot have."""
     return text.replace("\0", "\ufffd")
+
+
+def _worded(text: str) -> str:
+    """The text as its words are indexed: without other scripts' punctuation, which PostgreSQL may take for letters."""
+    return regex.sub(r"[^\w\x01-\x7f]", " ", text)
 
 
 def _first_line(error: Exception) -> str:
