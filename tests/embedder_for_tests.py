@@ -59,6 +59,19 @@ def sentence_embedder(folder: Path) -> Path:
     return folder / "made"
 
 
+def static_embedder(folder: Path, seed: int = 0) -> Path:
+    """The folder of an embedder that adds up words' vectors, which the seed draws."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(["[UNK]", *sorted({*TEXT.split()})])}))
+    tokenizer.model.unk_token = "[UNK]"
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    vectors = np.random.default_rng(seed).normal(size=(tokenizer.get_vocab_size(), 32)).astype(np.float32)
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, vectors)], device="cpu").save(str(folder))
+    return folder
+
+
 def small_bert(folder: Path, kind: type, **options: int) -> Path:
     """The folder of a BERT of that class of transformers', of random weights, with its tokenizer."""
     from transformers import BertConfig, BertTokenizerFast

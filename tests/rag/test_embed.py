@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 
 import pytest
 from tokenizers import Tokenizer
 
-from embedder_for_tests import TEXT, sentence_embedder
+from embedder_for_tests import TEXT, sentence_embedder, static_embedder
 from halka.rag.collection import Collection
 from halka.rag.embed import PASSAGE, SentenceEmbedder
+from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
+from halka.util.errors import HalkaError
 
 
 def test_the_library_is_imported_without_advice_on_a_kernel_that_nobody_asked_for(tmp_path, monkeypatch, caplog):
@@ -62,3 +65,41 @@ def test_loading_an_embedder_shows_no_bars(tmp_path, capfd):
     capfd.readouterr()
     SentenceEmbedder(str(folder))
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_embedder_without_layers_takes_texts_of_any_length(tmp_path):
+    embedder = SentenceEmbedder(static_embedder(tmp_path / "static"))
+    assert (embedder.limit, embedder.width) == (PASSAGE, 32)
+    assert len(embedder.tokenizer.encode("the parcels").ids) == 2
+    assert embedder.passages(["the parcels", "salary"]).shape == (2, 32)
+
+
+def test_a_collection_knows_its_embedder_by_its_vectors(tmp_path):
+    here, there = static_embedder(tmp_path / "here"), tmp_path / "there"
+    collection = Collection(tmp_path / "faq", SentenceEmbedder(here))
+    [*collection.put([("open", "the parcels"), ("secret", "salary secret")])]
+    shutil.move(here, there)
+    moved = Collection(tmp_path / "faq")
+    assert [event.document for event in moved.remove(["secret"])] == ["secret"], "no embedder is needed to remove"
+    assert [document.name for document in moved.documents()] == ["open"]
+    assert moved.embedded_by == str(here)
+    with pytest.raises(HalkaError, match="cannot be loaded as an embedder"):
+        _ = moved.embedder
+    assert Collection(tmp_path / "faq", SentenceEmbedder(there)).embedded_by == str(there)
+    assert Retriever(Collection(tmp_path / "faq")).search("the parcels")[0].cosine == pytest.approx(1, abs=1e-3)
+    static_embedder(there, seed=1)
+    trained = Collection(tmp_path / "faq")
+    with pytest.raises(HalkaError, match="there, whose weights have changed: vectors of two embedders"):
+        Retriever(trained).search("the parcels")
+    trained.remove(["open"])
+
+
+def test_a_collection_of_an_older_version_knows_its_embedder_by_its_name(tmp_path):
+    folder = static_embedder(tmp_path / "embedder")
+    collection = Collection(tmp_path / "faq", SentenceEmbedder(folder))
+    [*collection.put([("open", "the parcels")])]
+    settings = tmp_path / "faq" / "collection.json"
+    settings.write_text(json.dumps({"embedder": str(folder), "roots": []}))
+    assert Retriever(Collection(tmp_path / "faq")).search("the parcels")
+    with pytest.raises(HalkaError, match=f"was embedded by {folder}, not "):
+        Collection(tmp_path / "faq", SentenceEmbedder(static_embedder(tmp_path / "other")))

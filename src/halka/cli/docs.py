@@ -32,7 +32,11 @@ Place = Annotated[
 HERE = Path("collections")
 Embedder = Annotated[
     str | None,
-    typer.Option("--embedder", metavar="NAME", help="of a new collection: a folder or a hub name [minilm-l6]"),
+    typer.Option(
+        "--embedder",
+        metavar="NAME",
+        help="of a new collection, or where its own is now: a folder or a hub name [minilm-l6]",
+    ),
 ]
 
 
@@ -139,7 +143,7 @@ def _list_collections(folder: Path, json: bool) -> None:
     for name in collection_names(_no_file(folder)):
         try:
             rows.append({"name": name, **_summary(collection_named(name, folder))})
-        except HalkaError as error:  # such as a server that does not answer, or a missing embedder
+        except HalkaError as error:  # such as a server that does not answer
             say(f"{name}: {error}")
     if json:
         return emit(rows)
@@ -241,7 +245,7 @@ def _no_file(collections: Path) -> Path:
 
 def _summary(collection: Collection) -> dict[str, int | str]:
     documents, passages = collection.count()
-    return {"documents": documents, "passages": passages, "embedder": collection.embedder.name}
+    return {"documents": documents, "passages": passages, "embedder": collection.embedded_by}
 
 
 def report(events: Iterable[Event], json: bool, *, quiet: bool = False, idle: bool = False) -> Counter[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 
 from halka.rag.collection_folder import CollectionFolder, collection_folder, collection_names
-from halka.rag.embed import DEFAULT, Embedder, SentenceEmbedder, embedder_name
+from halka.rag.embed import DEFAULT, Embedder, SentenceEmbedder, about_embedder, is_own
 from halka.rag.passages import Cutter, Passage
 from halka.rag.roots import Input, Root, Roots, located, text_of
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named, within
@@ -54,18 +54,21 @@ class Collection:
         at: str | None = None,
         exact: bool | None = None,
         at_once: int = AT_ONCE,
+        load: Callable[[str], Embedder] = SentenceEmbedder,
     ):
         """Open the collection in a folder, or create one.
 
-        embedder  default: the one it was created with; MiniLM for a new one
+        embedder  default: the one it was created with, loaded when it is first needed; MiniLM for a new one
         at        where a new collection keeps its passages (`stores.place`), by default in its folder; it is recorded
         exact     whether vectors are always compared one by one, or by an index where there are many; it is recorded
                   until it is set again, by default False
         store     keeps the passages instead; it is not recorded, so pass it each time
         at_once   characters, about, to embed and store in one step; a crash loses at most one step's work
+        load      loads the embedder of a name
 
         Raises HalkaError for a folder that holds something else, for another embedder or place than the collection
         was created with, and for a store that cannot be opened; DamagedFolderError for settings that cannot be read.
+        An embedder whose folder was moved is the same if its vectors are; its new folder is recorded.
         """
         self.folder = Path(folder)
         self._folder = CollectionFolder(self.folder)
@@ -79,30 +82,47 @@ class Collection:
                 f"{self.folder} keeps its passages {settings.get('at') or 'in its folder'}, not at {at}: leave the "
                 "place out, or add the documents to a new collection there"
             )
-        self.embedder = SentenceEmbedder(settings.get("embedder", DEFAULT)) if embedder is None else embedder
-        if settings and embedder_name(settings["embedder"]) != self.embedder.name:
-            raise HalkaError(
-                f"{self.folder} was embedded by {settings['embedder']}, not {self.embedder.name}: vectors of two "
-                "embedders cannot be compared. Open it with its own, or add the documents to a new collection"
-            )
+        self._embedder, self._load = embedder, load
+        about = about_embedder(self.embedder) if embedder is not None or not settings else {}
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / ".lock")
         with self._lock:
             if settings:
                 self._folder.roots()  # which a removal meanwhile has taken
+                if about and about["embedder"] != settings["embedder"]:  # its folder was moved
+                    self._folder.write(self._folder.settings() | about)
             elif not self._folder.exists:
                 where = {} if at is None else {"at": at, "key": new_key(self.folder.name)}
                 if at is not None:  # first, so that no collection is created at a place that does not open
-                    store = store_at(at, where["key"], self.folder, self.embedder.width, exact=bool(exact))
-                self._folder.write({"embedder": self.embedder.name, **where, "roots": []})
+                    store = store_at(at, where["key"], self.folder, about["width"], exact=bool(exact))
+                self._folder.write({**about, **where, "roots": []})
             if exact is not None:
                 self._folder.write(self._folder.settings() | {"exact": exact})
             self.store: VectorStore = self._open_store() if store is None else store
         self._at_once = at_once
 
     @cached_property
+    def embedder(self) -> Embedder:
+        """The collection's own embedder. Raises HalkaError if it cannot be loaded, or makes other vectors now."""
+        settings = self._folder.settings()
+        embedder = self._embedder or self._load(settings.get("embedder", DEFAULT))
+        if settings and not is_own(embedder, settings):
+            name = settings["embedder"]
+            now = "whose weights have changed" if embedder.name == name else f"not {embedder.name}"
+            raise HalkaError(
+                f"{self.folder} was embedded by {name}, {now}: vectors of two embedders cannot be compared. Open it "
+                "with its own, or add the documents to a new collection"
+            )
+        return embedder
+
+    @cached_property
     def _cutter(self) -> Cutter:
         return Cutter(self.embedder.tokenizer, self.embedder.limit)
+
+    @property
+    def embedded_by(self) -> str:
+        """The embedder's name; nothing is loaded."""
+        return self._folder.settings()["embedder"]
 
     @property
     def at(self) -> str | None:
@@ -358,8 +378,8 @@ class Collection:
 
     def _open_store(self) -> VectorStore:
         settings = self._folder.settings()
-        exact = settings.get("exact", False)
-        return store_at(settings.get("at"), settings.get("key", ""), self.folder, self.embedder.width, exact=exact)
+        exact, width = settings.get("exact", False), settings.get("width") or self.embedder.width
+        return store_at(settings.get("at"), settings.get("key", ""), self.folder, width, exact=exact)
 
     def _current(self) -> dict[str, Document]:
         return {document.name: document for document in self.store.documents()}

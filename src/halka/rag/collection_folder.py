@@ -1,8 +1,8 @@
 """A collection's folder with its settings file; the collections of a folder by their names.
 
 collections/faq/
-  collection.json   the embedder, the paths that were added, with their readers, what was removed below them, and where
-                    the passages are
+  collection.json   the embedder, with the width and a sample of its vectors, the paths that were added, with their
+                    readers, what was removed below them, and where the passages are
   passages.lance/   the passages, unless they are in PostgreSQL or Qdrant (`stores`)
 """
 

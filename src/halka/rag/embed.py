@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 DEFAULT = "minilm-l6"
+SAMPLE, NUMBERS = "Parcels are sent on Monday, refunds take nine days.", 32  # of whose vector so many are recorded
+ALIKE = 0.99  # their cosine at least; other devices and precisions leave 0.999
 PASSAGE = 512  # the most tokens of a passage, however long the texts are that an embedder takes: several fit a prompt
 
 
@@ -66,12 +69,18 @@ class SentenceEmbedder:
         except (OSError, ValueError, KeyError) as error:
             raise HalkaError(f"{name_or_path} cannot be loaded as an embedder: {error}") from error
         self.width = int(self._model.get_embedding_dimension())
-        self.limit = min(int(self._model.max_seq_length), PASSAGE)
-        self._tokenizer = counting(self._model.tokenizer.backend_tokenizer)
+        self.limit = int(min(self._model.max_seq_length or PASSAGE, PASSAGE))  # inf where any length is taken
+        tokenizer = self._model.tokenizer
+        self._tokenizer = counting(getattr(tokenizer, "backend_tokenizer", tokenizer))  # or it is one of tokenizers'
 
     @property
     def tokenizer(self) -> Tokenizer:
         return self._tokenizer
+
+    @cached_property
+    def sample(self) -> list[float]:
+        """The first numbers of a certain text's vector, by which these weights are recognised in any folder."""
+        return [round(float(number), 4) for number in self.passages([SAMPLE])[0, :NUMBERS]]
 
     def passages(self, texts: Sequence[str]) -> np.ndarray:
         return self._vectors(list(texts), self._model.encode_document)
@@ -94,8 +103,22 @@ def counting(tokenizer: Tokenizer) -> Tokenizer:
     return copy
 
 
+def about_embedder(embedder: Embedder) -> dict[str, Any]:
+    """What a collection records of an embedder."""
+    about = {"embedder": embedder.name, "width": embedder.width}
+    return about | ({"sample": embedder.sample} if isinstance(embedder, SentenceEmbedder) else {})
+
+
+def is_own(embedder: Embedder, about: Mapping[str, Any]) -> bool:
+    """Whether an embedder makes the vectors of a collection with these records: by its sample, or else by its name."""
+    if "sample" not in about or not isinstance(embedder, SentenceEmbedder):
+        return embedder.name == embedder_name(about["embedder"])
+    then, now = np.array(about["sample"]), np.array(embedder.sample)
+    return then.shape == now.shape and bool(then @ now >= ALIKE * np.linalg.norm(then) * np.linalg.norm(now))
+
+
 def embedder_name(name: str | Path) -> str:
-    """What a collection records of an embedder: the whole path of a folder, else the name."""
+    """An embedder's name in collections: the whole path of a folder, else the name."""
     from halka.models.fetching import known_bases
 
     return str(Path(name).absolute()) if str(name) not in known_bases() and Path(name).is_dir() else str(name)

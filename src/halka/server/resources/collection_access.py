@@ -38,7 +38,7 @@ def open_collection(service: Service, tenant: str, name: str) -> Collection:
             param="collection",
             code="collection_not_found",
         )
-    return Collection(folder.path, service.embedders.get(folder.settings()["embedder"]))
+    return Collection(folder.path, load=service.embedders.get)
 
 
 def new_collection(service: Service, tenant: str, name: str) -> Collection:
