@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from collection_for_tests import told
 from embedder_for_tests import WordEmbedder
@@ -254,6 +255,22 @@ def test_what_became_something_else_is_gone(collection, docs, tmp_path):
     shutil.rmtree(docs / "old.md")
     (docs / "old.md").write_text("A file again.")
     assert sorted(told(collection.refresh())) == [("added", "old.md"), ("removed", "new.md")]
+
+
+def test_files_are_looked_at_while_others_use_the_collection(collection, docs, monkeypatch):
+    [*collection.add([docs])]
+    looked, look = set(), os.lstat
+
+    def lstat(path, **options):
+        if Path(path).suffix == ".md":
+            with FileLock(collection.folder / ".lock", timeout=0):
+                looked.add(Path(path).name)
+        return look(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", lstat)
+        [*collection.refresh()]
+    assert looked == {"open.md", "pay.md", "note.md"}
 
 
 def test_what_stands_below_a_path_that_is_away_stays(collection, docs, tmp_path):

@@ -209,9 +209,11 @@ class Collection:
 
         If a folder that was added is missing, its disk may be unmounted: its documents stay, and an event says so.
         """
+        roots, current = self._folder.roots(), self._current()
+        suspects = [name for name in current if roots.lost(name)]  # of all files, so whoever opens it must not wait
         with self._lock:
-            roots, current = self._folder.roots(), self._current()
-            gone = [name for name in current if roots.lost(name)]
+            roots = self._folder.roots()
+            gone = [name for name in suspects if roots.lost(name)]
             self.store.remove(gone)
             events = self._set_access(roots)
         yield from (Event("removed", name, current[name].passages) for name in gone)

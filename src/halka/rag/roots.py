@@ -135,9 +135,11 @@ class Roots:
 
     def _above(self, name: str) -> str | None:
         """The deepest path that was added or removed, among a document's own and those above it."""
-        for path in map(str, (Path(name), *Path(name).parents)):
+        path, below = name, ""
+        while path != below:
             if path in self._added or path in self.removed:
                 return path
+            path, below = os.path.dirname(path), path
         return None
 
 
