@@ -161,7 +161,7 @@ def test_where_all_is_skipped_nothing_begins(halka, embedder, tmp_path):
     (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.4")
     (tmp_path / "good.md").write_text("Good.")
     code, _, err = halka("docs", "add", "faq", "broken.pdf", "--embedder", str(embedder))
-    assert (code, "nothing was added: 1 file skipped" in err) == (1, True)
+    assert (code, "nothing was added: all files were skipped" in err) == (1, True)
     assert not (tmp_path / "collections" / "faq").exists()
     assert halka("docs", "add", "faq", "good.md", "--embedder", str(embedder))[0] == 0
     code, out, _ = halka("docs", "add", "faq", "broken.pdf", "--json")

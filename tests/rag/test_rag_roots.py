@@ -302,6 +302,27 @@ def test_a_folder_that_may_not_be_looked_into_keeps_its_documents(collection, do
     assert seen(collection) == ["note.md", "open.md", "pay.md"]
 
 
+def test_what_is_left_out_of_a_folder_has_a_reason(collection, docs, monkeypatch):
+    for name in ("a.odt", "b.ODT", "deep/c.eml", ".hidden.odt", "style.css", "picture.png"):
+        (docs / name).write_text("x")
+    left_out = [event for event in collection.add([docs, docs / "deep"]) if event.what == "skipped"]
+    assert [(event.document, event.reason.partition(":")[0]) for event in left_out] == [
+        ("*.eml", "files of the kind .eml are not read, 1 here"),
+        ("*.odt", "files of the kind .odt are not read, 2 here"),
+    ]
+    scan = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    (event,) = [event for event in collection.refresh() if event.what == "skipped"]
+    assert event.reason == f"{docs / 'deep'}: permission denied"
+    assert seen(collection) == ["note.md", "open.md", "pay.md"]
+
+
 # ── one name twice ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -74,8 +74,8 @@ def add(
     """Add documents to a collection, which is created if need be.
 
     Reads Markdown, text, HTML and PDF; Word, PowerPoint, Excel, EPUB and others with the extra `documents`. Unchanged
-    documents are not read again. A file that cannot be read is skipped, with a message; if all are skipped the command
-    fails, and creates no new collection.
+    documents are not read again. A file that cannot be read is skipped, with a message, and so are documents of other
+    kinds; if all are skipped the command fails, and creates no new collection.
     """
     from halka.rag.store import EVERYONE
 
@@ -87,7 +87,7 @@ def add(
     if counts and counts.keys() == {"skipped"}:
         if is_new and not collection.documents():
             collection.delete()
-        raise Failed(f"nothing was added: {plural(counts['skipped'], 'file')} skipped, for the reasons above")
+        raise Failed("nothing was added: all files were skipped, for the reasons above")
 
 
 @app.command("refresh", cls=Command, epilog=examples("halka docs refresh faq", "halka docs refresh faq --watch 10"))

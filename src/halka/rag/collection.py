@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from filelock import FileLock
 from halka.rag.collection_folder import CollectionFolder, collection_folder, collection_names
 from halka.rag.embed import DEFAULT, Embedder, SentenceEmbedder, about_embedder, is_own
 from halka.rag.passages import Cutter, Passage
-from halka.rag.roots import Input, Root, Roots, located, text_of
+from halka.rag.roots import Input, LeftOut, Root, Roots, located, text_of
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named, within
 from halka.rag.stores import new_key, place, store_at
 from halka.rag.texts import Text, Unreadable, check_unicode, printable, read_as
@@ -151,7 +152,8 @@ class Collection:
         default everyone. A path that was added before gets the new readers and tags at once, with every document
         there; a path below that was added by itself keeps its own. Removed documents stay away until they are added by
         their own path, or by one above with `removed_too`, and so do those below the folder `leave_out`. A file that
-        cannot be read is skipped; if it was readable before, its older passages stay.
+        cannot be read is skipped; if it was readable before, its older passages stay. A folder that cannot be listed
+        has an event, and so has each kind of documents that is not read (`texts.UNREAD`).
 
         Raises HalkaError for a path that does not exist, and DataError for a path that is not Unicode.
         """
@@ -172,7 +174,14 @@ class Collection:
         for path in roots.removed:
             if path != out and any(within(path, root.path) for root in added):
                 yield Event("skipped", path, reason=f"{path} was removed: add it by its own path to have it again")
-        yield from self._take_in(roots.inputs(root.path for root in added), {event.document for event in events})
+        left_out = LeftOut()
+        inputs = roots.inputs((root.path for root in added), left_out)
+        yield from self._take_in(inputs, {event.document for event in events})
+        yield from _unlisted(left_out)
+        kinds = Counter(file.suffix.lower() for file in left_out.files if roots.root(str(file)))
+        for kind, count in sorted(kinds.items()):
+            reason = f"files of the kind {kind} are not read, {count} here: convert them to text"
+            yield Event("skipped", f"*{kind}", reason=reason)
 
     def put(
         self, texts: Iterable[tuple[str, str]], *, readers: Sequence[str] = (EVERYONE,), tags: Sequence[str] = ()
@@ -222,7 +231,10 @@ class Collection:
             if root.away and any(within(name, root.path) for name in current.keys() - gone):
                 reason = f"{root.path} is not there: its documents stay as they were until it is back, or removed here"
                 yield Event("skipped", root.path, reason=reason)
-        yield from self._take_in(roots.inputs(root.path for root in roots), {event.document for event in events})
+        left_out = LeftOut()
+        inputs = roots.inputs((root.path for root in roots), left_out)
+        yield from self._take_in(inputs, {event.document for event in events})
+        yield from _unlisted(left_out)
 
     def watch(self, seconds: float) -> Iterator[Iterator[Event]]:
         """Refresh now and every so many seconds, for ever; yields the events of each refresh that are new.
@@ -309,7 +321,7 @@ class Collection:
                     continue
                 waiting[name] = source, document, source.read()
             except OSError as error:
-                yield Event("skipped", name, reason=f"{name}: {(error.strerror or str(error)).lower()}")
+                yield _skipped(name, error)
             except Unreadable as error:
                 if name in current and not source.rooted:  # the older text stays, for the readers given now
                     current[name] = replace(current[name], readers=source.readers, tags=source.tags)
@@ -385,6 +397,14 @@ class Collection:
 
     def _current(self) -> dict[str, Document]:
         return {document.name: document for document in self.store.documents()}
+
+
+def _skipped(name: str, error: OSError) -> Event:
+    return Event("skipped", name, reason=f"{name}: {(error.strerror or str(error)).lower()}")
+
+
+def _unlisted(left_out: LeftOut) -> list[Event]:
+    return [_skipped(folder, error) for folder, error in left_out.folders.items()]
 
 
 def open_collection(name: str, among: Path) -> Collection:

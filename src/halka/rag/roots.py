@@ -10,13 +10,13 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from halka.rag.store import EVERYONE, within
-from halka.rag.texts import Text, Unreadable, check_unicode, composed, is_readable, read_text
+from halka.rag.texts import UNREAD, Text, Unreadable, check_unicode, composed, is_readable, read_text
 from halka.util.errors import HalkaError
 from halka.util.spelling import spelled
 
@@ -51,6 +51,18 @@ class Input:
     readers: tuple[str, ...]
     tags: tuple[str, ...]
     rooted: bool = False
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What paths hold and is not taken in: folders that cannot be listed, and documents of kinds that are not read."""
+
+    folders: dict[str, OSError] = field(default_factory=dict)
+    files: set[Path] = field(default_factory=set)
+
+    def add_folder(self, error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):  # which are no folders
+            self.folders[error.filename] = error
 
 
 class Roots:
@@ -107,11 +119,14 @@ class Roots:
         """The root that a document comes from; None if there is none."""
         return self._added.get(self._above(name) or "")
 
-    def inputs(self, paths: Iterable[str]) -> Iterator[Input]:
-        """The files at these paths, each once, with the readers and tags of the deepest root above it."""
+    def inputs(self, paths: Iterable[str], left_out: LeftOut) -> Iterator[Input]:
+        """The files at these paths, each once, with the readers and tags of the deepest root above it.
+
+        What else is there is put into `left_out`.
+        """
         seen: set[str] = set()
         for path in paths:
-            for file in files_at(Path(path)):
+            for file in files_at(Path(path), left_out):
                 name = str(file)
                 root = self.root(name)
                 if root is not None and name not in seen:
@@ -172,14 +187,15 @@ def is_collection(folder: Path) -> bool:
     return isinstance(settings, dict) and settings.keys() >= REQUIRED
 
 
-def files_at(root: Path) -> Iterator[Path]:
+def files_at(root: Path, left_out: LeftOut | None = None) -> Iterator[Path]:
     """The readable files at a path, in the order of names: no hidden ones, links and collections."""
+    left_out = left_out or LeftOut()
     if root.is_symlink():
         return
     if root.is_file():
         yield root
         return
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=left_out.add_folder):
         folders[:] = sorted(
             name for name in folders if not name.startswith(".") and not is_collection(Path(folder, name))
         )
@@ -187,6 +203,8 @@ def files_at(root: Path) -> Iterator[Path]:
             path = Path(folder) / name
             if is_readable(path) and path.is_file() and not path.is_symlink():
                 yield path
+            elif path.suffix.lower() in UNREAD and not name.startswith("."):
+                left_out.files.add(path)
 
 
 def text_of(name: str, text: str) -> Text:

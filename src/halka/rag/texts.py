@@ -17,6 +17,11 @@ from halka.util.errors import DataError
 
 EXTRA = (".docx", ".pptx", ".xlsx", ".xls", ".epub", ".msg", ".ipynb", ".csv", ".json", ".xml")
 """The kinds that need the extra `documents`."""
+UNREAD = (
+    *(".doc", ".ppt", ".rtf", ".odt", ".ods", ".odp", ".pages", ".ps", ".djvu", ".mobi"),
+    *(".tex", ".adoc", ".org", ".log", ".jsonl", ".tsv", ".eml"),
+)
+"""The kinds of documents that nothing here reads. A folder's pictures, programs and styles are no documents."""
 ZIPPED = (".docx", ".pptx", ".xlsx", ".epub")
 PAGE_BREAK = "\n\n"
 
