@@ -282,6 +282,10 @@ def test_questions_become_training_data(halka, embedder, tmp_path):
     examples = ("docs", "examples", "faq", "asked.jsonl", "-o", "more.jsonl")
     assert f"--floor {told[1]}`" in halka(*examples)[2]  # what no passage answers has no part in it
     assert re.search(r"`halka ask --mode words --floor \d", halka(*examples, "--mode", "words")[2])
+    (tmp_path / "asked.jsonl").write_text('{"question": "xyz", "answer": "on monday", "document": "parcels.md"}\n')
+    code, _, err = halka(*examples, "--mode", "words")
+    assert (code, "--floor" in err) == (0, False)  # words find nothing for it
+    assert json.loads(halka(*examples, "--mode", "words", "--json")[1])["floor"] is None
     (tmp_path / "asked.jsonl").write_text('{"question": "when are parcels sent", "answer": "never"}\n')
     code, _, err = halka("docs", "examples", "faq", "asked.jsonl", "-o", "train.jsonl")
     assert (code, "holds an answer" in err) == (2, True)

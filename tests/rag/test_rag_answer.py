@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import defaultdict
@@ -195,6 +196,9 @@ def test_below_the_floor_the_documents_do_not_say(collection):
     assert high.ask(asked[4]).abstained
     low = Answerer(retriever, lambda prompt: ["secret4 [1]"], 10_000, words, floor=scores[0])
     assert low.ask(asked[4]).text == "secret4 [1]"
+    worded = Retriever(collection, "words")
+    assert floor_for(worded, [*asked, "unheard"], share=0) == floor_for(worded, asked, share=0)
+    assert floor_for(worded, ["unheard"]) == -math.inf
     with pytest.raises(ValueError, match="give some"):
         floor_for(retriever, [])
 
@@ -442,3 +446,7 @@ def test_vowel_signs_and_accents_belong_to_their_words():
 def test_a_row_without_question_or_answer_is_told(row):
     with pytest.raises(ValueError, match=r"x:1: no (question|answer)"):
         asked_in(row, "x:1")
+
+
+def test_an_empty_cell_names_no_document():
+    assert asked_in({"question": "a", "answer": "b", "document": ""}, "x:1").document is None

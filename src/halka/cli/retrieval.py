@@ -169,13 +169,13 @@ def examples_(
     rows = [row for _, row in pairs]
     write_text(target, "".join(jsonlib.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     answerable = [question.question for question, _ in pairs if question.answers]
-    floor = floor_for(retriever, answerable, scope=scope) if answerable else None
+    floor = floor_for(retriever, answerable, scope=scope) if answerable else -math.inf
     counts = {"questions": len(asked), "examples": len(rows), "abstaining": sum(row["gold"] is None for row in rows)}
     if json:
-        return emit({**counts, "floor": floor})
+        return emit({**counts, "floor": floor if math.isfinite(floor) else None})
     summary = f"{plural(len(asked), 'question')}, {plural(len(rows), 'example')}, {counts['abstaining']} abstaining"
     show(f"{summary}, in {target}")
-    if floor is not None:
+    if math.isfinite(floor):
         shown = f"{math.floor(1000 * floor) / 1000:.3f}"  # a floor that is rounded up would give up some of these
         flags = ("" if mode == "hybrid" else f" --mode {mode}") + ("" if rerank is None else f" --rerank {rerank}")
         say(

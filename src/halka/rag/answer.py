@@ -145,9 +145,11 @@ def floor_for(
 ) -> float:
     """The score that the best passage reaches for all but `share` of these questions that the documents answer.
 
-    It is valid for this retriever's mode and reranker only. Raises HalkaError if there are no questions.
+    Questions for which nothing is found do not count, since no floor answers them; -inf where those are all. It is
+    valid for this retriever's mode and reranker only. Raises HalkaError if there are no questions.
     """
-    best = [hits[0].score if (hits := retriever.search(question, 1, scope)) else -np.inf for question in questions]
-    if not best:
+    searches = [retriever.search(question, 1, scope) for question in questions]
+    if not searches:
         raise HalkaError("a floor needs questions: give some whose answers the documents hold")
-    return float(np.quantile(best, share, method="lower"))
+    best = [hits[0].score for hits in searches if hits]
+    return float(np.quantile(best, share, method="lower")) if best else -np.inf

@@ -46,7 +46,9 @@ def asked_in(row: Mapping[str, Any], where: str) -> Asked:
     if not isinstance(answers, list) or not all(isinstance(answer, str) and answer for answer in answers):
         raise DataError(f'{where}: no answer: a row has "answer": a text, or "answers": a list of texts')
     document = row.get("document")
-    return Asked(question, tuple(answers), document if isinstance(document, str) else None)
+    return Asked(
+        question, tuple(answers), (document or None) if isinstance(document, str) else None
+    )  # a cell may be ""
 
 
 def placed(asked: Iterable[Asked], documents: Iterable[str]) -> Iterator[Asked]:
