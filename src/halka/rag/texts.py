@@ -135,9 +135,7 @@ def _html(path: Path) -> Text:
     from bs4 import BeautifulSoup
     from markdownify import MarkdownConverter
 
-    page = BeautifulSoup(
-        path.read_bytes(), "lxml"
-    )  # in the encoding that the page declares; knows which end tags may lack
+    page = BeautifulSoup(path.read_bytes(), "lxml")  # in the encoding that it declares, where end tags may lack
     for element in page(["script", "style", "template", "noscript", "nav", "head"]):
         element.decompose()
     converter = MarkdownConverter(
