@@ -26,7 +26,7 @@ from halka.advisor.advice import commands
 from halka.advisor.budget import TRIALS, Budget, PilotConfig, TrialPlan
 from halka.advisor.evidence import CONDITIONS
 from halka.advisor.pilot import learnability
-from halka.advisor.probed_base import ProbedBase, Progress, build_prompt, decoder_config, token_losses
+from halka.advisor.probed_base import ProbedBase, Progress, build_prompt, decoder_config, open_base, token_losses
 from halka.advisor.probes import knowledge, strength
 from halka.advisor.request import SCHEMA, result_keys, sample, usual_metric
 from halka.advisor.resources import Available, Machine, base_too_large, pilot_room
@@ -607,6 +607,24 @@ def test_held_out_answers_of_which_the_metric_says_nothing_are_left_out(base, tm
         sample(replace(request, metric="json_field:city", held_out=tuple(without)))
     advised = run(replace(request, metric="json_field:city"), tmp_path / "out", skip=("fit", "learnability"))
     assert advised.missing["examples without a score"].startswith("4 held-out ones")
+
+
+def test_answers_have_room_for_the_longest_that_is_held_out_and_a_shorter_room_is_reported(base, tmp_path):
+    def answered(number: int, words: int) -> Example:
+        return replace(example(number), messages=(*example(number).prompt, Message("assistant", "red " * words)))
+
+    held_out = (answered(20, 1), answered(21, 9), answered(22, 800))  # the last is longer than the context
+    skip = ("fit", "knowledge", "learnability")
+    request = request_for(base, held_out=held_out, max_new_tokens=None)
+    measured = run(request, tmp_path / "out", skip=skip)
+    tokens = len(chatml_tokenizer().encode("red " * 9, add_special_tokens=False))
+    assert measured.subject.max_new_tokens == tokens + 1
+    assert "answers" not in measured.missing
+    assert run(request, tmp_path / "out", skip=skip).subject == measured.subject
+    short = replace(request, max_new_tokens=tokens - 1)
+    opened, _, missing = open_base(short, sample(short), tmp_path / "short", lambda *_: None)
+    assert opened.max_new_tokens == tokens - 1
+    assert missing["answers"].startswith(f"2 of 3 held-out answers are longer than {tokens - 1} tokens")
 
 
 def test_a_tasks_metric_that_is_a_function_is_refused_by_name(base, tmp_path, capsys):

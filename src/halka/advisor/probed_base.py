@@ -5,8 +5,11 @@ There are four ways to prompt it: the question alone, after worked examples, wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
@@ -319,9 +322,8 @@ def open_base(
     model = adapt(*load_base(request.base, dtype=request.dtype, quantize=request.quantize))
     train, held_out = (_usable(model, examples, missing) for examples in (sample.train, sample.held_out))
     retrieve, documents = _retrieval(request, folder, missing, progress) if request.documents else (None, 0)
-    base = ProbedBase(
-        model, train, held_out, sample.metric, request.max_new_tokens, retrieve, request.passages if retrieve else 0
-    )
+    new = _answer_room(model, held_out, request.max_new_tokens, missing)
+    base = ProbedBase(model, train, held_out, sample.metric, new, retrieve, request.passages if retrieve else 0)
     base = _within_context(base, missing)
     progress("base", "first answers")  # for which kernels are compiled, and the embedder is loaded
     answers_of(model, None, sorted(base.held_out, key=lambda example: len(base.tokens(example)))[:2], max_new_tokens=4)
@@ -338,11 +340,27 @@ def _usable(model: AdaptedModel, examples: Sequence[Example], missing: dict[str,
     return tuple(examples[index] for index in kept)
 
 
+def _answer_room(model: AdaptedModel, held_out: Sequence[Example], named: int | None, missing: dict[str, str]) -> int:
+    """Tokens of an answer: as many as are named, else those of the longest held-out one in the context, and an end."""
+    encode_answer, limit = partial(model.tokenizer.encode, add_special_tokens=False), context(model, None) or math.inf
+    lengths = [[len(encode_answer(answer)) for answer in example.answers] for example in held_out]
+    if named is None:
+        within = [len(encode(example, model.tokenizer)) <= limit for example in held_out]
+        return 1 + max(map(max, [*compress(lengths, within)] or lengths))
+    if cut := sum(min(accepted) > named for accepted in lengths):
+        missing["answers"] = (
+            f"{cut} of {len(held_out)} held-out answers are longer than {named} tokens, so that no choice can give "
+            "them: raise --max-new-tokens"
+        )
+    return named
+
+
 def _within_context(base: ProbedBase, missing: dict[str, str]) -> ProbedBase:
     """Without the held-out examples that are longer than the base's context. Raises DataError if none is left."""
     held_out = tuple(example for example in base.held_out if base.fits(example))
     if excluded := len(base.held_out) - len(held_out):
-        missing["held-out examples"] = f"{excluded} of {len(base.held_out)} are longer than the base's context"
+        of_all, new = f"{excluded} of {len(base.held_out)}", base.max_new_tokens
+        missing["held-out examples"] = f"{of_all} are longer than the base's context with {new} new tokens"
     if not held_out:
         raise DataError(
             f"none of {excluded} held-out examples fits the base's context with {base.max_new_tokens} new tokens: "

@@ -56,6 +56,7 @@ class Request:
 
     train, held_out     examples that end with their answer; without held-out ones, some of `train` are held out
     metric              scores the answers; chosen by how they look if not given
+    max_new_tokens      of an answer; as many as the longest held-out one has if not given
     documents           files, folders, and .jsonl files of rows with "name" and "text", for retrieval
     target              the score that suffices, 0 to 1
     tasks               number of such tasks, for storage and serving
@@ -70,7 +71,7 @@ class Request:
     train: tuple[Example, ...]
     held_out: tuple[Example, ...] = ()
     metric: str | None = None
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = None
     documents: tuple[str, ...] = ()
     target: float | None = None
     tasks: int = 1
@@ -224,6 +225,7 @@ class ProbePlan:
 
     key         of the question
     held_out, passages   held-out examples that are used, passages in a prompt; None before the base was loaded
+    max_new_tokens   of an answer, likewise
     length, shown_length   90th percentile of the training examples' tokens, without and with passages
     costs       what work costs, as it was timed
     documents   number of documents
@@ -239,6 +241,7 @@ class ProbePlan:
     key: str
     held_out: int | None = None
     passages: int | None = None
+    max_new_tokens: int | None = None
     length: int | None = None
     shown_length: int | None = None
     costs: Costs = field(default_factory=Costs)

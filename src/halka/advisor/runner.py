@@ -68,6 +68,7 @@ BASE_PROBES: tuple[ProbeName, ...] = ("strength", "knowledge", "learnability")
 """Those that load the base."""
 UNTIMELY = {DOCUMENTS: "documents", EXAMPLES: "prompts with examples"}
 """Prompts without which the advice is less sure, as `Evidence.missing` calls them."""
+USUAL_ANSWER = 64  # tokens of an answer, as `halka evaluate` has it, where no base was loaded to count them
 T = TypeVar("T")
 
 
@@ -173,6 +174,7 @@ class _Probes:
         """The base, loaded when a probe first needs it, and asked some examples to know what work costs."""
         plan, budget = self.plan, self.budget
         base, plan.documents, plan.missing = open_base(self.request, self.sample, self.folder.path, self.progress)
+        plan.max_new_tokens = base.max_new_tokens
         if plan.held_out is None:
             with budget.running("base"):
                 self.progress("base", "timing answers")
@@ -386,7 +388,7 @@ class _Probes:
             metric=self.sample.metric,
             length=self._length(),
             split_off=self.sample.split_off,
-            max_new_tokens=request.max_new_tokens,
+            max_new_tokens=plan.max_new_tokens or request.max_new_tokens or USUAL_ANSWER,
             dtype=request.dtype,
             quantize=request.quantize,
             passages=plan.passages or request.passages,

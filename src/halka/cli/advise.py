@@ -55,7 +55,8 @@ def advise(
     full: Annotated[bool, typer.Option("--full", help="also try full fine-tuning")] = False,
     passages: Annotated[int, typer.Option(metavar="N", min=1, help="passages in a prompt")] = 3,
     max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="length of an answer; else the task's, or 64")
+        int | None,
+        typer.Option(metavar="N", min=1, help="length of an answer; else the task's, or the longest held-out one's"),
     ] = None,
     minutes: Annotated[
         float, typer.Option(metavar="X", help="time to generate and train; loading and indexing come on top")
@@ -156,7 +157,7 @@ class _Data(NamedTuple):
     held_out: tuple[Example, ...]
     flags: tuple[str, ...]
     metric: str | None = None
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = None
     kind_flags: tuple[str, ...] = ()
 
 
