@@ -408,6 +408,7 @@ def test_the_terminal_begins_with_the_verdict_and_ends_with_the_commands(
     assert max(map(len, lines)) <= 100
     text = " ".join(" ".join(lines).split())
     for told in (
+        "Without a model, the copy of the question scores 11 %",
         "> PEFT and retrieval 72 % (66 % to 78 %)",
         "with passages 2.31 2.05 2.66 47 % (42 % to 52 %)",
         "Lowest held-out loss with passages: lora with passages with 0.97",

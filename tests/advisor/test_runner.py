@@ -593,6 +593,17 @@ def test_sorted_files_are_mixed_and_what_is_held_out_is_not_learned(base):
     assert (len(found.train), len(found.held_out)) == (512, 48)
 
 
+def test_some_of_each_label_are_held_out_with_their_prompt(base):
+    asked = [Message("user", f"Item {number}?") for number in range(60)]
+    labels = ["yes"] * 52 + ["no"] * 6 + ["rare"] + ["no"]
+    examples = [Example((one, Message("assistant", label))) for one, label in zip(asked, labels, strict=True)]
+    examples.append(Example((asked[0], Message("assistant", "no"))))  # contradicts the first
+    taken = sample(request_for(base, train=tuple(examples), held_out=()))
+    assert Counter(one.answers[0] for one in taken.held_out if one.prompt[0] != asked[0]).keys() == {"yes", "no"}
+    assert {one.prompt for one in taken.held_out}.isdisjoint(one.prompt for one in taken.all_train)
+    assert len(taken.held_out) + len(taken.all_train) == len(examples)
+
+
 def test_held_out_answers_of_which_the_metric_says_nothing_are_left_out(base, tmp_path):
     def answered(number: int, text: str) -> Example:
         return replace(example(number), messages=(*example(number).prompt, Message("assistant", text)))

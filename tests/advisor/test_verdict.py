@@ -268,6 +268,13 @@ def test_the_first_reason_is_the_rule_that_decided(found, rule, said):
     assert said in first.text
 
 
+def test_where_trivial_answers_are_all_right_nothing_can_be_better():
+    advice = advise_from(evidence(strength=strength(1.0, 1.0, trivial=1.0)))
+    assert (advice.choice, advice.reasons[0].rule) == ("data", "trivial")
+    assert "most frequent answer scores 100 %" in advice.reasons[0].text
+    assert choose({"prompt": 1.0}, Criteria(1.0, trivial=1.0, target=1.0)) == ("prompt", "target")
+
+
 def test_a_trivial_answer_is_what_has_to_be_beaten():
     tuned = learned(trial("LoRA", 1.0, 0.55))
     assert advise_from(evidence(strength=strength(0.1, 0.2, trivial=0.2), learnability=tuned)).choice == "peft"

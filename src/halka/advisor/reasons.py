@@ -20,7 +20,7 @@ from halka.advisor.verdict import (
     too_large,
     trainable,
 )
-from halka.advisor.words import CHOICES, TRAINED, Choice, metric_of, share
+from halka.advisor.words import CHOICES, TRAINED, Choice, metric_of, share, trivial_answer
 from halka.report.units import learning_rate, listed, percent, size
 
 SUSPECTS = 5  # places of suspect labels that are listed
@@ -45,6 +45,10 @@ def reasons(
 def _why(evidence: Evidence, choice: Choice, rule: str, candidates: Sequence[Prospect], criteria: Criteria) -> str:
     if rule == "hardware":
         return _why_hardware(choice, candidates)
+    if rule == "trivial":
+        assert evidence.strength is not None
+        alike = trivial_answer(evidence.strength)
+        return f"{alike}, so that nothing can score above it: hold out some examples of each label"
     by_choice, metric = {prospect.choice: prospect for prospect in candidates}, metric_of(evidence.subject)
     now = [prospect for prospect in candidates if prospect.choice != "data"] or [*candidates]
     best = max(now, key=lambda prospect: prospect.score.value)

@@ -246,6 +246,8 @@ def _prospect_table(advice: Advice) -> rich_table.Table | None:
 
 def _evidence_lines(evidence: Evidence) -> Iterator[str]:
     if evidence.strength is not None:
+        if evidence.strength.trivial:
+            yield words.sentence(f"without a model, {words.trivial_answer(evidence.strength)}")
         yield f"A unigram model of the answers has a loss of {evidence.strength.unigram:.2f}."
     if evidence.learnability is not None:
         yield words.best_trials(evidence.learnability)

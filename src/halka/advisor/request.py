@@ -32,6 +32,7 @@ from halka.data.duplicates import prompt_key
 from halka.data.examples import Example
 from halka.data.task import split_off
 from halka.evaluation.metrics import score
+from halka.evaluation.text_metrics import as_label
 from halka.rag.sources import digest_of
 from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import DataError, HalkaError
@@ -39,6 +40,7 @@ from halka.util.files import write_text
 
 MOST_HELD_OUT, MOST_TRAIN = 48, 512
 HELD_OUT_SHARE = 0.25  # share of the training examples that is held out where there are no validation examples
+SPLIT_SEED = "0/validation"
 SHORT_ANSWER = 5  # words of an answer that is a name or a number rather than a text
 SCHEMA = 5  # version of the probes' results: raised with every change of what they are or mean, so that all run again
 
@@ -118,9 +120,7 @@ def sample(request: Request) -> Sample:
         raise DataError(f"{len(request.train)} training examples are too few: give at least two")
     all_train, held_out = request.train, _shuffled(request.held_out)
     if not held_out:
-        count = min(MOST_HELD_OUT, max(1, round(HELD_OUT_SHARE * len(all_train))))
-        all_train, held_out = map(tuple, split_off(all_train, count, "0/validation"))
-        held_out = _shuffled(held_out)
+        all_train, held_out = _hold_out(all_train)
     unscored = 0
     if (named := request.metric) is not None:
         answers = [example.answers for example in held_out]
@@ -134,6 +134,21 @@ def sample(request: Request) -> Sample:
         raise DataError("every training example has a held-out prompt: add other examples, or other --validation ones")
     metric = named or usual_metric([example.answers[0] for example in (*train, *held_out)])
     return Sample(all_train, train, held_out, metric, not request.held_out, unscored)
+
+
+def _hold_out(examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """What is trained on, and a part that is held out: where answers are labels, of each that has enough prompts."""
+    labels = are_labels([example.answers[0] for example in examples])
+    count = min(MOST_HELD_OUT, round(HELD_OUT_SHARE * len(examples)))
+    label_of, by_label = dict[object, str](), dict[str, list[Example]]()
+    for example in examples:  # those with one prompt stay together, also where they contradict each other
+        label = label_of.setdefault(prompt_key(example), as_label(example.answers[0]) if labels else "")
+        by_label.setdefault(label, []).append(example)
+    parts = [split_off(own, round(count * len(own) / len(examples)), SPLIT_SEED) for own in by_label.values()]
+    held_out = [example for rest, part in parts if rest for example in part]
+    held_out = _shuffled(held_out or split_off(examples, count, SPLIT_SEED)[1])[:MOST_HELD_OUT]
+    prompts = {prompt_key(example) for example in held_out}
+    return tuple(example for example in examples if prompt_key(example) not in prompts), held_out
 
 
 def usual_metric(answers: Sequence[str]) -> str:

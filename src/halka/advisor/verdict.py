@@ -1,6 +1,7 @@
 """The verdict: thresholds, the score expected of each choice, and the rules that pick one. All functions are pure.
 
-Methods that the hardware cannot train, not even with one example a batch, are left out before the rules:
+Methods that the hardware cannot train, not even with one example a batch, are left out before the rules. Where trivial
+answers are all right and no target is named, it is "data": nothing can score above them. Else:
 
 1. Nothing is useful: the best score is not far enough above trivial answers (`minimum_score`), or misses the target.
    Then: "base" if the hardware can train nothing; "data" if more examples still lower the loss; the best trained choice
@@ -262,11 +263,13 @@ def choose(
 ) -> tuple[Choice, str]:
     """The choice, and the name of the rule that made it.
 
-    The rules are useless, hardware, learning, few, untried, target, data, best, cheapest and loss.
+    The rules are trivial, useless, hardware, learning, few, untried, target, data, best, cheapest and loss.
     """
     now: dict[Choice, float] = {choice: scores[choice] for choice in CHOICES if choice in scores and choice != "data"}
     best = max(now.values(), default=0.0)
     with_data = max(best, scores.get("data", 0.0))
+    if criteria.target is None and criteria.trivial >= 1:
+        return "data", "trivial"
     few = criteria.examples is not None and criteria.examples < FEW_EXAMPLES
     if with_data < criteria.minimum:  # rule 1 of docs/advise.md
         return _choose_where_nothing_is_useful({name: now[name] for name in TRAINED if name in now}, criteria, few)
