@@ -349,6 +349,8 @@ def test_answers_to_many_prompts_are_those_to_each_alone(probed):
         (['{"a": 1}', '{"a": 2}'], "exact_match"),
         ([f"word{n}" for n in range(9)], "squad_exact"),
         ([f"a whole sentence about the number {n}" for n in range(9)], "token_f1"),
+        ([f"第{n}号包裹" for n in range(9)], "squad_exact"),
+        ([f"第{n}号包裹已经在昨天下午送到您家门口的邮箱里了。" for n in range(9)], "chrf"),
     ],
 )
 def test_the_metric_follows_from_how_answers_look(answers, metric):
@@ -845,6 +847,7 @@ def test_a_base_that_does_not_fit_is_told(base, tmp_path):
         ({"train": (example(1), Example((Message("user", "What?"),), (), "data:9"))}, "data:9 has no answer"),
         ({"train": (example(1),) * 5, "held_out": ()}, "every training example has a held-out prompt"),
         ({"full": True, "quantize": "int8"}, "leave out full or quantize"),
+        ({"metric": "macro_f1"}, "name accuracy"),
         ({"metric": "fluency"}, "unknown metric 'fluency'"),
         ({"device": "abacus"}, "abacus"),
         ({"metric": "json_field_f1:x"}, "json_field_f1:x, item 0"),
