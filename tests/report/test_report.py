@@ -501,9 +501,14 @@ def test_care_sees_noise_and_mixed_origins() -> None:
     for i, run in enumerate(of(runs, "LoRA r8", "final")):
         run["train"]["tokens_per_second"] = 900.0 + 200 * i
         run["commit"] = f"c{i}"
+        run["machine"] = run["machine"] | {"threads": 1 + i}
+        run["versions"] = run["versions"] | {"halka": f"0.{i}", "transformers": f"4.{i}"}
     summary = summarise(runs)
     assert about(summary, "the runs of LoRA r8 differ by 36 % among themselves")
     assert about(summary, "4 commits (7e66daf, c0, c1 and c2)")
+    assert about(summary, "numbers of threads (")
+    assert about(summary, "halka versions (")
+    assert about(summary, "transformers versions (")
     assert about(summary, "The same base took 29.")
 
 
@@ -616,6 +621,9 @@ def test_markdown_has_the_figures_in_human_units() -> None:
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
     assert "200 test items" in text
     assert "commit 7e66daf" in text
+    assert "intervals over seeds and items" in text
+    one_seed = [run for run in small(measurements()) if run.get("seed") in (0, None)]
+    assert "intervals over items;" in to_markdown(summarise(one_seed))
     with pytest.raises(ValueError, match=r"unknown column 'speed'; choose from adapter, "):
         to_markdown(summarise(small(measurements())), ["speed"])
 

@@ -401,11 +401,18 @@ def mixed_origins(evidence: Evidence) -> list[str]:
             for run in used
             if run.get("machine")
         },
-        "torch versions": {one_line(v) for run in used if (v := entry(run, "versions", "torch"))},
+        "numbers of threads": {f"{n:.0f}" for run in used if (n := number(run, "machine", "threads")) is not None},
+        **{
+            f"{package} versions": {one_line(v) for run in used if (v := entry(run, "versions", package))}
+            for package in ("halka", "transformers", "torch")
+        },
     }
     effects = {
         "commits": "a difference may come from the code",
         "machines": "a difference may come from the machine, above all one of times or memory",
+        "numbers of threads": "times depend on it",
+        "halka versions": "a difference may come from the code",
+        "transformers versions": "a difference may come from its code",
         "torch versions": "times and memory may differ between them",
     }
     return [

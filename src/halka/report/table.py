@@ -171,13 +171,14 @@ def caption(summary: Summary) -> str:
     """One line: task, base, seeds, test items, the meaning of brackets and bold, rates at an edge, commit."""
     scores = [row.scores[summary.primary.name] for row in summary.rows if summary.primary.name in row.scores]
     items = sorted({score.items for score in scores if score.items is not None})
+    intervals = [score for score in scores if score.interval]
     seeds = max((row.runs for row in summary.rows if row.final and not row.is_base), default=0)
     edge = [row.label for row in summary.rows if row.at_edge]
     parts = [
         f"{summary.task} on {summary.base}",
         f"up to {plural(seeds, 'seed')} a method" if seeds else "",
         f"{items[0]} test items" if len(items) == 1 else "",
-        "in brackets 95 % intervals over seeds and items" if any(score.interval for score in scores) else "",
+        f"in brackets 95 % intervals over {'seeds and items' if seeds > 1 else 'items'}" if intervals else "",
         "bold where the best can be told apart" if seeds else "",
         f"of the rates tried the highest or lowest was best for {listed(edge)}" if edge else "",
         f"commit {summary.provenance.commits[0]}" if len(summary.provenance.commits) == 1 else "",
