@@ -95,6 +95,14 @@ def test_answers_stand_side_by_side(client):
     assert client.get("/v1/comparisons/demo/answers?start=1000").json()["data"] == []
 
 
+def test_runs_of_other_settings_are_left_out(client, root):
+    summary = json.loads((root / "small" / "summary.json").read_text())
+    (root / "small" / "summary.json").write_text(json.dumps({**summary, "runs": ["a0", "b0"]}))
+    assert len(client.get("/v1/comparisons/small").json()["runs"]) == 2
+    (first,) = client.get("/v1/comparisons/small/answers?count=1").json()["data"]
+    assert [answer["prediction"] for answer in first["answers"]] == ["a0 0", "sample of b0"]
+
+
 def test_pages_are_bounded(client):
     for query in ("start=-1", "count=0", "count=101", "start=x", "count=1e3", f"start={10**20}"):
         assert client.get(f"/v1/comparisons/demo/answers?{query}").status_code == 400, query

@@ -610,6 +610,7 @@ MISTAKES = [
     ({**GOOD, "methods": [{"rank": 3}]}, r"methods\.0: method: Field required"),
     ({**GOOD, "methods": [{"method": "lora", "rank": 0}]}, r"methods\.0: .*rank must be a whole number above 0, not 0"),
     ({**GOOD, "methods": [{"method": "lora", "rnk": 3}]}, r"methods\.0: rnk: there is no .* did you mean rank\?"),
+    ({**GOOD, "methods": [{"method": "lora", "lr": 1e-3}]}, r"methods\.0: .*lr: the rates to search are a list, lrs"),
     ({**GOOD, "methods": [{"method": "lora", "lrs": ["fast"]}]}, r"methods\.0: lrs\.0: Input should be a valid number"),
     ({**GOOD, "methods": [{"method": "lora"}, {"method": "lora"}]}, "methods: two are called lora: give each"),
     ({**GOOD, "train": {"lr": 0.1}}, "train: lr is searched or set by seeds, not here"),
@@ -760,6 +761,16 @@ def test_table_and_report_are_of_this_experiments_runs_alone(stage):
     assert found.others == len(measurements(stage.folder)) - 6 == 4
     assert found.table.read_text().count("| lora ") == 1
     assert "<title>test" in found.report.read_text()
+
+
+def test_a_task_may_have_another_name_and_an_ablations_runs_are_none_of_other_settings(stage, tmp_path):
+    plan = experiment(IA3, task=other_task(tmp_path, name="first"), seeds=(0,))
+    stage.go(plan)
+    (stage.folder / "runs" / "plain-seed0.json").write_text('{"status": "done", "who": "adapter"}')
+    outputs = write_outputs(experiment(IA3, BASE, task=other_task(tmp_path, name="second"), seeds=(0,)), stage.folder)
+    assert ([run["task"] for run in outputs.measurements], outputs.others) == (["second"], 0)
+    (key,) = json.loads(outputs.summary.read_text())["runs"]
+    assert key.startswith("ia3-")
 
 
 def test_two_processes_do_not_run_experiments_in_one_folder(stage):

@@ -82,18 +82,19 @@ def write_outputs(
 
     folder = Path(folder)
     plan = Plan(experiment)
-    own = plan.measurements(runner(experiment, folder))
+    results = plan.results(runner(experiment, folder))
+    own = [*results.values()]
     summary = summarise(own)
     outputs = Outputs(
         folder / "report.html",
         folder / "table.md",
         folder / "summary.json",
         own,
-        others=len(measurements(folder)) - len(own),
+        others=sum("experiment" in run for run in measurements(folder)) - len(own),  # an ablation's runs have none
         outdated=plan.outdated(own),
     )
     write_text(outputs.table, to_markdown(summary))
-    write_text(outputs.summary, json.dumps(summary.to_json(), indent=1) + "\n")
+    write_text(outputs.summary, json.dumps({**summary.to_json(), "runs": [*results]}, indent=1) + "\n")
     write_report(own, outputs.report, title=experiment.name, command=command, sections=sections)
     return outputs
 
@@ -142,12 +143,16 @@ class Plan:
 
     def measurements(self, runner: Runner[Spec]) -> list[Result]:
         """The results of the experiment's own runs, as far as they are there."""
+        return [*self.results(runner).values()]
+
+    def results(self, runner: Runner[Spec]) -> dict[str, Result]:
+        """The same by their keys, under the name that the task has now: another one is no other work."""
         results: dict[str, Result] = {}
         while True:
             runs = [run for group in self.due(results)[0] for run in group]
             new = {run.key: result for run in runs if run.key not in results and (result := runner.result(run))}
             if not new:
-                return [results[run.key] for run in runs if run.key in results]
+                return {run.key: results[run.key] | {"task": self.task.name} for run in runs if run.key in results}
             results |= new
 
     def outdated(self, results: Iterable[Result]) -> dict[str, int]:

@@ -95,6 +95,8 @@ class Entry(Settings):
 
     @model_validator(mode="after")
     def _builds(self) -> Entry:
+        if "lr" in (self.model_extra or {}):
+            raise HalkaError("lr: the rates to search are a list, lrs, also where it is one")
         if self.method == BASE:
             tuned = [name for name in ("lrs", "text", "train") if getattr(self, name)]
             if wrong := [*(self.model_extra or {}), *tuned]:

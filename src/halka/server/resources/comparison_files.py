@@ -1,7 +1,7 @@
 """What `halka compare` wrote, below folders that the operator names: found by plain names, no link is followed.
 
 comparisons/NAME/
-  summary.json              what the methods came to
+  summary.json              what the methods came to, of which runs
   runs/KEY.json             each run's measurement
   work/KEY/predictions.jsonl   the answers of a run, where they are still there
 """
@@ -45,9 +45,12 @@ class Comparison:
         return summary
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """The measurements by their keys, as many as are shown; damaged ones are left out."""
-        files = list[tuple[Path, int, int]]()
-        for path in islice(_inside(self.folder / RUNS), MOST):
+        """The measurements by their keys, as many as are shown, without those of other settings and damaged ones."""
+        own, files = None, list[tuple[Path, int, int]]()
+        with suppress(DamagedFolderError, OSError):
+            own = self.summary().get("runs")
+        paths = _inside(self.folder / RUNS)
+        for path in islice((path for path in paths if not isinstance(own, list) or path.stem in own), MOST):
             with suppress(OSError):
                 if path.suffix == ".json":
                     files.append((path, (status := path.lstat()).st_mtime_ns, status.st_size))
