@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import halka
 from halka.cli import app
 from halka.core import parameter_count
+from halka.data.examples import Example, Message
 from halka.data.packing import pack
 from halka.estimating import FAMILIES, Memory, Setup, dry_run, largest_batch
 from halka.estimating.allocator import PAGE, AllocatorModel
@@ -27,6 +28,7 @@ from halka.estimating.devices import DEVICES, Device
 from halka.estimating.dry_runs import model_of, training_items
 from halka.estimating.fake_tensors import DryRunMode, FakeTensor
 from halka.estimating.hardware import hardware_of
+from halka.estimating.lengths import length_by_bytes
 from halka.estimating.measured_device import LONG, SOME, MeasuredDevice, OperationTimer, input_bytes, measure_device
 from halka.methods import build_method
 from halka.models import hidden_states
@@ -700,6 +702,11 @@ class Broken(halka.LoRA):
 def test_a_bug_in_a_method_is_not_taken_for_one_that_is_refused():
     with pytest.raises(ValueError, match=r"^a bug$"):
         halka.estimate(config_of(), [Broken(), halka.LoRA()], batch_size=1, length=8)
+
+
+@pytest.mark.parametrize(("letter", "tokens"), [("a", 100), ("é", 200), ("আ", 300), ("包", 300)])
+def test_a_letter_that_takes_more_bytes_takes_more_tokens(letter, tokens):
+    assert length_by_bytes([Example((Message("user", letter * 300),))]) == tokens
 
 
 def test_a_length_beside_virtual_tokens_is_that_method_s_affair():

@@ -59,7 +59,7 @@ from halka.advisor.resources import (
 from halka.advisor.words import CONDITIONS, PROBES
 from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
-from halka.estimating.lengths import length_by_characters
+from halka.estimating.lengths import length_by_bytes
 from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
 from halka.util.files import locked
 from halka.util.machine import precision_here, ran_out
@@ -310,8 +310,8 @@ class _Probes:
         return {name: reason for name in BASE_PROBES if reason is not None and name not in self.skip}
 
     def _length(self) -> int:
-        """The 90th percentile of the examples' tokens; estimated from characters before the base is loaded."""
-        length = self.plan.length or length_by_characters(self.sample.train)
+        """The 90th percentile of the examples' tokens; estimated from bytes before the base is loaded."""
+        length = self.plan.length or length_by_bytes(self.sample.train)
         limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return min(length, limit or length)
 

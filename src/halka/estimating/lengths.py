@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from halka.data.examples import Example
 
-CHARACTERS = 3  # per token, before the tokenizer is loaded: more in Latin script, fewer in others
+BYTES = 3  # of UTF-8 per token, before the tokenizer is loaded: more in Latin script, which has one a letter
 
 
-def length_by_characters(examples: Sequence[Example]) -> int:
+def length_by_bytes(examples: Sequence[Example]) -> int:
     """An estimate without a tokenizer."""
     return percentile_90(
-        [sum(len(message.content) for message in example.messages) // CHARACTERS for example in examples]
+        [sum(len(message.content.encode()) for message in example.messages) // BYTES for example in examples]
     )
 
 

@@ -9,7 +9,7 @@ from halka.data.task import Task
 from halka.estimating import dry_run, prepared
 from halka.estimating.dry_runs import FP32
 from halka.estimating.hardware import CONTEXT, PROCESS
-from halka.estimating.lengths import length_by_characters
+from halka.estimating.lengths import length_by_bytes
 from halka.methods import build_method
 from halka.models.loading import base_config
 from halka.studies.measure import BASE, Spec
@@ -52,7 +52,7 @@ def needs_of(runs: Sequence[Spec], task: Task, gpu: bool) -> Needs | None:
     run, config = runs[0], TrainConfig(**runs[0].train)
     try:
         base = base_config(run.base)
-        longest = config.max_length or length_by_characters(task.train)
+        longest = config.max_length or length_by_bytes(task.train)
         length = min(longest, getattr(base.get_text_config(), "max_position_embeddings", None) or longest)
         precision = "float32" if run.dtype == "auto" else run.dtype
         _, setup = prepared(
