@@ -472,18 +472,19 @@ def test_every_command_is_one_that_halka_takes(choice):
     [
         (135 * 10**6, None, "HuggingFaceTB/SmolLM2-360M-Instruct"),
         (1711 * 10**6, 24 * 10**9, "Qwen/Qwen2.5-7B-Instruct"),
-        (7616 * 10**6, 8 * 10**9, "Qwen/Qwen2.5-32B-Instruct"),  # none fits: the first that is twice as large
+        (1711 * 10**6, 12 * 10**9, "Qwen/Qwen2.5-7B-Instruct --quantize nf4"),
+        (7616 * 10**6, 12 * 10**9, None),  # none fits
     ],
 )
 def test_a_better_base_is_named_that_the_hardware_holds(parameters, memory, larger):
+    """Quantised where it fits only so, and then without full fine-tuning, which cannot train it."""
     weak = strength(0.0, 0.0)
     fit = None if memory is None else Fit("a GPU", memory, 0, 80, 8, 1, (), {})
-    found = Evidence(
-        replace(SUBJECT, parameters=parameters), strength=weak, learnability=learned(trial("a", 2, 0)), fit=fit
-    )
-    advice = advise_from(found)
+    subject = replace(SUBJECT, parameters=parameters, again=("--quantize", "int8", "--full"))
+    advice = advise_from(Evidence(subject, strength=weak, learnability=learned(trial("a", 2, 0)), fit=fit))
     assert advice.choice == "base"
-    assert advice.commands[-1].split()[:4] == ["halka", "advise", "--base", larger]
+    rest = "" if larger and "nf4" in larger else " --quantize int8 --full"
+    assert advice.commands == (() if larger is None else (f"halka advise --base {larger}{rest}",))
 
 
 def test_what_does_not_fit_is_given_the_smallest_batch():

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from halka.advisor.evidence import BOTH, Evidence, Option, Trial, best_condition, listed_fields
 from halka.advisor.reasons import Reason, changes, gaps, reasons
@@ -39,14 +39,26 @@ from halka.methods import build_method, described
 from halka.report.units import percent
 from halka.util.errors import HalkaError
 
-LARGER = {  # names on the hub, with their parameters; all have the licence Apache-2.0
-    "HuggingFaceTB/SmolLM2-360M-Instruct": 362 * 10**6,
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1711 * 10**6,
-    "Qwen/Qwen2.5-7B-Instruct": 7616 * 10**6,
-    "Qwen/Qwen2.5-14B-Instruct": 14_770 * 10**6,
-    "Qwen/Qwen2.5-32B-Instruct": 32_764 * 10**6,
+
+class Larger(NamedTuple):
+    """A base to try instead: millions of parameters, and megabytes that LoRA takes on it as it is and in NF4.
+
+    They are `halka.estimate`'s, of one example of 256 tokens with checkpointing on a GPU, without the process.
+    """
+
+    parameters: int
+    plain: int
+    nf4: int
+
+
+LARGER = {  # by names on the hub; all have the licence Apache-2.0
+    "HuggingFaceTB/SmolLM2-360M-Instruct": Larger(362, 1030, 950),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": Larger(1711, 4120, 1790),
+    "Qwen/Qwen2.5-7B-Instruct": Larger(7616, 16_380, 8520),
+    "Qwen/Qwen2.5-14B-Instruct": Larger(14_770, 31_290, 13_140),
+    "Qwen/Qwen2.5-32B-Instruct": Larger(32_764, 68_600, 22_470),
 }
-NF4_BYTES = 0.6  # per parameter, with scales
+MILLION = 10**6
 
 Settings = dict[str, Any]
 Command = list[str]
@@ -209,7 +221,7 @@ def _commands(evidence: Evidence, choice: Choice) -> list[Command]:
             return [*_preview(evidence), _advise_again(evidence, evidence.subject.base)]
         case "base":
             other = _other_base(evidence)
-            return [] if other is None else [_advise_again(evidence, other)]
+            return [] if other is None else [_advise_again(evidence, other[0], nf4=other[1])]
 
 
 def _tuned(evidence: Evidence, choice: Choice) -> list[Command]:
@@ -258,22 +270,29 @@ def _preview(evidence: Evidence) -> list[Command]:
     return [["halka", "data", "preview", *files, "--base", evidence.subject.base, *shape]] if files else []
 
 
-def _advise_again(evidence: Evidence, base: str) -> Command:
-    return ["halka", "advise", "--base", base, *evidence.subject.again]
+def _advise_again(evidence: Evidence, base: str, *, nf4: bool = False) -> Command:
+    again = [*evidence.subject.again]
+    if nf4:  # in place of another form; full fine-tuning cannot train a quantised base
+        again = [flag for flag in again if flag != "--full"]
+        if "--quantize" in again:
+            del again[(at := again.index("--quantize")) : at + 2]
+        again += ["--quantize", "nf4"]
+    return ["halka", "advise", "--base", base, *again]
 
 
-def _other_base(evidence: Evidence) -> str | None:
-    """A base of `LARGER` with at least twice the parameters, if possible one that fits the hardware in NF4.
+def _other_base(evidence: Evidence) -> tuple[str, bool] | None:
+    """The smallest base of `LARGER` that fits the hardware and has at least twice the parameters, and whether in NF4.
 
-    Where the base cannot be trained at all, the largest smaller one that fits, else the smallest. None: there is none.
+    Where the base cannot be trained at all, the largest smaller one. None where none fits.
     """
-    subject, fit = evidence.subject, evidence.fit
-    fitting = [name for name in LARGER if fit is None or fit.memory is None or NF4_BYTES * LARGER[name] <= fit.memory]
+    parameters, fit = evidence.subject.parameters / MILLION, evidence.fit
+    room = math.inf if fit is None or fit.memory is None else (fit.memory - fit.process) / MILLION
+    forms = {name: base.plain > room for name, base in LARGER.items() if min(base.plain, base.nf4) <= room}
+    if fit is not None and "nf4" in fit.untried:
+        forms = {name: nf4 for name, nf4 in forms.items() if not nf4}
     if fit is not None and all(option.largest_batch == 0 for option in fit.options) and fit.options:
-        smaller = [name for name in LARGER if LARGER[name] < subject.parameters]
-        return next(reversed([name for name in smaller if name in fitting] or smaller[:1]), None)
-    twice = [name for name in LARGER if LARGER[name] >= 2 * subject.parameters]
-    return next(iter([name for name in twice if name in fitting] or twice), None)
+        return next(((name, forms[name]) for name in reversed(forms) if LARGER[name].parameters < parameters), None)
+    return next(((name, forms[name]) for name in forms if LARGER[name].parameters >= 2 * parameters), None)
 
 
 def _halka(evidence: Evidence, command: str, values: Settings | None = None) -> Command:
