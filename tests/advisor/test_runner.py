@@ -269,6 +269,7 @@ def test_what_was_not_seen_once_tells_nothing_of_more_data(probed):
     found = learnability(probed, Budget(), batch_size=8, config=few)
     assert found.more is None
     assert {each.seen for each in found.trials} <= {3, 4, 5, 6, 7, 8, 9}
+    assert {each.rows for each in found.trials} <= {1, 2, 3}
 
 
 def test_the_curve_goes_on_from_what_was_seen_to_what_there_is(probed):
@@ -276,6 +277,7 @@ def test_the_curve_goes_on_from_what_was_seen_to_what_there_is(probed):
     config = PilotConfig(plans, steps=3)
     all_seen = learnability(probed, Budget(), batch_size=8, config=config)
     assert [each.seen for each in all_seen.trials] == [6, 12, 24]
+    assert [each.rows for each in all_seen.trials] == [8, 8, 8]
     assert (all_seen.examples, all_seen.owned) == (24, None)
     many = learnability(probed, Budget(), batch_size=4, config=config, owned=1000)  # the whole is not seen whole
     assert [(each.examples, each.seen) for each in many.trials] == [(6, 6), (12, 12), (24, 12)]

@@ -528,6 +528,12 @@ def test_what_is_trained_is_what_the_pilot_chose():
     many = evidence(strength=strength(0.0, 0.2), learnability=tuned)
     many = replace(many, subject=replace(many.subject, train=10_001))
     assert settings(many, "peft")["steps"] == 1251  # of 8 examples: each is seen once
+    long = replace(tuned.trials[0], rows=2)  # the pilot's tokens a step had no room for more
+    long_examples = evidence(strength=strength(0.0, 0.2), learnability=learned(long))
+    assert settings(long_examples, "peft") == {**advice.settings, "batch_size": 2, "steps": 100}
+    small = Option("lora", None, False, 10**9, False, 4, 10**6, None, 10**7, 10**9)  # 8 do not fit, 4 do
+    fit = Fit("a GPU", 10**9, 0, 80, 8, 1, (small,), {})
+    assert settings(replace(long_examples, fit=fit), "peft") == settings(long_examples, "peft")
     over = replace(tuned.trials[0], curve=((12, 0.4), (24, 0.6)))
     assert advise_from(evidence(strength=strength(0.0, 0.2), learnability=learned(over))).settings["steps"] == 12
 

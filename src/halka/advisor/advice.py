@@ -148,8 +148,9 @@ def settings(evidence: Evidence, choice: Choice) -> Settings:
     trial, learned = advised_trial(evidence, choice), evidence.learnability
     if trial is None or learned is None:
         return _usual_settings(evidence, choice)
-    steps = _steps(trial, math.ceil(evidence.subject.train / learned.batch_size))
-    memory = _memory_settings(evidence, trial.method, learned.batch_size, trial.passages)
+    batch_size = trial.rows or learned.batch_size
+    steps = _steps(trial, math.ceil(evidence.subject.train / batch_size))
+    memory = _memory_settings(evidence, trial.method, batch_size, trial.passages)
     return {"method": trial.method, **trial.settings, "lr": trial.lr, "steps": steps, **memory}
 
 
@@ -181,9 +182,11 @@ def _memory_settings(evidence: Evidence, method: str, batch_size: int, passages:
 
     Where nothing makes it fit, the settings that need least.
     """
-    option = None if evidence.fit is None else evidence.fit.option(method, passages=passages)
+    fit = evidence.fit
+    option = None if fit is None else fit.option(method, passages=passages)
     largest = batch_size if option is None or option.largest_batch is None else option.largest_batch
-    fits = option is None or option.fits is not False  # on a CPU a larger batch may fit where a smaller one does not
+    # Otherwise the largest, also where it is larger: on a CPU it may fit where a smaller one does not.
+    fits = fit is None or option is None or option.fits is not False or batch_size < fit.batch_size
     rows = max(1, min(batch_size, largest) if fits else largest)
     values: Settings = {"batch_size": rows}
     if rows < batch_size:

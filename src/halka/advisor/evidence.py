@@ -116,6 +116,7 @@ class Trial:
 
     examples   training examples that it was given
     seen       those of them that its steps reached; None in evidence of older versions
+    rows       examples of a step, fewer than `Learnability.batch_size` where they are long; None likewise
     passages   whether its prompts contain retrieved passages
     curve      (step, held-out loss)
     expected   the loss extrapolated to a longer run
@@ -136,6 +137,7 @@ class Trial:
     score: Score | None = None
     values: tuple[float, ...] = ()
     seen: int | None = None
+    rows: int | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -159,6 +161,7 @@ class Learnability:
     agreement  Cohen's kappa of the trials with each other and with the labels; None where answers are not labels
     suspects   places of held-out examples to which all trials give the same answer, and not the labelled one
     failed     trials that were left out, each with the reason
+    batch_size   the most examples of a step
     """
 
     batch_size: int

@@ -7,6 +7,7 @@ more is trained on prompts with passages. Their held-out curves are extrapolated
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -255,6 +256,7 @@ class _Pilot:
     def trial(self, job: Job, plan: TrialPlan, curve: Curve, loss: Score, answers: Sequence[str]) -> Trial:
         """The result of a finished job."""
         base, (steps, _) = self.base, curve[-1]
+        batches = batch_plan(base.model, as_tokens(base.model, job.examples, job.config, job.name), job.config)
         values = base.values(answers, plan.condition)
         adapter = base.model.adapter(job.name)
         method = described(adapter.method)
@@ -264,7 +266,8 @@ class _Pilot:
             fields=method["fields"],
             lr=plan.lr,
             examples=self.count(plan),
-            seen=_reached(base, job, steps),
+            seen=sum(map(len, batches[:steps])),
+            rows=_rows(sum(map(len, batches)), len(batches), self.plan.rows),
             passages=plan.passages,
             steps=steps,
             parameters=adapter.count(),
@@ -276,11 +279,9 @@ class _Pilot:
         )
 
 
-def _reached(base: ProbedBase, job: Job, steps: int) -> int:
-    """Examples that so many steps of a job reach: fewer per step where they are long."""
-    items = as_tokens(base.model, job.examples, job.config, job.name)
-    batches = batch_plan(base.model, items, job.config)
-    return sum(map(len, batches[:steps]))
+def _rows(examples: int, batches: int, most: int) -> int:
+    """The batch size with as many steps an epoch as the pilot's batches make, which have fewer long examples."""
+    return most if batches < 2 else min(most, math.ceil(examples / (batches - 1)) - 1)
 
 
 def _over_data(trials: Sequence[Trial], owned: int) -> tuple[Score | None, Score | None]:

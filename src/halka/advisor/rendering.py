@@ -134,7 +134,8 @@ def _learnability(evidence: Evidence, advice: Advice) -> Probe:
     if learned is None:
         return Probe("learnability")
     sentences = [
-        f"{plural(len(learned.trials), 'trial')} in {duration(learned.seconds)}, batch size {learned.batch_size}.",
+        f"{plural(len(learned.trials), 'trial')} in {duration(learned.seconds)}, "
+        f"at most {learned.batch_size} examples a step.",
         words.agreement(learned),
         words.failures(learned),
     ]
