@@ -451,9 +451,11 @@ def test_the_base_passes_main_memory_on_its_way_to_a_gpu():
     fifteen = 15 * 10**9
     assert base_too_large(fifteen, Available(64 * 10**9, 24 * 10**9, gpu=True)) is None
     assert base_too_large(fifteen, Available(64 * 10**9, 8 * 10**9, gpu=True)) == (
-        "the base takes 15.0 GB and 8.0 GB are free"
+        "the base takes 15.0 GB and 8.0 GB are free on the GPU"
     )
-    assert base_too_large(fifteen, Available(8 * 10**9, 24 * 10**9, gpu=True)) is not None
+    little = Available(8 * 10**9, 24 * 10**9, gpu=True)
+    assert base_too_large(fifteen, little) == "the base takes 15.0 GB and 8.0 GB are free in main memory"
+    assert base_too_large(fifteen, little, direct=True) is None
     assert base_too_large(fifteen, Available(fifteen, fifteen, gpu=False)) is not None  # beside it is the process
     assert base_too_large(fifteen, Available(fifteen + PROCESS, fifteen + PROCESS, gpu=False)) is None
 
@@ -791,6 +793,21 @@ def test_the_minutes_are_kept_on_any_machine(generating, tmp_path, token, with_d
     assert again == found
 
 
+def test_what_was_cut_before_an_interruption_is_reported_after_it(generating, tmp_path):
+    clock, skip = WorkClock(0.1), ("fit", "knowledge", "learnability")
+    asked = request_for(generating, held_out=tuple(map(example, range(20, 44))))
+
+    def stop(stage: str, text: str) -> None:
+        if stage == "strength":
+            raise Stopped
+
+    with clock.running(), pytest.raises(Stopped):
+        run(asked, tmp_path, skip=skip, minutes=1, clock=clock, progress=stop)
+    resumed = run(asked, tmp_path, skip=skip, minutes=1)
+    assert resumed.subject.held_out < 24
+    assert any(cut.endswith("of 24 held-out examples") for cut in resumed.time.cuts)
+
+
 def test_a_pilot_that_becomes_slow_ends_early_and_is_told(generating, tmp_path):
     clock = WorkClock(1e-3)
 
@@ -877,7 +894,10 @@ def test_a_base_that_is_no_decoder_is_refused(tmp_path, model_type, architecture
         run(request_for(folder), tmp_path / "out")
 
 
-@pytest.mark.parametrize(("given", "message"), [({"skip": ("luck",)}, "no probe luck"), ({"minutes": 0}, "minutes")])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"skip": ("luck",)}, "no probe luck"), ({"minutes": 0}, "minutes"), ({"minutes": math.nan}, "minutes")],
+)
 def test_settings_that_make_no_sense(base, tmp_path, given, message):
     with pytest.raises(HalkaError, match=message):
         run(request_for(base), tmp_path, **given)
@@ -922,6 +942,8 @@ def test_the_advisors_own_folder_is_none_of_the_documents(base, tmp_path, monkey
     printed = capsys.readouterr()
     first = json.loads(printed.out)
     assert first["evidence"]["subject"]["documents"] == 1
+    again = shlex.join(first["evidence"]["subject"]["again"])
+    assert "--minutes 9 --skip fit --skip learnability" in again
     assert "base: loading" in printed.err
     assert ran(asked) == 0
     printed = capsys.readouterr()

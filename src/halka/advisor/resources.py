@@ -312,10 +312,16 @@ def _timed(budget: Budget, one: float) -> int:
 # ── memory for the pilot ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def base_too_large(base_bytes: int, free: Available) -> str | None:
-    """Why the base cannot be loaded; None if it can. On its way to a GPU it passes through main memory."""
-    room, needs = min(free.main, free.device), base_bytes + free.process
-    return f"the base takes {size(needs)} and {size(room)} are free" if needs > room else None
+def base_too_large(base_bytes: int, free: Available, *, direct: bool = False) -> str | None:
+    """Why the base cannot be loaded; None if it can.
+
+    direct   whether its weights are read to the device directly; else they pass through main memory
+    """
+    needs, places = base_bytes + free.process, [("on the GPU" if free.gpu else "in memory", free.device)]
+    for place, room in places if direct else [*places, ("in main memory", free.main)]:
+        if needs > room:
+            return f"the base takes {size(needs)} and {size(room)} are free {place}"
+    return None
 
 
 def pilot_room(request: Request, config: Any, lengths: Sequence[int], free: Available, pilot: PilotConfig) -> Room:

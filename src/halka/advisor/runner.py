@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+from transformers.utils.import_utils import is_accelerate_available
 
 from halka.advisor.advice import advise_from
 from halka.advisor.budget import FULL, WITH_PASSAGES, Budget, OutOfTimeError, PilotConfig, Plan, TrialPlan, differences
@@ -97,7 +98,7 @@ def probe(
     """
     if unknown := {*skip} - {*PROBES}:
         raise HalkaError(f"there is no probe {', '.join(sorted(unknown))}: choose from {', '.join(PROBES)}")
-    if minutes <= 0:
+    if not minutes > 0:  # nor nan
         raise HalkaError(f"minutes must be above 0, not {minutes}")
     if request.full and request.quantize:
         raise HalkaError("full fine-tuning cannot train a quantised base: leave out full or quantize")
@@ -181,6 +182,8 @@ class _Probes:
                 time_prompts(base, budget)
                 plan.length, plan.shown_length = typical_lengths(base)
             self._plan(base)
+            cuts = self.budget.cuts  # kept here, as an interrupted advice plans no more held-out examples than these
+            plan.cuts["base"] = tuple(cuts[name] for name in ("held_out", "passages") if name in cuts)
         self.folder.save_plan(plan)
         return base
 
@@ -306,7 +309,8 @@ class _Probes:
 
     def _too_large(self, size: Estimate) -> dict[str, str]:
         """The probes of the base, if it does not fit into this machine's memory."""
-        reason = base_too_large(size.base_bytes, self.machine.free())
+        direct = self.request.quantize is None and is_accelerate_available()  # as `load_base` has it
+        reason = base_too_large(size.base_bytes, self.machine.free(), direct=direct)
         return {name: reason for name in BASE_PROBES if reason is not None and name not in self.skip}
 
     def _length(self) -> int:

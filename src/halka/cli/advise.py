@@ -113,6 +113,8 @@ def advise(
         "--device": device,
         "--max-new-tokens": max_new_tokens,
         "--passages": None if passages == 3 else passages,
+        "--minutes": None if minutes == 10 else f"{minutes:g}",
+        "--skip": skip,
         "--dtype": None if dtype == "bfloat16" else dtype,
         "--quantize": quantize,
         "--on": on,
