@@ -53,7 +53,7 @@ def table() -> str:
 def test_the_table_of_architectures_is_what_the_code_has():
     text = PAGE.read_text(encoding="utf-8")
     written = PLACE.sub(lambda match: match[1] + table() + match[2], text)
-    assert written == text, "run `python tests/models/test_architectures.py` to write the table anew"
+    assert written == text, "run scripts/fix to write the table anew"
 
 
 def test_the_table_of_what_methods_are_exact_against_is_complete():
