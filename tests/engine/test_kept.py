@@ -45,11 +45,11 @@ def test_the_next_call_finds_what_the_last_one_made():
     model = model_of(families=FAMILIES)
     right(model)
     first, forward = model.kept, model.kept.forward
-    ids = {name: version.id for name, version in first.adapters._resident.items()}
+    ids = {name: version.id for name, version in first.adapters._added.items()}
     right(model)
     assert model.kept is first
     assert model.kept.forward is forward
-    assert {name: version.id for name, version in first.adapters._resident.items()} == ids
+    assert {name: version.id for name, version in first.adapters._added.items()} == ids
     assert {*ids} == {*NAMES}
 
 

@@ -53,7 +53,7 @@ class Adapters:
         self._changed = False
         self._put: dict[str, Version] = {}
         self._stored = WeakValueDictionary[Path, Version]()  # by the folder of a store's version, while somebody has it
-        self._resident: dict[str | None, Version] = {}  # in the model already
+        self._added: dict[str | None, Version] = {}  # not loaded by the engine
         self._changes, self._turn = Changes.count, 0
 
     def put(self, name: str, source: str | Path | AdapterFolder) -> None:
@@ -114,15 +114,15 @@ class Adapters:
 
     def _in_model(self, name: str | None) -> Version:
         """The version of an adapter that somebody added to the model, or of the bare base."""
-        if (version := self._resident.get(name)) is not None:
+        if (version := self._added.get(name)) is not None:
             self.look(version)
-        if name not in self._resident:
+        if name not in self._added:
             version = Version(name, key=name, here=True, room=context(self.model, name))
             if name is not None:
                 describe(version, self.model, self.model.adapter(name))
-            self._resident[name] = version
+            self._added[name] = version
             self._changed = True
-        return self._resident[name]
+        return self._added[name]
 
     def stale(self) -> bool:
         """Whether since the last call an adapter came, left or got other values."""
@@ -136,9 +136,9 @@ class Adapters:
         After an optimiser's step all are looked at, else one in turn: `look` says the rest before an answer ends.
         """
         moved, self._changes = self._changes != Changes.count, Changes.count
-        for version in [*self._resident.values(), *self.residents.versions]:
+        for version in [*self._added.values(), *self.residents.versions]:
             self.look(version, values=moved)
-        used = [version for version in self._resident.values() if version.users and version.parameters]
+        used = [version for version in self._added.values() if version.users and version.parameters]
         if used:
             self._turn = (self._turn + 1) % len(used)
             version = used[self._turn]
@@ -161,8 +161,8 @@ class Adapters:
         self._changed = True
         if version in self.residents.versions:
             self.residents.forget(version)
-        elif self._resident.get(version.name) is version:
-            del self._resident[version.name]
+        elif self._added.get(version.name) is version:
+            del self._added[version.name]
 
     # ── loading ─────────────────────────────────────────────────────────────────────────────────────────────────
 

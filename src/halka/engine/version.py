@@ -31,6 +31,7 @@ class Version:
     state     what tells that the folder's files, or the model's values, are still the same, at a glance
     key       as the model calls it, once it is there; None: the bare base
     id        the content id; None: the bare base, or not loaded yet
+    here      the model has it, or it is the bare base: requests can run with it
     bytes     what it takes in memory
     users     requests that wait for it or run with it
     begun     those of them that have had a row: it stays until they are finished
@@ -45,6 +46,7 @@ class Version:
     adapter   itself, while it is in the model; parameters: its own, if somebody else may change them
     written   the part of `state` that tells what was written into these by hand
     number    larger than those of all that came before
+    reading   the read of its files in the background, done once they were read; None: not begun
     """
 
     name: str | None
