@@ -79,8 +79,8 @@ def test_a_method_is_the_file_that_its_page_shows(tmp_path, small_cache):
         (package / "methods" / path.name).symlink_to(path)
     *parts, use = blocks(ADD_A_METHOD, "python")
     file = "\n\n".join(parts)
-    (package / "methods" / "scale.py").write_text(file, encoding="utf-8")
-    undescribed = file.partition("\n")[2].replace('"scale"', '"undescribed"')
+    (package / "methods" / "channel_scale.py").write_text(file, encoding="utf-8")
+    undescribed = file.partition("\n")[2].replace('"channel_scale"', '"undescribed"')
     (package / "methods" / "undescribed.py").write_text(undescribed, encoding="utf-8")
     listed = (
         'from halka.cli import app\ntry:\n    app(["methods"])\nexcept SystemExit as end:\n    assert not end.code\n'
@@ -95,9 +95,9 @@ def test_a_method_is_the_file_that_its_page_shows(tmp_path, small_cache):
         timeout=300,
     )
     assert printed.returncode == 0, printed.stderr
-    assert re.search(r"^scale +0\.01 +Learned factors on keys", printed.stdout, flags=re.MULTILINE)
-    assert re.search(r"^undescribed +0\.01 +Scale *$", printed.stdout, flags=re.MULTILINE)
-    assert "Adapter(Scale(targets=" in printed.stdout
+    assert re.search(r"^channel_scale +0\.01 +Learned factors on keys", printed.stdout, flags=re.MULTILINE)
+    assert re.search(r"^undescribed +0\.01 +ChannelScale *$", printed.stdout, flags=re.MULTILINE)
+    assert "Adapter(ChannelScale(targets=" in printed.stdout
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import halka
 from contract import adapted, disturb, ids
 from halka.merging.combining import combine
 from halka.merging.exporting import export
+from halka.methods._checks import linear_layer
 from halka.models import experts
 from halka.training import Job, TrainConfig, train, train_many
 from kinds import bare, logits
@@ -175,6 +176,8 @@ def test_methods_that_do_not_fit_say_so():
         model.add("a", halka.IA3())
     with pytest.raises(ValueError, match="dora: it cannot act on experts"):
         model.add("a", halka.DoRA(targets=("experts",)))
+    with pytest.raises(ValueError, match="own: it cannot act on experts"):  # unless a method says that it can
+        linear_layer("own", next(target for target in model.targets if target.experts))
     with pytest.raises(ValueError, match="lora wants 'experts', which this base does not have"):
         halka.adapt(tiny()).add("a", halka.LoRA(targets=("experts",)))
     attention = {path.rpartition(".")[2] for path in model.add("a", halka.LoRA()).parts}

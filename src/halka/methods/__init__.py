@@ -1,4 +1,4 @@
-"""The methods of fine-tuning, one file each; a file in this folder is all that a new one needs."""
+"""The methods of fine-tuning, one file each; a file in this folder is listed, and imported here it is public."""
 
 from __future__ import annotations
 

@@ -51,13 +51,18 @@ def weight_roles(name: str, targets: tuple[str, ...] | str, also: tuple[str, ...
         )
 
 
-def linear_layer(method: str, target: Target) -> None:
-    """The target is a linear layer, as those named by their path, embeddings, and a classifier's head, may not be."""
+def linear_layer(method: str, target: Target, *, experts: bool = False) -> None:
+    """The target is a linear layer, as those named by their path, embeddings, and a classifier's head, may not be.
+
+    With `experts` a layer's experts do, too: the parts' parameters and tensors have one of each for every expert.
+    """
     if not target.d_in or target.role == "embedding":
         kind = type(target.module).__name__
         raise HalkaError(
             f"{method}: {target.name} is a {kind}, not a linear layer: leave it out, or train it whole with Modules"
         )
+    if target.experts and not experts:
+        raise HalkaError(f"{method}: it cannot act on experts: narrow its targets to linear layers, or use lora")
 
 
 def one_input(method: str, target: Target) -> None:

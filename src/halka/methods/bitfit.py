@@ -31,7 +31,7 @@ class BitFit:
         return self.targets
 
     def build(self, target: Target) -> Part:
-        linear_layer("bitfit", target)
+        linear_layer("bitfit", target, experts=True)
         return Offset(*target.experts, target.d_out)
 
 

@@ -11,7 +11,6 @@ from halka.core import Part, Target, init_parameter
 from halka.methods._checks import finite, fraction, linear_layer, weight_roles, whole
 from halka.methods._fields import method, option
 from halka.methods.lora import LoRA, LoRAPart
-from halka.util.errors import HalkaError
 
 SMALLEST = 1e-12  # of a norm: pruned bases have rows of zeros, whose quotient stays one
 
@@ -41,8 +40,6 @@ class DoRA:
 
     def build(self, target: Target) -> Part:
         linear_layer("dora", target)
-        if target.experts:
-            raise HalkaError("dora: it cannot act on experts: narrow its targets to linear layers, or use lora")
         return DoRAPart(target, self.rank, self.as_lora().scale, self.dropout)
 
 

@@ -34,7 +34,7 @@ class IA3:
         return self.targets
 
     def build(self, target: Target) -> Part:
-        linear_layer("ia3", target)
+        linear_layer("ia3", target, experts=True)
         if wants(self.feedforward, target):
             return InputScale(*target.experts, target.d_in)
         return OutputScale(*target.experts, target.d_out)

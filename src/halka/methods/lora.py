@@ -48,7 +48,7 @@ class LoRA:
         if target.role == "embedding" or isinstance(target.module, nn.Embedding):
             one_input("lora", target)
             return EmbeddingLoRAPart(target, self.rank, self.scale)
-        linear_layer("lora", target)
+        linear_layer("lora", target, experts=True)
         return LoRAPart(target, self.rank, self.scale, self.dropout)
 
 

@@ -41,7 +41,7 @@ class LoRABias:
         return self.targets
 
     def build(self, target: Target) -> Part:
-        linear_layer("lora_bias", target)
+        linear_layer("lora_bias", target, experts=True)
         return LoRABiasPart(target, self.rank, self.as_lora().scale, self.dropout)
 
 
