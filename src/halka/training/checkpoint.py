@@ -103,9 +103,9 @@ class Divided:
 
 
 def save_checkpoint(
-    path: Path, run: dict[str, Any], progress: Progress, adapter: Adapter, optimizer: torch.optim.Optimizer
+    path: Path, identity: dict[str, Any], progress: Progress, adapter: Adapter, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write a checkpoint; `run` identifies what is trained, on what and how, for `open_checkpoint` to compare.
+    """Write a checkpoint; `identity` says what is trained, on what and how, for `open_checkpoint` to compare.
 
     Where the adapter is divided among processes, all of them call this, and the first one writes the file.
     Raises HalkaError in all where one cannot write its parts, and OSError in the first where it cannot write the file.
@@ -114,7 +114,7 @@ def save_checkpoint(
     tensors = adapter_tensors(adapter)
     for index, state in optimizer.state_dict()["state"].items():
         tensors.update({f"optimizer.{names[index]}.{key}": torch.as_tensor(value) for key, value in state.items()})
-    metadata = {"run": json.dumps(run, sort_keys=True), "progress": json.dumps(asdict(progress))}
+    metadata = {"run": json.dumps(identity, sort_keys=True), "progress": json.dumps(asdict(progress))}
     if divided := {key: tensor for key, tensor in tensors.items() if is_divided(tensor)}:
         from halka.training.parts import write_parts
 
@@ -129,14 +129,14 @@ def parts_folder(path: Path, step: int) -> Path:
     return path.with_name(f"{PARTS}{step}")
 
 
-def parts_folders(run: Path) -> list[Path]:
-    """All such folders in that of a run."""
-    named = (path for path in run.glob(f"{PARTS}*") if path.name.removeprefix(PARTS).isdecimal())
+def parts_folders(folder: Path) -> list[Path]:
+    """All such folders in the folder of a run."""
+    named = (path for path in folder.glob(f"{PARTS}*") if path.name.removeprefix(PARTS).isdecimal())
     return [path for path in named if path.is_dir() and not path.is_symlink()]
 
 
-def open_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:
-    """The checkpoint of that run; None if there is no file.
+def open_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
+    """The checkpoint of the run of that identity; None if there is no file.
 
     Raises DamagedFolderError for a file that cannot be read, HalkaError for one of another run, naming what differs.
     """
@@ -144,7 +144,7 @@ def open_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:
         return None
     with _opened(path) as file:
         metadata = _metadata(file, path)
-        current = json.loads(json.dumps(run))
+        current = json.loads(json.dumps(identity))
         before = {**PADDED, PLAN: current.get(PLAN), BEST_BY: "loss", WRITTEN: current.get(WRITTEN)}
         unnamed = {key: value for key, value in before.items() if key in current}
         saved = {**unnamed, **json.loads(metadata["run"])}
@@ -219,7 +219,7 @@ def adapter_tensors(adapter: Adapter) -> dict[str, Tensor]:
 
 
 def identity_of(path: Path) -> dict[str, Any] | None:
-    """What `save_checkpoint` was told to identify the run by; None if there is no file. Raises as `open_checkpoint`."""
+    """The identity that `save_checkpoint` wrote; None if there is no file. Raises as `open_checkpoint`."""
     return _read(path, "run")
 
 
