@@ -54,7 +54,7 @@ class Adapters:
         self._put: dict[str, Version] = {}
         self._stored = WeakValueDictionary[Path, Version]()  # by the folder of a store's version, while somebody has it
         self._added: dict[str | None, Version] = {}  # not loaded by the engine
-        self._changes, self._turn = Changes.count, 0
+        self._changes, self._next_look = Changes.count, 0
 
     def put(self, name: str, source: str | Path | AdapterFolder) -> None:
         """From now on the name means this folder's adapter. Requests under way finish with the one they have."""
@@ -140,8 +140,8 @@ class Adapters:
             self.look(version, values=moved)
         used = [version for version in self._added.values() if version.users and version.parameters]
         if used:
-            self._turn = (self._turn + 1) % len(used)
-            version = used[self._turn]
+            self._next_look = (self._next_look + 1) % len(used)
+            version = used[self._next_look]
             self.look(version, values=version.written != Changes.written(version.parameters))
 
     def look(self, version: Version, *, values: bool = True) -> None:

@@ -29,7 +29,7 @@ from halka.engine.waiting import WRITTEN
 from halka.models.attention.paged import SIZE
 from halka.models.kinds import kind_of
 from halka.models.layouts import layout_of
-from halka.models.rotary import turning_point
+from halka.models.rotary import longrope_start
 from halka.storage.save_load import Allowed
 from halka.util.core_share import give_cores_back, take_cores
 from halka.util.errors import HalkaError
@@ -118,7 +118,7 @@ class Engine:
             read_beside = BESIDE if on_cpu else read
         self.schedule = Schedule(self.cache, rows, read, read_beside, embedding.d_out)
         self.steps = 0
-        self._vocabulary, self._turn = embedding.d_in, turning_point(model.base)
+        self._vocabulary, self._longrope_start = embedding.d_in, longrope_start(model.base)
         self.constraints = Constraints(model.tokenizer, self.ends)
         self._texts = dict[Answer, Text]()  # of all answers that are not finished
         self._numbers, self._merged, self._closed = count(), model.merged, False
@@ -157,9 +157,8 @@ class Engine:
             for answer in answers:
                 stopped = self.text_of(request)
                 own = None if matcher is None else matcher.copy()
-                texts.append(
-                    Text(answer, version, next(self._numbers), (seed + answer.number) % SEEDS, stopped, own, self._turn)
-                )
+                number, draws = next(self._numbers), (seed + answer.number) % SEEDS
+                texts.append(Text(answer, version, number, draws, stopped, own, self._longrope_start))
             for text, tokens in zip(texts, written, strict=False):
                 for token in tokens:
                     text.take(token, None)

@@ -17,7 +17,7 @@ from halka.models.attention.function import use_attention
 from halka.models.casting import prepare
 from halka.models.float32_products import float32_products
 from halka.models.layouts import layout_of
-from halka.models.rotary import long_text, turning_point
+from halka.models.rotary import long_text, longrope_start
 from halka.util.float32_linear import FEWEST
 from halka.util.transfer import to_device
 
@@ -29,7 +29,7 @@ class TransformersForward:
         self._model = model
         self._head = f"{layout_of(model.base).head}:"  # what the key of a place there begins with
         self._route: Route | None = None  # of the lines before
-        self._turn = turning_point(model.base)
+        self._longrope_start = longrope_start(model.base)
 
     def __call__(self, line: Line) -> Tensor:
         route = self._route_of(line.names)
@@ -37,7 +37,7 @@ class TransformersForward:
         base: Any = self._model.base
         ids, last = (torch.tensor(it, dtype=torch.int64, device="cpu") for it in ([line.tokens], line.last))
         ids, last = to_device([ids, last], base.device)
-        long = nullcontext() if self._turn is None or not line.long else long_text(base, self._turn)
+        long = nullcontext() if self._longrope_start is None or not line.long else long_text(base, self._longrope_start)
         with (
             torch.inference_mode(),
             self._model.use(route),

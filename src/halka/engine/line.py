@@ -22,7 +22,7 @@ class Line:
     plan     their positions and the blocks of keys and values; its runs are the stretches with one adapter
     names    the adapter of each run, as the model calls it; None for the bare base
     last     places in the line of the tokens whose next token is wanted, in order
-    long     its texts are beyond the base's turning point
+    long     its texts are beyond the base's `longrope_start`
     """
 
     tokens: Sequence[int]

@@ -67,7 +67,7 @@ class Schedule:
 
     def next(self) -> Work:
         """What the next step computes: a token of each text that decodes, then chunks of those that are read."""
-        for text in [text for text in self.running if text.turned]:
+        for text in [text for text in self.running if text.crossed_longrope_start]:
             self._preempt(text)
         self._make_way()
         before, company = self._company, self._next_company()

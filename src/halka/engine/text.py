@@ -34,11 +34,11 @@ class Text:
         seed: int,
         text: StoppedText,
         matcher: Matcher | None,
-        turn: int | None = None,
+        longrope_start: int | None = None,
     ):
         """number: the order in which texts came. seed: of its draws. text: what its tokens become.
 
-        matcher: what its constraint allows. turn: the base's `turning_point`.
+        matcher: what its constraint allows. longrope_start: as `models.rotary` says.
         """
         self.answer, self.version, self.number, self.seed = answer, version, number, seed
         self.tokens = [*answer.request.prompt]
@@ -47,8 +47,8 @@ class Text:
         self.begun = False  # it has had a row
         self._rereads = False  # its blocks were its own before
         self._first = 0  # how many of the blocks hold virtual tokens
-        self._text, self._matcher, self._turn = text, matcher, turn
-        self._long = False  # whether its blocks are those of a text beyond the turning point
+        self._text, self._matcher, self._longrope_start = text, matcher, longrope_start
+        self._long = False  # whether its blocks are those of a text beyond `longrope_start`
 
     @property
     def tenant(self) -> str:
@@ -62,12 +62,12 @@ class Text:
 
     @property
     def long(self) -> bool:
-        """Whether it is beyond the base's turning point: all of its keys are turned by other frequencies then."""
-        return self._turn is not None and self.version.shift + len(self.tokens) > self._turn
+        """Whether it is beyond `longrope_start`: all of its keys are turned by other frequencies then."""
+        return self._longrope_start is not None and self.version.shift + len(self.tokens) > self._longrope_start
 
     @property
-    def turned(self) -> bool:
-        """Whether it has come beyond the turning point since its blocks were computed."""
+    def crossed_longrope_start(self) -> bool:
+        """Whether it has come beyond `longrope_start` since its blocks were computed."""
         return self.long != self._long
 
     @property

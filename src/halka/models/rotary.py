@@ -20,7 +20,7 @@ def changing_rotary(base: Any) -> str | None:
     return next((kind for kind in types if kind in CHANGING), None)
 
 
-def turning_point(base: Any) -> int | None:
+def longrope_start(base: Any) -> int | None:
     """The positions up to which a text is a short one, of rotary positions `longrope`: in longer ones all are turned
     by other frequencies, from the first on. None for bases whose texts are all alike.
 
@@ -34,15 +34,15 @@ def turning_point(base: Any) -> int | None:
 
 
 @contextmanager
-def long_text(base: nn.Module, turn: int) -> Iterator[None]:
-    """Within it a pass has the frequencies of a text beyond the turning point, whatever its positions are.
+def long_text(base: nn.Module, start: int) -> Iterator[None]:
+    """Within it a pass has the frequencies of a text beyond `longrope_start`, whatever its positions are.
 
     transformers goes by the largest position of the pass: one that is beyond is added, and its angles are left out.
     """
 
     def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         states, positions = args[0], kwargs["position_ids"] if "position_ids" in kwargs else args[1]
-        beyond = positions.new_full((*positions.shape[:-1], 1), turn)
+        beyond = positions.new_full((*positions.shape[:-1], 1), start)
         others = {name: value for name, value in kwargs.items() if name != "position_ids"}
         return (states, torch.cat([positions, beyond], -1), *args[2:]), others
 

@@ -71,7 +71,7 @@ class LlamaStep:
         self._addresses = np.array(weights.addresses(), np.int64)
         self._windows = np.array([layer.window or 0 for layer in weights.layers])
         self._scratch = Scratch(weights, 64)
-        self._turns = self._turns_of(1024)
+        self._cos_sin = self._cos_sin_of(1024)
         self._partial: tuple[Any, Any] | None = None
         self.attend_tiles = ChunkAttention(H, dtype)
 
@@ -84,11 +84,11 @@ class LlamaStep:
 
     def rotary(self, positions: Any) -> tuple[Any, Any]:
         """Cosines and sines (N, W), fp32, of these positions (N,)."""
-        if (most := int(positions.max())) >= len(self._turns[0]):
-            self._turns = self._turns_of(2 * most)
-        return self._turns[0][positions], self._turns[1][positions]
+        if (most := int(positions.max())) >= len(self._cos_sin[0]):
+            self._cos_sin = self._cos_sin_of(2 * most)
+        return self._cos_sin[0][positions], self._cos_sin[1][positions]
 
-    def _turns_of(self, count: int) -> tuple[Any, Any]:
+    def _cos_sin_of(self, count: int) -> tuple[Any, Any]:
         cos, sin = self.weights.rotary(torch.empty(1), torch.arange(count)[None])
         return cos[0].numpy(), sin[0].numpy()
 
