@@ -20,12 +20,12 @@ from embedder_for_tests import WordEmbedder
 from engine_for_tests import filled
 from halka.engine import Answer, AsyncEngine, Request
 from halka.server import ServerSettings, create_app, uvicorn_server
+from halka.server.one_at_a_time import OneAtATime
 from halka.server.previews.looks import Looks
 from halka.server.previews.process import Look
 from halka.server.previews.views import view_of_needs, view_of_preview
 from halka.server.resources.embedders import Embedders
 from halka.server.service import Service
-from halka.server.turns import Turns
 from halka.server.wire import dumps
 from halka.util.errors import HalkaError
 from tiny import tiny
@@ -146,7 +146,7 @@ class LooksHere(Looks):
     """Looks at drafts in this process, which has loaded all that it takes: one of its own needs seconds for that."""
 
     def __init__(self) -> None:
-        self._here = Turns()
+        self._here = OneAtATime()
 
     async def __call__(self, path: Path, tenant: str) -> dict[str, Any]:
         return await self._here(tenant, self._seen, path)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from halka.server.jobs.data import SMALL
-from halka.server.turns import Turns
+from halka.server.one_at_a_time import OneAtATime
 
 ROW = {"prompt": "What is one and one?", "completion": "two"}
 
@@ -42,7 +42,7 @@ def test_data_of_any_size_is_checked_alike(client, times):
 def test_large_data_is_read_in_a_turn_beside_managers_threads(server):
     turns = []
 
-    class Counted(Turns):
+    class Counted(OneAtATime):
         async def __call__(self, tenant, function, *arguments):
             turns.append(function.__name__)
             return await super().__call__(tenant, function, *arguments)

@@ -19,8 +19,8 @@ from halka.data.preview import preview
 from halka.models.description import load_tokenizer
 from halka.server.errors import ApiError
 from halka.server.guards.keys import Limits
+from halka.server.one_at_a_time import OneAtATime
 from halka.server.previews.looks import Looks
-from halka.server.turns import Turns
 from serving_for_tests import LooksHere
 
 ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(4) for b in range(4)]
@@ -245,7 +245,7 @@ def test_a_look_that_fails_by_the_servers_fault_is_in_the_log(server, caplog, co
 
 
 def test_nobody_waits_long_for_a_turn():
-    turns, release = Turns(patience=0.05), threading.Event()
+    turns, release = OneAtATime(patience=0.05), threading.Event()
 
     async def two() -> str | None:
         first = asyncio.create_task(turns("acme", release.wait))
@@ -266,7 +266,7 @@ def test_parquet_is_read_one_file_at_a_time_beside_managers_threads(server, tmp_
     """A reader has 4 GB."""
     content, turns = parquet(ROWS, tmp_path / "a"), []
 
-    class Counted(Turns):
+    class Counted(OneAtATime):
         async def __call__(self, tenant, function, *arguments):
             turns.append(server.service.threads.manage.limiter.borrowed_tokens)
             return await super().__call__(tenant, function, *arguments)

@@ -29,13 +29,13 @@ from halka.server.guards.guards import Guards
 from halka.server.guards.keys import Keys
 from halka.server.guards.quota import Quota
 from halka.server.jobs.queue import JobQueue
+from halka.server.one_at_a_time import OneAtATime
 from halka.server.previews.looks import Looks
 from halka.server.resources.embedders import Embedders
 from halka.server.resources.uploads import remove_stale
 from halka.server.settings import GB, ServerSettings
 from halka.server.tenants import Tenants
 from halka.server.threads import Threads
-from halka.server.turns import Turns
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Service:
     jobs: JobQueue
     threads: Threads
     looks: Looks = field(default_factory=Looks)
-    reading: Turns = field(default_factory=Turns)
+    reading: OneAtATime = field(default_factory=OneAtATime)
     stored: dict[str, tuple[float, int]] = field(default_factory=dict[str, tuple[float, int]])
     created: int = field(default_factory=lambda: int(time.time()))
     file_life: int = 3600

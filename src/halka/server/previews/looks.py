@@ -15,7 +15,7 @@ from anyio import from_thread
 
 from halka.server.apart import cause_of, output_of
 from halka.server.errors import ApiError
-from halka.server.turns import Turns
+from halka.server.one_at_a_time import OneAtATime
 
 PROGRAM = (sys.executable, "-m", "halka.server.previews.process")
 SECONDS, SIZE = 120.0, 32 << 20
@@ -28,7 +28,7 @@ class Looks:
     """Runs the program that looks at drafts, and reads what it says."""
 
     def __init__(self, program: Sequence[str] = PROGRAM, seconds: float = SECONDS):
-        self._program, self._seconds, self._turns = program, seconds, Turns()
+        self._program, self._seconds, self._turns = program, seconds, OneAtATime()
 
     async def __call__(self, path: Path, tenant: str) -> dict[str, Any]:
         """What the program says of a file.

@@ -1,4 +1,4 @@
-"""`Turns`: what takes much memory is done one at a time, and nobody waits for long."""
+"""`OneAtATime`: what takes much memory is done one at a time, and nobody waits for long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WAITING, EACH = 8, 2  # calls that may wait for their turn; of one tenant at onc
 PATIENCE = 120.0  # seconds to wait: with as many for the work itself, less than a request's `timeout`
 
 
-class Turns:
+class OneAtATime:
     """Runs functions in a thread, one at a time; more calls wait: so many, so many of a tenant, so long."""
 
     def __init__(self, patience: float = PATIENCE):
