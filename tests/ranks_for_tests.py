@@ -29,7 +29,7 @@ from halka.models.quantised import quantise
 from halka.models.sharded import in_turn, load_sharded_base, shard
 from halka.objectives.sequence_to_sequence import Pair
 from halka.training import Job, Ranks, RunFolder, TrainConfig, joined_ranks, train, train_many
-from halka.training.parts import read_parts, write_parts
+from halka.training.shards import read_shards, write_shards
 from halka.util.divided import is_divided, whole
 from halka.util.dtypes import Quantize
 from halka.util.errors import HalkaError, TrainingError
@@ -307,19 +307,19 @@ def parts(folder: Path, ranks: Ranks) -> dict[str, Any]:
     catches, where the second has no room for its parts, where one of its files is lost, and where it writes elsewhere.
     """
     tensors = model_of_run("full").adapter("a").state_dict()
-    write_parts(folder / "parts", tensors, file_bytes=50_000)
+    write_shards(folder / "parts", tensors, file_bytes=50_000)
     again = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-    read_parts(folder / "parts", again)
+    read_shards(folder / "parts", again)
     with pytest.raises(HalkaError) as full, nullcontext() if ranks.first else file_limit(3000):
-        write_parts(folder / "no room", tensors)
-    write_parts(folder / "damaged", tensors)
+        write_shards(folder / "no room", tensors)
+    write_shards(folder / "damaged", tensors)
     if ranks.first:
         (folder / "damaged" / "shard-00002-model-00001-of-00001.safetensors").unlink()
     dist.barrier()
     with pytest.raises(HalkaError) as lacking:
-        read_parts(folder / "damaged", again)
+        read_shards(folder / "damaged", again)
     with pytest.raises(HalkaError) as unseen:
-        write_parts(folder / f"of {ranks.rank} alone", tensors, wait=0)
+        write_shards(folder / f"of {ranks.rank} alone", tensors, wait=0)
     return {
         "written": {name: whole(tensor.detach()) for name, tensor in tensors.items()},
         "read": {name: whole(tensor.detach()) for name, tensor in again.items()},

@@ -17,8 +17,8 @@ from transformers import AutoModelForSeq2SeqLM
 import halka
 import ranks_for_tests as ranks
 from halka.models.sharded import load_sharded_base, shard
-from halka.training.parts import read_parts
 from halka.training.ranks import BUCKET, Ranks, _buckets, dealt_device
+from halka.training.shards import read_shards
 from halka.util.errors import DamagedFolderError, HalkaError
 from ranks_for_tests import CASES
 from tiny import tiny
@@ -103,20 +103,20 @@ def test_a_full_disk_of_the_first_process_is_an_error_of_all_and_none_waits(two:
             assert second == first
 
 
-def test_parts_are_written_to_files_of_a_limited_size_and_read_again(two: dict[str, Any], folder: Path):
+def test_shards_are_written_to_files_of_a_limited_size_and_read_again(two: dict[str, Any], folder: Path):
     torch.testing.assert_close(two["parts"]["read"], two["parts"]["written"], rtol=0, atol=0)
     files = sorted(path.name for path in (folder / "parts").iterdir())
     assert {name[:11] for name in files} == {"shard-00001", "shard-00002"}
     assert len(files) > 4
 
 
-def test_parts_are_read_whole_by_one_process(two: dict[str, Any], folder: Path):
+def test_shards_are_read_whole_by_one_process(two: dict[str, Any], folder: Path):
     tensors = {name: torch.zeros_like(tensor) for name, tensor in two["parts"]["written"].items()}
-    read_parts(folder / "parts", tensors)
+    read_shards(folder / "parts", tensors)
     torch.testing.assert_close(tensors, two["parts"]["written"], rtol=0, atol=0)
 
 
-def test_parts_that_one_process_cannot_write_or_read_are_an_error_of_all(two: dict[str, Any], folder: Path):
+def test_shards_that_one_process_cannot_write_or_read_are_an_error_of_all(two: dict[str, Any], folder: Path):
     first, second = two["parts"]["full"]
     assert first == second
     assert first.endswith(f"process 1 cannot write to {folder / 'no room'}: [Errno 27] File too large")
@@ -129,7 +129,7 @@ def test_parts_that_one_process_cannot_write_or_read_are_an_error_of_all(two: di
     assert re.match(r"/.*/damaged is damaged \(of .* it has \[\(.*\)\]\): remove ", first), first
 
 
-def test_a_checkpoint_that_lacks_parts_is_refused_before_anything_changes(folder: Path, tmp_path: Path):
+def test_a_checkpoint_that_lacks_shards_is_refused_before_anything_changes(folder: Path, tmp_path: Path):
     run = tmp_path / "run"
     shutil.copytree(folder / "full checkpoint", run)
     model = ranks.model_of_run("full")

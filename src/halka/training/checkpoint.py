@@ -1,8 +1,8 @@
 """A training run's checkpoint: adapter, optimiser and progress in one safetensors file, written whole or not at all.
 
 It holds no random state: the order of the examples and dropout follow from the seed and the step. Tensors that are
-divided among processes lie beside it, in a folder to which each process writes its parts (`parts.py`); the file, which
-is written last, names them. Any number of processes goes on from it.
+divided among processes lie beside it, in a folder to which each process writes its shards (`shards.py`); the file,
+which is written last, names them. Any number of processes goes on from it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from halka.util.tensor_file import read_tensors, shapes_of, write_tensors
 STEP = "step"  # what the optimiser counts of each parameter; all else that it keeps is of the parameter's shape
 PADDED: dict[str, Any] = {"batches": "padded", "group_shared": False}
 """Settings of `TrainConfig` that a run had before there were others; its checkpoint does not name them."""
-PARTS = "parts-"  # and a step: the name of a folder
+SHARDS = "parts-"  # and a step: the name of a folder
 PLAN = "plan of batches"
 """Of a run's identity. It follows from all else there, so it differs alone only in another version."""
 WRITTEN = "written"
@@ -78,27 +78,27 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Divided:
-    """A folder with the parts of tensors that were divided, whose shapes are here by their names in the checkpoint."""
+    """A folder with the shards of tensors that were divided, whose shapes are here by their names in the checkpoint."""
 
     folder: Path
     shapes: Mapping[str, Sequence[int]]
 
     def check(self) -> None:
-        """Raises DamagedFolderError where the folder lacks a part."""
-        from halka.training.parts import check_parts  # torch's checkpoints take a while to import
+        """Raises DamagedFolderError where the folder lacks a shard."""
+        from halka.training.shards import check_shards  # torch's checkpoints take a while to import
 
-        check_parts(self.folder, self.shapes)
+        check_shards(self.folder, self.shapes)
 
     def tensors(self, adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
-        """What `restore` takes of them: this process's parts, or the whole. All processes call this together."""
-        from halka.training.parts import read_parts
+        """What `restore` takes of them: this process's shards, or the whole. All processes call this together."""
+        from halka.training.shards import read_shards
 
         own, parameters, places = adapter.state_dict(), dict(adapter.named_parameters()), _Places(adapter)
         tensors: dict[str, Tensor] = {}
         for key, shape in self.shapes.items():
             name, field = places.of(key, shape)
             tensors[key] = own[name] if field is None else torch.empty_like(parameters[name])
-        read_parts(self.folder, tensors)
+        read_shards(self.folder, tensors)
         yield from tensors.items()
 
 
@@ -108,7 +108,7 @@ def save_checkpoint(
     """Write a checkpoint; `identity` says what is trained, on what and how, for `open_checkpoint` to compare.
 
     Where the adapter is divided among processes, all of them call this, and the first one writes the file.
-    Raises HalkaError in all where one cannot write its parts, and OSError in the first where it cannot write the file.
+    Raises HalkaError in all where one cannot write its shards, and OSError in the first where it cannot write the file.
     """
     names = [name for name, _ in adapter.named_parameters()]
     tensors = adapter_tensors(adapter)
@@ -116,22 +116,22 @@ def save_checkpoint(
         tensors.update({f"optimizer.{names[index]}.{key}": torch.as_tensor(value) for key, value in state.items()})
     metadata = {"run": json.dumps(identity, sort_keys=True), "progress": json.dumps(asdict(progress))}
     if divided := {key: tensor for key, tensor in tensors.items() if is_divided(tensor)}:
-        from halka.training.parts import write_parts
+        from halka.training.shards import write_shards
 
-        write_parts(parts_folder(path, progress.step), divided)
+        write_shards(shards_folder(path, progress.step), divided)
         metadata["divided"] = json.dumps({key: [*tensor.shape] for key, tensor in divided.items()})
     if first_process():
         write_tensors(path, {key: tensor for key, tensor in tensors.items() if key not in divided}, metadata)
 
 
-def parts_folder(path: Path, step: int) -> Path:
+def shards_folder(path: Path, step: int) -> Path:
     """Where the divided tensors of that checkpoint are, which is written after that step."""
-    return path.with_name(f"{PARTS}{step}")
+    return path.with_name(f"{SHARDS}{step}")
 
 
-def parts_folders(folder: Path) -> list[Path]:
+def shards_folders(folder: Path) -> list[Path]:
     """All such folders in the folder of a run."""
-    named = (path for path in folder.glob(f"{PARTS}*") if path.name.removeprefix(PARTS).isdecimal())
+    named = (path for path in folder.glob(f"{SHARDS}*") if path.name.removeprefix(SHARDS).isdecimal())
     return [path for path in named if path.is_dir() and not path.is_symlink()]
 
 
@@ -161,12 +161,12 @@ def open_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
         progress = json.loads(metadata["progress"])
         shapes = json.loads(metadata.get("divided", "{}"))
     uncounted = {"computed": progress["tokens"]}  # in a checkpoint of before: as if none had been saved
-    divided = Divided(parts_folder(path, progress["step"]).absolute(), shapes) if shapes else None
+    divided = Divided(shards_folder(path, progress["step"]).absolute(), shapes) if shapes else None
     return Checkpoint(path, Progress(**{**uncounted, **progress}), divided)
 
 
 def restore(tensors: Iterable[tuple[str, Tensor]], adapter: Adapter, optimizer: torch.optim.Optimizer) -> None:
-    """Put adapter and optimiser back to a checkpoint's tensors; where they are divided, to this process's parts.
+    """Put adapter and optimiser back to a checkpoint's tensors; where they are divided, to this process's shards.
 
     Raises HalkaError for tensors that are not this adapter's, some of which may be in place then (`check_fits`).
     """

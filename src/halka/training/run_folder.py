@@ -36,8 +36,8 @@ from halka.training.checkpoint import (
     Checkpoint,
     identity_of,
     open_checkpoint,
-    parts_folder,
-    parts_folders,
+    shards_folder,
+    shards_folders,
 )
 from halka.training.config import Step, TrainConfig, TrainResult
 from halka.util.divided import checked_by_first
@@ -79,8 +79,8 @@ class RunFolder:
 
     def keep_parts(self, step: int | None = None) -> None:
         """Drop the parts of checkpoints, but for that after this step."""
-        kept = None if step is None else parts_folder(self.checkpoint, step)
-        for folder in parts_folders(self.path):
+        kept = None if step is None else shards_folder(self.checkpoint, step)
+        for folder in shards_folders(self.path):
             if folder != kept:
                 shutil.rmtree(folder)
 

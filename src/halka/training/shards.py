@@ -1,7 +1,7 @@
-"""A checkpoint's tensors that are divided among processes: each writes its parts, by `torch.distributed.checkpoint`.
+"""A checkpoint's tensors that are divided among processes: each writes its shards, by `torch.distributed.checkpoint`.
 
 The files are safetensors, whose headers say which part of a tensor they have (torch's `HuggingFaceStorageWriter`); the
-library's own format would need a pickle beside them. As many processes as there are read them, into parts or whole.
+library's own format would need a pickle beside them. As many processes as there are read them, into shards or whole.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FILE_BYTES = 2**28  # of a process's tensors in one file: writing takes up to th
 WAIT = 180.0  # seconds in which a network file system shows one machine what another has written
 
 
-def write_parts(
+def write_shards(
     folder: Path, tensors: Mapping[str, Tensor], *, file_bytes: int = FILE_BYTES, wait: float = WAIT
 ) -> None:
     """Write divided tensors to a folder that all processes see, instead of one of that name; all call this together.
@@ -56,19 +56,19 @@ def write_parts(
         raise
 
 
-def read_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Fill tensors, divided or whole, with what such a folder has of them; all processes call this together.
 
-    Raises DamagedFolderError, or HalkaError with its message, in all of them where one does not see all parts.
+    Raises DamagedFolderError, or HalkaError with its message, in all of them where one does not see all shards.
     """
     with Ranks.here().raised_in_all():
-        check_parts(folder, _shapes(tensors))
+        check_shards(folder, _shapes(tensors))
     with _unwrapped(), warnings.catch_warnings(action="ignore", category=UserWarning):  # of a process alone
         load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)))
 
 
-def check_parts(folder: Path, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Raises DamagedFolderError where the folder lacks a part of one of these tensors, by their names.
+def check_shards(folder: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raises DamagedFolderError where the folder lacks a shard of one of these tensors, by their names.
 
     torch would leave it as the memory happened to be.
     """
@@ -91,7 +91,7 @@ def _check_seen(folder: Path, shapes: Mapping[str, Sequence[int]], seconds: floa
     deadline = time.monotonic() + seconds
     while True:
         try:
-            return check_parts(folder, shapes)
+            return check_shards(folder, shapes)
         except DamagedFolderError as error:
             if time.monotonic() >= deadline:
                 raise HalkaError(
