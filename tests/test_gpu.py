@@ -29,8 +29,8 @@ from halka.estimating.dry_runs import Setup, dry_run, training_items
 from halka.models import memory_of
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import attend_to_forest
+from halka.models.attention.layer_stack import LayerMemory
 from halka.models.attention.paged import KVBlocks
-from halka.models.attention.places import LayerMemory
 from halka.models.quantised import LAYERS, quantise
 from halka.objectives.cross_entropy import CHUNK, LOGITS, chunk_for
 from halka.util import machine

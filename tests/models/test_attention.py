@@ -12,7 +12,7 @@ from transformers import AttentionInterface, DynamicCache
 
 from contract import MIXTURES, ids, padded
 from halka.models.attention.function import attend, grouped_products, use_attention, way_of
-from halka.models.attention.places import LayerMemory, Recorded
+from halka.models.attention.layer_stack import LayerMemory, Recorded
 from numbers_for_tests import close
 from tiny import CONFIGS, tiny
 from torch_calls import torch_calls

@@ -19,7 +19,7 @@ from halka.estimating.fake_tensors import DryRunMode
 from halka.models.attention.flex_kernels import FEW, FlexKernels
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import attend, attend_to_forest
-from halka.models.attention.places import LayerMemory
+from halka.models.attention.layer_stack import LayerMemory
 from halka.util.forest import Forest
 
 VIRTUAL = 20

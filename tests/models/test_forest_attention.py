@@ -16,7 +16,7 @@ from halka.models.attention.forest_flex import BLOCK, attend_by_flex, block_mask
 from halka.models.attention.forest_groups import groups_of
 from halka.models.attention.forest_products import LARGE, TILE
 from halka.models.attention.function import attend, attend_to_forest, use_attention, way_of_forest
-from halka.models.attention.places import LayerMemory
+from halka.models.attention.layer_stack import LayerMemory
 from halka.util.forest import Forest
 from tiny import CONFIGS, WINDOWED, tiny, windowed
 from torch_calls import torch_calls

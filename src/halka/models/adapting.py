@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel, Adapter, ModulePart, Part, Target, VirtualPart, WeightPart
-from halka.models.attention.places import LayerStack
+from halka.models.attention.layer_stack import LayerStack
 from halka.models.attention.virtual_tokens import VirtualTokens
 from halka.models.bare_generation import BareGeneration
 from halka.models.experts import use_experts

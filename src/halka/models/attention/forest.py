@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from halka.models.attention.places import LayerMemory
+from halka.models.attention.layer_stack import LayerMemory
 from halka.util.forest import Forest
 from halka.util.transfer import to_device
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.forest_groups import Group, groups_of
-from halka.models.attention.places import LayerMemory
+from halka.models.attention.layer_stack import LayerMemory
 from halka.util.transfer import to_device
 
 

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from halka.models.attention.forest import ForestPlan, Visibility
 from halka.models.attention.forest_gather import GatherPlan
 from halka.models.attention.forest_groups import Group, groups_of, groups_on
-from halka.models.attention.places import LayerMemory
+from halka.models.attention.layer_stack import LayerMemory
 
 LARGE = 2**16  # L·K above which no mask is kept, without dropout
 MANY = 2**8  # keys of a token above which scores are computed once more: more would be kept than for padded rows

@@ -27,9 +27,9 @@ from halka.models.attention.forest import ForestPlan
 from halka.models.attention.forest_flex import attend_by_flex, block_mask
 from halka.models.attention.forest_fused import attend_by_fused
 from halka.models.attention.forest_products import attend_by_products
+from halka.models.attention.layer_stack import LayerMemory, Recorded
 from halka.models.attention.paged import PagedPlan
 from halka.models.attention.paged_groups import NUMBERS, Products, groups_of
-from halka.models.attention.places import LayerMemory, Recorded
 from halka.util.machine import lacks_bfloat16
 
 NAME = "halka"

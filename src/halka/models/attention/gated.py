@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from halka.core import VirtualPart
 from halka.core.interfaces import Arguments
 from halka.models.attention.function import use_attention
-from halka.models.attention.places import LayerMemory, LayerStack, LayerTokens, Recorded
+from halka.models.attention.layer_stack import LayerMemory, LayerStack, LayerTokens, Recorded
 from halka.util.transfer import to_device
 
 

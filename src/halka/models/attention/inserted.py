@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from halka.models.attention.places import LayerStack
+from halka.models.attention.layer_stack import LayerStack
 from halka.util.errors import HalkaError
 from halka.util.rows import repeats
 from halka.util.transfer import numbers

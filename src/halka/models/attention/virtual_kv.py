@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from halka.core import VirtualPart
 from halka.models.attention.function import use_attention
-from halka.models.attention.places import LayerMemory, LayerStack, LayerTokens, Recorded, tokens_of
+from halka.models.attention.layer_stack import LayerMemory, LayerStack, LayerTokens, Recorded, tokens_of
 from halka.util.rows import repeats
 from halka.util.transfer import to_device
 

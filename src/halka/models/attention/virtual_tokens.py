@@ -20,7 +20,7 @@ from halka.core.interfaces import Arguments
 from halka.models.attention.function import use_attention
 from halka.models.attention.gated import Gated
 from halka.models.attention.inserted import ALL, MEAN, TOKENS, Inserted
-from halka.models.attention.places import LayerStack, tokens_of
+from halka.models.attention.layer_stack import LayerStack, tokens_of
 from halka.models.attention.virtual_kv import VirtualKV
 from halka.models.kinds import kind_of
 from halka.models.layouts import Layout
