@@ -34,7 +34,7 @@ from halka.models.fingerprint import fingerprint
 from halka.models.loading import at_revision, load_base
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import is_as_saved
-from halka.util.places import cache_dir
+from halka.util.base_folders import cache_dir
 from halka.util.text import chat_template_fingerprint
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

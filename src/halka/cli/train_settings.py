@@ -14,9 +14,9 @@ from halka.data.task import is_task_file
 from halka.methods import all_methods, method_named
 from halka.methods.prompt import check_start
 from halka.training import TrainConfig
+from halka.util.base_folders import is_base_folder
 from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
-from halka.util.places import is_base_folder
 from halka.util.settings import (
     Entry,
     Setting,

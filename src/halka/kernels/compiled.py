@@ -10,7 +10,7 @@ from typing import Any
 
 from numba import config, njit
 
-from halka.util.places import cache_dir
+from halka.util.base_folders import cache_dir
 
 FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums in any order; what is no number stays none
 

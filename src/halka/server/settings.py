@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from halka.server.folders import Folders
 from halka.server.guards.keys import MAIN
+from halka.util.base_folders import cache_dir, is_base_folder
 from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
-from halka.util.places import cache_dir, is_base_folder
 from halka.util.settings import documented, split_key
 
 MB, GB = 10**6, 10**9

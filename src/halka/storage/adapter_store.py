@@ -33,9 +33,9 @@ from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import Card, read_card
 from halka.storage.formats import json_object
 from halka.storage.save_load import Allowed, load, save
+from halka.util.base_folders import is_base_folder
 from halka.util.errors import DamagedFolderError, HalkaError, UnknownAdapterError, WrongBaseError
 from halka.util.files import flush, is_portable_name, new_folder, portable_name, write_text
-from halka.util.places import is_base_folder
 from halka.util.spelling import check_new_name, is_spelled
 
 BASE, TAGS, LOCKS = "store.json", "tags.json", ".locks"

@@ -21,8 +21,8 @@ from halka.studies.on_ray import on_ray
 from halka.studies.places import Here, Place, Result
 from halka.studies.runner import Event, Runner, alone_in
 from halka.training import TrainConfig
+from halka.util.base_folders import folder_digest
 from halka.util.files import write_text
-from halka.util.places import folder_digest
 
 if TYPE_CHECKING:
     from halka.report.html import Section

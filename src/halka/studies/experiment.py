@@ -19,10 +19,10 @@ from halka.models.loading import place_of
 from halka.report.units import listed
 from halka.studies.measure import BASE
 from halka.training import TrainConfig
+from halka.util.base_folders import is_base_folder
 from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
 from halka.util.machine import cores, slow_in_bfloat16
-from halka.util.places import is_base_folder
 from halka.util.settings import converted, settings_of, yaml_of
 
 if TYPE_CHECKING:

@@ -45,11 +45,11 @@ from halka.training import Job, Step, TrainConfig, as_tokens, batch_plan, mean_l
 from halka.training.jobs import EncodedJob, encoded
 from halka.training.run_folder import RunFolder
 from halka.util import machine
+from halka.util.base_folders import folder_digest
 from halka.util.dtypes import Dtype, Quantize, dtype_name
 from halka.util.errors import HalkaError, TrainingError
 from halka.util.files import write_text
 from halka.util.kinds import Kind
-from halka.util.places import folder_digest
 
 SCHEMA = 1
 TOKENS = 24  # of an answer whose latency is measured

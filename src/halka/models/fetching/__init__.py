@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from halka.models.fetching import minilm, smollm2
+from halka.util.base_folders import cache_dir
 from halka.util.errors import HalkaError
 from halka.util.files import new_folder
-from halka.util.places import cache_dir
 from halka.util.suggest import suggest
 
 Progress = Callable[[str], None]

@@ -23,7 +23,7 @@ from halka.studies.ablation.scores import from_row, scored
 from halka.studies.ablation.settings import FULL, Ablation, Who, read_questions
 from halka.studies.places import Here, Result
 from halka.studies.runner import Event, Runner, alone_in
-from halka.util.places import folder_digest
+from halka.util.base_folders import folder_digest
 
 SCHEMA = 3
 PLAIN = frozenset({"lessons", "without"})

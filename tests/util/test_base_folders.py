@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from halka.util.places import BLOCK, BLOCKS, cache_dir, folder_digest, is_base_folder
+from halka.util.base_folders import BLOCK, BLOCKS, cache_dir, folder_digest, is_base_folder
 
 
 def test_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
