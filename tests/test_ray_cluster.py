@@ -66,7 +66,7 @@ def experiment(*methods: dict, **changes) -> Experiment:
 
 def events_of(plan: Experiment, folder: Path) -> Iterator[Event]:
     place = OnRay(RayCluster("ray"), "program", folder)
-    return runner(plan, folder, place=place).go(Plan(plan).due)
+    return runner(plan, folder, host=place).go(Plan(plan).due)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ import yaml
 from halka.studies.ablation import Ablation
 from halka.studies.compare import Plan, measurements, run, runner, write_outputs
 from halka.studies.experiment import Entry, Experiment, demo_experiment, read_experiment
-from halka.studies.places import Here
+from halka.studies.hosts import Here
 from halka.studies.runner import Event, Runner, report, serve
 from halka.util.errors import HalkaError
 from halka.util.machine import cores

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from halka.data.metric import Metric
 from halka.studies.experiment import Entry, Experiment, digest, task_of
+from halka.studies.hosts import Here, Host, Result
 from halka.studies.measure import BASE, Purpose, Spec
 from halka.studies.on_ray import on_ray
-from halka.studies.places import Here, Place, Result
 from halka.studies.runner import Event, Runner, alone_in
 from halka.training import TrainConfig
 from halka.util.base_folders import folder_digest
@@ -52,15 +52,15 @@ def run(experiment: Experiment, folder: str | Path, *, retry: bool = False, on: 
     """
     plan = Plan(experiment)
     with alone_in(Path(folder)):
-        place = None if on is None else on_ray(experiment, plan.task, PROGRAM, folder, on)
-        yield from runner(experiment, folder, retry, place).go(plan.due)
+        host = None if on is None else on_ray(experiment, plan.task, PROGRAM, folder, on)
+        yield from runner(experiment, folder, retry, host).go(plan.due)
 
 
 def runner(
-    experiment: Experiment, folder: str | Path, retry: bool = False, place: Place[Spec] | None = None
+    experiment: Experiment, folder: str | Path, retry: bool = False, host: Host[Spec] | None = None
 ) -> Runner[Spec]:
     """The runner of the experiment's runs in `folder`, by default on this machine."""
-    return Runner(Path(folder), place or Here(PROGRAM, experiment.jobs), _outcome, retry=retry)
+    return Runner(Path(folder), host or Here(PROGRAM, experiment.jobs), _outcome, retry=retry)
 
 
 def measurements(folder: str | Path) -> list[Result]:

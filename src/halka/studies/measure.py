@@ -38,8 +38,8 @@ from halka.models.loading import load_base
 from halka.models.quantised import bytes_of
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import save
+from halka.studies.hosts import Result
 from halka.studies.notes import Notes
-from halka.studies.places import Result
 from halka.studies.runner import now, origin, report_step, serve
 from halka.training import Job, Step, TrainConfig, as_tokens, batch_plan, mean_loss, train_many
 from halka.training.jobs import EncodedJob, encoded

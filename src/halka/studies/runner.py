@@ -8,7 +8,7 @@ A study's folder:
 
 A run's process is `python -m PROGRAM work/KEY/run.json runs/KEY.json …`, with several pairs of paths for runs that
 share a process. `serve` is its main function: it writes each result and prints a line of JSON a step, a skipped
-document and a result (`report`), which `Runner` turns into events. Where the process runs is the `Place`'s.
+document and a result (`report`), which `Runner` turns into events. Where the process runs is the `Host`'s.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
-from halka.studies.places import Group, Place, R, Result
+from halka.studies.hosts import Group, Host, R, Result
 from halka.util.files import locked, write_text
 from halka.util.plain import plain
 
@@ -61,13 +61,13 @@ def alone_in(folder: Path) -> AbstractContextManager[None]:
 class Runner(Generic[R]):
     """Runs the missing runs of a study in `folder`.
 
-    place     where their processes run
+    host      where their processes run
     outcome   a line on a finished run's result
     retry     whether runs that failed earlier are run again
     """
 
-    def __init__(self, folder: Path, place: Place[R], outcome: Callable[[Result], str], *, retry: bool = False):
-        self.folder, self.place, self.outcome, self.retry = folder, place, outcome, retry
+    def __init__(self, folder: Path, host: Host[R], outcome: Callable[[Result], str], *, retry: bool = False):
+        self.folder, self.host, self.outcome, self.retry = folder, host, outcome, retry
         self.running: dict[str, Group[R]] = {}
 
     def result(self, run: R) -> Result | None:
@@ -104,7 +104,7 @@ class Runner(Generic[R]):
 
         try:
             while True:
-                if self.place.has_room() and (due := self._due(groups, ended, alone)):
+                if self.host.has_room() and (due := self._due(groups, ended, alone)):
                     missing = []
                     for run in due:
                         if (result := self._kept(run)) is not None:
@@ -116,7 +116,7 @@ class Runner(Generic[R]):
                     continue
                 if not self.running:
                     return
-                group, line = self.place.report()
+                group, line = self.host.report()
                 node, unfinished = line.get("node", ""), [run for run in group.runs if run.key not in ended]
                 if "over" in line:
                     del self.running[group.key]
@@ -142,7 +142,7 @@ class Runner(Generic[R]):
                 elif "ended" in line and (result := self.result(run)) is not None:
                     yield ending(run, result)
         finally:
-            self.place.close()
+            self.host.close()
 
     def prepare(self, runs: Sequence[R]) -> Group[R]:
         """Write the runs' files for their process."""
@@ -173,7 +173,7 @@ class Runner(Generic[R]):
 
     def _start(self, runs: Sequence[R]) -> None:
         group = self.prepare(runs)
-        self.place.start(group)
+        self.host.start(group)
         self.running[group.key] = group
 
     def _failed(self, run: R, reason: str) -> Result:

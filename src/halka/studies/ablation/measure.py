@@ -35,7 +35,7 @@ from halka.studies.ablation.scores import Answered, answer_in, as_rows
 from halka.studies.ablation.searched import Searched, changed_facts, kept_in
 from halka.studies.ablation.settings import FULL, Ablation, Lessons, Questions, collection_of, matcher, read_questions
 from halka.studies.experiment import Entry
-from halka.studies.places import Result
+from halka.studies.hosts import Result
 from halka.studies.runner import origin, report, report_step, serve
 from halka.training import TrainConfig, train
 from halka.training.run_folder import RunFolder

@@ -21,7 +21,7 @@ from typing import Any
 from halka.rag.sources import digest_of
 from halka.studies.ablation.scores import from_row, scored
 from halka.studies.ablation.settings import FULL, Ablation, Who, read_questions
-from halka.studies.places import Here, Result
+from halka.studies.hosts import Here, Result
 from halka.studies.runner import Event, Runner, alone_in
 from halka.util.base_folders import folder_digest
 

@@ -1,4 +1,4 @@
-"""Where a study's runs are run, each group of them in a process: `Place`, and `Here`, which is this machine."""
+"""Where a study's runs are run, each group of them in a process: `Host`, and `Here`, which is this machine."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Group(Generic[R]):
         return self.files[0][0].with_name("log.txt")
 
 
-class Place(Protocol[R]):
+class Host(Protocol[R]):
     """Runs groups of runs."""
 
     def has_room(self) -> bool:
