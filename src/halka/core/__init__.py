@@ -14,12 +14,12 @@ from halka.core.model import AdaptedModel
 from halka.core.parts import Method, ModulePart, Part, VirtualPart, WeightPart
 from halka.core.routing import Edits, ExpertEdits
 from halka.core.stacking import StackedParts
-from halka.core.targets import LINEAR_ROLES, ROLE_GROUPS, VIRTUAL_ROLES, WEIGHT_ROLES, WHOLE, Reader, Target, wants
+from halka.core.targets import LINEAR_ROLES, MODULE, ROLE_GROUPS, VIRTUAL_ROLES, WEIGHT_ROLES, Reader, Target, wants
 from halka.util.initial import init_parameter
 from halka.util.products import add_low_rank, linear
 from halka.util.quantised import parameter_count, quantization_of
 
-__all__ = ["LINEAR_ROLES", "ROLE_GROUPS", "VIRTUAL_ROLES", "WEIGHT_ROLES", "WHOLE", "Reader", "Target", "wants"]
+__all__ = ["LINEAR_ROLES", "MODULE", "ROLE_GROUPS", "VIRTUAL_ROLES", "WEIGHT_ROLES", "Reader", "Target", "wants"]
 __all__ += ["Adapter", "Method", "ModulePart", "Part", "VirtualPart", "WeightPart"]
 __all__ += ["AdaptedModel", "Edits", "ExpertEdits", "StackedParts", "VirtualAttention"]
 __all__ += ["add_low_rank", "init_parameter", "linear", "parameter_count", "quantization_of"]

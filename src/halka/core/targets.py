@@ -29,7 +29,7 @@ ROLE_GROUPS: Mapping[str, tuple[str, ...]] = {
     "mlp.linear": tuple(role for role in LINEAR_ROLES if role.startswith("mlp.")),
     "experts": EXPERT_ROLES,
 }
-WHOLE = "module:"  # before a path, among a method's roles: that module, whatever it is
+MODULE = "module:"  # before a path, among a method's roles: that module, whatever it is
 
 
 class Reader(Protocol):
@@ -120,7 +120,7 @@ def wants(roles: Iterable[str], target: Target) -> bool:
     """Whether a method of these roles, groups of roles or paths, with or without `module:`, acts on the target."""
     wanted = {member for role in roles for member in ROLE_GROUPS.get(role, (role,))}
     by_path = target.role in (*WEIGHT_ROLES, "embedding", "module")
-    return target.role in wanted or (by_path and not wanted.isdisjoint({target.name, f"{WHOLE}{target.name}"}))
+    return target.role in wanted or (by_path and not wanted.isdisjoint({target.name, f"{MODULE}{target.name}"}))
 
 
 def select(
@@ -135,7 +135,7 @@ def select(
     for role in roles:
         if any(wants([role], target) for target in targets):
             continue
-        path = role.removeprefix(WHOLE)
+        path = role.removeprefix(MODULE)
         if path == role or path not in modules:
             present = ", ".join(sorted({target.role for target in targets}))
             raise HalkaError(

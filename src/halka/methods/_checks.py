@@ -6,7 +6,7 @@ import math
 import re
 from inspect import Parameter, signature
 
-from halka.core import ROLE_GROUPS, WEIGHT_ROLES, WHOLE, Target
+from halka.core import MODULE, ROLE_GROUPS, WEIGHT_ROLES, Target
 from halka.methods._fields import explained_roles
 from halka.util.errors import HalkaError
 
@@ -42,7 +42,7 @@ def weight_roles(name: str, targets: tuple[str, ...] | str, also: tuple[str, ...
     if not targets:
         raise HalkaError(f"{name} is empty: name at least one role")
     roles = (*WEIGHT_ROLES, *also)
-    paths = [target for target in targets if target.startswith(WHOLE) or IN_A_LAYER(target)]
+    paths = [target for target in targets if target.startswith(MODULE) or IN_A_LAYER(target)]
     if wrong := [target for target in targets if target not in (*roles, *ROLE_GROUPS, *paths)]:
         hint = explained_roles(wrong)
         raise HalkaError(

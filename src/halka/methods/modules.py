@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from halka.core import WHOLE, ModulePart, Part, Target, init_parameter, quantization_of
+from halka.core import MODULE, ModulePart, Part, Target, init_parameter, quantization_of
 from halka.methods._checks import one_input
 from halka.methods._fields import method, option
 from halka.util.divided import whole
@@ -35,7 +35,7 @@ class Modules:
             raise HalkaError(f'modules: targets is a tuple of modules, such as ("head",), not {self.targets!r}')
 
     def roles(self) -> tuple[str, ...]:
-        return tuple(role if role in ROLES or role.startswith(WHOLE) else f"{WHOLE}{role}" for role in self.targets)
+        return tuple(role if role in ROLES or role.startswith(MODULE) else f"{MODULE}{role}" for role in self.targets)
 
     def build(self, target: Target) -> Part:
         if (form := quantization_of(target.module)) is not None:

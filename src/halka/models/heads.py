@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halka.core import WHOLE, AdaptedModel, Adapter, Method, Target, wants
+from halka.core import MODULE, AdaptedModel, Adapter, Method, Target, wants
 from halka.methods import Modules, joined_with, methods_of
 from halka.models.kinds import kind_of
 from halka.util.divided import whole
@@ -75,7 +75,7 @@ class Head:
         modules = head_of(base)
         if not modules:
             return None
-        return cls(Modules(tuple("head" if own == path else f"{WHOLE}{own}" for own in modules)), frozenset(modules))
+        return cls(Modules(tuple("head" if own == path else f"{MODULE}{own}" for own in modules)), frozenset(modules))
 
     def __call__(self, method: Method, wanted: Sequence[Target]) -> Method:
         """The method joined with the head's, unless it trains that itself; `wanted` are its targets.

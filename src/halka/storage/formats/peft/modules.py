@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from halka.core import WEIGHT_ROLES, WHOLE, Target
+from halka.core import MODULE, WEIGHT_ROLES, Target
 from halka.storage.formats.format import base_of
 from halka.storage.formats.peft.selection import modules_of, selected
 from halka.util.errors import HalkaError
@@ -85,7 +85,7 @@ def roles_of(modules: Iterable[str], targets: tuple[Target, ...]) -> tuple[str, 
             roles.append(role)
             modules -= {*names}
     layered = {name for names in by_role.values() for name in names}
-    return *roles, *(name if name in layered else f"{WHOLE}{name}" for name in sorted(modules))
+    return *roles, *(name if name in layered else f"{MODULE}{name}" for name in sorted(modules))
 
 
 def names_of(base: nn.Module) -> list[str]:

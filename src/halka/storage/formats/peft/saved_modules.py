@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from halka.core import WHOLE, Method, Part, Target
+from halka.core import MODULE, Method, Part, Target
 from halka.methods import Modules, Tokens
 from halka.storage.formats.format import base_of, json_list, json_object
 from halka.storage.formats.peft.selection import listed_names, modules_of
@@ -71,12 +71,12 @@ def write_rows(method: Method, parts: Mapping[str, Part], targets: tuple[Target,
 
 def by_path(path: str) -> str:
     """A module's path as a target, which says that it is one where it is a role's name, too, as ModernBERT's `head`."""
-    return f"{WHOLE}{path}" if path in ROLES else path
+    return f"{MODULE}{path}" if path in ROLES else path
 
 
 def _path(target: str, targets: tuple[Target, ...]) -> str:
     """Return the path of a module, which `target` names by path or by role (`head`, `embedding`)."""
-    return next((place.name for place in targets if place.role == target), target.removeprefix(WHOLE))
+    return next((place.name for place in targets if place.role == target), target.removeprefix(MODULE))
 
 
 def _name(path: str, base: nn.Module) -> str:
