@@ -14,7 +14,7 @@ IN_A_LAYER = re.compile(r".+\.\d+\..+").fullmatch  # a path such as model.layers
 ONE_BY_ONE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def whole(name: str, value: int | None) -> None:
+def positive_int(name: str, value: int | None) -> None:
     """A whole number above zero, or None."""
     if value is not None and (type(value) is not int or value <= 0):
         raise HalkaError(f"{name} must be a whole number above 0, not {value!r}")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import ModulePart, Part, Target, linear
-from halka.methods._checks import finite, fraction, whole
+from halka.methods._checks import finite, fraction, positive_int
 from halka.methods._fields import method, option
 from halka.methods.lora import padded
 from halka.util.errors import HalkaError
@@ -47,7 +47,7 @@ class Bottleneck:
     lr: ClassVar[float] = 1e-3
 
     width: int | None = option(
-        default=None, help="width of the bottleneck; hidden width / 16 if not given", check=whole
+        default=None, help="width of the bottleneck; hidden width / 16 if not given", check=positive_int
     )
     activation: Activation = option(default="relu", help=f"one of {', '.join(ACTIVATIONS)}")
     targets: tuple[Literal["attn", "mlp"], ...] = option(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from halka.core import Part, Target, init_parameter
-from halka.methods._checks import finite, fraction, linear_layer, weight_roles, whole
+from halka.methods._checks import finite, fraction, linear_layer, positive_int, weight_roles
 from halka.methods._fields import method, option
 from halka.methods.lora import LoRA, LoRAPart
 
@@ -24,7 +24,7 @@ class DoRA:
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
     lr: ClassVar[float] = 1e-3
 
-    rank: int = option(default=16, help="rank r of the product", check=whole)
+    rank: int = option(default=16, help="rank r of the product", check=positive_int)
     alpha: float | None = option(default=None, help="numerator α of the scale; 2·rank if not given", check=finite)
     dropout: float = option(default=0.0, help="dropout on the product's input while training", check=fraction)
     targets: tuple[str, ...] = option(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core import Part, Target, VirtualPart, init_parameter
-from halka.methods._checks import whole
+from halka.methods._checks import positive_int
 from halka.methods._fields import method, option
 from halka.util.errors import HalkaError
 
@@ -22,9 +22,9 @@ class LlamaAdapter:
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.16199"
     lr: ClassVar[float] = 9e-3
 
-    length: int = option(default=10, help="learned tokens P of a layer", check=whole)
+    length: int = option(default=10, help="learned tokens P of a layer", check=positive_int)
     layers: int | None = option(
-        default=None, help="how many of the last layers have them; all if not given", check=whole
+        default=None, help="how many of the last layers have them; all if not given", check=positive_int
     )
 
     def roles(self) -> tuple[str, ...]:

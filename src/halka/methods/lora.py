@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import ModulePart, Part, Target, add_low_rank, init_parameter, linear
-from halka.methods._checks import finite, fraction, linear_layer, one_input, weight_roles, whole
+from halka.methods._checks import finite, fraction, linear_layer, one_input, positive_int, weight_roles
 from halka.methods._fields import method, option
 
 
@@ -23,7 +23,7 @@ class LoRA:
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     lr: ClassVar[float] = 1e-3
 
-    rank: int = option(default=16, help="rank r of the product", check=whole)
+    rank: int = option(default=16, help="rank r of the product", check=positive_int)
     alpha: float | None = option(default=None, help="numerator α of the scale; 2·rank if not given", check=finite)
     dropout: float = option(default=0.0, help="dropout on the product's input while training", check=fraction)
     targets: tuple[str, ...] = option(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core import Part, Target, VirtualPart
-from halka.methods._checks import whole
+from halka.methods._checks import positive_int
 from halka.methods._fields import method, option
 from halka.methods.prompt import starting_embeddings
 from halka.util.errors import HalkaError
@@ -23,7 +23,7 @@ class Prefix:
     paper: ClassVar[str] = "Li & Liang 2021, arXiv:2101.00190"
     lr: ClassVar[float] = 1e-2
 
-    length: int = option(default=20, help="virtual tokens P", check=whole)
+    length: int = option(default=20, help="virtual tokens P", check=positive_int)
     start: Literal["vocabulary", "random"] = option(
         default="vocabulary",
         help="what the base computes for sampled tokens (vocabulary), or noise (random, as with hidden)",
@@ -32,7 +32,7 @@ class Prefix:
     hidden: int | None = option(
         default=None,
         help="width of the paper's MLP that makes keys and values while training; none: trained freely",
-        check=whole,
+        check=positive_int,
     )
     targets: tuple[AttentionRole, ...] = option(
         default=("memory",),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core import Method, Part, Target, VirtualPart
-from halka.methods._checks import whole
+from halka.methods._checks import positive_int
 from halka.methods._fields import method, option
 from halka.util.errors import HalkaError
 
@@ -23,7 +23,7 @@ class Prompt:
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
     lr: ClassVar[float] = 1e-2
 
-    length: int = option(default=20, help="virtual tokens P", check=whole)
+    length: int = option(default=20, help="virtual tokens P", check=positive_int)
     start: Literal["vocabulary", "random"] = option(
         default="vocabulary", help="embeddings of sampled tokens (vocabulary), or noise like them (random)"
     )
