@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from halka.core import Adapter, wants
-from halka.methods import Joint, LoRA, joined_with
+from halka.methods import LoRA, joined_with, methods_of
 from halka.methods.lora import FACTORS
 
 
 def pieces(adapter: Adapter) -> list[Adapter]:
     """One adapter for each of its methods, in their order, with the same part objects."""
-    methods = adapter.method.methods if isinstance(adapter.method, Joint) else (adapter.method,)
+    methods = methods_of(adapter.method)
     paths: list[list[str]] = [[] for _ in methods]
     for path, target in adapter.targets.items():
         able = [place for place, method in enumerate(methods) if wants(method.roles(), target)]

@@ -5,6 +5,7 @@ With what all formats ask of a configuration's values and of a base's targets.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,13 @@ def json_list(value: object, kind: type[T]) -> list[T] | None:
         return None
     items = list(cast(Iterable[object], value))
     return cast(list[T], items) if all(isinstance(item, kind) for item in items) else None
+
+
+def number(key: str, value: object) -> float:
+    """Return the configuration's value if it is a finite number. Raises HalkaError that names the key for others."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a number is expected")
+    return float(value)
 
 
 def target_of(targets: tuple[Target, ...], role: str) -> Target:

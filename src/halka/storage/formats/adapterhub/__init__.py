@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from halka.core import Adapter, Method, Target, wants
-from halka.methods import Joint
+from halka.methods import Joint, methods_of
 from halka.storage.formats.adapterhub import bottleneck, heads, ia3, lora, prefix
 from halka.storage.formats.adapterhub.config import architecture_of, checked, identity, parts_of
 from halka.storage.formats.adapterhub.tensor_names import Keys, sorted_by_kind
@@ -50,7 +50,7 @@ def read(contents: Contents, targets: tuple[Target, ...]) -> tuple[Method, dict[
         raise HalkaError(f"the weights hold {len(left)} tensors that the configuration does not mention: {left[0]} …")
     if contents.head is not None and (head := heads.read(contents.head, targets)) is not None:
         parts.append(head)
-    methods = tuple(inner for method, _ in parts for inner in _methods(method))
+    methods = tuple(inner for method, _ in parts for inner in methods_of(method))
     state = {key: tensor for _, tensors in parts for key, tensor in tensors.items()}
     return methods[0] if len(methods) == 1 else Joint(methods), state
 
@@ -94,13 +94,9 @@ REFUSED = {
 }
 
 
-def _methods(method: Method) -> tuple[Method, ...]:
-    return method.methods if isinstance(method, Joint) else (method,)
-
-
 def _by_method(adapter: Adapter) -> list[Adapter]:
     """Split an adapter of a joint method into one adapter per method."""
-    methods = _methods(adapter.method)
+    methods = methods_of(adapter.method)
     if len(methods) == 1:
         return [adapter]
     singles: list[Adapter] = []

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from halka.core import Adapter, Method, Target
 from halka.methods import Bottleneck, NormedBottleneck
-from halka.storage.formats.adapterhub.config import GATES, NAME, has_rows, left_out, number, refuse
+from halka.storage.formats.adapterhub.config import GATES, NAME, has_rows, left_out, refuse
 from halka.storage.formats.adapterhub.tensor_names import Keys, architecture_of, bottleneck_place
-from halka.storage.formats.format import json_object, layers_of
+from halka.storage.formats.format import json_object, layers_of, number
 from halka.util.errors import HalkaError
 
 ARCHITECTURE = "bottleneck"
@@ -79,7 +79,11 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
     hidden = next(target.d_out for target in targets if target.role == "mlp")
     widths = _widths(options, hidden, layers_of(targets))
     fields |= {"width": widths[0]} if len(set(widths)) == 1 else {"widths": widths}
-    fields |= {"activation": activation_of(options), "targets": places, "dropout": number(options, "dropout")}
+    fields |= {
+        "activation": activation_of(options),
+        "targets": places,
+        "dropout": number("dropout", options.get("dropout")),
+    }
     method = (NormedBottleneck if "norms" in fields else Bottleneck)(**fields)
     state: dict[str, Tensor] = {}
     for target in targets:
@@ -119,7 +123,7 @@ def _sums(options: Mapping[str, Any], *, post_norm: bool) -> dict[str, Any]:
 def _scale(scaling: Any) -> dict[str, Any]:
     if scaling in ("learned", "channel"):
         return {"scaling": scaling}
-    return {"scale": number({"scaling": scaling}, "scaling")}
+    return {"scale": number("scaling", scaling)}
 
 
 def activation_of(options: Mapping[str, Any]) -> str:

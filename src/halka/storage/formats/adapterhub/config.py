@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from halka.models.loading import hub_parts
-from halka.storage.formats.format import json_list, json_object
+from halka.storage.formats.format import json_list, json_object, number
 from halka.util.errors import HalkaError
 
 T = TypeVar("T")
@@ -102,17 +101,9 @@ def refuse(
             )
 
 
-def number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """Return the option as a finite number. Raises HalkaError for anything else."""
-    value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a number is expected")
-    return float(value)
-
-
 def count(config: Mapping[str, Any], key: str) -> int:
     """Return the option as a whole number above 0. Raises HalkaError for anything else."""
-    value = number(config, key)
+    value = number(key, config.get(key))
     if value < 1 or value != int(value):
         raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a whole number above 0 is expected")
     return int(value)

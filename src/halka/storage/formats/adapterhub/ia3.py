@@ -15,9 +15,10 @@ from torch import Tensor
 from halka.core import Adapter, Method, Target
 from halka.methods import IA3
 from halka.methods.ia3 import InputScale
-from halka.storage.formats.adapterhub.config import GATES, NAME, number, refuse
+from halka.storage.formats.adapterhub.config import GATES, NAME, refuse
 from halka.storage.formats.adapterhub.lora import MATRICES, PLACES, named, targets_of, where
 from halka.storage.formats.adapterhub.tensor_names import Keys, architecture_of
+from halka.storage.formats.format import number
 from halka.util.errors import HalkaError
 
 ARCHITECTURE = "ia3"
@@ -32,7 +33,7 @@ def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> 
     for place, tensors in keys.take("lora", *(target.name for target in wanted)).items():
         target = next(target for target in wanted if target.name == place)
         for key, tensor in tensors.items():
-            factors = tensor.flatten() * number(config, "alpha", 1.0)
+            factors = tensor.flatten() * number("alpha", config.get("alpha", 1.0))
             if target.role == "attn.qkv":
                 factors = _of_all(factors, matrices, target.d_out, place)
             state[f"{place}.{'ia3_l' if key == 'lora_B' else key}"] = factors

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from halka.core import Adapter, Method, Target
 from halka.methods import DoRA, Joint, LoRA
-from halka.storage.formats.adapterhub.config import GATES, NAME, count, has_rows, left_out, listed, number, refuse
+from halka.storage.formats.adapterhub.config import GATES, NAME, count, has_rows, left_out, listed, refuse
 from halka.storage.formats.adapterhub.tensor_names import LINEARS, Keys, architecture_of, linears
-from halka.storage.formats.format import layers_of
+from halka.storage.formats.format import layers_of, number
 from halka.util.errors import HalkaError
 
 ARCHITECTURE = "lora"
@@ -34,7 +34,8 @@ REASONS = {
 
 def read(config: Mapping[str, Any], keys: Keys, targets: tuple[Target, ...]) -> tuple[Method, dict[str, Tensor]]:
     refuse(config, {*PLACES, "r", "alpha", "dropout", "use_dora"}, {"composition_mode": "add"}, REASONS)
-    rank, alpha, dropout = count(config, "r"), number(config, "alpha"), number(config, "dropout", 0.0)
+    rank, alpha = count(config, "r"), number("alpha", config.get("alpha"))
+    dropout = number("dropout", config.get("dropout", 0.0))
     wanted, matrices = targets_of(config, targets)
     fused = [target for target in wanted if target.role == "attn.qkv"]
     dora = bool(config.get("use_dora"))

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from halka.core import VIRTUAL_ROLES, Adapter, Method, Target, wants
-from halka.methods import Joint, Modules, Prompt
+from halka.methods import Joint, Modules, Prompt, methods_of
 from halka.methods.modules import WholePart
 from halka.models.kinds import TASK_TYPES, kind_of, kind_of_task
 from halka.models.layouts import CLASSIFIERS
@@ -146,7 +146,7 @@ def holds(adapter: Adapter, targets: tuple[Target, ...]) -> bool:
 
 def _as_peft(adapter: Adapter, targets: tuple[Target, ...]) -> Contents | None:
     """Return the adapter as peft has it, or None if peft cannot compute it."""
-    methods = adapter.method.methods if isinstance(adapter.method, Joint) else (adapter.method,)
+    methods = methods_of(adapter.method)
     parts = {
         method: {path: adapter.parts[path] for path, target in adapter.targets.items() if wants(method.roles(), target)}
         for method in methods

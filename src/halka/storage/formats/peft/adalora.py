@@ -12,9 +12,10 @@ from torch import Tensor
 
 from halka.core import Method, Target
 from halka.methods import LoRA
+from halka.storage.formats.format import number
 from halka.storage.formats.peft.modules import PREFIX as PREFIX
 from halka.storage.formats.peft.modules import check_places, roles_of, split
-from halka.storage.formats.peft.options import number, refuse_unknown
+from halka.storage.formats.peft.options import refuse_unknown
 from halka.util.errors import HalkaError
 
 PEFT_TYPE = "ADALORA"
@@ -31,9 +32,9 @@ def read(
 ) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
     """Return the methods, their state, and the tensors that are not the methods'."""
     refuse_unknown(config, {"init_r", "lora_alpha", "lora_dropout", *TRAINING})
-    first = number(config, "init_r", config.get("init_r"))
-    alpha = float(number(config, "lora_alpha", config.get("lora_alpha")))
-    dropout = float(number(config, "lora_dropout", config.get("lora_dropout") or 0.0))
+    first = number("init_r", config.get("init_r"))
+    alpha = number("lora_alpha", config.get("lora_alpha"))
+    dropout = number("lora_dropout", config.get("lora_dropout") or 0.0)
     scale = (alpha if alpha > 0 else first) / (first + SMALL)
     by_path, others = split(tensors, ("lora_A", "lora_B", "lora_E"))
     check_places(config, by_path, targets)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from halka.core import Method, Part, Target
 from halka.methods import BitFit, DoRA, LoRA, LoRABias, Modules
 from halka.models.quantised.linear import QuantizedLinear
-from halka.storage.formats.format import base_of, json_list
+from halka.storage.formats.format import base_of, json_list, number
 from halka.storage.formats.peft import experts
 from halka.storage.formats.peft.modules import PREFIX as PREFIX
 from halka.storage.formats.peft.modules import check_places, names_of, roles_of, split, transposed
-from halka.storage.formats.peft.options import number, refuse_unknown
+from halka.storage.formats.peft.options import refuse_unknown
 from halka.storage.formats.peft.saved_modules import other_rows
 from halka.storage.formats.peft.selection import by_pattern, endings
 from halka.util.errors import HalkaError
@@ -193,11 +193,11 @@ def _take(tensors: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]
 
 
 def _method(config: Mapping[str, Any], rank: Any, alpha: Any) -> LoRA | DoRA | LoRABias:
-    rank = number(config, "r", rank)
-    alpha = float(number(config, "lora_alpha", alpha))
+    rank = number("r", rank)
+    alpha = number("lora_alpha", alpha)
     if rank != int(rank):
-        raise HalkaError(f"adapter_config.json: r is {rank!r}, where a whole number is needed")
-    dropout = float(number(config, "lora_dropout", config.get("lora_dropout") or 0.0))
+        raise HalkaError(f"adapter_config.json: r is {rank!r}, where a whole number is expected")
+    dropout = number("lora_dropout", config.get("lora_dropout") or 0.0)
     root = bool(config.get("use_rslora"))
     if config.get("use_dora"):
         if config.get("lora_bias"):

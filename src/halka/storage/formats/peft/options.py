@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,10 +47,3 @@ def refuse_unknown(config: Mapping[str, Any], read: set[str]) -> None:
                 f"adapter_config.json: {key} = {value!r} changes what the adapter computes, and Halka does not have "
                 f"it: {way_out}"
             )
-
-
-def number(config: Mapping[str, Any], key: str, value: Any) -> float:
-    """Return the value if it is a finite number. Raises HalkaError that names the key for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise HalkaError(f"adapter_config.json: {key} is {value!r}, where a number is needed")
-    return value

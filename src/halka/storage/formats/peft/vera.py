@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from halka.core import WEIGHT_ROLES, Method, Target
 from halka.methods import LoRA
-from halka.storage.formats.format import base_of
+from halka.storage.formats.format import base_of, number
 from halka.storage.formats.peft.modules import PREFIX as PREFIX
 from halka.storage.formats.peft.modules import check_places, roles_of, split
-from halka.storage.formats.peft.options import number, refuse_unknown
+from halka.storage.formats.peft.options import refuse_unknown
 from halka.util.errors import HalkaError
 
 PEFT_TYPE = "VERA"
@@ -28,7 +28,7 @@ def read(
 ) -> tuple[list[Method], dict[str, Tensor], dict[str, Tensor]]:
     """Return the method, its state, and the tensors that are not the method's."""
     refuse_unknown(config, {"r", "vera_dropout", *TRAINING})
-    dropout = float(number(config, "vera_dropout", config.get("vera_dropout") or 0.0))
+    dropout = number("vera_dropout", config.get("vera_dropout") or 0.0)
     if not all(key in tensors for key in BARE):
         raise HalkaError(
             "the VeRA adapter was saved without its shared projections, which only peft's random seed restores: save "
