@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from halka.util.errors import DamagedFolderError
-from halka.util.tensor_file import ALIGNED, fill_file, read_tensors, shapes_of, write_tensors
+from halka.util.tensor_file import ALIGNED, fill_file, iter_shapes, iter_tensors, write_tensors
 
 TENSORS = {
     "b": torch.arange(3, dtype=torch.bfloat16),
@@ -25,7 +25,7 @@ TENSORS = {
 def test_safetensors_reads_it(tmp_path: Path):
     write_tensors(tmp_path / "t", TENSORS, {"run": "é"})
     torch.testing.assert_close(load_file(tmp_path / "t"), TENSORS, rtol=0, atol=0)
-    torch.testing.assert_close(dict(read_tensors(tmp_path / "t")), TENSORS, rtol=0, atol=0)
+    torch.testing.assert_close(dict(iter_tensors(tmp_path / "t")), TENSORS, rtol=0, atol=0)
     with safe_open(tmp_path / "t", framework="pt") as file:
         assert file.metadata() == {"run": "é"}
     content = (tmp_path / "t").read_bytes()
@@ -54,8 +54,8 @@ def _cut(path: Path) -> tuple[bytes, bytes]:
 
 def test_a_file_that_was_cut_is_damaged(tmp_path: Path):
     write_tensors(tmp_path / "t", TENSORS)
-    assert {key: tuple(shape) for key, shape in shapes_of(tmp_path / "t")} == {k: v.shape for k, v in TENSORS.items()}
+    assert {key: tuple(shape) for key, shape in iter_shapes(tmp_path / "t")} == {k: v.shape for k, v in TENSORS.items()}
     (tmp_path / "t").write_bytes((tmp_path / "t").read_bytes()[:-1])
-    for read in (read_tensors, shapes_of):
+    for read in (iter_tensors, iter_shapes):
         with pytest.raises(DamagedFolderError, match=r"t is damaged .* remove .* to begin afresh"):
             [*read(tmp_path / "t")]

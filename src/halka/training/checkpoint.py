@@ -22,7 +22,7 @@ from halka.core import Adapter
 from halka.util.cached import Changes
 from halka.util.divided import first_process, is_divided, part_like
 from halka.util.errors import DamagedFolderError, HalkaError
-from halka.util.tensor_file import read_tensors, shapes_of, write_tensors
+from halka.util.tensor_file import iter_shapes, iter_tensors, write_tensors
 
 STEP = "step"  # what the optimiser counts of each parameter; all else that it keeps is of the parameter's shape
 PADDED: dict[str, Any] = {"batches": "padded", "group_shared": False}
@@ -65,7 +65,7 @@ class Checkpoint:
         """Raises HalkaError where the tensors are not this adapter's, or not all, before `restore` changes any."""
         places = _Places(adapter)
         divided: Mapping[str, Sequence[int]] = {} if self.divided is None else self.divided.shapes
-        for key, shape in (*shapes_of(self.path), *divided.items()):
+        for key, shape in (*iter_shapes(self.path), *divided.items()):
             places.of(key, shape)
         places.check_all_filled()
         if self.divided is not None:
@@ -73,7 +73,7 @@ class Checkpoint:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """What `restore` takes, one after another, but for those that are divided."""
-        return read_tensors(self.path)
+        return iter_tensors(self.path)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from halka.training.run_folder import RunFolder
 from halka.util.divided import checked_by_first, part_like, whole
 from halka.util.errors import HalkaError, TrainingError
 from halka.util.machine import held
-from halka.util.tensor_file import read_tensors, write_tensors
+from halka.util.tensor_file import iter_tensors, write_tensors
 
 
 class Run:
@@ -137,7 +137,7 @@ class Run:
         own, here, step = self.adapter.state_dict(), self.folder is not None, self.progress.best_step
         best = {
             key: part_like(tensor, own[key]).cpu()
-            for key, tensor in ranks.stream(() if self.folder is None else read_tensors(self.folder.best(step)))
+            for key, tensor in ranks.stream(() if self.folder is None else iter_tensors(self.folder.best(step)))
             if not here
         }
         self.best = None if here else best

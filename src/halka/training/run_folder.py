@@ -43,7 +43,7 @@ from halka.training.config import Step, TrainConfig, TrainResult
 from halka.util.divided import checked_by_first
 from halka.util.errors import HalkaError
 from halka.util.files import flush, full_disk_named, locked, write_text
-from halka.util.tensor_file import read_tensors
+from halka.util.tensor_file import iter_tensors
 
 RUN, METRICS = "run.yaml", "metrics.jsonl"
 CHECKPOINT, NEXT_CHECKPOINT, BESTS = "checkpoint.safetensors", "checkpoint-next.safetensors", "best*.safetensors"
@@ -206,7 +206,7 @@ class RunFolder:
 
     def load_best(self, step: int) -> dict[str, Tensor]:
         """The weights of the best evaluation, after that step. Raises DamagedFolderError where they cannot be read."""
-        return dict(read_tensors(self.best(step)))
+        return dict(iter_tensors(self.best(step)))
 
 
 def help_finish(model: AdaptedModel, name: str) -> None:

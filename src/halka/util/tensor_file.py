@@ -82,14 +82,14 @@ def _fill(path: Path, header: bytes, tensors: Iterator[tuple[str, Tensor]]) -> N
             file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
-def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def iter_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """The file's tensors, one after another. Raises DamagedFolderError for a file that cannot be read."""
     for key, file in _names(path):
         yield key, file.get_tensor(key)
 
 
-def shapes_of(path: Path) -> Iterator[tuple[str, Sequence[int]]]:
-    """The shapes of the file's tensors, of which none is read. Raises as `read_tensors`."""
+def iter_shapes(path: Path) -> Iterator[tuple[str, Sequence[int]]]:
+    """The shapes of the file's tensors, of which none is read. Raises as `iter_tensors`."""
     for key, file in _names(path):
         yield key, file.get_slice(key).get_shape()
 
