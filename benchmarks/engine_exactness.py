@@ -284,7 +284,7 @@ def answered(base: str, folder: Path, count: int, kinds: int, seed: int) -> dict
         base_model: Any = contents.model.base
         reader: Any = next(target.module for target in contents.model.targets if target.role == "memory")
         memory = blocks * KVBlocks.bytes_of(reader.stack.shape, base_model.dtype)
-        sizes = {"rows": rows, "memory": memory, "adapter_memory": adapters, "read": 48, "read_beside": 12}
+        sizes = {"rows": rows, "memory": memory, "adapter_memory": adapters, "prefill": 48, "prefill_beside": 12}
         with Engine(contents.model, store, **sizes) as engine:
             forward = type(engine._forward).__name__
             for family in PUT:

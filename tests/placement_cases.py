@@ -401,7 +401,7 @@ def operations_of_mixed_rows(base, prompt: int = 0) -> int:
     model = halka.adapt(base, Tokenizer())
     for seed, name in enumerate(names := ["lora", "lora 2", "lora 3", "bottleneck", "prefix"]):
         disturbed(model, name, seed)
-    with halka.Engine(model, rows=7, read=512, ends=frozenset()) as engine:
+    with halka.Engine(model, rows=7, prefill=512, ends=frozenset()) as engine:
         for name in [*names, None]:
             engine.submit(halka.Request([*range(5, 20)], name, stopping=halka.Stopping(9)))
         for _ in range(4):
@@ -459,7 +459,7 @@ def answers(devices, names, waits, sampling=LIKELIEST, logprobs=None, architectu
         halka.Request([*range(5, 20 + n)], name, replace(sampling, seed=n), halka.Stopping(6), logprobs=logprobs)
         for n, name in zip(range(12), itertools.cycle([*names, None]), strict=False)
     ]
-    with halka.Engine(model, rows=6, read=32, ends=frozenset()) as engine:
+    with halka.Engine(model, rows=6, prefill=32, ends=frozenset()) as engine:
         own = [answer for request in requests for answer in engine.submit(request)]
         more = True
         while more:
@@ -512,7 +512,7 @@ def test_a_layer_launches_no_more_for_more_adapters(waiting):
         model = halka.adapt(base, Tokenizer())
         for seed, name in enumerate(names := [f"lora {number}" for number in range(adapters)]):
             disturbed(model, name, seed)
-        with halka.Engine(model, rows=adapters + 2, read=64, ends=frozenset()) as engine:
+        with halka.Engine(model, rows=adapters + 2, prefill=64, ends=frozenset()) as engine:
             for name in [*names, names[-1]]:
                 engine.submit(halka.Request([*range(5, 20)], name, stopping=halka.Stopping(9)))
             for _ in range(4):

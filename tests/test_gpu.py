@@ -155,7 +155,7 @@ def test_a_cache_on_a_gpu_that_is_too_small_changes_no_token(blocks):
         halka.Request(prompt, names[n % 6], stopping=halka.Stopping(20)) for n, prompt in enumerate(prompts(20))
     ]
     each = KVBlocks.bytes_of(memory_of(model).stack.shape, torch.float32)
-    with halka.Engine(model, rows=6, memory=blocks * each, read=24, read_beside=8) as engine:
+    with halka.Engine(model, rows=6, memory=blocks * each, prefill=24, prefill_beside=8) as engine:
         answers = [engine.submit(request)[0] for request in requests]
         run(engine)
         assert engine.schedule.preempted
@@ -171,7 +171,7 @@ def test_the_engine_on_a_gpu_answers_as_each_adapter_does_alone(architecture):
         halka.Request([5 + i % 60 for i in range(length)], names[n % len(names)], stopping=halka.Stopping(8))
         for n, length in enumerate(lengths)
     ]
-    with halka.Engine(model, rows=6, read=32, ends=frozenset()) as engine:
+    with halka.Engine(model, rows=6, prefill=32, ends=frozenset()) as engine:
         answers = [answer for request in requests for answer in engine.submit(request)]
         while engine.step():
             pass
@@ -480,7 +480,7 @@ def test_the_engine_on_two_cards_answers_as_on_the_processor():
     tokens = []
     for model in (model_here(), model_on_two_cards()):
         fill(model, EVERYWHERE)
-        with halka.Engine(model, rows=8, read=32, ends=frozenset()) as engine:
+        with halka.Engine(model, rows=8, prefill=32, ends=frozenset()) as engine:
             answers = [answer for request in requests for answer in engine.submit(request)]
             while engine.step():
                 pass

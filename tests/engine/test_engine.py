@@ -51,7 +51,7 @@ def test_answers_of_all_families_side_by_side_are_those_of_each_alone(architectu
     requests = [
         Request(prompt, names[number % len(names)], stopping=Stopping(6)) for number, prompt in enumerate(prompts(24))
     ]
-    check(model, requests, rows=8, read=32, read_beside=16)
+    check(model, requests, rows=8, prefill=32, prefill_beside=16)
 
 
 @pytest.mark.parametrize("blocks", [7, 9, 14])
@@ -61,7 +61,7 @@ def test_a_cache_that_is_too_small_changes_no_token(blocks):
     requests = [
         Request(prompt, names[number % len(names)], stopping=Stopping(20)) for number, prompt in enumerate(prompts(20))
     ]
-    engine = check(model, requests, rows=6, memory=blocks * EACH, read=24, read_beside=8)
+    engine = check(model, requests, rows=6, memory=blocks * EACH, prefill=24, prefill_beside=8)
     assert engine.cache.size == blocks
     assert engine.schedule.preempted
 
@@ -87,13 +87,13 @@ def test_adapters_at_heads_and_embeddings_share_a_step_with_others(architecture)
     requests = [
         Request(prompt, names[number % len(names)], stopping=Stopping(6)) for number, prompt in enumerate(prompts(24))
     ]
-    check(model, requests, rows=8, read=32, read_beside=16)
+    check(model, requests, rows=8, prefill=32, prefill_beside=16)
 
 
 def test_several_answers_to_one_prompt_read_it_once():
     model = model_of(families={"lora": halka.LoRA(rank=4)})
     prompt = prompts(1, longest=2)[0][:1] * 50
-    with Engine(model, rows=4, read=64) as engine:
+    with Engine(model, rows=4, prefill=64) as engine:
         computed = []
         forward = engine._forward
         engine._forward = lambda line: computed.append(len(line.tokens)) or forward(line)  # type: ignore[assignment]

@@ -31,7 +31,7 @@ def test_a_flood_of_one_tenant_delays_another_by_a_step_or_two():
 
 def test_a_flood_of_prompts_does_not_delay_the_reading_of_another():
     draw = random.Random(0)
-    with Engine(model_of(families={}), rows=8, read_beside=4) as engine:
+    with Engine(model_of(families={}), rows=8, prefill_beside=4) as engine:
         for _ in range(40):
             prompt = [draw.randrange(5, 12) for _ in range(40)]
             engine.submit(Request(prompt, stopping=Stopping(20), tenant="flood"))
@@ -53,7 +53,7 @@ def flooded(engine: Engine, count: int = 60, steps: int = 8) -> list[Answer]:
 
 
 def test_a_prompt_beside_a_flood_is_read_at_once_in_a_step_of_its_own():
-    with Engine(model_of(families={}), rows=4, read=64, read_beside=4) as engine:
+    with Engine(model_of(families={}), rows=4, prefill=64, prefill_beside=4) as engine:
         flood = flooded(engine)
         written = tokens_of(flood)
         (one,) = engine.submit(request("one", tokens=5, prompt=32))
@@ -68,7 +68,7 @@ def test_a_prompt_beside_a_flood_is_read_at_once_in_a_step_of_its_own():
 def test_who_reads_in_steps_of_its_own_leaves_every_other_step_to_all():
     """It has had fewer tokens all the time: a flood's texts wait one step at most, and lose no token."""
     model = model_of(families={})
-    with Engine(model, rows=4, read=64, read_beside=4) as engine:
+    with Engine(model, rows=4, prefill=64, prefill_beside=4) as engine:
         flood = flooded(engine)
         for prompt in range(12):
             (one,) = engine.submit(request("one", tokens=1, prompt=2 + prompt % 5))
@@ -84,7 +84,7 @@ def test_who_reads_in_steps_of_its_own_leaves_every_other_step_to_all():
 
 
 def test_two_floods_share_every_step():
-    with Engine(model_of(families={}), rows=4, read_beside=4) as engine:
+    with Engine(model_of(families={}), rows=4, prefill_beside=4) as engine:
         for tenant in "ab":
             for _ in range(30):
                 engine.submit(request(tenant, tokens=40))
@@ -97,7 +97,7 @@ def test_two_floods_share_every_step():
 
 def test_a_step_of_its_own_takes_no_turn_from_others_of_its_base():
     """A full copy's flood, and a quiet tenant's prompts on the base, where another tenant's answer goes on too."""
-    with Engine(model_of(families={"full": halka.Full()}), rows=8, read=64, read_beside=4) as engine:
+    with Engine(model_of(families={"full": halka.Full()}), rows=8, prefill=64, prefill_beside=4) as engine:
         (one,) = engine.submit(request("one", tokens=30))
         flood, quiet = list[Answer](), list[Answer]()
         for _ in range(400):
@@ -126,7 +126,7 @@ def test_where_rows_are_left_no_step_is_one_tenants_alone():
 
 def test_a_row_is_not_taken_for_who_would_lose_it_again():
     """`b` has had more tokens than `a`, who would be next for the row that `a` gives up."""
-    with Engine(model_of(families={}), rows=4, read=64, ends=frozenset()) as engine:
+    with Engine(model_of(families={}), rows=4, prefill=64, ends=frozenset()) as engine:
         engine.submit(request("u", tokens=110))
         prompts = [[5 + (number + place * number) % 80 for place in range(110)] for number in range(1, 7)]
         read = [engine.submit(Request(prompt, stopping=Stopping(1), tenant="b"))[0] for prompt in prompts]
@@ -165,7 +165,7 @@ def test_a_prompt_that_finds_no_room_takes_no_step_of_its_own():
 @pytest.mark.parametrize("other", [None, "full"])
 def test_rows_of_another_base_count_as_those_that_decode(other):
     """Four rows decode, and seven others, here or on a full copy: a prompt is read as slowly."""
-    with Engine(model_of(families={"full": halka.Full()}), rows=12, read=64, read_beside=4) as engine:
+    with Engine(model_of(families={"full": halka.Full()}), rows=12, prefill=64, prefill_beside=4) as engine:
         for adapter in (*[None] * 4, *[other] * 7):
             engine.submit(request("a", adapter, tokens=100, prompt=4))
         for _ in range(12):

@@ -41,7 +41,7 @@ def test_a_step_that_raises_changes_no_token(after):
     names = [None, "lora", "prefix"]
     requests = [Request(prompt, names[i % 3], stopping=Stopping(8)) for i, prompt in enumerate(prompts(9))]
     errors = {2: KeyboardInterrupt(), 5: torch.OutOfMemoryError(), 6: RuntimeError("x"), 14: KeyboardInterrupt()}
-    with Engine(model, rows=4, read=24, read_beside=8) as engine:
+    with Engine(model, rows=4, prefill=24, prefill_beside=8) as engine:
         engine._forward = Failing(engine._forward, errors, after=after)
         answers = [engine.submit(request)[0] for request in requests]
         raised = list[BaseException]()
@@ -56,7 +56,7 @@ def test_a_step_that_raises_changes_no_token(after):
             RuntimeError,
             KeyboardInterrupt,
         ]
-        assert "lower rows, read" in str(raised[1])
+        assert "lower rows, prefill" in str(raised[1])
         assert [answer.tokens for answer in answers] == [alone(model, request) for request in requests]
         assert engine.cache.room == engine.cache.size
 

@@ -45,8 +45,8 @@ def answered(engine: Engine, *requests: Request) -> list[list[int]]:
 def test_a_long_text_is_one_from_its_first_token_on_however_it_is_read(model, adapter):
     whole = request(100, 6, adapter)
     expected = [alone(model, whole)]
-    for read in (32, 512):
-        with Engine(model, read=read) as engine:
+    for prefill in (32, 512):
+        with Engine(model, prefill=prefill) as engine:
             assert answered(engine, whole) == expected
     with Engine(model) as engine:
         answered(engine, request(60 - 5 * (adapter in ("prompt", "prefix")), 1, adapter))  # a short one begins alike
@@ -56,7 +56,7 @@ def test_a_long_text_is_one_from_its_first_token_on_however_it_is_read(model, ad
 @pytest.mark.parametrize("adapter", [None, *FAMILIES])
 def test_a_text_that_becomes_long_is_read_anew(model, adapter):
     across = request(50, 24, adapter)
-    with Engine(model, read=16) as engine:
+    with Engine(model, prefill=16) as engine:
         assert answered(engine, across) == [alone(model, across)]
 
 
@@ -68,5 +68,5 @@ def test_short_and_long_texts_answer_beside_each_other_as_alone(model):
         request(30, 6, "prompt"),
         request(90, 6, "lora"),
     ]
-    with Engine(model, rows=3, read=24) as engine:
+    with Engine(model, rows=3, prefill=24) as engine:
         assert answered(engine, *requests) == [alone(model, each) for each in requests]

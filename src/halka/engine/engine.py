@@ -37,12 +37,12 @@ from halka.util.machine import memory_named
 from halka.util.mode import in_mode
 
 READING = 2.0  # seconds of a step that waits for an adapter's files: others may call meanwhile
-READ, READ_ON_GPU = 512, 2048  # tokens of prompts a step: fewer leave a GPU waiting for its next operations
+PREFILL, PREFILL_ON_GPU = 512, 2048  # tokens of prompts a step: fewer leave a GPU waiting for its next operations
 FULL = (
-    "out of memory in a step of the engine: lower rows, read (tokens of prompts in a step), memory (for keys and "
+    "out of memory in a step of the engine: lower rows, prefill (tokens of prompts in a step), memory (for keys and "
     "values) or adapter_memory, choose a smaller or quantised base, or end other programs that hold memory there"
 )
-BESIDE = 28  # tokens of prompts that are read beside answers on a CPU, where each takes as long as one more row
+PREFILL_BESIDE = 28  # tokens of prompts beside answers on a CPU, where each takes as long as one more row
 
 
 class Engine:
@@ -65,8 +65,8 @@ class Engine:
         memory: int | None = None,
         adapter_memory: int = BUDGET,
         most_adapters: int | None = None,
-        read: int | None = None,
-        read_beside: int | None = None,
+        prefill: int | None = None,
+        prefill_beside: int | None = None,
         ends: frozenset[int] | None = None,
         allowed: Allowed | None = None,
         kept: Kept | None = None,
@@ -78,11 +78,11 @@ class Engine:
                         memory and half of what is free there
         adapter_memory  bytes for adapters that are loaded from the store or were `put`
         most_adapters   how many of these there may be; None: as many as fit
-        read            tokens of prompts that are read in a step; by default 512 on a CPU, and 2,048 on a GPU
-        read_beside     the same while others wait for their next token, which they do the longer: fewer behind a long
+        prefill         tokens of prompts that are computed in a step; by default 512 on a CPU, and 2,048 on a GPU
+        prefill_beside  the same while others wait for their next token, which they do the longer: fewer behind a long
                         beginning, whose attention costs more; up to eight times as many where rows have none to decode;
                         from 16 on a few more, which fill up what is computed at once. By default 28 on a CPU, and as
-                        `read` on a GPU, whose step takes little longer for them
+                        `prefill` on a GPU, whose step takes little longer for them
         ends            tokens that end every answer; those of the base's generation config if not given
         allowed         what `halka.load` may accept of folders: other bases, other templates, pickles
         kept            what an engine before this one left, with its store; `close` leaves it there
@@ -98,7 +98,7 @@ class Engine:
             )
         if model.tokenizer is None:
             raise HalkaError("an engine makes text: it needs the tokenizer, `halka.adapt(base, tokenizer)`")
-        numbers = {"rows": rows, "read": read, "read_beside": read_beside, "most_adapters": most_adapters}
+        numbers = {"rows": rows, "prefill": prefill, "prefill_beside": prefill_beside, "most_adapters": most_adapters}
         for name, value in numbers.items():
             if value is not None and value < 1:
                 raise HalkaError(f"{name} is 1 or more, not {value}")
@@ -112,11 +112,11 @@ class Engine:
         self.cache = cache_for(model, rows, memory)
         embedding = next(target for target in model.targets if target.role == "embedding")
         on_cpu = self.cache.kv.data.device.type == "cpu"
-        if read is None:
-            read = READ if on_cpu else READ_ON_GPU
-        if read_beside is None:
-            read_beside = BESIDE if on_cpu else read
-        self.schedule = Schedule(self.cache, rows, read, read_beside, embedding.d_out)
+        if prefill is None:
+            prefill = PREFILL if on_cpu else PREFILL_ON_GPU
+        if prefill_beside is None:
+            prefill_beside = PREFILL_BESIDE if on_cpu else prefill
+        self.schedule = Schedule(self.cache, rows, prefill, prefill_beside, embedding.d_out)
         self.steps = 0
         self._vocabulary, self._longrope_start = embedding.d_in, longrope_start(model.base)
         self.constraints = Constraints(model.tokenizer, self.ends)

@@ -13,7 +13,7 @@ from halka.models.attention.paged import SIZE
 
 PAST = 2  # tokens per width of the base behind which a token is taken to cost twice as much as at the beginning
 TOGETHER = 16  # tokens that a processor multiplies a weight with at once: a line is filled up to whole ones
-MOST = 8  # times as much is read beside answers where so many rows have nothing to decode
+MOST = 8  # times as much is prefilled beside answers where so many rows have nothing to decode
 
 Work = list[tuple[Text, list[int]]]
 """The texts that a step computes, with a slot in the cache for each of their next tokens."""
@@ -27,16 +27,16 @@ class Schedule:
     preempted  how often a text has lost its row
     """
 
-    def __init__(self, cache: BlockCache, rows: int, read: int, read_beside: int, width: int):
+    def __init__(self, cache: BlockCache, rows: int, prefill: int, prefill_beside: int, width: int):
         """
-        rows         texts that run at a time
-        read         tokens of prompts a step
-        read_beside  the same beside answers, if they stand at the beginning of a text; TOGETHER or more are filled up
-        width        of the base's states: it says behind how many others a token costs twice as much
+        rows            texts that run at a time
+        prefill         tokens of prompts a step
+        prefill_beside  the same beside answers, if they begin a text; TOGETHER or more are filled up
+        width           of the base's states: it says behind how many others a token costs twice as much
         """
         self.running, self.waiting, self.preempted = list[Text](), Waiting(), 0
         self._cache, self._rows = cache, rows
-        self._read, self._read_beside, self._past = read, read_beside, PAST * width
+        self._prefill, self._prefill_beside, self._past = prefill, prefill_beside, PAST * width
         self._company = ("", False)  # that the last step computed
         self._alone = False  # whether that was one tenant's alone
 
@@ -66,7 +66,7 @@ class Schedule:
     # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def next(self) -> Work:
-        """What the next step computes: a token of each text that decodes, then chunks of those that are read."""
+        """What the next step computes: a token of each text that decodes, then chunks of prompts."""
         for text in [text for text in self.running if text.crossed_longrope_start]:
             self._preempt(text)
         self._make_way()
@@ -84,23 +84,23 @@ class Schedule:
         for text in [text for text in company if text.left == 1]:
             if text in self.running and self._has_block(text):
                 work.append((text, [*text.extend(self._cache, 1)]))
-        most, past, spent = self._read, math.inf, 0.0
+        most, past, spent = self._prefill, math.inf, 0.0
         if tenant is not None:
-            most = max(1.0, self._read / 2)
+            most = max(1.0, self._prefill / 2)
         elif work:
             most, past = self._beside(), self._past
-        reading = sorted((t for t in company if t.left > 1 and t in self.running), key=self._turn)
-        while most - spent >= 1 and (text := self._next_reader(reading, tenant)) is not None:
+        prefilling = sorted((t for t in company if t.left > 1 and t in self.running), key=self._turn)
+        while most - spent >= 1 and (text := self._next_to_prefill(prefilling, tenant)) is not None:
             if company and text.company != company[0].company:
                 continue  # it has a row; its turn comes
             company.append(text)
-            spent += self._read_on(text, most - spent, past, work)
-        if not work and self.running and tenant is None:  # who reads holds all blocks: the oldest goes on next time
+            spent += self._prefill_on(text, most - spent, past, work)
+        if not work and self.running and tenant is None:  # who prefills holds all blocks: the oldest goes on next time
             self._preempt(max(self.running, key=_age))
         return work
 
     def _tenant_alone(self, company: list[Text]) -> str | None:
-        """Who reads in a step of its own, every other one: it asks for no more than its share, and another for more
+        """Who prefills in a step of its own, every other one: it asks for no more than its share, and another for more
         than that and than half of the rows.
 
         So a flood of one tenant's requests does not delay another's first token by its own steps' length.
@@ -108,11 +108,11 @@ class Schedule:
         greedy, share = self.waiting.greediest, self._share
         if self._alone or greedy is None or self.waiting.demand(greedy) <= max(share, self._rows // 2):
             return None
-        reading = [text for text in company if text.left > 1 and text.spare + SIZE * self._cache.room > 0]
+        prefilling = [text for text in company if text.left > 1 and text.spare + SIZE * self._cache.room > 0]
         first = self._first_waiting() if len(self.running) < self._rows else None
         if first is not None and first.needs(first.left) <= self._cache.room:
-            reading.append(first)
-        least = min(reading, key=self._turn, default=None)
+            prefilling.append(first)
+        least = min(prefilling, key=self._turn, default=None)
         if least is None or self.waiting.demand(least.tenant) > share:
             return None
         return least.tenant if self._turn(least) <= self.waiting.turn(greedy) else None
@@ -121,23 +121,23 @@ class Schedule:
         return self.waiting.turn(text.tenant)
 
     def _beside(self) -> float:
-        """What may be read beside texts that decode: more where more than one row has nothing to decode."""
+        """What may be prefilled beside texts that decode: more where more than one row has nothing to decode."""
         decoding = sum(text.left == 1 for text in self.running)
         others = min(self._rows, len(self.running) + len(self.waiting)) - decoding
-        tokens = self._read_beside * max(1, min(others, MOST))
-        if self._read_beside >= TOGETHER:
+        tokens = self._prefill_beside * max(1, min(others, MOST))
+        if self._prefill_beside >= TOGETHER:
             tokens = math.ceil((decoding + tokens) / TOGETHER) * TOGETHER - decoding
-        return min(self._read, tokens)
+        return min(self._prefill, tokens)
 
-    def _next_reader(self, reading: list[Text], tenant: str | None) -> Text | None:
-        """Which text reads next, of those that have a row or can get one: the tenant with the fewest tokens first."""
+    def _next_to_prefill(self, prefilling: list[Text], tenant: str | None) -> Text | None:
+        """Which text is prefilled next, of those with a row or room for one: of the tenant with the fewest tokens."""
         first = self._first_waiting()
         if first is not None and tenant not in (None, first.tenant):
             first = None
-        if reading and (first is None or self._turn(reading[0]) <= self._turn(first)):
-            return reading.pop(0)
+        if prefilling and (first is None or self._turn(prefilling[0]) <= self._turn(first)):
+            return prefilling.pop(0)
         text = None if first is None else self._admit()
-        return reading.pop(0) if text is None and reading else text
+        return prefilling.pop(0) if text is None and prefilling else text
 
     def _next_company(self) -> list[Text]:
         """The running texts that this step computes, the oldest first; companies take turns."""
@@ -155,8 +155,8 @@ class Schedule:
                 return False
         return True
 
-    def _read_on(self, text: Text, budget: float, past: float, work: Work) -> float:
-        """Let a text read on, for so much at most; returns what its tokens cost."""
+    def _prefill_on(self, text: Text, budget: float, past: float, work: Work) -> float:
+        """Prefill a text further, for so much at most; returns what its tokens cost."""
         text.share(self._cache)
         price = 1 + text.done / past
         tokens = min(text.left, max(1, int(budget / price)), text.spare + SIZE * self._cache.room)

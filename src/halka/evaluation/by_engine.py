@@ -148,7 +148,7 @@ def _engine_of(model: AdaptedModel, rows: int) -> Iterator[Engine]:
     with (
         without_dropout(model, model.adapters),
         kept_of(model) as kept,
-        Engine(model, rows=rows, read_beside=ALL, kept=kept) as engine,
+        Engine(model, rows=rows, prefill_beside=ALL, kept=kept) as engine,
     ):
         yield engine
 
