@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from halka.methods import all_methods
 from halka.server.page import BUILT, SCREENS
 from words_of_the_page import WORDS, entries
 
@@ -84,6 +85,10 @@ def test_no_word_is_missing_in_bengali(path):
 def test_bengali_words_are_bengali(path):
     untranslated = {key for key, text in entries(path).items() if not re.search("[\u0980-\u09ff]", text)}
     assert not untranslated
+
+
+def test_bengali_lines_of_methods_are_of_methods_that_there_are():
+    assert {*entries(WORDS / "bn" / "methods.ts")} <= {*all_methods()}
 
 
 def test_meanings_are_of_errors_that_there_are():

@@ -19,7 +19,7 @@ from halka.methods._fields import method, option
 @method
 class LoRA:
     name: ClassVar[str] = "lora"
-    plain: ClassVar[str] = "Learns two thin matrices beside each layer: the usual choice, small, fast and strong."
+    plain: ClassVar[str] = "Learns two thin matrices beside each layer: small, fast and strong."
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     lr: ClassVar[float] = 1e-3
 

@@ -56,9 +56,7 @@ export function MethodChoice({ all, failure }: { all: Catalogue; failure: unknow
 
 /** A method in plain words of the reader's language, else in the server's. */
 export function plainOf(method: Method): string {
-  const w = words.value.train as Record<string, unknown>;
-  const own = w[`method_${method.name}`];
-  return typeof own === "string" ? own : method.plain;
+  return words.value.methods[method.name] ?? method.plain;
 }
 
 function SettingField({ setting, wrong }: { setting: Setting; wrong: ComponentChildren }) {

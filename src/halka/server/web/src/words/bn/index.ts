@@ -7,9 +7,10 @@ import documents from "./documents";
 import errors from "./errors";
 import fields from "./fields";
 import jobs from "./jobs";
+import methods from "./methods";
 import parts from "./parts";
 import playground from "./playground";
 import shell from "./shell";
 import train from "./train";
 
-export default { account, adapters, advise, compare, documents, errors, fields, jobs, parts, playground, shell, train } satisfies Words;
+export default { account, adapters, advise, compare, documents, errors, fields, jobs, methods, parts, playground, shell, train } satisfies Words;

@@ -11,4 +11,6 @@ import playground from "./playground";
 import shell from "./shell";
 import train from "./train";
 
-export default { account, adapters, advise, compare, documents, errors, fields, jobs, parts, playground, shell, train };
+const methods: Record<string, string> = {}; // the server says in English what they do
+
+export default { account, adapters, advise, compare, documents, errors, fields, jobs, methods, parts, playground, shell, train };
