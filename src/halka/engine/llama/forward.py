@@ -16,7 +16,7 @@ from halka.core import AdaptedModel
 from halka.core.routing import Place
 from halka.engine.forward import TransformersForward
 from halka.engine.line import Forward, Line
-from halka.engine.llama.rows import RowAdapters
+from halka.engine.llama.line_adapters import RowAdapters
 from halka.engine.llama.watched import LOOKS
 from halka.engine.llama.weights import PLACES, LlamaWeights, obstacle
 from halka.kernels import unusable
@@ -52,9 +52,9 @@ class LlamaForward:
         step = self._step
         if step is not None and self._model.merged is None and step.weights.intact():
             with torch.inference_mode():
-                rows = self._adapters.rows(line.names)
-                if rows.misplaced is None:
-                    return step(line, rows)
+                adapters = self._adapters.of_line(line.names)
+                if adapters.misplaced is None:
+                    return step(line, adapters)
         return self._twin(line)
 
     def warm(self) -> None:

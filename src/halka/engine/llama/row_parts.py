@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from halka.engine.llama import kernels
-from halka.engine.llama.rows import LineAdapters, Table
+from halka.engine.llama.line_adapters import LineAdapters, Table
 from halka.engine.llama.weights import PRODUCTS, ROLES, LlamaLayer
 from halka.kernels.shared import Shared
 
@@ -28,23 +28,25 @@ SUBLAYERS = {"o": ("attn", 0), "down": ("mlp", 2)}  # that a product ends, and t
 
 
 class RowParts:
-    """The parts of `rows`, whose runs have these lengths."""
+    """The parts of `adapters`, whose runs have these lengths."""
 
-    def __init__(self, rows: LineAdapters, runs: Sequence[int], h: Shared, residual: Shared, threads: int, pairs: bool):
+    def __init__(
+        self, adapters: LineAdapters, runs: Sequence[int], h: Shared, residual: Shared, threads: int, pairs: bool
+    ):
         """Arguments:
         h, residual  (N, D) what a sublayer reads, and what its output is added to
         pairs        kernels compute the low-rank products of long runs
         """
-        self._rows, self._runs, self._threads = rows, runs, threads
+        self._adapters, self._runs, self._threads = adapters, runs, threads
         self._h, self._residual = h, residual
-        self._low_rank, self._bottlenecks, self._factors = rows.tables
+        self._low_rank, self._bottlenecks, self._factors = adapters.tables
         self._few = self._tokens(self._low_rank, FEW)
         self._short = self._tokens(self._bottlenecks, SHORT)
         self._scaled = self._tokens(self._factors, sum(runs))
         starts = np.cumsum([0, *runs]).tolist()
         long = [
             (which, start, start + run)
-            for which, run, start in zip(rows.which, runs, starts, strict=False)
+            for which, run, start in zip(adapters.which, runs, starts, strict=False)
             if run > FEW and which >= 0
         ]
         cut = [
@@ -53,7 +55,7 @@ class RowParts:
             if pairs and self._low_rank.owners[which]
             for first in range(start, end, CUT)
         ]
-        self._long = [(rows.adapters[which], slice(*ends)) for which, *ends in long]
+        self._long = [(adapters.distinct[which], slice(*ends)) for which, *ends in long]
         self._cuts = tuple(np.array(cut).T.copy()) if cut else None
         self._pieces, self._pieces_of_cuts = pieces_of(len(self._few[0]), threads), pieces_of(len(cut), threads)
 
@@ -61,7 +63,7 @@ class RowParts:
         """The places of tokens whose adapters have parts in the table, in runs of at most so many, and the adapters."""
         which = [
             number if number >= 0 and run <= most and table.owners[number] else -1
-            for number, run in zip(self._rows.which, self._runs, strict=True)
+            for number, run in zip(self._adapters.which, self._runs, strict=True)
         ]
         owners = np.repeat(np.array(which), self._runs)
         places = np.flatnonzero(owners >= 0)
@@ -69,21 +71,21 @@ class RowParts:
 
     def edit_input(self, number: int, layer: LlamaLayer, name: str, x: Shared) -> None:
         """Edit what a product of the layer of this number reads, x (N, I)."""
-        if name not in INPUTS or not self._rows.adapters:
+        if name not in INPUTS or not self._adapters.distinct:
             return
         self._scale(number, INPUTS[name], [x.tensor.shape[1]], x)
-        if (edits := self._rows.edits.get((layer.keys[PRODUCTS[name][0]], "input"))) is not None:
+        if (edits := self._adapters.edits.get((layer.keys[PRODUCTS[name][0]], "input"))) is not None:
             x.tensor.copy_(edits.edit(self._runs, x.tensor))
 
     def edit_output(self, number: int, layer: LlamaLayer, name: str, x: Shared, y: Shared) -> None:
         """Edit what it makes of x, y (N, O), then its sublayer's output, if it is that."""
-        if not self._rows.adapters:
+        if not self._adapters.distinct:
             return
         widths, first = layer.products[name].widths, FIRST[name]
         if any(self._low_rank.slots[number][first : first + len(widths)]):
             self._add_low_rank(number, name, widths, x, y)
         self._scale(number, first, widths, y)
-        if self._rows.edits:
+        if self._adapters.edits:
             for role, output in zip(PRODUCTS[name], y.tensor.split(widths, dim=1), strict=True):
                 self._edit(layer.keys[role], x.tensor, output)
         if name in SUBLAYERS:
@@ -130,7 +132,7 @@ class RowParts:
 
     def _edit(self, key: str, x: Tensor, y: Tensor) -> None:
         """Let the parts there edit y (N, O), of an input x (N, I)."""
-        edits = self._rows.edits.get((key, "output"))
+        edits = self._adapters.edits.get((key, "output"))
         if edits is not None:
             y.copy_(edits.edit(self._runs, x.to(y.dtype), y))
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from halka.engine.line import Line
 from halka.engine.llama import kernels
 from halka.engine.llama.chunks import ChunkAttention, batched, tiles_of
+from halka.engine.llama.line_adapters import LineAdapters, stacked
 from halka.engine.llama.product import NO_SCALE, Product
 from halka.engine.llama.row_adapter import Tables
 from halka.engine.llama.row_parts import RowParts, pieces_of
-from halka.engine.llama.rows import LineAdapters, stacked
 from halka.engine.llama.weights import LlamaLayer, LlamaWeights
 from halka.kernels.shared import Shared, array_of, shared
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan, PagedText
@@ -75,12 +75,12 @@ class LlamaStep:
         self._partial: tuple[Any, Any] | None = None
         self.attend_tiles = ChunkAttention(H, dtype)
 
-    def __call__(self, line: Line, rows: LineAdapters) -> Tensor:
+    def __call__(self, line: Line, adapters: LineAdapters) -> Tensor:
         """The logits (len(line.last), V), fp32."""
         threads = torch.get_num_threads()
-        if len(line.tokens) == 1 and len(line.last) == 1 and not rows.edits:
-            return self._one_row(line, rows, threads)
-        return _Pass(self, line, rows, threads).logits()
+        if len(line.tokens) == 1 and len(line.last) == 1 and not adapters.edits:
+            return self._one_row(line, adapters, threads)
+        return _Pass(self, line, adapters, threads).logits()
 
     def rotary(self, positions: Any) -> tuple[Any, Any]:
         """Cosines and sines (N, W), fp32, of these positions (N,)."""
@@ -92,14 +92,14 @@ class LlamaStep:
         cos, sin = self.weights.rotary(torch.empty(1), torch.arange(count)[None])
         return cos[0].numpy(), sin[0].numpy()
 
-    def _one_row(self, line: Line, rows: LineAdapters, threads: int) -> Tensor:
+    def _one_row(self, line: Line, adapters: LineAdapters, threads: int) -> Tensor:
         plan, logits = line.plan, torch.empty(1, len(self.head))
         cos, sin = self.rotary(plan.positions.numpy())
         kernels.one_row(
             *(threads, self.embed, self._addresses, self.norm, self.head, line.tokens[0], self.eps),
             *(cos[0], sin[0], array_of(plan.kv.data), int(plan.slots[0])),
             *(plan.tables[0].numpy(), plan.counts[0].numpy(), plan.begins[0].numpy(), int(plan.positions[0])),
-            *(self._windows, self.scale, *(table.array[0] for table in rows.tables), self.dims.Q, self.dims.F),
+            *(self._windows, self.scale, *(table.array[0] for table in adapters.tables), self.dims.Q, self.dims.F),
             *(partial[0] for partial in self._partial_sums(threads)),
             logits[0].numpy(),
         )
@@ -121,9 +121,9 @@ class LlamaStep:
                 texts = [PagedText(count, [number], [count], [0]) for number, count in enumerate(counts)]
                 places = [(number, place) for number, count in enumerate(counts) for place in range(count)]
                 slots, positions = [SIZE * number + place for number, place in places], [place for _, place in places]
-                rows = LineAdapters((None,) * len(counts), (), (-1,) * len(counts), tables, {}, None)
+                adapters = LineAdapters((None,) * len(counts), (), (-1,) * len(counts), tables, {}, None)
                 plan = PagedPlan(kv, texts, positions, slots, counts)
-                self(Line([0] * len(places), plan, rows.names, last), rows)
+                self(Line([0] * len(places), plan, adapters.names, last), adapters)
             room, nobody = self.scratch(1), np.empty(0, np.int64)
             low_rank, bottlenecks, factors = (table.array for table in tables)
             h, x, y, widths = room.h.array, room.x.array, room.y.array, np.array([D])
@@ -144,7 +144,7 @@ class LlamaStep:
 class _Pass:
     """A line on its way through the layers."""
 
-    def __init__(self, step: LlamaStep, line: Line, rows: LineAdapters, threads: int):
+    def __init__(self, step: LlamaStep, line: Line, adapters: LineAdapters, threads: int):
         self._step, self._line, self._threads = step, line, threads
         plan = line.plan
         self._kv, self._slots, self._positions = array_of(plan.kv.data), plan.slots.numpy(), plan.positions.numpy()
@@ -152,7 +152,7 @@ class _Pass:
         self._rotary = step.rotary(self._positions)
         self._scratch = step.scratch(len(line.tokens))
         own = self._scratch.h, self._scratch.x
-        self._parts = RowParts(rows, plan.forest.runs, *own, threads, step.pairs)
+        self._parts = RowParts(adapters, plan.forest.runs, *own, threads, step.pairs)
         short = np.array([_short(text, step.pairs) for text in plan.texts])
         texts = np.repeat(np.arange(len(plan.texts)), [text.tokens for text in plan.texts])  # of each token
         self._places = np.flatnonzero(short[texts])

@@ -8,7 +8,7 @@ import torch
 import halka
 from halka.core import Method
 from halka.core.routing import Place
-from halka.engine.llama.rows import RowAdapters
+from halka.engine.llama.line_adapters import RowAdapters
 from halka.engine.llama.weights import PLACES, LlamaWeights
 from tiny import tiny
 
@@ -22,7 +22,7 @@ KERNELS = [
 EDITS = [halka.NormedBottleneck(), halka.BitFit(), halka.DoRA(rank=4)]
 
 
-def rows_of(*methods: Method, training: bool = False):
+def adapters_of(*methods: Method, training: bool = False):
     model = halka.adapt(tiny("llama"))
     names = tuple(f"adapter{number}" for number in range(len(methods)))
     for name, method in zip(names, methods, strict=True):
@@ -35,32 +35,32 @@ def rows_of(*methods: Method, training: bool = False):
         for place, (role, edits) in enumerate(PLACES)
     }
     with torch.inference_mode():
-        return RowAdapters(model, places, len(weights.layers), torch.float32).rows((*names, None))
+        return RowAdapters(model, places, len(weights.layers), torch.float32).of_line((*names, None))
 
 
 @pytest.mark.parametrize("method", KERNELS, ids=str)
 def test_kernels_compute_all_of_it(method):
-    rows = rows_of(method)
-    assert rows.misplaced is None
-    assert not rows.edits
-    assert sum(any(table.owners) for table in rows.tables) == 1
+    adapters = adapters_of(method)
+    assert adapters.misplaced is None
+    assert not adapters.edits
+    assert sum(any(table.owners) for table in adapters.tables) == 1
 
 
 @pytest.mark.parametrize("method", EDITS, ids=str)
 def test_the_core_s_edits_compute_all_of_it(method):
-    rows = rows_of(method)
-    assert rows.edits
-    assert not any(any(table.owners) for table in rows.tables)
+    adapters = adapters_of(method)
+    assert adapters.edits
+    assert not any(any(table.owners) for table in adapters.tables)
 
 
 def test_dropout_is_for_the_core_s_edits():
     for method in (halka.LoRA(rank=4, dropout=0.1), halka.Bottleneck(dropout=0.1)):
-        assert rows_of(method, training=True).edits
-        assert not rows_of(method).edits
+        assert adapters_of(method, training=True).edits
+        assert not adapters_of(method).edits
 
 
 def test_a_table_knows_who_has_a_part_and_where():
-    low_rank, bottlenecks, factors = rows_of(
+    low_rank, bottlenecks, factors = adapters_of(
         halka.LoRA(rank=4, targets=("attn.v",)), halka.Bottleneck(widths=(0, 4), targets=("mlp",))
     ).tables
     assert low_rank.owners == [True, False]

@@ -41,7 +41,7 @@ class LineAdapters:
     """The adapters of a line's runs.
 
     names      as `Line.names`
-    adapters   those that differ; empty without any
+    distinct   those that differ; empty without any
     which      for each run the number of its adapter, or -1
     tables     `stacked` of theirs
     edits      what parts of other kinds do, by their places
@@ -49,7 +49,7 @@ class LineAdapters:
     """
 
     names: tuple[str | None, ...]
-    adapters: tuple[RowAdapter, ...]
+    distinct: tuple[RowAdapter, ...]
     which: tuple[int, ...]
     tables: tuple[Table, Table, Table]
     edits: Mapping[Place, Edits]
@@ -74,20 +74,20 @@ class RowAdapters:
         self._arguments = places, layers, dtype
         self._bare = Tables.empty(layers)
         self._kept: dict[str, KeptAdapter] = {}
-        self._rows: LineAdapters | None = None
+        self._last: LineAdapters | None = None
         self._changes = Changes.count
 
-    def rows(self, names: tuple[str | None, ...]) -> LineAdapters:
-        """What the adapters of these names do now; changes by hand count when the names change."""
+    def of_line(self, names: tuple[str | None, ...]) -> LineAdapters:
+        """What the adapters of a line's runs do now, by their names; changes by hand count when the names change."""
         distinct = [name for name in dict.fromkeys(names) if name is not None]
-        other = self._rows is None or self._rows.names != names
+        other = self._last is None or self._last.names != names
         look, self._changes = other or self._changes != Changes.count, Changes.count
         own = tuple(self._adapter(name, look) for name in distinct)
-        if self._rows is not None and not other and all(a is b for a, b in zip(own, self._rows.adapters, strict=True)):
-            return self._rows
-        self._rows = None
+        if self._last is not None and not other and all(a is b for a, b in zip(own, self._last.distinct, strict=True)):
+            return self._last
+        self._last = None
         number = {name: index for index, name in enumerate(distinct)}
-        self._rows = LineAdapters(
+        self._last = LineAdapters(
             names,
             own,
             tuple(-1 if name is None else number[name] for name in names),
@@ -95,7 +95,7 @@ class RowAdapters:
             self._edits(names, dict(zip(distinct, own, strict=True))),
             next((adapter.misplaced for adapter in own if adapter.misplaced), None),
         )
-        return self._rows
+        return self._last
 
     def _adapter(self, name: str, look: bool) -> RowAdapter:
         adapter, kept = self._model.adapter(name), self._kept.get(name)
@@ -115,6 +115,6 @@ class RowAdapters:
 
     def forget(self) -> None:
         """Let go of adapters that have left the model, and of what edits computed with."""
-        self._rows = None
+        self._last = None
         here = self._model.adapters
         self._kept = {name: kept for name, kept in self._kept.items() if here.get(name) is kept.adapter}
