@@ -16,7 +16,7 @@ from torch import Tensor
 
 from halka.engine.line import Line
 from halka.engine.llama import kernels
-from halka.engine.llama.chunks import ChunkAttention, batched, tiles_of
+from halka.engine.llama.attention_tiles import TileAttention, batched, tiles_of
 from halka.engine.llama.line_adapters import LineAdapters, stacked
 from halka.engine.llama.product import NO_SCALE, Product
 from halka.engine.llama.row_adapter import Tables
@@ -73,7 +73,7 @@ class LlamaStep:
         self._scratch = Scratch(weights, 64)
         self._cos_sin = self._cos_sin_of(1024)
         self._partial: tuple[Any, Any] | None = None
-        self.attend_tiles = ChunkAttention(H, dtype)
+        self.attend_tiles = TileAttention(H, dtype)
 
     def __call__(self, line: Line, adapters: LineAdapters) -> Tensor:
         """The logits (len(line.last), V), fp32."""

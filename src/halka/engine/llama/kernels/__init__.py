@@ -9,9 +9,9 @@ computes as a line of torch; tests/engine/llama/test_kernels.py holds each to th
 """
 
 from halka.engine.llama.kernels.attention import attend, partial_sums
+from halka.engine.llama.kernels.attention_tiles import gather, hide, scatter
 from halka.engine.llama.kernels.between import add_norm, keep, silu_product
 from halka.engine.llama.kernels.bottlenecks import add_bottlenecks
-from halka.engine.llama.kernels.chunks import gather, hide, scatter
 from halka.engine.llama.kernels.factors import scale
 from halka.engine.llama.kernels.low_rank import add_low_rank
 from halka.engine.llama.kernels.low_rank_chunks import TOKENS, add_low_rank_chunks

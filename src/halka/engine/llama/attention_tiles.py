@@ -97,7 +97,7 @@ def batched(tiles: Sequence[Tile]) -> list[Tiles]:
     return [Tiles(batch) for batch in batches]
 
 
-class ChunkAttention:
+class TileAttention:
     """Computes tiles in memory of its own."""
 
     def __init__(self, heads: int, dtype: torch.dtype):

@@ -1,4 +1,4 @@
-"""Attention of chunks is that of the same tokens with a mask, in fp32 and in bf16."""
+"""Attention of tiles is that of the same tokens with a mask, in fp32 and in bf16."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from halka.engine.llama import kernels
-from halka.engine.llama.chunks import QUERIES, ChunkAttention, batched, tiles_of
+from halka.engine.llama.attention_tiles import QUERIES, TileAttention, batched, tiles_of
 from halka.kernels.shared import array_of, shared
 from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
@@ -29,7 +29,7 @@ def text(tokens: int, done: int, first: int, virtual: int = 0) -> tuple[PagedTex
 
 @pytest.mark.parametrize("window", [None, 1, 7, 40, 2 * QUERIES])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_chunks_see_what_a_mask_lets_them(dtype, window):
+def test_tiles_see_what_a_mask_lets_them(dtype, window):
     """From the beginning and behind a past, in one tile and in several, with virtual tokens, padded beside others."""
     kv = KVBlocks(80, (4, H, W), dtype)
     kv.data.copy_(torch.randn(kv.data.shape, generator=torch.Generator().manual_seed(0)))
@@ -46,13 +46,13 @@ def test_chunks_see_what_a_mask_lets_them(dtype, window):
     positions = [position for _, own in made for position in own]
     plan = PagedPlan(kv, texts, positions, [0] * len(positions), [len(positions)])
     q = torch.randn(len(positions), Q, W, generator=torch.Generator().manual_seed(1)).to(dtype)
-    out, attend = torch.zeros(len(positions), Q * W, dtype=dtype), ChunkAttention(H, dtype)
+    out, attend = torch.zeros(len(positions), Q * W, dtype=dtype), TileAttention(H, dtype)
     expected = torch.zeros(len(positions), Q * W)
     for group in groups_of(plan, Products(Q, window=window)):
         keys, values = (tensor.float() for tensor in kv.read(1, *group.strips))
         attended = grouped_products(q[group.places].float().transpose(1, 2), keys, values, group.mask, 0.4)
         expected[group.places] = attended.transpose(1, 2).flatten(-2)
-    expected[0] = 0  # a text of one token is none of these chunks
+    expected[0] = 0  # a text of one token is in none of these tiles
     tiles = [tile for number, own in enumerate(texts) if own.tokens > 1 for tile in tiles_of(plan, number, window)]
     batches = batched(tiles)
     assert any(batch.count > 1 for batch in batches)
