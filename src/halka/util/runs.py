@@ -53,12 +53,25 @@ class Shares(NamedTuple):
         return own[0] if len(own) == 1 else torch.cat(own)
 
 
+class Span(NamedTuple):
+    """Neighbouring tokens of the line that are edited.
+
+    start, stop  where they are in the line
+    source       what has them once they are edited, as in `Shares.pieces`; `at`: where they start there
+    """
+
+    start: int
+    stop: int
+    source: int
+    at: int
+
+
 @lru_cache(maxsize=32)
 def shares_of(runs: tuple[int, ...], stacks: tuple[StackRows, ...], device: torch.device) -> Shares:
     """How stacks of these rows share out runs of so many tokens, on a device: one answer for all modules of a pass."""
     ends = [*accumulate(runs)]
     together, alone = list[Together | None](), list[tuple[int, slice]]()
-    spans = [(0, 0, 0, 0)]  # of what is edited: start and end in the line, whose, and where it starts there
+    spans = [Span(0, 0, 0, 0)]
     for rows, several_parts in stacks:
         short = [row for row in rows if 0 < runs[row] <= SHORT]
         if not several_parts or len(short) < 2:
@@ -71,20 +84,21 @@ def shares_of(runs: tuple[int, ...], stacks: tuple[StackRows, ...], device: torc
         in_turn = places[-1] - places[0] + 1 == len(places)
         tokens = slice(places[0], places[-1] + 1) if in_turn else numbers(tuple(places), device)
         together.append(Together(tokens, short_runs(tuple(runs[row] if row in short else 0 for row in rows), device)))
-        which, done = sum(it is not None for it in together), 0
+        source, done = sum(it is not None for it in together), 0
         for row in short:
-            spans.append((ends[row] - runs[row], ends[row], which, done))
+            spans.append(Span(ends[row] - runs[row], ends[row], source, done))
             done += runs[row]
     first = 1 + sum(it is not None for it in together)
-    spans += [(own.start, own.stop, first + number, 0) for number, (_, own) in enumerate(alone)]
+    spans += [Span(own.start, own.stop, first + number, 0) for number, (_, own) in enumerate(alone)]
     return Shares(tuple(together), tuple(alone), tuple(_pieces(sorted(spans), ends[-1])))
 
 
-def _pieces(spans: list[tuple[int, int, int, int]], tokens: int) -> list[tuple[int, slice]]:
+def _pieces(spans: list[Span], tokens: int) -> list[tuple[int, slice]]:
     """The pieces of a line of so many tokens, of which these spans were edited: neighbours of one source as one."""
     pieces = list[tuple[int, slice]]()
-    for (_, end, _, _), (start, stop, which, own) in pairwise([*spans, (tokens, tokens, 0, tokens)]):
-        for source, piece in ((0, slice(end, start)), (which, slice(own, own + stop - start))):
+    for before, span in pairwise([*spans, Span(tokens, tokens, 0, tokens)]):
+        edited = slice(span.at, span.at + span.stop - span.start)
+        for source, piece in ((0, slice(before.stop, span.start)), (span.source, edited)):
             if piece.start == piece.stop:
                 continue
             if pieces and pieces[-1][0] == source and pieces[-1][1].stop == piece.start:
