@@ -622,8 +622,8 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch, module, extra):
 
 def test_a_folder_is_recorded_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert stores.place("qdrant:kept/here") == f"qdrant:{tmp_path}/kept/here"
-    assert stores.place("qdrant:http://localhost:6333") == "qdrant:http://localhost:6333"
+    assert stores.checked_address("qdrant:kept/here") == f"qdrant:{tmp_path}/kept/here"
+    assert stores.checked_address("qdrant:http://localhost:6333") == "qdrant:http://localhost:6333"
 
 
 def test_two_stores_are_one_too_many(tmp_path):

@@ -22,7 +22,7 @@ from halka.rag.embed import DEFAULT, Embedder, SentenceEmbedder, about_embedder,
 from halka.rag.passages import Cutter, Passage
 from halka.rag.roots import Input, LeftOut, Root, Roots, located, text_of
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named, within
-from halka.rag.stores import new_key, place, store_at
+from halka.rag.stores import checked_address, new_key, store_at
 from halka.rag.texts import Text, Unreadable, check_unicode, printable, read_as
 from halka.util.errors import HalkaError
 
@@ -60,7 +60,7 @@ class Collection:
         """Open the collection in a folder, or create one.
 
         embedder  default: the one it was created with, loaded when it is first needed; MiniLM for a new one
-        at        where a new collection keeps its passages (`stores.place`), by default in its folder; it is recorded
+        at        where a new collection keeps its passages, by default its folder; recorded (`stores.checked_address`)
         exact     whether vectors are always compared one by one, or by an index where there are many; it is recorded
                   until it is set again, by default False
         store     keeps the passages instead; it is not recorded, so pass it each time
@@ -73,7 +73,7 @@ class Collection:
         """
         self.folder = Path(folder)
         self._folder = CollectionFolder(self.folder)
-        settings, at = self._folder.settings(), None if at is None else place(at)
+        settings, at = self._folder.settings(), None if at is None else checked_address(at)
         if not settings and not self._folder.is_free:
             raise HalkaError(f"{self.folder} is no collection of documents: name a new folder")
         if store is not None and at is not None:

@@ -22,7 +22,7 @@ SECRETS = {
 }
 
 
-def place(at: str) -> str:
+def checked_address(at: str) -> str:
     """A place as a collection records it. Raises HalkaError for another text, and for one with a password or key."""
     parts = urlsplit(at.removeprefix(QDRANT))
     in_qdrant = at.startswith(QDRANT) and at != QDRANT and parts.scheme in ("http", "https", "")
