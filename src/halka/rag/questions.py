@@ -46,9 +46,8 @@ def asked_in(row: Mapping[str, Any], where: str) -> Asked:
     if not isinstance(answers, list) or not all(isinstance(answer, str) and answer for answer in answers):
         raise DataError(f'{where}: no answer: a row has "answer": a text, or "answers": a list of texts')
     document = row.get("document")
-    return Asked(
-        question, tuple(answers), (document or None) if isinstance(document, str) else None
-    )  # a cell may be ""
+    named = document if isinstance(document, str) and document else None  # an empty cell names none
+    return Asked(question, tuple(answers), named)
 
 
 def placed(asked: Iterable[Asked], documents: Iterable[str]) -> Iterator[Asked]:
