@@ -247,7 +247,9 @@ def test_its_values_come_and_go_as_a_folder_and_as_a_state(kind, tmp_path):
     assert torch.equal(logits(model, kind), expected)
     with pytest.raises(ValueError, match="missing"):
         view.load_state_dict({}, strict=False)
-    assert not halka.view(model, None).state_dict()
+    bare_state = halka.view(model, None).state_dict()
+    assert bare_state.keys() == model.base.state_dict().keys()
+    assert all(torch.equal(bare_state[name], value) for name, value in model.base.state_dict().items())
     with pytest.raises(ValueError, match="view of the bare base"):
         halka.view(model, None).save_pretrained(tmp_path)
 
@@ -269,6 +271,46 @@ def test_what_cannot_be_is_refused():
     model.add("lora", halka.LoRA(rank=2))
     with pytest.raises(ValueError, match="make a new view"):
         view(ids())
+    with pytest.raises(ValueError, match="resize the base's"):
+        view.resize_token_embeddings(128)
+
+
+def test_it_saves_its_own_adapter_and_no_other_of_that_name(tmp_path):
+    model = model_with("lora")
+    view = halka.view(model, "lora")
+    values = {name: value.clone() for name, value in view.state_dict().items()}
+    model.remove("lora")
+    with pytest.raises(ValueError, match="was removed, or a pool evicted it"):
+        view.save_pretrained(tmp_path)
+    model.add("lora", halka.LoRA(rank=2))
+    with pytest.raises(ValueError, match="was removed, or a pool evicted it"):
+        view.save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="was removed, or a pool evicted it"):
+        view.load_state_dict(values)
+    assert all(torch.equal(value, values[name]) for name, value in view.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_who_writes_into_all_parameters_writes_into_the_adapters(dtype):
+    """As TRL does where it mixes a trained adapter into its reference, without counting tensors' versions."""
+    model = halka.adapt(tiny(dtype=dtype))
+    for name in ("trained", "reference"):
+        model.add(name, halka.LoRA(rank=4))
+    disturb(model, "trained", by=0.3)
+    before = weights_of(model.base)
+    trained, reference = halka.view(model, "trained"), halka.view(model, "reference")
+    with torch.no_grad():
+        reference(ids())  # what a pass without gradients keeps is of before
+        for target, source in zip(reference.parameters(), trained.parameters(), strict=True):
+            target.data.copy_(source.data)
+        assert torch.equal(reference(ids()).logits, trained(ids()).logits)
+    assert not [*halka.view(model, None).parameters()]
+    trained.requires_grad_(True)
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.base.named_parameters())
+    assert not any(parameter.requires_grad for parameter in model.base.parameters())
+    assert trained.num_parameters() > model.base.num_parameters()
+    assert trained.dtype == dtype
 
 
 def test_threads_have_views_of_their_own():

@@ -1,7 +1,7 @@
 """`view`: a base with one of its adapters as a transformers model, for Trainer, pipelines, TRL and torch.compile.
 
 A view has the base's own class, so that other tools' checks pass, and shares its modules; every forward pass runs
-within `model.use(name)`. Its trainable parameters and its `state_dict` are the adapter's alone.
+within `model.use(name)`. Its `parameters()` and its `state_dict` are the adapter's alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from halka.core import AdaptedModel, Adapter
 from halka.storage.save_load import save
+from halka.util.cached import Changes
 from halka.util.errors import HalkaError
 from halka.util.mode import in_mode
 
@@ -138,8 +139,34 @@ class View(nn.Module):
         settings["context_fn"] = functools.partial(_checkpoint_contexts, self._model)
         super().activation_checkpointing_enable(settings, **options)  # type: ignore[misc]
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises HalkaError: the base would keep its head, and the view would have another."""
+        raise HalkaError("a view shares its base's embeddings: resize the base's, and then `halka.adapt` it again")
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.base.device  # pyright: ignore[reportReturnType]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._model.base.dtype  # pyright: ignore[reportReturnType]
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The adapter's parameters alone, so that who writes into all of them leaves the base as it is.
+
+        `named_parameters` has the base's too, which transformers counts.
+        """
+        own = [*self.adapter.parameters(recurse)]
+        Changes.happened(own)  # by whoever takes them: TRL's sync of a reference writes into their `.data`
+        return iter(own)
+
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """The adapter's values alone, under their names among the view's parameters."""
+        """The adapter's values alone, under their names among the view's parameters; the base's, if there is none.
+
+        TRL keeps what a reference computed by the hash of these.
+        """
+        if self._adapter is None:
+            return self._model.base.state_dict(*args, prefix=prefix, **kwargs)
         return self.adapter.state_dict(*args, prefix=f"{prefix}{ADAPTER}.", **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
@@ -155,14 +182,16 @@ class View(nn.Module):
         """Write the adapter folder's files, as `halka.save` does, into the folder; `halka.load` reads them.
 
         `model.safetensors` has the same values under the view's names, for Trainer to resume from. Options are for
-        whole models, and ignored. Raises HalkaError for a view of the bare base.
+        whole models, and ignored. Raises HalkaError for a view of the bare base, and of an adapter that is not in
+        the model any more.
         """
         self._own()
         if not is_main_process:
             return
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
+        with self._model.lock, TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
+            self._own()
             written = save(self._model, self._name or "", Path(beside) / ADAPTER)
             values = {key: value.clone() for key, value in self.state_dict().items()}
             save_file(values, written / VALUES, {"format": "pt"})
@@ -172,7 +201,16 @@ class View(nn.Module):
     def _own(self) -> Adapter:
         if self._adapter is None:
             raise HalkaError("this is a view of the bare base, which has no adapter to save or load: view an adapter")
+        self._check_here()
         return self._adapter
+
+    def _check_here(self) -> None:
+        """Raises HalkaError where the model has the adapter no more."""
+        if self._name is not None and self._model.adapters.get(self._name) is not self._adapter:
+            raise HalkaError(
+                f"this view's adapter {self._name!r} was removed, or a pool evicted it: make a new view. Its "
+                "values are in this one's `state_dict()`"
+            )
 
     def _is_frozen(self) -> bool:
         """Whether the adapter has parameters, and none of them trains."""
@@ -184,8 +222,7 @@ class View(nn.Module):
         """Let the base compute with this adapter, in the view's mode, within the block."""
         parts = self.adapter.values()
         with self._model.use(self._name), in_mode(self.training, self._model.base, *parts):
-            if self._name is not None and self._model.adapter(self._name) is not self._adapter:
-                raise HalkaError(f"another adapter has the name {self._name!r} now: make a new view of it")
+            self._check_here()
             if self.training and torch.is_grad_enabled() and self._is_frozen():
                 raise HalkaError(
                     f"something froze adapter {self._name!r}, as peft's get_peft_model does: leave peft_config out"
