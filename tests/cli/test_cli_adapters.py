@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -82,6 +83,9 @@ def test_adapters_show_reads_pefts_folders_and_finds_damage(here):
     assert "No Card (halka.json)" in shown
     assert "LORA" in shown
     assert parsed("adapters show mine")["method"] == "LORA"
+    card = json.loads(Path("run/adapter/halka.json").read_text())
+    (folder / "halka.json").write_text(json.dumps({**card, "base": {}}))
+    assert "unnamed" in halka("adapters show mine").stdout
     (folder / "adapter_model.safetensors").write_bytes(b"damaged")
     assert "mine/adapter_model.safetensors is damaged" in failure("adapters show mine")
 

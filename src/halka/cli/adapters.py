@@ -214,6 +214,7 @@ def _last_name(key: str) -> str:
 
 def _show(about: dict[str, Any]) -> None:
     from halka.report.units import count, size
+    from halka.storage.formats import json_object
 
     card, config = about["card"], about["config"]
     table = columns("", "")
@@ -226,7 +227,7 @@ def _show(about: dict[str, Any]) -> None:
         base = card.base
         form = f", quantised to {base['quantize']}" if base.get("quantize") else ""
         lines = {
-            "base": f"{base['name'] or 'unnamed'} ({_pairs(base['fingerprint'])}){form}",
+            "base": f"{base.get('name') or 'unnamed'} ({_pairs(json_object(base.get('fingerprint')) or {})}){form}",
             "method": f"{card.method['name']} ({_pairs(card.method['fields'])})",
             "task": card.task,
             "chat template": card.chat_template,

@@ -53,6 +53,8 @@ class Card:
             kind = KINDS_OF_FIELDS.get(str(entry.type), Mapping)
             if not isinstance(getattr(self, entry.name), kind):
                 raise TypeError(f"{entry.name} is {getattr(self, entry.name)!r}")
+        if not isinstance(self.method.get("name"), str) or not isinstance(self.method.get("fields"), Mapping):
+            raise TypeError(f"method is {dict(self.method)!r}, without a name or fields")
         if self.kind not in KINDS:
             raise HalkaError(f"kind {self.kind!r} is none of {', '.join(KINDS)}")
 
