@@ -130,6 +130,26 @@ def test_a_folder_of_another_tool_is_added(store, model, tmp_path):
     assert torch.equal(logits(other, "theirs"), logits(model, "b"))
 
 
+def test_only_the_adapters_own_files_are_added(store, model, tmp_path):
+    """A checkpoint's optimiser is a pickle, and a link may lead anywhere; the hub's cache is of links alone."""
+    folder = halka.save(model, "a", tmp_path / "run")
+    (folder / "README.md").write_text("mine")
+    (folder / "optimizer.pt").write_bytes(b"a pickle")
+    (folder / "checkpoint-5").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (folder / "notes.txt").symlink_to(tmp_path / "secret")
+    cached = tmp_path / "cached"
+    cached.mkdir()
+    for file in folder.iterdir():
+        (cached / file.name).symlink_to(file)
+    for source in (folder, cached):
+        added = store.add(source).folder
+        names = {"README.md", "adapter_config.json", "adapter_model.safetensors", "halka.json"}
+        assert {path.name for path in added.iterdir()} == names
+        assert not any(path.is_symlink() for path in added.iterdir())
+        assert added.joinpath("halka.json").read_bytes() == (folder / "halka.json").read_bytes()
+
+
 # ── what is refused ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -266,6 +286,39 @@ def test_what_is_not_there_is_said_with_what_is(store, model):
     with pytest.raises(ValueError, match="is a file: a store is a folder"):
         AdapterStore(store.folder / "file")
     assert store.names() == ["support-eu"]
+
+
+def test_a_first_adapter_that_is_not_written_leaves_the_store_to_any_base(store, model, tmp_path):
+    model.parameters("a")[0].data.fill_(torch.nan)
+    with pytest.raises(HalkaError, match="not finite"):
+        store.save(model, "a")
+    assert store.base() is None
+    other = halka.adapt(tiny(seed=1))
+    other.add("o", halka.LoRA(rank=4))
+    store.save(other, "o")
+    other.parameters("o")[0].data.fill_(torch.nan)
+    with pytest.raises(HalkaError, match="not finite"):
+        store.save(other, "o")
+    assert store.base() is not None
+
+
+@pytest.mark.parametrize("method", [{}, {"name": "lora"}, {"name": 5, "fields": {}}, {"name": "lora", "fields": []}])
+def test_a_card_without_its_method_damages_its_own_adapter_alone(store, model, method):
+    store.save(model, "b")
+    path = store.save(model, "a").folder / "halka.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "method": method}))
+    damaged = []
+    assert [stored.name for stored in store.list(on_damage=lambda name, error: damaged.append(name))] == ["b"]
+    assert damaged == ["a"]
+
+
+def test_verify_passes_over_what_is_removed_meanwhile(store, model):
+    store.save(model, "a")
+    store.save(model, "a")
+    found = store.verify()
+    assert next(found)[1] == ""
+    store.remove("a", 2)
+    assert not [*found]
 
 
 def test_verify_names_what_is_damaged(store, model):
@@ -407,4 +460,28 @@ def test_a_writer_removes_what_another_left(store, model):
     store.save(model, "a")
     (store.folder / "a" / ".2.left").mkdir()
     store.save(model, "a")
+    assert hidden(store) == []
+
+
+def test_what_cannot_be_removed_yet_keeps_no_writer_out(store, model, monkeypatch):
+    """On NFS a folder is not empty as long as a process has a file of it mapped, under a name of the system's own."""
+    store.save(model, "a")
+    store.save(model, "a")
+    remove = shutil.rmtree
+
+    def busy(path, ignore_errors=False, **options):
+        if Path(path).name.startswith(".1."):
+            if ignore_errors:
+                return
+            raise OSError(39, "Directory not empty", str(path))
+        remove(path, ignore_errors=ignore_errors, **options)
+
+    with monkeypatch.context() as mapped:
+        mapped.setattr(shutil, "rmtree", busy)
+        store.remove("a", 1)
+        assert store.save(model, "a").version == 3
+        assert store.tag("a", ["x"]) == ("x",)
+        store.clean()
+    assert store.versions("a") == [2, 3]
+    assert store.clean() == 1
     assert hidden(store) == []

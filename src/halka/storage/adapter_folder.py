@@ -143,11 +143,18 @@ class AdapterFolder:
             head = Contents(_read_json(self.path / files.config), tensors.read_tensors(weights))
         return Contents(self.config, tensors.read_tensors(self.weights), head)
 
+    @property
+    def own_files(self) -> list[str]:
+        """The names of its format's files: configuration, weights, and those of a head beside them."""
+        head = self.format.FILES.head
+        pickled = (head.pickle,) if head is not None and self.allow_pickle else ()
+        names = dict.fromkeys((*self.format.FILES.names(), self.weights.name, *pickled))
+        return [name for name in names if (self.path / name).is_file()]
+
     @cached_property
     def digests(self) -> dict[str, str]:
-        """The SHA-256 of its format's files, by name: configuration, weights, and those of a head beside them."""
-        names = (*self.format.FILES.names(), self.weights.name)
-        return {name: _sha256(self.path / name) for name in dict.fromkeys(names) if (self.path / name).is_file()}
+        """The SHA-256 of these files, by name."""
+        return {name: _sha256(self.path / name) for name in self.own_files}
 
     @cached_property
     def id(self) -> str:
@@ -157,7 +164,7 @@ class AdapterFolder:
         the Card, the id costs nothing. Raises DamagedFolderError where the files do not match the Card.
         """
         self.check()
-        head = () if self._head_files is None else self._head_files.names()
+        head = () if (files := self._head_files) is None else (*files.names(), files.pickle)
         content = {
             "config": self.digests[self.format.FILES.config],
             "weights": self.digests[self.weights.name],

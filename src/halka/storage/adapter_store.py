@@ -19,7 +19,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -30,9 +30,9 @@ from halka.core import AdaptedModel, Adapter
 from halka.models.fingerprint import own_fingerprint
 from halka.models.loading import base_name
 from halka.storage.adapter_folder import AdapterFolder
-from halka.storage.card import Card, read_card
+from halka.storage.card import CARD, Card, read_card
 from halka.storage.formats import json_object
-from halka.storage.save_load import Allowed, load, save
+from halka.storage.save_load import README, Allowed, load, save
 from halka.util.base_folders import is_base_folder
 from halka.util.errors import DamagedFolderError, HalkaError, UnknownAdapterError, WrongBaseError
 from halka.util.files import flush, is_portable_name, new_folder, portable_name, write_text
@@ -155,12 +155,12 @@ class AdapterStore:
         """
         self._refuse_base_folder()
         stored_as = _named(name if stored_as is None else stored_as)
-        if not self._claim(own_fingerprint(model), base_name(model.base)):
-            raise WrongBaseError(f"the adapters in {self.folder} are of another base: use another folder")
+        otherwise = f"the adapters in {self.folder} are of another base: use another folder"
         with (
+            self._claiming(own_fingerprint(model), base_name(model.base), otherwise),
             model.lock,
             self._writing(stored_as) as folder,
-        ):  # in this order, since a thread that holds the model's lock may save too
+        ):  # the last two in this order, since a thread that holds the model's lock may save too
             self.check_new(stored_as)
             _check_own(folder)
             version = max(_versions(folder), default=0) + 1
@@ -170,6 +170,7 @@ class AdapterStore:
     def add(self, source: str | Path | AdapterFolder, name: str | None = None) -> Stored:
         """Copy an adapter's folder, local or on the hub, into the store as the next version of `name`.
 
+        Of its files it copies the adapter's own, the Card and README.md.
         The default name is the one of `halka.load`: the folder's, the run's or the hub's.
         Raises DamagedFolderError for a folder that is no whole adapter, WrongBaseError where its Card names another
         base than the store's, HalkaError for a name that is no file name, for a new one that differs from another in
@@ -182,14 +183,16 @@ class AdapterStore:
         adapter.verify()
         base: Mapping[str, Any] = {} if adapter.card is None else adapter.card.base
         fingerprint = json_object(base.get("fingerprint"))
-        if fingerprint and not self._claim(fingerprint, base.get("name") or ""):
-            raise WrongBaseError(f"{adapter} was made for another base than the adapters in {self.folder}")
-        with self._writing(name) as place:
+        otherwise = f"{adapter} was made for another base than the adapters in {self.folder}"
+        claim = self._claiming(fingerprint, base.get("name") or "", otherwise) if fingerprint else nullcontext()
+        with claim, self._writing(name) as place:
             self.check_new(name)
             _check_own(place)
             version = max(_versions(place), default=0) + 1
             with new_folder(place / str(version)) as beside:
-                shutil.copytree(adapter.path, beside, dirs_exist_ok=True)
+                for file in (*adapter.own_files, CARD, README):  # a run's checkpoints may lie beside them
+                    if (adapter.path / file).is_file():
+                        shutil.copyfile(adapter.path / file, beside / file)
         return self.get(name, version)
 
     def tag(self, name: str, tags: Sequence[str], *, remove: bool = False) -> tuple[str, ...]:
@@ -238,7 +241,8 @@ class AdapterStore:
                     stored.open().verify()
                     yield stored, ""
                 except (HalkaError, OSError) as error:
-                    yield f"{name} {version}", str(error)
+                    if (self.folder / name / str(version)).exists():  # else it was removed meanwhile
+                        yield f"{name} {version}", str(error)
 
     def clean(self) -> int:
         """Remove killed writers' leftovers, except under names being written. Returns the number of entries.
@@ -291,21 +295,31 @@ class AdapterStore:
             write_text(folder / TAGS, json.dumps(tags) + "\n")
         return tags
 
-    def _claim(self, fingerprint: Mapping[str, Any], name: str) -> bool:
-        """Record the base of the first adapter. Returns whether the store is of this base.
+    @contextmanager
+    def _claiming(self, fingerprint: Mapping[str, Any], name: str, otherwise: str) -> Generator[None]:
+        """Record the base of the first adapter, which the block writes; if that fails, the store is nobody's again.
 
         A Card may have a part of the fingerprint: what both have is compared, and what is new is recorded.
+        Raises WrongBaseError with the message `otherwise` where the store is of another base.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / LOCKS).mkdir(exist_ok=True)
-        with FileLock(self.folder / LOCKS / ".store"):
-            recorded = self.base() or {}
+        lock = FileLock(self.folder / LOCKS / ".store")
+        with lock:
+            before = self.base()
+            recorded = before or {}
             if any(recorded.get(key, value) != value for key, value in fingerprint.items()):
-                return False
+                raise WrongBaseError(otherwise)
             if fingerprint.keys() - recorded.keys():
                 content = {"base": name, "fingerprint": {**recorded, **fingerprint}}
                 write_text(self.folder / BASE, json.dumps(content, indent=2) + "\n")
-            return True
+        try:
+            yield
+        except BaseException:
+            with lock:
+                if before is None and not self.names():
+                    (self.folder / BASE).unlink(missing_ok=True)
+            raise
 
     @contextmanager
     def _writing(self, name: str, wait: float = -1) -> Generator[Path]:
@@ -364,8 +378,12 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def _remove_leftovers(folder: Path) -> None:
+    """What cannot be removed yet, as on NFS a file that a process has mapped, is left to the next writer."""
     for leftover in _leftovers(folder):
-        shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink(missing_ok=True)
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _named(name: object) -> str:
