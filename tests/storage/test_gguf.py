@@ -25,7 +25,7 @@ from halka.storage.formats.gguf.model import ARCHITECTURES, rotated
 from halka.storage.formats.gguf.tokenizer import LLAMA3, QWEN2, split_of
 from kinds import logits
 from tiny import CONFIGS, tiny
-from tokenizers_for_tests import CHATML, GPT2_SPLIT, LLAMA3_SPLIT, chatml_tokenizer
+from tokenizers_for_tests import CHATML, GPT2_SPLIT, LLAMA3_SPLIT, chatml_tokenizer, tokenizer
 
 ROTARY = {"rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3_ROTARY = {"rope_type": "llama3", "original_max_position_embeddings": 32, **ROTARY}
@@ -108,6 +108,17 @@ def test_its_tokenizer_is_the_models(tmp_path):
     assert found["tokenizer.ggml.merges"] == merges
     assert found["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
     assert found["tokenizer.ggml.pre"] == split_of(json.loads(tokenizer.backend_tokenizer.to_str()))
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_a_tokenizer_of_llama_3s_kind_says_whether_texts_begin_with_a_bos(adds_bos, tmp_path):
+    """llama.cpp adds one where the file does not say."""
+    own = tokenizer(CHATML, split=LLAMA3_SPLIT, bos="<|begin|>", adds_bos=adds_bos)
+    assert (own("").input_ids == [own.bos_token_id]) == adds_bos
+    model = halka.adapt(tiny(vocab_size=len(own)), own)
+    found = fields_of(halka.export(model, None, tmp_path / "a.gguf", format="gguf"))
+    assert found["tokenizer.ggml.pre"] == "llama-bpe"
+    assert found["tokenizer.ggml.add_bos_token"] is adds_bos
 
 
 @pytest.mark.parametrize(

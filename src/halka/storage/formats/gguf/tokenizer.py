@@ -62,7 +62,10 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: Any, folder: Path, size: int)
     writer.add_tokenizer_pre(split)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    SpecialVocab(folder, load_merges=True, n_vocab=size).add_to_gguf(writer, quiet=True)
+    special = SpecialVocab(folder, load_merges=True, n_vocab=size)
+    if split == SPLITS[(LLAMA3,)]:  # where the file does not say, llama.cpp begins such texts with a BOS
+        special.add_special_token.setdefault("bos", [tokenizer.bos_token_id] == tokenizer("").input_ids[:1])
+    special.add_to_gguf(writer, quiet=True)
 
 
 def split_of(spec: dict[str, Any]) -> str:
