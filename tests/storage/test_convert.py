@@ -72,6 +72,14 @@ def test_what_computes_stays_the_same(to, made, tmp_path):
     assert card["measurements"] == {"exact": 1.0}
 
 
+def test_the_card_names_the_quantisation_that_it_named_before(made, tmp_path):
+    model = halka.adapt(*halka.load_base(made / "base", dtype="float32", quantize="int8"))
+    model.add("a", halka.LoRA(rank=2))
+    halka.save(model, "a", tmp_path / "a")
+    assert "answers will differ" not in convert(tmp_path / "a", tmp_path / "b").stderr
+    assert read_card(tmp_path / "b").base["quantize"] == "int8"
+
+
 def test_the_base_is_the_one_that_the_folder_names(made, tmp_path):
     said = convert(made / "a", tmp_path / "b", "--to", "peft")
     assert str(made / "base") in said.stderr

@@ -91,7 +91,8 @@ def convert(
         head_labels = tuple(label.strip() for label in labels.split(","))
     else:
         head_labels = source.labels if kind in (None, source.kind) else ()
-    model = load_for(name, kind or source.kind, head_labels, dtype=dtype, device=device, quantize=None)
+    quantize = None if card is None else card.base.get("quantize")  # which the new Card says, too
+    model = load_for(name, kind or source.kind, head_labels, dtype=dtype, device=device, quantize=quantize)
     with show_warnings():
         adapter = load(
             model,
@@ -100,8 +101,7 @@ def convert(
             allow_other_base=allow_other_base,
             allow_other_template=allow_other_template,
         )
-    about = {} if card is None else {"task": card.task, "training": card.training, "measurements": card.measurements}
-    written = save(model, "converted", into, format=to, **about)
+    written = save(model, "converted", into, format=to, **source.history)
     note_peft([written])
     if to == "peft" and not peft.holds(adapter, model.targets):
         say(ONLY_HALKA)

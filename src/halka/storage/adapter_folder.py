@@ -106,6 +106,13 @@ class AdapterFolder:
         """The labels; empty where the folder says only their number."""
         return self._spec.named_labels if self.card is None else self.labels
 
+    @property
+    def history(self) -> dict[str, Any]:
+        """Its Card's task, training and measurements, as `save` takes them."""
+        if (card := self.card) is None:
+            return {}
+        return {"task": card.task, "training": card.training, "measurements": card.measurements}
+
     @cached_property
     def _spec(self) -> BaseSpec:
         head = self._head_files
