@@ -15,6 +15,7 @@ from commands import halka as command_line
 from contract import disturb, ids
 from halka.cli.merge import scored
 from halka.data.task import Task
+from halka.storage.card import read_card
 from kinds import bare
 from tiny import tiny
 from tokenizers_for_tests import plain_tokenizer
@@ -29,7 +30,7 @@ def adapters_and_task(base_folder, tmp_path_factory) -> Path:
     for name, method in {"a": halka.LoRA(rank=3), "b": halka.LoRA(rank=5), "prefix": halka.Prefix(length=3)}.items():
         model.add(name, method)
         disturb(model, name, seed=len(name) + ord(name[0]), by=0.1)
-        halka.save(model, name, folder / name)
+        halka.save(model, name, folder / name, task="sums", training={"lr": 0.1}, measurements={"loss": 2.0})
     rows = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(3) for b in range(3)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "sums.yaml").write_text("train: rows.jsonl\ntest: 0.4\nmetrics: exact_match\nmax_new_tokens: 2\n")
@@ -92,6 +93,9 @@ def test_it_writes_every_form(form, made_there, run):
     assert Path(made_there).is_file()
     assert ("error" in told) == (form == "gguf")
     assert told["written"] == Path(made_there).parts[0]
+    if form in ("peft", "vllm"):
+        card = read_card(Path("x"))
+        assert (card.task, card.training, card.measurements) == ("sums", {"lr": 0.1}, {"loss": 2.0})
 
 
 def test_several_become_one_and_all_are_judged_on_the_tasks(run):
@@ -104,6 +108,8 @@ def test_several_become_one_and_all_are_judged_on_the_tasks(run):
     assert [row["adapter"] for row in told["tasks"]] == [None, "a", "one", "combined"]
     assert {row["examples"] for row in told["tasks"]} == {4}
     assert len({row["loss"] for row in told["tasks"]}) == 4
+    training = {"combined": {"a": 0.5, "one": -2.0}, "by": "cat", "density": None, "rank": None, "seed": 0}
+    assert read_card(Path("both")).training == training
     model = halka.adapt(*halka.load_base("base", dtype="float32", device="cpu"))
     for name in ("a", "b", "both"):
         halka.load(model, name)
@@ -155,9 +161,13 @@ def test_bases_of_other_kinds_are_judged_by_what_they_learn(kind):
         ("b", "b exists and holds adapter_config.json, which no export wrote"),
         ("base --as peft", "which is no part of an adapter"),
         ("/", "which no export wrote"),
+        ("there.gguf --as gguf", "there.gguf exists, and a GGUF file does not say who wrote it"),
+        ("x --to-dtype q8_0", "dtype 'q8_0' is none of"),
+        ("x --as peft --to-dtype float16", "keeps the adapter as it is"),
     ],
 )
 def test_where_nothing_can_be_written_is_said_before_the_base_is_loaded(into, why, run):
+    Path("there.gguf").touch()
     stderr = run(f"a --into {into}", code=2).stderr
     assert why in stderr
     assert "loading" not in stderr

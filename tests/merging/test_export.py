@@ -18,6 +18,7 @@ from halka.merging.error import difference
 from halka.merging.exporting import FORMATS, whole_weights
 from halka.merging.precision import in_precision
 from halka.models.quantised import quantise
+from halka.storage.card import read_card
 from kinds import bare, logits, model_with
 from numbers_for_tests import close
 from tiny import tiny
@@ -182,6 +183,16 @@ def test_whole_weights_share_what_is_tied_in_every_precision():
         assert torch.equal(tensor, tiny(tie_word_embeddings=True).state_dict()[name])
 
 
+def test_what_is_merged_alike_into_tied_weights_stays_tied(tmp_path):
+    model = halka.adapt(tiny(tie_word_embeddings=True))
+    model.add("a", halka.Tokens((5, 6)))
+    disturb(model, "a", by=0.1)
+    folder = halka.export(model, "a", tmp_path / "merged", probes=PROBES)
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"]
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    close(again(folder), logits(model, "a"), within=1e-5)
+
+
 @pytest.mark.parametrize("kind", [CLASSES, TAGS])
 @pytest.mark.parametrize("method", [halka.LoRA(rank=4), halka.Full()], ids=lambda method: method.name)
 def test_a_merged_classifier_names_the_adapters_labels_and_has_a_row_for_each(method, kind, tmp_path):
@@ -329,6 +340,15 @@ def test_pefts_folder_is_the_one_that_save_writes(tmp_path):
     assert torch.equal(logits(model, "again"), logits(model, "lora"))
 
 
+@pytest.mark.parametrize(("form", "pad_rank"), [("peft", False), ("vllm", False), ("vllm", True)])
+def test_an_adapter_alone_keeps_what_its_card_says(form, pad_rank, tmp_path):
+    model = model_with()
+    model.add("a", halka.LoRA(rank=3))
+    card = {"task": "sums", "training": {"lr": 0.1}, "measurements": {"loss": 2.0}}
+    written = read_card(halka.export(model, "a", tmp_path / "a", format=form, pad_rank=pad_rank, card=card))
+    assert {key: getattr(written, key) for key in card} == card
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # peft's own
 def test_for_vllm_the_rank_is_padded_where_asked_and_computes_the_same(tmp_path):
     peft = pytest.importorskip("peft")
@@ -409,6 +429,20 @@ def test_what_cannot_be_exported_is_said(given, why, tmp_path):
         halka.export(model, **{"name": "lora", "to": tmp_path / "a", **given})
     assert not any(tmp_path.iterdir())
     assert {*FORMATS} == {"safetensors", "gguf", "lora-gguf", "peft", "vllm"}
+
+
+@pytest.mark.parametrize("form", ["gguf", "lora-gguf"])
+def test_a_gguf_that_is_there_is_written_over_where_forced(form, tmp_path):
+    tokenizer = chatml_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
+    model.add("a", halka.LoRA(rank=2))
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"another's")
+    with pytest.raises(ValueError, match=r"a\.gguf exists, and a GGUF file does not say who wrote it"):
+        halka.export(model, "a", path, format=form)
+    assert path.read_bytes() == b"another's"
+    halka.export(model, "a", path, format=form, force=True)
+    assert path.read_bytes().startswith(b"GGUF")
 
 
 def test_a_gguf_of_another_type_is_refused(tmp_path):

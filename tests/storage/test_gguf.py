@@ -164,7 +164,9 @@ def test_the_error_of_a_file_is_that_of_the_values_in_it(dtype, own, tmp_path):
     assert found.error.mean == pytest.approx(expected.mean, rel=1e-2)
     assert found.noise.kl > 0
     with pytest.raises(ValueError, match=rf"past the limit of .*rounding to {dtype}"):
-        halka.export(model, "a", path, format="gguf", dtype=dtype, probes=probes, limit=found.relative / 2)
+        halka.export(
+            model, "a", tmp_path / "b.gguf", format="gguf", dtype=dtype, probes=probes, limit=found.relative / 2
+        )
 
 
 def test_rows_that_cannot_be_cut_into_blocks_are_kept_in_fp16(tmp_path):

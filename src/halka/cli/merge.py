@@ -71,7 +71,7 @@ def merge(
     limit: Annotated[
         float, typer.Option(metavar="X", min=0.0, help="the largest KL of the error, as a share of the effect's")
     ] = 0.05,
-    force: Annotated[bool, typer.Option("--force", help="write even past the limit")] = False,
+    force: Annotated[bool, typer.Option("--force", help="write even past the limit, and over a .gguf file")] = False,
     *,
     loading: Loading,
     json: Json = False,
@@ -95,12 +95,14 @@ def merge(
     text = readable_text(probes, "--probes") if probes else None
     factors = weights_of(weights, adapters.named)
     if into is not None:
-        from halka.merging.exporting import check_destination
+        from halka.merging.exporting import check_destination, checked_precision
 
-        check_destination(into, format or "safetensors", base)
+        checked_precision(format or "safetensors", to_dtype, pad_rank)
+        check_destination(into, format or "safetensors", base, force)
     model = open_model(base, adapters, adapters.named, loading)
     result: dict[str, Any] = {"base": base, "adapters": factors}
     name = adapters.named[0]
+    card = adapters.folder(name).history
     if combine is not None:
         from halka.merging.combining import combine as combined
 
@@ -109,6 +111,8 @@ def merge(
             name += "'"
         combined(model, factors, combine, name=name, density=density, seed=seed, rank=rank)
         result["combination"] = combine
+        options = {"density": density, "rank": rank, "seed": seed}
+        card = {"training": {"combined": factors, "by": combine, **options}}
     if tasks:
         everyone = dict.fromkeys((None, *adapters.named, name))
         result["tasks"] = scored(model, [*everyone], tasks, examples, seed)
@@ -136,7 +140,7 @@ def merge(
         else:
             from halka.merging.exporting import export
 
-            written = {"format": format or "safetensors", "dtype": to_dtype, "pad_rank": pad_rank}
+            written = {"format": format or "safetensors", "dtype": to_dtype, "pad_rank": pad_rank, "card": card}
             measured = {"probes": text, "limit": limit, "force": force, "on_error": report}
             result["written"] = export(model, name, into, **written, **measured)
     except HalkaError:

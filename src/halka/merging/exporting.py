@@ -42,6 +42,7 @@ class Options:
 
     dtype: str | None
     pad_rank: bool
+    card: Mapping[str, Any]
     probes: Probes | None
     limit: float
     force: bool
@@ -66,6 +67,7 @@ def export(
     format: ExportFormat = "safetensors",
     dtype: Dtype | Literal["q8_0"] | torch.dtype | None = None,
     pad_rank: bool = False,
+    card: Mapping[str, Any] | None = None,
     probes: Probes | None = None,
     limit: float = LIMIT,
     force: bool = False,
@@ -80,35 +82,41 @@ def export(
                 vllm         the same, but raises HalkaError where vLLM would not serve it
     dtype       of the merged weights, computed in fp32 and rounded once; default: the base's; gguf takes q8_0 too
     pad_rank    for vllm: pad the rank with zeros to the next that its --max-lora-rank takes
+    card        for peft and vllm: task, training and measurements, as `save` takes them
     probes      texts on which the merged model and the adapter are compared; default: a neutral text
     limit       of the error's KL, as a share of the effect's KL, measured on the weights as they will be written
-    force       write even past the limit, or where the error cannot be measured
+    force       write even past the limit, where the error cannot be measured, and over a .gguf file that exists
     on_error    called with the measured error; without it, a forced export measures nothing
 
     The name None exports the base's own weights. Raises UnknownAdapterError for another name; HalkaError for an adapter
     that cannot be merged or that the format cannot hold, an error past the limit, values that are not finite, a folder
     that holds something else, and the folder that the base was loaded from.
     """
-    if format not in FORMATS:
-        raise HalkaError(f"there is no format {format!r}: choose one of {', '.join(FORMATS)}")
+    precision = checked_precision(format, dtype, pad_rank)
     if name is None and format not in WHOLE:
         raise HalkaError(f"{format} holds an adapter alone: name one")
+    to = Path(to)
+    with model.lock:
+        FORMATS[format](model, name, to, Options(precision, pad_rank, card or {}, probes, limit, force, on_error))
+    return to
+
+
+def checked_precision(format: ExportFormat, dtype: str | torch.dtype | None, pad_rank: bool) -> str | None:
+    """The name of the precision. Raises HalkaError for an unknown format, and options that the format does not take."""
+    if format not in FORMATS:
+        raise HalkaError(f"there is no format {format!r}: choose one of {', '.join(FORMATS)}")
     if dtype is not None and format not in WHOLE:
         raise HalkaError(f"{format} keeps the adapter as it is, in fp32: leave dtype out")
     if pad_rank and format != "vllm":
         raise HalkaError("pad_rank is for vllm alone: leave it out, or choose that format")
-    precision = None if dtype is None else dtype_name(dtype, *(["q8_0"] if format == "gguf" else []))
-    to = Path(to)
-    with model.lock:
-        FORMATS[format](model, name, to, Options(precision, pad_rank, probes, limit, force, on_error))
-    return to
+    return None if dtype is None else dtype_name(dtype, *(["q8_0"] if format == "gguf" else []))
 
 
-def check_destination(to: Path, format: ExportFormat, base: str) -> None:
+def check_destination(to: Path, format: ExportFormat, base: str, force: bool) -> None:
     """Raises HalkaError where `export` could not write to `to`, as far as can be seen before `base` is loaded."""
     check_writable(to)
     if format in ("gguf", "lora-gguf"):
-        _file(to)
+        _file(to, force)
     elif format == "safetensors":
         _check_folder(to, {base}, ["*"])  # the tokenizer says later which of a marked folder's files are its own
     else:
@@ -142,7 +150,12 @@ def whole_weights(model: AdaptedModel, name: str | None, dtype: torch.dtype | No
                 }
                 own = {key: places.get(tensor.data_ptr()) for key, tensor in weights.items()}
                 changed = {key: tensor for key, tensor in own.items() if tensor is not None}
-    return _finite(_on_cpu({**weights, **changed}, dtype))
+    weights = _on_cpu({**weights, **changed}, dtype)
+    tied: Mapping[str, str] = cast(Any, model.base).all_tied_weights_keys
+    for one, other in tied.items():  # merged one by one, as `Tokens` merges into embeddings and head
+        if weights[one].data_ptr() != weights[other].data_ptr() and torch.equal(weights[one], weights[other]):
+            weights[one] = weights[other]
+    return _finite(weights)
 
 
 def _on_cpu(weights: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -204,7 +217,7 @@ def _check_folder(to: Path, bases: Collection[str], vocabulary: Iterable[str]) -
 
 def _gguf(model: AdaptedModel, name: str | None, to: Path, options: Options) -> None:
     kind = options.dtype or dtype_name(next(model.base.parameters()).dtype, "float64")
-    _file(to)
+    _file(to, options.force)
     check_whole(model.base, model.tokenizer, kind)
     weights = whole_weights(model, name, torch.float32)  # rounded once, as the file's type says
     if name is not None:
@@ -219,7 +232,7 @@ def _gguf(model: AdaptedModel, name: str | None, to: Path, options: Options) -> 
 
 def _lora_gguf(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
     check_finite(name, model.adapter(name).state_dict())
-    write_file(_file(to), lambda path: write_gguf_lora(model.base, model.adapter(name), path, to.stem))
+    write_file(_file(to, options.force), lambda path: write_gguf_lora(model.base, model.adapter(name), path, to.stem))
 
 
 def _peft(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
@@ -227,7 +240,7 @@ def _peft(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
         raise HalkaError(
             f"peft has no form for this adapter, {adapter.method.name}: halka.save writes it for Halka alone to read"
         )
-    save(model, name, to, format="peft")
+    save(model, name, to, format="peft", **options.card)
 
 
 def check_served(model: AdaptedModel, name: str) -> LoRA:
@@ -256,7 +269,7 @@ def _vllm(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
     adapter, method = model.adapter(name), check_served(model, name)
     rank = next(rank for rank in RANKS if rank >= method.rank)
     if not options.pad_rank or rank == method.rank:
-        save(model, name, to, format="peft")
+        save(model, name, to, format="peft", **options.card)
         return
     wider = replace(method, rank=rank, alpha=method.scale * rank, scaling="rank")
     missing = rank - method.rank
@@ -268,14 +281,16 @@ def _vllm(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
     padded = f"{name}, its rank padded to {rank}"
     model.add(padded, wider, state=state)
     try:
-        save(model, padded, to, format="peft")
+        save(model, padded, to, format="peft", **options.card)
     finally:
         model.remove(padded)
 
 
-def _file(to: Path) -> Path:
+def _file(to: Path, force: bool) -> Path:
     if to.is_dir() or to.suffix != ".gguf":
         raise HalkaError(f"{to} is not the path of a .gguf file: name one that ends with .gguf")
+    if to.exists() and not force:
+        raise HalkaError(f"{to} exists, and a GGUF file does not say who wrote it: remove it, choose another, or force")
     return to
 
 
