@@ -67,3 +67,18 @@ def test_memory_that_runs_out_before_a_batch_says_so_and_leaves_a_checkpoint(tmp
     with NoRoomForCasts(), pytest.raises(OutOfMemoryError, match="at step 2, before its first batch: train fewer"):
         next(steps)
     assert (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_memory_that_runs_out_in_the_first_step_leaves_nothing_to_go_on_with(tmp_path: Path):
+    """So that a smaller batch is no other run's."""
+    model = model_for()
+
+    def full(module: Any, inputs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    base: Any = model.base
+    hook = base.model.layers[1].register_forward_pre_hook(full)
+    with pytest.raises(OutOfMemoryError, match="lower batch_tokens or batch_size"):
+        list(train(model, "a", items(), CONFIG, folder=tmp_path))
+    hook.remove()
+    list(train(model, "a", items(), replace(CONFIG, batch_tokens=15), folder=tmp_path))

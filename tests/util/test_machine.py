@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AutoConfig
 from halka.estimating.hardware import hardware_of
 from halka.models import loading
 from halka.util import machine
+from halka.util.errors import OutOfMemoryError
 from halka.util.machine import available, cores
 
 SET_BY_THE_ENVIRONMENT = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
@@ -96,6 +98,20 @@ def test_processors_of_one_name_with_amx_and_without_differ(monkeypatch):
 def test_memory_that_ran_out_is_known_by_its_many_words(message):
     assert machine.ran_out(RuntimeError(message))
     assert not machine.ran_out(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+def test_what_was_computed_when_memory_ran_out_is_not_kept_by_the_error():
+    kept = []
+
+    def step() -> None:
+        activations = torch.zeros(3)
+        kept.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(OutOfMemoryError) as caught, machine.memory_named("take less"):
+        step()
+    assert caught.value.__cause__ is not None
+    assert kept[0]() is None
 
 
 @pytest.mark.parametrize(

@@ -173,16 +173,14 @@ class _Hooks:
         self.register()
 
     def register(self) -> None:
-        """Whoever came first, one remembers what comes, then edits it; edits what a module returns, then what the
-        sublayer that ends with it returns, then that beside the residual, whose hooks are registered anew for it."""
+        """Anew: what comes is remembered, then edited; a sublayer is edited after its last module, whoever is first."""
         self.remove()
         before, after = self._target.module.register_forward_pre_hook, self._target.module.register_forward_hook
-        if self._target.experts:
-            self._handles = [before(self._edit_experts, with_kwargs=True)]
-        elif self._place[1] == "input":
-            self._handles = [before(self._edit_input, with_kwargs=True)]
+        own = self._target.source is None and self._target.role != "mlp"  # that of a mixture is a sublayer's
+        if self._target.experts or self._place[1] == "input":
+            edit = self._edit_experts if self._target.experts else self._edit_input
+            self._handles = [before(edit, with_kwargs=True)]
         else:
-            own = self._target.source is None and self._target.role != "mlp"  # that of a mixture is a sublayer's
             self._handles = [after(self._edit_output, with_kwargs=True, prepend=own)]
         if self._target.source is not None:
             source = self._passes.modules[self._target.source]

@@ -12,6 +12,7 @@ from halka.core.adapter import Adapter
 from halka.core.parts import ModulePart
 from halka.core.passes import Passes
 from halka.util.errors import HalkaError
+from halka.util.machine import memory_named
 from halka.util.quantised import Quantized
 
 
@@ -29,8 +30,9 @@ class BaseWeights:
             if self.merged is not None:
                 raise HalkaError(busy)
             try:
-                for key, weight in merged_weights(adapter):
-                    self._passes.swap.swap_in({key: weight}, tied=False, offload=True)
+                with memory_named(f"the weights with {name!r} merged do not fit: use it beside the base"):
+                    for key, weight in merged_weights(adapter):
+                        self._passes.swap.swap_in({key: weight}, tied=False, offload=True)
             except BaseException:
                 self._passes.swap.restore()
                 raise

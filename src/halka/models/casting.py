@@ -32,12 +32,12 @@ def casting(parts: Iterable[Part], dtype: torch.dtype) -> Iterator[None]:
     masters = [part.get_parameter(name) for part in small for name in part.operands]
     factors = [part.scale_of(name) for part in small for name in part.operands]
     casts = iter(_Cast.apply(dtype, factors, *masters) if masters else ())  # type: ignore[arg-type]
-    for part in parts:
-        if isinstance(part, WeightPart):
-            part.casts = {name: part.get_parameter(name).to(dtype) for name in part.operands}
-        else:
-            part.casts = {name: next(casts) for name in part.operands}
     try:
+        for part in parts:
+            if isinstance(part, WeightPart):
+                part.casts = {name: part.get_parameter(name).to(dtype) for name in part.operands}
+            else:
+                part.casts = {name: next(casts) for name in part.operands}
         yield
     finally:
         for part in parts:

@@ -141,7 +141,7 @@ def loop(
         whole = isinstance(error, OutOfMemoryError | LostRankError | GeneratorExit)  # the last step is
         at_one_step = len({run.progress.step > before[run] for run in runs if run in before}) < 2
         if whole and at_one_step and not any(run.divided for run in runs):  # of divided ones all processes have a part
-            save_together(runs, Ranks())
+            save_together([run for run in runs if run.progress.step], Ranks())  # else there is nothing to go on with
         raise
     finally:
         give_cores_back()

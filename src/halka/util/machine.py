@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,12 +52,16 @@ def ran_out(error: BaseException) -> bool:
 
 @contextmanager
 def memory_named(message: str) -> Iterator[None]:
-    """Turns errors of memory that ran out within the block into OutOfMemoryError of that message."""
+    """Turns errors of memory that ran out within the block into OutOfMemoryError of that message.
+
+    What was being computed is given up: else the error's traceback would keep it for as long as the error is kept.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
+        traceback.clear_frames(error.__traceback__)
         raise OutOfMemoryError(message) from error
 
 

@@ -82,7 +82,9 @@ class ParameterSwap:
         """Put the base's own parameters back, where and in the precision in which it computes, or as they are now."""
         for (module, key), parameter in self._own.items():
             there = module._parameters[key] if computing else None
-            module._parameters[key] = parameter if there is None else _on(there.device, there.dtype, parameter)
+            place = None if there is None else (there.device, there.dtype)
+            module._parameters[key] = there = None  # a GPU may not hold both
+            module._parameters[key] = parameter if place is None else _on(*place, parameter)
         for swap in self._values.values():
             swap.restore()
         self._own.clear()
