@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
-from transformers.utils.import_utils import is_accelerate_available
 
 from halka.advisor.advice import advise_from
 from halka.advisor.budget import FULL, WITH_PASSAGES, Budget, OutOfTimeError, PilotConfig, Plan, TrialPlan, differences
@@ -61,6 +60,7 @@ from halka.advisor.words import CONDITIONS, PROBES
 from halka.estimating import Estimate, estimate
 from halka.estimating.devices import device_named
 from halka.estimating.lengths import length_by_bytes
+from halka.models.loading import reads_directly
 from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
 from halka.util.files import locked
 from halka.util.machine import precision_here, ran_out
@@ -309,7 +309,7 @@ class _Probes:
 
     def _too_large(self, size: Estimate) -> dict[str, str]:
         """The probes of the base, if it does not fit into this machine's memory."""
-        direct = self.request.quantize is None and is_accelerate_available()  # as `load_base` has it
+        direct = reads_directly(self.request.quantize)
         reason = base_too_large(size.base_bytes, self.machine.free(), direct=direct)
         return {name: reason for name in BASE_PROBES if reason is not None and name not in self.skip}
 

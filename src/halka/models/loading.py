@@ -93,7 +93,7 @@ def load_base(
                 check_class(config, kind)
             options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
             load = functools.partial(_from_folder, folder, kind, labels, seed, **options)
-            direct = None if quantize else _direct(place, kind)
+            direct = {"": place} if place.type != "cpu" and reads_directly(quantize, kind) else None
             model = load(dtype=precision_on(place, precision, config), device_map=direct)
             if model.dtype == torch.float16 and getattr(config, "dtype", None) != torch.float16:
                 keep_stored_samples(model, load(dtype="auto"))
@@ -196,14 +196,14 @@ def precision_on(place: torch.device, precision: str, config: Any) -> torch.dtyp
     return torch.float32 if usable != precision and config.model_type in OVERFLOWING else getattr(torch, usable)
 
 
-def _direct(place: torch.device, kind: Kind) -> dict[str, torch.device] | None:
-    """The `device_map` that lets each weight be read to that device; None for the CPU, from which weights move.
+def reads_directly(quantize: Quantize | None, kind: Kind = "causal-lm") -> bool:
+    """Whether each weight is read to a GPU as it is, so that the base does not pass through main memory.
 
     It takes accelerate. A new head begins on the CPU, so that it follows from the seed alone.
     """
     from transformers.utils.import_utils import is_accelerate_available
 
-    return {"": place} if place.type != "cpu" and kind not in LABELLED and is_accelerate_available() else None
+    return quantize is None and kind not in LABELLED and is_accelerate_available()
 
 
 def release_file_pages(model: PreTrainedModel, folder: Path) -> None:
