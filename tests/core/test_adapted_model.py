@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import halka
 from contract import ids
@@ -129,6 +130,37 @@ def test_parts_are_fp32_whatever_torchs_default_is(method):
     finally:
         torch.set_default_dtype(torch.float32)
     assert {tensor.dtype for tensor in adapter.parameters()} == {torch.float32}
+
+
+class RoomForCasts(TorchDispatchMode):
+    """Memory runs out after some casts to fp64."""
+
+    def __init__(self, casts: int):
+        super().__init__()
+        self.casts = casts
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.float64:
+            self.casts -= 1
+            if self.casts < 0:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return func(*args, **(kwargs or {}))
+
+
+def test_moving_that_runs_out_of_memory_leaves_all_as_it_was(model):
+    torch.nn.init.ones_(model.parameters("a")[1])
+    norm = model.base.get_submodule("model.norm").to(torch.bfloat16)  # of another precision than the rest
+    before = {name: tensor.clone() for name, tensor in model.base.state_dict().items()}
+    model.merge("a")
+    merged = {name: tensor.clone() for name, tensor in model.base.state_dict().items()}
+    with RoomForCasts(3), pytest.raises(halka.OutOfMemoryError, match=r"does not fit as torch\.float64: choose a sm"):
+        model.to(torch.float64)
+    assert model.merged == "a"
+    assert norm.weight.dtype == torch.bfloat16
+    for values in (merged, before):
+        after = model.base.state_dict()
+        assert all(after[name].dtype == tensor.dtype and after[name].equal(tensor) for name, tensor in values.items())
+        model.unmerge()
 
 
 def test_moving_waits_for_the_end_of_a_block_and_keeps_what_is_merged(model):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import halka
 from engine_for_tests import filled, model_of, run
@@ -19,7 +20,7 @@ from halka.engine.request import Request
 from halka.engine.residents import TENSORS
 from halka.engine.stopping import Stopping
 from halka.storage.adapter_store import AdapterStore
-from halka.util.errors import HalkaError, UnknownAdapterError
+from halka.util.errors import HalkaError, OutOfMemoryError, UnknownAdapterError
 
 
 @pytest.fixture
@@ -158,6 +159,25 @@ def test_files_that_cannot_be_opened_fail_their_own_requests(model, store):
             run(engine)
         assert unreadable.error is not None
         assert other.error is None
+        assert answer(engine, "lora-0").error is None
+
+
+class Full(TorchDispatchMode):
+    """No operation has the memory that it needs."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+def test_an_adapter_that_finds_no_memory_while_it_is_loaded_fails_its_own_requests_and_leaves_nothing(model, store):
+    with Engine(model, store) as engine:
+        (waiting,) = engine.submit(Request([5, 6, 7], "lora-0", stopping=Stopping(2)))
+        with Full():
+            while waiting.error is None:
+                engine.step()
+        assert isinstance(waiting.error, OutOfMemoryError)
+        assert str(waiting.error).startswith("out of memory while adapter 'lora-0' was loaded: lower adapter_memory")
+        assert not model.adapters
         assert answer(engine, "lora-0").error is None
 
 

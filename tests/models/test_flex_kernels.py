@@ -141,7 +141,8 @@ def no_compiler(*_):
 def test_where_torch_compiles_nothing_other_kernels_compute_and_one_warning_says_so(window, softcap, virtual):
     kernels = FlexKernels(no_compiler)
     reason = (
-        r"FlexAttention for cpu \(.*RuntimeError: Failed to find C compiler.*\), so .* needs Triton and a C compiler$"
+        r"FlexAttention for cpu \(.*RuntimeError: Failed to find C compiler.*\), so .* "
+        r"needs Triton, a C compiler and tiles that fit the GPU's shared memory$"
     )
     with pytest.warns(UserWarning, match=reason):
         agree(kernels, tree(12), window, softcap, virtual)

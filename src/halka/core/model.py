@@ -24,6 +24,7 @@ from halka.util.kinds import check_own_labels
 from halka.util.must_enter import MustEnter
 from halka.util.quantised import parameter_count, quantization_of
 from halka.util.seeds import seeded
+from halka.util.transfer import move
 
 
 class AdaptedModel:
@@ -202,7 +203,7 @@ class AdaptedModel:
     def to(self, device_or_dtype: str | torch.device | torch.dtype) -> AdaptedModel:
         """Move base and adapters to a device, or cast the base to a dtype; adapters stay fp32. Returns the model.
 
-        Raises HalkaError within `use`.
+        Raises HalkaError within `use`, OutOfMemoryError where it does not fit: then all is as it was.
         """
         with self.idle("moving needs an idle base: leave `use` first"):
             merged = self.merged
@@ -210,11 +211,12 @@ class AdaptedModel:
             if self.kept is not None:
                 self.kept.close()
                 self.kept = None
-            base: Any = self.base
-            base.to(device_or_dtype)
-            self._put_parts()
-            if merged is not None:
-                self.merge(merged)
+            try:
+                move(self.base, device_or_dtype)
+            finally:
+                self._put_parts()
+                if merged is not None:
+                    self.merge(merged)
         return self
 
     def __repr__(self) -> str:
@@ -248,10 +250,8 @@ class AdaptedModel:
 
     @contextmanager
     def _using(self, adapters: AdapterNames | Route) -> Generator[AdaptedModel]:
-        if adapters is None or isinstance(adapters, str):
-            names: RowNames = (adapters,)
-        else:
-            names = adapters.names if isinstance(adapters, Route) else tuple(adapters)
+        named = adapters.names if isinstance(adapters, Route) else adapters
+        names: RowNames = (named,) if named is None or isinstance(named, str) else tuple(named)
         with self._passes.turns.take():
             if self.pool is not None:
                 self.pool.ready(name for name in names if name is not None)

@@ -12,12 +12,14 @@ from halka.core import AdaptedModel
 from halka.engine.version import Version, describe, opened, removed, state_of_files
 from halka.storage.save_load import Allowed, load
 from halka.util.errors import HalkaError
+from halka.util.machine import memory_named
 
 BUDGET = 2 * 10**9  # bytes of adapters that were loaded for requests
 AHEAD = 4  # adapters whose files are read at a time, so that one that comes late need not wait for all that came early
 TENSORS = 16  # the most of an adapter for each module of the base
 COPIES = 2  # of an adapter's bytes on a GPU: beside its fp32 parameters what is computed with, and that stacked by row
 PATIENCE = 32  # steps that an adapter waits for room before one that is in the way takes no more requests
+LESS = "lower adapter_memory, or memory (for keys and values), or choose a smaller or quantised base"
 
 
 Fits = Callable[[Version], bool]
@@ -128,16 +130,17 @@ class Residents:
             if not self._make_room(version):
                 return False
             version.key = _free_name(version, self.model)
-            adapter = load(self.model, version.folder, name=version.key, **self._allowed)
-            try:
-                if state_of_files(version.folder) != version.state:
-                    raise HalkaError(f"{version.folder} is replaced again and again")
-                describe(version, self.model, adapter)
-                if version.virtual is not None:  # of a prompt, keys and values of every layer
-                    version.bytes = max(version.bytes, version.folder.memory + version.virtual.nbytes)
-            except BaseException:
-                self.model.remove(version.key)
-                raise
+            with memory_named(f"out of memory while adapter {version.name!r} was loaded: {LESS}"):
+                adapter = load(self.model, version.folder, name=version.key, **self._allowed)
+                try:
+                    if state_of_files(version.folder) != version.state:
+                        raise HalkaError(f"{version.folder} is replaced again and again")
+                    describe(version, self.model, adapter)
+                    if version.virtual is not None:  # of a prompt, keys and values of every layer
+                        version.bytes = max(version.bytes, version.folder.memory + version.virtual.nbytes)
+                except BaseException:
+                    self.model.remove(version.key)
+                    raise
         except Exception as error:  # whatever is wrong with it, it is wrong with nothing else
             version.reading = None
             if not self._reopen(version):

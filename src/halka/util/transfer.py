@@ -1,15 +1,16 @@
-"""Tensors to a device in one copy, for which the host does not wait; and which of them are on which."""
+"""Tensors to a device in one copy, for which the host does not wait, and modules; and which tensors are on which."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from halka.util.errors import HalkaError
+from halka.util.errors import HalkaError, OutOfMemoryError
+from halka.util.machine import memory_named
 
 
 def to_device(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
@@ -26,6 +27,29 @@ def to_device(tensors: Sequence[Tensor], device: torch.device | str) -> list[Ten
     line = line.to(device, non_blocking=device.type != "mps")  # MPS may read what is freed: pytorch#189690
     pieces = line.split([tensor.numel() for tensor in tensors])
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+
+def move(module: nn.Module, device_or_dtype: str | torch.device | torch.dtype) -> None:
+    """`module.to`, all of it or nothing.
+
+    Raises OutOfMemoryError where it does not fit: it is back then, in its precisions, of what a cast left.
+    """
+    device = next(module.parameters()).device
+    dtypes = {name: tensor.dtype for name, tensor in _tensors(module)}
+    try:
+        with memory_named(f"the base does not fit as {device_or_dtype}: choose a smaller one, or load it quantised"):
+            module.to(device_or_dtype)
+    except OutOfMemoryError:
+        module.to(device)
+        for name, tensor in _tensors(module):
+            if tensor.dtype != dtypes[name]:
+                tensor.data = tensor.data.to(dtypes[name])
+        raise
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def by_device(tensors: Sequence[Tensor]) -> list[list[int]]:

@@ -101,7 +101,7 @@ class FlexKernels:
             reason = " ".join(str(problem).partition("\n\n")[0].split())  # without advice on torch's logs
             warnings.warn(
                 f"torch cannot compile FlexAttention for {query.device} ({reason}), so packed batches take slower "
-                "kernels: it needs Triton and a C compiler",
+                "kernels: it needs Triton, a C compiler and tiles that fit the GPU's shared memory",
                 stacklevel=2,
             )
         return None
