@@ -59,6 +59,27 @@ class NoRoomForCasts(TorchDispatchMode):
         return result
 
 
+class NoRoomForBatches(TorchDispatchMode):
+    """Memory runs out where a line of tokens is put together."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (
+            isinstance(result, torch.Tensor)
+            and result.dtype == torch.int64
+            and func is not torch.ops.aten._to_copy.default
+        ):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return result
+
+
+def test_memory_that_runs_out_for_a_batch_says_so(tmp_path: Path):
+    steps = train(model_for(), "a", items(), CONFIG, folder=tmp_path)
+    message = r"out of memory at step 1, with a batch of \d+ examples .*: lower batch_tokens"
+    with NoRoomForBatches(), pytest.raises(OutOfMemoryError, match=message):
+        next(steps)
+
+
 def test_memory_that_runs_out_before_a_batch_says_so_and_leaves_a_checkpoint(tmp_path: Path):
     model = halka.adapt(tiny("llama").bfloat16())
     model.add("a", halka.Full())

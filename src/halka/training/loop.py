@@ -98,8 +98,8 @@ def loop(
             computed: dict[Run, int] = {}
             for run in active:
                 own = losses[run], work.computed[run]
-                loss, computed[run] = ranks.reduce(run.adapter.parameters(), *own)
                 with memory_errors(f"at step {run.number}, in the optimiser", SMALLER_ADAPTER):
+                    loss, computed[run] = ranks.reduce(run.adapter.parameters(), *own)
                     read[run] = _read(loss, run.clip())  # the host waits for the GPU
             seconds = time.perf_counter() - started
 
@@ -162,16 +162,12 @@ class StepWork:
         items = {run: [item for batch in own for item in batch] for run, own in batches.items()}
         self.tokens = {run: sum(map(len, own)) for run, own in items.items()}
         self.labels: dict[Run, float] = {run: max(1, sum(item.labels for item in own)) for run, own in items.items()}
-        self.passes = [
-            (
-                shared,
-                batch_of(model, _groups(shared), packed=_packed(shared)),
-                self.labels | dict.fromkeys(idle, math.inf),
-            )
-            for shared, idle in own_passes([*_passes(batches)], ranks)
-        ]
+        self.passes: list[tuple[Pass, PackedBatch | Batch, dict[Run, float]]] = []
         self.computed = dict.fromkeys(batches, 0)
-        for shared, batch, _ in self.passes:
+        for shared, idle in own_passes([*_passes(batches)], ranks):
+            with _memory_errors(shared):
+                batch = batch_of(model, _groups(shared), packed=_packed(shared))
+            self.passes.append((shared, batch, self.labels | dict.fromkeys(idle, math.inf)))
             for run, tokens in zip(shared, _computed(model, shared, batch), strict=True):
                 self.computed[run] += tokens
 
@@ -209,12 +205,8 @@ def _forward_backward(
     """One pass forward and back over a batch of each run; returns what it adds to each run's mean loss."""
     groups, packed = _groups(shared), _packed(shared)
     names = [*groups] if packed else [run.name for run, items in shared.items() for _ in items]
-    number = "/".join(map(str, sorted({run.number for run in shared})))
-    items = [item for own in shared.values() for item in own]
-    longest = max(map(len, items))
-    when = f"at step {number}, with a batch of {len(items)} examples of up to {longest} tokens"
     with (
-        memory_errors(when, smaller_pass(shared)),
+        _memory_errors(shared),
         model.use(names if len(groups) > 1 else names[0]),
     ):
         summed_R = summed_losses(model, groups, packed=packed, batch=batch)
@@ -223,6 +215,13 @@ def _forward_backward(
         scaled = [mean if run.scale == 1 else mean * run.scale for run, mean in zip(shared, mean_R, strict=True)]
         torch.stack(scaled).sum().backward()  # pyright: ignore[reportUnknownMemberType]
     return dict(zip(shared, mean_R.detach(), strict=True))
+
+
+def _memory_errors(shared: Pass) -> AbstractContextManager[None]:
+    number = "/".join(map(str, sorted({run.number for run in shared})))
+    items = [item for own in shared.values() for item in own]
+    when = f"at step {number}, with a batch of {len(items)} examples of up to {max(map(len, items))} tokens"
+    return memory_errors(when, smaller_pass(shared))
 
 
 def _passes(batches: dict[Run, list[list[Item]]]) -> Iterator[dict[Run, list[Item]]]:
