@@ -130,7 +130,7 @@ def test_what_fails_later_is_the_last_event(base, tmp_path):
 def test_who_leaves_frees_the_row_at_once(running, stream):
     engine = running.service.engine.engine
     body = BODY | {"max_tokens": 400, "logit_bias": {str(end): -100 for end in engine.ends}, "stream": stream}
-    body |= {"n": 20}  # more than there are rows: it goes on for long after its first event
+    body |= {"n": 64}  # more than there are rows: it goes on for long after its first event
     with httpx.Client(base_url=running.url) as client:
         if stream:
             with client.stream("POST", "/v1/chat/completions", json=body, timeout=30) as answer:
