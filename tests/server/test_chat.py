@@ -89,6 +89,14 @@ def test_without_max_tokens_an_answer_has_what_the_prompt_leaves(visitor):
     assert tokens["prompt_tokens"] < tokens["total_tokens"] <= 512 - 4
 
 
+def test_a_conversation_that_is_too_long_has_the_code_that_openais_has(visitor):
+    """Before the engine takes it, and once an adapter is loaded whose virtual tokens take positions."""
+    long = {"messages": [{"role": "user", "content": "a b c d " * 200}], "max_tokens": 8}
+    for model in ("tiny", "prefix"):
+        refused = visitor.post("/v1/chat/completions", json=long | {"model": model})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded"), refused.text
+
+
 def test_a_schema_has_only_so_many_bytes(visitor):
     for bytes, status in ((65_000, 200), (66_000, 400)):
         schema = {"const": "x", "description": "x" * (bytes - 40)}

@@ -15,6 +15,10 @@ class WrongBaseError(HalkaError):
     """An adapter was made for another base, another kind of base or another chat template."""
 
 
+class TooLongError(HalkaError):
+    """A prompt with its answer is longer than the base reads, or than there is memory for."""
+
+
 class DamagedFolderError(HalkaError):
     """A folder or file is incomplete, changed since it was written, or holds what cannot be read safely."""
 
