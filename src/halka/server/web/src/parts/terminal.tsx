@@ -1,7 +1,6 @@
 // "The same in a terminal": what a screen does, as commands to copy.
-import { useState } from "preact/hooks";
 import { words } from "../words/words";
-import { Button } from "./button";
+import { Copy } from "./copy";
 import { Tabs } from "./tabs";
 
 export interface Command {
@@ -25,21 +24,10 @@ export function Terminal({ commands }: { commands: Command[] }) {
 
 /** A text to copy, as it is. */
 export function Code({ text }: { text: string }) {
-  const { parts } = words.value;
-  const [state, setState] = useState<"" | "copied" | "copyFailed">("");
-  const copy = async () => {
-    try {
-      await navigator.clipboard.writeText(text); // which is there on https and on this machine alone
-      setState("copied");
-    } catch {
-      setState("copyFailed");
-    }
-  };
   return (
     <div class="code">
       <pre tabIndex={0}><code>{text}</code></pre>
-      <Button kind="quiet" icon={state === "copied" ? "check" : "copy"} onClick={copy}>{parts.copy}</Button>
-      <p role="status" class="hint">{state && parts[state]}</p>
+      <Copy text={text} />
     </div>
   );
 }
