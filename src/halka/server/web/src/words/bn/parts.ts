@@ -7,6 +7,7 @@ export default {
   copied: "অনুলিপি হয়েছে",
   copyFailed: "ব্রাউজার অনুলিপি করতে দেয়নি: লেখাটি নিজে বেছে নিন।",
   terminal: "টার্মিনালে একই কাজ",
+  table: "সারণি",
   tryAgain: "আবার চেষ্টা করুন",
   cancel: "থাক",
   chartValues: "মানগুলো সারণিতে",

@@ -4,6 +4,7 @@ export default {
   copied: "Copied",
   copyFailed: "The browser did not allow copying: select the text instead.",
   terminal: "The same in a terminal",
+  table: "Table",
   tryAgain: "Try again",
   cancel: "Cancel",
   chartValues: "The values as a table",
