@@ -22,6 +22,9 @@ type Answer = Session | { role: null };
 /** Null: nobody, a key is needed. Undefined: not asked yet. */
 export const session = signal<Session | null | undefined>(undefined);
 
+/** Why an answer that was being written is not whole: whoever asked is no longer signed in. */
+export class SessionOver extends Error {}
+
 export const may = (role: Role) => ABOVE[session.value?.role ?? "monitor"] >= ABOVE[role];
 
 export async function ask(): Promise<void> {
@@ -42,7 +45,7 @@ const others = new BroadcastChannel("halka-session");
 others.onmessage = async () => {
   const answer = await get<Answer>("/v1/session").catch(() => null);
   if (answer && answer.role !== null && answer.key !== null && answer.key === (session.peek()?.key ?? ended)) session.value = answer;
-  else location.reload();
+  else beginAnew();
 };
 
 /** Sign in; the page begins anew, so that nothing stays of who was here before, unless the same key goes on. */
@@ -51,20 +54,30 @@ export async function signIn(key: string): Promise<void> {
   others.postMessage("");
   const answer = await get<Answer>("/v1/session");
   if (answer.role !== null && answer.key !== null && answer.key === ended) session.value = answer;
-  else location.reload();
+  else beginAnew();
 }
 
 /** Sign out; nothing stays in this tab, nor in what the browser keeps of it to go back to. */
 export async function signOut(): Promise<void> {
   await call("/v1/session", { method: "DELETE" });
   others.postMessage("");
+  keepNothing();
+  location.assign("/");
+}
+
+function beginAnew(): void {
+  keepNothing();
+  location.reload();
+}
+
+/** Nobody is signed in, and nothing is kept of who was. */
+function keepNothing(): void {
   session.value = null;
   try {
     sessionStorage.clear();
   } catch {
     // a browser that keeps nothing
   }
-  location.assign("/");
 }
 
 whenRefused(() => {

@@ -14,6 +14,7 @@ export default {
   unreachable: "The server does not answer. Is it running, and are you connected?",
   fileChanged: "{name} has changed since you chose it: choose it again.",
   brokenStream: "The connection broke before the end.",
+  sessionOver: "Your session ended before the answer was whole.",
   unexpected: "Something on this page went wrong",
   roleTooLow: "Your key may not do this",
   roleTooLowHint: "This needs a key of the role {role}; yours is {yours}. Ask whoever runs this server.",
