@@ -6,6 +6,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from conversing_for_tests import answer_with, ask
 from halka.server.page import SCREENS
 
 RULES = {
@@ -47,6 +48,30 @@ def test_an_open_playground(read):
     page.get_by_text("3 tokens", exact=True).wait_for()
     page.get_by_role("alert").wait_for()
     assert objections(page) == []
+
+
+def test_an_answer_with_tables_and_code(read):
+    page = read(viewport={"width": 390, "height": 800}).page
+    lines = (
+        "<think>",
+        "So.",
+        "</think>",
+        "# Prices",
+        "1. *One*",
+        "   - `two`",
+        "```",
+        "three " * 40,
+        "```",
+        "| | P |",
+        "| - | - |",
+        "| a | 1 |",
+    )
+    answer_with(page, "\n".join(lines))
+    page.goto("/playground?model=tiny")
+    ask(page, "Hello")
+    page.locator(".thought summary").click()
+    assert objections(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_what_opens_over_a_screen(read):

@@ -8,10 +8,10 @@ import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from conversing_for_tests import CHATS, ask, bodies_of
 from serving_for_tests import Running
 
 HOSTILE = "<img src=x onerror=alert(1)><b>bold</b>"
-CHATS = "**/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
@@ -20,22 +20,16 @@ def library(base, store, tmp_path_factory):
     says = [f"{HOSTILE} Hook 31 😀 [1], I think."]
     with Running(base, store, tmp_path_factory.mktemp("library"), says=says) as running:
         files = [("files", ("<i>keys.md", f"{HOSTILE} The key hangs on hook 31.".encode()))]
-        with httpx.Client(base_url=running.url) as client:
+        with httpx.Client(base_url=running.url, timeout=60) as client:
             assert client.post("/v1/collections", json={"name": "faq"}).status_code == 201
             assert client.post("/v1/collections/faq/documents", files=files).status_code == 201
         yield running
 
 
-def ask(page: Page, text: str) -> None:
-    page.get_by_role("textbox", name="Your message").fill(text)
-    page.keyboard.press("Enter")
-
-
 def test_base_and_adapter_answer_side_by_side(read, open_server):
     reader = read()
     page = reader.page
-    bodies = []
-    page.on("request", lambda request: bodies.append(request.post_data_json) if "/chat/" in request.url else None)
+    bodies = bodies_of(page)
     page.goto("/playground?model=tiny&model=lora&prompt=Who+are+you%3F")
     page.get_by_text("Sampling").click()
     page.get_by_label("Most tokens").fill("6")
@@ -65,9 +59,10 @@ def test_base_and_adapter_answer_side_by_side(read, open_server):
     page.get_by_role("link", name="Playground").click()
     page.wait_for_url("**/playground?model=tiny&model=lora")
     page.get_by_role("textbox", name="Your message").fill("And then?")
-    page.wait_for_url("**/playground?model=tiny&model=lora&prompt=And+then%3F")
-    page.get_by_role("textbox", name="Your message").fill("ক" * 300)
-    page.wait_for_url("**/playground?model=tiny&model=lora")
+    page.get_by_role("link", name="Documents").click()
+    page.go_back()
+    expect(page.get_by_role("textbox", name="Your message")).to_have_value("And then?")
+    assert page.url.endswith("/playground?model=tiny&model=lora")  # what is written stands there neither
     page.get_by_role("button", name="New conversation").click()
     expect(page.get_by_role("article")).to_have_count(0)
 
@@ -122,6 +117,54 @@ def test_an_answer_is_stopped(read):
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.get_by_role("article").get_by_text("stopped")).to_be_visible()
     page.unroute_all(behavior="ignoreErrors")
+
+
+def test_a_folded_setting_that_is_wrong_is_shown(read):
+    page = read().page
+    bodies = bodies_of(page)
+    page.goto("/playground?model=tiny")
+    folded = page.locator("summary", has_text="Sampling")
+    folded.click()
+    page.get_by_label("Temperature").fill("much")
+    folded.click()
+    expect(folded.get_by_text("Temperature much")).to_be_visible()
+    ask(page, "Hello")
+    expect(page.get_by_label("Temperature")).to_be_focused()
+    expect(page.get_by_text("From 0 to 2.")).to_be_visible()
+    assert bodies == []
+
+
+def test_enter_is_a_new_line_where_fingers_write(read):
+    page = read(has_touch=True, is_mobile=True, viewport={"width": 390, "height": 844}).page
+    page.goto("/playground?model=tiny&prompt=Dear")
+    message = page.get_by_role("textbox", name="Your message")
+    expect(message).to_have_value("Dear")
+    message.press("End")
+    message.press("Enter")
+    expect(message).to_have_value("Dear\n")
+    expect(page.get_by_role("article")).to_have_count(0)
+    page.get_by_role("button", name="Ask", exact=True).tap()
+    expect(page.get_by_role("article")).to_have_count(1)
+
+
+def test_a_system_message_comes_first(read):
+    page = read().page
+    bodies = bodies_of(page)
+    page.goto("/playground?model=tiny")
+    folded = page.locator("summary", has_text="System message")
+    folded.click()
+    page.get_by_label("System message", exact=True).fill("You sell lamps.")
+    page.get_by_label("Most tokens").fill("2")
+    folded.click()
+    expect(folded.get_by_text("System message set")).to_be_visible()
+    for number in range(2):
+        ask(page, f"Message {number}")
+        expect(page.locator(".answer.done")).to_have_count(number + 1)
+    first, second = ([message["role"] for message in body["messages"]] for body in bodies)
+    assert (first, second) == (["system", "user"], ["system", "user", "assistant", "user"])
+    assert bodies[0]["messages"][0]["content"] == "You sell lamps."
+    page.get_by_text("The same in a terminal").click()
+    expect(page.get_by_role("tabpanel")).to_contain_text('{"role":"system","content":"You sell lamps."}')
 
 
 def test_a_request_is_copied_as_commands(read):

@@ -3,12 +3,20 @@ import type { Signal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 import { Button } from "../../parts/button";
+import { Copy } from "../../parts/copy";
 import { Failure } from "../../parts/notice";
+import { Prose, Written, type Marks } from "../../parts/prose";
 import { count, duration, fill, number, words } from "../../words/words";
-import { stop, type Answer, type Source } from "./conversation";
+import { askWithoutFirst, isRefusal, isTooLong, readBefore, stop, type Answer, type Source, type Turn } from "./conversation";
 import { Passage } from "./passage";
 
-export function AnswerCard({ answer, again }: { answer: Signal<Answer>; again: (() => void) | null }) {
+export function AnswerCard({ turn, answer, again, asWritten }: {
+  turn: Turn;
+  answer: Signal<Answer>;
+  /** What asks once more, where that is possible. */
+  again: (() => void) | null;
+  asWritten: boolean;
+}) {
   const w = words.value.playground;
   const one = answer.value;
   const [opened, open] = useState<Source | null>(null);
@@ -19,17 +27,18 @@ export function AnswerCard({ answer, again }: { answer: Signal<Answer>; again: (
       <header>
         <h3>{one.column.model}</h3>
         {one.column.collection && <span class="badge">{one.column.collection}</span>}
+        {one.text && <Copy text={one.text} label={fill(w.copyOne, { model: one.column.model })} />}
         {runs && <Button kind="quiet" icon="stop" label={fill(w.stopOne, { model: one.column.model })} onClick={() => stop(answer)} />}
         {!runs && again && <Button kind="quiet" icon="again" label={fill(w.askAgain, { model: one.column.model })} onClick={again} />}
       </header>
       {one.state === "waiting" && <p class="waiting">{w.waiting}</p>}
-      {one.text && (
-        <p class="plain-text" dir="auto">
-          <Cited answer={one} open={(wanted) => open(byNumber(wanted))} />
-          {one.state === "writing" && <span class="caret" aria-hidden="true" />}
-        </p>
+      {one.others.length > 0 && <p class="hint">{fill(w.others, { models: one.others.join(", ") })}</p>}
+      {one.text.trim() && <Text answer={one} asWritten={asWritten} open={(wanted) => open(byNumber(wanted))} />}
+      {one.state === "done" && !one.text.trim() && <p class="hint">{w.wordless}</p>}
+      {one.state === "failed" && <Failure error={one.failure} {...(again && !isRefusal(one.failure) ? { again } : {})} />}
+      {again && isTooLong(one.failure) && readBefore(turn).length > 0 && (
+        <Button onClick={() => askWithoutFirst(turn)}>{w.withoutFirst}</Button>
       )}
-      {one.state === "failed" && <Failure error={one.failure} {...(again ? { again } : {})} />}
       <Sources answer={one} open={open} />
       <Facts answer={one} />
       <p class="unseen" role="status">{one.state === "done" ? fill(w.finished, { model: one.column.model }) : ""}</p>
@@ -38,23 +47,49 @@ export function AnswerCard({ answer, again }: { answer: Signal<Answer>; again: (
   );
 }
 
-/** The text, with its citations as buttons. */
-function Cited({ answer, open }: { answer: Answer; open: (source: number) => void }) {
+/** The text, with its citations as buttons, and what a model thought before it answered folded. */
+function Text({ answer, asWritten, open }: { answer: Answer; asWritten: boolean; open: (source: number) => void }) {
+  const w = words.value.playground;
+  const marks = marksOf(answer, open);
+  if (asWritten) return <Written text={answer.text} marks={marks} />;
+  const { thought, rest, thinks } = divided(answer.text);
+  return (
+    <>
+      {thought && (
+        <details class="thought">
+          <summary>{thinks && answer.state === "writing" ? w.thinking : w.thought}</summary>
+          <Written text={thought} marks={marks} />
+        </details>
+      )}
+      {rest && <Prose text={rest} marks={marks} />}
+    </>
+  );
+}
+
+/** The buttons in the place of citations, each by what is written there: `[1]`, `[1, 2]`. */
+function marksOf(answer: Answer, open: (source: number) => void): Marks {
   const w = words.value.playground;
   const letters = answer.citations.length ? [...answer.text] : [];
-  if (!letters.length) return <>{answer.text}</>;
-  const pieces: ComponentChildren[] = [];
-  let at = 0;
-  for (const citation of answer.citations) {
-    pieces.push(letters.slice(at, citation.start_index).join(""));
-    pieces.push(
-      <button type="button" class="cite" aria-label={fill(w.openPassage, { n: citation.source })} onClick={() => open(citation.source)}>
-        {number(citation.source)}
-      </button>,
-    );
-    at = citation.end_index;
+  const sources = new Map<string, Set<number>>();
+  for (const { start_index, end_index, source } of answer.citations) {
+    const written = letters.slice(start_index, end_index).join("");
+    sources.set(written, (sources.get(written) ?? new Set()).add(source));
   }
-  return <>{pieces}{letters.slice(at).join("")}</>;
+  const button = (source: number) => (
+    <button key={source} type="button" class="cite" aria-label={fill(w.openPassage, { n: source })} onClick={() => open(source)}>
+      {number(source)}
+    </button>
+  );
+  return new Map([...sources].map(([written, all]) => [written, () => [...all].map(button)]));
+}
+
+/** What stands between `<think>` and `</think>`, of which the first may be part of the prompt; and the answer after it. */
+function divided(text: string): { thought: string; rest: string; thinks: boolean } {
+  const begun = /^\s*<think>/.exec(text)?.[0] ?? "";
+  const end = /^<\/think>\s*/m.exec(text);
+  if (!begun && !end) return { thought: "", rest: text, thinks: false };
+  const thought = text.slice(begun.length, end?.index).trim();
+  return { thought, rest: end ? text.slice(end.index + end[0].length) : "", thinks: !end };
 }
 
 function Sources({ answer, open }: { answer: Answer; open: (source: Source) => void }) {
@@ -83,14 +118,15 @@ function Sources({ answer, open }: { answer: Answer; open: (source: Source) => v
 function Facts({ answer }: { answer: Answer }) {
   const w = words.value.playground;
   const { first, last, asked, tokens } = answer;
-  if (first === null || last === null) return answer.state === "stopped" ? <p class="hint">{w.stopped}</p> : null;
-  const seconds = (last - first) / 1000;
+  const seconds = first === null || last === null ? 0 : (last - first) / 1000;
+  if (first === null && answer.state !== "done") return answer.state === "stopped" ? <p class="hint">{w.stopped}</p> : null;
   return (
     <dl class="facts">
       <Fact name={w.tokensName} value={count(w.tokens, tokens)} />
       {tokens > 1 && seconds > 0 && <Fact name={w.rateName} value={fill(w.rate, { n: number((tokens - 1) / seconds, { maximumFractionDigits: 1 }) })} />}
-      <Fact name={w.firstName} value={fill(w.first, { time: duration((first - asked) / 1000) })} />
+      {first !== null && <Fact name={w.firstName} value={fill(w.first, { time: duration((first - asked) / 1000) })} />}
       {answer.state === "stopped" && <Fact name={w.endName} value={w.stopped} />}
+      {answer.finish === "stop" && !answer.text.trim() && <Fact name={w.endName} value={w.byItself} />}
       {answer.finish === "length" && <Fact name={w.endName} value={w.cutOff} />}
       {answer.state === "done" && !answer.abstained && (
         <Fact name={w.contentName} value={answer.content ? <code title={answer.content}>{answer.content.slice(0, 12)}</code> : w.byBase} />

@@ -16,6 +16,12 @@ export function addColumn(model: string, collection = ""): void {
   columns.value = [...columns.value, { id: ++ids, model, collection }];
 }
 
+/** Show the columns that were there before a reload. */
+export function restoreColumns(before: Column[]): void {
+  ids = Math.max(0, ...before.map(({ id }) => id));
+  columns.value = before;
+}
+
 export function changeColumn(id: number, change: Partial<Column>): void {
   columns.value = columns.value.map((column) => (column.id === id ? { ...column, ...change } : column));
 }
@@ -50,13 +56,9 @@ export function columnsFrom(query: URLSearchParams, models: Model[]): void {
   }
 }
 
-const LONG = 2000; // characters of a query that every server takes
-
-/** The address of these columns with a draft, if it is short; what was asked stands in no history. */
-export function addressOf(draft: string): string {
+/** The address of these columns; what is written or was asked stands in no history. */
+export function addressOf(): string {
   const query = new URLSearchParams();
   for (const { model, collection } of columns.value) query.append("model", collection ? `${model}:${collection}` : model);
-  const alone = `/playground?${query}`;
-  if (draft) query.append("prompt", draft);
-  return String(query).length > LONG ? alone : `/playground?${query}`;
+  return `/playground?${query}`;
 }

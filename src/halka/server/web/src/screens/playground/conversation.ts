@@ -1,9 +1,12 @@
 // The conversation: each turn has one prompt, and an answer of every column, which streams in.
 import { effect, signal, type Signal } from "@preact/signals";
+import { ApiError } from "../../api";
 import { events } from "../../events";
-import { session } from "../../session";
+import { keepThroughReloads } from "../../kept";
+import { session, SessionOver } from "../../session";
 import { typed } from "../../words/words";
-import { columns, removeColumn, type Column } from "./columns";
+import { columns, removeColumn, restoreColumns, type Column } from "./columns";
+import { draft, sampling, system } from "./settings";
 
 export interface Source {
   number: number;
@@ -38,6 +41,8 @@ export interface Answer {
   sources: Source[];
   citations: Citation[];
   abstained: boolean;
+  /** The other models whose answers to earlier turns were in the place of its own. */
+  others: string[];
 }
 
 export interface Turn {
@@ -46,21 +51,21 @@ export interface Turn {
   answers: Signal<Record<number, Signal<Answer>>>;
 }
 
-export interface Sampling {
-  temperature: string;
-  top_p: string;
-  max_tokens: string;
-  seed: string;
-}
-
 export const turns = signal<Turn[]>([]);
-export const sampling = signal<Sampling>({ temperature: "", top_p: "", max_tokens: "", seed: "" });
+/** The id of the first turn that models read. */
+export const firstRead = signal(0);
+/** The conversation that was left for a new one. */
+export const left = signal<{ turns: Turn[]; firstRead: number } | null>(null);
 const running = signal<ReadonlyMap<Signal<Answer>, AbortController>>(new Map());
 let ids = 0;
 
 export const busy = () => running.value.size > 0;
 
-export function ask(prompt: string): void {
+/** Ask what is written. */
+export function ask(): void {
+  const prompt = draft.value.trim();
+  draft.value = "";
+  left.value = null;
   const turn: Turn = { id: ++ids, prompt, answers: signal({}) };
   turns.value = [...turns.value, turn];
   for (const column of columns.value) void answer(turn, column);
@@ -70,8 +75,20 @@ export function askAgain(turn: Turn, column: Column): void {
   void answer(turn, column);
 }
 
-export function stop(only?: Signal<Answer>): void {
-  for (const [one, controller] of running.peek()) if (!only || one === only) controller.abort();
+/** Ask without the older half of what models read before a turn: those for which it was too long. */
+export function askWithoutFirst(turn: Turn): void {
+  const before = readBefore(turn);
+  firstRead.value = before[Math.ceil(before.length / 2)]?.id ?? turn.id;
+  for (const column of columns.value) if (isTooLong(turn.answers.peek()[column.id]?.peek().failure)) void answer(turn, column);
+}
+
+/** The turns that models read before this one, or before the next. */
+export function readBefore(turn?: Turn): Turn[] {
+  return turns.value.filter(({ id }) => id >= firstRead.value && (!turn || id < turn.id));
+}
+
+export function stop(only?: Signal<Answer>, why?: SessionOver): void {
+  for (const [one, controller] of running.peek()) if (!only || one === only) controller.abort(why);
 }
 
 /** Remove a column; nobody waits for its answers any more. */
@@ -80,26 +97,69 @@ export function closeColumn(id: number): void {
   removeColumn(id);
 }
 
-export function forget(): void {
+export function beginAnew(): void {
   stop();
-  turns.value = [];
+  left.value = { turns: turns.value, firstRead: firstRead.value };
+  show([], 0);
+}
+
+/** Go back to the conversation that was left. */
+export function goBack(): void {
+  if (left.value) show(left.value.turns, left.value.firstRead);
+  left.value = null;
+}
+
+function show(shown: Turn[], first: number): void {
+  turns.value = shown;
+  firstRead.value = first;
 }
 
 effect(() => {
-  if (session.value === null) stop();
+  if (session.value === null) stop(undefined, new SessionOver());
 });
 
-/** What a column is asked at a turn: the body of POST /v1/chat/completions. */
-export function bodyOf(column: Column, prompt: string, before: Turn[]): Record<string, unknown> {
-  const messages = before.flatMap((turn) => {
-    const earlier = turn.answers.value[column.id]?.value;
-    const complete = earlier && earlier.text && (earlier.state === "done" || earlier.state === "stopped");
-    return complete ? [{ role: "user", content: turn.prompt }, { role: "assistant", content: earlier.text }] : [];
+keepThroughReloads("playground-conversation-1", () => {
+  void running.value; // an answer is kept once nothing more comes of it
+  const shown = turns.value.map(({ id, prompt, answers }) => ({
+    id, prompt, answers: Object.values(answers.value).map((one) => one.peek()).filter(isWhole),
+  }));
+  return shown.length ? { columns: columns.value, firstRead: firstRead.value, turns: shown } : null;
+}, (before) => {
+  restoreColumns(before.columns);
+  const turnOf = (answers: Answer[]) => signal(Object.fromEntries(answers.map((one) => [one.column.id, signal(one)])));
+  show(before.turns.map((turn) => ({ ...turn, answers: turnOf(turn.answers) })), before.firstRead);
+  ids = before.turns.at(-1)?.id ?? 0;
+});
+
+/** Whether nothing more comes of an answer, and models can read it. One without a word was still an answer. */
+function isWhole(answer: Answer): boolean {
+  return answer.state === "done" || (answer.state === "stopped" && answer.text !== "");
+}
+
+/** Whether a failure is the request's own, so that it fails however often it is asked. */
+export const isRefusal = (failure: unknown) => isTooLong(failure) || (failure instanceof ApiError && [400, 413].includes(failure.status));
+export const isTooLong = (failure: unknown) => failure instanceof ApiError && failure.code === "context_length_exceeded";
+
+/** The earlier turns as a column reads them: each with its own answer, else with the first that another has. */
+function readBy(column: Column, before: Turn[]): { prompt: string; answer: Answer }[] {
+  return before.flatMap((turn) => {
+    const answers = turn.answers.value;
+    const inOrder = [column, ...columns.value].map(({ id }) => answers[id]);
+    const answer = [...inOrder, ...Object.values(answers)].flatMap((one) => (one && isWhole(one.value) ? [one.value] : []))[0];
+    return answer ? [{ prompt: turn.prompt, answer }] : [];
   });
+}
+
+/** What a column is asked after earlier turns: the body of POST /v1/chat/completions. */
+export function bodyOf(column: Column, prompt: string, before: Turn[]): Record<string, unknown> {
+  const earlier = readBy(column, before).flatMap((turn) => [
+    { role: "user", content: turn.prompt },
+    { role: "assistant", content: turn.answer.text },
+  ]);
   const settings = Object.entries(sampling.value).map(([name, text]) => [name, typed(text)] as const);
   return {
     model: column.model,
-    messages: [...messages, { role: "user", content: prompt }],
+    messages: [...(system.value.trim() ? [{ role: "system", content: system.value }] : []), ...earlier, { role: "user", content: prompt }],
     ...Object.fromEntries(settings.filter(([, value]) => Number.isFinite(value))),
     ...(column.collection ? { halka: { collection: column.collection } } : {}),
   };
@@ -113,10 +173,13 @@ interface Chunk {
 }
 
 async function answer(turn: Turn, column: Column): Promise<void> {
-  const before = turns.value.slice(0, turns.value.indexOf(turn));
+  const before = readBefore(turn);
+  const others = readBy(column, before).map((earlier) => earlier.answer.column.model).filter((model) => model !== column.model);
+  if (draft.peek() === turn.prompt) draft.value = "";
   const one = signal<Answer>({
     state: "waiting", column, text: "", failure: null, asked: performance.now(), first: null, last: null, tokens: 0,
     content: null, finish: null, sources: [], citations: [], abstained: false,
+    others: [...new Set(others)],
   });
   const old = turn.answers.peek()[column.id];
   if (old) stop(old);
@@ -132,11 +195,13 @@ async function answer(turn: Turn, column: Column): Promise<void> {
     for await (const event of stream) if (event.data !== "[DONE]") change(read(one.value, JSON.parse(event.data) as Chunk));
     change({ state: "done" });
   } catch (failure) {
-    change(controller.signal.aborted ? { state: "stopped" } : { state: "failed", failure });
+    const { aborted, reason } = controller.signal;
+    change(aborted && !(reason instanceof SessionOver) ? { state: "stopped" } : { state: "failed", failure: aborted ? reason : failure });
   } finally {
-    const left = new Map(running.value);
-    left.delete(one);
-    running.value = left;
+    const others = new Map(running.value);
+    others.delete(one);
+    running.value = others;
+    if (!draft.peek() && Object.values(turn.answers.peek()).every((other) => isRefusal(other.peek().failure))) draft.value = turn.prompt;
   }
 }
 

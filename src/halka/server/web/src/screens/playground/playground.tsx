@@ -1,9 +1,9 @@
 // One prompt or conversation, answered by the bare base and any adapters side by side.
 import "./playground.css";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { collections as listCollections, models as listModels, type Collection, type Model } from "../../api";
 import { Button } from "../../parts/button";
-import { SelectField } from "../../parts/field";
+import { Checkbox, SelectField } from "../../parts/field";
 import { useLoading } from "../../parts/loading";
 import { Empty, Failure } from "../../parts/notice";
 import { Waiting } from "../../parts/progress";
@@ -15,44 +15,55 @@ import { AnswerCard } from "./answer";
 import { addColumn, addressOf, answering, changeColumn, columns, columnsFrom, type Column } from "./columns";
 import { commandsOf } from "./commands";
 import { Composer } from "./composer";
-import { ask, askAgain, bodyOf, busy, closeColumn, forget, turns, type Turn } from "./conversation";
+import { ask, askAgain, beginAnew, bodyOf, busy, closeColumn, firstRead, goBack, left, readBefore, turns, type Turn } from "./conversation";
+import { useFollowing } from "./following";
+import { draft } from "./settings";
 
 export default function Playground() {
   const w = words.value.playground;
   const { value: models, failure, again } = useLoading(async () => {
     const loaded = await listModels();
     if (query.peek().has("model") || !columns.peek().length) columnsFrom(query.peek(), loaded);
+    draft.value = query.peek().get("prompt") ?? draft.peek(); // of a link from elsewhere: the page writes none
     return loaded;
   }, []);
   const collections = useLoading(listCollections, []).value ?? [];
-  const [draft, setDraft] = useState(query.peek().get("prompt") ?? "");
-  const end = useRef<HTMLDivElement>(null);
-  const prompt = draft || turns.value.at(-1)?.prompt || "";
-  const address = addressOf(draft);
+  const [asWritten, showAsWritten] = useState(false);
+  const { conversation, end, toEnd } = useFollowing(busy());
+  const address = addressOf();
   useEffect(() => {
-    if (!models) return;
-    const later = setTimeout(() => (parts.peek()[0] ?? "playground") === "playground" && go(address, { replace: true }), 300);
-    return () => clearTimeout(later);
+    if (models && (parts.peek()[0] ?? "playground") === "playground") go(address, { replace: true });
   }, [address, models, query.value]);
-  const send = () => {
-    ask(draft.trim());
-    setDraft("");
-    requestAnimationFrame(() => end.current?.scrollIntoView({ block: "end" }));
-  };
+  useEffect(() => {
+    if (turns.peek().length) toEnd();
+  }, [models]);
   if (failure) return <><Heading title={w.title} lead={w.lead} /><Failure error={failure} again={again} /></>;
   if (!models) return <Waiting label={words.value.shell.loading} />;
   return (
     <div class="playground" style={{ "--columns": String(columns.value.length) }}>
       <Heading title={w.title} lead={w.lead}>
-        {turns.value.length > 0 && <Button icon="add" onClick={forget}>{w.newConversation}</Button>}
+        {turns.value.length > 0 && (
+          <div class="row">
+            <Checkbox label={w.asWritten} checked={asWritten} onValue={showAsWritten} />
+            <Button icon="add" onClick={beginAnew}>{w.newConversation}</Button>
+          </div>
+        )}
       </Heading>
       <Heads models={answering(models)} collections={collections} />
-      {turns.value.length
-        ? turns.value.map((turn, at) => <TurnRow key={turn.id} turn={turn} last={at === turns.value.length - 1} />)
-        : <Empty icon="playground" title={w.empty} hint={models.some((model) => model.parent) ? w.emptyHint : w.noAdapters} />}
+      <div ref={conversation} class="conversation">
+        {turns.value.map((turn, at) => <TurnRow key={turn.id} turn={turn} last={at === turns.value.length - 1} asWritten={asWritten} />)}
+        {turns.value.length === 0 && (
+          <Empty icon="playground" title={w.empty} hint={models.some((model) => model.parent) ? w.emptyHint : w.noAdapters}>
+            {left.value && <Button icon="again" onClick={goBack}>{w.goBack}</Button>}
+          </Empty>
+        )}
+      </div>
+      <Composer onAsk={() => {
+        ask();
+        toEnd();
+      }} />
       <div ref={end} class="end" />
-      <Composer draft={draft} setDraft={setDraft} onAsk={send} />
-      <Commands prompt={prompt || w.example} again={draft === ""} />
+      <Commands />
     </div>
   );
 }
@@ -90,11 +101,12 @@ function Head({ column, models, collections }: { column: Column; models: Model[]
   );
 }
 
-function TurnRow({ turn, last }: { turn: Turn; last: boolean }) {
+function TurnRow({ turn, last, asWritten }: { turn: Turn; last: boolean; asWritten: boolean }) {
   const w = words.value.playground;
   const answers = turn.answers.value;
   return (
     <section class="turn">
+      {turn.id === firstRead.value && <p class="hint unread">{w.unread}</p>}
       <div class="prompt">
         <h2 class="unseen">{w.you}</h2>
         <p class="plain-text" dir="auto">{turn.prompt}</p>
@@ -103,7 +115,7 @@ function TurnRow({ turn, last }: { turn: Turn; last: boolean }) {
         {columns.value.map((column) => {
           const answer = answers[column.id];
           const again = last ? () => askAgain(turn, column) : null;
-          if (answer) return <AnswerCard key={column.id} answer={answer} again={again} />;
+          if (answer) return <AnswerCard key={column.id} turn={turn} answer={answer} again={again} asWritten={asWritten} />;
           return (
             <div key={column.id} class="answer missing">
               {last && <Button icon="send" onClick={() => askAgain(turn, column)}>{fill(w.askToo, { model: column.model })}</Button>}
@@ -115,15 +127,16 @@ function TurnRow({ turn, last }: { turn: Turn; last: boolean }) {
   );
 }
 
-function Commands({ prompt, again }: { prompt: string; again: boolean }) {
+function Commands() {
   const [chosen, choose] = useState("");
   const w = words.value.playground;
   const column = columns.value.find((candidate) => String(candidate.id) === chosen) ?? columns.value[0];
   if (!column || busy()) return null;
-  const before = again ? turns.value.slice(0, -1) : turns.value;
+  const again = draft.value ? undefined : turns.value.at(-1);
+  const prompt = draft.value || again?.prompt || w.example;
   return (
     <div class="commands">
-      <Terminal commands={commandsOf(bodyOf(column, prompt, before))} />
+      <Terminal commands={commandsOf(bodyOf(column, prompt, readBefore(again)))} />
       {columns.value.length > 1 && (
         <SelectField label={w.commandOf} value={String(column.id)} onValue={choose}
           options={columns.value.map(({ id, model, collection }) => ({ value: String(id), text: collection ? `${model}, ${collection}` : model }))} />
