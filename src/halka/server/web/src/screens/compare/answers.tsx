@@ -2,13 +2,13 @@
 import { useEffect, useState } from "preact/hooks";
 import { Button } from "../../parts/button";
 import { SelectField, TextField } from "../../parts/field";
+import { OneItem } from "../../parts/item";
 import { Loaded, useAction, useLoading } from "../../parts/loading";
 import { Failure } from "../../parts/notice";
 import { Pager } from "../../parts/pager";
 import { changeQuery, wholeNumberIn } from "../../router";
 import { fill, typed, words } from "../../words/words";
-import { getAnswers, isExpected, nextOther, type Item } from "./comparison";
-import { differences } from "./differences";
+import { getAnswers, nextOther } from "./comparison";
 
 const PAGE = 3;
 
@@ -75,29 +75,5 @@ function NextOther({ name, labels, start, onItem }: { name: string; labels: stri
       <span class="hint" role="status">{none && w.noOther}</span>
       {failure && <Failure error={failure} again={find} />}
     </form>
-  );
-}
-
-function OneItem({ item }: { item: Item }) {
-  const w = words.value.compare;
-  return (
-    <article class="sheet stack" aria-label={fill(w.item, { n: item.item + 1 })}>
-      <h3>{fill(w.item, { n: item.item + 1 })}</h3>
-      <p class="plain-text" dir="auto">{item.prompt}</p>
-      <div class="answers">
-        <div class="expected">
-          <h4>{w.expected}</h4>
-          <p class="plain-text" dir="auto">{item.reference}</p>
-        </div>
-        {item.answers.map((answer) => (
-          <div key={answer.label}>
-            <h4>{answer.label} {isExpected(answer, item) && <span class="badge">{w.same}</span>}</h4>
-            <p class="plain-text" dir="auto">
-              {answer.prediction ? differences(answer.prediction, item.reference).map(({ text, same }, at) => (same ? text : <mark key={at}>{text}</mark>)) : <span class="hint">{w.nothing}</span>}
-            </p>
-          </div>
-        ))}
-      </div>
-    </article>
   );
 }

@@ -1,5 +1,6 @@
 // A comparison as the API shows it: what `halka compare` wrote.
 import { get, type List } from "../../api";
+import { isExpected, type Item } from "../../parts/item";
 import { link } from "../../router";
 import { number } from "../../words/words";
 
@@ -69,13 +70,6 @@ export interface Comparison extends Head {
   summary: Summary | null;
 }
 
-export interface Item {
-  item: number;
-  prompt: string;
-  reference: string;
-  answers: { label: string; prediction: string }[];
-}
-
 export const COMPARISONS = "/v1/comparisons";
 export const pathOf = (name: string) => `${COMPARISONS}${link(name)}`;
 export const answersOf = (name: string, start: number, count: number) => `${pathOf(name)}/answers?start=${start}&count=${count}`;
@@ -85,9 +79,6 @@ export const getAnswers = async (name: string, start: number, count: number, sig
   (await get<List<Item>>(answersOf(name, start, count), signal)).data;
 
 const MANY = 100; // items that one request gives at most
-
-/** Whether an answer is the expected one. */
-export const isExpected = ({ prediction }: Item["answers"][number], { reference }: Item) => prediction.trim() === reference.trim();
 
 /** The first item from `start` on that a method answers otherwise than expected; null: there is none. */
 export async function nextOther(name: string, label: string, start: number, signal: AbortSignal): Promise<number | null> {
