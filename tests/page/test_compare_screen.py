@@ -61,7 +61,7 @@ def test_a_report_is_browsed(read, shelf):
         f"{lora['trainable'] / 1e6:.3g}M",
         percent(lora["share"]),
         f"{lora['beyond']['mean'] / 1e9:.1f} GB",
-        f"{lora['forgetting']['mean']:+.3f}",
+        f"{100 * lora['forgetting']['mean']:+.3g}%",
     ):
         expect(row).to_contain_text(text)
     page.get_by_label("Metric").select_option("line_accuracy")

@@ -90,5 +90,5 @@ export async function nextOther(name: string, label: string, start: number, sign
   }
 }
 
-/** A change, with its sign. */
-export const signed = (value: number) => number(value, { maximumSignificantDigits: 3, signDisplay: "exceptZero" });
+/** A relative change, with its sign. */
+export const change = (share: number) => number(share, { style: "percent", maximumSignificantDigits: 3, signDisplay: "exceptZero" });

@@ -3,7 +3,7 @@ import type { ComponentChildren } from "preact";
 import { ticks } from "../../parts/chart";
 import { useWidth } from "../../parts/width";
 import { bytes, number, words } from "../../words/words";
-import { PARTS, signed, type Mean, type Row } from "./comparison";
+import { PARTS, change, type Mean, type Row } from "./comparison";
 
 const HEIGHT = 360;
 const EDGE = { left: 56, right: 16, top: 16, bottom: 40 };
@@ -133,7 +133,7 @@ export function Forgetting({ rows }: { rows: Row[] }) {
   return (
     <Plot title={w.forgetting} hint={w.forgettingHint}>
       {(width) => {
-        const across = (value: number) => NAMES + 4 + ((value - least) / (most - least)) * (width - NAMES - 64);
+        const across = (value: number) => NAMES + 4 + ((value - least) / (most - least)) * (width - NAMES - 76);
         return (
           <svg viewBox={`0 0 ${width} ${measured.length * LINE}`} role="img" aria-label={w.forgetting}>
             <line class="base" x1={across(0)} x2={across(0)} y1="0" y2={measured.length * LINE} />
@@ -144,7 +144,7 @@ export function Forgetting({ rows }: { rows: Row[] }) {
                   <text class="name" x="0" y={y} dominant-baseline="middle">{label}</text>
                   <line class="span" x1={across(low)} x2={across(high)} y1={y} y2={y} />
                   <circle class="dot" cx={across(mean)} cy={y} r="5" />
-                  <text x={across(high) + 10} y={y} dominant-baseline="middle">{signed(mean)}</text>
+                  <text x={across(high) + 10} y={y} dominant-baseline="middle">{change(mean)}</text>
                 </g>
               );
             })}

@@ -10,7 +10,7 @@ import { changeQuery, link, query } from "../../router";
 import { bytes, duration, fill, moment, number, percent, short, words } from "../../words/words";
 import { Heading } from "../shown";
 import { Answers } from "./answers";
-import { answersOf, getComparison, pathOf, signed, type Interval, type Row, type Summary } from "./comparison";
+import { answersOf, getComparison, pathOf, change, type Interval, type Row, type Summary } from "./comparison";
 import { Forgetting, Memory, Quality } from "./plots";
 
 export function Report({ name }: { name: string }) {
@@ -58,7 +58,7 @@ function Figures({ summary }: { summary: Summary }) {
         { title: w.trainable, numeric: true, cell: ({ trainable, share }) => trainable !== null && <>{number(trainable, { notation: "compact", maximumSignificantDigits: 3 })} {share !== null && <span class="hint range">{percent(share)}</span>}</> },
         { title: w.beyond, numeric: true, cell: ({ beyond }) => beyond && bytes(beyond.mean) },
         { title: w.time, numeric: true, cell: ({ seconds }) => seconds && duration(seconds.mean) },
-        { title: w.forgetting, numeric: true, cell: ({ forgetting }) => forgetting && <>{signed(forgetting.mean)} {between(forgetting, signed)}</> },
+        { title: w.forgetting, numeric: true, cell: ({ forgetting }) => forgetting && <>{change(forgetting.mean)} {between(forgetting, change)}</> },
         { title: w.file, numeric: true, cell: (row) => row.adapter_bytes !== null && bytes(row.adapter_bytes) },
       ]} />
       <p class="hint">{w.rangesHint}</p>
