@@ -10,10 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from full_disk import file_limit
 from halka.server.guards.keys import Limits
 from halka.server.jobs import files
+from halka.server.jobs.folder import JobFolder
 from halka.server.resources.uploads import remove_stale
 from serving_for_tests import InProcess, LooksHere, until
 
@@ -36,14 +38,34 @@ def test_a_file_is_looked_at_estimated_with_and_trained_on(server):
     assert about == ("মেঘ.CSV", 27, server.service.file_life)
     named = {"data_file": made["id"], "validation_file": keep(server)}
     seen = server.client.post("/v1/data/preview", json=named).json()
-    assert (seen["examples"], seen["shown"][0]["where"], seen["shared"]["count"]) == (1, "data.csv:2", 1)
+    assert (seen["examples"], seen["shown"][0]["where"], seen["shared"]["count"]) == (1, "মেঘ.csv:2", 1)
     assert server.client.post("/v1/estimate", json=named).json()["steps"] >= 1
     for _ in range(2):
         job = server.client.post("/v1/jobs", json=TRAIN | named)
         assert job.status_code == 201, job.text
         folder = server.service.tenants.of("main").jobs / job.json()["id"]
-        assert (folder / "data.csv").read_bytes().startswith(b"prompt,")
-        assert (folder / "validation.jsonl").read_bytes() == ROWS
+        assert (folder / "data" / "মেঘ.csv").read_bytes().startswith(b"prompt,")
+        assert (folder / "validation" / "mine.jsonl").read_bytes() == ROWS
+        assert yaml.safe_load((folder / "settings.yaml").read_text())["data"] == ["data/মেঘ.csv"]
+        assert job.json()["files"] == {"data": "মেঘ.csv", "validation": "mine.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("My letters (2026).v2.JSONL", "My-letters-2026-v2.jsonl"),
+        ("-rf; $(x) `y`.jsonl", "rf-x-y.jsonl"),
+        ("র‍্যাঙ্ক.jsonl", "র‍্যাঙ্ক.jsonl"),
+        ("…!.jsonl", "data.jsonl"),
+        ("আ" * 150 + ".jsonl", "আ" * 50 + ".jsonl"),
+    ],
+)
+def test_a_file_keeps_its_name_but_for_what_no_name_needs(server, name, plain):
+    job = server.client.post("/v1/jobs", json=TRAIN | {"data_file": keep(server, ROWS, name)}).json()
+    folder = server.service.tenants.of("main").jobs / job["id"]
+    assert [path.name for path in (folder / "data").iterdir()] == [job["files"]["data"]] == [plain]
+    JobFolder(folder).write(state="failed", error=f"{folder}/data/{plain}:3 is no row")
+    assert server.client.get(f"/v1/jobs/{job['id']}").json()["error"] == f"{plain}:3 is no row"
 
 
 def test_a_list_is_whole_and_says_so(server):
@@ -103,14 +125,14 @@ def test_it_counts_once_however_many_jobs_have_it(server):
         job = server.client.post("/v1/jobs", json=TRAIN | {"data_file": id}, headers=mine)
         assert job.status_code == 201, job.text
     assert storage.used() < before + len(LONG)
-    server.service.tenants.of("main").files.joinpath(f"{id}.jsonl").unlink()
+    server.service.tenants.of("main").files.joinpath(f"{id}.mine.jsonl").unlink()
     assert storage.used() > len(LONG), "as long as a job has it"
 
 
 def test_the_newest_stay_and_none_for_long(server, monkeypatch):
     ids = [keep(server) for _ in range(files.MOST + 1)]
     folder = server.service.tenants.of("main").files
-    assert {path.stem for path in folder.glob("file-*")} == {*ids[1:]}
+    assert {path.name.partition(".")[0] for path in folder.glob("file-*")} == {*ids[1:]}
     gone = server.client.post("/v1/estimate", json={"data_file": ids[0]})
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "no_file")
     monkeypatch.setattr(server.service, "file_life", 0)
@@ -143,7 +165,7 @@ def test_files_are_listed_and_removed(server):
 def age(server: InProcess, id: str, seconds: float) -> None:
     """Let a file be so old."""
     then = time.time() - seconds
-    os.utime(server.service.tenants.of("main").files / f"{id}.jsonl", (then, then))
+    os.utime(server.service.tenants.of("main").files / f"{id}.mine.jsonl", (then, then))
 
 
 def test_another_server_at_the_same_data_leaves_files_that_are_not_old(server):
@@ -156,7 +178,7 @@ def test_another_server_at_the_same_data_leaves_files_that_are_not_old(server):
     remove_stale(server.service.settings.data, server.service.tenants.all())
     assert len([*tenant.files.glob("file-*.jsonl")]) == 3
     sweep = server.client.portal.start_task_soon(files.end_old_files, server.service)
-    until(lambda: [path.stem for path in tenant.files.glob("file-*.jsonl")] == [new], "old files end")
+    until(lambda: [path.name for path in tenant.files.glob("file-*.jsonl")] == [f"{new}.mine.jsonl"], "old files end")
     sweep.cancel()
     assert not {old, future} & {file["id"] for file in server.client.get("/v1/files").json()["data"]}
     assert server.client.post("/v1/estimate", json={"data_file": new}).status_code == 200

@@ -27,7 +27,7 @@ def test_data_of_any_size_is_checked_alike(client, times):
         (
             good + lines({**ROW, "adapter": "other"}),
             {"kind": "evaluate", "adapters": ["lora@1"]},
-            f"data.jsonl:{times + 1} names 'other', which is not among adapters",
+            f"a.jsonl:{times + 1} names 'other', which is not among adapters",
             "adapters",
         ),
     ):

@@ -110,7 +110,7 @@ def test_what_validation_shares_with_the_data_and_nothing_is_left(server, here):
     response = client.post("/v1/data/preview", json=job | files)
     assert response.status_code == 200, response.text
     (shared,) = response.json()["shared"]["first"]
-    assert (shared["first"], shared["same_answer"]) == ("validation.csv:2", False)
+    assert (shared["first"], shared["same_answer"]) == ("b.csv:2", False)
     assert [*(server.service.settings.data / "uploads").iterdir()] == []
     assert storage.used() == before
 
@@ -195,7 +195,7 @@ def test_parquet_becomes_a_jobs_data(server, tmp_path):
     response = server.client.post("/v1/jobs/upload", data={"job": json.dumps(job)}, files=files)
     assert response.status_code == 201, response.text
     folder = server.service.tenants.of("main").jobs / response.json()["id"]
-    assert [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()] == rows
+    assert [json.loads(line) for line in (folder / "data" / "rows.jsonl").read_text().splitlines()] == rows
 
 
 def test_parquet_that_expands_is_refused(server, tmp_path):

@@ -51,7 +51,7 @@ class NewJob:
 
 
 def new_job(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: ServerSettings) -> NewJob:
-    """The job as a command. `files` came with the request, as `data` and `validation`; they keep their suffixes.
+    """The job as a command. `files` came with the request, as `data` and `validation`; they keep their names.
 
     Raises ApiError that names the field, for what cannot be done.
     """
@@ -59,7 +59,7 @@ def new_job(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: Serve
     if isinstance(job, MergeJob):
         if names:
             raise ApiError(400, "a merge has no data", param=DATA)
-        return NewJob(_request(job, _merge(job, tenant, settings), tenant, settings), contents)
+        return NewJob(_request(job, _merge(job, tenant, settings), names, tenant, settings), contents)
     if isinstance(job, EvaluateJob) and job.held_out_of is not None:
         if DATA in names or job.task is not None:
             raise ApiError(400, "give one of data, task and held_out_of", param="held_out_of")
@@ -80,10 +80,12 @@ def new_job(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: Serve
         command = _evaluation(job, names, tenant, settings)
     else:
         command = _advice(job, names, settings)
-    return NewJob(_request(job, command, tenant, settings), contents)
+    return NewJob(_request(job, command, names, tenant, settings), contents)
 
 
-def _request(job: Job, command: list[str], tenant: Tenant, settings: ServerSettings) -> JobRequest:
+def _request(
+    job: Job, command: list[str], names: Mapping[str, str], tenant: Tenant, settings: ServerSettings
+) -> JobRequest:
     """What the job's folder says of it. Paths within the server's data, which may move, are as seen from there."""
 
     def seen(path: Path) -> str:
@@ -97,7 +99,11 @@ def _request(job: Job, command: list[str], tenant: Tenant, settings: ServerSetti
         store=seen(tenant.store.folder) if isinstance(job, TrainJob) else None,
         storage=tenant.storage.described(seen),
         room=_room(job, tenant, settings) if isinstance(job, MergeJob) else 0,
-        hidden={str(Path(settings.base).absolute()): settings.public_name, str(tenant.store.folder): "the store"},
+        hidden={
+            str(Path(settings.base).absolute()): settings.public_name,
+            str(tenant.store.folder): "the store",
+            **{file: Path(file).name for file in names.values()},
+        },
     )
 
 

@@ -1,11 +1,19 @@
-"""The data of a job: rows or files, called by what they are for, and read once before anything is queued."""
+"""The data of a job: rows or files, called by what they are for, and read once before anything is queued.
+
+data.jsonl                           what came as rows
+data/letters.csv, validation/…       what came as a file, which keeps its name, but for what no name needs
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import regex
 
 from halka.data.examples import read_examples
 from halka.server.errors import ApiError, public
@@ -19,16 +27,20 @@ PARQUET = ".parquet"  # becomes .jsonl as it comes
 SMALL = 1 << 18  # bytes of data that are read in this process; reading takes up to a hundred times as many
 MOST = 1 << 20  # bytes of what is said of data
 PROGRAM = "halka.server.jobs.data_reader"
+LONGEST = 50  # characters of a name before its suffix: at most 200 bytes, of the 255 that a file's name may have
+UNPLAIN = regex.compile(r"[^\p{L}\p{M}\p{N}_\u200c\u200d]+")
 
 
 def placed(asked: Any, files: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, bytes | Path]]:
     """The files' names in a folder, by what they are for, and their contents.
 
     asked  has `data`, and perhaps `validation`, as rows
-    files  those that came with the request, or that it names, which keep their suffixes
+    files  those that came with the request, or that it names, each called as `plain_name` has it
     Raises ApiError for what came in both ways, and for a file of another kind.
     """
-    names = {name: _with_suffix(name, path) for name, path in files.items()}
+    for name, path in files.items():
+        check_suffix(name, path)
+    names = {name: f"{name}/{path.name}" for name, path in files.items()}
     contents: dict[str, bytes | Path] = {names[name]: path for name, path in files.items()}
     for name in (DATA, VALIDATION):
         rows = getattr(asked, name, None)
@@ -52,7 +64,7 @@ def written(contents: Mapping[str, bytes | Path], folder: Path) -> dict[str, Pat
 
 def is_large(files: Mapping[str, bytes | Path]) -> bool:
     """Whether some of the data, by file, is read in a process of its own, so that it takes a turn."""
-    data = [content for file, content in files.items() if file.partition(".")[0] in (DATA, VALIDATION)]
+    data = [content for file, content in files.items() if _purpose(file) in (DATA, VALIDATION)]
     return any(len(it) > SMALL if isinstance(it, bytes) else it.stat().st_size > SMALL for it in data)
 
 
@@ -60,7 +72,7 @@ def check_data(files: Mapping[str, Path], job: TrainJob | EvaluateJob | AdviseJo
     """Read the data as the job will. Raises ApiError for what it could not use."""
     adapters = [*job.adapters] if isinstance(job, EvaluateJob) else None
     for file, path in files.items():
-        name = file.partition(".")[0]
+        name = _purpose(file)
         if name in (DATA, VALIDATION):
             if is_large({file: path}):
                 arguments = ("check", path, json.dumps(job.shape), json.dumps(adapters))
@@ -93,6 +105,20 @@ def check_suffix(name: str, path: Path) -> None:
         raise ApiError(400, f"{name} is a file of the kind {path.suffix!r}: use {kinds}", param=name)
 
 
-def _with_suffix(name: str, path: Path) -> str:
-    check_suffix(name, path)
-    return name + path.suffix.lower()
+def plain_name(name: str) -> str:
+    """What a file of data is called on the disk: the letters, digits and underscores of its name, and its kind.
+
+    name  as `file_name` has checked it
+    """
+    path = Path(name)
+    return (UNPLAIN.sub("-", path.stem)[:LONGEST].strip("-") or DATA) + path.suffix[:10].lower()
+
+
+def data_file(folder: Path, name: str) -> Path | None:
+    """A job's data, or its validation examples, by the job's folder; None if it has none."""
+    return next(chain(folder.glob(f"{name}/*"), folder.glob(f"{name}.*")), None)
+
+
+def _purpose(file: str) -> str:
+    """What a file of a job's folder is for."""
+    return re.split(r"[./]", file, maxsplit=1)[0]

@@ -1,6 +1,6 @@
 """`/v1/files`: data that is sent once, and named by the requests that look at it, estimate with it and train on it.
 
-tenants/acme/files/file-5f3a….jsonl    counts as stored, for an hour at most
+tenants/acme/files/file-5f3a….letters.jsonl    counts as stored, for an hour at most
 """
 
 from __future__ import annotations
@@ -99,13 +99,17 @@ def _kept(tenant: Tenant, life: float) -> dict[str, Path]:
                 ages.append((age, path))
             else:
                 path.unlink()
-    return {path.stem: path for _, path in sorted(ages)}
+    return {_id(path): path for _, path in sorted(ages)}
+
+
+def _id(path: Path) -> str:
+    return path.name.partition(".")[0]
 
 
 def _view(path: Path, life: int) -> dict[str, Any]:
     about = path.lstat()
     times = {"created_at": int(about.st_mtime), "expires_at": int(about.st_mtime) + life}
-    return {"id": path.stem, "object": "file", "format": path.suffix[1:], "bytes": about.st_size, **times}
+    return {"id": _id(path), "object": "file", "format": path.suffix[1:], "bytes": about.st_size, **times}
 
 
 def _keep(path: Path, tenant: Tenant, life: int) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def _keep(path: Path, tenant: Tenant, life: int) -> dict[str, Any]:
     with locked(tenant.files):
         for old in [*_kept(tenant, life).values()][MOST - 1 :]:
             old.unlink(missing_ok=True)
-        return _view(path.rename(tenant.files / f"file-{secrets.token_hex(8)}{path.suffix}"), life)
+        return _view(path.rename(tenant.files / f"file-{secrets.token_hex(8)}.{path.name}"), life)
 
 
 async def _with_file(service: Service, caller: Caller, id: str, do: Callable[[Path], T]) -> T:
@@ -148,7 +152,8 @@ def named_files(asked: Any, came: Mapping[str, Path], tenant: Tenant, folder: Pa
             raise ApiError(400, f"{name} came with the request and by its id: give one of them", param=f"{name}_file")
         try:
             kept = _kept(tenant, life)[id]
-            files[name] = folder / f"{name}{kept.suffix}"
+            files[name] = folder / name / kept.name.partition(".")[2]
+            files[name].parent.mkdir()
             os.link(kept, files[name], follow_symlinks=False)
         except (KeyError, FileNotFoundError):
             raise _no_file(id, f"{name}_file") from None

@@ -4,7 +4,7 @@
       job.json       what was asked, and the command that does it; written once
       state.json     queued, running, stopped, failed or done, as it was last written
       stop           somebody asked the job to stop
-      data.jsonl …   the data that came with it
+      data.jsonl …   the data that came with it; what came as a file is data/letters.csv
       output.json    what the command printed; log.txt its messages
       run/           a training's folder
       .lock          held by the job's process and the command that it runs, from before they begin until they end;
@@ -82,6 +82,7 @@ class JobFolder:
         path = jobs / f"job-{secrets.token_hex(8)}"
         with new_folder(path) as beside:
             for name, file in files.items():
+                (beside / name).parent.mkdir(exist_ok=True)
                 os.replace(file, beside / name)
             described = vars(request) | {"created": now()}
             (beside / JOB).write_text(json.dumps(described, ensure_ascii=False), encoding="utf-8")

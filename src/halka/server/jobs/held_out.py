@@ -8,7 +8,7 @@ from pathlib import Path
 from halka.data.examples import read_examples
 from halka.data.task import hold_out
 from halka.server.errors import ApiError, public
-from halka.server.jobs.data import DATA, PROGRAM, VALIDATION, is_large
+from halka.server.jobs.data import DATA, PROGRAM, VALIDATION, data_file, is_large
 from halka.server.jobs.folder import JobFolder, jobs_in
 from halka.server.jobs.reading import read_by
 from halka.util.errors import DamagedFolderError, HalkaError
@@ -52,13 +52,8 @@ def _held_out(jobs: Path, id: str) -> tuple[JobFolder, str | None, Path, float |
     if job is None or request is None or request.kind != "train":
         raise ApiError(404, f"there is no training job {id!r}: GET /v1/jobs lists those there are", param="held_out_of")
     validation, shape = request.settings.get(VALIDATION), request.settings.get("shape")
-    if (path := _file(job, VALIDATION)) is not None:
+    if (path := data_file(job.path, VALIDATION)) is not None:
         return job, shape, path, None
-    if isinstance(validation, float) and (path := _file(job, DATA)) is not None:
+    if isinstance(validation, float) and (path := data_file(job.path, DATA)) is not None:
         return job, shape, path, validation
     raise ApiError(400, f"{id} held nothing out: give data", param="held_out_of")
-
-
-def _file(job: JobFolder, name: str) -> Path | None:
-    """The file of that name, whose suffix is its kind's; None if the job has none."""
-    return next(job.path.glob(f"{name}.*"), None)

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from halka.server.errors import ApiError
 from halka.server.guards.access import Caller
-from halka.server.jobs.data import PARQUET
+from halka.server.jobs.data import PARQUET, plain_name
 from halka.server.jobs.reading import read_by
 from halka.server.resources.uploads import file_name, save
 from halka.server.service import Service
@@ -32,11 +32,11 @@ def read_form(adapter: TypeAdapter[T], text: str) -> T:
 async def save_data(
     service: Service, caller: Caller, uploads: Mapping[str, UploadFile | None], folder: Path
 ) -> dict[str, Path]:
-    """Write the files that came to a folder; returns their paths by what they are for. Raises ApiError."""
+    """Write the files that came below a folder; returns their paths by what they are for. Raises ApiError."""
     most, paths = int(service.settings.upload_size * MB), dict[str, Path]()
     for name, upload in uploads.items():
         if upload is not None:
-            path = await save(service, upload, folder / f"{name}{Path(file_name(upload)).suffix[:10].lower()}")
+            path = await save(service, upload, folder / name / plain_name(file_name(upload)))
             if path.suffix == PARQUET:
                 room = await service.guards.quota.reserve(caller, 1, most)
                 path = await service.reading(caller.tenant, json_lines_of, path, room)
@@ -46,7 +46,7 @@ async def save_data(
 
 def json_lines_of(path: Path, most: int) -> Path:
     """The rows of a Parquet file as a file of JSON lines of so many bytes at most, in its place. Raises ApiError."""
-    name, lines = path.stem, path.with_suffix(".jsonl")
+    name, lines = path.parent.name, path.with_suffix(".jsonl")
     try:
         output = read_by("halka.server.jobs.parquet", (path, lines, most), most, name)
     finally:

@@ -11,6 +11,7 @@ from typing import Any
 
 from halka.server.errors import public
 from halka.server.folders import Folders
+from halka.server.jobs.data import DATA, VALIDATION, data_file
 from halka.server.jobs.folder import OUTPUT, RUN, JobFolder
 from halka.util.errors import DamagedFolderError
 from halka.util.text import one_line
@@ -44,7 +45,9 @@ def view_of(job: JobFolder, folders: Folders) -> dict[str, Any]:
         "name": request.name,
         "status": state,
         "settings": request.settings,
+        "files": _file_names(job),
         "created_at": request.created,
+        "queued_at": written["queued"] / 1e9,
         "started_at": written.get("started"),
         "ended_at": written.get("ended"),
         "error": None if (error := written.get("error")) is None else one_line(hide(str(error))),
@@ -57,17 +60,26 @@ def view_of(job: JobFolder, folders: Folders) -> dict[str, Any]:
 
 def _damaged(job: JobFolder, reason: str) -> dict[str, Any]:
     """A job whose files do not say what it is, or how it is: it runs, or has failed."""
-    nothing = dict.fromkeys(("name", "started_at", "ended_at", "adapter", "last_step", "progress", "result"))
+    nothing = dict.fromkeys(
+        ("name", "queued_at", "started_at", "ended_at", "adapter", "last_step", "progress", "result")
+    )
     return {
         "id": job.id,
         "object": "job",
         "kind": None,
         "status": job.under_way or "failed",
         "settings": {},
+        "files": {},
         "created_at": int(job.path.stat().st_mtime),
         "error": reason,
         **nothing,
     }
+
+
+def _file_names(job: JobFolder) -> dict[str, str]:
+    """The names of the files that came with it, by what they are for; what came as rows has none."""
+    paths = {name: data_file(job.path, name) for name in (DATA, VALIDATION)}
+    return {name: path.name for name, path in paths.items() if path is not None and path.parent != job.path}
 
 
 def _result(job: JobFolder, kind: str) -> Any:

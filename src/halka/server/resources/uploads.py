@@ -74,9 +74,10 @@ def remove_stale(data: Path, tenants: Sequence[Tenant]) -> None:
 
 
 async def save(service: Service, upload: UploadFile, path: Path) -> Path:
-    """Write what was uploaded to a new file; where it came to is free then."""
+    """Write what was uploaded to a new file, in a new folder if need be; where it came to is free then."""
 
     def copy() -> None:
+        path.parent.mkdir(exist_ok=True)
         with upload.file, path.open("xb") as file:
             shutil.copyfileobj(upload.file, file, 1 << 20)
 
