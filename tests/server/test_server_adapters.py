@@ -238,6 +238,11 @@ def test_a_name_that_could_be_a_path_or_something_else_is_none(visitor, lora, na
     assert upload(visitor, name, lora).status_code == 400
 
 
+def test_a_name_that_is_none_is_refused_in_plain_words(visitor, lora):
+    for refused in (upload(visitor, "a b", lora), visitor.post("/v1/collections", json={"name": "a b"})):
+        assert refusal(refused).startswith("name: 'a b' cannot be a name: use up to 100 letters, digits,")
+
+
 def test_a_new_name_differs_by_more_than_capitals(client, lora):
     assert upload(client, "Cased", lora).status_code == 201
     refused = upload(client, "cASED", lora)

@@ -20,11 +20,7 @@ FIELDS, ITEMS = 1000, 10_000  # of an object, and of a conversation's lists, at 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Label = Annotated[str, Field(pattern=r"^\w[\w.@:/+-]{0,199}$|^\*$")]  # of a reader or a tag: `rag.store.READER`
 Labels = Annotated[list[Label], Field(max_length=64)]
-Name = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,98}[A-Za-z0-9_-]$|^[A-Za-z0-9]$"),
-    AfterValidator(lambda name: portable_name(name, "be a name")),
-]
+Name = Annotated[str, Field(max_length=100), AfterValidator(lambda name: portable_name(name, "be a name"))]
 
 
 class Body(BaseModel):

@@ -127,7 +127,7 @@ def portable_name(name: object, use: str) -> str:
     if not isinstance(name, str) or not is_portable_name(name):
         raise HalkaError(
             f"{name!r} cannot {use}: use up to 100 letters, digits, dots, dashes and underscores, a letter or digit "
-            "first, and no name that Windows has for a device, such as con or nul"
+            "first, no dot last, and no name that Windows has for a device, such as con or nul"
         )
     return name
 
