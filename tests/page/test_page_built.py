@@ -5,12 +5,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from halka.methods import all_methods
+from halka.methods import all_methods, catalogued
+from halka.server.jobs.commands import BEST_BY, TEXT
 from halka.server.page import BUILT, SCREENS
+from halka.training import TrainConfig
 from words_of_the_page import WORDS, entries
 
 WEB = BUILT.parent
@@ -89,6 +92,12 @@ def test_bengali_words_are_bengali(path):
 
 def test_bengali_lines_of_methods_are_of_methods_that_there_are():
     assert {*entries(WORDS / "bn" / "methods.ts")} <= {*all_methods()}
+
+
+def test_every_field_of_a_training_has_words():
+    names = {field["name"] for method in all_methods().values() for field in catalogued(method)["fields"]}
+    names |= {field.name for field in fields(TrainConfig)} | {BEST_BY.path, TEXT.path}
+    assert {*names, *(f"{name}_hint" for name in names)} <= {*entries(WORDS / "en" / "fields.ts")}
 
 
 def test_meanings_are_of_errors_that_there_are():

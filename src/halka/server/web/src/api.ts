@@ -104,6 +104,15 @@ export function failureOf(path: string, body: unknown, status: number): ApiError
   return error;
 }
 
+/** What parameter an error is about, without the kind of the job that has it. */
+export function paramOf(error: unknown, kind = ""): string | null {
+  const param = error instanceof ApiError ? error.param : null;
+  return param?.startsWith(`${kind}.`) ? param.slice(kind.length + 1) : param;
+}
+
+/** Whether an error says that what was asked for does not exist. */
+export const isMissing = (error: unknown): boolean => error instanceof ApiError && error.status === 404;
+
 /** Throws an error of its own for a file that has changed since it was chosen, which browsers refuse to send. */
 export async function checkUnchanged(files: Iterable<File>): Promise<void> {
   for (const file of files) {

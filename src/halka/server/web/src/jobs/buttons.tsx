@@ -8,6 +8,14 @@ import { go } from "../router";
 import { words } from "../words/words";
 import { deleteJob, ENDED, resumeJob, stopJob, type Job } from "./jobs";
 
+/** The address of a form that asks for what this training was asked for. */
+function againOf({ name, settings, files }: Job): string {
+  const { settings: chosen = {}, validation } = settings;
+  const share = typeof validation === "number" && validation < 1;
+  const held = share ? String(validation) : files.validation !== undefined || validation !== undefined ? "file" : "";
+  return `/train?${new URLSearchParams({ settings: JSON.stringify(chosen), held, name: name ?? "" })}`;
+}
+
 /** `changed`: it is queued again; `home`: where its list is. */
 export function Buttons({ job, changed, home = "/train" }: { job: Job; changed: () => void; home?: string }) {
   const w = words.value.jobs;
@@ -16,7 +24,6 @@ export function Buttons({ job, changed, home = "/train" }: { job: Job; changed: 
   const [stops, setStops] = useState(""); // the status that it still has: another click would stop it at once
   useEffect(() => setStops(""), [job.status]);
   const ended = ENDED.includes(job.status);
-  const again = `/train?settings=${encodeURIComponent(JSON.stringify(job.settings["settings"] ?? {}))}`;
   return (
     <>
       {!ended && (
@@ -25,7 +32,7 @@ export function Buttons({ job, changed, home = "/train" }: { job: Job; changed: 
       {ended && job.status !== "done" && (
         <Button kind="primary" icon="again" busy={busy} onClick={() => run(() => resumeJob(job.id).then(changed))}>{w.resume}</Button>
       )}
-      {job.kind === "train" && <Button icon="settings" onClick={() => go(again)}>{w.reuse}</Button>}
+      {job.kind === "train" && <Button icon="settings" onClick={() => go(againOf(job))}>{w.reuse}</Button>}
       {ended && <Button kind="quiet" icon="trash" label={w.remove} onClick={() => setAsks(true)} />}
       {failure !== null && <Failure error={failure} />}
       {asks && (

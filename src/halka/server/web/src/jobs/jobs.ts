@@ -1,7 +1,8 @@
 // Jobs of the server: what they are, how one begins, and how one is watched to its end.
 import type { Signal } from "@preact/signals";
-import { get, post, remove, type List } from "../api";
+import { call, get, post, remove, type List } from "../api";
 import { lastingEvents } from "../events";
+import type { Item } from "../parts/item";
 import { link } from "../router";
 import { withFiles, type Files } from "./files";
 
@@ -38,7 +39,11 @@ export interface Job<Result = unknown> {
   status: Status;
   /** What was asked for, without its rows. */
   settings: Record<string, unknown>;
+  /** The names of those that came with it. */
+  files: { data?: string; validation?: string };
   created_at: number;
+  /** As `created_at`, but to the moment, and of one that was resumed when that was; null: its files are damaged. */
+  queued_at: number | null;
   started_at: number | null;
   ended_at: number | null;
   error: string | null;
@@ -67,12 +72,44 @@ export interface Evaluated {
   by_adapter?: { adapter: string | null; scores: Record<string, Score> }[];
 }
 
+export const EVERY = 3000; // milliseconds between two looks at a list that changes
+
+/** A line of an evaluation's answers; `adapter` is null for the bare base. */
+interface Prediction {
+  where: string;
+  prompt: string;
+  references: string[];
+  prediction: string;
+  adapter: string | null;
+}
+
 const at = (id: string, ...rest: string[]) => `/v1${link("jobs", id, ...rest)}`;
+
+/** The method of a training, where it was asked for one. */
+export function methodOf({ settings: { settings } }: Job): string {
+  const method = (settings as Record<string, unknown> | undefined)?.["method"];
+  return typeof method === "string" ? method : "";
+}
 
 export const listJobs = async () => (await get<List<Job>>("/v1/jobs")).data;
 export const stopJob = (id: string) => post<Job>(at(id, "stop"));
 export const resumeJob = (id: string) => post<Job>(at(id, "resume"));
 export const deleteJob = (id: string) => remove(at(id));
+
+export const predictionsOf = (id: string) => at(id, "predictions");
+
+/** An evaluation's examples with the answers to them, those of the adapters first. `base`: what the bare base is called. */
+export async function answersOf(id: string, base: string): Promise<Item[]> {
+  const text = await (await call(predictionsOf(id))).text();
+  const items = new Map<string, Item>();
+  for (const line of text.split("\n").filter(Boolean)) {
+    const { where, prompt, references: [reference = ""], prediction, adapter } = JSON.parse(line) as Prediction;
+    const item = items.get(where) ?? { item: items.size, prompt, reference, answers: [] };
+    items.set(where, item);
+    item.answers.push({ label: adapter ?? base, prediction });
+  }
+  return [...items.values()];
+}
 
 /** Queue a job, whose data may be files. */
 export const startJob = (job: object, files: Files) => withFiles(files, job, (body) => post<Job>("/v1/jobs", body));

@@ -1,5 +1,6 @@
 // What went wrong or well, announced to screen readers as it appears; and what an empty place says to do first.
 import type { ComponentChildren } from "preact";
+import { isMissing } from "../api";
 import { words } from "../words/words";
 import { Button } from "./button";
 import { ErrorText } from "./error-text";
@@ -14,12 +15,12 @@ export function Notice({ kind, children }: { kind: "error" | "warning" | "info" 
   );
 }
 
-/** An error in the API's words, and a way to try again. */
+/** An error in the API's words, and a way to try again; what does not exist will not, then, either. */
 export function Failure({ error, again }: { error: unknown; again?: () => void }) {
   return (
     <Notice kind="error">
       <p><ErrorText of={error} /></p>
-      {again && <Button icon="again" onClick={again}>{words.value.parts.tryAgain}</Button>}
+      {again && !isMissing(error) && <Button icon="again" onClick={again}>{words.value.parts.tryAgain}</Button>}
     </Notice>
   );
 }

@@ -1,11 +1,15 @@
 // Adds an adapter by its files, or the next version of one.
 import { useState } from "preact/hooks";
+import { paramOf } from "../../api";
+import { NameTaken } from "../../jobs/name-taken";
 import { Button } from "../../parts/button";
 import { curl } from "../../parts/curl";
 import { Dialog } from "../../parts/dialog";
+import { ErrorText } from "../../parts/error-text";
 import { TextField } from "../../parts/field";
 import { FilesField } from "../../parts/files";
 import { useAction } from "../../parts/loading";
+import { wrongName } from "../../parts/names";
 import { Failure } from "../../parts/notice";
 import { Progress } from "../../parts/progress";
 import { quoted, Terminal } from "../../parts/terminal";
@@ -23,10 +27,12 @@ export function Upload({ name, onDone, onClose }: { name: string | null; onDone:
   const [share, setShare] = useState(0);
   const [checked, setChecked] = useState(false);
   const { busy, failure, run } = useAction();
+  const wrong = name === null ? wrongName(chosen) : null;
+  const ofName = paramOf(failure) === "name" ? <ErrorText of={failure} /> : null;
   const submit = (event: Event) => {
     event.preventDefault();
     setChecked(true);
-    if (busy || !chosen.trim() || !files.length) return;
+    if (busy || wrong !== null || !files.length) return;
     const form = new FormData();
     form.append("name", chosen.trim());
     for (const file of files) form.append("files", file, file.name);
@@ -36,17 +42,20 @@ export function Upload({ name, onDone, onClose }: { name: string | null; onDone:
   const called = chosen.trim() || "support";
   const sent = files.length ? files.map((file) => file.name) : FILES;
   return (
-    <Dialog title={name === null ? w.upload : fill(w.replaceTitle, { name })} onClose={onClose}>
+    <Dialog title={name === null ? w.upload : fill(w.replaceTitle, { name })} onClose={onClose} firm={busy}>
       <form class="stack" onSubmit={submit} noValidate>
         <p>{name === null ? w.uploadHint : w.replaceHint}</p>
         {name === null && (
-          <TextField label={w.name} value={chosen} onValue={setChosen} autocomplete="off" spellcheck={false} hint={w.nameHint}
-            error={checked && !chosen.trim() ? w.nameMissing : null} />
+          <>
+            <TextField label={w.name} value={chosen} onValue={setChosen} autocomplete="off" spellcheck={false} hint={w.nameHint}
+              error={(checked && wrong) || ofName} />
+            <NameTaken name={chosen.trim()} />
+          </>
         )}
         <FilesField label={w.chooseFiles} hint={FILES.join(", ")} files={files} onFiles={setFiles} accept=".json,.safetensors,.md"
           error={checked && !files.length ? w.filesMissing : null} />
         {busy && <Progress label={share < 1 ? w.sending : w.checking} share={share < 1 ? share : null} />}
-        {failure && <Failure error={failure} />}
+        {failure && !(name === null && ofName) && <Failure error={failure} />}
         <div class="row">
           <Button kind="primary" icon="upload" type="submit" busy={busy}>{w.send}</Button>
           <Button onClick={onClose}>{words.value.parts.cancel}</Button>

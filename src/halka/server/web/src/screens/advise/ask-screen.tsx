@@ -1,5 +1,5 @@
 // Ask for advice: the data, the documents, the time, and what is good enough.
-import { ApiError, baseName, collections as listCollections } from "../../api";
+import { baseName, collections as listCollections, paramOf } from "../../api";
 import { JobList } from "../../jobs/list";
 import { Button } from "../../parts/button";
 import { ErrorText } from "../../parts/error-text";
@@ -29,7 +29,7 @@ export function AskScreen() {
       if (!signal.aborted) go(link("advise", id));
     });
   };
-  const of = (param: string) => (failure instanceof ApiError && failure.param === param ? <ErrorText of={failure} /> : null);
+  const of = (param: string) => (paramOf(failure, "advise") === param ? <ErrorText of={failure} /> : null);
   return (
     <div class="train">
       <Heading title={w.title} lead={w.lead} />

@@ -23,7 +23,7 @@ export function Answers({ name, labels }: { name: string; labels: string[] }) {
   return (
     <section class="stack">
       <h2>{w.answers}</h2>
-      {none ? <p>{w.noAnswers}</p> : <p class="hint">{w.answersHint}</p>}
+      {none ? <p>{w.noAnswers}</p> : <p class="hint">{w.answersHint} {w.markedHint}</p>}
       <Loaded of={items}>{(all) => all.slice(0, PAGE).map((item) => <OneItem key={item.item} item={item} />)}</Loaded>
       {!none && (
         <div class="row turning">

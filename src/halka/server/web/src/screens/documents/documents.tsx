@@ -1,11 +1,13 @@
 // The collections that answers come from; one of them, by its address, searched and kept up to date.
 import "./documents.css";
 import { useState } from "preact/hooks";
-import { collections, post } from "../../api";
+import { collections, paramOf, post } from "../../api";
 import { Button } from "../../parts/button";
 import { curl } from "../../parts/curl";
+import { ErrorText } from "../../parts/error-text";
 import { TextField } from "../../parts/field";
 import { Loaded, useAction, useLoading } from "../../parts/loading";
+import { wrongName } from "../../parts/names";
 import { Empty, Failure, Notice } from "../../parts/notice";
 import { Terminal } from "../../parts/terminal";
 import { go, link } from "../../router";
@@ -53,18 +55,20 @@ function All() {
 function NewCollection() {
   const w = words.value.documents;
   const [name, setName] = useState("");
-  const [missing, setMissing] = useState(false);
+  const [checked, setChecked] = useState(false);
   const { busy, failure, run } = useAction();
+  const wrong = checked ? wrongName(name) : null;
+  const ofName = paramOf(failure) === "name" ? <ErrorText of={failure} /> : null;
   const submit = (event: Event) => {
     event.preventDefault();
-    setMissing(!name.trim());
-    if (name.trim() && !busy) run(() => post(COLLECTIONS, { name: name.trim() }).then(() => go(link("documents", name.trim()))));
+    setChecked(true);
+    if (!wrongName(name) && !busy) run(() => post(COLLECTIONS, { name: name.trim() }).then(() => go(link("documents", name.trim()))));
   };
   return (
     <form class="sheet stack" onSubmit={submit} noValidate aria-label={w.newCollection}>
       <h2>{w.newCollection}</h2>
-      <TextField label={w.name} value={name} onValue={setName} autocomplete="off" spellcheck={false} hint={w.nameHint} error={missing ? w.nameMissing : null} />
-      {failure && <Failure error={failure} />}
+      <TextField label={w.name} value={name} onValue={setName} autocomplete="off" spellcheck={false} hint={w.nameHint} error={wrong ?? ofName} />
+      {failure && !ofName && <Failure error={failure} />}
       <div class="row"><Button kind="primary" icon="add" type="submit" busy={busy}>{w.make}</Button></div>
     </form>
   );

@@ -1,13 +1,16 @@
 // From a file to a training: what is in it, how to train, what that takes; and the trainings there were.
 import type { ComponentChildren } from "preact";
-import { useEffect, useState } from "preact/hooks";
-import { ApiError, models as listModels, type Model } from "../../api";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { ApiError, baseName, paramOf } from "../../api";
+import { JobList } from "../../jobs/list";
+import { NameTaken } from "../../jobs/name-taken";
 import { Button } from "../../parts/button";
 import { ErrorText } from "../../parts/error-text";
 import { SelectField, showWrong, TextField } from "../../parts/field";
 import { FileField } from "../../parts/files";
 import { Loaded, useAction, useLoading } from "../../parts/loading";
-import { Failure } from "../../parts/notice";
+import { wrongName } from "../../parts/names";
+import { Failure, Notice } from "../../parts/notice";
 import { Waiting } from "../../parts/progress";
 import { Code, Terminal } from "../../parts/terminal";
 import { go, link, query } from "../../router";
@@ -15,70 +18,74 @@ import { fill, number, words } from "../../words/words";
 import { Heading } from "../shown";
 import { anyWrong, catalogue, type Catalogue } from "./catalogue";
 import { change, chooseFile, chooseSettings, draft, KINDS, look, start, trainCommands } from "./draft";
-import { JobList } from "../../jobs/list";
 import { MethodChoice } from "./method";
 import { NeedsOf, type Needs } from "./needs";
 import { PreviewOf, type Preview } from "./preview";
 
 export function DraftScreen() {
   const w = words.value.train;
-  const all = useLoading(() => Promise.all([catalogue(), listModels()]).then(([methods, models]) => {
+  const all = useLoading(() => Promise.all([catalogue(), baseName()]).then(([methods, base]) => {
     settingsOfAddress(methods);
-    return { methods, models };
+    return { methods, base };
   }), []);
   return (
     <div class="train">
       <Heading title={w.title} lead={w.lead} />
-      <Loaded of={all}>{({ methods, models }) => <Draft all={methods} models={models} />}</Loaded>
+      <Loaded of={all}>{({ methods, base }) => <Draft all={methods} base={base ?? "BASE"} />}</Loaded>
       <JobList kinds={["train", "evaluate", "merge"]} />
     </div>
   );
 }
 
-/** Take over, once, the settings in the address, as an advice or a link gives them: `?settings={"method": …}`. */
+/** Take over, once, the settings in the address, as an advice, a job or a link gives them: `?settings={"method": …}`. */
 function settingsOfAddress(all: Catalogue): void {
   const text = query.peek().get("settings");
+  const [held, name] = [query.peek().get("held"), query.peek().get("name")];
   if (!text) return;
   try {
     const settings: unknown = JSON.parse(text);
-    if (settings && typeof settings === "object") chooseSettings(all, settings as Record<string, unknown>);
+    const job = held === null || name === null ? {} : { held, name, reused: true };
+    if (settings && typeof settings === "object") chooseSettings(all, settings as Record<string, unknown>, job);
   } catch {
     // no settings
   }
   go(link("train"), { replace: true });
 }
 
-function Draft({ all, models }: { all: Catalogue; models: Model[] }) {
+function Draft({ all, base }: { all: Catalogue; base: string }) {
   const w = words.value.train;
   const one = draft.value;
   const preview = useLook<Preview>("data/preview", all, 300);
   const needs = useLook<Needs>("estimate", all, 900);
   const { busy, failure, run } = useAction();
   const [checked, setChecked] = useState(false);
-  const exists = models.some((model) => model.id === one.name && model.parent !== null);
+  const wrong = checked ? wrongName(one.name) : null;
   const validationMissing = one.held === "file" && !one.validation;
   const begin = (event: Event) => {
     event.preventDefault();
     const form = event.currentTarget;
     setChecked(true);
     if (busy || !one.file) return;
-    if (!one.name || validationMissing || anyWrong(all, one.method || all.default, one.values)) requestAnimationFrame(() => showWrong(form));
+    if (wrongName(one.name) || validationMissing || anyWrong(all, one.method || all.default, one.values)) requestAnimationFrame(() => showWrong(form));
     else run(async (signal) => {
       const job = await start(all, one);
       if (!signal.aborted) go(link("train", job.id));
     });
   };
-  const ofName = failure instanceof ApiError && failure.param === "name" ? <ErrorText of={failure} /> : null;
+  const ofName = paramOf(failure, "train") === "name" ? <ErrorText of={failure} /> : null;
   return (
     <form class="stack" onSubmit={begin} onKeyDown={keepSettings} noValidate>
       <Part at={1} title={w.data}>
+        {one.reused && (!one.file || validationMissing) && (
+          <Notice kind="info"><p>{[...(one.file ? [] : [w.fileAgain]), ...(validationMissing ? [w.validationAgain] : [])].join(" ")}</p></Notice>
+        )}
         <FileField label={w.drop} hint={w.dropHint} accept={KINDS} file={one.file} onFile={chooseFile} />
         {!one.file && <details class="more"><summary>{w.forms}</summary><Code text={FORMS} /></details>}
         <Looked looked={preview} label={w.reading}>{(read) => <PreviewOf preview={read} tooLong={one.values[TOO_LONG] ?? ""} />}</Looked>
         {one.file && (
           <div class="grid">
             <SelectField label={w.held} hint={w.heldHint} value={one.held} onValue={(held) => change({ held })}
-              options={["0.1", "0.2", "file", ""].map((value) => ({ value, text: heldText(value) }))} />
+              options={[...new Set(["0.1", "0.2", one.held, "file", ""])].map((value) => ({ value, text: heldText(value) }))} />
             {one.held === "file" && (
               <FileField label={w.dropValidation} hint={w.dropHint} accept={KINDS} file={one.validation} onFile={(validation) => change({ validation })}
                 error={checked && validationMissing ? w.validationMissing : null} />
@@ -92,13 +99,14 @@ function Draft({ all, models }: { all: Catalogue; models: Model[] }) {
       <Part at={3} title={w.begin}>
         <Looked looked={needs} label={w.estimating}>{(taken) => <NeedsOf needs={taken} />}</Looked>
         <div class="begin">
-          <TextField label={w.name} hint={exists ? fill(w.nameExists, { name: one.name }) : w.nameHint} error={checked && !one.name ? w.nameMissing : ofName} value={one.name}
+          <TextField label={w.name} hint={w.nameHint} error={wrong ?? ofName} value={one.name}
             autocomplete="off" spellcheck={false} onValue={(name) => change({ name })} />
           <Button kind="primary" icon="train" type="submit" busy={busy || !one.file}>{w.start}</Button>
         </div>
+        <NameTaken name={one.name.trim()} />
         {!one.file && <p class="hint">{w.emptyHint}</p>}
         {failure !== null && !ofName && <Failure error={failure} />}
-        <Terminal commands={trainCommands(all, one, models[0]?.id ?? "BASE")} />
+        <Terminal commands={trainCommands(all, one, base)} />
       </Part>
     </form>
   );
@@ -138,12 +146,15 @@ function useLook<T>(what: "data/preview" | "estimate", all: Catalogue, pause: nu
   const { file, held, validation, method, values } = draft.value;
   const [state, setState] = useState<Omit<LookedAt<T>, "again">>({ value: null, failure: null, busy: false });
   const [times, setTimes] = useState(0);
+  const before = useRef(file);
   const whole = what === "estimate";
   const changes = JSON.stringify(whole ? [method, values, held] : OF_READING.map((path) => values[path]));
   useEffect(() => {
     if (!file) return setState({ value: null, failure: null, busy: false });
     const controller = new AbortController();
-    setState((before) => ({ ...before, busy: true }));
+    const same = before.current === file;
+    before.current = file;
+    setState(({ value, failure }) => ({ value: same ? value : null, failure: same ? failure : null, busy: true }));
     const now = { ...draft.peek(), name: "" };
     const asked = whole ? now : { ...now, method: "", values: Object.fromEntries(OF_READING.map((path) => [path, now.values[path] ?? ""])) };
     let timer = setTimeout(function ask() {

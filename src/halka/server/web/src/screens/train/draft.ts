@@ -17,9 +17,11 @@ export interface Draft {
   validation: File | null;
   method: string;
   values: Values;
+  /** Whether a job was asked for all this before: its files are chosen again. */
+  reused: boolean;
 }
 
-const EMPTY: Draft = { file: null, name: "", held: "0.1", validation: null, method: "", values: {} };
+const EMPTY: Draft = { file: null, name: "", held: "0.1", validation: null, method: "", values: {}, reused: false };
 export const draft = signal<Draft>(EMPTY);
 
 export function change(to: Partial<Draft>): void {
@@ -32,21 +34,22 @@ export function chooseMethod(all: Catalogue, method: string): void {
   change({ method, values: Object.fromEntries(Object.entries(draft.value.values).filter(([path]) => ofTraining.has(path))) });
 }
 
-/** A file, and the name that it suggests where there is none yet. */
+/** A file, and the name that it suggests, unless somebody has typed another than the file before suggested. */
 export function chooseFile(file: File | null): void {
-  const name = draft.value.name || (file ? nameFrom(file.name) : "");
-  change({ file, name });
+  const { name, file: before } = draft.value;
+  const typed = name !== (before ? nameFrom(before.name) : "");
+  change({ file, name: typed ? name : file ? nameFrom(file.name) : "" });
 }
 
-/** Take settings of a job or of an advice over. */
-export function chooseSettings(all: Catalogue, settings: Record<string, unknown>): void {
-  change({ method: typeof settings["method"] === "string" ? settings["method"] : "", values: valuesOf(all, settings) });
+/** Take settings of a job or of an advice over; `job`: what else a job was asked for. */
+export function chooseSettings(all: Catalogue, settings: Record<string, unknown>, job: Partial<Draft> = {}): void {
+  change({ method: typeof settings["method"] === "string" ? settings["method"] : "", values: valuesOf(all, settings), ...job });
 }
 
 /** A name that the API takes, from a file's. */
 export function nameFrom(file: string): string {
-  const plain = file.replace(/\.[^.]+$/, "").replace(/[^A-Za-z0-9._-]+/g, "-").replace(/^[^A-Za-z0-9]+|[.-]+$/g, "");
-  return plain.slice(0, 100) || "adapter";
+  const plain = file.replace(/\.[^.]+$/, "").replace(/[^A-Za-z0-9._-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "");
+  return plain.slice(0, 100).replace(/[.-]+$/, "") || "adapter";
 }
 
 /** The body of POST /v1/jobs without its data. */
@@ -54,7 +57,7 @@ export function jobOf(all: Catalogue, one: Draft): Record<string, unknown> {
   const share = Number(one.held);
   return {
     kind: "train",
-    ...(one.name ? { name: one.name } : {}),
+    ...(one.name.trim() ? { name: one.name.trim() } : {}),
     ...(share > 0 && share < 1 ? { validation: share } : {}),
     settings: settingsOf(all, one.method || all.default, one.values),
   };
@@ -82,7 +85,7 @@ export function trainCommands(all: Catalogue, one: Draft, base: string): Command
     ...(held ? [`--validation ${quoted(held)}`] : []),
     `--method ${method}`,
     ...pairs(flagsOf(all, method, one.values)),
-    `-o ${quoted(`runs/${one.name || "adapter"}`)}`,
+    `-o ${quoted(`runs/${one.name.trim() || "adapter"}`)}`,
   ].join(" \\\n  ");
   return [
     { id: "halka", title: "halka", text: halka },

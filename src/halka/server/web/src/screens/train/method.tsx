@@ -1,7 +1,7 @@
 // How to train: a few methods in plain words, and under "more settings" all others with every field.
 import type { ComponentChildren } from "preact";
 import { useId } from "preact/hooks";
-import { ApiError } from "../../api";
+import { paramOf } from "../../api";
 import { ErrorText } from "../../parts/error-text";
 import { SelectField, TextField } from "../../parts/field";
 import { number, words } from "../../words/words";
@@ -19,10 +19,10 @@ export function MethodChoice({ all, failure }: { all: Catalogue; failure: unknow
   const listed = all.data.filter((method) => few.includes(method.name) || method.name === chosen)
     .sort((a, b) => (few.indexOf(a.name) + 1 || 99) - (few.indexOf(b.name) + 1 || 99));
   const method = all.data.find((one) => one.name === chosen);
-  const wrong = failure instanceof ApiError ? failure : null;
+  const wrong = paramOf(failure, "train");
   const field = (setting: Setting) => (
     <SettingField key={setting.path} setting={setting.path === "train.lr" ? { ...setting, default: method?.lr ?? null } : setting}
-      wrong={wrong?.param === `settings.${setting.path}` ? <ErrorText of={wrong} /> : null} />
+      wrong={wrong === `settings.${setting.path}` ? <ErrorText of={failure} /> : null} />
   );
   return (
     <>

@@ -70,6 +70,8 @@ export default {
   checkpointing_hint: "মনে না রেখে দুবার গণনা: মেমরি কম, সময় এক-তৃতীয়াংশ বেশি",
   evaluate_every: "কত ধাপ পরপর যাচাই (evaluate_every)",
   evaluate_every_hint: "না থাকলে মোট দশবার",
+  best_by: "কোন ওজন রাখা হবে (best_by)",
+  best_by_hint: "যাচাইয়ের লস যখন সবচেয়ে কম (loss), না যাচাইয়ের উদাহরণে উত্তরের স্কোর যখন সবচেয়ে বেশি (score)",
   patience: "ধৈর্য (patience)",
   patience_hint: "এতবার যাচাইয়ে উন্নতি না হলে থামে; না থাকলে থামে না",
   save_every: "কত ধাপ পরপর সংরক্ষণ (save_every)",

@@ -18,4 +18,6 @@ export default {
   before: "আগের",
   next: "পরের",
   range: "{from} থেকে {to}",
+  nameMissing: "একটি নাম দিন।",
+  nameWrong: "ইংরেজি অক্ষর, অঙ্ক, ডট, হাইফেন ও আন্ডারস্কোর লিখুন; শুরুতে অক্ষর বা অঙ্ক, শেষে ডট নয়; সব মিলিয়ে ১০০টির বেশি নয়।",
 } satisfies Same<typeof en>;

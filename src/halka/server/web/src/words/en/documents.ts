@@ -12,7 +12,6 @@ export default {
   newCollection: "A new collection",
   name: "Name",
   nameHint: "Letters, digits, dots, hyphens.",
-  nameMissing: "Give it a name.",
   make: "Make it",
   ask: "Ask it in the Playground",
   none: "It has no documents yet",

@@ -67,6 +67,8 @@ export default {
   checkpointing_hint: "computes twice instead of remembering: less memory, a third more time",
   evaluate_every: "Steps between validations",
   evaluate_every_hint: "none: ten in all",
+  best_by: "Which weights are kept",
+  best_by_hint: "those of the lowest validation loss, or of the highest score of the answers to the validation examples",
   patience: "Patience",
   patience_hint: "stops after so many validations that are no better; none: never",
   save_every: "Steps between checkpoints",

@@ -15,4 +15,6 @@ export default {
   before: "Before",
   next: "Next",
   range: "{from} to {to}",
+  nameMissing: "Give it a name.",
+  nameWrong: "Use letters, digits, dots, hyphens and underscores, a letter or digit first and no dot last; 100 at most.",
 };
