@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
@@ -78,3 +80,41 @@ def test_a_collection_is_made_filled_searched_and_deleted(read, shelf):
     page.get_by_role("dialog").get_by_role("button", name="Delete faq").press("Enter")
     page.wait_for_url("**/documents")
     expect(page.get_by_text("There are no collections yet")).to_be_visible()
+
+
+def test_files_are_taken_in_while_other_screens_are_shown(read, shelf):
+    page = read(shelf).page
+    page.goto("/documents")
+    page.get_by_label("Name").fill("a b")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("a letter or digit first and no dot last")).to_be_visible()
+    page.get_by_label("Name").fill("slow")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/documents/slow")
+    held = []
+
+    def hold_the_first(route):
+        if route.request.method == "POST" and not held:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/v1/collections/slow/documents", hold_the_first)
+    page.get_by_label("Choose files").set_input_files([file("parcels.md", PARCELS), file("keys.md", KEYS)])
+    page.get_by_role("button", name="Add them").click()
+    expect(page.get_by_text("parcels.md (1 of 2)")).to_be_visible()
+    page.get_by_role("link", name="All collections").click()
+    page.get_by_role("link", name="slow").click()
+    expect(page.get_by_text("parcels.md (1 of 2)")).to_be_visible()
+    held[0].continue_()
+    expect(page.get_by_text("parcels.md: added, 1 passage")).to_be_visible()
+    expect(page.get_by_text("keys.md: added, 1 passage")).to_be_visible()
+    expect(page.get_by_role("region", name="Documents").locator("tbody tr")).to_have_count(2)
+
+
+def test_of_a_collection_that_does_not_exist_nothing_is_offered(read, shelf):
+    page = read(shelf).page
+    page.goto("/documents/nope")
+    expect(page.get_by_role("alert")).to_contain_text("there is no collection 'nope'")
+    expect(page.get_by_role("button", name=re.compile("Delete|Try again"))).to_have_count(0)
+    expect(page.get_by_role("link", name="Ask it in the Playground")).to_have_count(0)

@@ -1,6 +1,6 @@
 // One collection: asked a question, and its documents with who may read them and since when they are there.
 import { useState } from "preact/hooks";
-import { baseName } from "../../api";
+import { baseName, isMissing } from "../../api";
 import { Button } from "../../parts/button";
 import { Confirm } from "../../parts/confirm";
 import { curl } from "../../parts/curl";
@@ -15,6 +15,7 @@ import { Heading } from "../shown";
 import { documentsIn, EVERYONE, pathOf, removeCollection, removeDocument, type Document } from "./collection";
 import { Search } from "./search";
 import { Upload } from "./upload";
+import { forget } from "./uploads";
 
 export function OneCollection({ name }: { name: string }) {
   const w = words.value.documents;
@@ -25,10 +26,12 @@ export function OneCollection({ name }: { name: string }) {
     <div class="stack">
       <p><a href={link("documents")}>{w.all}</a></p>
       <Heading title={name} lead={documents.value ? summaryOf(documents.value) : w.lead}>
-        <div class="row">
-          {base && <a class="button" href={`/playground?${new URLSearchParams({ model: `${base}:${name}` })}`}>{w.ask}</a>}
-          {may("manager") && <Button kind="danger" icon="trash" onClick={() => setRemoving(true)}>{w.remove}</Button>}
-        </div>
+        {!isMissing(documents.failure) && (
+          <div class="row">
+            {base && <a class="button" href={`/playground?${new URLSearchParams({ model: `${base}:${name}` })}`}>{w.ask}</a>}
+            {may("manager") && <Button kind="danger" icon="trash" onClick={() => setRemoving(true)}>{w.remove}</Button>}
+          </div>
+        )}
       </Heading>
       <Loaded of={documents}>
         {(all) => (
@@ -55,7 +58,10 @@ export function OneCollection({ name }: { name: string }) {
         ].join("\n") },
       ]} />
       {removing && <Confirm title={fill(w.removeTitle, { name })} hint={w.removeHint} yes={fill(w.removeYes, { name })}
-        onYes={() => removeCollection(name).then(() => go(link("documents")))} onClose={() => setRemoving(false)} />}
+        onYes={() => removeCollection(name).then(() => {
+          forget(name);
+          go(link("documents"));
+        })} onClose={() => setRemoving(false)} />}
     </div>
   );
 }
