@@ -59,6 +59,9 @@ export function methodOf({ method }: Adapter): string {
   return [method?.name ?? "", ...(size ? [size.join(" ")] : [])].join(", ");
 }
 
+/** The version that answers. */
+export const newestOf = ({ versions }: Adapter) => Math.max(...versions);
+
 /** The figures in what was measured, one level deep: `support.exact_match`; what the page knows by the reader's words. */
 export function figuresOf(measurements: Record<string, unknown> | null): [string, string][] {
   const w: Record<string, string> = words.value.adapters.of;

@@ -14,7 +14,7 @@ import { go, link, query } from "../../router";
 import { may } from "../../session";
 import { bytes, count, duration, fill, moment, number, words } from "../../words/words";
 import { Heading } from "../shown";
-import { archiveOf, change, fieldsOf, figuresOf, getAdapter, methodOf, pathOf, removeAdapter, textOf, type Whole } from "./adapter";
+import { archiveOf, change, fieldsOf, figuresOf, getAdapter, methodOf, newestOf, pathOf, removeAdapter, textOf, type Whole } from "./adapter";
 import { Badges, TryIt } from "./card";
 import { Merge } from "./merge";
 import { Tags } from "./tags";
@@ -30,9 +30,11 @@ export function Details({ name, base }: { name: string; base: string | null }) {
       <Loaded of={adapter}>
         {(one) => (
           <>
-            <Heading title={one.id} lead={one.error ? w.damagedLead : one.method ? methodOf(one) : w.noCard}>
-              {!one.error && <TryIt adapter={one} base={base} />}
+            <Heading title={one.versions.length > 1 ? fill(w.titleOf, { name: one.id, n: one.version }) : one.id}
+              lead={one.error ? w.damagedLead : one.method ? methodOf(one) : w.noCard}>
+              {!one.error && one.version === newestOf(one) && <TryIt adapter={one} base={base} />}
             </Heading>
+            {one.version !== newestOf(one) && <Notice kind="info"><p>{fill(w.newerAnswers, { n: newestOf(one) })}</p></Notice>}
             <Badges adapter={one} />
             {one.error && <Notice kind="error"><p lang="en">{one.error}</p><p>{w.damagedHint}</p></Notice>}
             {may("manager") && <Actions adapter={one} again={adapter.again} />}
@@ -141,7 +143,6 @@ function Training({ adapter }: { adapter: Whole }) {
 function Versions({ adapter }: { adapter: Whole }) {
   const w = words.value.adapters;
   const [removing, setRemoving] = useState<number | null>(null);
-  const newest = Math.max(...adapter.versions);
   return (
     <section class="sheet stack">
       <h2>{w.versions}</h2>
@@ -150,7 +151,8 @@ function Versions({ adapter }: { adapter: Whole }) {
         { title: w.version, cell: (version) => (
           <>
             <a href={`${link("adapters", adapter.id)}?version=${version}`} aria-current={version === adapter.version || undefined}>{number(version)}</a>
-            {" "}{version === newest && <span class="badge">{w.newest}</span>}
+            {" "}{version === newestOf(adapter) && <span class="badge">{w.newest}</span>}
+            {" "}{version === adapter.version && adapter.versions.length > 1 && <span class="badge gold">{w.shownHere}</span>}
           </>
         ) },
         { title: w.actions, cell: (version) => may("manager") && (
