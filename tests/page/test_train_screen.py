@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -76,12 +78,24 @@ def test_a_file_becomes_an_adapter_that_is_scored_beside_the_base(read, working)
     page.get_by_text("On other examples").click()
     page.locator(FILE).set_input_files(upload(ROWS[:3], "test.jsonl"))
     page.get_by_role("button", name="Score it again").click()
+    expect(page.get_by_role("button", name="Score it again")).to_have_attribute("aria-disabled", "true")
     expect(page.get_by_text("On 3 examples, with 95 % intervals")).to_be_visible()
+    expect(page.get_by_role("button", name="Score it again")).not_to_have_attribute("aria-disabled", "true")
+    page.get_by_text("What was answered").click()
+    item = page.get_by_role("article", name="Item 3")
+    expect(item).to_contain_text("What is 0 plus 2?")
+    expect(item.get_by_role("heading", level=4)).to_have_text(["expected", "sums-more@1", "the bare base"])
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download all answers").click()
+    assert len(Path(download.value.path()).read_text().splitlines()) == 6
     page.get_by_role("link", name="Open this evaluation").click()
     expect(page.get_by_role("heading", level=1, name="Scores of sums-more@1")).to_be_visible()
     expect(page.get_by_role("row", name="the bare base").first).to_be_visible()
     page.get_by_role("link", name="All jobs").click()
     page.get_by_role("link", name="sums-more", exact=True).click()
+    for asked in ("sums-more.jsonl", "10%", "lora", "0.001"):
+        expect(page.get_by_role("definition").get_by_text(asked, exact=True)).to_be_visible()
+    assert httpx.get(f"{working.url}/v1/adapters/sums-more").json()["task"] == "sums-more"
     page.get_by_role("link", name="Try it beside the base").click()
     page.wait_for_url("**/playground?model=tiny&model=sums-more")
     assert [url for url in reader.requests if url.endswith(("/files", "/upload"))] == [f"{working.url}/v1/files"] * 2
@@ -123,6 +137,80 @@ def test_a_file_to_validate_with_is_asked_for_and_another_method_has_its_own_def
     page.get_by_role("radio", name=re.compile("^lora")).check()
     expect(page.get_by_label("Rank", exact=True)).to_have_value("")
     expect(page.get_by_label("Steps", exact=True)).to_have_value("2")
+
+
+def test_a_name_follows_the_file_until_somebody_types_one(read, working):
+    page = read(working.url).page
+    name = page.get_by_label("Name of the adapter")
+    page.goto("/train")
+    page.locator(FILE).set_input_files(upload(ROWS, "first.jsonl"))
+    expect(name).to_have_value("first")
+    preview = page.get_by_text("36 examples of the shape “prompt”.")
+    expect(preview).to_be_visible()
+    page.route("**/v1/data/preview", lambda route: None)
+    page.locator(FILE).set_input_files(upload(ROWS, "lora.jsonl"))
+    expect(name).to_have_value("lora")
+    expect(preview).to_have_count(0)
+    expect(page.get_by_text("There is an adapter lora: this becomes its next version.")).to_be_visible()
+    name.fill("a b")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.get_by_text("a letter or digit first and no dot last")).to_be_visible()
+    expect(name).to_be_focused()
+    page.locator(FILE).set_input_files(upload(ROWS, "third.jsonl"))
+    expect(name).to_have_value("a b")
+    name.fill("con")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.locator(".begin .wrong")).to_contain_text("'con' cannot be a name")
+
+
+def test_a_job_says_what_it_was_asked_for_and_is_asked_for_again(read, working):
+    """A training that waits behind two others, as the API describes it."""
+    page = read(working.url).page
+    settings = {"method": "ia3", "train": {"lr": 0.002, "checkpointing": True}, "best_by": "score"}
+    job = {
+        "id": "job-1", "kind": "train", "name": "sums", "status": "queued", "created_at": 5, "queued_at": 5.5,
+        "settings": {"data_file": "file-1", "validation_file": "file-2", "settings": settings},
+        "files": {"data": "letters.jsonl", "validation": "check.csv"}, "error": None, "result": None,
+        "adapter": None, "last_step": None,
+    }  # fmt: skip
+    others = [
+        job | {"id": "job-2", "name": "a", "status": "running", "queued_at": 9},
+        job | {"id": "job-3", "name": "b", "queued_at": 5.25},
+        job | {"id": "job-4", "name": "c", "queued_at": 5.75},
+        job | {"id": "job-5", "name": "d", "queued_at": 1, "status": "done"},
+    ]
+    page.route("**/v1/jobs", lambda route: route.fulfill(json={"object": "list", "data": [*others, job]}))
+
+    def now(status: str) -> None:
+        body = f"event: status\ndata: {json.dumps(job | {'status': status})}\n\n"
+        page.route("**/events", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+
+    now("queued")
+    page.goto("/train/job-1")
+    expect(page.get_by_text("It waits for its turn: 2 other jobs of yours are before it …")).to_be_visible()
+    asked = {
+        "Examples": "letters.jsonl", "Held out for validation": "check.csv", "Method": "ia3",
+        "Learning rate": "0.002", "Save memory": "yes", "Which weights are kept": "score",
+    }  # fmt: skip
+    for term, definition in asked.items():
+        listed = page.locator("dt", has_text=re.compile(f"^{term}$")).locator("+ dd")
+        expect(listed).to_have_text(definition)
+    now("running")
+    page.reload()
+    expect(page.get_by_text("It loads the base and reads the examples …")).to_be_visible()
+
+    page.get_by_role("button", name="Use these settings again").click()
+    expect(page.get_by_label("Name of the adapter")).to_have_value("sums")
+    expect(page.get_by_text("A training of sums has not ended")).to_be_visible()
+    expect(page.get_by_role("radio", name="ia3")).to_be_checked()
+    expect(page.get_by_text("Choose the file to validate with again.")).to_be_visible()
+    page.locator(FILE).set_input_files(upload(ROWS, "letters.jsonl"))
+    expect(page.get_by_label("Held out for validation")).to_have_value("file")
+    expect(page.get_by_label("Name of the adapter")).to_have_value("sums")
+    page.goto("/train?held=0.25&name=mine&settings={}")
+    page.locator(FILE).set_input_files(upload(ROWS))
+    expect(page.get_by_label("Held out for validation").locator(":checked")).to_have_text("25 % of the file")
+    expect(page.get_by_label("Name of the adapter")).to_have_value("mine")
 
 
 def test_data_are_looked_at_as_the_training_reads_them(read, working):
@@ -175,3 +263,4 @@ def test_a_broken_stream_goes_on_after_the_last_event_and_says_so_in_the_end(rea
     page.unroute("**/events")
     page.get_by_role("button", name="Try again").click()
     expect(page.get_by_role("alert")).to_contain_text("there is no job")
+    expect(page.get_by_role("button", name="Try again")).to_have_count(0)

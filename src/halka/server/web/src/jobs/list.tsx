@@ -8,10 +8,8 @@ import { Table } from "../parts/table";
 import { Terminal } from "../parts/terminal";
 import { link } from "../router";
 import { fill, moment, percent, short, words } from "../words/words";
-import { ENDED, listJobs, type Job } from "./jobs";
+import { ENDED, EVERY, listJobs, methodOf, type Job } from "./jobs";
 import { StatusBadge } from "./status";
-
-const EVERY = 3000; // milliseconds between two looks
 
 export function JobList({ kinds }: { kinds: string[] }) {
   const w = words.value.jobs;
@@ -29,7 +27,7 @@ export function JobList({ kinds }: { kinds: string[] }) {
         {(all) => all.length ? (
           <>
             <Table caption={w.title} rows={all} keyOf={(job) => job.id} columns={[
-              { title: w.job, cell: (job) => <a href={link(job.kind === "advise" ? "advise" : "train", job.id)}>{titleOf(job)}</a> },
+              { title: w.job, cell: (job) => <><a href={link(job.kind === "advise" ? "advise" : "train", job.id)}>{titleOf(job)}</a>{methodOf(job) && <span class="hint method">{methodOf(job)}</span>}</> },
               { title: w.status, cell: (job) => <StatusBadge status={job.status} /> },
               { title: w.came, cell: outcome },
               { title: w.when, cell: (job) => moment(job.created_at) },

@@ -1,6 +1,7 @@
 // Merges an adapter into its base as a job, shows what that changes, and gives what was written.
 import { useEffect, useState } from "preact/hooks";
 import { deleteJob, ENDED, listJobs, startJob, type Job } from "../../jobs/jobs";
+import { Queued } from "../../jobs/queued";
 import { Button } from "../../parts/button";
 import { curl } from "../../parts/curl";
 import { Checkbox, SelectField } from "../../parts/field";
@@ -91,7 +92,7 @@ function Result({ job, open, again }: { job: Merged; open: boolean; again: () =>
         {job.status === "done" && job.settings["format"] && <a class="button" href={`${JOBS}/${job.id}/archive`} download>{w.download}</a>}
         {!runs(job) && <Button kind="quiet" icon="trash" label={fill(w.removeResult, { title })} busy={busy} onClick={() => run(() => deleteJob(job.id).then(again))} />}
       </header>
-      {runs(job) && <Waiting label={w.merging} />}
+      {job.status === "queued" ? <Queued job={job} /> : runs(job) && <Waiting label={w.merging} />}
       {job.error && <Notice kind="error"><p lang="en">{job.error}</p></Notice>}
       {failure && <Failure error={failure} />}
       {error && (

@@ -2,6 +2,7 @@
 import { Buttons } from "../../jobs/buttons";
 import { commandsOf } from "../../jobs/commands";
 import { ENDED, type Job } from "../../jobs/jobs";
+import { Queued } from "../../jobs/queued";
 import { StatusBadge } from "../../jobs/status";
 import { useWatched } from "../../jobs/watched";
 import { Failure, Notice } from "../../parts/notice";
@@ -25,7 +26,7 @@ export function AdviceScreen({ id }: { id: string }) {
       {!job && failure === null && <Waiting label={words.value.shell.loading} />}
       {job?.error && <Notice kind="error"><p lang="en">{job.error}</p></Notice>}
       {job?.status === "interrupted" && <Notice kind="warning"><p>{w.interruptedHint}</p></Notice>}
-      {job?.status === "queued" && <Waiting label={w.queuedHint} />}
+      {job?.status === "queued" && <Queued job={job} />}
       {job && job.status !== "queued" && job.status !== "done" && <Probes job={job} />}
       {job?.status === "done" && job.result !== null && <Verdict job={job as Job<Advised>} />}
       {job && <Terminal commands={commandsOf(job)} />}

@@ -1,5 +1,7 @@
 // An evaluation: how far it is, then its scores.
+import { useEffect } from "preact/hooks";
 import { ENDED, type Evaluated, type Job } from "../../jobs/jobs";
+import { Queued } from "../../jobs/queued";
 import { useWatched } from "../../jobs/watched";
 import { Failure, Notice } from "../../parts/notice";
 import { Progress } from "../../parts/progress";
@@ -11,12 +13,15 @@ export function Evaluation({ job }: { job: Job<Evaluated> }) {
   const w = words.value.jobs;
   if (job.result !== null) return <Scores job={job} />;
   if (job.error !== null) return <Notice kind="error"><p lang="en">{job.error}</p></Notice>;
-  return ENDED.includes(job.status) ? null : <Progress label={job.status === "queued" ? w.queuedHint : w.scoring} share={shareOf(job)} />;
+  if (job.status === "queued") return <Queued job={job} />;
+  return ENDED.includes(job.status) ? null : <Progress label={w.scoring} share={shareOf(job)} />;
 }
 
-/** One that is watched beside something else. */
-export function Watching({ id }: { id: string }) {
+/** One that is watched beside something else; `onRuns` hears whether it is under way. */
+export function Watching({ of: { id, status }, onRuns }: { of: Job; onRuns: (runs: boolean) => void }) {
   const { job, failure, again } = useWatched(id);
+  const runs = !ENDED.includes(job?.status ?? status);
+  useEffect(() => onRuns(runs), [runs]);
   return (
     <>
       {failure !== null && <Failure error={failure} again={again} />}

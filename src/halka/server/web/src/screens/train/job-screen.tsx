@@ -3,6 +3,7 @@ import { Buttons } from "../../jobs/buttons";
 import { commandsOf } from "../../jobs/commands";
 import { type Evaluated, type Job, type Trained } from "../../jobs/jobs";
 import { titleOf } from "../../jobs/list";
+import { Queued } from "../../jobs/queued";
 import { StatusBadge } from "../../jobs/status";
 import { useWatched } from "../../jobs/watched";
 import { Failure, Notice } from "../../parts/notice";
@@ -10,6 +11,7 @@ import { Waiting } from "../../parts/progress";
 import { Terminal } from "../../parts/terminal";
 import { fill, moment, words } from "../../words/words";
 import { Heading } from "../shown";
+import { Asked } from "./asked";
 import { Evaluation } from "./evaluation";
 import { Outcome } from "./outcome";
 import { Running } from "./running";
@@ -27,10 +29,11 @@ export function JobScreen({ id }: { id: string }) {
       {!job && failure === null && <Waiting label={words.value.shell.loading} />}
       {job?.error && job.kind !== "evaluate" && <Notice kind="error"><p lang="en">{job.error}</p></Notice>}
       {job?.status === "interrupted" && <Notice kind="warning"><p>{w.interruptedHint}</p></Notice>}
-      {job?.status === "queued" && <Waiting label={w.queuedHint} />}
+      {job?.status === "queued" && job.kind !== "evaluate" && <Queued job={job} />}
       {job?.kind === "train" && <Running job={job} steps={steps} />}
-      {job?.kind === "train" && job.status === "done" && <Outcome job={job as Job<Trained>} />}
-      {job?.kind === "evaluate" && <section class="sheet stack"><Evaluation job={job as Job<Evaluated>} /></section>}
+      {job?.kind === "train" && job.status === "done" && job.adapter && <Outcome job={job as Job<Trained>} adapter={job.adapter} />}
+      {job?.kind === "evaluate" && <section class="sheet stack"><h2>{w.scores}</h2><Evaluation job={job as Job<Evaluated>} /></section>}
+      {job && job.kind !== null && <Asked job={job} />}
       {job && <Terminal commands={commandsOf(job)} />}
     </div>
   );

@@ -11,26 +11,28 @@ import { Failure, Notice } from "../../parts/notice";
 import { Terminal } from "../../parts/terminal";
 import { link } from "../../router";
 import { fill, short, words } from "../../words/words";
+import { getAdapter } from "../adapters/adapter";
 import { KINDS } from "./draft";
 import { Watching } from "./evaluation";
 
-export function Outcome({ job }: { job: Job<Trained> }) {
+export function Outcome({ job, adapter }: { job: Job<Trained>; adapter: { name: string; version: number } }) {
   const w = words.value.train;
-  const { value: base, failure, again } = useLoading(baseName, []);
-  const { adapter, result } = job;
-  if (!adapter) return null;
-  const tryIt = `/playground?model=${encodeURIComponent(base ?? "")}&model=${encodeURIComponent(adapter.name)}`;
+  const { name, version } = adapter;
+  const { value, failure, again } = useLoading(() => Promise.all([baseName(), getAdapter(name, null)]), [name]);
+  const [base, newest] = [value?.[0] ?? "", value?.[1].version];
+  const tryIt = `/playground?model=${encodeURIComponent(base)}&model=${encodeURIComponent(name)}`;
   return (
     <>
       <Notice kind="done">
-        <p>{fill(w.stored, { name: adapter.name, version: adapter.version })}{" "}{result && bestOfAll(result)}</p>
+        <p>{fill(w.stored, { name, version })}{" "}{job.result && bestOfAll(job.result)}</p>
         <div class="row">
-          {base && <a class="button primary" href={tryIt}>{w.tryIt}</a>}
-          <a class="button" href={link("adapters", adapter.name)}>{w.toAdapter}</a>
+          {base && newest === version && <a class="button primary" href={tryIt}>{w.tryIt}</a>}
+          {newest !== undefined && <a class="button" href={`${link("adapters", name)}?version=${version}`}>{w.toAdapter}</a>}
         </div>
+        {newest !== undefined && newest !== version && <p>{fill(words.value.adapters.newerAnswers, { n: newest })}</p>}
       </Notice>
       {failure !== null && <Failure error={failure} again={again} />}
-      <Scoring adapter={`${adapter.name}@${adapter.version}`} training={job} />
+      <Scoring adapter={`${name}@${version}`} training={job} />
     </>
   );
 }
@@ -46,22 +48,26 @@ function bestOfAll({ score, validation_loss: loss, best_step: step }: Trained): 
 function Scoring({ adapter, training }: { adapter: string; training: Job<Trained> }) {
   const w = words.value.train;
   const [file, setFile] = useState<File | null>(null);
+  const [runs, setRuns] = useState(false);
   const { busy, failure, run } = useAction();
   const evaluations = useLoading(async () => {
     const own = (job: Job) => job.kind === "evaluate" && (job.settings["adapters"] as string[] | undefined)?.includes(adapter);
     return (await listJobs()).filter(own);
   }, [adapter]);
-  const scored = evaluations.value?.[0]?.id;
+  const scored = evaluations.value?.[0];
   const heldOut = training.result?.validation_loss != null;
   const asked = { kind: "evaluate", adapters: [adapter], with_base: true, ...(heldOut && !file ? { held_out_of: training.id } : {}) };
-  const begin = () => run(() => startJob(asked, { data: file }).then(evaluations.again));
+  const begin = () => run(() => startJob(asked, { data: file }).then(() => {
+    setRuns(true);
+    evaluations.again();
+  }));
   const command = file || !heldOut
     ? curlUpload("/v1/jobs/upload", asked, { data: file?.name ?? "test.jsonl" })
     : curl("/v1/jobs", { json: asked });
   return (
     <section class="sheet stack">
       <h2>{w.better}</h2>
-      {scored && <Watching key={scored} id={scored} />}
+      {scored && <Watching key={scored.id} of={scored} onRuns={setRuns} />}
       <p class="hint">{heldOut ? w.betterHeldOut : w.betterHint}</p>
       {!heldOut && <FileField label={w.dropTest} hint={w.dropHint} accept={KINDS} file={file} onFile={setFile} />}
       {heldOut && (
@@ -71,8 +77,9 @@ function Scoring({ adapter, training }: { adapter: string; training: Job<Trained
         </details>
       )}
       {failure !== null && <Failure error={failure} />}
+      {evaluations.failure !== null && <Failure error={evaluations.failure} again={evaluations.again} />}
       <div class="row">
-        <Button kind={scored ? "plain" : "primary"} icon="compare" busy={busy || (!file && !heldOut)} onClick={begin}>{scored ? w.scoreAgain : w.score}</Button>
+        <Button kind={scored ? "plain" : "primary"} icon="compare" busy={busy || runs || (!file && !heldOut)} onClick={begin}>{scored ? w.scoreAgain : w.score}</Button>
       </div>
       <Terminal commands={[{ id: "curl", title: "curl", text: command }]} />
     </section>

@@ -1,7 +1,7 @@
 // A training as it goes: how far it is, its losses, its speed.
 import { ENDED, type Job, type Step } from "../../jobs/jobs";
 import { LineChart } from "../../parts/chart";
-import { Progress } from "../../parts/progress";
+import { Progress, Waiting } from "../../parts/progress";
 import { bytes, duration, fill, number, percent, short, words } from "../../words/words";
 import { Tile } from "./needs";
 
@@ -10,7 +10,7 @@ const DRAWN = 240; // points of a curve; more are drawn as the means of neighbou
 export function Running({ job, steps }: { job: Job; steps: Step[] }) {
   const w = words.value.train;
   const last = steps.at(-1);
-  if (!last) return null;
+  if (!last) return job.status === "running" ? <Waiting label={w.beginning} /> : null;
   const ended = ENDED.includes(job.status);
   const checked = steps.filter((step) => step.validation !== null && step.validation !== undefined);
   const scored = typeof checked.at(-1)?.score === "number";
