@@ -1,1 +1,0 @@
-function e(e){let t=e instanceof HTMLElement?e.querySelector(`[aria-invalid]`):null;for(let e=t?.closest(`details`);e;e=e.parentElement?.closest(`details`))e.open=!0;t?.focus()}export{e as t};
