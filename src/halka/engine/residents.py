@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,23 @@ class Held:
     requests: int = 0
 
 
+@dataclass
+class _Room:
+    """How many bytes, and how many adapters, memory has room for."""
+
+    bytes: int
+    count: float
+
+    def fits(self, version: Version) -> bool:
+        """Whether there is room for it."""
+        return version.bytes <= self.bytes and self.count >= 1
+
+    def add(self, version: Version) -> None:
+        """There is also what this one takes."""
+        self.bytes += version.bytes
+        self.count += 1
+
+
 class Residents:
     """Versions of adapters in the model.
 
@@ -62,14 +80,13 @@ class Residents:
         for version in self.versions:
             version.leaving = False
         missing = [version for version in dict.fromkeys(wanted) if not version.here and version.error is None]
-        ready = next((version for version in missing if version.reading is not None and version.reading.done()), None)
+        ready = [version for version in missing if version.reading is not None and version.reading.done()]
         reading = [future for version in missing if (future := version.reading) is not None and not future.done()]
         for version in missing:
             if version.reading is None and len(reading) < AHEAD:
                 version.reading = self._reader.submit(_read, version, self._copies, self._tensors)
                 reading.append(version.reading)
-        loaded = None if ready is None or not self._load(ready) else ready
-        return loaded, reading[0] if reading else None
+        return self._load_next(ready), reading[0] if reading else None
 
     def used(self, version: Version) -> None:
         """An answer that it made has ended: it is the last that is evicted."""
@@ -120,6 +137,23 @@ class Residents:
         return sorted((v for v in self.versions if v.name == name), key=lambda version: version.number)
 
     # ── loading ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _load_next(self, ready: Sequence[Version]) -> Version | None:
+        """Let the model take the first of these, or one that fits where that has no room.
+
+        Once the first has waited for long, only one that fits beside it, too.
+        """
+        if not ready or self._load(ready[0]):
+            return ready[0] if ready else None
+        first, *others = ready
+        if first.reading is None or first.error is not None:
+            return None  # it does not wait for room
+        now = self._room_beside(other for other in self.versions if other.users or other.pinned)
+        then = now
+        if first.waited > PATIENCE:
+            then = self._room_beside([first, *(other for other in self.versions if not other.leaving)])
+        fits = next((version for version in others if now.fits(version) and then.fits(version)), None)
+        return None if fits is None or not self._load(fits) else fits
 
     def _load(self, version: Version) -> bool:
         """Let the model take it, if there is room. Returns whether the model has it; why not is its error."""
@@ -186,24 +220,27 @@ class Residents:
             )
         version.waited += 1
         urgent = version.waited > PATIENCE
+        room, going = self._room_beside(self.versions), list[Version]()
         movable = [other for other in self.versions if other not in kept]
-        idle = [other for other in movable if not other.users]
-        idle += [other for other in movable if urgent and other.users and not other.begun]
-        for other in idle:
-            if not self._has_room(version, self.versions):
-                self._evict(other)
-                self.evictions += 1
-        staying = [*self.versions]
-        for other in self.versions:
-            if urgent and other not in kept and not self._has_room(version, staying):
-                other.leaving = True
-                staying.remove(other)
-        return self._has_room(version, self.versions)
+        for other in sorted(movable, key=lambda other: (bool(other.users), bool(other.begun))):
+            if room.fits(version):
+                break
+            room.add(other)
+            going.append(other)
+        if any(other.begun or (other.users and not urgent) for other in going):
+            for other in going:
+                other.leaving = urgent
+            return False
+        for other in going:
+            self._evict(other)
+            self.evictions += 1
+        return True
 
-    def _has_room(self, version: Version, beside: Collection[Version]) -> bool:
-        """Whether there is room for it beside these."""
-        few = self.most is None or len(beside) < self.most
-        return few and sum(other.bytes for other in beside) + version.bytes <= self.budget
+    def _room_beside(self, versions: Iterable[Version]) -> _Room:
+        """What the budget leaves beside these."""
+        beside = [*versions]
+        count = math.inf if self.most is None else self.most - len(beside)
+        return _Room(self.budget - sum(version.bytes for version in beside), count)
 
     def _evict(self, version: Version) -> None:
         if version.key in self.model.adapters:
