@@ -27,7 +27,7 @@ from typing import Any
 from large_bases import BASES
 from side_by_side import setup
 
-from halka.engine.background import PIECES
+from halka.engine.listeners import PIECES
 from halka.estimating.devices import device_named
 from halka.estimating.hardware import CONTEXT
 

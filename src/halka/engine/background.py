@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from contextlib import aclosing
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from halka.engine.engine import Engine
+from halka.engine.listeners import Listeners
 from halka.engine.pulse import FIRST, Pulse
 from halka.engine.request import Answer, Request
 from halka.engine.residents import Held
@@ -21,17 +20,6 @@ from halka.util.errors import HalkaError
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
-
-PIECES = 250  # of all answers a second: each wakes a coroutine, on the processor that the engine needs
-
-
-@dataclass(frozen=True)
-class _Listener:
-    """Whom an answer wakes: at every piece of it, or at its first token and its end alone."""
-
-    loop: asyncio.AbstractEventLoop
-    event: asyncio.Event
-    pieces: bool
 
 
 class AsyncEngine:
@@ -46,8 +34,7 @@ class AsyncEngine:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self._listeners: dict[Answer, _Listener] = {}
-        self._lock, self._closed, self._notified = threading.Lock(), False, 0.0
+        self._listeners, self._lock, self._closed = Listeners(), threading.Lock(), False
         self._pulse = Pulse()
         self._calls = SimpleQueue[Callable[[], object] | None]()  # that the thread makes between steps; None: the last
         self._thread = threading.Thread(target=self._steps, name="halka-engine", daemon=True)
@@ -55,8 +42,8 @@ class AsyncEngine:
 
     async def answers(self, request: Request, n: int = 1) -> list[Answer]:
         """The `n` answers to a request, when all are finished. Raises what made one fail."""
-        answers = await self._submit(request, n, pieces=False)
-        async with aclosing(self._progress(answers)) as progress:
+        answers = await self._submit(request, n)
+        async with aclosing(self._progress(answers, pieces=False)) as progress:
             async for _ in progress:
                 pass
         return answers
@@ -71,7 +58,8 @@ class AsyncEngine:
         Whoever stops reading cancels those that are not finished. `Answer.finish` is the last that is set: a reader who
         sees it has the whole answer. Without `pieces` an answer comes with its first token and at its end alone.
         """
-        async with aclosing(self._progress(await self._submit(request, n, pieces, written))) as progress:
+        answers = await self._submit(request, n, written)
+        async with aclosing(self._progress(answers, pieces)) as progress:
             async for answer in progress:
                 yield answer
 
@@ -144,9 +132,7 @@ class AsyncEngine:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _submit(
-        self, request: Request, n: int, pieces: bool, written: Sequence[Sequence[int]] = ()
-    ) -> list[Answer]:
+    async def _submit(self, request: Request, n: int, written: Sequence[Sequence[int]] = ()) -> list[Answer]:
         answers, matcher = list[Answer](), None
         if request.constraint is not None:  # in another thread: the engine's goes on with its steps
             matcher = await asyncio.to_thread(self.engine.constraints.matcher, request.constraint)
@@ -155,14 +141,11 @@ class AsyncEngine:
         except asyncio.CancelledError:  # perhaps the thread is about to submit: cancel afterwards
             self._call(lambda: [self.engine.cancel(answer) for answer in answers])
             raise
-        listener = _Listener(asyncio.get_running_loop(), asyncio.Event(), pieces)
-        with self._lock:
-            self._listeners |= dict.fromkeys(answers, listener)
         return answers
 
-    async def _progress(self, answers: list[Answer]) -> AsyncGenerator[Answer]:
+    async def _progress(self, answers: list[Answer], pieces: bool) -> AsyncGenerator[Answer]:
         """One of the answers to a request, as `follow` says."""
-        listener = self._listeners[answers[0]]
+        changed = self._listeners.add(answers, pieces)
         going = dict.fromkeys(answers, 0)  # tokens of each that were seen
         try:
             while going:
@@ -172,12 +155,12 @@ class AsyncEngine:
                         if answer.error is not None:
                             raise answer.error
                         yield answer
-                    elif (count := len(answer.tokens)) > seen and (listener.pieces or not seen):
+                    elif (count := len(answer.tokens)) > seen and (pieces or not seen):
                         going[answer] = count
                         yield answer
                 if going:
-                    await listener.event.wait()
-                    listener.event.clear()
+                    await changed.wait()
+                    changed.clear()
         finally:
             self._leave(answers)
 
@@ -192,9 +175,7 @@ class AsyncEngine:
         for answer in answers:
             if answer.finish is None:
                 self._call(lambda answer=answer: self.engine.cancel(answer))
-        with self._lock:
-            for answer in answers:
-                self._listeners.pop(answer, None)
+        self._listeners.remove(answers)
 
     def _steps(self) -> None:
         try:
@@ -204,7 +185,7 @@ class AsyncEngine:
                         call()
                         if call != self.engine.step and not self.engine.busy:
                             self.engine.step()  # lets go of adapters that the call removed
-                    self._notify()
+                    self._listeners.notify()
                 except Exception as error:  # it fails who waits; the next requests may do better
                     self._fail(error)
         finally:
@@ -213,7 +194,7 @@ class AsyncEngine:
             try:
                 self.engine.close()
             finally:
-                self._end(HalkaError("the engine is closed"))
+                self._listeners.end(HalkaError("the engine is closed"))
 
     def _next(self) -> Callable[[], object] | None:
         try:
@@ -226,31 +207,4 @@ class AsyncEngine:
             self.engine.fail(error)
         except Exception:
             LOG.exception("the engine cannot give its answers up")
-        self._end(error)
-
-    def _end(self, error: Exception) -> None:
-        """Nobody waits any longer: what the engine has not finished ends with this error."""
-        with self._lock:
-            for answer in self._listeners:
-                if answer.finish is None:
-                    answer.error, answer.finish = error, "error"
-        self._notify()
-
-    def _notify(self) -> None:
-        events = dict[asyncio.AbstractEventLoop, set[asyncio.Event]]()
-        with self._lock:
-            now = time.monotonic()
-            streams = sum(listener.pieces for listener in self._listeners.values())
-            if everybody := now >= self._notified + streams / PIECES:
-                self._notified = now
-            for answer, listener in self._listeners.items():
-                if (everybody and listener.pieces) or answer.finish is not None or len(answer.tokens) == 1:
-                    events.setdefault(listener.loop, set()).add(listener.event)
-        for loop, waited_for in events.items():
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(_set, waited_for)
-
-
-def _set(events: Iterable[asyncio.Event]) -> None:
-    for event in events:
-        event.set()
+        self._listeners.end(error)
