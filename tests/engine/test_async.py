@@ -140,6 +140,36 @@ def test_calls_are_made_while_an_adapters_files_are_waited_for(model, tmp_path):
     assert answer.tokens == alone(model, request("lora"))
 
 
+class Impatient(Engine):
+    """An engine that waits for nothing."""
+
+    def step(self):
+        raise AssertionError("a step waits for an adapter's files, and whoever calls meanwhile for the step")
+
+
+def test_answers_begin_and_end_while_anothers_files_are_read(model, tmp_path):
+    halka.save(model, "lora", tmp_path / "lora")
+    gate = threading.Event()
+
+    async def ask():
+        async with AsyncEngine(engine := Impatient(model)) as running:
+            engine.put("stored", tmp_path / "lora")
+            engine.adapters.residents._reader.submit(gate.wait)
+            under_way = asyncio.create_task(running.answers(request("stored")))
+            for name in (None, "lora") * 3:
+                (answer,) = await running.answers(request(name))
+                assert answer.tokens == alone(model, request(name))
+            assert not under_way.done()
+            gate.set()
+            return await under_way
+
+    try:
+        (answer,) = in_time(ask())
+    finally:
+        gate.set()
+    assert answer.tokens == alone(model, request("lora"))
+
+
 def test_a_step_stalls_that_takes_longer_than_those_before_let_expect(model):
     now = [0.0]
     pulse = Pulse(lambda: now[0])

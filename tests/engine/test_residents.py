@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
 import time
+from concurrent.futures import wait
 from contextlib import contextmanager
 
 import pytest
@@ -135,6 +137,40 @@ def test_an_adapter_is_loaded_before_a_request_wants_it(model, store):
         assert isinstance(failing.exception(), HalkaError)
         left = engine.adapters.load("lora-2")
     assert "closed" in str(left.exception())
+
+
+def test_files_are_waited_for_where_nothing_else_is_to_be_done(model, store):
+    gate = threading.Event()
+    with Engine(model, store) as engine:
+        (bare,) = engine.submit(Request([5, 6, 7], stopping=Stopping(2)))
+        (stored,) = engine.submit(Request([5, 6, 7], "lora-0", stopping=Stopping(2)))
+        engine.adapters.residents._reader.submit(gate.wait)  # files are read one after the other
+        while bare.finish is None:
+            assert engine.advance() is None
+        reading = engine.advance()
+        assert reading is not None
+        assert not reading.done()
+        gate.set()
+        wait([reading])
+        assert engine.advance() is None
+        assert len(stored.tokens) == 1
+
+
+def test_an_adapter_that_fails_while_another_is_read_fails_at_once(model, store):
+    gate = threading.Event()
+    with Engine(model, store) as engine:
+        weights = store.get("lora-0").folder / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-8])
+        (damaged,) = engine.submit(Request([5, 6, 7], "lora-0", stopping=Stopping(2)))
+        reading = engine.advance()
+        assert reading is not None
+        wait([reading])
+        engine.adapters.residents._reader.submit(gate.wait)
+        engine.submit(Request([5, 6, 7], "lora-1", stopping=Stopping(2)))
+        assert engine.advance() is None
+        engine.advance()
+        assert "lora-0" in str(damaged.error)
+        gate.set()
 
 
 @contextmanager

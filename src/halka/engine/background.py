@@ -11,7 +11,7 @@ from contextlib import aclosing
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from halka.engine.engine import Engine
+from halka.engine.engine import READING, Engine
 from halka.engine.listeners import Listeners
 from halka.engine.pulse import FIRST, Pulse
 from halka.engine.request import Answer, Request
@@ -36,6 +36,8 @@ class AsyncEngine:
         self.engine = engine
         self._listeners, self._lock, self._closed = Listeners(), threading.Lock(), False
         self._pulse = Pulse()
+        self._reading: Future[None] | None = None  # of an adapter's files, whose end is a call
+        self._waits = False  # whether no step has anything to do before a call
         self._calls = SimpleQueue[Callable[[], object] | None]()  # that the thread makes between steps; None: the last
         self._thread = threading.Thread(target=self._steps, name="halka-engine", daemon=True)
         self._thread.start()
@@ -183,8 +185,10 @@ class AsyncEngine:
                 try:
                     with self._pulse.step():
                         call()
-                        if call != self.engine.step and not self.engine.busy:
-                            self.engine.step()  # lets go of adapters that the call removed
+                        if call != self._step:
+                            self._waits = False
+                            if not self.engine.busy:
+                                self.engine.advance()  # lets go of adapters that the call removed
                     self._listeners.notify()
                 except Exception as error:  # it fails who waits; the next requests may do better
                     self._fail(error)
@@ -198,9 +202,18 @@ class AsyncEngine:
 
     def _next(self) -> Callable[[], object] | None:
         try:
-            return self._calls.get(block=not self.engine.busy)
+            if not self.engine.busy:
+                return self._calls.get()
+            return self._calls.get(self._waits, READING)
         except Empty:
-            return self.engine.step
+            return self._step
+
+    def _step(self) -> None:
+        reading = self.engine.advance()
+        self._waits = reading is not None
+        if reading is not None and reading is not self._reading:
+            reading.add_done_callback(lambda _: self._calls.put(_nothing))
+            self._reading = reading
 
     def _fail(self, error: Exception) -> None:
         try:
@@ -208,3 +221,7 @@ class AsyncEngine:
         except Exception:
             LOG.exception("the engine cannot give its answers up")
         self._listeners.end(error)
+
+
+def _nothing() -> None:
+    """The call that is a step's occasion alone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -36,7 +36,7 @@ from halka.util.errors import HalkaError, TooLongError
 from halka.util.machine import memory_named
 from halka.util.mode import in_mode
 
-READING = 2.0  # seconds of a step that waits for an adapter's files: others may call meanwhile
+READING = 2.0  # seconds that a step waits for an adapter's files: others may call meanwhile
 PREFILL, PREFILL_ON_GPU = 512, 2048  # tokens of prompts a step: fewer leave a GPU waiting for its next operations
 FULL = (
     "out of memory in a step of the engine: lower rows, prefill (tokens of prompts in a step), memory (for keys and "
@@ -251,6 +251,15 @@ class Engine:
     def step(self) -> bool:
         """Compute the next tokens of as many answers as there are rows. Returns whether some answer goes on.
 
+        Where all of them wait for adapters' files, wait for these for a moment. Raises what `advance` raises.
+        """
+        if (reading := self.advance()) is not None:
+            wait([reading], READING)
+        return self.busy
+
+    def advance(self) -> Future[None] | None:
+        """As `step`, without waiting: returns the reading of an adapter's files that all answers wait for, if they do.
+
         After an error, which is raised, every answer that is not finished begins anew, without a changed token. Raises
         OutOfMemoryError where the pass does not fit in memory.
         """
@@ -275,9 +284,7 @@ class Engine:
             idle = not self.schedule.running
         if idle:
             give_cores_back()
-            if reading is not None:
-                wait([reading], READING)
-        return self.busy
+        return reading if idle and not work else None
 
     def _follow(self) -> None:
         """See what changed in the model and among the adapters; requests whose adapter cannot be used fail."""

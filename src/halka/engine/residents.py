@@ -75,7 +75,7 @@ class Residents:
     def prepare(self, wanted: Iterable[Version]) -> tuple[Version | None, Future[None] | None]:
         """Load what is wanted, in this order, one a call: files are read in the background, then the model takes them.
 
-        Returns the version that was loaded, and a reading that is under way.
+        Returns the version that was loaded, and a reading that is under way, if nothing else is to be done before it.
         """
         for version in self.versions:
             version.leaving = False
@@ -86,7 +86,9 @@ class Residents:
             if version.reading is None and len(reading) < AHEAD:
                 version.reading = self._reader.submit(_read, version, self._copies, self._tensors)
                 reading.append(version.reading)
-        return self._load_next(ready), reading[0] if reading else None
+        loaded = self._load_next(ready)
+        wait_for_room = all(version.reading is not None and not version.here for version in ready)
+        return loaded, reading[0] if reading and wait_for_room else None
 
     def used(self, version: Version) -> None:
         """An answer that it made has ended: it is the last that is evicted."""
