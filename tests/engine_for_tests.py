@@ -28,6 +28,19 @@ class Tokenizer:
         return " ".join(map(str, ids))
 
 
+class NoTwin:
+    """A slow twin of the engine's pass that is not to compute."""
+
+    def __call__(self, line):
+        raise AssertionError("the slow twin computes")
+
+    def forget(self):
+        pass
+
+    def close(self):
+        pass
+
+
 def model_of(architecture: str = "llama", *, families: Mapping[str, Method], **changes):
     model = halka.adapt(tiny(architecture, **changes), Tokenizer())
     for seed, (name, method) in enumerate(families.items()):

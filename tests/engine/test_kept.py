@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import halka
-from engine_for_tests import Tokenizer, alone, filled, model_of
+from engine_for_tests import NoTwin, Tokenizer, alone, filled, model_of
 from halka.engine.engine import Engine
 from halka.engine.kept import kept_of
 from halka.engine.request import Request
@@ -121,14 +121,29 @@ def test_what_changes_between_two_calls_counts_in_the_second(architecture, chang
     right(model)
 
 
-def test_a_pass_whose_storage_another_engine_took_is_made_anew():
+def test_an_engine_beside_leaves_the_pass_that_is_kept_as_it_is():
     model = model_of(families=FAMILIES)
     right(model)
+    first = model.kept
     with Engine(model):
-        pass
-    assert not model.kept.intact
+        right(model)
+    assert model.kept is first
+    assert first.current
     right(model)
-    assert model.kept.intact
+    assert model.kept is first
+
+
+def test_a_call_beside_an_open_engine_leaves_its_pass_as_it_is():
+    model = model_of(families=FAMILIES)
+    with Engine(model) as engine:
+        engine._forward._twin = NoTwin()
+        for _ in range(2):
+            right(model)
+            made = [engine.submit(request)[0] for request in requests()]
+            while engine.step():
+                pass
+            assert [answer.tokens for answer in made] == [alone(model, request) for request in requests()]
+    right(model)
 
 
 def test_what_is_merged_between_two_calls_answers_in_the_second():

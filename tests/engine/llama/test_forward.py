@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import halka
+from engine_for_tests import NoTwin
 from halka.core import AdaptedModel, Adapter, ModulePart, Part, Target
 from halka.engine.forward import TransformersForward
 from halka.engine.llama.forward import LlamaForward, unsupported
@@ -418,17 +419,43 @@ def test_matrices_are_free_as_soon_as_they_are_undone():
     assert not any(matrix() is not None for matrix in matrices)
 
 
-def test_two_engines_on_one_base():
-    """The second takes the storage over; the first then computes by the twin, and lets the second's be."""
+def test_passes_of_one_base_share_its_matrices_until_the_last_is_closed():
     model = adapted(a=halka.LoRA(rank=4))
     expected = one_row(Lines(model, TransformersForward(model)), ("a",))
     first, second = LlamaForward(model), LlamaForward(model)
-    for forward in (first, second):
+    assert first._step is not None
+    assert second._step is not None
+    assert first._step.weights is second._step.weights
+    first._twin = second._twin = NoTwin()
+    for forward in (first, second, first):
         torch.testing.assert_close(one_row(Lines(model, forward), ("a",)), expected, rtol=1e-4, atol=1e-5)
-    assert not first.intact
     first.close()
     assert second.intact
+    torch.testing.assert_close(one_row(Lines(model, second), ("a",)), expected, rtol=1e-4, atol=1e-5)
+    third = LlamaForward(model)
+    assert third.intact
     second.close()
+    assert any(storages(model.base))
+    del third  # which nobody closes
+    gc.collect()
+    LlamaForward(model).close()
+    assert not any(storages(model.base))
+
+
+def test_a_pass_of_a_base_that_was_moved_meanwhile_is_not_shared():
+    model = adapted(a=halka.LoRA(rank=4))
+    first = LlamaForward(model)
+    model.to(torch.bfloat16).to(torch.float32)
+    expected = one_row(Lines(model, TransformersForward(model)), ("a",))
+    second = LlamaForward(model)
+    assert second.intact
+    for end in (lambda: None, first.close):
+        end()
+        assert not first.intact
+        torch.testing.assert_close(one_row(Lines(model, second), ("a",)), expected, rtol=1e-4, atol=1e-5)
+    assert any(storages(model.base))
+    second.close()
+    assert not any(storages(model.base))
 
 
 # ── which bases ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -17,8 +17,8 @@ from halka.core.routing import Place
 from halka.engine.forward import TransformersForward
 from halka.engine.line import Forward, Line
 from halka.engine.llama.line_adapters import RowAdapters
-from halka.engine.llama.watched import LOOKS
-from halka.engine.llama.weights import PLACES, LlamaWeights, obstacle
+from halka.engine.llama.open_weights import close_weights, open_weights
+from halka.engine.llama.weights import PLACES, obstacle
 from halka.kernels import unusable
 
 LOG = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def unsupported(model: AdaptedModel) -> str | None:
 
 
 class LlamaForward:
-    """Implements `Forward`. Until `close`, the linear layers of a layer of the base share their storage."""
+    """Implements `Forward`. Until all of a base are closed, the linear layers of its layers share their storage."""
 
     def __init__(self, model: AdaptedModel):
         """`unsupported(model)` must be None."""
@@ -39,7 +39,7 @@ class LlamaForward:
 
         self._model, self._twin = model, TransformersForward(model)
         with model.own_weights():
-            weights = LlamaWeights(model.base)
+            weights = open_weights(model.base, self)
         self._step: LlamaStep | None = LlamaStep(weights)
         places: dict[Place, tuple[int, int]] = {
             (layer.keys[role], edits): (number, place)
@@ -50,7 +50,7 @@ class LlamaForward:
 
     def __call__(self, line: Line) -> Tensor:
         step = self._step
-        if step is not None and self._model.merged is None and step.weights.intact():
+        if step is not None and self._model.merged is None and step.watched.intact():
             with torch.inference_mode():
                 adapters = self._adapters.of_line(line.names)
                 if adapters.misplaced is None:
@@ -70,10 +70,8 @@ class LlamaForward:
 
     @property
     def intact(self) -> bool:
-        if (step := self._step) is None:
-            return False
         with self._model.own_weights():  # which are aside while an adapter is merged
-            return all(step.weights.intact() for _ in range(LOOKS))
+            return self._step is not None and self._step.watched.all_intact()
 
     def forget(self) -> None:
         self._adapters.forget()
@@ -85,7 +83,7 @@ class LlamaForward:
         if self._step is not None:
             weights, self._step = self._step.weights, None  # and with the step all that has the matrices
             with self._model.own_weights():
-                weights.undo()
+                close_weights(weights, self)
 
 
 def forward_of(model: AdaptedModel) -> Forward:

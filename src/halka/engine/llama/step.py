@@ -56,7 +56,7 @@ class LlamaStep:
 
     def __init__(self, weights: LlamaWeights):
         D, Q, H, W, F, _ = self.dims = weights.dims
-        self.weights = weights
+        self.weights, self.watched = weights, weights.watch()
         self.embed, self.head, self.norm = (array_of(it) for it in (weights.embed, weights.head, weights.norm))
         self.eps, self.scale = np.float32(weights.eps), np.float32(weights.scale)
         dtype = weights.embed.dtype

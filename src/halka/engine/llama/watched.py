@@ -22,11 +22,16 @@ class Watched:
     def __init__(self, places: Iterable[tuple[nn.Module, str]]):
         """places: modules, and the names of their parameters or buffers."""
         own = [(m._parameters if m._parameters.get(name) is not None else m._buffers, name) for m, name in places]
-        self._shares = cycle([Share(own[first::LOOKS]) for first in range(min(LOOKS, len(own)))])
+        self._shares = [Share(own[first::LOOKS]) for first in range(min(LOOKS, len(own)))]
+        self._turns = cycle(self._shares)
 
     def intact(self) -> bool:
         """Whether the next share of them is where it was: not once the base was moved, or given others."""
-        return next(self._shares).intact()
+        return next(self._turns).intact()
+
+    def all_intact(self) -> bool:
+        """Whether all of them are where they were."""
+        return all(share.intact() for share in self._shares)
 
 
 class Share:

@@ -9,6 +9,7 @@ window. Other architectures with such modules may compute something else with th
 from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -168,10 +169,14 @@ def _is_norm(norm: Any, eps: float) -> bool:
 
 
 class LlamaWeights:
-    """A base's weights, its products fused until `undo`."""
+    """A base's weights, its products fused until `undo`.
+
+    users  who has them open (`open_weights`)
+    """
 
     def __init__(self, base: Any):
         """Raises no error: `obstacle` says before whether the base is of this kind."""
+        self.users = WeakSet[object]()
         layout = layout_of(base)
         decoder: Any = base.get_submodule(layout.decoder)
         config = base.config
@@ -194,11 +199,16 @@ class LlamaWeights:
         self.dims = Dims(D, heads[0], heads[1], W, F, L)
         places = [place for layer in self.layers for place in layer.places()]
         outside = (decoder.norm, decoder.embed_tokens, base.get_submodule(layout.head))
-        self._watched = Watched([*places, *((module, "weight") for module in outside)])
+        self._places = [*places, *((module, "weight") for module in outside)]
+        self._watched = self.watch()
+
+    def watch(self) -> Watched:
+        """By this whoever computes with them looks at times whether the base's own weights are still these."""
+        return Watched(self._places)
 
     def intact(self) -> bool:
-        """Whether the base's own weights are these, as far as a short look shows: not once it was moved."""
-        return self._watched.intact()
+        """Whether the base's own weights are these: not once it was moved."""
+        return self._watched.all_intact()
 
     def addresses(self) -> list[list[int]]:
         """For each layer the addresses of its weights, in the order of `kernels/one_row.py`'s WEIGHTS; 0 for none."""
