@@ -7,11 +7,15 @@ import re
 
 import pytest
 
+import halka
+from engine_for_tests import run
+from halka.engine import Engine, Request, Stopping
 from halka.engine.constraint import JSON_OBJECT, Constraint, Constraints
 from halka.engine.json_schema import FORMATS, enforceable
 from halka.models import load_base
 from halka.util.errors import HalkaError
 from json_schema_for_tests import read, valid
+from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 from vocabularies_for_tests import sentencepiece_tokenizer
 
@@ -317,3 +321,22 @@ def test_smollm2():
         assert matcher.mask(len(tokenizer))[token]
         matcher.accept(token)
     assert matcher.done
+
+
+@pytest.mark.parametrize(
+    "constraint", [Constraint(schema={"enum": ["Paris", "Dhaka"]}), Constraint(regex="yes, but no")]
+)
+def test_a_text_that_is_complete_with_its_last_token_has_stopped(constraint):
+    model = halka.adapt(tiny("llama", vocab_size=len(TOKENIZER)), TOKENIZER)
+
+    def answer(tokens: int):
+        (answer,) = engine.submit(Request([5, 6, 7], constraint=constraint, stopping=Stopping(tokens)))
+        run(engine, answer)
+        return answer
+
+    with Engine(model, ends=frozenset([END])) as engine:
+        whole = answer(60)
+        assert whole.finish == "stop"
+        short, exact = answer(len(whole.tokens) - 1), answer(len(whole.tokens))
+    assert (exact.finish, exact.text, exact.tokens) == ("stop", whole.text, whole.tokens)
+    assert (short.finish, short.tokens) == ("length", whole.tokens[:-1])

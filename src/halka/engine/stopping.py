@@ -67,8 +67,12 @@ class StoppedText:
         return text
 
     def close(self, reason: Reason) -> str:
-        """End the text for the reason of whoever calls; the rest of it. A stop string in the rest is a stop."""
+        """End the text for the reason of whoever calls; the rest of it. A stop string in the rest is a stop.
+
+        One that is complete with the last token that it may have has ended by a stop, too.
+        """
         if self.reason is not None:
+            self.reason = reason if self.reason == "length" else self.reason
             return ""
         text = self._until_stop(self._spoken.push(self._stream.end()) + self._spoken.end())
         if self.reason is None:

@@ -184,7 +184,7 @@ class Text:
         answer.times.last = time.monotonic()
         answer.times.first = answer.times.first or answer.times.last
         answer.text += self._text.push(token)
-        if self._matcher is not None and self._text.reason is None:
+        if self._matcher is not None and self._text.reason != "stop":
             self._matcher.accept(token)
             if self._matcher.done:
                 answer.text += self._text.close("stop")
