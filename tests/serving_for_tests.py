@@ -124,8 +124,8 @@ class Scripted:
 
     async def follow(self, request: Request, n: int = 1, *, pieces: bool = True) -> AsyncIterator[Answer]:
         self.asked.append(request)
-        for text in self._texts[:n]:
-            answer, letters = Answer(request), "begun" if isinstance(text, Exception) else text
+        for number, text in enumerate(self._texts[:n]):
+            answer, letters = Answer(request, number), "begun" if isinstance(text, Exception) else text
             for start in range(0, len(letters), self._pace):
                 answer.text += letters[start : start + self._pace]
                 answer.tokens.append(start)

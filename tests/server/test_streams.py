@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
+from dataclasses import replace
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
-from serving_for_tests import InProcess
+from halka.server import create_app
+from serving_for_tests import InProcess, Scripted, open_service
 
 BODY = {"model": "lora", "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 9}
 
@@ -50,6 +53,33 @@ def test_a_stream_says_what_the_whole_answer_says(client, more):
     for choice in choices:
         ours = (choice["logprobs"] or {"content": []})["content"]
         assert [token["token"] for token in ours] == [token["token"] for token in tokens[choice["index"]]]
+
+
+class LastFirst(Scripted):
+    """The last of a request's answers comes first."""
+
+    async def follow(self, request, n=1, *, pieces=True):
+        for answer in reversed({answer: None async for answer in super().follow(request, n)}):
+            yield answer
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_a_choice_is_numbered_as_its_answer_whichever_comes_first(base, tmp_path, path):
+    service = open_service(base, None, tmp_path / "data")
+    texts = ["Paris", "Dhaka", "Lomé"]
+    app = create_app(replace(service, backend=LastFirst(service.engine, texts)))
+    body = {**BODY, "prompt": "Where?"} if path == "completions" else BODY
+    body = {key: value for key, value in body.items() if path != key.replace("messages", "completions")}
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        choices = client.post(f"/v1/{path}", json=body | {"model": service.name, "n": 3}).json()["choices"]
+        streamed = client.post(f"/v1/{path}", json=body | {"model": service.name, "n": 3, "stream": True}).text
+    own = [choice.get("text") or choice["message"]["content"] for choice in choices]
+    assert (own, [choice["index"] for choice in choices]) == (texts, [0, 1, 2])
+    pieces = defaultdict(str)
+    for event in streamed.split("\n\n")[:-2]:
+        (choice,) = json.loads(event.removeprefix("data: "))["choices"]
+        pieces[choice["index"]] += choice.get("text") or choice.get("delta", {}).get("content", "")
+    assert pieces == dict(enumerate(texts))
 
 
 def test_every_chunk_has_the_form_that_clients_expect(client):

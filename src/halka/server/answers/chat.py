@@ -127,17 +127,18 @@ class Chat:
                 answers[delta.index] = delta.answer
                 choice = choices.setdefault(delta.index, _empty(delta.index))
                 _add(choice, delta, self._logprobs(delta))
-        for choice in choices.values():
+        in_order = [choices[index] for index in sorted(choices)]
+        for choice in in_order:
             message = choice["message"]
             message["content"] = message["content"] or ("" if "tool_calls" not in message else None)
         sources = {}
         if self.grounding is not None:
-            texts = [choice["message"]["content"] or "" for choice in choices.values()]
+            texts = [choice["message"]["content"] or "" for choice in in_order]
             sources = {"halka": self.grounding.sources(texts)}
-            for choice, text in zip(choices.values(), texts, strict=True):
+            for choice, text in zip(in_order, texts, strict=True):
                 choice["message"]["annotations"] = self.grounding.chat_annotations(text)
         return self._head("chat.completion") | {
-            "choices": [choices[index] for index in sorted(choices)],
+            "choices": in_order,
             "usage": usage([self.request], answers.values()),
             **sources,
         }

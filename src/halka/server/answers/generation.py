@@ -37,7 +37,6 @@ class Delta:
 class _Sent:
     """How much of an answer was passed on: letters of its text, and log probabilities."""
 
-    index: int
     text: int = 0
     logprobs: int = 0
 
@@ -74,7 +73,7 @@ async def deltas(
     with limits, track as tracked:
         async with aclosing(service.backend.follow(request, n, pieces=pieces)) as progress:
             async for answer in progress:
-                sent = answers.setdefault(answer, _Sent(len(answers)))
+                sent = answers.setdefault(answer, _Sent())
                 if begun is not None:
                     begun.add(answer)
                 tracked.see(answer)
@@ -83,10 +82,10 @@ async def deltas(
                     raise ApiError(503, "the server is closing", headers={"retry-after": "10"})
                 if len(text) > sent.text or count > sent.logprobs:
                     new = answer.logprobs[sent.logprobs : count]
-                    yield Delta(sent.index, answer, text[sent.text :], logprobs=new)
+                    yield Delta(answer.number, answer, text[sent.text :], logprobs=new)
                     sent.text, sent.logprobs = len(text), count
                 if finish is not None:
-                    yield Delta(sent.index, answer, finish=finish)
+                    yield Delta(answer.number, answer, finish=finish)
 
 
 @contextmanager

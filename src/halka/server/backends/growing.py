@@ -29,8 +29,8 @@ class Growing:
     at_edge  it has just begun, or ended
     """
 
-    def __init__(self, request: Request, id: str | None, engine: Engine):
-        self.answer, self.ended, self.at_edge = Answer(request, adapter_id=id), False, False
+    def __init__(self, request: Request, number: int, id: str | None, engine: Engine):
+        self.answer, self.ended, self.at_edge = Answer(request, number, id), False, False
         self._text = engine.text_of(request)
 
     def take(self, piece: Piece) -> bool:
@@ -46,7 +46,7 @@ class Growing:
                 if logprob is not None:
                     answer.logprobs.append(logprob)
                 new += text.push(token)
-        if piece.finish is not None and text.reason is None:
+        if piece.finish is not None:
             new += text.close("length" if piece.finish == "length" else "stop")
         if len(answer.tokens) > count:
             answer.times.last = time.monotonic()

@@ -64,7 +64,7 @@ class Replicas:
         self.engine.engine.check(request, n)
         id, files = await self._content(request.adapter)
         sent, owner = _of_content(request, id), _owner(request.adapter)
-        answers = [Growing(request, id, self.engine.engine) for _ in range(n)]
+        answers = [Growing(request, number, id, self.engine.engine) for number in range(n)]
         lost, failures = Lost("no replica was asked"), 0
         for attempt in range(TRIES):
             await self._before(attempt)

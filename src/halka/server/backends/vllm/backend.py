@@ -50,7 +50,7 @@ class Vllm:
             raise Declined(reason)
         id = await self._id(request.adapter)
         lora = None if id is None else lora_of(id)
-        answers = [Growing(request, id, self.engine.engine) for _ in range(n)]
+        answers = [Growing(request, number, id, self.engine.engine) for number in range(n)]
         failed = list[Process]()
         with self._needing(lora):
             for _ in range(2 * len(self.processes)):  # each may have been started again
