@@ -503,6 +503,7 @@ def test_an_engine_that_fails_again_and_again_is_to_be_replaced(served):
     finally:
         channel.left.clear()
     replica.check_health()
+    assert replica._failure is None, "an error holds what its frames had"
 
 
 def test_files_that_are_lost_are_put_anew_and_cached_tokens_are_counted_once(base, stored, tmp_path):

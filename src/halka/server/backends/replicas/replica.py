@@ -110,7 +110,7 @@ class Replica:
                     sent[answer.number] = sent.get(answer.number, 0) + len(piece.tokens)
                     if piece.tokens or piece.finish is not None:
                         yield Reply(piece=piece, cached=answer.cached)
-            self._failures = 0
+            self._failures, self._failure = 0, None
         except Exception as error:
             yield self._failed(error)
 
