@@ -102,6 +102,19 @@ def test_a_merge_that_has_no_room_any_more_does_not_begin(server):
     assert "10,000 more do not fit" in view["error"]
 
 
+WRITES = "open('merged.gguf', 'x').write('whole'); print('{}')"  # where none is there, as the command
+
+
+@pytest.mark.slow
+def test_a_merge_that_was_killed_when_it_had_written_its_file_is_resumed(server, tmp_path):
+    tenant, written = server.service.tenants.of("main"), tmp_path / "written"
+    written.write_text("of before")
+    job = JobFolder.new(tenant.jobs, JobRequest("merge", {}, ["python", "-c", WRITES]), {"merged.gguf": written})
+    view = ended(server.client, job.id)
+    assert view["status"] == "done", view
+    assert (job.path / "merged.gguf").read_text() == "whole"
+
+
 @pytest.mark.parametrize("format", ["safetensors", "gguf"])
 def test_no_whole_model_is_written_of_a_quantised_base(base, store, tmp_path, format):
     with InProcess.open(base, store, tmp_path / "data", quantize="int8") as server:

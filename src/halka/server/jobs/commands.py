@@ -22,7 +22,7 @@ from halka.methods.prompt import check_start
 from halka.models.loading import place_of, resolve, weight_files
 from halka.server.errors import ApiError, refusal
 from halka.server.jobs.data import DATA, VALIDATION, placed
-from halka.server.jobs.folder import RUN, JobRequest
+from halka.server.jobs.folder import MERGED, RUN, JobRequest
 from halka.server.jobs.held_out import held_out_lines
 from halka.server.jobs.requests import AdviseJob, EvaluateJob, Job, MergeJob, TrainJob
 from halka.server.resources.adapter_files import check_inside, stored_inside
@@ -36,7 +36,7 @@ from halka.util.machine import usable_precision
 from halka.util.settings import Setting, build, convert, from_content, settings_of
 
 DOCUMENTS = "documents.jsonl"
-SETTINGS, PREDICTIONS, MERGED = "settings.yaml", "predictions.jsonl", "merged"
+SETTINGS, PREDICTIONS = "settings.yaml", "predictions.jsonl"
 DEFAULT_METHOD = "lora"
 TEXT = Setting("text", str | None, "what virtual tokens start as")
 BEST_BY = Setting("best_by", Literal["loss", "score"], "which evaluation is the best", default="loss")

@@ -6,7 +6,7 @@
       stop           somebody asked the job to stop
       data.jsonl …   the data that came with it; what came as a file is data/letters.csv
       output.json    what the command printed; log.txt its messages
-      run/           a training's folder
+      run/           a training's folder; merged/ or merged.gguf what a merge wrote
       .lock          held by the job's process and the command that it runs, from before they begin until they end;
                      its text is the process's id, and where that counts
 
@@ -35,7 +35,7 @@ from halka.util.files import is_portable_name, new_folder, write_text
 State = Literal["queued", "running", "stopping", "stopped", "interrupted", "failed", "done"]
 ENDED: tuple[State, ...] = ("stopped", "interrupted", "failed", "done")
 JOB, STATE, STOP, LOCK = "job.json", "state.json", "stop", ".lock"
-OUTPUT, LOG, RUN = "output.json", "log.txt", "run"
+OUTPUT, LOG, RUN, MERGED = "output.json", "log.txt", "run", "merged"
 WRITTEN = ("queued", "running", "stopped", "failed", "done")
 OF_REQUEST = {"kind": str, "settings": dict, "command": list, "hidden": dict, "created": int}
 OF_STATE = {"state": str, "queued": int}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from halka.server.apart import end_first
-from halka.server.jobs.folder import LOG, OUTPUT, RUN, JobFolder, JobRequest, now
+from halka.server.jobs.folder import LOG, MERGED, OUTPUT, RUN, JobFolder, JobRequest, now
 from halka.server.storage import Reservation, Storage, bytes_below, seen_from
 from halka.util.errors import HalkaError
 
@@ -52,6 +52,7 @@ def main(folder: str, lock: str) -> None:
 
 def _run(job: JobFolder, request: JobRequest, lock: int, signals: list[int]) -> int:
     """Run the command; returns its exit code. Raises StorageFullError where the tenant has no room for it."""
+    (job.path / f"{MERGED}.gguf").unlink(missing_ok=True)  # of an earlier process: the command would write over no GGUF
     with (job.path / OUTPUT).open("wb") as output, (job.path / LOG).open("ab") as log, ExitStack() as stack:
         if request.storage is not None:  # what it writes counts once it is there
             storage, limit = Storage.of(request.storage, job.path), job.written().get("limit")

@@ -20,11 +20,11 @@ from starlette.responses import Response, StreamingResponse
 
 from halka.server.errors import ApiError, refusal
 from halka.server.guards.access import Caller, ManagerDep
-from halka.server.jobs.commands import DOCUMENTS, MERGED, PREDICTIONS, NewJob, new_job
+from halka.server.jobs.commands import DOCUMENTS, PREDICTIONS, NewJob, new_job
 from halka.server.jobs.data import DATA, VALIDATION, check_data, is_large, written
 from halka.server.jobs.documents import document_lines, write_lines
 from halka.server.jobs.files import named_files
-from halka.server.jobs.folder import ENDED, JobFolder, jobs_in
+from halka.server.jobs.folder import ENDED, MERGED, JobFolder, jobs_in
 from halka.server.jobs.requests import AdviseJob, EvaluateJob, Job, MergeJob
 from halka.server.jobs.uploading import read_form, save_data
 from halka.server.jobs.views import steps_of, view_of
