@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -305,3 +307,32 @@ def test_loading_and_unloading_leaves_nothing(model, store):
         assert (len(model.adapters), len(engine.adapters.residents.versions), len(engine.adapters._stored)) == (1, 1, 1)
         assert not engine.schedule.waiting._adapters
         assert not engine.schedule.waiting._tenants.of
+
+
+def test_a_configuration_that_is_replaced_while_its_folder_is_opened_computes(model, tmp_path):
+    """The Card, which is read behind it, is a pipe here: whoever opens it waits until the other is there."""
+    filled(model, "new", halka.LoRA(rank=4))
+    folder = halka.save(model, "new", tmp_path / "new")
+    model.remove("new")
+    config, card = folder / "adapter_config.json", folder / "halka.json"
+    content = json.dumps(json.loads(card.read_text()) | {"files": {}})
+    card.unlink()
+    os.mkfifo(card)
+
+    def replace_it():
+        with card.open("w") as pipe:
+            card.unlink()
+            (tmp_path / "other").write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 400}))
+            os.replace(tmp_path / "other", config)
+            pipe.write(content)
+
+    with Engine(model) as engine, ThreadPoolExecutor(1) as other:
+        replacing = other.submit(replace_it)
+        engine.put("new", folder)
+        replacing.result()
+        (answer,) = engine.submit(request("new"))
+        run(engine)
+        (version,) = engine.adapters.residents.versions
+        assert answer.error is None
+        assert version.adapter.method.alpha == 400
+        assert answer.adapter_id == AdapterFolder.open(folder).id

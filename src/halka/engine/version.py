@@ -21,6 +21,8 @@ from halka.storage.save_load import Allowed
 from halka.util.cached import Changes
 from halka.util.errors import HalkaError, UnknownAdapterError
 
+TRIES = 3  # to read a folder's configuration while its files are replaced
+
 
 @dataclass(eq=False)
 class Version:
@@ -86,13 +88,20 @@ class Version:
 def opened(name: str, source: str | Path | AdapterFolder, allowed: Allowed) -> Version:
     """The version that a folder holds now.
 
-    Raises DamagedFolderError as `AdapterFolder.open` does, UnknownAdapterError for a folder that is removed meanwhile.
+    Raises DamagedFolderError as `AdapterFolder.open` does, UnknownAdapterError for a folder that is removed meanwhile,
+    HalkaError for one whose files are replaced each time that its configuration is read.
     """
+    allow_pickle = allowed.get("allow_pickle", False)
     try:
-        folder = AdapterFolder.open(source, allow_pickle=allowed.get("allow_pickle", False))
-        return Version(name, folder, state_of_files(folder))
+        folder = AdapterFolder.open(source, allow_pickle=allow_pickle)
+        for _ in range(TRIES):
+            state = state_of_files(folder)
+            folder = AdapterFolder.open(source, allow_pickle=allow_pickle)
+            if state_of_files(folder) == state:  # so the configuration is that of these files
+                return Version(name, folder, state)
     except FileNotFoundError:
         raise removed(name) from None
+    raise HalkaError(f"{folder} is replaced again and again: ask again once it stays as it is")
 
 
 def describe(version: Version, model: AdaptedModel, adapter: Adapter) -> None:
