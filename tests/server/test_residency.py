@@ -117,3 +117,36 @@ def test_an_adapter_that_is_removed_underneath_is_pinned_no_more(client, server,
     assert client.request(method, f"/v1/adapters/lora{action}").status_code == 404
     (left,) = server.service.adapters.residents.versions
     assert (left.name, left.pinned) == ("main/prefix", True)
+
+
+@pytest.mark.parametrize(("places", "own", "together"), [(4, 2, 2), (5, 2, 2), (2, 1, 1), (1, 0, 0)])
+def test_pins_leave_the_others_places_too_where_memory_has_few(base, store, tmp_path, places, own, together):
+    with InProcess.open(base, store, tmp_path / "data", adapters_in_memory=places) as server:
+        counts = {}
+        for tenant in ("acme", "other"):
+            headers, adapters = server.key(tenant), server.service.tenants.of(tenant).store
+            for name in ("one", "two", "three"):
+                adapters.add(store / "lora" / "1", name)
+            answers = [pin(server, name, headers) for name in ("one", "two", "three")]
+            assert {(answer.status_code, answer.json().get("pinned")) for answer in answers} <= {
+                (200, True),
+                (400, None),
+            }
+            counts[tenant] = sum(answer.status_code == 200 for answer in answers)
+        assert counts == {"acme": own, "other": together - own}
+        refused = answers[-1].json()["error"]
+        assert (refused["code"], f"of the {places} places in memory" in refused["message"]) == ("pinned_full", True)
+        body = {"model": "lora", "max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
+        answer = server.client.post("/v1/chat/completions", json=body, headers=server.key("main", "user"))
+        assert answer.status_code == 200, answer.text
+
+
+def test_what_pinned_adapters_leave_no_room_for_is_no_fault_of_the_request(base, store, tmp_path):
+    with InProcess.open(base, store, tmp_path / "data", adapters_in_memory=1) as server:
+        main = server.key("main", "admin")
+        assert pin(server, "lora", main).json()["pinned"]
+        body = {"model": "prefix", "max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
+        refusals = [server.client.post("/v1/chat/completions", json=body, headers=main), pin(server, "prefix", main)]
+        for refused in refusals:
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "adapters_pinned")
+            assert "adapter 'prefix' has no room: all 1 in memory are pinned" in refused.json()["error"]["message"]

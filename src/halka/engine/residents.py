@@ -12,7 +12,7 @@ from typing import Any
 from halka.core import AdaptedModel
 from halka.engine.version import Version, describe, opened, removed, state_of_files
 from halka.storage.save_load import Allowed, load
-from halka.util.errors import HalkaError
+from halka.util.errors import HalkaError, PinnedFullError
 from halka.util.machine import memory_named
 
 BUDGET = 2 * 10**9  # bytes of adapters that were loaded for requests
@@ -208,18 +208,19 @@ class Residents:
         """Evict what no request needs, the longest unused first. Returns whether there is room.
 
         What has waited for long also takes the room of those that others wait for: what has a row finishes first.
-        Raises HalkaError for more than the whole budget, or than the pinned leave of it.
+        Raises HalkaError for more than the whole budget, PinnedFullError for more than the pinned leave of it.
         """
         kept = {other for other in self.versions if other.pinned and other.name != version.name}
         pinned = sum(other.bytes for other in kept)
         if self.most is not None and len(kept) >= self.most:
-            raise HalkaError(f"adapter {version.name!r} has no room: all {self.most} in memory are pinned")
-        if version.bytes + pinned > self.budget:
-            others = f", of which pinned adapters take {pinned:,}" if pinned else ""
-            raise HalkaError(
-                f"adapter {version.name!r} takes {version.bytes:,} bytes, over the engine's budget for adapters of "
-                f"{self.budget:,}{others}"
+            raise PinnedFullError(
+                f"adapter {version.name!r} has no room: all {self.most} in memory are pinned: unpin some"
             )
+        over = f"adapter {version.name!r} takes {version.bytes:,} bytes, over the engine's budget for adapters of "
+        if version.bytes > self.budget:
+            raise HalkaError(f"{over}{self.budget:,}")
+        if version.bytes + pinned > self.budget:
+            raise PinnedFullError(f"{over}{self.budget:,}, of which pinned adapters take {pinned:,}: unpin some")
         version.waited += 1
         urgent = version.waited > PATIENCE
         room, going = self._room_beside(self.versions), list[Version]()

@@ -16,7 +16,7 @@ from starlette.requests import Request as HttpRequest
 
 from halka.server.folders import NO_FOLDERS
 from halka.server.wire import Json
-from halka.util.errors import HalkaError, OutOfMemoryError, TooLongError, UnknownAdapterError
+from halka.util.errors import HalkaError, OutOfMemoryError, PinnedFullError, TooLongError, UnknownAdapterError
 from halka.util.text import one_line
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ def api_error(error: BaseException, caller: Caller | None = None) -> ApiError:
     if isinstance(error, OutOfMemoryError):
         log.error("memory ran out", exc_info=error, extra={"fields": {"request": caller and caller.request}})
         return refusal(error, 503, caller=caller, code="out_of_memory")
+    if isinstance(error, PinnedFullError):
+        return refusal(error, 503, caller=caller, code="adapters_pinned")
     if isinstance(error, HalkaError):
         return refusal(error, caller=caller)
     if isinstance(error, RequestValidationError):

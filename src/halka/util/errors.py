@@ -11,6 +11,10 @@ class UnknownAdapterError(HalkaError):
     """No adapter of that name is in the model, the store or the folder; the message lists those that are."""
 
 
+class PinnedFullError(HalkaError):
+    """Pinned adapters leave an engine no room for another: not what was asked for is wrong, and later it may fit."""
+
+
 class WrongBaseError(HalkaError):
     """An adapter was made for another base, another kind of base or another chat template."""
 

@@ -20,12 +20,13 @@ from halka.server.service import Service, ServiceDep
 from halka.server.settings import GB
 from halka.server.tenants import MAIN, Tenant
 from halka.server.wire import Json
-from halka.util.errors import HalkaError, UnknownAdapterError
+from halka.util.errors import HalkaError, PinnedFullError, UnknownAdapterError
 
 router = APIRouter(tags=["adapters"])
 
 TOGETHER = 0.5
-"""The share of the memory that the pinned adapters of all tenants may take, where one tenant's share is no larger."""
+"""The share of the memory, and of the adapters in it, that the pinned ones of all tenants may take, where one tenant's
+share is no larger."""
 
 
 @router.post("/v1/adapters/{name}/load")
@@ -96,7 +97,7 @@ async def _change(
             await (service.backend if change is None else service.engine).load(engine_name)
         if change is not None:
             await service.engine.call(partial(change, engine_name))
-    except UnknownAdapterError:
+    except (UnknownAdapterError, PinnedFullError):
         raise
     except HalkaError as error:
         raise refusal(error, 409, caller=caller, code="wrong_status") from None
@@ -121,15 +122,23 @@ def _over_share(service: Service, caller: Caller, name: str, bytes: int) -> str 
     """Why this caller may not pin an adapter that takes so many bytes; None where it may."""
     if caller.tenant == MAIN and caller.may("admin"):
         return None
-    tenant, share = f"{caller.tenant}/", service.settings.pinned
-    memory = service.settings.adapter_memory * GB
+    settings, tenant = service.settings, f"{caller.tenant}/"
     others = [v for v in service.adapters.residents.versions if v.pinned and v.name != name]
-    most, wanted = int(memory * share), sum(v.bytes for v in others if (v.name or "").startswith(tenant)) + bytes
-    if wanted > most:
-        return f"a tenant's pinned adapters may take {most:,} bytes, and yours would take {wanted:,}: unpin some"
-    most = int(memory * max(share, TOGETHER))
-    if sum(v.bytes for v in others) + bytes > most:
-        return (
-            f"all tenants' pinned adapters may take {most:,} bytes, and {bytes:,} more do not fit: unpin some, or wait"
-        )
+    own = [v for v in others if (v.name or "").startswith(tenant)]
+    memory, places = settings.adapter_memory * GB, settings.adapters_in_memory
+    most, together = int(memory * settings.pinned), int(memory * max(settings.pinned, TOGETHER))
+    over = _over(sum(v.bytes for v in own), sum(v.bytes for v in others), bytes, most, together, "bytes")
+    if over is not None or places is None:
+        return over
+    most, together = max(1, int(places * settings.pinned)), int(places * max(settings.pinned, TOGETHER))
+    return _over(len(own), len(others), 1, most, together, f"of the {places:,} places in memory")
+
+
+def _over(own: int, others: int, more: int, most: int, together: int, unit: str) -> str | None:
+    """Why the pinned of a tenant, or of all, may not take so much more; None where they may."""
+    if own + more > most:
+        return f"a tenant's pinned adapters may take {most:,} {unit}, and yours would take {own + more:,}: unpin some"
+    if others + more > together:
+        left = max(0, together - others)
+        return f"all tenants' pinned adapters may take {together:,} {unit}, and {left:,} are left: unpin some, or wait"
     return None
