@@ -87,8 +87,8 @@ class Residents:
                 version.reading = self._reader.submit(_read, version, self._copies, self._tensors)
                 reading.append(version.reading)
         loaded = self._load_next(ready)
-        wait_for_room = all(version.reading is not None and not version.here for version in ready)
-        return loaded, reading[0] if reading and wait_for_room else None
+        nothing_done = all(version.reading is not None and not version.here for version in ready)
+        return loaded, reading[0] if reading and nothing_done else None
 
     def used(self, version: Version) -> None:
         """An answer that it made has ended: it is the last that is evicted."""
