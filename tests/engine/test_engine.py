@@ -14,7 +14,7 @@ from halka.engine.request import Answer, Request
 from halka.engine.sampling import Sampling
 from halka.engine.stopping import Stopping
 from halka.models.attention.paged import SIZE
-from halka.util.errors import HalkaError, TooLongError
+from halka.util.errors import ContextLengthError, HalkaError
 from tiny import CONFIGS, tiny, windowed
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -133,7 +133,7 @@ def test_an_answer_that_the_cache_cannot_hold_is_refused_when_its_adapter_is_kno
     model = model_of(families={"prefix": halka.Prefix(length=21)})
     with Engine(model, memory=3 * EACH) as engine:
         (answer,) = engine.submit(Request([5] * 30, stopping=Stopping(10)))
-        with pytest.raises(TooLongError, match="are 32 more than the cache's 48"):
+        with pytest.raises(ContextLengthError, match="are 32 more than the cache's 48"):
             engine.submit(Request([5] * 30, "prefix", stopping=Stopping(10)))
         while engine.step():
             pass

@@ -24,7 +24,7 @@ from halka.rag.questions import Asked, asked_in, holds, placed, stands_in
 from halka.rag.raft import Raft
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
-from halka.util.errors import HalkaError, TooLongError
+from halka.util.errors import ContextLengthError, HalkaError
 from tiny import tiny
 from tokenizers_for_tests import (
     chatml_tokenizer,
@@ -211,7 +211,7 @@ def test_where_no_passage_fits_nobody_says_that_the_documents_do_not(collection)
         (empty + 1, "no passage fits beside the question"),
         (empty - 1, "the question, with what comes"),
     ):
-        with pytest.raises(TooLongError, match=why):
+        with pytest.raises(ContextLengthError, match=why):
             answerer(collection, lambda prompt: ["secret4 [1]"], budget).ask("What is the code of item4?")
 
 

@@ -36,7 +36,7 @@ from halka.server.backends.replicas.share import share_of
 from halka.server.backends.replicas.wire import UNSAID, Call, EngineFailed, Reply, State
 from halka.server.guards.metrics import BackendState
 from halka.storage.adapter_folder import AdapterFolder
-from halka.util.errors import HalkaError, OutOfMemoryError, TooLongError, UnknownAdapterError
+from halka.util.errors import ContextLengthError, HalkaError, OutOfMemoryError, UnknownAdapterError
 from halka.util.openmp import BRIEFLY
 from halka.util.own_version import PACKAGE, own_version, source_hash
 from halka.util.ray_connection import RayConnection
@@ -605,8 +605,8 @@ def test_what_is_sent_is_what_is_read():
     piece = Piece(1, [5, 6], [TokenLogprob(5, -0.5, ((5, -0.5), (6, -1.0)))] * 2, "stop")
     for reply in (Reply("a", True), Reply(piece=piece, cached=3), Reply.failed(UnknownAdapterError("no aa")), Reply()):
         assert Reply.of(reply.json) == replace(reply, error=reply.error and [*reply.error])
-    with pytest.raises(TooLongError, match="no room"):
-        Reply.of(Reply.failed(TooLongError("no room")).json).raise_error({})
+    with pytest.raises(ContextLengthError, match="no room"):
+        Reply.of(Reply.failed(ContextLengthError("no room")).json).raise_error({})
     with pytest.raises(UnknownAdapterError, match="no main/lora"):
         Reply.of(Reply.failed(UnknownAdapterError("no aa")).json).raise_error({"aa": "main/lora"})
     assert [Reply.of(Reply("a", room=room).json).room for room in (0, None, UNSAID)] == [0, None, UNSAID]

@@ -32,7 +32,7 @@ from halka.models.layouts import layout_of
 from halka.models.rotary import longrope_start
 from halka.storage.save_load import Allowed
 from halka.util.core_share import give_cores_back, take_cores
-from halka.util.errors import HalkaError, TooLongError
+from halka.util.errors import ContextLengthError, HalkaError
 from halka.util.machine import memory_named
 from halka.util.mode import in_mode
 
@@ -139,8 +139,9 @@ class Engine:
         written  the tokens that each answer has already, of an engine that is no more: it goes on behind them, as
                  after a preemption
 
-        Raises UnknownAdapterError for an adapter that nobody has, TooLongError for a prompt that leaves no room for the
-        answer, and an answer that the cache cannot hold, HalkaError as `check` does, and for an engine that is closed.
+        Raises UnknownAdapterError for an adapter that nobody has, ContextLengthError for a prompt that leaves no room
+        for the answer, and an answer that the cache cannot hold, HalkaError as `check` does, and for an engine that is
+        closed.
         """
         self.check(request, n)
         request = self.completed(request)
@@ -232,7 +233,7 @@ class Engine:
     def _check_room(self, request: Request, version: Version) -> None:
         tokens = len(request.prompt) + request.stopping.max_new_tokens
         if version.room is not None and tokens > version.room:
-            raise TooLongError(
+            raise ContextLengthError(
                 f"a prompt of {len(request.prompt)} tokens and {request.stopping.max_new_tokens} new ones are "
                 f"{tokens - version.room} more than the {version.room} positions for text that this base has: "
                 "shorten the prompt, or lower max_new_tokens"
@@ -240,7 +241,7 @@ class Engine:
         virtual = 0 if version.virtual is None else version.virtual.shape[0]
         blocks = -(-tokens // SIZE) + -(-virtual // SIZE)
         if blocks > self.cache.size:
-            raise TooLongError(
+            raise ContextLengthError(
                 f"a prompt of {len(request.prompt)} tokens and {request.stopping.max_new_tokens} new ones are "
                 f"{(blocks - self.cache.size) * SIZE} more than the cache's {self.cache.size * SIZE}: give the engine "
                 "more memory, or lower max_new_tokens"
@@ -302,7 +303,7 @@ class Engine:
         for text in [text for text in self._texts.values() if text.version in versions]:
             try:
                 self._check_room(text.answer.request, text.version)
-            except TooLongError as too_long:
+            except ContextLengthError as too_long:
                 self._finish(text, "error", too_long)
 
     def _start_over(self) -> None:

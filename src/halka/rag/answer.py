@@ -16,7 +16,7 @@ from halka.rag.passages import Passage
 from halka.rag.prompt import ABSTAINED, Count, abstains, cited, fitting, prompted
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
-from halka.util.errors import HalkaError, TooLongError
+from halka.util.errors import ContextLengthError, HalkaError
 
 Generate = Callable[[str], Iterable[str]]
 """From a prompt to its answer, in pieces as they are generated."""
@@ -109,14 +109,15 @@ def passages_for(
 ) -> list[Passage]:
     """The passages that the prompt for a question will hold, with `Answerer`'s limits; none: do not ask the model.
 
-    Raises HalkaError for an empty question, TooLongError where none of the passages fits beside it into the budget.
+    Raises HalkaError for an empty question, ContextLengthError where none of the passages fits beside it into the
+    budget.
     """
     hits = retriever.search(question, passages, scope)
     if floor is not None and (not hits or hits[0].score < floor):
         return []
     fit = fitting(question, [hit.passage for hit in hits], budget, count)
     if hits and not fit:
-        raise TooLongError(
+        raise ContextLengthError(
             f"no passage fits beside the question into the {budget} tokens that the prompt may have: ask for a shorter "
             "answer, or begin a new conversation"
         )

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 
 from halka.rag.passages import Passage
-from halka.util.errors import HalkaError, TooLongError
+from halka.util.errors import ContextLengthError, HalkaError
 
 ABSTAINED = "The documents do not say."
 INSTRUCTION = (
@@ -53,10 +53,10 @@ def prompted(question: str, passages: Sequence[Passage]) -> str:
 def fitting(question: str, passages: Sequence[Passage], budget: int, count: Count) -> list[Passage]:
     """The passages, in order, that fit into a prompt of `budget` tokens; a passage that does not fit is left out.
 
-    Raises TooLongError if the question alone does not fit.
+    Raises ContextLengthError if the question alone does not fit.
     """
     if (needed := count(prompted(question, []))) > budget:
-        raise TooLongError(
+        raise ContextLengthError(
             f"the question, with what comes before it, takes {needed} tokens, and the prompt may have {budget}: "
             "shorten it"
         )

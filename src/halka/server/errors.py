@@ -16,7 +16,7 @@ from starlette.requests import Request as HttpRequest
 
 from halka.server.folders import NO_FOLDERS
 from halka.server.wire import Json
-from halka.util.errors import HalkaError, OutOfMemoryError, PinnedFullError, TooLongError, UnknownAdapterError
+from halka.util.errors import ContextLengthError, HalkaError, OutOfMemoryError, PinnedFullError, UnknownAdapterError
 from halka.util.text import one_line
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def refusal(
     code: str | None = None,
 ) -> ApiError:
     """Halka's error as this caller may read it."""
-    if isinstance(error, TooLongError):
+    if isinstance(error, ContextLengthError):
         code = "context_length_exceeded"
     return ApiError(status, public(str(error), caller), param=param, code=code)
 

@@ -19,7 +19,7 @@ class WrongBaseError(HalkaError):
     """An adapter was made for another base, another kind of base or another chat template."""
 
 
-class TooLongError(HalkaError):
+class ContextLengthError(HalkaError):
     """A prompt with its answer is longer than the base reads, or than there is memory for."""
 
 

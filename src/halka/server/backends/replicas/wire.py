@@ -10,7 +10,7 @@ from typing import Any
 from halka.engine import Constraint, Request, Sampling, Stopping
 from halka.engine.logprobs import TokenLogprob
 from halka.server.backends.growing import Piece
-from halka.util.errors import HalkaError, OutOfMemoryError, TooLongError, UnknownAdapterError
+from halka.util.errors import ContextLengthError, HalkaError, OutOfMemoryError, UnknownAdapterError
 
 
 class Lost(Exception):
@@ -29,7 +29,7 @@ class FilesLost(Lost):
     """A replica cannot get an adapter's files, which the gateway is to put anew."""
 
 
-KINDS = {kind.__name__: kind for kind in (HalkaError, UnknownAdapterError, TooLongError, EngineFailed, FilesLost)}
+KINDS = {kind.__name__: kind for kind in (HalkaError, UnknownAdapterError, ContextLengthError, EngineFailed, FilesLost)}
 
 UNSAID = -1  # positions, of a reply that has no word of them
 
@@ -110,7 +110,7 @@ class Reply:
     @classmethod
     def failed(cls, error: Exception) -> Reply:
         """The reply of a replica that this happened to: what is no error of the request's is its engine's."""
-        kinds = (UnknownAdapterError, TooLongError, HalkaError, FilesLost)
+        kinds = (UnknownAdapterError, ContextLengthError, HalkaError, FilesLost)
         for kind in () if isinstance(error, OutOfMemoryError) else kinds:
             if isinstance(error, kind):
                 return cls(error=(kind.__name__, str(error)))
