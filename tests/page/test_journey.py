@@ -65,7 +65,7 @@ def test_from_a_file_to_an_adapter_that_answers(server, read, language, locale, 
 
     press("link", "train.tryIt")
     page.wait_for_url(f"**/playground?model=*&model={name}")
-    page.locator("summary", has_text=word("playground.sampling")).press("Enter")
+    page.locator("summary", has_text=word("playground.settings")).press("Enter")
     page.get_by_label(word("playground.max_tokens")).fill("12")
     page.get_by_role("textbox", name=word("playground.prompt")).fill("My lamp flickers since Monday, order 4711.")
     page.keyboard.press("Enter")
