@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import httpx
 import pytest
 from playwright.sync_api import expect
 
@@ -14,10 +15,18 @@ KEYS = "The key hangs on hook 31, behind the door of the office."
 
 
 @pytest.fixture(scope="module")
-def shelf(base, store, tmp_path_factory):
-    """A server without collections."""
+def url(base, store, tmp_path_factory):
     with Running(base, store, tmp_path_factory.mktemp("documents")) as running:
         yield running.url
+
+
+@pytest.fixture
+def shelf(url):
+    """A server without collections."""
+    yield url
+    with httpx.Client(base_url=url, timeout=60) as client:
+        for collection in client.get("/v1/collections").json()["data"]:
+            client.delete(f"/v1/collections/{collection['id']}").raise_for_status()
 
 
 def file(name: str, text: str) -> dict:
