@@ -116,28 +116,37 @@ def test_calls_run_between_steps_and_adapters_load_before_they_are_wanted(model,
     in_time(call())
 
 
-def test_calls_are_made_while_an_adapters_files_are_waited_for(model, tmp_path):
-    """It is no stall: a step waits for them for a moment only."""
-    halka.save(model, "lora", tmp_path / "lora")
+def while_files_are_read(model, folder, meanwhile, kind=Engine):
+    """Do `meanwhile` while a request waits for its adapter's files, which are read afterwards."""
+    halka.save(model, "lora", folder / "lora")
     gate = threading.Event()
 
-    async def call():
-        async with AsyncEngine(engine := Engine(model)) as running:
-            engine.put("stored", tmp_path / "lora")
+    async def ask():
+        async with AsyncEngine(engine := kind(model)) as running:
+            engine.put("stored", folder / "lora")
             engine.adapters.residents._reader.submit(gate.wait)  # files are read one after the other
             under_way = asyncio.create_task(running.answers(request("stored")))
-            while not engine.adapters.residents._reader._work_queue.qsize():
-                await asyncio.sleep(0.001)
-            await running.call(lambda: None)
+            await meanwhile(running)
             assert not under_way.done()
             gate.set()
             return await under_way
 
     try:
-        (answer,) = in_time(call())
+        (answer,) = in_time(ask())
     finally:
         gate.set()
     assert answer.tokens == alone(model, request("lora"))
+
+
+def test_calls_are_made_while_an_adapters_files_are_waited_for(model, tmp_path):
+    """It is no stall: a step waits for them for a moment only."""
+
+    async def call(running):
+        while not running.engine.adapters.residents._reader._work_queue.qsize():
+            await asyncio.sleep(0.001)
+        await running.call(lambda: None)
+
+    while_files_are_read(model, tmp_path, call)
 
 
 class Impatient(Engine):
@@ -148,26 +157,12 @@ class Impatient(Engine):
 
 
 def test_answers_begin_and_end_while_anothers_files_are_read(model, tmp_path):
-    halka.save(model, "lora", tmp_path / "lora")
-    gate = threading.Event()
+    async def ask(running):
+        for name in (None, "lora") * 3:
+            (answer,) = await running.answers(request(name))
+            assert answer.tokens == alone(model, request(name))
 
-    async def ask():
-        async with AsyncEngine(engine := Impatient(model)) as running:
-            engine.put("stored", tmp_path / "lora")
-            engine.adapters.residents._reader.submit(gate.wait)
-            under_way = asyncio.create_task(running.answers(request("stored")))
-            for name in (None, "lora") * 3:
-                (answer,) = await running.answers(request(name))
-                assert answer.tokens == alone(model, request(name))
-            assert not under_way.done()
-            gate.set()
-            return await under_way
-
-    try:
-        (answer,) = in_time(ask())
-    finally:
-        gate.set()
-    assert answer.tokens == alone(model, request("lora"))
+    while_files_are_read(model, tmp_path, ask, Impatient)
 
 
 def test_a_step_stalls_that_takes_longer_than_those_before_let_expect(model):

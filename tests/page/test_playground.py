@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -119,14 +121,21 @@ def test_an_answer_is_stopped(read):
     page.unroute_all(behavior="ignoreErrors")
 
 
+@contextmanager
+def unfolded(page: Page, text: str) -> Iterator[Locator]:
+    """The line of that text, below which all is seen within the block."""
+    folded = page.locator("summary", has_text=text)
+    folded.click()
+    yield folded
+    folded.click()
+
+
 def test_a_folded_setting_that_is_wrong_is_shown(read):
     page = read().page
     bodies = bodies_of(page)
     page.goto("/playground?model=tiny")
-    folded = page.locator("summary", has_text="Sampling")
-    folded.click()
-    page.get_by_label("Temperature").fill("much")
-    folded.click()
+    with unfolded(page, "Sampling") as folded:
+        page.get_by_label("Temperature").fill("much")
     expect(folded.get_by_text("Temperature much")).to_be_visible()
     ask(page, "Hello")
     expect(page.get_by_label("Temperature")).to_be_focused()
@@ -151,11 +160,9 @@ def test_a_system_message_comes_first(read):
     page = read().page
     bodies = bodies_of(page)
     page.goto("/playground?model=tiny")
-    folded = page.locator("summary", has_text="System message")
-    folded.click()
-    page.get_by_label("System message", exact=True).fill("You sell lamps.")
-    page.get_by_label("Most tokens").fill("2")
-    folded.click()
+    with unfolded(page, "System message") as folded:
+        page.get_by_label("System message", exact=True).fill("You sell lamps.")
+        page.get_by_label("Most tokens").fill("2")
     expect(folded.get_by_text("System message set")).to_be_visible()
     for number in range(2):
         ask(page, f"Message {number}")
