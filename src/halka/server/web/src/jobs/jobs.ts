@@ -72,8 +72,6 @@ export interface Evaluated {
   by_adapter?: { adapter: string | null; scores: Record<string, Score> }[];
 }
 
-export const EVERY = 3000; // milliseconds between two looks at a list that changes
-
 /** A line of an evaluation's answers; `adapter` is null for the bare base. */
 interface Prediction {
   where: string;

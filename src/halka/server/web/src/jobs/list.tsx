@@ -1,25 +1,19 @@
 // The jobs there were and those to come, with their state; looked at again while one is under way.
 import type { ComponentChildren } from "preact";
-import { useEffect } from "preact/hooks";
 import { curl } from "../parts/curl";
-import { Loaded, useLoading } from "../parts/loading";
+import { Loaded, useLoading, useLookingAgain } from "../parts/loading";
 import { Empty } from "../parts/notice";
 import { Table } from "../parts/table";
 import { Terminal } from "../parts/terminal";
 import { link } from "../router";
 import { fill, moment, percent, short, words } from "../words/words";
-import { ENDED, EVERY, listJobs, methodOf, type Job } from "./jobs";
+import { ENDED, listJobs, methodOf, type Job } from "./jobs";
 import { StatusBadge } from "./status";
 
 export function JobList({ kinds }: { kinds: string[] }) {
   const w = words.value.jobs;
   const jobs = useLoading(async () => (await listJobs()).filter((job) => job.kind === null || kinds.includes(job.kind)), []);
-  const underWay = jobs.value?.some((job) => !ENDED.includes(job.status)) ?? false;
-  useEffect(() => {
-    if (!underWay) return;
-    const timer = setInterval(() => document.visibilityState === "visible" && jobs.again(), EVERY);
-    return () => clearInterval(timer);
-  }, [underWay]);
+  useLookingAgain(jobs.again, jobs.value?.some((job) => !ENDED.includes(job.status)) ?? false);
   return (
     <section class="stack jobs">
       <h2>{w.title}</h2>

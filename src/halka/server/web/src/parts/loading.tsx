@@ -13,6 +13,7 @@ export interface Loading<T> {
 }
 
 const PAUSE = 150; // milliseconds without a further choice: who types a word asks once
+const EVERY = 3000; // milliseconds between two looks at what changes by itself
 
 /** What `load` resolves to, loaded anew whenever one of `inputs` changes.
  *
@@ -44,6 +45,17 @@ export function useLoading<T>(load: () => Promise<T>, inputs: unknown[], choices
     return () => clearTimeout(timer);
   }, choices);
   return { ...state, again };
+}
+
+/** Ask again and again while `on`, where somebody looks at the page. */
+export function useLookingAgain(again: () => void, on = true) {
+  const newest = useRef(again);
+  newest.current = again;
+  useEffect(() => {
+    if (!on) return;
+    const timer = setInterval(() => document.visibilityState === "visible" && newest.current(), EVERY);
+    return () => clearInterval(timer);
+  }, [on]);
 }
 
 export function Loaded<T>({ of: { value, failure, again }, children }: { of: Loading<T>; children: (value: T) => ComponentChildren }) {

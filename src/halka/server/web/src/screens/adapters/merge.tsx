@@ -1,11 +1,11 @@
 // Merges an adapter into its base as a job, shows what that changes, and gives what was written.
-import { useEffect, useState } from "preact/hooks";
+import { useState } from "preact/hooks";
 import { deleteJob, ENDED, listJobs, startJob, type Job } from "../../jobs/jobs";
 import { Queued } from "../../jobs/queued";
 import { Button } from "../../parts/button";
 import { curl } from "../../parts/curl";
 import { Checkbox, SelectField } from "../../parts/field";
-import { useAction, useLoading } from "../../parts/loading";
+import { useAction, useLoading, useLookingAgain } from "../../parts/loading";
 import { Failure, Notice } from "../../parts/notice";
 import { Waiting } from "../../parts/progress";
 import { Table } from "../../parts/table";
@@ -47,11 +47,7 @@ export function Merge({ adapter }: { adapter: Whole }) {
     if (!precisions(into).includes(dtype)) setDtype("");
   };
   const waiting = jobs.value?.some(runs) ?? false;
-  useEffect(() => {
-    if (!waiting) return;
-    const looking = setInterval(jobs.again, 1500);
-    return () => clearInterval(looking);
-  }, [waiting, of]);
+  useLookingAgain(jobs.again, waiting);
   const body = { kind: "merge", adapter: of, ...(format && { format }), ...(format && dtype && { dtype }), ...(force && { force }) };
   const into = format.endsWith("gguf") ? `${adapter.id}.gguf` : `${adapter.id}-merged`;
   const flags = [...(format ? [`--into ${quoted(into)} --as ${format}`] : []), ...(format && dtype ? [`--to-dtype ${dtype}`] : []), ...(force ? ["--force"] : [])];
