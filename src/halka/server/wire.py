@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -53,22 +53,3 @@ def event(value: Any, name: str | None = None) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
-
-
-async def start_stream(chunks: AsyncGenerator[bytes], failed: Callable[[Exception], bytes]) -> Events:
-    """The chunks as events, once the first is there: what fails before that is an error with a status of its own.
-
-    failed  the event of an error that comes later
-    """
-    first = await anext(chunks)
-
-    async def started() -> AsyncGenerator[bytes]:
-        async with aclosing(chunks):
-            yield first
-            try:
-                async for chunk in chunks:
-                    yield chunk
-            except Exception as error:
-                yield failed(error)
-
-    return Events(started())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any, Protocol
 
 from starlette.responses import Response
 
 from halka.server.errors import api_error
 from halka.server.guards.access import Caller
-from halka.server.wire import Json, event, start_stream
+from halka.server.wire import Events, Json, event
 
 
 class Reply(Protocol):
@@ -29,4 +30,16 @@ async def respond(
     """
     if not stream:
         return Json(await reply.whole())
-    return await start_stream(reply.chunks(), lambda error: failed(api_error(error, caller).body))
+    chunks = reply.chunks()
+    first = await anext(chunks)
+
+    async def started() -> AsyncGenerator[bytes]:
+        async with aclosing(chunks):
+            yield first
+            try:
+                async for chunk in chunks:
+                    yield chunk
+            except Exception as error:
+                yield failed(api_error(error, caller).body)
+
+    return Events(started())
