@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,16 @@ class Folders:
 
     def hidden_in(self, value: Any) -> Any:
         """A value of JSON whose texts are hidden."""
-        if isinstance(value, str):
-            return self.hidden(value)
-        if isinstance(value, Mapping):
-            return {key: self.hidden_in(item) for key, item in value.items()}
-        return [self.hidden_in(item) for item in value] if isinstance(value, list | tuple) else value
+        return with_texts(value, self.hidden)
 
 
 NO_FOLDERS = Folders()
+
+
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A value of JSON whose texts, but for its keys, are changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: with_texts(item, change) for key, item in value.items()}
+    return [with_texts(item, change) for item in value] if isinstance(value, list | tuple) else value

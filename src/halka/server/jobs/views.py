@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from halka.server.errors import public
-from halka.server.folders import Folders
+from halka.server.folders import Folders, with_texts
 from halka.server.jobs.data import DATA, VALIDATION, data_file
 from halka.server.jobs.folder import OUTPUT, RUN, JobFolder
 from halka.util.errors import DamagedFolderError
@@ -54,7 +54,7 @@ def view_of(job: JobFolder, folders: Folders) -> dict[str, Any]:
         "adapter": written.get("adapter"),
         "last_step": _last_step(job),
         "progress": None if request.kind == "train" else _last_words(job, hide),
-        "result": _without_paths(_result(job, request.kind), hide) if state == "done" else None,
+        "result": with_texts(_result(job, request.kind), hide) if state == "done" else None,
     }
 
 
@@ -99,15 +99,6 @@ def _hidden(words: Mapping[str, str], folders: Folders, text: str) -> str:
     for path in sorted(words, key=len, reverse=True):
         text = text.replace(path, words[path])
     return folders.hidden(text)
-
-
-def _without_paths(value: Any, hide: Callable[[str], str]) -> Any:
-    """A value whose texts name no path."""
-    if isinstance(value, str):
-        return hide(value)
-    if isinstance(value, list):
-        return [_without_paths(item, hide) for item in value]
-    return {key: _without_paths(item, hide) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 # ── its steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
