@@ -36,19 +36,11 @@ class JsonSchema(Body):
     json_schema: Schema
 
 
-class FlatJsonSchema(Schema):
-    """As `/v1/responses` has it."""
-
-    type: Literal["json_schema"]
-
-
-def constraint_of(form: Text | JsonObject | JsonSchema | FlatJsonSchema | None) -> Constraint | None:
+def constraint_of(form: Text | JsonObject | JsonSchema | None) -> Constraint | None:
     """What the engine must keep to; None: any text. A schema is always kept to, strict or not."""
     if isinstance(form, JsonObject):
         return JSON_OBJECT
-    if isinstance(form, JsonSchema):
-        form = form.json_schema  # type: ignore[assignment]
-    return keeping_to(form.schema_, "response_format") if isinstance(form, Schema) else None
+    return keeping_to(form.json_schema.schema_, "response_format") if isinstance(form, JsonSchema) else None
 
 
 def keeping_to(schema: dict[str, Any], param: str) -> Constraint:

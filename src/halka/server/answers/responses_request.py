@@ -20,7 +20,7 @@ from halka.server.answers.chat_request import (
     Retrieval,
     Tool,
 )
-from halka.server.answers.formats import FlatJsonSchema, JsonObject, JsonSchema, Schema, Text
+from halka.server.answers.formats import JsonObject, JsonSchema, Schema, Text
 from halka.server.answers.generation_request import NEUTRAL, Share, StreamOptions, Temperature
 from halka.server.requests import ANY, ITEMS, Body, Count
 
@@ -70,6 +70,12 @@ class FlatTool(Function):
 
 class FlatNamedTool(NamedFunction):
     type: Literal["function"]
+
+
+class FlatJsonSchema(Schema):
+    """As `/v1/responses` has it."""
+
+    type: Literal["json_schema"]
 
 
 class TextOptions(Body):
