@@ -10,20 +10,12 @@ from halka.server.service import Service
 NO_END = 2**20  # tokens of a prompt for a base that reads any number
 
 
-async def room(service: Service, adapter: str | None) -> int | None:
-    """How many tokens a prompt and its answer may have with this adapter; None: any number.
-
-    Raises what is wrong with the adapter.
-    """
-    return await service.holder.room(adapter)
-
-
 async def answer_room(service: Service, adapter: str | None, prompt: Sequence[int]) -> int:
     """How many tokens an answer may have whose request does not say: as set, or what the prompt leaves."""
     usual, context = service.settings.new_tokens, service.context
     if context is None or len(prompt) + usual <= context // 2:  # no adapter's virtual tokens take that many
         return usual
-    left = await room(service, adapter)
+    left = await service.holder.room(adapter)
     return usual if left is None else max(1, min(usual, left - len(prompt)))
 
 
@@ -32,7 +24,7 @@ async def prompt_room(service: Service, adapter: str | None, new_tokens: int | N
 
     Raises ApiError where no prompt has room beside it.
     """
-    left = await room(service, adapter)
+    left = await service.holder.room(adapter)
     if left is None:
         return NO_END
     answer = min(service.settings.new_tokens, left // 2) if new_tokens is None else new_tokens
