@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from full_disk import room_for
-from halka.server.environment import environment
+from halka.server.apart import environment
 from halka.server.jobs.folder import LOCK, JobFolder, JobRequest, jobs_in
 from halka.server.jobs.queue import JobQueue
 from halka.server.storage import Storage

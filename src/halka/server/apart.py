@@ -9,15 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from halka.server.environment import environment
+from halka.util.openmp import share_cores
 
 PIECE = 1 << 16  # bytes that are read at a time
 LOOK = 1.0  # seconds between two looks at whether the output is still wanted
+SECRET = ("HALKA_SERVE_", "HALKA_TRAIN_", "HALKA_API_KEY", "VLLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""What variables begin with that no such process gets."""
 
 
 def output_of(
@@ -51,6 +53,13 @@ def output_of(
         finally:
             process.kill()
     return b"", None
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """These variables for such a process, or a job: no settings of the server, no keys, and no hub."""
+    kept = {name: value for name, value in variables.items() if not name.startswith(SECRET)}
+    share_cores(kept)
+    return {**kept, "HF_HUB_OFFLINE": "1"}
 
 
 def cause_of(status: int) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from halka.server.environment import environment
+from halka.server.apart import environment
 from halka.server.jobs.folder import ENDED, JOB, LOG, STATE, STOP, JobFolder, jobs_in
 
 EVERY = 1.0  # seconds between two looks

@@ -1,4 +1,7 @@
-"""`/v1/data/preview`, `/v1/estimate`: a draft looked at, in a process of its own, before it becomes a job."""
+"""`/v1/data/preview`, `/v1/estimate`: a draft looked at, in a process of its own, before it becomes a job.
+
+A draft has a job's fields, but for `task`, which has no data to be looked at.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.responses import Response
 
 from halka.methods import described
@@ -17,13 +21,26 @@ from halka.server.guards.access import Caller, ManagerDep
 from halka.server.jobs.commands import check_settings
 from halka.server.jobs.data import DATA, VALIDATION, placed, written
 from halka.server.jobs.files import named_files
-from halka.server.previews.requests import Draft
+from halka.server.jobs.requests import DataFiles, Rows, Validation
+from halka.server.requests import Name
 from halka.server.resources.uploads import staging
 from halka.server.service import Service, ServiceDep
 from halka.server.wire import Json
 
 router = APIRouter(tags=["jobs"])
 What = Literal["preview", "estimate"]
+
+
+class Draft(DataFiles):
+    """A training's data and settings. `examples`: how many to show, in previews; `name` changes nothing."""
+
+    kind: Literal["train"] | None = None
+    name: Name | None = None
+    data: Rows | None = None
+    validation: Validation = None
+    shape: Annotated[str, Field(max_length=40)] | None = None
+    settings: dict[str, Any] = Field(default_factory=dict[str, Any])
+    examples: Annotated[int, Field(ge=0, le=20)] = 3
 
 
 @router.post("/v1/data/preview")
