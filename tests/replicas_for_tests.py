@@ -94,7 +94,8 @@ class Here:
 
     def close(self) -> None:
         for replica in self.replicas.values():
-            asyncio.run(replica.aclose())
+            asyncio.run(replica.engine.aclose())
+            replica.remove_folder()
 
     def _first(self, order: Order) -> Replica:
         names = [name for name in self.replicas if self.left.get(name, 1) > 0]

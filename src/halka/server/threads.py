@@ -22,11 +22,6 @@ class Workers:
     def __init__(self, threads: int):
         self.limiter = CapacityLimiter(threads)
 
-    @property
-    def waiting(self) -> int:
-        """How many calls wait for a thread."""
-        return self.limiter.statistics().tasks_waiting
-
     async def __call__(self, function: Callable[..., T], *arguments: object) -> T:
         """What a function returns that blocks."""
         return await to_thread.run_sync(function, *arguments, limiter=self.limiter)

@@ -44,12 +44,12 @@ class Attempts:
     Right ones are not its business: behind a proxy all have one address.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self._clock, self._buckets = clock, OrderedDict[str, Bucket]()
+    def __init__(self) -> None:
+        self._buckets = OrderedDict[str, Bucket]()
 
     def count(self, address: str) -> None:
         """Count a wrong key. Raises ApiError where too many came from there."""
-        bucket = self._buckets.setdefault(address, Bucket(WRONG, self._clock))
+        bucket = self._buckets.setdefault(address, Bucket(WRONG, time.monotonic))
         self._buckets.move_to_end(address)
         if len(self._buckets) > ADDRESSES:
             self._buckets.popitem(last=False)

@@ -22,8 +22,8 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -144,8 +144,11 @@ class JobFolder:
     @property
     def alive(self) -> bool:
         """Whether its process, or the command that this has begun, is there."""
-        with self._opened_lock() as lock:
+        lock = open_lock(self.path / LOCK)
+        try:
             return not try_lock(lock, fcntl.LOCK_SH)
+        finally:
+            os.close(lock)
 
     def claim(self) -> int | None:
         """An inheritable descriptor that holds the lock, for its process; None if somebody holds it."""
@@ -220,14 +223,6 @@ class JobFolder:
     @property
     def stop_asked(self) -> bool:
         return (self.path / STOP).exists()
-
-    @contextmanager
-    def _opened_lock(self) -> Iterator[int]:
-        lock = open_lock(self.path / LOCK)
-        try:
-            yield lock
-        finally:
-            os.close(lock)
 
 
 def jobs_in(folder: Path) -> list[JobFolder]:

@@ -68,11 +68,6 @@ class Replica:
         """Whether the engine makes no step any more, as far as one can see."""
         return self.engine.stalls(self.patience)
 
-    async def aclose(self) -> None:
-        """End the engine, and remove the folder."""
-        await self.engine.aclose()
-        self.remove_folder()
-
     def remove_folder(self) -> None:
         """Remove the folder of adapters: no call may come then."""
         self._folder.close()
@@ -102,7 +97,9 @@ class Replica:
             sent = dict(enumerate(map(len, parsed.written)))  # tokens of each answer that the gateway has
             async with (
                 self.contents.using(request.adapter, next(iter(files), None)),
-                aclosing(self._followed(parsed)) as answers,
+                aclosing(
+                    self.engine.follow(request, parsed.n, pieces=parsed.pieces, written=parsed.written)
+                ) as answers,
             ):
                 async for answer in answers:
                     before = len(parsed.written[answer.number]) if parsed.written else 0
@@ -122,9 +119,6 @@ class Replica:
             log.error("the engine failed", exc_info=error)
             self._failures, self._failure = self._failures + (error is not self._failure), error
         return Reply.failed(error)
-
-    def _followed(self, call: Call) -> AsyncGenerator[Answer]:
-        return self.engine.follow(call.request, call.n, pieces=call.pieces, written=call.written)
 
 
 def _piece(answer: Answer, sent: int, before: int) -> Piece:
