@@ -115,7 +115,7 @@ class Completion:
                 before["finish_reason"] = delta.finish
         for index, choice in choices.items():
             answer = self.answers[index]
-            choice["logprobs"] = self._logprobs(Delta(index, answer, logprobs=answer.logprobs), 0)
+            choice["logprobs"] = self._logprobs(Delta(answer, logprobs=answer.logprobs), 0)
         return self._head() | {"choices": [choices[index] for index in sorted(choices)], "usage": self._usage()}
 
     def _head(self) -> dict[str, Any]:

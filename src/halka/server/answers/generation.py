@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 class Delta:
     """What one of a request's answers has got more: text, a call, tokens. The last has its `finish` alone."""
 
-    index: int
     answer: Answer
     text: str = ""
     call: Call | None = None
     logprobs: Sequence[TokenLogprob] = ()
     finish: str | None = None
+
+    @property
+    def index(self) -> int:
+        return self.answer.number
 
 
 @dataclass
@@ -82,10 +85,10 @@ async def deltas(
                     raise ApiError(503, "the server is closing", headers={"retry-after": "10"})
                 if len(text) > sent.text or count > sent.logprobs:
                     new = answer.logprobs[sent.logprobs : count]
-                    yield Delta(answer.number, answer, text[sent.text :], logprobs=new)
+                    yield Delta(answer, text[sent.text :], logprobs=new)
                     sent.text, sent.logprobs = len(text), count
                 if finish is not None:
-                    yield Delta(answer.number, answer, finish=finish)
+                    yield Delta(answer, finish=finish)
 
 
 @contextmanager

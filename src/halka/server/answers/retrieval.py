@@ -148,6 +148,6 @@ async def ground(
 async def fixed_answers(request: Request, text: str, n: int) -> AsyncGenerator[Delta]:
     """The answers where no model is asked: this text, `n` times."""
     for index in range(n):
-        answer = Answer(request, text=text, finish="stop")
-        yield Delta(index, answer, text)
-        yield Delta(index, answer, finish="stop")
+        answer = Answer(request, index, text=text, finish="stop")
+        yield Delta(answer, text)
+        yield Delta(answer, finish="stop")
