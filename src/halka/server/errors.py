@@ -58,14 +58,13 @@ class ApiError(Exception):
         status: int,
         message: str,
         *,
-        type: str | None = None,
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ):
         super().__init__(message)
         self.status, self.message, self.param, self.headers = status, message, param, dict(headers or {})
-        self.type = type or TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        self.type = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
         self.code = code or CODES.get(status)
 
     @property
@@ -116,7 +115,11 @@ def api_error(error: BaseException, caller: Caller | None = None) -> ApiError:
         return _invalid(error)
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
-    id = (caller and caller.request) or uuid.uuid4().hex
+    return unexpected(error, (caller and caller.request) or uuid.uuid4().hex)
+
+
+def unexpected(error: BaseException, id: str) -> ApiError:
+    """What a caller may know of an error that Halka does not know; the log has the rest, under this id."""
     log.error("a request failed", exc_info=error, extra={"fields": {"request": id}})
     return ApiError(500, f"the server failed at this request; its log says more of {id}", code="internal_error")
 

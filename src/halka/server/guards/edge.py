@@ -11,7 +11,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from halka.server.errors import ApiError
+from halka.server.errors import ApiError, unexpected
 from halka.server.guards.metrics import Metrics
 
 HEADERS = {
@@ -63,10 +63,9 @@ class Edge:
         except ClientDisconnect:
             pass
         except Exception as error:
-            log.error("a request failed", exc_info=error, extra={"fields": {"request": id}})
+            failure = unexpected(error, id)
             if status is None:
-                message = f"the server failed at this request; its log says more of {id}"
-                await ApiError(500, message, code="internal_error").response()(scope, receive, send_with_headers)
+                await failure.response()(scope, receive, send_with_headers)
         finally:
             route = getattr(scope.get("route"), "path", "(none)")
             seconds = time.monotonic() - begin
