@@ -112,7 +112,7 @@ function SignedIn() {
     <div class="who">
       <p class="hint">{fill(shell.signedInAs, { role: shell.role[who.role], tenant: who.tenant })}</p>
       <Button kind="quiet" icon="signOut" onClick={() => void signOut().catch(setFailure)}>{shell.signOut}</Button>
-      {failure && <Failure error={failure} />}
+      <Failure error={failure} />
     </div>
   );
 }

@@ -1,5 +1,6 @@
 // What the reader chose for this browser: the theme and the language.
 import { effect, signal } from "@preact/signals";
+import { tried } from "./tried";
 
 export const THEMES = ["system", "light", "dark"] as const;
 export const LANGUAGES = { en: "English", bn: "বাংলা" } as const;
@@ -35,17 +36,9 @@ export function choose(chosen: Language): void {
 }
 
 function stored(name: string): string | null {
-  try {
-    return localStorage.getItem(`halka.${name}`);
-  } catch {
-    return null; // a browser that keeps nothing
-  }
+  return tried(() => localStorage.getItem(`halka.${name}`));
 }
 
 function store(name: string, value: string): void {
-  try {
-    localStorage.setItem(`halka.${name}`, value);
-  } catch {
-    // it holds for this visit
-  }
+  tried(() => localStorage.setItem(`halka.${name}`, value)); // where it cannot, it holds for this visit
 }

@@ -1,6 +1,8 @@
 // Server-sent events over fetch: a stream that breaks says so, and one that can go on does.
 import { ApiError, call, errorIn, failureOf, type Call } from "./api";
 
+const TIMES = 5; // that what breaks is asked again in a row
+
 export interface ServerEvent {
   id: string | null;
   event: string;
@@ -29,8 +31,8 @@ export async function* events(path: string, options: Call, last: (event: ServerE
   throw new BrokenStream();
 }
 
-/** The same, asked again after the last event's id whenever it breaks, `times` in a row at most. */
-export async function* lastingEvents(path: string, signal: AbortSignal, last: (event: ServerEvent) => boolean, times = 5) {
+/** The same, asked again after the last event's id whenever it breaks, `TIMES` in a row at most. */
+export async function* lastingEvents(path: string, signal: AbortSignal, last: (event: ServerEvent) => boolean) {
   let id: string | null = null;
   for (let failed = 0; ; ) {
     try {
@@ -43,7 +45,7 @@ export async function* lastingEvents(path: string, signal: AbortSignal, last: (e
       return;
     } catch (error) {
       const passing = error instanceof BrokenStream || (error instanceof ApiError && isPassing(error));
-      if (!passing || ++failed > times) throw error;
+      if (!passing || ++failed > TIMES) throw error;
       await new Promise((resolve) => setTimeout(resolve, 250 * 2 ** failed));
       signal.throwIfAborted();
     }

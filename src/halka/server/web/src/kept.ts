@@ -1,6 +1,7 @@
 // What this tab keeps through a reload, for the key that is signed in and for nobody else.
 import { effect, untracked } from "@preact/signals";
 import { session } from "./session";
+import { tried } from "./tried";
 
 /** Once somebody is signed in, restore what they had before a reload; from then on keep `now`, or nothing where it is null.
  *
@@ -22,18 +23,12 @@ export function keepThroughReloads<T>(name: string, now: () => T | null, restore
 }
 
 function stored<T>(name: string): { key: string | null; value: T } | null {
-  try {
-    return JSON.parse(sessionStorage.getItem(`halka.${name}`) ?? "null");
-  } catch {
-    return null; // a browser that keeps nothing
-  }
+  return tried(() => JSON.parse(sessionStorage.getItem(`halka.${name}`) ?? "null"));
 }
 
 function store(name: string, entry: object | null): void {
-  try {
+  tried(() => { // it lasts until a reload where the browser keeps nothing, or not as much
     sessionStorage.removeItem(`halka.${name}`);
     if (entry) sessionStorage.setItem(`halka.${name}`, JSON.stringify(entry));
-  } catch {
-    // it lasts until a reload: the browser keeps nothing, or not as much
-  }
+  });
 }

@@ -1,11 +1,12 @@
 // The page's address: real paths, kept in step with the browser's history.
 import { computed, signal } from "@preact/signals";
+import { tried } from "./tried";
 
 const here = () => location.pathname + location.search;
 const address = signal(here());
 
 /** The parts of the path, decoded: `["adapters", "support"]`. */
-export const parts = computed(() => (address.value.split("?")[0] ?? "").split("/").filter(Boolean).map(decoded));
+export const parts = computed(() => (address.value.split("?")[0] ?? "").split("/").filter(Boolean).map((part) => tried(() => decodeURIComponent(part)) ?? part));
 export const query = computed(() => new URLSearchParams(address.value.split("?")[1] ?? ""));
 
 /** Go to an address of the page; `replace` leaves no entry in the history. */
@@ -50,12 +51,4 @@ export function follow(): void {
 /** An address of the page from parts of any text. */
 export function link(...path: string[]): string {
   return `/${path.map(encodeURIComponent).join("/")}`;
-}
-
-function decoded(part: string): string {
-  try {
-    return decodeURIComponent(part);
-  } catch {
-    return part;
-  }
 }

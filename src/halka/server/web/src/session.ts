@@ -1,6 +1,7 @@
 // Who is signed in. Without keys everybody on this machine is; with keys a cookie stands for the key.
 import { signal } from "@preact/signals";
 import { ApiError, call, get, post, whenRefused } from "./api";
+import { tried } from "./tried";
 
 export type Role = "monitor" | "user" | "manager" | "admin";
 
@@ -73,11 +74,7 @@ function beginAnew(): void {
 /** Nobody is signed in, and nothing is kept of who was. */
 function keepNothing(): void {
   session.value = null;
-  try {
-    sessionStorage.clear();
-  } catch {
-    // a browser that keeps nothing
-  }
+  tried(() => sessionStorage.clear());
 }
 
 whenRefused(() => {

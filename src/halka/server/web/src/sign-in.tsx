@@ -35,7 +35,7 @@ export function SignIn() {
         <p class="brand"><Mark /><strong>{shell.name}</strong></p>
         <h1>{shell.signIn}</h1>
         <p>{before}<code>halka keys add</code>{after}</p>
-        {failure && <Failure error={failure} />}
+        <Failure error={failure} />
         <TextField label={shell.key} type="password" autocomplete="current-password" spellcheck={false} value={key} onValue={setKey}
           hint={shell.keyHint} error={missing ? shell.keyMissing : null} />
         <Button kind="primary" type="submit" busy={busy}>{shell.signIn}</Button>

@@ -34,7 +34,7 @@ export function Buttons({ job, changed, home = "/train" }: { job: Job; changed: 
       )}
       {job.kind === "train" && <Button icon="settings" onClick={() => go(againOf(job))}>{w.reuse}</Button>}
       {ended && <Button kind="quiet" icon="trash" label={w.remove} onClick={() => setAsks(true)} />}
-      {failure !== null && <Failure error={failure} />}
+      <Failure error={failure} />
       {asks && (
         <Confirm title={w.remove} hint={w.removeHint} yes={w.remove} onYes={() => deleteJob(job.id).then(() => go(home))} onClose={() => setAsks(false)} />
       )}

@@ -26,7 +26,7 @@ export function JobList({ kinds }: { kinds: string[] }) {
               { title: w.came, cell: outcome },
               { title: w.when, cell: (job) => moment(job.created_at) },
             ]} />
-            <Terminal commands={[{ id: "curl", title: "curl", text: curl("/v1/jobs") }]} />
+            <Terminal commands={[{ id: "curl", text: curl("/v1/jobs") }]} />
           </>
         ) : <Empty icon={kinds[0] === "advise" ? "advise" : "train"} title={w.empty} hint={w.emptyHint} />}
       </Loaded>

@@ -14,7 +14,7 @@ export function Queued({ job }: { job: Job }) {
   return (
     <>
       <Waiting label={before ? count(w.queuedBehind, before) : w.queuedHint} />
-      {failure !== null && <Failure error={failure} again={again} />}
+      <Failure error={failure} again={again} />
     </>
   );
 }

@@ -32,7 +32,7 @@ export function Confirm({ title, hint, yes, onYes, onClose }: {
   return (
     <Dialog title={title} onClose={onClose} focusAfter={focusAfter}>
       <p>{hint}</p>
-      {failure && <Failure error={failure} />}
+      <Failure error={failure} />
       <div class="row">
         <Button kind="danger" icon="trash" busy={busy} onClick={() => run(remove)}>{yes}</Button>
         <Button onClick={onClose}>{words.value.parts.cancel}</Button>

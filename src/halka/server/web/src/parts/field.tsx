@@ -11,20 +11,16 @@ interface Frame {
 interface Control extends Frame {
   value: string;
   onValue: (value: string) => void;
-  type?: "text" | "password" | "number" | "search" | "date" | "url";
-  name?: string;
+}
+
+interface Written extends Control {
+  type?: "password" | "search";
   placeholder?: string;
-  required?: boolean;
-  disabled?: boolean;
   autocomplete?: string;
   spellcheck?: boolean;
-  inputMode?: "text" | "numeric" | "decimal" | "search";
-  min?: number;
-  max?: number;
-  step?: number | "any";
+  inputMode?: "text" | "numeric" | "decimal";
   rows?: number;
   maxLength?: number;
-  onKeyDown?: (event: KeyboardEvent) => void;
 }
 
 function Framed({ label, hint, error, children }: Frame & { children: (ids: Ids) => ComponentChildren }) {
@@ -46,7 +42,7 @@ interface Ids {
   "aria-invalid": true | undefined;
 }
 
-export function TextField({ label, hint, error = null, value, onValue, ...rest }: Control) {
+export function TextField({ label, hint, error = null, value, onValue, ...rest }: Written) {
   return (
     <Framed label={label} hint={hint} error={error}>
       {(ids) => <input type="text" {...(rest as object)} {...ids} value={value} onInput={(event) => onValue(event.currentTarget.value)} />}
@@ -54,10 +50,10 @@ export function TextField({ label, hint, error = null, value, onValue, ...rest }
   );
 }
 
-export function TextArea({ label, hint, error = null, value, onValue, ...rest }: Control) {
+export function TextArea({ label, hint, error = null, value, onValue, ...rest }: Written) {
   return (
     <Framed label={label} hint={hint} error={error}>
-      {(ids) => <textarea {...(rest as object)} {...ids} value={value} onInput={(event) => onValue(event.currentTarget.value)} />}
+      {(ids) => <textarea {...rest} {...ids} value={value} onInput={(event) => onValue(event.currentTarget.value)} />}
     </Framed>
   );
 }
@@ -67,11 +63,11 @@ export interface Option {
   text: string;
 }
 
-export function SelectField({ label, hint, error = null, value, onValue, options, ...rest }: Control & { options: Option[] }) {
+export function SelectField({ label, hint, error = null, value, onValue, options }: Control & { options: Option[] }) {
   return (
     <Framed label={label} hint={hint} error={error}>
       {(ids) => (
-        <select {...(rest as object)} {...ids} value={value} onChange={(event) => onValue(event.currentTarget.value)}>
+        <select {...ids} value={value} onChange={(event) => onValue(event.currentTarget.value)}>
           {options.map((option) => (
             <option key={option.value} value={option.value}>{option.text}</option>
           ))}

@@ -61,7 +61,7 @@ export function useLookingAgain(again: () => void, on = true) {
 export function Loaded<T>({ of: { value, failure, again }, children }: { of: Loading<T>; children: (value: T) => ComponentChildren }) {
   return (
     <>
-      {failure && <Failure error={failure} again={again} />}
+      <Failure error={failure} again={again} />
       {value !== null ? children(value) : !failure && <Waiting label={words.value.shell.loading} />}
     </>
   );

@@ -15,8 +15,9 @@ export function Notice({ kind, children }: { kind: "error" | "warning" | "info" 
   );
 }
 
-/** An error in the API's words, and a way to try again; what does not exist will not, then, either. */
+/** An error in the API's words, and a way to try again; what does not exist will not, then, either. Null: there is none. */
 export function Failure({ error, again }: { error: unknown; again?: () => void }) {
+  if (error === null) return null;
   return (
     <Notice kind="error">
       <p><ErrorText of={error} /></p>

@@ -1,11 +1,12 @@
 // "The same in a terminal": what a screen does, as commands to copy.
+import { useId, useRef, useState } from "preact/hooks";
 import { words } from "../words/words";
 import { Copy } from "./copy";
-import { Tabs } from "./tabs";
 
 export interface Command {
   id: string;
-  title: string;
+  /** Its id where it has none. */
+  title?: string;
   text: string;
 }
 
@@ -15,10 +16,40 @@ export function Terminal({ commands }: { commands: Command[] }) {
   return (
     <details class="terminal">
       <summary>{title}</summary>
-      {commands.length > 1
-        ? <Tabs label={title} tabs={commands.map(({ id, title, text }) => ({ id, title, content: () => <Code text={text} /> }))} />
-        : first && <Code text={first.text} />}
+      {commands.length > 1 ? <Tabs label={title} commands={commands} /> : first && <Code text={first.text} />}
     </details>
+  );
+}
+
+/** Tabs by the usual keys: arrows, Home and End move, and show what they come to. */
+function Tabs({ label, commands }: { label: string; commands: Command[] }) {
+  const [chosen, choose] = useState(commands[0]?.id);
+  const list = useRef<HTMLDivElement>(null);
+  const id = useId();
+  const at = Math.max(0, commands.findIndex((tab) => tab.id === chosen));
+  const shown = commands[at];
+  if (!shown) return null;
+  const move = (event: KeyboardEvent) => {
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: commands.length - 1 }[event.key];
+    const tab = to === undefined ? undefined : commands[(to + commands.length) % commands.length];
+    if (!tab) return;
+    event.preventDefault();
+    choose(tab.id);
+    list.current?.querySelector<HTMLElement>(`[data-tab="${tab.id}"]`)?.focus();
+  };
+  return (
+    <div class="tabs">
+      <div role="tablist" aria-label={label} ref={list} onKeyDown={move}>
+        {commands.map((tab) => (
+          <button key={tab.id} type="button" role="tab" id={`${id}-${tab.id}`} data-tab={tab.id}
+            aria-selected={tab.id === shown.id} aria-controls={`${id}-panel`} tabIndex={tab.id === shown.id ? 0 : -1}
+            onClick={() => choose(tab.id)}>
+            {tab.title ?? tab.id}
+          </button>
+        ))}
+      </div>
+      <div role="tabpanel" id={`${id}-panel`} aria-labelledby={`${id}-${shown.id}`}><Code text={shown.text} /></div>
+    </div>
   );
 }
 

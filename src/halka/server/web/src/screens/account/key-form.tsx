@@ -99,15 +99,15 @@ export function KeyForm({ of, first, onDone, onClose }: { of: Key | null; first:
             ))}
           </div>
         </details>
-        {failure && <Failure error={failure} />}
+        <Failure error={failure} />
         {last && <p>{w.lastHint}</p>}
         <div class="row">
           <Button kind={last ? "danger" : "primary"} type="submit" busy={busy}>{last ? w.saveLast : of ? w.save : w.make}</Button>
           <Button onClick={close}>{parts.cancel}</Button>
         </div>
         <Terminal commands={[
-          { id: "halka", title: "halka", text: command },
-          { id: "curl", title: "curl", text: curl(path, { ...(of && { method: "PATCH" }), json: body() }) },
+          { id: "halka", text: command },
+          { id: "curl", text: curl(path, { ...(of && { method: "PATCH" }), json: body() }) },
         ]} />
       </form>
     </Dialog>

@@ -60,8 +60,8 @@ export function Keys() {
         ) : <Empty icon="account" title={w.noKeys} hint={w.noKeysHint} />}
       </Loaded>
       <Terminal commands={[
-        { id: "halka", title: "halka", text: "halka keys list\nhalka keys add --role manager --expires 90d --storage 2GB\nhalka keys change ID --role user\nhalka keys revoke ID" },
-        { id: "curl", title: "curl", text: [curl(KEYS), curl(KEYS, { json: { role: "manager", limits: { storage: 2e9 } } }), curl(`${KEYS}/ID`, { method: "PATCH", json: { role: "user" } }), curl(`${KEYS}/ID`, { method: "DELETE" })].join("\n") },
+        { id: "halka", text: "halka keys list\nhalka keys add --role manager --expires 90d --storage 2GB\nhalka keys change ID --role user\nhalka keys revoke ID" },
+        { id: "curl", text: [curl(KEYS), curl(KEYS, { json: { role: "manager", limits: { storage: 2e9 } } }), curl(`${KEYS}/ID`, { method: "PATCH", json: { role: "user" } }), curl(`${KEYS}/ID`, { method: "DELETE" })].join("\n") },
       ]} />
       {form && <KeyForm of={form.of} first={!session.value?.keys_required} onClose={() => setForm(null)} onDone={() => {
         setForm(null);

@@ -40,7 +40,7 @@ export function Use({ usage }: { usage: Loading<Usage> }) {
     <section class="sheet stack">
       <h2>{w.use}</h2>
       <Loaded of={usage}>{(all) => <Shown usage={all} />}</Loaded>
-      <Terminal commands={[{ id: "curl", title: "curl", text: curl(USAGE) }]} />
+      <Terminal commands={[{ id: "curl", text: curl(USAGE) }]} />
     </section>
   );
 }

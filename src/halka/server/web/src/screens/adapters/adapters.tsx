@@ -56,8 +56,8 @@ function All({ base }: { base: string | null }) {
           )}
       </Loaded>
       <Terminal commands={[
-        { id: "halka", title: "halka", text: "halka adapters list --store adapters" },
-        { id: "curl", title: "curl", text: curl(ADAPTERS) },
+        { id: "halka", text: "halka adapters list --store adapters" },
+        { id: "curl", text: curl(ADAPTERS) },
       ]} />
       {uploading && <Upload name={null} onDone={(added) => go(link("adapters", added.id))} onClose={() => setUploading(false)} />}
     </div>

@@ -77,7 +77,7 @@ function Actions({ adapter, again }: { adapter: Whole; again: () => void }) {
         <Button kind="danger" icon="trash" onClick={() => setOpen("remove")}>{w.remove}</Button>
       </div>
       {!adapter.error && <p class="hint">{adapter.pinned ? w.pinnedHint : adapter.loaded ? w.loadedHint : w.unloadedHint}{adapter.requests > 0 && ` ${count(w.inUse, adapter.requests)}`}</p>}
-      {failure && <Failure error={failure} />}
+      <Failure error={failure} />
       {open === "tags" && <Tags adapter={adapter} onClose={close} onDone={() => {
         close();
         again();
@@ -187,7 +187,7 @@ function Commands({ adapter }: { adapter: Whole }) {
   const version = adapter.versions.length > 1 ? adapter.version : null;
   return (
     <Terminal commands={[
-      { id: "halka", title: "halka", text: [
+      { id: "halka", text: [
         `halka adapters show ${name} --store adapters`,
         `halka adapters tag ${name} live --store adapters`,
         ...(version === null ? [] : [`halka adapters remove ${name} --version ${version} --store adapters`]),

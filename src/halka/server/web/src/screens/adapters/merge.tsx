@@ -64,12 +64,12 @@ export function Merge({ adapter }: { adapter: Whole }) {
       <div class="row">
         <Button kind="primary" busy={busy || waiting} onClick={() => run(() => startJob(body, { data: null }).then(jobs.again))}>{format ? w.mergeAndWrite : w.measure}</Button>
       </div>
-      {failure && <Failure error={failure} />}
-      {jobs.failure && <Failure error={jobs.failure} again={jobs.again} />}
+      <Failure error={failure} />
+      <Failure error={jobs.failure} again={jobs.again} />
       {jobs.value?.map((job, at) => <Result key={job.id} job={job} open={at === 0} again={jobs.again} />)}
       <Terminal commands={[
-        { id: "halka", title: "halka", text: `halka merge ${quoted(of)} --store adapters --base ${quoted(adapter.base ?? "BASE")} ${flags.join(" ")}`.trim() },
-        { id: "curl", title: "curl", text: curl(JOBS, { json: body }) },
+        { id: "halka", text: `halka merge ${quoted(of)} --store adapters --base ${quoted(adapter.base ?? "BASE")} ${flags.join(" ")}`.trim() },
+        { id: "curl", text: curl(JOBS, { json: body }) },
       ]} />
     </section>
   );
@@ -90,7 +90,7 @@ function Result({ job, open, again }: { job: Merged; open: boolean; again: () =>
       </header>
       {job.status === "queued" ? <Queued job={job} /> : runs(job) && <Waiting label={w.merging} />}
       {job.error && <Notice kind="error"><p lang="en">{job.error}</p></Notice>}
-      {failure && <Failure error={failure} />}
+      <Failure error={failure} />
       {error && (
         <>
           <p>{fill(count(w.mergeError, error.tokens), { share: percent(error.relative) })}</p>

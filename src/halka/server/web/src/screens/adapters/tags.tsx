@@ -28,14 +28,14 @@ export function Tags({ adapter, onDone, onClose }: { adapter: Adapter; onDone: (
         if (!busy) run(() => patch<Adapter>(path, { tags }).then(onDone));
       }}>
         <TextField label={w.tags} hint={w.tagsHint} value={text} onValue={setText} autocomplete="off" spellcheck={false} />
-        {failure && <Failure error={failure} />}
+        <Failure error={failure} />
         <div class="row">
           <Button kind="primary" type="submit" busy={busy}>{w.saveTags}</Button>
           <Button onClick={onClose}>{words.value.parts.cancel}</Button>
         </div>
         <Terminal commands={[
-          ...(halka ? [{ id: "halka", title: "halka", text: halka }] : []),
-          { id: "curl", title: "curl", text: curl(path, { method: "PATCH", json: { tags } }) },
+          ...(halka ? [{ id: "halka", text: halka }] : []),
+          { id: "curl", text: curl(path, { method: "PATCH", json: { tags } }) },
         ]} />
       </form>
     </Dialog>

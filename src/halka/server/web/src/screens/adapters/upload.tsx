@@ -61,8 +61,8 @@ export function Upload({ name, onDone, onClose }: { name: string | null; onDone:
           <Button onClick={onClose}>{words.value.parts.cancel}</Button>
         </div>
         <Terminal commands={[
-          { id: "curl", title: "curl", text: curl(ADAPTERS, { form: [["name", called], ...sent.map((file): [string, string] => ["files", `@${file}`])] }) },
-          { id: "halka", title: "halka", text: `halka adapters add FOLDER ${quoted(called)} --store adapters` },
+          { id: "curl", text: curl(ADAPTERS, { form: [["name", called], ...sent.map((file): [string, string] => ["files", `@${file}`])] }) },
+          { id: "halka", text: `halka adapters add FOLDER ${quoted(called)} --store adapters` },
         ]} />
       </form>
     </Dialog>

@@ -74,7 +74,7 @@ export function commandsFor(one: Question, base: string): Command[] {
     ...(one.full ? ["--full"] : []),
   ].join(" \\\n  ");
   return [
-    { id: "halka", title: "halka", text: halka },
-    { id: "curl", title: "curl", text: curlUpload("/v1/jobs/upload", job, { data, validation: one.validation?.name ?? null }) },
+    { id: "halka", text: halka },
+    { id: "curl", text: curlUpload("/v1/jobs/upload", job, { data, validation: one.validation?.name ?? null }) },
   ];
 }

@@ -73,7 +73,7 @@ function NextOther({ name, labels, start, onItem }: { name: string; labels: stri
       <SelectField label={w.otherOf} value={label} onValue={setLabel} options={labels.map((value) => ({ value, text: value }))} />
       <Button type="submit" busy={busy}>{w.nextOther}</Button>
       <span class="hint" role="status">{none && w.noOther}</span>
-      {failure && <Failure error={failure} again={find} />}
+      <Failure error={failure} again={find} />
     </form>
   );
 }

@@ -38,7 +38,7 @@ function All() {
       {(listed.current > PAGE || start > 0) && (
         <Pager start={start} size={PAGE} there={all.value?.data.length ?? 0} more={start + PAGE < listed.current} onStart={turn} />
       )}
-      <Terminal commands={[{ id: "halka", title: "halka", text: FIRST }, { id: "curl", title: "curl", text: curl(COMPARISONS) }]} />
+      <Terminal commands={[{ id: "halka", text: FIRST }, { id: "curl", text: curl(COMPARISONS) }]} />
     </div>
   );
 }

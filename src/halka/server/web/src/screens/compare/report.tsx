@@ -32,8 +32,8 @@ export function Report({ name }: { name: string }) {
         )}
       </Loaded>
       <Terminal commands={[
-        { id: "halka", title: "halka", text: "halka compare experiment.yaml -o comparisons/mine" },
-        { id: "curl", title: "curl", text: [curl(pathOf(name)), curl(answersOf(name, 0, 20))].join("\n") },
+        { id: "halka", text: "halka compare experiment.yaml -o comparisons/mine" },
+        { id: "curl", text: [curl(pathOf(name)), curl(answersOf(name, 0, 20))].join("\n") },
       ]} />
     </div>
   );

@@ -45,8 +45,8 @@ function All() {
       </Loaded>
       {may("manager") && <NewCollection />}
       <Terminal commands={[
-        { id: "halka", title: "halka", text: "halka docs list --collections collections\nhalka docs add faq ./documents --collections collections" },
-        { id: "curl", title: "curl", text: [curl(COLLECTIONS), curl(COLLECTIONS, { json: { name: "faq" } })].join("\n") },
+        { id: "halka", text: "halka docs list --collections collections\nhalka docs add faq ./documents --collections collections" },
+        { id: "curl", text: [curl(COLLECTIONS), curl(COLLECTIONS, { json: { name: "faq" } })].join("\n") },
       ]} />
     </div>
   );

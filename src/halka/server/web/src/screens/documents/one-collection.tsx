@@ -44,13 +44,13 @@ export function OneCollection({ name }: { name: string }) {
         )}
       </Loaded>
       <Terminal commands={[
-        { id: "halka", title: "halka", text: [
+        { id: "halka", text: [
           `halka docs add ${quoted(name)} ./documents --collections collections`,
           `halka docs list ${quoted(name)} --collections collections`,
           `halka docs remove ${quoted(name)} parcels.md --collections collections`,
           `halka docs remove ${quoted(name)} --collections collections`,
         ].join("\n") },
-        { id: "curl", title: "curl", text: [
+        { id: "curl", text: [
           curl(`${pathOf(name)}/documents`, { form: [["files", "@parcels.md"], ["readers", "admin"]] }),
           curl(`${pathOf(name)}/documents`),
           curl(`${pathOf(name)}/documents/parcels.md`, { method: "DELETE" }),

@@ -59,7 +59,7 @@ export function Search({ collection, documents }: { collection: string; document
             options={[{ value: "", text: w.inAll }, ...documents.map(({ id }) => ({ value: id, text: id }))]} />
         </div>
       </form>
-      {failure && <Failure error={failure} again={search} />}
+      <Failure error={failure} again={search} />
       {found && !failure && (
         <>
           <p class="hint" role="status">{found.hits.length ? w.why[found.mode] : ""}</p>
@@ -71,8 +71,8 @@ export function Search({ collection, documents }: { collection: string; document
         </>
       )}
       <Terminal commands={[
-        { id: "halka", title: "halka", text: `halka docs search ${quoted(collection)} ${asked} --mode ${mode} --count ${COUNT}${document ? ` --under ${quoted(document)}` : ""} --collections collections` },
-        { id: "curl", title: "curl", text: curl(`${pathOf(collection)}/search`, { json: { ...body, query: question.trim() || w.exampleQuestion } }) },
+        { id: "halka", text: `halka docs search ${quoted(collection)} ${asked} --mode ${mode} --count ${COUNT}${document ? ` --under ${quoted(document)}` : ""} --collections collections` },
+        { id: "curl", text: curl(`${pathOf(collection)}/search`, { json: { ...body, query: question.trim() || w.exampleQuestion } }) },
       ]} />
     </section>
   );

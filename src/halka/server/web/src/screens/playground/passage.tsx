@@ -36,7 +36,7 @@ export function Passage({ collection, source, onClose }: { collection: string; s
         {" · "}
         <a href={`${link("documents", collection)}?document=${encodeURIComponent(source.document)}`}>{w.toDocuments}</a>
       </p>
-      {failure && <Failure error={failure} again={again} />}
+      <Failure error={failure} again={again} />
       <div class="document" tabIndex={0} role="region" aria-label={source.document}>
         {pieces.map((piece) => same(piece, source)
           ? <mark key={piece.start} ref={here} class="plain-text" dir="auto">{piece.text}</mark>

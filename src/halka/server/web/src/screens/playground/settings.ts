@@ -10,11 +10,11 @@ export interface Sampling {
   seed: string;
 }
 
-export const RANGES: Record<keyof Sampling, { min: number; max: number; step: number | "any" }> = {
-  temperature: { min: 0, max: 2, step: "any" },
-  top_p: { min: 0, max: 1, step: "any" },
-  max_tokens: { min: 1, max: 2 ** 31 - 1, step: 1 },
-  seed: { min: -(2 ** 31), max: 2 ** 31 - 1, step: 1 },
+export const RANGES: Record<keyof Sampling, { min: number; max: number; whole: boolean }> = {
+  temperature: { min: 0, max: 2, whole: false },
+  top_p: { min: 0, max: 1, whole: false },
+  max_tokens: { min: 1, max: 2 ** 31 - 1, whole: true },
+  seed: { min: -(2 ** 31), max: 2 ** 31 - 1, whole: true },
 };
 export const NAMES = Object.keys(RANGES) as (keyof Sampling)[];
 
@@ -32,7 +32,7 @@ keepThroughReloads("playground-settings-1", () => ({ draft: draft.value, system:
 export const isSet = (name: keyof Sampling) => sampling.value[name].trim() !== "";
 
 export function isWrong(name: keyof Sampling): boolean {
-  const { min, max, step } = RANGES[name];
+  const { min, max, whole } = RANGES[name];
   const value = typed(sampling.value[name]);
-  return isSet(name) && !(value >= min && value <= max && (step === "any" || Number.isInteger(value)));
+  return isSet(name) && !(value >= min && value <= max && (!whole || Number.isInteger(value)));
 }

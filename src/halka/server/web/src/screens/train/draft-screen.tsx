@@ -178,7 +178,7 @@ function useLook<T>(what: "data/preview" | "estimate", all: Catalogue, pause: nu
 function Looked<T>({ looked, label, children }: { looked: LookedAt<T>; label: string; children: (value: T) => ComponentChildren }) {
   return (
     <div class={looked.busy ? "looked busy" : "looked"} aria-busy={looked.busy}>
-      {looked.failure !== null && <Failure error={looked.failure} again={looked.again} />}
+      <Failure error={looked.failure} again={looked.again} />
       {looked.value && children(looked.value)}
       {looked.busy && <Waiting label={label} />}
     </div>

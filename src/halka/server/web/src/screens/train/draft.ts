@@ -88,8 +88,8 @@ export function trainCommands(all: Catalogue, one: Draft, base: string): Command
     `-o ${quoted(`runs/${one.name.trim() || "adapter"}`)}`,
   ].join(" \\\n  ");
   return [
-    { id: "halka", title: "halka", text: halka },
-    { id: "curl", title: "curl", text: curlUpload("/v1/jobs/upload", jobOf(all, one), { data, validation }) },
+    { id: "halka", text: halka },
+    { id: "curl", text: curlUpload("/v1/jobs/upload", jobOf(all, one), { data, validation }) },
   ];
 }
 

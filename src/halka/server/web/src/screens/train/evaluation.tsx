@@ -24,7 +24,7 @@ export function Watching({ of: { id, status }, onRuns }: { of: Job; onRuns: (run
   useEffect(() => onRuns(runs), [runs]);
   return (
     <>
-      {failure !== null && <Failure error={failure} again={again} />}
+      <Failure error={failure} again={again} />
       {job && <Evaluation job={job as Job<Evaluated>} />}
       {job && <p class="hint"><a href={link("train", id)}>{words.value.jobs.open}</a></p>}
     </>

@@ -25,7 +25,7 @@ export function JobScreen({ id }: { id: string }) {
       <Heading title={job ? titleOf(job) : id} lead={job ? fill(w.since, { when: moment(job.created_at) }) : ""}>
         {job && <div class="row"><StatusBadge status={job.status} /><Buttons job={job} changed={again} /></div>}
       </Heading>
-      {failure !== null && <Failure error={failure} again={again} />}
+      <Failure error={failure} again={again} />
       {!job && failure === null && <Waiting label={words.value.shell.loading} />}
       {job?.error && job.kind !== "evaluate" && <Notice kind="error"><p lang="en">{job.error}</p></Notice>}
       {job?.status === "interrupted" && <Notice kind="warning"><p>{w.interruptedHint}</p></Notice>}

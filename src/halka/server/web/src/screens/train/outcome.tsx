@@ -31,7 +31,7 @@ export function Outcome({ job, adapter }: { job: Job<Trained>; adapter: { name: 
         </div>
         {newest !== undefined && newest !== version && <p>{fill(words.value.adapters.newerAnswers, { n: newest })}</p>}
       </Notice>
-      {failure !== null && <Failure error={failure} again={again} />}
+      <Failure error={failure} again={again} />
       <Scoring adapter={`${name}@${version}`} training={job} />
     </>
   );
@@ -76,12 +76,12 @@ function Scoring({ adapter, training }: { adapter: string; training: Job<Trained
           <FileField label={w.dropTest} hint={w.dropHint} accept={KINDS} file={file} onFile={setFile} />
         </details>
       )}
-      {failure !== null && <Failure error={failure} />}
-      {evaluations.failure !== null && <Failure error={evaluations.failure} again={evaluations.again} />}
+      <Failure error={failure} />
+      <Failure error={evaluations.failure} again={evaluations.again} />
       <div class="row">
         <Button kind={scored ? "plain" : "primary"} icon="compare" busy={busy || runs || (!file && !heldOut)} onClick={begin}>{scored ? w.scoreAgain : w.score}</Button>
       </div>
-      <Terminal commands={[{ id: "curl", title: "curl", text: command }]} />
+      <Terminal commands={[{ id: "curl", text: command }]} />
     </section>
   );
 }

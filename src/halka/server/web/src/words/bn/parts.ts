@@ -12,7 +12,6 @@ export default {
   cancel: "থাক",
   chartValues: "মানগুলো সারণিতে",
   leaveOut: "{name} বাদ দিন",
-  none: "নেই",
   otherFile: "অন্য ফাইল বেছে নিন",
   interval: "{low} থেকে {high}",
   before: "আগের",

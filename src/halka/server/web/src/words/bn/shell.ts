@@ -3,7 +3,6 @@ import type { Same } from "../words";
 
 export default {
   name: "হালকা",
-  motto: "একটি মডেল, অনেক হালকা অ্যাডাপ্টার",
   skip: "সরাসরি মূল অংশে যান",
   screens: "পাতাগুলো",
   menu: "মেনু",

@@ -9,7 +9,6 @@ export default {
   cancel: "Cancel",
   chartValues: "The values as a table",
   leaveOut: "Leave {name} out",
-  none: "none",
   otherFile: "Choose another file",
   interval: "{low} to {high}",
   before: "Before",

@@ -1,6 +1,5 @@
 export default {
   name: "Halka",
-  motto: "One model, many light adapters",
   skip: "Skip to the content",
   screens: "Screens",
   menu: "Menu",
