@@ -15,7 +15,7 @@ from halka.objectives.cross_entropy import (
     chunk_for,
     label_losses,
     logits_within,
-    next_token_loss,
+    next_token_losses,
     plain_next_token_loss,
     summed_by_run,
 )
@@ -44,13 +44,14 @@ def inputs(dtype: torch.dtype, labelled: float = 0.5, tokens: int = T) -> tuple[
 def test_value_and_gradients_equal_the_plain_loss(dtype, head_trains, tokens):
     hidden, labels, head = inputs(dtype, tokens=tokens)
     head.requires_grad_(head_trains)
-    expected, expected_count = plain_next_token_loss(hidden, labels, head)
+    expected = plain_next_token_loss(hidden, labels, head)
     (expected * 0.25).backward()
     gradients = [hidden.grad, head.weight.grad, head.bias.grad]
     hidden.grad = head.weight.grad = head.bias.grad = None
-    loss, count = next_token_loss(hidden, labels, head, head_trains=head_trains)
+    losses = next_token_losses(hidden, labels, head, head_trains=head_trains)
+    loss = losses.sum()
     (loss * 0.25).backward()
-    assert count == expected_count == int((labels[:, 1:] != IGNORE_INDEX).sum()) > 4
+    assert len(losses) == int((labels[:, 1:] != IGNORE_INDEX).sum()) > 4
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=TOLERANCE[dtype])
     for ours, plain in zip([hidden.grad, head.weight.grad, head.bias.grad], gradients, strict=True):
@@ -67,7 +68,7 @@ def test_a_frozen_heads_gradient_is_scaled_before_it_is_rounded():
     gradients = []
     for scale in (1.0, 1 / 129):
         hidden.grad = None
-        (next_token_loss(hidden, labels, head, head_trains=False)[0] * scale).backward()
+        (next_token_losses(hidden, labels, head, head_trains=False).sum() * scale).backward()
         gradients.append(hidden.grad)
     assert torch.equal(gradients[1], (gradients[0].float() * (1 / 129)).bfloat16())
 
@@ -91,8 +92,8 @@ def test_in_fp16_a_sure_labels_gradient_is_that_of_a_loss_scaled_before_it():
 def test_without_gradients_it_is_the_same_value(head_trains):
     hidden, labels, head = inputs(torch.float32)
     with torch.no_grad():
-        loss, _ = next_token_loss(hidden, labels, head, head_trains=head_trains)
-        expected, _ = plain_next_token_loss(hidden, labels, head)
+        loss = next_token_losses(hidden, labels, head, head_trains=head_trains).sum()
+        expected = plain_next_token_loss(hidden, labels, head)
     torch.testing.assert_close(loss, expected)
     assert not loss.requires_grad
 
@@ -101,9 +102,10 @@ def test_without_gradients_it_is_the_same_value(head_trains):
 def test_no_labels_at_all_is_zero_with_zero_gradients(head_trains):
     hidden, labels, head = inputs(torch.float32, labelled=0.0)
     head.requires_grad_(head_trains)
-    loss, count = next_token_loss(hidden, labels, head, head_trains=head_trains)
+    losses = next_token_losses(hidden, labels, head, head_trains=head_trains)
+    loss = losses.sum()
     loss.backward()
-    assert (float(loss.detach()), count) == (0.0, 0)
+    assert (float(loss.detach()), len(losses)) == (0.0, 0)
     assert hidden.grad is not None
     assert not hidden.grad.any()
 
@@ -112,18 +114,19 @@ def test_the_label_of_the_first_token_counts_for_nothing():
     hidden, labels, head = inputs(torch.float32)
     first = labels.clone()
     first[:, 0] = 5
-    with_it, _ = next_token_loss(hidden, first, head, head_trains=False)
-    assert torch.equal(with_it, next_token_loss(hidden, labels, head, head_trains=False)[0])
+    with_it = next_token_losses(hidden, first, head, head_trains=False).sum()
+    assert torch.equal(with_it, next_token_losses(hidden, labels, head, head_trains=False).sum())
 
 
 def test_a_label_is_predicted_from_the_token_before_it():
     hidden, _, head = inputs(torch.float32)
     labels = torch.full((B, T), IGNORE_INDEX)
     labels[1, 4] = 7
-    loss, count = next_token_loss(hidden, labels, head, head_trains=False)
+    losses = next_token_losses(hidden, labels, head, head_trains=False)
+    loss = losses.sum()
     loss.backward()
     torch.testing.assert_close(loss, -head(hidden[1, 3]).log_softmax(-1)[7])
-    assert count == 1
+    assert len(losses) == 1
     assert hidden.grad[1, 3].any()
     hidden.grad[1, 3] = 0
     assert not hidden.grad.any()
@@ -139,10 +142,10 @@ def test_the_head_runs_on_some_labelled_positions_at_a_time(head_trains):
         seen.append(len(h))
         return head(h)
 
-    loss, count = next_token_loss(hidden, labels, counted, head_trains=head_trains)
-    loss.backward()
-    assert sum(seen) == count * (2 if head_trains else 1)
-    assert max(seen) < count / 3
+    losses = next_token_losses(hidden, labels, counted, head_trains=head_trains)
+    losses.sum().backward()
+    assert sum(seen) == len(losses) * (2 if head_trains else 1)
+    assert max(seen) < len(losses) / 3
     assert min(seen) < max(seen)
 
 

@@ -43,7 +43,7 @@ def packed(model, items: list[Tokens], least_saved: int, multiple: int = 1) -> T
 
 def padded(model, items: list[Tokens]) -> Tensor:
     batch = OBJECTIVE.collate(items, 0)
-    return OBJECTIVE.loss(model, "a", OBJECTIVE.outputs(model, batch), batch.labels)[0]
+    return OBJECTIVE.loss(model, "a", OBJECTIVE.outputs(model, batch), batch.labels)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ class Batch:
         return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
 
     def to(self, device: torch.device | str) -> "Batch":
-        """What the base reads goes there; labels stay on the CPU, where to count them waits for no GPU."""
+        """What the base reads goes there; labels stay on the CPU, where the losses look for them without a wait."""
         ids, mask, *types = to_device([*self.inputs.values()], device)
         return Batch(ids, mask, self.labels, *types)
 

@@ -71,8 +71,8 @@ class Objective(Protocol[ItemT]):
         """Run the base; returns what `loss` reads, one row for each of the batch (B, …)."""
         ...
 
-    def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """The summed loss of rows that use adapter `name`, and the number of labels."""
+    def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The summed loss of rows that use adapter `name`."""
         ...
 
     def answers(
@@ -138,7 +138,7 @@ def summed_losses(
     outputs = objective.outputs(model, batch)
     sizes = [len(own) for own in groups.values()]
     rows = zip(names, outputs.split(sizes), batch.labels.split(sizes), strict=True)
-    return torch.stack([objective.loss(model, name, own, labels)[0] for name, own, labels in rows])
+    return torch.stack([objective.loss(model, name, own, labels) for name, own, labels in rows])
 
 
 def objective_of(model: AdaptedModel) -> Objective[Any]:

@@ -78,7 +78,7 @@ class Classification:
     def outputs(self, model: AdaptedModel, batch: Batch) -> Tensor:
         return run(model, **batch.inputs).logits
 
-    def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> Tensor:
         return summed_cross_entropy(outputs, labels, len(model.labels_of(name)))
 
     def answers(

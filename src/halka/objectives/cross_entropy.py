@@ -30,12 +30,11 @@ BYTES = 8  # of a logit while its loss is computed: itself, in fp32, and its slo
 SHARE = 4  # of a GPU's free memory logits take one part in so many, at most
 
 
-def summed_cross_entropy(logits: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, int]:
-    """The summed loss of labels (…), on the CPU, over the first `classes` of the logits (…, C), and their number."""
-    logits, labels = logits[..., :classes].flatten(0, -2).float(), labels.flatten()
-    (there,) = to_device([labels], logits.device)
-    loss = F.cross_entropy(logits, there, ignore_index=IGNORE_INDEX, reduction="sum")
-    return loss, int((labels != IGNORE_INDEX).sum())
+def summed_cross_entropy(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The summed loss of labels (…), on the CPU, over the first `classes` of the logits (…, C)."""
+    logits = logits[..., :classes].flatten(0, -2).float()
+    (there,) = to_device([labels.flatten()], logits.device)
+    return F.cross_entropy(logits, there, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def chunk_for(device: torch.device, vocabulary: int) -> int:
@@ -57,14 +56,6 @@ def logits_within(free: int) -> int:
     """
     fit = max(1, free // (SHARE * BYTES))
     return min(LOGITS, 1 << (fit.bit_length() - 1))
-
-
-def next_token_loss(
-    hidden_BTD: Tensor, labels_BT: Tensor, head: Head, *, head_trains: bool, chunk: int = CHUNK
-) -> tuple[Tensor, int]:
-    """A padded batch's summed loss over the N label positions, and N."""
-    losses_N = next_token_losses(hidden_BTD, labels_BT, head, head_trains=head_trains, chunk=chunk)
-    return losses_N.sum(), len(losses_N)
 
 
 def next_token_losses(
@@ -102,8 +93,8 @@ def label_losses(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, head_trains
     return torch.cat(losses)
 
 
-def plain_next_token_loss(hidden_BTD: Tensor, labels_BT: Tensor, head: Head) -> tuple[Tensor, int]:
-    """The slow twin of `next_token_loss`, for tests: all logits at once."""
+def plain_next_token_loss(hidden_BTD: Tensor, labels_BT: Tensor, head: Head) -> Tensor:
+    """The slow twin of `next_token_losses`, summed, for tests: all logits at once."""
     logits = head(hidden_BTD[:, :-1])
     return summed_cross_entropy(logits, labels_BT[:, 1:], logits.shape[-1])
 

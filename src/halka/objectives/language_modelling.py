@@ -23,7 +23,7 @@ from halka.models import hidden_states, logits, pad_id
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import NAME as ATTENTION
 from halka.models.layouts import layout_of
-from halka.objectives.cross_entropy import chunk_for, label_losses, next_token_loss, next_token_losses, summed_by_run
+from halka.objectives.cross_entropy import chunk_for, label_losses, next_token_losses, summed_by_run
 from halka.util.errors import HalkaError
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -61,8 +61,8 @@ class LanguageModelling:
         # no token sees the padding behind it, and without a mask attention is faster and stores no scores
         return hidden_states(model, input_ids=batch.input_ids)
 
-    def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        return next_token_loss(outputs, labels, partial(logits, model), **_head(model, [name]))
+    def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> Tensor:
+        return next_token_losses(outputs, labels, partial(logits, model), **_head(model, [name])).sum()
 
     def padded_label_losses(self, model: AdaptedModel, name: str | None, batch: Batch) -> Tensor:
         """The loss of each of a padded batch's labels (M,), row by row."""

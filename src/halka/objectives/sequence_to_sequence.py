@@ -75,7 +75,7 @@ class SequenceToSequence:
         (decoder_input_ids,) = to_device([shifted], base.device)
         return run(model, **batch.inputs, decoder_input_ids=decoder_input_ids).logits
 
-    def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    def loss(self, model: AdaptedModel, name: str | None, outputs: Tensor, labels: Tensor) -> Tensor:
         return summed_cross_entropy(outputs, labels, outputs.shape[-1])
 
     def answers(
