@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from halka.data.batches import plan
-from halka.data.examples import FileExamples, read_examples
-from halka.data.preview import Span, inspect, preview
+from halka.data.examples import read_examples
+from halka.data.preview import Span, preview
 from halka.data.preview_print import render
 from halka.data.tokens import encode_all
 from halka.util.errors import HalkaError
@@ -147,14 +147,6 @@ def test_rows_for_a_classifier_are_no_language_models(write):
 def test_it_goes_to_json_unchanged(write):
     seen = preview(write(ROWS), CHATML, max_length=60, batch_tokens=100, others=[write(ROWS[:1], "test.jsonl")])
     assert json.loads(json.dumps(seen.to_json())) == seen.to_json()
-
-
-def test_a_tasks_split_can_be_seen(write):
-    rows = read_examples(write(ROWS[:2]))
-    seen = inspect("validation", rows, CHATML, others={"train": rows.examples})
-    assert (seen.name, seen.examples, len(seen.shared["train"])) == ("validation", 2, 2)
-    with pytest.raises(ValueError, match="none of 0 examples can be used"):
-        inspect("validation", FileExamples([], "prompt", []), CHATML)
 
 
 def test_rendering_shows_everything_plainly(write):

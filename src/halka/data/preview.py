@@ -14,10 +14,10 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 from halka.data.batches import plan, plan_packed
 from halka.data.chat import added_tokens
 from halka.data.duplicates import Duplicate, between, within
-from halka.data.examples import Example, FileExamples, read_examples
+from halka.data.examples import Example, read_examples
 from halka.data.packing import computed_tokens, paths_of
 from halka.data.readers import Problem
-from halka.data.shapes import SHAPES, keys_read
+from halka.data.shapes import keys_read
 from halka.data.task import KIND_OF_SHAPE
 from halka.data.tokens import UNCLOSED, Tokens, encode_all, shorten, unclosed
 from halka.data.truncation import LengthPolicy
@@ -148,36 +148,19 @@ def preview(
         OSError: a file is missing or may not be opened.
     """
     other_examples = {str(other): read_examples(other, shape).examples for other in others}
-    rows, limits = read_examples(path, shape), (batch_tokens, batch_size, group_shared)
-    return inspect(str(path), rows, tokenizer, max_length, show, other_examples, *limits, batches, too_long)
-
-
-def inspect(
-    name: str,
-    rows: FileExamples,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None = None,
-    show: int = 3,
-    others: Mapping[str, Sequence[Example]] | None = None,
-    batch_tokens: int | None = None,
-    batch_size: int | None = None,
-    group_shared: bool = False,
-    batches: Batches = "packed",
-    too_long: LengthPolicy = "cut",
-) -> Preview:
-    """Preview examples that are already read, such as a task's split. Raises DataError if none can be used."""
+    rows = read_examples(path, shape)
     if rows.shape in KIND_OF_SHAPE and not tokenizer.chat_template and tokenizer.mask_token is not None:
         raise DataError(
-            f"{name}: the rows are read as {rows.shape!r}, for a classifier or a tagger, and this shows what a "
+            f"{path}: the rows are read as {rows.shape!r}, for a classifier or a tagger, and this shows what a "
             "language model reads: name a base that is one, or train without a look"
         )
     encoded = encode_all(rows.examples, tokenizer)
     kept = [rows.examples[index] for index in encoded.kept]
     lengths = _lengths(kept, encoded.items, max_length)
-    fields, unread = keys_read(rows.rows, rows.shape) if rows.shape in SHAPES else ([], [])
+    fields, unread = keys_read(rows.rows, rows.shape)
     added = added_tokens(tokenizer)
     return Preview(
-        name=name,
+        name=str(path),
         shape=rows.shape,
         fields=fields,
         unread=unread,
@@ -189,7 +172,7 @@ def inspect(
         loss_share=sum(sum(tokens.loss) for tokens in encoded.items) / lengths.total,
         packing=_packing(encoded.items, max_length, batch_tokens, batch_size, group_shared, batches, too_long),
         repeated=within(kept),
-        shared={other: between(examples, kept) for other, examples in (others or {}).items()},
+        shared={other: between(examples, kept) for other, examples in other_examples.items()},
         shown=[
             Shown(example.where, len(tokens.ids), _spans(tokens, tokenizer, {*added}))
             for example, tokens in zip(kept[:show], encoded.items[:show], strict=True)
