@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from halka.models import pad_id
 from halka.models.heads import head_of, label_rows
 from halka.models.loading import load_base
 from halka.objectives import objective_of
-from halka.objectives.tagging import encode_sentences
+from halka.objectives.tagging import Tagging
 from halka.storage.card import read_card
 from halka.training import Job, TrainConfig, as_tokens, mean_loss, train, train_many
 from tiny import tiny
@@ -397,8 +398,10 @@ def test_what_cannot_be_loaded_is_refused_with_the_reason(encoder, options, reas
 
 def test_a_tag_stands_at_its_words_first_token():
     tokenizer = plain_tokenizer()
+    model = SimpleNamespace(tokenizer=tokenizer, labels_of=lambda name: ("O", "B-X", "I-X"))
     sentence = "Reset my password, ওগো!"
-    (item,) = encode_sentences([example(sentence, "O O B-X I-X")], tokenizer, ("O", "B-X", "I-X")).items
+    tagged = [example(sentence, "O O B-X I-X")]
+    (item,) = Tagging().encode(model, None, tagged, None, "cut").items
     texts = [tokenizer.decode([token]) for token in item.ids]
     firsts = [texts[place].strip() for place, word in enumerate(item.words) if word >= 0]
     assert item.labels == 4
@@ -406,7 +409,7 @@ def test_a_tag_stands_at_its_words_first_token():
         word.startswith(first) or "\ufffd" in first for word, first in zip(sentence.split(), firsts, strict=True)
     )
     assert item.tags == [0, 0, 1, 2]
-    cut = encode_sentences([example(sentence, "O O B-X I-X")], tokenizer, ("O", "B-X", "I-X"), max_length=4)
+    cut = Tagging().encode(model, None, tagged, 4, "cut")
     assert (cut.cut, len(cut.items[0].ids)) == (1, 4)
     assert 0 < cut.items[0].labels < 4
 

@@ -56,7 +56,14 @@ class Tagging:
         max_length: int | None,
         too_long: LengthPolicy,
     ) -> EncodedExamples[Tagged]:
-        return encode_sentences(examples, model.tokenizer, model.labels_of(name), max_length, too_long)
+        labels = model.labels_of(name)
+        tags = [_tags(example, labels) for example in examples]
+        items = [_item(words_of(example), model.tokenizer, own) for example, own in zip(examples, tags, strict=True)]
+
+        def shorten(index: int, item: Tagged, length: int) -> Tagged:
+            return _item(words_of(examples[index]), model.tokenizer, item.tags, length)
+
+        return truncate(examples, items, shorten, max_length, too_long)
 
     def encode_prompt(self, model: AdaptedModel, example: Example, max_length: int | None) -> Tagged:
         words = words_of(example)
@@ -93,28 +100,6 @@ class Tagging:
                     tags[word] = labels[best[token]]
             answers.append(" ".join(tags))
         return answers
-
-
-def encode_sentences(
-    examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    labels: Sequence[str],
-    max_length: int | None = None,
-    too_long: LengthPolicy = "cut",
-) -> EncodedExamples[Tagged]:
-    """Tokenize tagged sentences.
-
-    Raises:
-        TooLongError: with the policy "error", for the first over `max_length`.
-        DataError: a tag is not in `labels`, words and tags differ in number, or no example is left.
-    """
-    tags = [_tags(example, labels) for example in examples]
-    items = [_item(words_of(example), tokenizer, own) for example, own in zip(examples, tags, strict=True)]
-
-    def shorten(index: int, item: Tagged, length: int) -> Tagged:
-        return _item(words_of(examples[index]), tokenizer, item.tags, length)
-
-    return truncate(examples, items, shorten, max_length, too_long)
 
 
 def words_of(example: Example) -> list[str]:
