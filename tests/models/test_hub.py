@@ -15,8 +15,9 @@ from contract import disturb, ids
 from halka.cli.routing import given_adapters
 from halka.models.description import describe_base
 from halka.models.fetching import pull
-from halka.models.fetching.hub import adapter_folder, adapter_name
+from halka.models.fetching.hub import adapter_folder, adapter_parts
 from halka.models.loading import base_config, load_base
+from halka.storage.adapter_folder import AdapterFolder
 from halka.util.errors import HalkaError
 from tiny import tiny
 
@@ -79,8 +80,9 @@ def test_the_configuration_of_a_short_name_needs_neither_the_hub_nor_weights(nam
 
 def test_what_is_here_goes_before_the_hub(cache):
     shutil.copytree(cache / "models--org--support.v" / "snapshots" / V2, "org/support.v")
-    assert adapter_folder("org/support.v") == Path("org/support.v")
-    assert adapter_name("org/support.v") == "support.v"
+    assert adapter_parts("org/support.v") is None
+    here = AdapterFolder.open("org/support.v")
+    assert (here.path, here.name) == (Path("org/support.v"), "support.v")
     with pytest.raises(ValueError, match="org/other is not there: name an adapter's folder"):
         halka.load(halka.adapt(tiny()), "org/other")  # `org` is here: a path is meant
 
@@ -114,10 +116,10 @@ def test_json_and_safetensors_are_fetched_and_pickles_if_they_are_asked_for(allo
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     if allowed:
-        assert adapter_folder("org/pickled@v1", allow_pickle=True) == tmp_path / "fetched"
+        assert adapter_folder(adapter_parts("org/pickled@v1"), allow_pickle=True) == tmp_path / "fetched"
     else:
         with pytest.raises(ValueError, match=r"org/pickled@v1 has no safetensors on the hub.*allow_pickle"):
-            adapter_folder("org/pickled@v1")
+            adapter_folder(adapter_parts("org/pickled@v1"))
     patterns = ["*.json", "*.safetensors", "README.md", *(["*.bin"] if allowed else [])]
     assert asked == [("org/pickled", "v1", patterns, ["*/*"])]
 

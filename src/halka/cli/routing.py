@@ -160,10 +160,10 @@ def open_adapter(
     source: Path, flag: str = "--adapter", *, allow_pickle: bool = False, head: bool = True
 ) -> AdapterFolder:
     """Open the adapter of a folder, a run's folder or a name on the hub. Errors begin with the flag."""
-    from halka.models.fetching.hub import is_adapter_name
+    from halka.models.fetching.hub import adapter_parts
     from halka.storage.adapter_folder import AdapterFolder
 
-    if not is_adapter_name(source):
+    if adapter_parts(source) is None:
         existing_folder(source, flag)
     try:
         return AdapterFolder.open(source, allow_pickle=allow_pickle, head=head)

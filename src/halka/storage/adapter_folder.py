@@ -56,8 +56,8 @@ class AdapterFolder:
         """
         if isinstance(source, AdapterFolder):
             return source
-        if hub.is_adapter_name(source):
-            path, name = hub.adapter_folder(source, allow_pickle=allow_pickle), hub.adapter_name(source)
+        if (parts := hub.adapter_parts(source)) is not None:
+            path, name = hub.adapter_folder(parts, allow_pickle=allow_pickle), parts["last"]
         else:
             path = Path(source)
             if not path.is_dir():

@@ -75,39 +75,26 @@ def from_hub(
         ) from error
 
 
-def is_adapter_name(source: str | Path) -> bool:
-    """Whether the source is `org/name` or `org/name@revision` on the hub: no local path has that name."""
-    path = Path(source)
-    return ADAPTER.fullmatch(str(source)) is not None and not path.exists() and not Path(path.parts[0]).exists()
+def adapter_parts(source: str | Path) -> re.Match[str] | None:
+    """The parts of `org/name` or `org/name@revision` on the hub; None for others, and where `org` is a path here."""
+    parts = ADAPTER.fullmatch(str(source))
+    return None if parts is None or Path(Path(source).parts[0]).exists() else parts
 
 
-def adapter_name(source: str | Path) -> str:
-    """An adapter's default name: its folder's, or its own on the hub without the organisation."""
-    if is_adapter_name(source):
-        parts = ADAPTER.fullmatch(str(source))
-        assert parts is not None
-        return parts["last"]
-    return Path(source).resolve().name
-
-
-def adapter_folder(source: str | Path, *, allow_pickle: bool = False) -> Path:
-    """The folder itself, or that of `org/name` or `org/name@revision` on the hub, downloaded if need be.
+def adapter_folder(parts: re.Match[str], *, allow_pickle: bool = False) -> Path:
+    """The folder of these parts of a name on the hub, downloaded if need be.
 
     Pickles are downloaded only if `allow_pickle` says so. Raises HalkaError as `from_hub` does, and for an adapter
     without safetensors.
     """
-    if not is_adapter_name(source):
-        return Path(source)
-    parts = ADAPTER.fullmatch(str(source))
-    assert parts is not None
     wanted = [*ADAPTER_FILES, *(PICKLES if allow_pickle else [])]
 
     def check(folder: Path) -> None:
         if not (folder / "adapter_config.json").is_file():
-            raise HalkaError(f"{source} holds no adapter_config.json on the hub: it is not an adapter")
+            raise HalkaError(f"{parts[0]} holds no adapter_config.json on the hub: it is not an adapter")
         if not any(file.name != "README.md" for pattern in wanted[1:] for file in folder.glob(pattern)):
             raise HalkaError(
-                f"{source} has no safetensors on the hub: allow_pickle (--allow-pickle) downloads pickles, if any, "
+                f"{parts[0]} has no safetensors on the hub: allow_pickle (--allow-pickle) downloads pickles, if any, "
                 "and torch reads them with weights_only"
             )
 
