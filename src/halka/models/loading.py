@@ -220,23 +220,11 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
-    name = str(name_or_path)
-    info = known_bases().get(name)
-    if info is not None and not is_pulled(cache_dir() / "bases" / name):
+    info = known_bases().get(str(name_or_path))
+    if info is not None and not is_pulled(cache_dir() / "bases" / info.name):
         return AutoConfig.for_model(**info.config)
-    remote = None if info is not None or Path(name).expanduser().exists() else HUB_NAME.fullmatch(name)
-    if remote is None:
-        folder = resolve(name_or_path, fetch=False)
-        _check_config(folder)
-    else:
-        folder = from_hub(
-            *(remote["name"], remote["revision"]),
-            files=["config.json"],
-            left_out=HUB_LEFT_OUT,
-            check=_check_config,
-            thing="a model",
-            hint=known_names(name),
-        )
+    folder = resolve(name_or_path, fetch=True, config_only=True)
+    _check_config(folder)
     with quiet_libraries():
         try:
             return _of_text(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
@@ -251,8 +239,11 @@ def _of_text(config: Any) -> PretrainedConfig:
     return text if alone == class_names(config.model_type).get("causal-lm") else config
 
 
-def resolve(name_or_path: str | Path, *, fetch: bool) -> Path:
-    """The folder of a short name, a path or a name on the hub; downloaded if need be and if `fetch` allows it."""
+def resolve(name_or_path: str | Path, *, fetch: bool, config_only: bool = False) -> Path:
+    """The folder of a short name, a path or a name on the hub; downloaded if need be and if `fetch` allows it.
+
+    config_only: of a name on the hub nothing but its configuration is downloaded.
+    """
     name = str(name_or_path)
     has_short_name = isinstance(name_or_path, str) and name in known_bases()
     folder = cache_dir() / "bases" / name if has_short_name else Path(name).expanduser()
@@ -268,9 +259,9 @@ def resolve(name_or_path: str | Path, *, fetch: bool) -> Path:
         raise HalkaError(f"{name} {problem}; {known_names(name)}")
     return from_hub(
         *(remote["name"], remote["revision"]),
-        files=HUB_FILES,
+        files=["config.json"] if config_only else HUB_FILES,
         left_out=HUB_LEFT_OUT,
-        check=weight_files,
+        check=_check_config if config_only else weight_files,
         thing="a model",
         hint=known_names(name),
         fetch=fetch,
