@@ -6,7 +6,7 @@ transformers hands `forest` on to `attend`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -59,16 +59,12 @@ class Visibility:
         return self.sees(tokens[:, None], keys)
 
 
-class ForestPlan:
-    """A forest with the tensors that all layers share.
+class Plan:
+    """A line's segments and what layers share: what a base's pass receives as `forest` (`core.interfaces.LinePlan`)."""
 
-    positions   (N,) each token's place counted from its root's first token
-    """
-
-    def __init__(self, forest: Forest, device: torch.device | str = "cpu"):
-        self.forest, self.device = forest, torch.device(device)
-        self.positions, self._ends = to_device([forest.positions, forest.ends_of_tokens], self.device)
-        self._cache: dict[Any, Any] = {}
+    def __init__(self, forest: Forest, device: torch.device):
+        self.forest, self.device = forest, device
+        self._cache: dict[Hashable, Any] = {}
 
     @property
     def runs(self) -> tuple[int, ...]:
@@ -78,6 +74,23 @@ class ForestPlan:
     def inputs(self) -> dict[str, Any]:
         """Keywords for the decoder's call. Transformers takes a mask of four dimensions as it is and builds none."""
         return {"forest": self, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)}
+
+    def cached(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        """What `compute` returned the first time that this key was asked for; tensors in a key are told by identity."""
+        if key not in self._cache:
+            self._cache[key] = compute()
+        return self._cache[key]
+
+
+class ForestPlan(Plan):
+    """A forest with the tensors that all layers share.
+
+    positions   (N,) each token's place counted from its root's first token
+    """
+
+    def __init__(self, forest: Forest, device: torch.device | str = "cpu"):
+        super().__init__(forest, torch.device(device))
+        self.positions, self._ends = to_device([forest.positions, forest.ends_of_tokens], self.device)
 
     def on_device(self, device: torch.device) -> ForestPlan:
         """The plan with its tensors there: of a base on several devices, each has one."""
@@ -104,12 +117,6 @@ class ForestPlan:
             plans.append(ForestPlan(Forest(forest.lengths[own], parents, (tokens,)), self.device) if tokens else None)
             first = own.stop
         return plans
-
-    def cached(self, key: Any, compute: Callable[[], Value]) -> Value:
-        """What `compute` returned the first time that this key was asked for; tensors in a key are told by identity."""
-        if key not in self._cache:
-            self._cache[key] = compute()
-        return self._cache[key]
 
     def visibility(self, window: int | None, memory: LayerMemory | None = None) -> Visibility:
         """Who sees whom; memory's rows are the runs', or one is for all."""

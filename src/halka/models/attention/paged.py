@@ -10,20 +10,18 @@ fills. `paged_groups.py` says which tokens attend in one go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from halka.models.attention.forest import Plan
 from halka.util import huge_pages
 from halka.util.forest import Forest
 from halka.util.transfer import to_device
-
-T = TypeVar("T")
 
 SIZE = 16  # tokens of a block
 ALWAYS = -1  # where a block begins whose tokens are virtual: all of a text see them, whatever the window
@@ -92,7 +90,7 @@ class PagedText:
     begins: Sequence[int]
 
 
-class PagedPlan:
+class PagedPlan(Plan):
     """What attention needs to know of a line, computed once and read by every layer.
 
     kv          where keys and values are
@@ -112,17 +110,10 @@ class PagedPlan:
         runs: Sequence[int],
     ):
         """runs: tokens of each stretch with one adapter, in the order of the line."""
-        self.kv, self.texts, self.device, self.at = kv, tuple(texts), kv.data.device, tuple(positions)
+        super().__init__(Forest(tuple(text.tokens for text in texts), (-1,) * len(texts), tuple(runs)), kv.data.device)
+        self.kv, self.texts, self.at = kv, tuple(texts), tuple(positions)
         of_tokens = [torch.tensor(it, dtype=torch.int64, device="cpu") for it in (positions, slots)]
         self.positions, self.slots = to_device(of_tokens, self.device)
-        self.forest = Forest(tuple(text.tokens for text in texts), (-1,) * len(texts), tuple(runs))
-        self._cache: dict[Hashable, Any] = {}
-
-    def cached(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` makes, the first time that it is asked for by this key."""
-        if key not in self._cache:
-            self._cache[key] = make()
-        return self._cache[key]
 
     def with_runs(self, runs: Sequence[int]) -> PagedPlan:
         """The plan with other runs."""
@@ -134,15 +125,6 @@ class PagedPlan:
     def blocks_and_places(self) -> tuple[Tensor, Tensor]:
         """(N,) the block of each token's slot, and the place in it."""
         return self.slots // SIZE, self.slots % SIZE
-
-    @property
-    def runs(self) -> tuple[int, ...]:
-        return self.forest.runs
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        """Keywords for the decoder's call, as `ForestPlan.inputs`."""
-        return {"forest": self, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)}
 
     @property
     def tables(self) -> Tensor:
