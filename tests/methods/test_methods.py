@@ -174,7 +174,7 @@ def test_dropout_of_lora_is_on_the_products_input():
 @pytest.mark.parametrize("rank", [1, 8, 15, 16, 17, 40])
 def test_padding_a_rank_changes_no_number(rank):
     A, B, x = torch.randn(rank, 24), torch.randn(24, rank), torch.randn(5, 24).bfloat16()
-    wide_A, wide_B = padded(A, B, torch.bfloat16)
+    wide_A, wide_B = padded(A.bfloat16(), B.bfloat16())
     assert wide_A.shape == (-(-rank // 16) * 16, 24)
     assert wide_B.shape == (24, -(-rank // 16) * 16)
     assert torch.equal(wide_A[:rank], A.bfloat16())
@@ -183,7 +183,7 @@ def test_padding_a_rank_changes_no_number(rank):
     assert not wide_B[:, rank:].any()
     narrow = (x.float() @ A.bfloat16().float().T).bfloat16().float() @ B.bfloat16().float().T
     close(F.linear(F.linear(x, wide_A), wide_B), narrow, within=0.02)
-    A32, B32 = padded(A, B, torch.float32)
+    A32, B32 = padded(A, B)
     assert A32 is A
     assert B32 is B
 

@@ -121,7 +121,7 @@ class BottleneckPart(ModulePart):
     def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Down (R, D), its bias (R,), s·up (D, R) and s·its bias (D,), with R padded for compute."""
         own_down, down_bias, own_up, up_bias = (self.cast(name, dtype) for name in self.operands)
-        down, up = padded(own_down, own_up, dtype)
+        down, up = padded(own_down, own_up)
         bias = F.pad(down_bias, (0, down.shape[0] - down_bias.shape[0]))
         if self.method.scaling == "fixed":
             return down, bias, up, up_bias

@@ -68,7 +68,7 @@ class LoRAPart(ModulePart):
 
     def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """A (R, I) and s·B (O, R), with the rank padded for compute."""
-        return padded(self.cast("lora_A", dtype), self.cast("lora_B", dtype), dtype)
+        return padded(self.cast("lora_A", dtype), self.cast("lora_B", dtype))
 
     def scale_of(self, operand: str) -> float:
         return self.scale if operand == "lora_B" else 1.0
@@ -140,9 +140,8 @@ def padded_rank(rank: int, dtype: torch.dtype) -> int:
     return rank if dtype == torch.float32 else rank + -rank % 16
 
 
-def padded(A_RI: Tensor, B_OR: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A (…, R, I) and B (…, O, R), cast from fp32 to `dtype`, with R padded with zeros to `padded_rank`."""
-    a_RI, b_OR = A_RI.to(dtype), B_OR.to(dtype)
-    if missing := padded_rank(A_RI.shape[-2], dtype) - A_RI.shape[-2]:
-        return F.pad(a_RI, (0, 0, 0, missing)), F.pad(b_OR, (0, missing))
-    return a_RI, b_OR
+def padded(A_RI: Tensor, B_OR: Tensor) -> tuple[Tensor, Tensor]:
+    """A (…, R, I) and B (…, O, R), with R padded with zeros to `padded_rank`."""
+    if missing := padded_rank(A_RI.shape[-2], A_RI.dtype) - A_RI.shape[-2]:
+        return F.pad(A_RI, (0, 0, 0, missing)), F.pad(B_OR, (0, missing))
+    return A_RI, B_OR
