@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 from halka.core import AdaptedModel, quantization_of
 from halka.data.chat import writes_time, written_at
-from halka.data.examples import ExamplesOrItems, Item, examples_and_items
+from halka.data.examples import ExamplesOrItems, Item
 from halka.methods import described, primary
 from halka.models.kinds import kind_of
 from halka.models.loading import base_name
@@ -83,8 +83,7 @@ def fit(
     with ExitStack() as locks:
         if folder is not None:
             checked_by_first(lambda: _take(RunFolder(folder), locks))
-        raw, items = examples_and_items(examples)
-        run = _run_of(model, Job(name, [*items, *raw], config, validation, folder, score), ranks)
+        run = _run_of(model, Job(name, examples, config, validation, folder, score), ranks)
         if folder is not None:
             checked_by_first(lambda: RunFolder(folder).begin(_settings(run)))
         for step in _steps_of_one(model, run, Observer(), ranks):
