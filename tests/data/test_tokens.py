@@ -234,9 +234,8 @@ def test_too_long_says_by_how_much():
     example = chat("What is the capital of France?", "Paris.", where="d.csv:3")
     length = len(encode(example, CHATS["chatml"]).ids)
     assert encode(example, CHATS["chatml"], length) == encode(example, CHATS["chatml"])
-    with pytest.raises(TooLongError, match=rf"d\.csv:3: {length} tokens, more than max_length {length - 1}") as caught:
+    with pytest.raises(TooLongError, match=rf"d\.csv:3: {length} tokens, more than max_length {length - 1}\."):
         encode(example, CHATS["chatml"], length - 1)
-    assert (caught.value.length, caught.value.max_length) == (length, length - 1)
 
 
 LONG = chat("What?", "Yes. " * 50, where="d:2")

@@ -32,15 +32,13 @@ class EncodedExamples(Generic[ItemT]):
 
 
 class TooLongError(DataError):
-    """An example has `length` tokens, more than `max_length`."""
+    """An example has more tokens than `max_length`."""
 
     def __init__(self, where: str, length: int, max_length: int):
         super().__init__(
             f"{where or 'the example'}: {length} tokens, more than max_length {max_length}. "
             "Raise max_length, shorten the example, or set too_long to cut or drop."
         )
-        self.length = length
-        self.max_length = max_length
 
 
 def truncate(

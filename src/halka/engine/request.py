@@ -25,7 +25,7 @@ class Request:
     adapter     its name; None: the bare base
     sampling    how tokens are chosen; greedily by default
     stopping    where the answer ends, besides the base's own end tokens
-    constraint  what the answer must be, as `constraint` made it; None: any text
+    constraint  what the answer must be; None: any text
     tenant      whose request it is: tenants share nothing that is cached, and have equal shares of the rows
     logprobs    how many of the likeliest tokens come with each token of the answer; 0: the log probability of its own
                 alone; None: nothing

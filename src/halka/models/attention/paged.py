@@ -57,13 +57,12 @@ class KVBlocks:
         self.data[blocks, layer, 0, :, places] = key
         self.data[blocks, layer, 1, :, places] = value
 
-    def strips(self, tables: Tensor, heads: Tensor | None = None) -> Tensor:
-        """(R, H, M) what `read` reads of these blocks (R, M), for all heads, or these (H,): numbers of strips.
+    def strips(self, tables: Tensor, heads: Tensor) -> Tensor:
+        """(R, H, M) what `read` reads of these blocks (R, M), for these heads (H,): numbers of strips.
 
         A strip is a block's keys, or values, of one head: SIZE·W numbers side by side.
         """
         _, layers, _, count, _, _ = self.data.shape
-        heads = torch.arange(count, device=tables.device) if heads is None else heads
         return tables[:, None] * (2 * layers * count) + heads[None, :, None]
 
     def read(self, layer: int, strips: Tensor) -> tuple[Tensor, Tensor]:
