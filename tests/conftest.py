@@ -19,8 +19,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keep the garbage collector from what is imported: half a second a collection, and tests ask for hundreds."""
+    """Keep the garbage collector from what is imported: half a second a collection, and tests ask for hundreds.
+
+    Of what comes then it counts so little that it would look through all of it every few tests.
+    """
     gc.freeze()
+    gc.set_threshold(20_000)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
