@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from best_rates import Losses, at_edge, loss_gaps, losses_of, over_seeds, rate_ratio, rates_of
+
 from halka.report.intervals import Interval
-from halka.report.rates import Losses, at_edge, loss_gaps, losses_of, over_seeds, rate_ratio, rates_of
 from halka.report.rows import label_of
 from halka.report.units import listed
 from halka.studies.compare import Plan, measurements, runner

@@ -28,6 +28,7 @@ SCRIPTS = sorted(FOLDER.rglob("*.py"))
 SHARED = {
     "side_by_side",
     "fixed_batches",
+    "best_rates",
     "advisor_case",
     "gpu_sides",
     "advisor_cases",
@@ -439,3 +440,68 @@ def test_laws_name_methods_of_their_sweeps(laws):
     for law in laws.LAWS:
         experiment = laws.read_experiment(FOLDER / "experiments" / "laws" / f"{law.sweep}.yaml")
         assert {*law.shown} <= {entry.title() for entry in experiment.methods}
+
+
+@pytest.fixture
+def best_rates(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("best_rates")
+
+
+def bowl(best: float, rates: tuple[float, ...], floor: float = 0.1) -> dict[float, float]:
+    """Losses of a parabola over the logarithm of the rate, lowest at `best`."""
+    return {rate: floor + 0.05 * math.log(rate / best) ** 2 for rate in rates}
+
+
+@pytest.mark.parametrize("best", [1.2e-3, 2e-3, 2.7e-3])
+def test_the_best_rate_lies_between_those_tried(best_rates, best):
+    for rates in ((5e-4, 1e-3, 2e-3, 4e-3), (3e-4, 1e-3, 2e-3, 8e-3)):
+        assert best_rates.best_rates({0: bowl(best, rates)}) == {0: pytest.approx(best)}
+
+
+def test_at_an_edge_the_best_rate_is_the_edge(best_rates):
+    lower = {0: bowl(1e-4, (1e-3, 2e-3, 4e-3))}
+    assert (best_rates.best_rates(lower), best_rates.at_edge(lower)) == ({0: 1e-3}, True)
+    level = {0: {1e-3: 0.1, 2e-3: 0.1, 4e-3: 0.1}}
+    assert (best_rates.best_rates(level), best_rates.at_edge(level)) == ({0: 1e-3}, True)
+    assert not best_rates.at_edge({0: bowl(2e-3, (1e-3, 2e-3, 4e-3))})
+
+
+def test_a_seeds_best_rate_may_lie_a_step_beyond_those_around_the_best_in_the_mean(best_rates):
+    rates = (1e-3, 2e-3, 4e-3)
+    losses = {seed: bowl(2e-3, rates) for seed in range(4)}
+    losses |= {4: bowl(8e-4, rates), 5: dict(zip(rates, (0.1, 0.112, 0.115), strict=True))}
+    assert best_rates.best_rates(losses) == pytest.approx({**dict.fromkeys(range(4), 2e-3), 4: 8e-4, 5: 5e-4})
+
+
+def test_a_ratio_is_of_seeds_and_its_interval_holds_them(best_rates):
+    one = {0: bowl(2e-3, (1e-3, 2e-3, 4e-3)), 1: bowl(2.2e-3, (1e-3, 2e-3, 4e-3)), 2: bowl(1e-3, (1e-3, 2e-3))}
+    other = {0: bowl(2e-4, (1e-4, 2e-4, 4e-4)), 1: bowl(2e-4, (1e-4, 2e-4, 4e-4))}
+    ratio = best_rates.rate_ratio(one, other)
+    assert ratio.value == pytest.approx(math.sqrt(10 * 11))
+    assert ratio.low < 10 < 11 < ratio.high
+
+
+def test_a_gap_is_at_each_ones_best_rate(best_rates):
+    one = {seed: bowl(2e-3, (1e-3, 2e-3), floor=0.3 + seed / 100) for seed in (0, 1, 2)}
+    other = {seed: bowl(1e-3, (1e-3, 2e-3), floor=0.1 + seed / 100) for seed in (0, 1, 2)}
+    assert best_rates.loss_gaps(one, other) == pytest.approx({0: 0.2, 1: 0.2, 2: 0.2})
+
+
+def test_the_best_rate_is_one_that_every_seed_has_tried(best_rates):
+    assert best_rates.best_rate({0: {1e-3: 0.3, 2e-3: 0.2, 4e-3: 0.1}, 1: {1e-3: 0.3, 2e-3: 0.2}}) == 2e-3
+
+
+def test_one_seed_has_no_bounds(best_rates):
+    alone = best_rates.over_seeds([0.5])
+    assert (alone.value, alone.low, alone.high) == (0.5, -math.inf, math.inf)
+
+
+def test_losses_are_of_finished_runs_with_a_finite_loss(best_rates):
+    runs = [
+        {"status": "done", "lr": 1e-3, "seed": 0, "validation_loss": 0.5},
+        {"status": "done", "lr": 2e-3, "seed": 0, "validation_loss": None},
+        {"status": "failed", "lr": 4e-3, "seed": 0},
+        {"status": "done", "lr": 1e-3, "seed": 1, "validation_loss": 0.4},
+    ]
+    assert best_rates.losses_of(runs) == {0: {1e-3: 0.5}, 1: {1e-3: 0.4}}
