@@ -11,7 +11,7 @@ of those tried, nothing can be told. Intervals are over seeds alone, for these v
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from typing import Any, Literal
 from best_rates import Losses, at_edge, loss_gaps, losses_of, over_seeds, rate_ratio, rates_of
 
 from halka.report.intervals import Interval
-from halka.report.rows import label_of
+from halka.report.rows import by_label
 from halka.report.units import listed
 from halka.studies.compare import Plan, measurements, runner
 from halka.studies.experiment import read_experiment
@@ -66,7 +66,7 @@ class Finding:
 def main() -> None:
     findings: list[Finding] = []
     for name in dict.fromkeys(law.sweep for law in LAWS):
-        sweep = by_label(swept(name))
+        sweep = {label: losses_of(runs) for label, runs in by_label(swept(name)).items()}
         findings += [finding for law in LAWS if law.sweep == name and (finding := judged(law, sweep)) is not None]
     for finding in findings:
         print(f"{finding.law}\n  {finding.verdict}: {finding.finding}")
@@ -80,11 +80,6 @@ def swept(name: str) -> list[Mapping[str, Any]]:
     if not measurements(folder):
         return []
     return [run for run in Plan(experiment).measurements(runner(experiment, folder)) if run["status"] == "done"]
-
-
-def by_label(runs: Sequence[Mapping[str, Any]]) -> Sweep:
-    labels = dict.fromkeys(map(label_of, runs))
-    return {label: losses_of([run for run in runs if label_of(run) == label]) for label in labels}
 
 
 def judged(law: Law, sweep: Sweep) -> Finding | None:

@@ -12,7 +12,7 @@ from typing import Any
 from halka.report.key_figures import key_figures
 from halka.report.page import fill, write_page
 from halka.report.plots import draw_plots
-from halka.report.rows import Measurement, Row, counting_runs, is_done, label_of, number
+from halka.report.rows import Measurement, Row, is_done, label_of, number, used_runs
 from halka.report.summary import Summary, summarise
 from halka.report.svg import looks
 from halka.report.table import COMPACT, Cell, Column, cells, columns
@@ -176,9 +176,9 @@ def side_by_side(rows: Sequence[Row], measurements: Sequence[Measurement]) -> tu
     """The first items with samples; a method's answers come from the run with its lowest seed."""
     references: dict[tuple[str, int], tuple[str, ...]] = {}  # by the prompt, and how many items before had the same
     answers: dict[tuple[tuple[str, int], str], str] = {}
+    used = used_runs(measurements)
     for row in rows:
-        runs, _ = counting_runs([run for run in measurements if label_of(run) == row.label])
-        with_samples = [run for run in runs if _samples(run)]
+        with_samples = [run for run in used.get(row.label, ()) if _samples(run)]
         if not with_samples:
             continue
         seen = Counter[str]()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from halka.report.rows import Measurement, MetricInfo, counting_runs, entry, label_of, name_of, number
+from halka.report.rows import Measurement, MetricInfo, entry, full_runs, number, used_runs
 from halka.util.text import plural
 
 NEAR = 0.95  # of full fine-tuning's score; for a loss or another error, at most 1/0.95 of it
@@ -41,9 +41,8 @@ class NearFull:
 
 def paces(measurements: Sequence[Measurement], metric: MetricInfo) -> dict[str, NearFull]:
     """By label, when each method came near full fine-tuning; without those that did not, or were not followed."""
-    labels = dict.fromkeys(map(label_of, measurements))
-    used = {label: counting_runs([run for run in measurements if label_of(run) == label])[0] for label in labels}
-    full = next((runs for runs in used.values() if runs and name_of(runs[0]) == "full"), [])
+    used = used_runs(measurements)
+    full = full_runs(used)
     return {label: near for label, runs in used.items() if (near := near_full(runs, full, metric)) is not None}
 
 

@@ -34,7 +34,7 @@ from halka.report.axes import (
 )
 from halka.report.intervals import Spread
 from halka.report.progress import progress
-from halka.report.rows import MEMORY_PARTS, Measurement, Row, counting_runs, entry, is_done, label_of, number
+from halka.report.rows import MEMORY_PARTS, Measurement, Row, entry, is_done, label_of, number, used_runs
 from halka.report.summary import Summary
 from halka.report.svg import Drawing, Plot, colour, drawn, grid, looks, name_axes, new_figure
 from halka.report.units import MINUS, count, learning_rate, shortened, signed, size
@@ -153,12 +153,13 @@ def storage(summary: Summary, _: Sequence[Measurement]) -> Drawing | None:
 def curves(summary: Summary, measurements: Sequence[Measurement]) -> Drawing | None:
     """Validation loss over steps: the mean of the runs that count, and a band from the least to the greatest."""
     lines, lowest, falling = [], dict[str, float](), []
+    used = used_runs(measurements)
     for row in summary.rows:
-        used = counting_runs([run for run in measurements if label_of(run) == row.label])[0]
-        points = _joined([entry(run, "train", "validation") or [] for run in used])
+        runs = used.get(row.label, [])
+        points = _joined([entry(run, "train", "validation") or [] for run in runs])
         if len(points) > 1 and not row.is_base:
             lines.append((row, points))
-            losses = [[point["loss"] for point in entry(run, "train", "validation") or []] for run in used]
+            losses = [[point["loss"] for point in entry(run, "train", "validation") or []] for run in runs]
             lowest[row.label] = mean(min(own) for own in losses if own)
             last = [own[-1] == min(own) for own in losses if own]
             falling += [row.label] if sum(last) * 2 > len(last) else []

@@ -7,7 +7,7 @@ from statistics import mean
 
 from halka.report.axes import Banded, at_the_right, line_at, padded, room, tall, with_bands
 from halka.report.near_full import target_of, way_of
-from halka.report.rows import Measurement, Row, counting_runs, label_of, name_of
+from halka.report.rows import Measurement, Row, full_runs, used_runs
 from halka.report.summary import Summary
 from halka.report.svg import Drawing, grid, looks, name_axes, new_figure
 from halka.report.units import listed
@@ -19,21 +19,15 @@ def progress(summary: Summary, measurements: Sequence[Measurement]) -> Drawing |
     A line ends where the first of its runs does. The dashed line is 95 % of full fine-tuning's score.
     """
     metric = summary.primary
-    used = {
-        row.label: counting_runs([run for run in measurements if label_of(run) == row.label])[0]
-        for row in summary.rows
-        if not row.is_base
-    }
-    lines = [
-        (row, points) for row in summary.rows if (points := _together(used.get(row.label, ()))) and len(points) > 1
-    ]
+    used = used_runs(measurements)
+    tuned = [row for row in summary.rows if not row.is_base]
+    lines = [(row, points) for row in tuned if len(points := _together(used.get(row.label, ()))) > 1]
     if not lines:
         return None
     look = looks(summary.rows)
     figure, axes = new_figure(left=46, right=room([row.label for row, _ in lines]), height=tall(len(lines)))
     names = with_bands(axes, {row.label: points for row, points in lines}, look)
-    full = next((runs for runs in used.values() if runs and name_of(runs[0]) == "full"), [])
-    target = target_of(full, metric)
+    target = target_of(full_runs(used), metric)
     scores = [value for _, points in lines for point in points for value in point[1:]]
     axes.set_ylim(padded([*scores, *([] if target is None else [target])], 0.05))
     if target is not None:

@@ -169,6 +169,24 @@ def counting_runs(runs: Sequence[Measurement]) -> tuple[list[Measurement], bool]
     return [run for run in done if number(run, "lr") == best and number(run, "validation_loss") is not None], False
 
 
+def by_label(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    """The runs of each method, finished or not."""
+    groups: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault(label_of(measurement), []).append(measurement)
+    return groups
+
+
+def used_runs(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    """By label, the runs that a method's figures are computed from."""
+    return {label: counting_runs(runs)[0] for label, runs in by_label(measurements).items()}
+
+
+def full_runs(used: Mapping[str, list[Measurement]]) -> list[Measurement]:
+    """Those of `used_runs` that are of full fine-tuning."""
+    return next((runs for runs in used.values() if runs and name_of(runs[0]) == "full"), [])
+
+
 def metric_info(name: str, measurements: Sequence[Measurement] = ()) -> MetricInfo:
     """The metric's direction and range, as a task's own are recorded; of others those that Halka knows, or by name."""
     from halka.evaluation.metrics import find_metric
@@ -187,10 +205,7 @@ def metric_info(name: str, measurements: Sequence[Measurement] = ()) -> MetricIn
 
 def build_rows(measurements: Sequence[Measurement], primary: MetricInfo) -> tuple[Row, ...]:
     """One row per method: the base, full fine-tuning, then the others by score, best first; those without one last."""
-    groups: dict[str, list[Measurement]] = {}
-    for measurement in measurements:
-        groups.setdefault(label_of(measurement), []).append(measurement)
-    rows = [_row(label, runs) for label, runs in groups.items()]
+    rows = [_row(label, runs) for label, runs in by_label(measurements).items()]
     full = next((row for row in rows if row.is_full and primary.name in row.scores), None)
     stored = base_bytes(measurements)[0]
     rows = [_compared(row, full, stored, primary.name) for row in rows]
