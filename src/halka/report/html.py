@@ -51,7 +51,7 @@ def write_report(
 
     measurements    the JSON that `halka.studies.measure` writes, of finished and failed runs
     title           the page's title; by default the task and the base
-    command         the command that repeats the measurements; by default the one that they record
+    command         the command that repeats the measurements
     sections        further parts, placed after the methods; without measurements the first gives the headline
 
     The same measurements give the same bytes. Raises HalkaError if `path` is a folder, and if the measurements

@@ -110,7 +110,7 @@ class Summary:
 def summarise(measurements: Sequence[Measurement], command: str | None = None) -> Summary:
     """Summarise one experiment's measurements (the JSON that `halka.studies.measure` writes), finished or failed.
 
-    `command` is the one that repeats the measurements; by default the one that they record.
+    `command` is the one that repeats the measurements.
 
     Raises HalkaError if the finished measurements mix tasks, bases or primary metrics.
     """
@@ -164,9 +164,8 @@ def _provenance(measurements: Sequence[Measurement], command: str | None) -> Pro
     names = dict.fromkeys(name for m in measurements for name in entry(m, "versions") or {})
     dates = sorted(_distinct(measurements, "date"))
     tuned = [m for m in measurements if name_of(m) != "base"]
-    commands = _distinct(measurements, "command")
     return Provenance(
-        command=command or (commands[0] if commands else None),
+        command=command,
         commits=_distinct(measurements, "commit"),
         versions={one_line(name): _distinct(measurements, "versions", name) for name in names},
         machines=tuple(dict.fromkeys(_machine(m) for m in measurements if m.get("machine"))),
