@@ -27,7 +27,6 @@ from halka.report.units import (
     signed,
     size,
 )
-from halka.util.errors import HalkaError
 from halka.util.text import one_line, plural
 
 if TYPE_CHECKING:
@@ -134,12 +133,9 @@ def cells(summary: Summary, column: Column) -> list[Cell]:
     return [replace(column.cell(row), best=row is best) for row in summary.rows]
 
 
-def to_markdown(summary: Summary, keys: Sequence[str] = COMPACT) -> str:
-    """The summary as a Markdown table with its caption; columns by key, without those that have no figure.
-
-    Raises HalkaError for an unknown key.
-    """
-    shown = _chosen(summary, keys)
+def to_markdown(summary: Summary) -> str:
+    """The summary's most important columns as a Markdown table with its caption."""
+    shown = _compact(summary)
     lines = [[escaped(column.title) for column in shown]]
     lines.append(["---" if column.key == "method" else "---:" for column in shown])
     table = [cells(summary, column) for column in shown]
@@ -155,7 +151,7 @@ def to_rich(summary: Summary) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    shown = _chosen(summary, COMPACT)
+    shown = _compact(summary)
     table = Table(title=Text(f"{summary.task} on {summary.base}"), caption=Text(caption(summary)))
     for column in shown:
         left = column.key == "method"
@@ -187,13 +183,9 @@ def caption(summary: Summary) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _chosen(summary: Summary, keys: Sequence[str]) -> list[Column]:
-    choices = {column.key for column in _every_column(summary)}
-    unknown = [key for key in keys if key not in choices]
-    if unknown:
-        raise HalkaError(f"unknown column {unknown[0]!r}; choose from {', '.join(sorted(choices))}")
+def _compact(summary: Summary) -> list[Column]:
     by_key = {column.key: column for column in columns(summary)}
-    return [by_key[key] for key in keys if key in by_key]
+    return [by_key[key] for key in COMPACT if key in by_key]
 
 
 def _best(rows: Sequence[Row], column: Column) -> Row | None:
