@@ -79,7 +79,7 @@ def swept(name: str) -> list[Mapping[str, Any]]:
     folder = RESULTS / name
     if not measurements(folder):
         return []
-    return [run for run in Plan(experiment).measurements(runner(experiment, folder)) if run["status"] == "done"]
+    return [run for run in Plan(experiment).results(runner(experiment, folder)).values() if run["status"] == "done"]
 
 
 def judged(law: Law, sweep: Sweep) -> Finding | None:

@@ -141,12 +141,11 @@ class Plan:
                 to_come += len(final_seeds) + most - len(beyond)
         return groups, to_come
 
-    def measurements(self, runner: Runner[Spec]) -> list[Result]:
-        """The results of the experiment's own runs, as far as they are there."""
-        return [*self.results(runner).values()]
-
     def results(self, runner: Runner[Spec]) -> dict[str, Result]:
-        """The same by their keys, under the name that the task has now: another one is no other work."""
+        """The results of the experiment's own runs, as far as they are there, by their keys.
+
+        They have the name that the task has now: another one is no other work.
+        """
         results: dict[str, Result] = {}
         while True:
             runs = [run for group in self.due(results)[0] for run in group]
