@@ -76,28 +76,21 @@ def _value(metric: Metric, text: str, references: Sequence[str]) -> float:
 # ── intervals ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def mean_interval(
-    values: Sequence[float], weights: Sequence[float] | None = None, seed: int = 0, resamples: int = 1000
-) -> Score:
+def mean_interval(values: Sequence[float], weights: Sequence[int], seed: int = 0, resamples: int = 1000) -> Score:
     """The weighted mean with its 95 % percentile bootstrap over items (Efron, 1979), in the unit of `values`.
 
-    For losses, `values[i]` is example i's mean per token in nats and `weights[i]` its number of tokens: whole examples
-    are resampled, because tokens of one answer are not independent. `n` counts the items with a weight above 0.
+    For losses, `values[i]` is example i's mean per token in nats and `weights[i]` its number of tokens, 1 or more:
+    whole examples are resampled, because tokens of one answer are not independent.
 
     Where every resample gives the same value (one item, or equal values) the bootstrap cannot see the spread. As in
     `score`, up to 1 - 0.05^(1/n) of all items may then differ from those seen, here each by the value itself or by 1,
     whichever is larger; `low` is not below 0 where no value is.
 
-    Raises HalkaError for no values, a different number of weights, values that are not finite, and weights that are
-    negative, not finite or all 0.
+    Raises HalkaError for no values, and for values that are not finite.
     """
-    weight = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
-    value = np.asarray(values, dtype=np.float64)
-    if not len(value) or weight.shape != value.shape:
-        raise HalkaError(f"{len(value)} values with {len(weight)} weights: give at least one, and a weight for each")
-    if not (np.isfinite(value).all() and np.isfinite(weight).all() and (weight >= 0).all() and weight.any()):
-        raise HalkaError("values and weights must be finite, weights 0 or more and not all 0: leave such items out")
-    value, weight = value[weight > 0], weight[weight > 0]
+    value, weight = np.asarray(values, dtype=np.float64), np.asarray(weights, dtype=np.float64)
+    if not len(value) or not np.isfinite(value).all():
+        raise HalkaError("a weighted mean needs at least one value, and finite ones: leave the other items out")
     n, average = len(value), float(np.average(value, weights=weight))
     items_RN = np.random.default_rng(seed).integers(n, size=(resamples, n))
     means_R = (value * weight)[items_RN].sum(axis=1) / weight[items_RN].sum(axis=1)
