@@ -91,7 +91,6 @@ class ProbedBase:
     retrieve: Retrieve | None = None
     passages: int = 0
     asked: tuple[Condition, ...] = CONDITIONS
-    shots: dict[str, int] = field(default_factory=lambda: dict(SHOTS))
     computed: Computed = field(default_factory=lambda: Computed(), repr=False, compare=False)
 
     @property
@@ -116,7 +115,7 @@ class ProbedBase:
 
     def prompt(self, example: Example, condition: str) -> Example:
         """The example as it is prompted, with as many worked examples, and then passages, as fit into the context."""
-        shots = self.train[: self.shots[condition]]
+        shots = self.train[: SHOTS[condition]]
         passages = self.retrieve(question_of(example)) if self.retrieve and condition in (DOCUMENTS, BOTH) else None
         ways = [(count, passages) for count in range(len(shots), 0, -1)]
         ways += [(0, passages and passages[:count]) for count in range(len(passages or ()), -1, -1)]
@@ -157,15 +156,9 @@ class ProbedBase:
 
     # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def answers(
-        self,
-        adapters: AdapterNames,
-        prompts: Sequence[Example],
-        progress: Callable[[int], None] = lambda done: None,
-    ) -> list[str]:
-        """What the base, an adapter, or an adapter per prompt answers; `progress` is called with the number done."""
-        options = {"max_new_tokens": self.max_new_tokens, "batch_size": BATCH}
-        return answers_of(self.model, adapters, prompts, on_progress=progress, **options)
+    def answers(self, adapters: AdapterNames, prompts: Sequence[Example]) -> list[str]:
+        """What the base, an adapter, or an adapter per prompt answers."""
+        return answers_of(self.model, adapters, prompts, max_new_tokens=self.max_new_tokens, batch_size=BATCH)
 
     def base_answers(self, condition: Condition, budget: Budget, progress: Report = lambda _: None) -> list[str]:
         """What the base answers to the held-out examples, as many as there is time for; computed once a condition."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from halka.advisor.budget import Budget
 from halka.advisor.evidence import BOTH, CLOSED, DOCUMENTS, EXAMPLES, Cleanliness, Knowledge, Strength
-from halka.advisor.probed_base import ProbedBase, Report, TokenLosses, question_of
+from halka.advisor.probed_base import SHOTS, ProbedBase, Report, TokenLosses, question_of
 from halka.advisor.statistics import mean_loss
 from halka.data.duplicates import answer_keys, between, prompt_key, within
 from halka.data.examples import Example
@@ -47,7 +47,7 @@ def strength(base: ProbedBase, budget: Budget, progress: Report = lambda _: None
         "copy": [question_of(example) for example in base.held_out],
     }
     return Strength(
-        shots=min(base.shots[EXAMPLES], len(base.train)),
+        shots=min(SHOTS[EXAMPLES], len(base.train)),
         losses=losses,
         unigram=_unigram_loss(base),
         scores={condition: mean_of(numbers) for condition, numbers in values.items()},
