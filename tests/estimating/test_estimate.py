@@ -131,7 +131,7 @@ def test_a_fake_tensor_saves_what_autograd_saves(architecture, method):
     config, setup = config_of(architecture), replace(SIZES, dtype="bfloat16")
     found = []
     for fake in (False, True):
-        with DryRunMode() if fake else torch.enable_grad():
+        with DryRunMode(AllocatorModel()) if fake else torch.enable_grad():
             model = model_of(config, setup)
             model.add("a", build_method(method, {}))
             found.append(kept(model))
@@ -194,7 +194,7 @@ def test_padded_batches_share_nothing():
 
 def test_a_gpu_keeps_no_scores_of_a_forest():
     forest = Forest((300, 700, 800), (-1, 0, 0), (1800,))
-    with DryRunMode(gpu=True) as mode:
+    with DryRunMode(AllocatorModel(), gpu=True) as mode:
         query, key, value = (torch.randn(1, heads, 1800, 64).requires_grad_() for heads in (8, 2, 2))
         plan = ForestPlan(forest, query.device)
         mode.reset()
@@ -212,7 +212,7 @@ def test_a_gpu_keeps_no_scores_of_a_forest():
 @pytest.mark.parametrize("flash", [False, True])
 def test_no_padded_batch_takes_the_kernel_that_stores_scores(dtype, masked, flash):
     """With grouped heads torch takes it where flash attention is out of question, unless heads are repeated."""
-    with DryRunMode(gpu=True, flash=flash) as mode:
+    with DryRunMode(AllocatorModel(), gpu=True, flash=flash) as mode:
         query, key, value = (torch.randn(1, heads, 1800, 64, dtype=dtype).requires_grad_() for heads in (8, 2, 2))
         mask = torch.ones(1, 1, 1800, 1800, dtype=torch.bool) if masked else None
         mode.reset()
@@ -355,7 +355,7 @@ def test_each_batch_that_is_tried_is_told():
 def test_the_peak_is_that_of_a_run():
     """The same steps for real, watched in the same way: tensors that come and go within kernels are not seen."""
     config, setup = config_of(**WIDE), replace(SIZES, rows=3)
-    with Watched() as real:
+    with Watched(AllocatorModel()) as real:
         model = model_of(config, setup)
         model.add("a", halka.LoRA())
         real.reset()
@@ -535,9 +535,9 @@ def test_this_machine_is_measured():
     assert 0 <= here.fresh < 1
 
 
-def work_of_one(do, heap: AllocatorModel | None = None) -> Work:
+def work_of_one(do) -> Work:
     """What the one operation that is done costs."""
-    with DryRunMode(heap) as mode:
+    with DryRunMode(AllocatorModel()) as mode:
         given = torch.zeros(2, 4, 16, 8), torch.zeros(50, 64)
         mode.reset()
         kept = do(*given)
@@ -566,7 +566,7 @@ def test_what_is_not_touched_costs_no_bytes():
     assert work_of_one(lambda _, table: torch.zeros_like(table)).bytes == 50 * 64 * 4
     assert work_of_one(lambda _, table: torch.empty_like(table)).bytes == 0
     assert work_of_one(lambda _, table: table[:10].copy_(table[10:20])).bytes == 2 * 10 * 64 * 4
-    with DryRunMode() as mode:
+    with DryRunMode(AllocatorModel()) as mode:
         table = torch.zeros(50, 64)
         mode.reset()
         both = [torch.ops.aten._unsafe_view(table, [64, 50]) for _ in range(2)]
@@ -588,7 +588,7 @@ def test_what_the_optimiser_changes_is_read_and_written():
 
 
 def test_what_no_hole_has_room_for_is_fresh():
-    assert work_of_one(lambda _, table: torch.zeros(10**6), AllocatorModel()).fresh >= 4 * 10**6
+    assert work_of_one(lambda _, table: torch.zeros(10**6)).fresh >= 4 * 10**6
     with DryRunMode(AllocatorModel()) as mode:
         first = torch.zeros(20_000)
         later = torch.zeros(10)
@@ -861,7 +861,7 @@ def test_a_field_that_is_none_is_refused(estimated, method, message):
 
 
 def test_fake_tensors_stay_within_their_dry_run():
-    with DryRunMode():
+    with DryRunMode(AllocatorModel()):
         weight = torch.zeros(3, 3)
         assert isinstance(weight, FakeTensor)
         assert not isinstance(torch.arange(3), FakeTensor)

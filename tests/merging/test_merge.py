@@ -14,6 +14,7 @@ from halka.core.weights import merged_weights
 from halka.data.examples import Example, Message
 from halka.data.texts import shipped_text
 from halka.data.tokens import Tokens
+from halka.estimating.allocator import AllocatorModel
 from halka.estimating.dry_runs import Setup, model_of
 from halka.estimating.fake_tensors import DryRunMode
 from halka.merging.error import Difference, difference
@@ -234,7 +235,7 @@ def test_a_difference_of_distributions_is_no_difference_of_logits_that_are_shift
 def test_one_weight_is_merged_before_the_next_begins():
     """Beside the merged weights, in bf16, some copies of one in fp32: not all weights in fp32."""
     config = tiny("llama", hidden_size=256, intermediate_size=512, num_hidden_layers=8, vocab_size=64).config
-    with DryRunMode(gpu=True) as mode:
+    with DryRunMode(AllocatorModel(), gpu=True) as mode:
         with no_init_weights():
             model = model_of(config, Setup())
         model.add("a", halka.LoRA(rank=4))

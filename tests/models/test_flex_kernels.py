@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from halka.estimating.allocator import AllocatorModel
 from halka.estimating.fake_tensors import DryRunMode
 from halka.models.attention.flex_kernels import FEW, FlexKernels
 from halka.models.attention.forest import ForestPlan
@@ -193,7 +194,7 @@ def test_a_gpu_keeps_neither_scores_nor_a_mask_of_one_text(softcap, virtual):
     """On an estimate's GPU, whose kernels keep none: torch's causal kernel, or FlexAttention."""
     module: Any = SimpleNamespace(layer_idx=0, is_causal=True)
     half: Any = {"dtype": torch.bfloat16}
-    with DryRunMode(gpu=True) as mode:
+    with DryRunMode(AllocatorModel(), gpu=True) as mode:
         query, key, value = (torch.randn(1, heads, 1800, 16, **half).requires_grad_() for heads in (2, 1, 1))
         keys, values = (torch.randn(1, 1, virtual, 16, **half) for _ in range(2))
         memory = [LayerMemory(keys, values, None)] if virtual else None

@@ -105,7 +105,7 @@ class DryRunMode(TorchDispatchMode):
     flash       whether the GPU has flash attention, the one kernel that takes grouped heads
     """
 
-    def __init__(self, allocator: Allocator | None = None, *, gpu: bool = False, flash: bool = True):
+    def __init__(self, allocator: Allocator, *, gpu: bool = False, flash: bool = True):
         super().__init__()
         self.flash = flash
         self.live = self.peak = self.held = 0
@@ -129,8 +129,7 @@ class DryRunMode(TorchDispatchMode):
 
     def reset(self) -> None:
         """Count `peak`, `held` and `work` from now on."""
-        self.peak, self.work = self.live, Counter()
-        self.held = 0 if self._allocator is None else self._allocator.held
+        self.peak, self.held, self.work = self.live, self._allocator.held, Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():  # what is looked at here is none of the step's operations
@@ -186,20 +185,18 @@ class DryRunMode(TorchDispatchMode):
         if address in self._storages:
             return 0
         size = storage.nbytes()
-        before = 0 if self._allocator is None else self._allocator.held
-        place = None if self._allocator is None or not size else self._allocator.take(size)
+        before = self._allocator.held
+        place = self._allocator.take(size) if size else None
 
         def freed(_: Any) -> None:
             del self._storages[address]
             self.live -= size
             if place is not None:
-                self._allocator.free(place)  # type: ignore[union-attr]
+                self._allocator.free(place)
 
         self._storages[address] = weakref.ref(storage, freed)
         self.live += size
         self.peak = max(self.peak, self.live)
-        if self._allocator is None:
-            return 0
         self.held = max(self.held, self._allocator.held)
         return self._allocator.held - before
 
