@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,10 @@ from typing import Any
 from side_by_side import setup
 
 import halka
-from halka.data.readers import whole_rows
 from halka.evaluation.streaming import answering
 from halka.rag.answer import Answerer, floor_for
 from halka.rag.collection import Collection
-from halka.rag.questions import Asked, asked_in
+from halka.rag.questions import Asked, read_questions
 from halka.rag.retrieve import Retriever
 from halka.storage.card import read_card
 from halka.studies.ablation.scores import Answered, as_rows, scored
@@ -32,11 +31,6 @@ from halka.studies.ablation.scores import Answered, as_rows, scored
 HERE = Path(__file__).parent
 HANDBOOK = HERE.parent / "examples" / "handbook"
 FORM, NEW_TOKENS, PASSAGES = "Answer: {answer}", 48, 3
-
-
-def asked(path: Path) -> Iterator[Asked]:
-    for row in whole_rows(path):
-        yield asked_in(row.fields, row.where)
 
 
 def answered(question: Asked, answerer: Answerer) -> Answered:
@@ -58,9 +52,9 @@ def measured(answers: Sequence[Answered]) -> dict[str, Any]:
 
 def main() -> None:
     (adapter,) = sys.argv[1:]
-    questions = [*asked(HANDBOOK / "test.jsonl")]
+    questions = read_questions(HANDBOOK / "test.jsonl")
     retriever = Retriever(Collection("collections/handbook"))
-    floor = floor_for(retriever, [each.question for each in asked(HANDBOOK / "questions.jsonl")])
+    floor = floor_for(retriever, [each.question for each in read_questions(HANDBOOK / "questions.jsonl")])
     model = halka.adapt(*halka.load_base("smollm2-135m"))
     halka.load(model, adapter, name="handbook")
     answerer = Answerer(retriever, *answering(model, "handbook", NEW_TOKENS), passages=PASSAGES)

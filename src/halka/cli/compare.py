@@ -56,7 +56,7 @@ def compare(
     Each method gets a small search for its learning rate, and then several seeds. --rag compares an adapter with
     retrieval. Every run is kept: the same command runs only those that are missing, also after a method was added.
     """
-    from halka.studies.ablation.settings import read_ablation, read_questions
+    from halka.studies.ablation.settings import questions_of, read_ablation
     from halka.studies.experiment import read_experiment
 
     if experiment is None and rag is None:
@@ -71,7 +71,7 @@ def compare(
     )
     ablation = None if rag is None else read_ablation(existing_file(rag, "--rag"))
     if ablation is not None:
-        read_questions(ablation)  # raises before anything runs
+        questions_of(ablation)  # raises before anything runs
     if experiment is None:
         assert ablation is not None
         return _ablate(ablation, out, command, retry, json)

@@ -33,7 +33,7 @@ from halka.studies.ablation.kept import KeptAnswers
 from halka.studies.ablation.runs import SCHEMA, Run
 from halka.studies.ablation.scores import Answered, answer_in, as_rows
 from halka.studies.ablation.searched import Searched, changed_facts, kept_in
-from halka.studies.ablation.settings import FULL, Ablation, Lessons, Questions, collection_of, matcher, read_questions
+from halka.studies.ablation.settings import FULL, Ablation, Lessons, Questions, collection_of, matcher, questions_of
 from halka.studies.experiment import Entry
 from halka.studies.hosts import Result
 from halka.studies.runner import origin, report, report_step, serve
@@ -79,7 +79,7 @@ def subject_of(ablation: Ablation, folder: Path, model: AdaptedModel) -> Subject
         for event in taken_in(collection, texts, files):
             if event.what == "skipped":
                 report(skipped=event.document, reason=event.reason)
-        return Subject(ablation, read_questions(ablation), collection, model, texts, folder)
+        return Subject(ablation, questions_of(ablation), collection, model, texts, folder)
 
 
 def measure_run(subject: Subject, run: Run, folder: Path, number: int = 0) -> Result:

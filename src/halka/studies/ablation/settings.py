@@ -10,12 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
-from halka.data.readers import whole_rows
 from halka.data.task import SPLITS
 from halka.rag.collection import Collection
 from halka.rag.embed import SentenceEmbedder
 from halka.rag.prompt import ANSWER
-from halka.rag.questions import Asked, asked_in
+from halka.rag.questions import Asked, read_questions
 from halka.rag.raft import Distractors, Order, Raft
 from halka.studies.experiment import BySplit, Count, Entry, Precision, Rate, Seeds, Settings, TrainFields, read_settings
 from halka.util.errors import HalkaError
@@ -102,10 +101,6 @@ class Ablation(Settings):
         return self
 
     @property
-    def lr(self) -> float:
-        return self.method.rates()[0]
-
-    @property
     def answerers(self) -> tuple[Who, ...]:
         """Who answers, the base first."""
         trained: tuple[Who, ...] = ("adapter", "tuned") if self.full_lr is None else ("adapter", "tuned", *FULL)
@@ -164,15 +159,14 @@ def beside(ablation: Ablation, path: Path) -> Ablation:
     return ablation.model_copy(update=paths).at(path.parent)
 
 
-def read_questions(ablation: Ablation) -> Questions:
+def questions_of(ablation: Ablation) -> Questions:
     """Read the ablation's questions, as many of each split as it wants.
 
     Raises HalkaError for a row that is no question, and for a split without questions that have answers.
     """
     splits = {}
     for split, path in ablation.questions.items():
-        rows = [asked_in(row.fields, row.where) for row in whole_rows(path)]
-        splits[split] = tuple(rows[: ablation.examples.get(split)])
+        splits[split] = tuple(read_questions(Path(path))[: ablation.examples.get(split)])
         if not any(asked.answers for asked in splits[split]):
             raise HalkaError(f"{path}: no question with an answer")
     return Questions(**splits)
