@@ -43,12 +43,6 @@ RECORD = ROOT / "benchmarks" / "results" / "measured.json"
 IDLE = 0.1  # of a core: more than that, taken by others, and nothing is timed
 LEAST = 60.0  # seconds: in fewer nothing finishes
 DISTURBED = 0.25  # of a core: more than that, taken by others meanwhile, and what was timed is due again
-TOOLS = {
-    "--llama": "HALKA_LLAMA",
-    "--vllm": "HALKA_VLLM",
-    "--vllm-python": "HALKA_VLLM",
-    "--guidellm": "HALKA_GUIDELLM",
-}
 LLAMA, VLLM = "HALKA_LLAMA", "HALKA_VLLM"
 STUDIES = {  # minutes on two cores: of the experiments' files, of earlier runs, or by the seconds of their steps
     "snips": 180,
