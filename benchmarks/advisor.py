@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -30,7 +28,7 @@ from typing import Any
 import numpy as np
 from advisor_case import Case
 from advisor_cases import ASIDE, CASES
-from side_by_side import setup
+from side_by_side import in_processes, setup
 
 from halka.advisor import CHOICES, Request, advise_from, probe
 from halka.advisor.evidence import Evidence, from_json
@@ -166,12 +164,7 @@ def main() -> None:
                 probed(NAMES[name](), FOLDER / "evidence" / f"{name}.json")
                 print(f"{name}: probed", flush=True)
         else:
-            running: list[subprocess.Popen[bytes]] = []
-            while left or running:
-                while left and len(running) < arguments.jobs:
-                    running.append(subprocess.Popen([sys.executable, __file__, left.pop(0)]))
-                running = [each for each in running if each.poll() is None]
-                time.sleep(1)
+            in_processes(__file__, left, arguments.jobs)
     waiting = [{"case": name, "aside": name in ASIDE, "lacks": lacks} for name in NAMES if (lacks := lacking(name))]
     rows = [judged(name) for name in NAMES if not lacking(name)]
     for row in rows:

@@ -22,8 +22,6 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -34,12 +32,13 @@ from typing import Any
 import torch
 from advisor_case import Case
 from advisor_cases import CASES
+from side_by_side import in_processes
 
 import halka
 from halka.advisor.probed_base import build_prompt, question_of
 from halka.advisor.statistics import answer_values
 from halka.data.examples import Example
-from halka.evaluation.generation import iter_answers
+from halka.evaluation.generation import answers_of
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
 from halka.rag.retrieve import Retriever
@@ -95,8 +94,7 @@ class Subject:
         return [build_prompt(self.model, each, self.case.train[:shots], find) for each in examples]
 
     def answers(self, name: str | None, asked: Sequence[Example], *, passages: bool = False) -> list[float]:
-        made = dict(iter_answers(self.model, name, asked, max_new_tokens=self.case.max_new_tokens, batch_size=16))
-        texts = [made[number] for number in range(len(asked))]
+        texts = answers_of(self.model, name, asked, max_new_tokens=self.case.max_new_tokens, batch_size=16)
         return list(answer_values(self.case.metric, texts, [each.answers for each in asked], passages=passages))
 
     # ── the options ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -215,13 +213,8 @@ def main() -> None:
         for name in names:
             for line in outcomes(NAMES[name](), RESULTS / f"{name}.json"):
                 print(line, flush=True)
-        return
-    left, running = list(names), []
-    while left or running:
-        while left and len(running) < arguments.jobs:
-            running.append(subprocess.Popen([sys.executable, __file__, left.pop(0)]))
-        running = [each for each in running if each.poll() is None]
-        time.sleep(1)
+    else:
+        in_processes(__file__, names, arguments.jobs)
 
 
 if __name__ == "__main__":

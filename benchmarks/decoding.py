@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from side_by_side import setup
+from side_by_side import filled, setup
 
 import halka
 from halka.models.attention.function import use_attention
@@ -49,11 +49,11 @@ def main() -> None:
     base, tokenizer = load_base("smollm2-135m", device="cpu")
     model = halka.adapt(base, tokenizer)
     for number in range(ROWS):
-        added(model, f"lora{number}", halka.LoRA(rank=16), number)
+        filled(model, f"lora{number}", halka.LoRA(rank=16), number)
     for number in range(ROWS // 4):
-        added(model, f"bottleneck{number}", halka.Bottleneck(), number)
-        added(model, f"prefix{number}", halka.Prefix(), number)
-        added(model, f"prompt{number}", halka.Prompt(), number)
+        filled(model, f"bottleneck{number}", halka.Bottleneck(), number)
+        filled(model, f"prefix{number}", halka.Prefix(), number)
+        filled(model, f"prompt{number}", halka.Prompt(), number)
     families = ("lora", "bottleneck", "prefix", "prompt")
     ways = {
         "transformers": lambda: decode(base, text),
@@ -88,15 +88,6 @@ def main() -> None:
     target = HERE / "results" / "decoding.json"
     target.write_text(json.dumps(result, indent=1) + "\n")
     plot(result, target.with_suffix(".svg"))
-
-
-def added(model: halka.core.AdaptedModel, name: str, method: Any, seed: int) -> None:
-    """An adapter whose every value counts."""
-    adapter = model.add(name, method, seed=seed)
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.01)
 
 
 def decode(base: Any, text: torch.Tensor, **options: Any) -> Iterator[float]:
@@ -154,7 +145,7 @@ def residents(model: halka.core.AdaptedModel, text: torch.Tensor, counts: list[i
     for count in counts:
         for number in range(ROWS, count):
             if f"lora{number}" not in model.adapters:
-                added(model, f"lora{number}", halka.LoRA(rank=16), number)
+                filled(model, f"lora{number}", halka.LoRA(rank=16), number)
         names = [f"lora{row * max(1, count // ROWS) % count}" for row in range(ROWS)]
         given = {"base": None, "mixed": names}
         seen = measured({way: partial(decode_with, model, using, text) for way, using in given.items()}, rounds)

@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -42,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from fixed_batches import interleaved
-from side_by_side import in_a_process, setup
+from side_by_side import in_a_process, setup, vllm_environment
 
 from halka.util.openmp import wait_briefly
 
@@ -114,9 +113,7 @@ def token_times(side: str, run: int, work: Path, interpreters: dict[str, str], v
     order = {**exported(work), "slots": rows, "threads": threads(), "batches": batches, "tokens": NEW}
     order_file = work / "order.json"
     order_file.write_text(json.dumps(order))
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    environment = vllm_environment(VLLM_ENABLE_V1_MULTIPROCESSING="0")
     command = [interpreters[other], str(HERE / "engine_others.py"), other.lower(), str(order_file)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     answered = json.loads(done.stdout.splitlines()[-1])

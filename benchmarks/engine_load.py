@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from decoding import added
+from side_by_side import filled
 
 import halka
 from halka.core import AdaptedModel
@@ -53,7 +53,7 @@ def adapted(families: dict[str, int]) -> tuple[AdaptedModel, list[str]]:
     model = halka.adapt(*load_base(BASE, device="cpu"))
     names = [f"{family}{number}" for family, count in families.items() for number in range(count)]
     for number, name in enumerate(names):
-        added(model, name, FAMILIES[name.rstrip("0123456789")], number)
+        filled(model, name, FAMILIES[name.rstrip("0123456789")], number)
     return model, names
 
 

@@ -48,8 +48,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from gpu_sides import SIZES, Sizes, Tokenizer, clock, filled, random_base, rows_of, run_halka, run_liger, run_trainer
-from side_by_side import setup
+from gpu_sides import SIZES, Sizes, Tokenizer, clock, random_base, rows_of, run_halka, run_liger, run_trainer
+from side_by_side import filled, setup
 
 import halka
 from halka.models.loading import resolve

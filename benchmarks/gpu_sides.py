@@ -87,15 +87,6 @@ def rows_of(workload: str, count: int, sizes: Sizes, vocabulary: int | None = No
     return items
 
 
-def filled(model: Any, name: str, method: Any, seed: int) -> None:
-    """Add an adapter whose every value counts."""
-    adapter = model.add(name, method, seed=seed)
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.01)
-
-
 def clock(device: torch.device) -> float:
     """The time, once the device has done what it was given."""
     if device.type == "cuda":

@@ -10,9 +10,7 @@ all of them in one collection, two threads. The result goes to benchmarks/result
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -24,6 +22,7 @@ from typing import Any
 
 import ir_measures
 import numpy as np
+from rag_data import rows
 from side_by_side import setup
 
 from halka.rag.collection import Collection
@@ -50,12 +49,6 @@ class Timed(SentenceEmbedder):
         made = super()._vectors(texts, encode)
         self.seconds += time.perf_counter() - start
         return made
-
-
-def rows(path: str) -> list[dict[str, Any]]:
-    whole = Path(os.environ["HALKA_DATA"]) / path
-    with (gzip.open if path.endswith(".gz") else open)(whole, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def sets() -> Iterator[tuple[str, dict[str, str], Queries]]:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+
+from side_by_side import setup, vllm_environment
 
 HERE = Path(__file__).parent
 DTYPES = ("float32", "bfloat16")
@@ -48,8 +49,6 @@ def main() -> None:
 
 
 def exchange(arguments: argparse.Namespace, work: Path) -> None:
-    from side_by_side import setup
-
     from halka import adapt, load
     from halka.data.task import load_task
     from halka.data.tokens import encode_all, encode_prompt
@@ -169,9 +168,7 @@ def _ended(ids: list[int], end: int) -> list[int]:
 
 def served(order: dict[str, Any], work: Path, python: str) -> dict[str, Any]:
     (work / "order.json").write_text(json.dumps(order))
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    environment = vllm_environment(VLLM_ENABLE_V1_MULTIPROCESSING="0")
     subprocess.run([python, __file__, "--serve", str(work / "order.json")], check=True, env=environment)
     return json.loads((work / "answers.json").read_text())
 

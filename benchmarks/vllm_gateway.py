@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,8 @@ from typing import Any
 
 import httpx
 import openai
-from side_by_side import setup
+from serving import free_port
+from side_by_side import setup, vllm_environment
 
 import halka
 from halka.data.examples import Example
@@ -138,9 +138,7 @@ def serving_vllm(python: str, base: Base, more: str, work: Path) -> Iterator[tup
     """vLLM's address, and its version."""
     port = free_port()
     flags = f"--enable-lora --max-lora-rank 16 --max-loras 2 --dtype {base.dtype} {more}"
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    environment = vllm_environment(VLLM_ALLOW_RUNTIME_LORA_UPDATING="True")
     # what `vllm serve` runs: vllm-cpu 0.32's own `vllm` looks for a package of that name and ends
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", base.for_vllm]
     command += [*flags.split(), "--host", "127.0.0.1", "--port", str(port)]
@@ -179,11 +177,6 @@ def running(command: list[str], log: Path, url: str, ready: str, environment: di
     finally:
         process.terminate()
         process.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return listening.getsockname()[1]
 
 
 # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
