@@ -50,6 +50,10 @@ class Listeners:
             for answer in answers:
                 self._of.pop(answer, None)
 
+    def __len__(self) -> int:
+        """For how many answers somebody waits."""
+        return len(self._of)
+
     def end(self, error: Exception) -> None:
         """Nobody waits any longer: what is not finished ends with this error."""
         with self._lock:

@@ -109,11 +109,11 @@ def run(
 
 
 def _left(folder: Path, program: Program, inputs: Mapping[str, bytes], log: TextIO) -> dict[str, bytes]:
-    """The files in a program's folder that come back, without its log, where those are named that are too large."""
+    """The files in a program's folder that come back: no bytecode, and not its log, which names those too large."""
     files: dict[str, bytes] = {}
     for path in sorted(folder.rglob("*")):
         own = path.relative_to(folder).as_posix()
-        if not path.is_file() or own == program.log or any(map(path.match, program.stays)):
+        if not path.is_file() or own == program.log or any(map(path.match, ("__pycache__/*", *program.stays))):
             continue
         if path.stat().st_size > LARGEST:
             log.write(f"{own} did not come back: it is larger than {LARGEST / 1e9:.1f} GB\n")
