@@ -359,6 +359,13 @@ def test_advice_follows_from_the_sets_by_size(pages, results):
     assert "Not measured yet, method, rank, rate and steps on E2E and NL2Bash" in shown
 
 
+def test_below_the_least_rank_there_is_none_to_measure(pages, results):
+    add(pages, results, "snips", scores=dict.fromkeys(RANKS, 0.7))
+    assert "and 64 the least that cannot be told apart from the best is 1 on SNIPS." in text(
+        pages, pages["advice"].part(results)
+    )
+
+
 def test_advice_names_steps_that_might_have_been_more(pages, results):
     add(pages, results, "snips", limited=["LoRA r16"])
     shown = text(pages, pages["advice"].part(results))

@@ -185,7 +185,7 @@ def _rank(advised: list[Advised]) -> list[str]:
     tried = sorted(
         set.intersection(*({row.fields["rank"] for row in each.study.ranks if is_settled(row)} for each in ranked))
     )
-    lower = "; lower ones are not measured" if most == tried[0] else ""
+    lower = "; lower ones are not measured" if most == tried[0] > 1 else ""
     among = f"of ranks {listed([*map(str, tried)])} the least that cannot be told apart from the best is {per}"
     return [f"Rank: begin with {most}; {among}{lower}."]
 
