@@ -129,10 +129,13 @@ def test_each_result_is_of_a_commit_that_history_has():
 
 
 def test_each_result_has_a_piece_that_brings_it_up_to_date(every):
-    scripts = {piece.script.removesuffix(".py") for piece in every.PIECES.values()} | {*every.STUDIES}
+    scripts = {piece.script.removesuffix(".py") for piece in every.PIECES.values()}
+    scripts |= {study.split("/")[0] for study in every.STUDIES}
     once = {"packing_steps", "packing_memory", "measured", "tried", "snips_nlu", "e2e_nlg", "handbook"}
     results = {path.stem for path in (FOLDER / "results").iterdir() if path.suffix != ".svg"}
     assert {stem for stem in results - once if not stem.startswith("gpu_")} <= scripts
+    within = {runs.parent.relative_to(FOLDER / "results").as_posix() for runs in FOLDER.glob("results/*/*/runs")}
+    assert within <= {*every.STUDIES}
 
 
 @pytest.fixture
