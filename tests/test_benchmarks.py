@@ -78,10 +78,18 @@ def test_a_script_says_what_it_measures_and_its_command(path):
     assert path.stem in SHARED or f"python benchmarks/{path.name}" in words
 
 
-@pytest.fixture
-def every(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("all")
+def imported(name: str):
+    """A fixture: the module of that name among the benchmarks."""
+
+    @pytest.fixture
+    def module(monkeypatch):
+        monkeypatch.syspath_prepend(str(FOLDER))
+        return importlib.import_module(name)
+
+    return module
+
+
+every, reading, gpu, laws, best_rates = map(imported, ("all", "reading", "gpu", "laws", "best_rates"))
 
 
 def test_pieces_name_scripts_and_experiments_that_exist(every):
@@ -136,12 +144,6 @@ def test_each_result_has_a_piece_that_brings_it_up_to_date(every):
     assert {stem for stem in results - once if not stem.startswith("gpu_")} <= scripts
     within = {runs.parent.relative_to(FOLDER / "results").as_posix() for runs in FOLDER.glob("results/*/*/runs")}
     assert within <= {*every.STUDIES}
-
-
-@pytest.fixture
-def reading(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("reading")
 
 
 def test_a_variant_changes_what_it_names_and_nothing_else(reading):
@@ -275,12 +277,6 @@ def test_what_was_timed_beside_other_programs_is_due(every, monkeypatch):
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("gpu")
-
-
-@pytest.fixture
 def parts(gpu, tmp_path):
     """A tiny base in parts."""
     tokenizer = chatml_tokenizer()
@@ -343,12 +339,6 @@ def test_a_base_is_joined_from_its_parts(gpu, parts):
     (parts / "base.tar.001").unlink()
     with pytest.raises(halka.HalkaError, match="has not all parts of a base"), gpu.joined(parts):
         pass
-
-
-@pytest.fixture
-def laws(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("laws")
 
 
 def sweep(best, floor=0.1, seeds=(0, 1, 2)):
@@ -443,12 +433,6 @@ def test_laws_name_methods_of_their_sweeps(laws):
     for law in laws.LAWS:
         experiment = laws.read_experiment(FOLDER / "experiments" / "laws" / f"{law.sweep}.yaml")
         assert {*law.shown} <= {entry.title() for entry in experiment.methods}
-
-
-@pytest.fixture
-def best_rates(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("best_rates")
 
 
 def bowl(best: float, rates: tuple[float, ...], floor: float = 0.1) -> dict[float, float]:
