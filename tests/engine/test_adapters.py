@@ -284,6 +284,23 @@ def test_a_full_copy_beside_others_waits_a_bounded_time(model):
         assert all(answer.tokens == expected[: answer.request.stopping.max_new_tokens] for answer in mine)
 
 
+def test_versions_of_one_name_answer_side_by_side(model, store):
+    """What is pinned by the name alone is its newest version, whichever name loaded that before."""
+    save(model, store, "lora-0", 20)
+    names = ["lora-0@2", "lora-0@1", "lora-0", None]
+    wanted = [single(model, store.get("lora-0", number).folder) for number in (2, 1, 2)]
+    with Engine(model, store) as engine:
+        answers = [engine.submit(request(name))[0] for name in names]
+        run(engine)
+        assert [answer.tokens for answer in answers] == [*wanted, alone(model, request())]
+        assert wanted[0] != wanted[1]
+        engine.adapters.pin("lora-0")
+        pinned = [version.name for version in engine.adapters.residents.versions if version.pinned]
+        assert pinned == ["lora-0"]
+        with pytest.raises(UnknownAdapterError, match="'lora-0' has no version 3: it has 1, 2"):
+            engine.submit(request("lora-0@3"))
+
+
 def test_a_pools_adapters_are_the_engines_own(model, store):
     """What the pool evicts meanwhile fails no request."""
     pool = halka.AdapterPool(model, store, budget=AdapterFolder.open(store.get("lora-0").folder).memory)

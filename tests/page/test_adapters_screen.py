@@ -8,6 +8,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
+from conversing_for_tests import ask
 from serving_for_tests import Running
 
 
@@ -79,8 +80,13 @@ def test_an_adapter_is_loaded_replaced_downloaded_and_deleted(read, shelf):
     versions.get_by_role("link", name="1", exact=True).click()
     expect(heading).to_have_text("lora, version 1")
     expect(versions.get_by_role("row").filter(has_text="shown here")).to_contain_text("1")
-    expect(page.get_by_text("Version 2 answers now")).to_be_visible()
-    expect(page.get_by_role("link", name="Try lora")).to_have_count(0)
+    expect(page.get_by_text("Version 2 answers to the name alone; this one answers as lora@1.")).to_be_visible()
+    page.get_by_role("link", name="Try lora@1 beside lora").click()
+    page.wait_for_url("**/playground?model=lora&model=lora%401")
+    ask(page, "Who are you?")
+    for model in ("lora", "lora@1"):
+        expect(page.get_by_role("article", name=f"Answer of {model}", exact=True).get_by_title("Length")).to_be_visible()
+    page.go_back()
     versions.get_by_role("link", name="2", exact=True).click()
     expect(heading).to_have_text("lora, version 2")
     expect(page.get_by_role("link", name="Try lora")).to_be_visible()

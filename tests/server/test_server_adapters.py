@@ -11,6 +11,7 @@ import threading
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 import anyio
 import httpx
@@ -84,6 +85,21 @@ def test_a_second_upload_is_the_next_version(client, store, lora):
     assert client.delete("/v1/adapters/lora?version=2").json()["deleted"]
     assert answer(client, "lora") == before
     assert "version 2" in refusal(client.get("/v1/adapters/lora?version=2"), 404)
+
+
+def test_an_older_version_answers_beside_the_newest(client, store, lora):
+    upload(client, "lora", files_of(store / "bottleneck" / "1"))
+    before, newest = answer(client, "lora@1"), answer(client, "lora")
+    assert answer(client, "lora@2") == newest == answer(client, "bottleneck") != before
+    upload(client, "first", lora)
+    assert before == answer(client, "first")
+    shown = client.get("/v1/models/lora@1").json()
+    assert (shown["id"], shown["parent"]) == ("lora@1", client.get("/v1/models/lora").json()["parent"])
+    assert "lora@1" not in {model["id"] for model in client.get("/v1/models").json()["data"]}
+    assert client.delete("/v1/adapters/lora?version=1").json()["deleted"]
+    for gone in ("lora@1", "lora@3", "lora@0", "lora@", "nobody@1", "../lora@1", "tiny@1"):
+        assert repr(gone) in refusal(client.post("/v1/completions", json={"model": gone, "prompt": "a"}), 404)
+        refusal(client.get(f"/v1/models/{quote(gone, safe='')}"), 404)
 
 
 def test_tags_are_all_versions_and_replace_each_other(client, store):

@@ -21,7 +21,7 @@ import halka
 import halka.storage.adapter_store
 from contract import adapted, disturb, ids
 from halka.core import AdaptedModel
-from halka.storage.adapter_store import AdapterStore
+from halka.storage.adapter_store import AdapterStore, name_and_version
 from halka.storage.card import read_card
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import is_portable_name
@@ -51,6 +51,18 @@ def hidden(store: AdapterStore) -> list[Path]:
     return [path for path in store.folder.rglob(".*") if path.name != ".locks" and ".locks" not in path.parts]
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [("a", ("a", None)), ("a.b-1@12", ("a.b-1", 12))]
+    + [
+        (text, (text, None))
+        for text in ("a@", "@1", "a@0", "a@01", "a@-1", "a@1.0", "a@+1", "a@১", "a@1\n", f"a@{'9' * 5000}")
+    ],
+)
+def test_a_name_may_say_its_version(text, parts):
+    assert name_and_version(text) == parts
+
+
 # ── names and versions ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -69,12 +81,15 @@ def test_a_name_has_versions_of_which_the_newest_counts(store, model):
     assert store.save(model, "a").version == 2
     assert store.versions("a") == [1, 2]
     found = []
-    for version in (1, None):
+    for name, version in (("a", 1), ("a", None), ("a@1", None), ("a@2", None)):
         other = halka.adapt(tiny())
-        store.load(other, "a", version)
-        found.append(logits(other, "a"))
+        store.load(other, name, version)
+        found.append(logits(other, name))
     assert torch.equal(found[0], first)
     assert torch.equal(found[1], logits(model, "a"))
+    assert not torch.equal(found[0], found[1])
+    assert torch.equal(found[2], found[0])
+    assert torch.equal(found[3], found[1])
     store.remove("a", 2)
     assert store.get("a").version == 1
     assert store.save(model, "a").version == 2
@@ -280,6 +295,8 @@ def test_what_is_not_there_is_said_with_what_is(store, model):
         store.get("support")
     with pytest.raises(ValueError, match="has no version 3: it has 1"):
         store.get("support-eu", 3)
+    with pytest.raises(ValueError, match="'support-eu' has no version 3: it has 1"):
+        store.get("support-eu@3")
     with pytest.raises(ValueError, match="has no version 3"):
         store.remove("support-eu", 3)
     (store.folder / "file").write_text("")
@@ -356,7 +373,7 @@ WRITER = """
 import os, sys
 from contract import adapted
 from halka import LoRA
-from halka.storage.adapter_store import AdapterStore
+from halka.storage.adapter_store import AdapterStore, name_and_version
 from halka.storage.card import read_card
 store, folder = AdapterStore(sys.argv[1]), sys.argv[2]
 model = adapted(LoRA(rank=4))

@@ -99,10 +99,12 @@ class Adapters:
         """
         if name in self.folders:
             return self.folders[name]
-        stored, at, version = name.partition("@")
-        if self.store is not None and stored in self.stored and (version.isdecimal() or not at):
+        from halka.storage.adapter_store import name_and_version
+
+        stored, version = name_and_version(name)
+        if self.store is not None and stored in self.stored:
             if name not in self.opened:
-                entry = self.store.get(stored, int(version) if at else None)
+                entry = self.store.get(stored, version)
                 self.opened[name] = entry.open(allow_pickle=self.allow_pickle)
             return self.opened[name]
         names = [*self.folders, *self.stored]

@@ -29,7 +29,10 @@ class Source(Protocol):
     """Where adapters come from that a model does not have, such as an `AdapterStore`."""
 
     def get(self, name: str, /) -> Stored:
-        """The newest adapter of that name. Raises UnknownAdapterError if there is none."""
+        """The newest version of that name, or the one that NAME@VERSION says.
+
+        Raises UnknownAdapterError if there is none.
+        """
         ...
 
 
@@ -52,7 +55,7 @@ class Adapters:
         self.loading = dict[Future[None], Version]()  # what `load` names
         self._changed = False
         self._put: dict[str, Version] = {}
-        self._stored = WeakValueDictionary[Path, Version]()  # by the folder of a store's version, while somebody has it
+        self._stored = WeakValueDictionary[tuple[str, Path], Version]()  # a store's, by name and folder, while in use
         self._added: dict[str | None, Version] = {}  # not loaded by the engine
         self._changes, self._next_look = Changes.count, 0
 
@@ -99,13 +102,13 @@ class Adapters:
         return [name for name in self.model.adapters if name not in loaded]
 
     def _in_store(self, name: str) -> Version:
-        """The version of a store's newest adapter of that name."""
+        """The version that the name means in the store."""
         assert self.store is not None
         path = self.store.get(name).folder
-        version = self._stored.get(path)
+        version = self._stored.get((name, path))
         if version is None or version.error is not None or version.state != state_of_files(version.folder):
             try:
-                self._stored[path] = version = opened(name, path, self._allowed)
+                self._stored[name, path] = version = opened(name, path, self._allowed)
             except HalkaError:
                 if path.exists():
                     raise

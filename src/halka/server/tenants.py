@@ -9,7 +9,7 @@ from halka.server.guards.keys import MAIN
 from halka.server.resources.adapter_files import stored_inside
 from halka.server.settings import ServerSettings
 from halka.server.storage import Storage
-from halka.storage.adapter_store import AdapterStore, Stored
+from halka.storage.adapter_store import AdapterStore, Stored, name_and_version
 from halka.util.errors import UnknownAdapterError
 from halka.util.files import is_portable_name, portable_name
 
@@ -75,9 +75,12 @@ class Tenants:
         return [tenant.jobs for tenant in self.all()]
 
     def get(self, name: str) -> Stored:
-        """The newest version of "tenant/adapter". Raises UnknownAdapterError, which names no folder."""
+        """The newest version of "tenant/adapter", or that of "tenant/adapter@version".
+
+        Raises UnknownAdapterError, which names no folder.
+        """
         tenant, _, adapter = name.partition("/")
         try:
-            return stored_inside(self.of(tenant).store, adapter)
+            return stored_inside(self.of(tenant).store, *name_and_version(adapter))
         except UnknownAdapterError:
             raise UnknownAdapterError(f"there is no model {adapter!r}: GET /v1/models lists them") from None

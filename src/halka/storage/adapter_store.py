@@ -39,6 +39,7 @@ from halka.util.files import flush, is_portable_name, new_folder, portable_name,
 from halka.util.spelling import check_new_name, is_spelled
 
 BASE, TAGS, LOCKS = "store.json", "tags.json", ".locks"
+VERSIONED = re.compile(r"(.+)@([1-9][0-9]{0,8})")
 LEFTOVER = re.compile(rf"\.(?:\d+|{re.escape(TAGS)})\.\w+")  # what a killed writer leaves beside versions
 
 
@@ -63,6 +64,12 @@ class Stored:
     def open(self, *, allow_pickle: bool = False) -> AdapterFolder:
         """Its AdapterFolder, under the store's name. Raises DamagedFolderError as `AdapterFolder.open` does."""
         return replace(AdapterFolder.open(self.folder, allow_pickle=allow_pickle), name=self.name)
+
+
+def name_and_version(text: str) -> tuple[str, int | None]:
+    """What NAME@VERSION names; of a name without a version None, which is the newest."""
+    match = VERSIONED.fullmatch(text)
+    return (text, None) if match is None else (match[1], int(match[2]))
 
 
 class AdapterStore:
@@ -95,7 +102,12 @@ class AdapterStore:
         return versions
 
     def get(self, name: str, version: int | None = None) -> Stored:
-        """One version, by default the newest. Raises UnknownAdapterError if the store does not have it."""
+        """One version, which the name may say, too (NAME@VERSION); by default the newest.
+
+        Raises UnknownAdapterError if the store does not have it.
+        """
+        if version is None:
+            name, version = name_and_version(name)
         versions = self.versions(name)
         version = versions[-1] if version is None else version
         _check_version(name, version, versions)

@@ -12,9 +12,12 @@ from starlette.responses import Response
 
 from halka.server.errors import unknown_model
 from halka.server.guards.access import Caller, CallerDep
+from halka.server.resources.adapter_files import folder_inside
 from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
 from halka.server.wire import Json
+from halka.storage.adapter_store import name_and_version
+from halka.util.errors import UnknownAdapterError
 
 router = APIRouter()
 
@@ -40,11 +43,17 @@ def _models(service: Service, caller: Caller) -> list[dict[str, Any]]:
 
 
 def _model(service: Service, caller: Caller, name: str) -> dict[str, Any] | None:
-    """A model of this name that is the server's or the caller's; None if there is none."""
+    """A model of this name, or NAME@VERSION, that is the server's or the caller's; None if there is none."""
     tenant = service.tenants.of(caller.tenant)
     if name in service.own_names:
         return next((entry for entry in _own(service) if entry["id"] == name), None)
-    return _adapter(service, tenant, name) if name in tenant.store else None
+    adapter, version = name_and_version(name)
+    if version is None:
+        return _adapter(service, tenant, name) if name in tenant.store else None
+    with suppress(UnknownAdapterError, FileNotFoundError):
+        created = folder_inside(tenant.store, adapter, version).stat().st_mtime
+        return _entry(name, int(created), tenant.name, service.name)
+    return None
 
 
 def _own(service: Service) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from halka.server.resources.adapter_files import check_inside, stored_inside
 from halka.server.settings import MB, ServerSettings
 from halka.server.storage import bytes_below
 from halka.server.tenants import Tenant
-from halka.storage.adapter_store import Stored
+from halka.storage.adapter_store import Stored, name_and_version
 from halka.training import TrainConfig
 from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.machine import usable_precision
@@ -270,9 +270,8 @@ def _room(job: MergeJob, tenant: Tenant, settings: ServerSettings) -> int:
 
 def _stored(tenant: Tenant, adapter: str, param: str = "adapter") -> Stored:
     """An adapter of the tenant's, as NAME or NAME@VERSION. Raises ApiError if there is none."""
-    name, _, version = adapter.partition("@")
     try:
-        return stored_inside(tenant.store, name, int(version) if version else None)
+        return stored_inside(tenant.store, *name_and_version(adapter))
     except UnknownAdapterError:
         raise ApiError(404, f"there is no adapter {adapter!r}", param=param) from None
 

@@ -59,8 +59,12 @@ export function methodOf({ method }: Adapter): string {
   return [method?.name ?? "", ...(size ? [size.join(" ")] : [])].join(", ");
 }
 
-/** The version that answers. */
+/** The version that answers to the name alone. */
 export const newestOf = ({ versions }: Adapter) => Math.max(...versions);
+
+/** The model by which this version is asked. */
+export const modelOf = (adapter: Adapter) => (adapter.version === newestOf(adapter) ? adapter.id : versionedName(adapter.id, adapter.version));
+export const versionedName = (name: string, version: number) => `${name}@${version}`;
 
 /** The figures in what was measured, one level deep: `support.exact_match`; what the page knows by the reader's words. */
 export function figuresOf(measurements: Record<string, unknown> | null): [string, string][] {

@@ -4,7 +4,7 @@ import { Spark } from "../../parts/spark";
 import { Terms } from "../../parts/terms";
 import { link } from "../../router";
 import { ago, bytes, fill, number, short, words } from "../../words/words";
-import { figuresOf, methodOf, type Adapter } from "./adapter";
+import { figuresOf, methodOf, modelOf, type Adapter } from "./adapter";
 
 export function Card({ adapter, base }: { adapter: Adapter; base: string | null }) {
   const w = words.value.adapters;
@@ -57,9 +57,13 @@ export function Badges({ adapter }: { adapter: Adapter }) {
   );
 }
 
-/** Opens the Playground with the base and the adapter side by side. */
+/** Opens the Playground with the adapter beside the base, or an older version beside the newest. */
 export function TryIt({ adapter, base }: { adapter: Adapter; base: string | null }) {
   const w = words.value.adapters;
-  const query = new URLSearchParams([...(base ? [["model", base]] : []), ["model", adapter.id]]);
-  return <a class="button primary" href={`/playground?${query}`} aria-label={fill(w.tryOne, { name: adapter.id })}>{w.tryIt}</a>;
+  const model = modelOf(adapter);
+  const newest = model === adapter.id;
+  const beside = newest ? base : adapter.id;
+  const label = fill(newest ? w.tryOne : w.tryOlder, { name: model, newest: adapter.id });
+  const query = new URLSearchParams([...(beside ? [["model", beside]] : []), ["model", model]]);
+  return <a class="button primary" href={`/playground?${query}`} aria-label={label}>{w.tryIt}</a>;
 }

@@ -14,7 +14,7 @@ import { go, link, query } from "../../router";
 import { may } from "../../session";
 import { bytes, count, duration, fill, moment, number, words } from "../../words/words";
 import { Heading } from "../shown";
-import { archiveOf, change, fieldsOf, figuresOf, getAdapter, methodOf, newestOf, pathOf, removeAdapter, textOf, type Whole } from "./adapter";
+import { archiveOf, change, fieldsOf, figuresOf, getAdapter, methodOf, modelOf, newestOf, pathOf, removeAdapter, textOf, versionedName, type Whole } from "./adapter";
 import { Badges, TryIt } from "./card";
 import { Merge } from "./merge";
 import { Tags } from "./tags";
@@ -32,9 +32,9 @@ export function Details({ name, base }: { name: string; base: string | null }) {
           <>
             <Heading title={one.versions.length > 1 ? fill(w.titleOf, { name: one.id, n: one.version }) : one.id}
               lead={one.error ? w.damagedLead : one.method ? methodOf(one) : w.noCard}>
-              {!one.error && one.version === newestOf(one) && <TryIt adapter={one} base={base} />}
+              {!one.error && <TryIt adapter={one} base={base} />}
             </Heading>
-            {one.version !== newestOf(one) && <Notice kind="info"><p>{fill(w.newerAnswers, { n: newestOf(one) })}</p></Notice>}
+            {one.version !== newestOf(one) && <Notice kind="info"><p>{fill(w.newerAnswers, { n: newestOf(one), name: modelOf(one) })}</p></Notice>}
             <Badges adapter={one} />
             {one.error && <Notice kind="error"><p lang="en">{one.error}</p><p>{w.damagedHint}</p></Notice>}
             {may("manager") && <Actions adapter={one} again={adapter.again} />}
@@ -146,7 +146,7 @@ function Versions({ adapter }: { adapter: Whole }) {
   return (
     <section class="sheet stack">
       <h2>{w.versions}</h2>
-      <p class="hint">{w.versionsHint}</p>
+      <p class="hint">{fill(w.versionsHint, { name: versionedName(adapter.id, Math.min(...adapter.versions)) })}</p>
       <Table caption={w.versions} rows={[...adapter.versions].reverse()} keyOf={String} columns={[
         { title: w.version, cell: (version) => (
           <>

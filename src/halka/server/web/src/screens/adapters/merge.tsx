@@ -11,7 +11,7 @@ import { Waiting } from "../../parts/progress";
 import { Table } from "../../parts/table";
 import { quoted, Terminal } from "../../parts/terminal";
 import { count, fill, moment, number, percent, words } from "../../words/words";
-import type { Whole } from "./adapter";
+import { versionedName, type Whole } from "./adapter";
 
 interface Difference {
   max: number;
@@ -33,7 +33,7 @@ const runs = (job: Job) => !ENDED.includes(job.status);
 
 export function Merge({ adapter }: { adapter: Whole }) {
   const w = words.value.adapters;
-  const of = `${adapter.id}@${adapter.version}`;
+  const of = versionedName(adapter.id, adapter.version);
   const jobs = useLoading(async () => {
     const own = (job: Job) => job.kind === "merge" && [of, adapter.id].some((name) => name === job.settings["adapter"]);
     return (await listJobs()).filter(own) as Merged[];

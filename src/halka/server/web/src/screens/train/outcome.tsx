@@ -11,7 +11,7 @@ import { Failure, Notice } from "../../parts/notice";
 import { Terminal } from "../../parts/terminal";
 import { link } from "../../router";
 import { fill, short, words } from "../../words/words";
-import { getAdapter } from "../adapters/adapter";
+import { getAdapter, versionedName } from "../adapters/adapter";
 import { KINDS } from "./draft";
 import { Watching } from "./evaluation";
 
@@ -20,19 +20,20 @@ export function Outcome({ job, adapter }: { job: Job<Trained>; adapter: { name: 
   const { name, version } = adapter;
   const { value, failure, again } = useLoading(() => Promise.all([baseName(), getAdapter(name, null)]), [name]);
   const [base, newest] = [value?.[0] ?? "", value?.[1].version];
-  const tryIt = `/playground?model=${encodeURIComponent(base)}&model=${encodeURIComponent(name)}`;
+  const model = versionedName(name, version);
+  const tryIt = `/playground?${new URLSearchParams([["model", base], ["model", newest === version ? name : model]])}`;
   return (
     <>
       <Notice kind="done">
         <p>{fill(w.stored, { name, version })}{" "}{job.result && bestOfAll(job.result)}</p>
         <div class="row">
-          {base && newest === version && <a class="button primary" href={tryIt}>{w.tryIt}</a>}
+          {base && newest !== undefined && <a class="button primary" href={tryIt}>{w.tryIt}</a>}
           {newest !== undefined && <a class="button" href={`${link("adapters", name)}?version=${version}`}>{w.toAdapter}</a>}
         </div>
-        {newest !== undefined && newest !== version && <p>{fill(words.value.adapters.newerAnswers, { n: newest })}</p>}
+        {newest !== undefined && newest !== version && <p>{fill(words.value.adapters.newerAnswers, { n: newest, name: model })}</p>}
       </Notice>
       <Failure error={failure} again={again} />
-      <Scoring adapter={`${name}@${version}`} training={job} />
+      <Scoring adapter={model} training={job} />
     </>
   );
 }
