@@ -61,10 +61,25 @@ THOUGHTS = (  # as Qwen3 writes: thoughts are kept in the last answer only, and 
     "{{ parts[-1].lstrip('\n') }}{% else %}{{ message['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+PROMPTED_THOUGHT = THOUGHTS.replace(
+    "assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}"
+)  # Qwen3-Thinking's
 OPENED_THOUGHT = (  # as a distilled R1 writes: the generation prompt opens a thought that the answer does not have
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
 )
+UNPROMPTED = (  # the generation prompt is left out, so that an answer begins with its own header
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+)
+HARMONY = (  # as gpt-oss writes: an answer names its channel first, and the last is closed by another token
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ '<|start|>assistant<|channel|>final<|message|>' + message['content'] }}"
+    "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}"
+    "{% else %}{{ '<|start|>' + message['role'] + '<|message|>' + message['content'] + '<|end|>' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+HARMONY_TOKENS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")
 HERMES = (  # tools and calls of them, as Hermes and Qwen write them
     "{% if tools %}<|im_start|>system\nCall one as <tool_call></tool_call>:{% for tool in tools %}\n{{ tool | tojson }}"
     "{% endfor %}<|im_end|>\n{% endif %}"

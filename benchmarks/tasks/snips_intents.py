@@ -26,6 +26,7 @@ def task() -> Task:
         test=tuple(map(intent, whole.test)),
         metrics=("accuracy", "macro_f1"),
         primary="accuracy",
+        max_new_tokens=64,
         licence=whole.licence,
         source=whole.source,
         kind="sequence-classification",

@@ -57,7 +57,7 @@ def test_a_task_file_with_every_key(write):
 def test_what_a_task_file_leaves_out(write):
     task = Task.from_yaml(write("train: train.jsonl\nmetrics: exact_match\nlicence:\n", "mine.yml"))
     assert (task.name, task.metrics, task.primary) == ("mine", ("exact_match",), "exact_match")
-    assert (task.validation, task.test, task.max_new_tokens, task.licence) == ((), (), 64, "")
+    assert (task.validation, task.test, task.max_new_tokens, task.licence) == ((), (), None, "")
 
 
 def test_fractions_aresplit_off_reproducibly_with_equal_prompts_together(write):

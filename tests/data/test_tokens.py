@@ -16,6 +16,7 @@ from tokenizers_for_tests import (
     LLAMA3,
     OPENED_THOUGHT,
     UNMARKED,
+    UNPROMPTED,
     chatml_tokenizer,
     gemma_tokenizer,
     llama3_tokenizer,
@@ -132,6 +133,14 @@ def test_a_template_that_rewrites_earlier_answers_is_refused():
     assert learned(encode(chat("What?", thought), CHATS["thoughts"]), CHATS["thoughts"]) == [f"{thought}<|im_end|>"]
     with pytest.raises(ValueError, match=r"rewrites the answer in message 2 once others follow"):
         encode(chat("What?", thought, "And?", "42"), CHATS["thoughts"])
+
+
+def test_what_a_template_writes_before_every_answer_is_learned_with_each():
+    own = tokenizer(UNPROMPTED)
+    header = "<|im_start|>assistant\n"
+    for answer in ("Paris.", " Paris."):
+        tokens = encode(chat("What?", answer, "And?", "42"), own)
+        assert learned(tokens, own) == [f"{header}{answer}<|im_end|>", f"{header}42<|im_end|>"]
 
 
 @pytest.mark.parametrize("name", ["phi", "chatml", "mistral"])

@@ -17,13 +17,13 @@ from contract import disturb, weights_of
 from halka import AdapterPool, AdapterStore
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Message
-from halka.data.tokens import encode_prompt
+from halka.data.tokens import encode, encode_prompt
 from halka.evaluation.evaluating import evaluate, perplexity
 from halka.evaluation.generation import AdapterNames, iter_answers
 from halka.evaluation.metrics import score
 from halka.util.errors import HalkaError
 from tiny import tiny
-from tokenizers_for_tests import chatml_tokenizer
+from tokenizers_for_tests import chatml_tokenizer, gemma_tokenizer
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -176,6 +176,36 @@ def test_a_prompt_without_room_for_its_answer_is_refused_by_its_place(architectu
     ):
         list(iter_answers(model, "prefix", EXAMPLES, max_new_tokens=6))
     assert math.isfinite(perplexity(model, "prefix", " ".join(QUESTIONS * 4)))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["engine", "generate"])
+def test_an_answer_may_be_as_long_as_its_prompt_leaves_room_for(options):
+    tokenizer = chatml_tokenizer()
+    lengths = [len(encode_prompt(example, tokenizer)) for example in EXAMPLES]
+    positions = max(lengths) + 2
+    model = halka.adapt(tiny(vocab_size=len(tokenizer), max_position_embeddings=positions), tokenizer)
+    most = [min(6, positions - length) for length in lengths]
+    assert {2, 6} <= {*most}
+    alone = [
+        dict(iter_answers(model, None, [example], max_new_tokens=new, **options))[0]
+        for example, new in zip(EXAMPLES, most, strict=True)
+    ]
+    assert dict(iter_answers(model, None, EXAMPLES, max_new_tokens=6, fit=True, **options)) == dict(enumerate(alone))
+    short = halka.adapt(tiny(vocab_size=len(tokenizer), max_position_embeddings=max(lengths)), tokenizer)
+    with pytest.raises(
+        ValueError, match=f"{max(lengths)} tokens and 1 new ones do not fit the {max(lengths)} positions"
+    ):
+        list(iter_answers(short, None, EXAMPLES, max_new_tokens=6, fit=True, **options))
+
+
+def test_an_example_with_a_long_prompt_is_scored_beside_one_with_a_long_answer():
+    """Which together the context does not hold."""
+    tokenizer, text = chatml_tokenizer(), " ".join(QUESTIONS)
+    pairs = [(text, "Paris"), ("Hi", text)]
+    examples = [Example((Message("user", prompt), Message("assistant", answer))) for prompt, answer in pairs]
+    longest = max(len(encode(example, tokenizer)) for example in examples)
+    model = halka.adapt(tiny(vocab_size=len(tokenizer), max_position_embeddings=longest + 1), tokenizer)
+    assert len(evaluate(model, None, examples).predictions) == 2
 
 
 # ── an adapter for each example ─────────────────────────────────────────────────────────────────────────────────────
@@ -462,6 +492,7 @@ def examples_answered_right(model: AdaptedModel, names: AdapterNames, right: set
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.* accepted answers are longer")
 def test_an_evaluation_scores_answers_against_their_own_references():
     model, progress = model_that_reads(), []
     examples = examples_answered_right(model, None, {0, 2, 4, 6})
@@ -495,6 +526,7 @@ def test_an_evaluation_answers_with_the_adapter_and_leaves_the_base_alone():
     assert other.predictions != found.predictions
 
 
+@pytest.mark.filterwarnings("ignore:.* accepted answers are longer")
 def test_an_evaluation_scores_each_adapter_on_its_own_examples():
     model, names = model_that_reads("lora"), ["lora", None, "lora", None, "lora", None, None]
     examples = examples_answered_right(model, names, {0, 2, 6})
@@ -538,6 +570,7 @@ def test_other_accepted_answers_count_too():
         assert found.scores["exact_match"].value == value
 
 
+@pytest.mark.filterwarnings("ignore:.* accepted answers are longer")
 def test_rows_in_memory_are_evaluated_by_metrics_that_fit_them():
     model = model_that_reads()
     texts = [{"question": "Why?", "answer": "Because"}]
@@ -551,6 +584,20 @@ def test_rows_in_memory_are_evaluated_by_metrics_that_fit_them():
     assert [*halka.evaluate(model, None, texts + objects, max_new_tokens=3).scores] == ["exact_match", "token_f1"]
     rows = [{"text": text, "label": label} for text, label in zip(TEXTS, LABELS, strict=False)]
     assert [*halka.evaluate(classifier(), None, rows).scores] == ["accuracy", "macro_f1"]
+
+
+def test_a_classifiers_labels_are_compared_letter_for_letter():
+    model = classifier(labels=("c", "C", "c."))
+    rows = [{"text": text, "label": "c"} for text in TEXTS]
+    labels = [each.prediction for each in evaluate(model, None, rows).predictions]
+    for label in ("c", "C", "c."):
+        scores = evaluate(model, None, [{**row, "label": label} for row in rows]).scores
+        assert scores["accuracy"].value == labels.count(label) / len(rows)
+        assert scores["macro_f1"].value == pytest.approx(f1_of(labels.count(label), len(rows)))
+
+
+def f1_of(hits: int, rows: int) -> float:
+    return 2 * hits / (hits + rows)
 
 
 def test_nothing_to_evaluate_on_is_refused():
@@ -599,7 +646,10 @@ def test_perplexity_is_the_exponential_of_the_mean_loss_a_token(window, kind):
     expected = math.exp(float(torch.cat(losses).mean()))
 
     class Encoded:
-        pad_token_id = 0
+        pad_token_id, bos_token_id = 0, None
+
+        def __call__(self, text):
+            return {"input_ids": []}
 
         def encode(self, text, add_special_tokens):
             assert (text, add_special_tokens) == (TEXT, False)
@@ -607,6 +657,21 @@ def test_perplexity_is_the_exponential_of_the_mean_loss_a_token(window, kind):
 
     model.tokenizer = Encoded()
     assert perplexity(model, kind, TEXT, window=window) == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_window_begins_as_the_tokenizer_begins_a_text():
+    tokenizer = gemma_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
+    ids = tokenizer.encode(TEXT, add_special_tokens=False)
+    assert tokenizer.bos_token_id not in ids
+    losses = []
+    for start in range(0, len(ids), 15):
+        piece = torch.tensor([[tokenizer.bos_token_id, *ids[start : start + 15]]])
+        with torch.no_grad():
+            losses.append(cross_entropy(model.base(piece).logits[0, :-1], piece[0, 1:], reduction="none"))
+    assert sum(map(len, losses)) == len(ids), "each token of the text carries loss"
+    expected = math.exp(float(torch.cat(losses).mean()))
+    assert perplexity(model, None, TEXT, window=16) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_classifier_has_no_perplexity():

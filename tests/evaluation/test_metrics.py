@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 
+from halka.data.examples import as_examples
 from halka.data.metric import Metric
-from halka.evaluation.metrics import METRICS, find_metric, resampled, score
+from halka.evaluation.metrics import METRICS, default_metrics, find_metric, resampled, score
 from halka.evaluation.tag_metrics import entities
 from halka.util.errors import HalkaError
 
@@ -74,6 +75,8 @@ def test_line_accuracy_counts_lines_at_their_place():
 def test_classes():
     assert of("accuracy", " Card_Arrival. ", "card_arrival") == 1
     assert of("accuracy", "lost  CARD", "found", "lost card") == 1
+    assert of("accuracy", "*", "*****") == of("accuracy", "?", "!") == 0, "marks alone are names"
+    assert of("accuracy", "*", "*") == 1
     said = ["a", "a", "b", "c", "nonsense"]
     true = [["a"], ["b"], ["b"], ["a"], ["b"]]
     # a: 1 hit of 2 said, 2 true -> 1/2; b: 1 hit of 1 said, 3 true -> 1/2; c and nonsense are no classes
@@ -81,6 +84,17 @@ def test_classes():
     assert value("macro_f1", said, true) == pytest.approx(1 / 2)
     assert value("macro_f1", ["a", "a", "a", "x"], [["a"], ["a"], ["a"], ["b"]]) == pytest.approx(1 / 2)
     assert value("macro_f1", ["b"], [["a", "b"]]) == 1
+
+
+def test_joiners_are_a_matter_of_spelling():
+    for name in ("exact_match", "token_f1", "rouge_l"):
+        assert of(name, "র\u200d্যাব আছে", "র্যাব আছে") == 1
+
+
+def test_scripts_without_spaces_are_scored_by_their_letters():
+    for answer, metric in (("北京是中国的首都，人口很多。", "chrf"), ("Das ist ein Haus.", "token_f1")):
+        assert default_metrics(as_examples([{"prompt": "Wo?", "completion": answer}]), None) == ("exact_match", metric)
+    assert of("chrf", "北京是中国的首都，有很多人。", "北京是中国的首都，人口很多。") > 30
 
 
 def test_bleu_and_chrf_are_sacrebleus():

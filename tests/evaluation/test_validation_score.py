@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,10 +11,12 @@ import halka
 from halka.data.examples import as_examples
 from halka.data.metric import Metric
 from halka.data.task import Task
-from halka.evaluation.validation_score import ValidationScore, answer_room, primary_metric
+from halka.evaluation.validation_score import ValidationScore, primary_metric
 from halka.util.errors import DataError, HalkaError
 from tiny import tiny
-from tokenizers_for_tests import chatml_tokenizer
+from tokenizers_for_tests import chatml_tokenizer, thoughts_tokenizer
+
+LONG = "Dear customer, your parcel left us on Monday. Kind regards, Jonaki Lamps of Sylhet."
 
 
 def task(*answers: str, metrics: tuple[str, ...] = (), primary: str = "", **more) -> Task:
@@ -67,8 +70,20 @@ def test_what_cannot_be_scored_is_refused_before_anything_is():
         ValidationScore(model, "a", task("yes", metrics=("json_exact",), primary="json_exact"))
 
 
-def test_answers_have_the_room_that_the_task_or_its_longest_answer_says():
-    tokenizer = chatml_tokenizer()
-    long = "yes and no " * 100
-    assert answer_room(task("yes", long), tokenizer) == len(tokenizer.encode(long, add_special_tokens=False)) + 1 > 65
-    assert answer_room(task("yes", long, metrics=("exact_match",), primary="exact_match"), tokenizer) == 64
+def test_a_training_that_is_scored_by_answers_is_warned_once_of_those_that_have_no_room():
+    model, short = model_of(), task("yes", "and so on " * 20, metrics=("exact_match",), primary="exact_match")
+    with pytest.warns(UserWarning, match="1 of 2 accepted answers are longer than 4 tokens"):
+        of = ValidationScore(model, "a", replace(short, max_new_tokens=4))
+    of.value()
+
+
+@pytest.mark.parametrize("metrics", [(), ("exact_match",)])
+def test_what_training_teaches_has_room_in_its_score(metrics):
+    """The template writes an empty thought before the answer, and the answer is longer than 64 tokens."""
+    tokenizer = thoughts_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer), max_position_embeddings=256), tokenizer)
+    model.add("a", halka.Full())
+    learned = task(LONG, metrics=metrics, primary="".join(metrics))
+    assert len(tokenizer.encode(LONG)) > 64
+    halka.fit(model, "a", learned.train, {"steps": 80, "lr": 1e-2, "batch_size": 1})
+    assert ValidationScore(model, "a", learned).value() == 1

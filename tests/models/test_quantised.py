@@ -355,6 +355,7 @@ def test_an_adapter_goes_from_form_to_form_with_a_word(made, form, tmp_path, rec
     assert len(recwarn) == 0
 
 
+@pytest.mark.filterwarnings("ignore:.* accepted answers are longer")
 @every_form
 def test_training_evaluation_a_store_and_a_pool(made, form, tmp_path):
     from halka.data.task import load_task
@@ -401,6 +402,7 @@ def test_a_run_goes_on_only_on_the_form_that_it_began_on(made, form, tmp_path):
             list(halka.train(second, "a", task.train, config, folder=folder))
 
 
+@pytest.mark.filterwarnings("ignore:.* accepted answers are longer")
 def test_a_measured_run(made, tmp_path):
     from halka.studies.measure import measure
 

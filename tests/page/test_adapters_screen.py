@@ -85,7 +85,9 @@ def test_an_adapter_is_loaded_replaced_downloaded_and_deleted(read, shelf):
     page.wait_for_url("**/playground?model=lora&model=lora%401")
     ask(page, "Who are you?")
     for model in ("lora", "lora@1"):
-        expect(page.get_by_role("article", name=f"Answer of {model}", exact=True).get_by_title("Length")).to_be_visible()
+        expect(
+            page.get_by_role("article", name=f"Answer of {model}", exact=True).get_by_title("Length")
+        ).to_be_visible()
     page.go_back()
     versions.get_by_role("link", name="2", exact=True).click()
     expect(heading).to_have_text("lora, version 2")

@@ -5,11 +5,8 @@ There are four ways to prompt it: the question alone, after worked examples, wit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +23,7 @@ from halka.data.batches import Batch, plan_packed
 from halka.data.examples import Example, Message
 from halka.data.readers import Problem
 from halka.data.tokens import Tokens, encode, encode_all, encode_prompt
+from halka.evaluation.accepted import accepted_answers, answer_room, too_long
 from halka.evaluation.generation import AdapterNames, answers_of
 from halka.evaluation.streaming import user_message
 from halka.models import adapt, context, without_dropout
@@ -334,13 +332,11 @@ def _usable(model: AdaptedModel, examples: Sequence[Example], missing: dict[str,
 
 
 def _answer_room(model: AdaptedModel, held_out: Sequence[Example], named: int | None, missing: dict[str, str]) -> int:
-    """Tokens of an answer: as many as are named, else those of the longest held-out one in the context, and an end."""
-    encode_answer, limit = partial(model.tokenizer.encode, add_special_tokens=False), context(model, None) or math.inf
-    lengths = [[len(encode_answer(answer)) for answer in example.answers] for example in held_out]
+    """Tokens of an answer: as many as are named, else those of the longest held-out one in the context."""
+    accepted = accepted_answers(model, held_out)
     if named is None:
-        within = [len(encode(example, model.tokenizer)) <= limit for example in held_out]
-        return 1 + max(map(max, [*compress(lengths, within)] or lengths))
-    if cut := sum(min(accepted) > named for accepted in lengths):
+        return answer_room(accepted)
+    if cut := too_long(accepted, named):
         missing["answers"] = (
             f"{cut} of {len(held_out)} held-out answers are longer than {named} tokens, so that no choice can give "
             "them: raise --max-new-tokens"

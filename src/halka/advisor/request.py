@@ -18,7 +18,6 @@ import hashlib
 import json
 import random
 import statistics
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -33,7 +32,7 @@ from halka.data.duplicates import prompt_key
 from halka.data.examples import Example
 from halka.data.task import split_off
 from halka.evaluation.metrics import score
-from halka.evaluation.text_metrics import as_label
+from halka.evaluation.text_metrics import as_label, without_spaces
 from halka.rag.sources import digest_of
 from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import DataError, HalkaError
@@ -43,7 +42,6 @@ MOST_HELD_OUT, MOST_TRAIN = 48, 512
 HELD_OUT_SHARE = 0.25  # share of the training examples that is held out where there are no validation examples
 SPLIT_SEED = "0/validation"
 SHORT_ANSWER = 5  # words of an answer that is a name or a number rather than a text
-UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # no spaces between words
 SCHEMA = 5  # version of the probes' results: raised with every change of what they are or mean, so that all run again
 
 PLAN, PILOT = "plan.json", "pilot"
@@ -161,15 +159,9 @@ def usual_metric(answers: Sequence[str]) -> str:
         return "exact_match"
     if are_labels(answers):
         return "accuracy"
-    if _without_spaces("".join(answers)):
+    if without_spaces("".join(answers)):
         return "squad_exact" if statistics.median(map(len, answers)) <= 4 * SHORT_ANSWER else "chrf"
     return "squad_exact" if statistics.median(len(text.split()) for text in answers) <= SHORT_ANSWER else "token_f1"
-
-
-def _without_spaces(text: str) -> bool:
-    """Whether most of its letters are of a script that has no spaces between words, so that words cannot be counted."""
-    letters = [letter for letter in text if letter.isalpha()]
-    return 2 * sum(unicodedata.name(letter, "").startswith(UNSPACED) for letter in letters) > len(letters)
 
 
 def _is_json(text: str) -> bool:

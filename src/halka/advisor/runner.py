@@ -69,7 +69,7 @@ BASE_PROBES: tuple[ProbeName, ...] = ("strength", "knowledge", "learnability")
 """Those that load the base."""
 UNTIMELY = {DOCUMENTS: "documents", EXAMPLES: "prompts with examples"}
 """Prompts without which the advice is less sure, as `Evidence.missing` calls them."""
-USUAL_ANSWER = 64  # tokens of an answer, as `halka evaluate` has it, where no base was loaded to count them
+USUAL_ANSWER = 64  # tokens of an answer, where no base was loaded to count them
 T = TypeVar("T")
 
 

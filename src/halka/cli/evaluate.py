@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from halka.cli.command import Json, emit, examples, new_file, readable_text, show
+from halka.cli.command import Json, emit, examples, new_file, readable_text, show, show_warnings
 from halka.cli.examples import data_rows, named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import BARE, AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
@@ -63,7 +63,10 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="a text unlike the task, to measure forgetting")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="the most tokens of an answer [the task's, or 64]")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="the most tokens of an answer [the task's, or the longest accepted one's]"
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="examples at a time")] = 32,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="for --limit and the intervals")] = 0,
@@ -212,7 +215,7 @@ def _answer(
     from halka.cli.progress import CountProgress
     from halka.evaluation.evaluating import evaluate
 
-    with CountProgress(title, len(rows)) as progress:
+    with show_warnings(), CountProgress(title, len(rows)) as progress:
         return evaluate(model, names, rows, task.metrics, on_progress=progress.done, **settings)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from halka.cli.command import Json, emit, examples, readable_text, say, show
+from halka.cli.command import Json, emit, examples, readable_text, say, show, show_warnings
 from halka.cli.examples import named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import BARE, StoreFolder, given_adapters
@@ -179,7 +179,7 @@ def scored(
     for task in tasks:
         test = limited(task, test=count, seed=seed).test
         for name in names:
-            with CountProgress(f"{name or BARE} on {task.name}", len(test)) as progress:
+            with show_warnings(), CountProgress(f"{name or BARE} on {task.name}", len(test)) as progress:
                 evaluation = evaluate(
                     *(model, name, test, (task.primary,)),
                     max_new_tokens=task.max_new_tokens,

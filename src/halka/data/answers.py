@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
+from itertools import takewhile
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -31,13 +32,25 @@ def end_tokens(generation_config: Any, tokenizer: PreTrainedTokenizerBase | None
 
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the chat template itself writes before an answer, such as an empty thought; training teaches it, too."""
-    return chat.opening(PROBE, tokenizer).strip() if tokenizer.chat_template else ""
+    """What the chat template itself writes before an answer, such as an empty thought; training teaches it, too.
+
+    It is as it stands in decoded answers, without special tokens.
+    """
+    if not tokenizer.chat_template:
+        return ""
+    ids = tokenizer(chat.opening(PROBE, tokenizer), add_special_tokens=False)["input_ids"]
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def spoken(text: str, begin: str) -> str:
     """The answer in a text that may begin as the template begins one, `opening`."""
     return text.strip().removeprefix(begin).strip()
+
+
+def answer_in(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, ends: Collection[int], begin: str) -> str:
+    """The answer in what a model writes, without the id of `ends` that closes it, what follows that, and `opening`."""
+    own = [*takewhile(lambda number: number not in ends, ids)]
+    return spoken(str(tokenizer.decode(own, skip_special_tokens=True)), begin)
 
 
 class Spoken:

@@ -2,8 +2,9 @@
 
 A template can only render, so answers are located by rendering: the messages before an answer, rendered with the
 generation prompt, must be a prefix of the whole text. The last answer reaches to the end; an earlier one must appear
-there verbatim, closed by the same token as the last. A template that drops or rewrites messages breaks one of these
-conditions and is refused, because the model would learn something else than the data.
+there verbatim, behind what the template writes before the last or nothing, closed by the same token as the last. A
+template that drops or rewrites messages breaks one of these conditions and is refused, because the model would learn
+something else than the data.
 """
 
 import re
@@ -106,10 +107,7 @@ def opening(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> 
     """What the template writes between its prompt for the last message, an answer, and that; empty if it refuses."""
     (text,) = write([messages], tokenizer, generation_prompt=False)
     (prompt,) = write([messages[:-1]], tokenizer, generation_prompt=True)
-    if isinstance(text, DataError) or isinstance(prompt, DataError) or not text.startswith(prompt):
-        return ""
-    begin, content, _ = text.removeprefix(prompt).partition(messages[-1].content)
-    return begin if content else ""
+    return _between(prompt, text, messages[-1])
 
 
 def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
@@ -139,6 +137,7 @@ def _locate(
             "with thoughts: give the tokenizer a chat_template that keeps it"
         )
     end, closing = _close(text, messages[-1], marks)
+    begin = _between(openings[len(messages) - 1], text, messages[-1])
     spans: list[tuple[int, int]] = []
     for index, prompt in openings.items():
         if isinstance(prompt, DataError):
@@ -150,8 +149,17 @@ def _locate(
                 "conversation at its first answer, or give the tokenizer a chat_template that keeps turns unchanged."
             )
         last = index == len(messages) - 1
-        spans.append((len(prompt), end if last else _earlier(text, len(prompt), messages[index], index, closing)))
+        spans.append(
+            (len(prompt), end if last else _earlier(text, len(prompt), messages[index], index, begin, closing))
+        )
     return Chat(text, spans)
+
+
+def _between(prompt: str | DataError, text: str | DataError, answer: Message) -> str:
+    """What stands between the prompt and the answer in the text; empty where one of them is not there."""
+    if isinstance(text, DataError) or isinstance(prompt, DataError) or not text.startswith(prompt):
+        return ""
+    return text[len(prompt) : max(text.find(answer.content.strip(), len(prompt)), len(prompt))]
 
 
 def _squeezed(text: str) -> str:
@@ -177,10 +185,12 @@ def _close(text: str, answer: Message, marks: tuple[str, ...]) -> tuple[int, str
     return len(stripped), closing[0]
 
 
-def _earlier(text: str, start: int, message: Message, index: int, closing: str) -> int:
-    """Where an answer that is not the last ends."""
-    content = message.content.strip()
+def _earlier(text: str, start: int, message: Message, index: int, begin: str, closing: str) -> int:
+    """Where an answer that is not the last ends; `begin` may stand before it."""
+    content, begin = message.content.strip(), begin.strip()
     at = _skip_blanks(text, start)
+    if not text.startswith(content, at) and text.startswith(begin, at):
+        at = _skip_blanks(text, at + len(begin))
     if text.startswith(content, at):
         at = _skip_blanks(text, at + len(content))
         if text.startswith(closing, at):

@@ -74,7 +74,7 @@ class Task:
     """Examples to train and evaluate on, and how answers are scored.
 
     metrics          names of metrics, or `Metric`s; `primary` is the name of the one that compares methods
-    max_new_tokens   of an answer
+    max_new_tokens   of an answer; None for as many as the longest accepted one has
     licence, source  of the data, as text
     problems         rows of the task's files that could not be used
     unread           fields of these files that nobody reads
@@ -87,7 +87,7 @@ class Task:
     test: tuple[Example, ...]
     metrics: tuple[str | Metric, ...]
     primary: str
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = None
     licence: str = ""
     source: str = ""
     problems: tuple[Problem, ...] = ()
@@ -203,7 +203,7 @@ def _read_task(path: Path) -> Task:
         test=tuple(files["test"]),
         metrics=metrics,
         primary=primary,
-        max_new_tokens=values.get("max_new_tokens", 64),
+        max_new_tokens=values.get("max_new_tokens"),
         licence=values.get("licence", ""),
         source=values.get("source", ""),
         problems=tuple(problem for rows in every for problem in rows.problems),

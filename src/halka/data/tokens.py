@@ -98,7 +98,7 @@ def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[
     if tokenizer.chat_template is None:
         if [message.role for message in example.prompt] != ["user"]:
             raise example.error(NOT_PLAIN)
-        return _start(tokenizer) + _ids([example.prompt[0].content], tokenizer)[0]
+        return start_ids(tokenizer) + _ids([example.prompt[0].content], tokenizer)[0]
     text = chat.write([example.prompt], tokenizer, generation_prompt=True)[0]
     if isinstance(text, DataError):
         raise example.error(text)
@@ -154,7 +154,7 @@ def _encode_plain(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
         raise DataError("the base's tokenizer has no end-of-sequence token; set its eos_token")
     plain = [[m.role for m in example.messages] == ["user", "assistant"] for example in examples]
     pairs = [[m.content for m in example.messages] for example, fits in zip(examples, plain, strict=True) if fits]
-    start = _start(tokenizer)
+    start = start_ids(tokenizer)
     prompts = _ids([prompt for prompt, _ in pairs], tokenizer)
     answers = _ids([answer for _, answer in pairs], tokenizer)
     joined = _ids([prompt + answer for prompt, answer in pairs], tokenizer)
@@ -168,7 +168,7 @@ def _encode_plain(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
     return [next(rest) if fits else DataError(NOT_PLAIN) for fits in plain]
 
 
-def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The beginning-of-sequence token, if the tokenizer puts one in front."""
     return [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id][:1]
 

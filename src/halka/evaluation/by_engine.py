@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from halka.core import AdaptedModel
-from halka.data.answers import spoken
+from halka.data.answers import answer_in
 from halka.data.examples import Example
 from halka.data.tokens import encode_prompt
 from halka.engine.constraint import Constraint
@@ -53,6 +53,7 @@ class Form:
     sampling: Sampling
     stopping: Stopping
     constraint: Constraint | None
+    fitted: bool = False  # an answer whose prompt leaves less room is shorter
 
 
 def form_of(
@@ -115,8 +116,8 @@ def answers_by_engine(
             for answer in [answer for answer in place if answer.finish is not None]:
                 if answer.error is not None:
                     raise answer.error
-                text = model.tokenizer.decode(answer.tokens, skip_special_tokens=True)
-                yield place.pop(answer), spoken(text, engine.opening)
+                text = answer_in(answer.tokens, model.tokenizer, engine.ends, engine.opening)
+                yield place.pop(answer), text
 
 
 def pieces_by_engine(model: AdaptedModel, name: str | None, example: Example, form: Form) -> Iterator[str]:
@@ -131,6 +132,11 @@ def pieces_by_engine(model: AdaptedModel, name: str | None, example: Example, fo
                 shown = len(text)
     if answer.error is not None:
         raise answer.error
+
+
+def fitted(max_new_tokens: int, prompt: int, room: int | None) -> int:
+    """As many new tokens as there is room for beside a prompt of so many, at least one and at most `max_new_tokens`."""
+    return max_new_tokens if room is None else max(1, min(max_new_tokens, room - prompt))
 
 
 def check_room(place: str, prompt: int, max_new_tokens: int, room: int | None, new: int) -> None:
@@ -155,9 +161,11 @@ def _engine_of(model: AdaptedModel, rows: int) -> Iterator[Engine]:
 
 def _submitted(engine: Engine, name: str | None, example: Example, index: int, form: Form) -> Answer:
     """The answer to an example's prompt, under way. Raises DataError for one that leaves no room for it."""
-    prompt, most = encode_prompt(example, engine.model.tokenizer), form.stopping.max_new_tokens
-    check_room(example.place(index), len(prompt), most, engine.room(name), most)
-    request = Request(prompt, name, _seeded(form.sampling), form.stopping, form.constraint, chat=True)
+    prompt, room, stopping = encode_prompt(example, engine.model.tokenizer), engine.room(name), form.stopping
+    if form.fitted:
+        stopping = replace(stopping, max_new_tokens=fitted(stopping.max_new_tokens, len(prompt), room))
+    check_room(example.place(index), len(prompt), stopping.max_new_tokens, room, stopping.max_new_tokens)
+    request = Request(prompt, name, _seeded(form.sampling), stopping, form.constraint, chat=True)
     return engine.submit(request)[0]
 
 

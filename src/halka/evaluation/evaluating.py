@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from halka.core import AdaptedModel
 from halka.data.examples import Examples, as_examples
 from halka.data.metric import Metric
-from halka.data.tokens import Tokens
+from halka.data.tokens import Tokens, start_ids
+from halka.evaluation.accepted import accepted_answers, answer_room, texts_of, warn_of_longer
 from halka.evaluation.generation import AdapterNames, adapter_of_each, answers_of
-from halka.evaluation.metrics import Score, default_metrics, score
+from halka.evaluation.metrics import Score, default_metrics, find_metric, score
 from halka.models import context
 from halka.models.kinds import kind_of
 from halka.objectives import objective_of
@@ -33,10 +35,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by metric and the predictions behind them; where several adapters answered, also scores by adapter."""
+    """Scores by metric and the predictions behind them; where several adapters answered, also scores by adapter.
+
+    `accepted` is what each prediction was compared with: its references as training on the base teaches them.
+    """
 
     scores: dict[str, Score]
     predictions: tuple[Prediction, ...]
+    accepted: tuple[tuple[str, ...], ...]
     by_adapter: dict[str | None, dict[str, Score]] = field(default_factory=dict)
 
 
@@ -46,18 +52,20 @@ def evaluate(
     examples: Examples,
     metrics: Sequence[str | Metric] | None = None,
     *,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Answer every example greedily with its adapter and score the answers, by adapter too.
 
-    adapters      one adapter's name for all examples, None for the bare base, or a sequence with one for each
-    examples      `Example`s or rows of a known shape (see `as_examples`)
-    metrics       names or `Metric`s; without any, those of `default_metrics`
-    seed          of the intervals' bootstrap
-    on_progress   called with the number of examples that are answered
+    adapters        one adapter's name for all examples, None for the bare base, or a sequence with one for each
+    examples        `Example`s or rows of a known shape (see `as_examples`)
+    metrics         names or `Metric`s; without any, those of `default_metrics`
+    max_new_tokens  of an answer, with a warning of accepted ones that are longer; if not given, as many as the longest
+                    accepted one has, or as its prompt leaves room for
+    seed            of the intervals' bootstrap
+    on_progress     called with the number of examples that are answered
 
     Raises:
         DataError: there are no examples, or one has no answer or a label that the adapter does not know.
@@ -74,16 +82,21 @@ def evaluate(
         for name in dict.fromkeys(names):
             own = [example for example, other in zip(examples, names, strict=True) if other == name]
             objective_of(model).encode(model, name, own, None, "cut")
-    references = [example.answers for example in examples]
-    metrics = default_metrics(examples, kind_of(model.base)) if metrics is None else metrics
-    score([accepted[0] for accepted in references], references, metrics, resamples=1)
+    accepted = accepted_answers(model, examples)
+    references = texts_of(accepted)
+    kind = kind_of(model.base)
+    metrics = default_metrics(examples, kind) if metrics is None else metrics
+    score([own[0] for own in references], references, metrics, resamples=1)
+    metrics = [find_metric(metric, kind) for metric in metrics]
     places = {name: [index for index, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
     for name, own in places.items() if len(places) > 1 else ():
         try:
             score([references[i][0] for i in own], [references[i] for i in own], metrics, resamples=1)
         except HalkaError as error:
             raise HalkaError(f"for {'the base' if name is None else f'adapter {name!r}'}: {error}") from None
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    room = answer_room(accepted) if max_new_tokens is None else max_new_tokens
+    warn_of_longer(accepted, room)
+    options: dict[str, Any] = {"max_new_tokens": room, "fit": max_new_tokens is None, "batch_size": batch_size}
     answers = answers_of(model, names, examples, on_progress=on_progress, **options)
     predictions = tuple(
         Prediction(example.where, example.prompt[-1].content, example.answers, answer)
@@ -94,7 +107,8 @@ def evaluate(
         for name, own in places.items()
         if len(places) > 1
     }
-    return Evaluation(score(answers, references, metrics, seed=seed), predictions, by_adapter)
+    scores = score(answers, references, metrics, seed=seed)
+    return Evaluation(scores, predictions, tuple(references), by_adapter)
 
 
 def check_has_perplexity(model: AdaptedModel) -> None:
@@ -104,17 +118,20 @@ def check_has_perplexity(model: AdaptedModel) -> None:
 
 
 def perplexity(model: AdaptedModel, name: str | None, text: str, *, window: int = 256) -> float:
-    """exp of the mean loss per token of `text`, read in windows of tokens; the first token of each carries no loss.
+    """exp of the mean loss per token of `text`, read in windows of tokens.
 
+    Each window begins with the tokenizer's beginning-of-sequence token, which some bases cannot read without, or if
+    the tokenizer puts none in front, with a token that carries no loss.
     Compared before and after tuning on a text unrelated to the task, it measures forgetting. Raises DataError for a
     text of fewer than two tokens, HalkaError for a base that is no causal language model.
     """
     check_has_perplexity(model)
     ids = model.tokenizer.encode(text, add_special_tokens=False)
-    window = min(window, context(model, name) or window)
-    windows = [ids[start : start + window] for start in range(0, len(ids), window)]
+    begin = start_ids(model.tokenizer)
+    window = min(window, context(model, name) or window) - len(begin)
+    windows = [[*begin, *ids[start : start + window]] for start in range(0, len(ids), window)]
     items = [Tokens(part, [False, *[True] * (len(part) - 1)]) for part in windows if len(part) > 1]
-    if not items:
+    if len(ids) < 2:
         raise DataError("the text is too short for a perplexity: it needs at least two tokens")
     loss = mean_loss(model, name, items)
     return math.inf if loss > HUGE else math.exp(loss)  # infinite of a run that diverged

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from halka.core import AdaptedModel
 from halka.data.examples import Example, Prompt, as_prompt
 from halka.engine.constraint import Constraint
-from halka.evaluation.by_engine import DRAWN, answers_by_engine, check_room, form_of, pieces_by_engine
+from halka.evaluation.by_engine import DRAWN, answers_by_engine, check_room, fitted, form_of, pieces_by_engine
 from halka.models import context, without_dropout
 from halka.models.attention.function import use_attention
 from halka.models.float32_products import float32_products
@@ -90,24 +90,25 @@ def iter_answers(
     examples: Sequence[Example],
     *,
     max_new_tokens: int = 64,
+    fit: bool = False,
     batch_size: int = 32,
     constraint: Constraint | None = None,
     **options: Any,
 ) -> Iterator[tuple[int, str]]:
     """Yield (index, answer) for every example's prompt, as soon as it is complete.
 
+    With `fit` an answer whose prompt leaves less room than `max_new_tokens` is as long as that.
     Adapters of any families are used side by side; full copies of the weights by themselves. `options` are those of
     transformers' `generate`; without any, decoding is greedy. Decoders answer by the engine if it knows all options,
     with seeds from torch's generator; else `generate` does. Raises as `generate` does, at the first answer.
     """
-    if model.tokenizer is None:
-        raise HalkaError("to generate text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
+    check_has_tokenizer(model)
     objective = objective_of(model)
     names, form = adapter_of_each(adapters, examples), form_of(model, options, max_new_tokens, constraint)
     if form is not None:
-        yield from answers_by_engine(model, names, examples, batch_size, form)
+        yield from answers_by_engine(model, names, examples, batch_size, replace(form, fitted=fit))
         return
-    new = max_new_tokens if objective.answer_uses_context else 0
+    beside = objective.answer_uses_context
     limits = {name: (context(model, name), _is_full(model, name)) for name in dict.fromkeys(names)}
     may_pad = layout_of(model.base).attends  # on layers with states a part acts on padding, too, which reaches the text
     rows = []
@@ -115,9 +116,11 @@ def iter_answers(
     for index, (example, name) in enumerate(zip(examples, names, strict=True)):
         room, full = limits[name]
         item = objective.encode_prompt(model, example, room)
-        check_room(example.place(index), len(item), max_new_tokens, room, new)
+        most = fitted(max_new_tokens, len(item), room) if fit and beside else max_new_tokens
+        new = most if beside else 0
+        check_room(example.place(index), len(item), most, room, new)
         items.append(item)
-        rows.append(_Row(len(item) + new, room, (name if full else None, None if may_pad else len(item))))
+        rows.append(_Row(len(item) + new, room, most, (name if full else None, None if may_pad else len(item))))
     for batch in _batches(rows, batch_size, lambda batch: _pool_fits(model, {names[i] for i in batch})):
         own = [names[i] for i in batch]
         used = model.use(own if len({*own}) > 1 else own[0])
@@ -128,7 +131,7 @@ def iter_answers(
             float32_products(model.base),
             without_dropout(model, own),
         ):
-            answers = objective.answers(model, own, [items[i] for i in batch], max_new_tokens, options)
+            answers = objective.answers(model, own, [items[i] for i in batch], rows[batch[0]].most, options)
         yield from zip(batch, answers, strict=True)
 
 
@@ -150,6 +153,12 @@ def stream_answer(
         yield from dict(iter_answers(model, name, [example], max_new_tokens=max_new_tokens, **options)).values()
     else:
         yield from pieces_by_engine(model, name, example, form)
+
+
+def check_has_tokenizer(model: AdaptedModel) -> None:
+    """Raises HalkaError for a model without one."""
+    if model.tokenizer is None:
+        raise HalkaError("to generate text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
 
 
 def adapter_of_each(adapters: AdapterNames, examples: Sequence[Example]) -> list[str | None]:
@@ -178,6 +187,7 @@ class _Row:
 
     tokens: int  # of the prompt and the answer
     room: int | None  # positions for text beside the adapter's virtual tokens
+    most: int  # new tokens, the same in all rows of a batch
     alike: Hashable  # the same in all rows of a batch: a copy of all weights, a length where nothing may be padded
 
 
@@ -188,7 +198,7 @@ def _batches(rows: Sequence[_Row], size: int, fits: Callable[[list[int]], bool])
     """
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for index in sorted(range(len(rows)), key=lambda index: rows[index].tokens):
-        groups[rows[index].alike].append(index)
+        groups[rows[index].most, rows[index].alike].append(index)
     for group in groups.values():
         batch: list[int] = []
         for index in group:

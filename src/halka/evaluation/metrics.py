@@ -13,11 +13,13 @@ from halka.data.examples import Example
 from halka.data.metric import Counts, FloatArray, Metric
 from halka.evaluation.json_metrics import JSON_METRICS, is_json_object, json_field, json_field_f1
 from halka.evaluation.tag_metrics import TAG_METRICS
-from halka.evaluation.text_metrics import TEXT_METRICS
+from halka.evaluation.text_metrics import TEXT_METRICS, class_metrics, plain, without_spaces
 from halka.util.errors import HalkaError
 from halka.util.suggest import suggest
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (*TEXT_METRICS, *TAG_METRICS, *JSON_METRICS)}
+OF_CLASSIFIERS: dict[str, Metric] = {metric.name: metric for metric in class_metrics(plain)}
+"""For answers that are labels' names as they stand, so that `c` and `C` are two classes."""
 FAMILIES: dict[str, Callable[[str], Metric]] = {"json_field": json_field, "json_field_f1": json_field_f1}
 """By the name before the colon: functions of the path after it."""
 
@@ -90,24 +92,28 @@ def mean_of(values: Sequence[float], seed: int = 0) -> Score:
 def default_metrics(examples: Iterable[Example], kind: str | None) -> tuple[str, ...]:
     """The names of metrics that fit the kind of base and the accepted answers, the most important first.
 
-    Classes and tags are scored as such, answers that are all JSON objects as JSON, others by equality and shared words.
+    Classes and tags are scored as such, answers that are all JSON objects as JSON, others by equality and shared words,
+    or shared letters in scripts that have no spaces between words.
     """
     if kind == "sequence-classification":
         return ("accuracy", "macro_f1")
     if kind == "token-classification":
         return ("tag_f1", "tag_accuracy")
-    if all(is_json_object(answer) for example in examples for answer in example.answers):
+    answers = [answer for example in examples for answer in example.answers]
+    if all(map(is_json_object, answers)):
         return ("json_exact", "json_field_f1", "json_valid")
-    return ("exact_match", "token_f1")
+    return ("exact_match", "chrf" if without_spaces("".join(answers)) else "token_f1")
 
 
-def find_metric(name: str | Metric) -> Metric:
-    """The metric of that name; `family:path` builds one (see `FAMILIES`); a `Metric` is returned unchanged.
+def find_metric(name: str | Metric, kind: str | None = None) -> Metric:
+    """The metric of that name for the kind of base; `family:path` builds one (see `FAMILIES`); a `Metric` is unchanged.
 
     Raises HalkaError with the choices for an unknown name.
     """
     if isinstance(name, Metric):
         return name
+    if kind == "sequence-classification" and name in OF_CLASSIFIERS:
+        return OF_CLASSIFIERS[name]
     if name in METRICS:
         return METRICS[name]
     family, colon, path = name.partition(":")

@@ -5,35 +5,49 @@ from __future__ import annotations
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from halka.data.metric import Counts, FloatArray, Metric, Sums, ratio
+from halka.util.text import JOINERS
+
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # no spaces between words
+JOINED = str.maketrans("", "", JOINERS)
 
 
-def _plain(text: str) -> str:
-    """Without whitespace at the ends, in Unicode's composed form (Bengali and others have two spellings)."""
-    return unicodedata.normalize("NFC", text).strip()
+def plain(text: str) -> str:
+    """Without whitespace at the ends, in one of its spellings: Unicode's composed form, without joiners."""
+    return unicodedata.normalize("NFC", text.translate(JOINED)).strip()
+
+
+def without_spaces(text: str) -> bool:
+    """Whether most of its letters are of a script that has no spaces between words, so that words cannot be counted."""
+    letters = [letter for letter in text if letter.isalpha()]
+    return 2 * sum(unicodedata.name(letter, "").startswith(UNSPACED) for letter in letters) > len(letters)
 
 
 def _squad_words(text: str) -> list[str]:
     """SQuAD's normalisation (Rajpurkar et al., 2016): no case, no articles, no punctuation of any script."""
     kept = "".join(
-        c for c in _plain(text).lower() if c not in string.punctuation and not unicodedata.category(c).startswith("P")
+        c for c in plain(text).lower() if c not in string.punctuation and not unicodedata.category(c).startswith("P")
     )
     return [word for word in kept.split() if word not in ("a", "an", "the")]
 
 
 def as_label(text: str) -> str:
-    """A class name in the form that is compared: no case, single spaces, no quotes or full stop around it."""
-    return " ".join(_plain(text).casefold().split()).strip(" .,;:!?\"'`*।")
+    """A class name in the form that is compared: no case, single spaces, no quotes or full stop around it.
+
+    A name of such marks alone keeps them.
+    """
+    name = " ".join(plain(text).casefold().split())
+    return name.strip(" .,;:!?\"'`*।") or name
 
 
 def _exact(prediction: str, references: Sequence[str]) -> float:
-    return float(_plain(prediction) in map(_plain, references))
+    return float(plain(prediction) in map(plain, references))
 
 
 def _squad_exact(prediction: str, references: Sequence[str]) -> float:
@@ -54,7 +68,7 @@ def _token_f1(prediction: str, references: Sequence[str]) -> float:
 
 def _lines(prediction: str, references: Sequence[str]) -> float:
     def lines(text: str) -> list[str]:
-        return [line.strip() for line in _plain(text).splitlines() if line.strip()]
+        return [line.strip() for line in plain(text).splitlines() if line.strip()]
 
     predicted = lines(prediction)
 
@@ -65,15 +79,22 @@ def _lines(prediction: str, references: Sequence[str]) -> float:
     return max(share(lines(reference)) for reference in references)
 
 
-def _accuracy(prediction: str, references: Sequence[str]) -> float:
-    return float(as_label(prediction) in map(as_label, references))
+def class_metrics(name_of: Callable[[str], str]) -> tuple[Metric, Metric]:
+    """Accuracy and macro F1 of texts that name classes; `name_of` gives a name the form that is compared."""
 
+    def accuracy(prediction: str, references: Sequence[str]) -> float:
+        return float(name_of(prediction) in map(name_of, references))
 
-def _class_counts(prediction: str, references: Sequence[str]) -> Counts:
-    """Hits, predictions and truths by class; of several accepted classes the predicted one, else the first."""
-    predicted, accepted = as_label(prediction), [as_label(reference) for reference in references]
-    gold = predicted if predicted in accepted else accepted[0]
-    return {("hit", gold): float(predicted == gold), ("predicted", predicted): 1.0, ("gold", gold): 1.0}
+    def counts(prediction: str, references: Sequence[str]) -> Counts:
+        """Hits, predictions and truths by class; of several accepted classes the predicted one, else the first."""
+        predicted, accepted = name_of(prediction), [name_of(reference) for reference in references]
+        gold = predicted if predicted in accepted else accepted[0]
+        return {("hit", gold): float(predicted == gold), ("predicted", predicted): 1.0, ("gold", gold): 1.0}
+
+    return (
+        Metric.mean("accuracy", "share of answers that name the right class", accuracy),
+        Metric("macro_f1", "mean over the references' classes of each class's F1", counts, _macro_f1),
+    )
 
 
 def _macro_f1(sums: Sums) -> FloatArray:
@@ -128,7 +149,7 @@ class _Words:
     """rouge-score's tokenizer, which drops all but a-z and 0-9, extended to the letters of every script."""
 
     def tokenize(self, text: str) -> list[str]:
-        return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in _plain(text).lower()).split()
+        return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in plain(text).lower()).split()
 
 
 @cache
@@ -147,8 +168,7 @@ TEXT_METRICS: tuple[Metric, ...] = (
     Metric.mean("squad_exact", "share equal to a reference but for case, punctuation, articles", _squad_exact),
     Metric.mean("token_f1", "F1 of the words shared with the best reference, SQuAD's way", _token_f1),
     Metric.mean("line_accuracy", "share of lines equal to the reference's line at that place", _lines),
-    Metric.mean("accuracy", "share of answers that name the right class", _accuracy),
-    Metric("macro_f1", "mean over the references' classes of each class's F1", _class_counts, _macro_f1),
+    *class_metrics(as_label),
     Metric("bleu", "sacrebleu's corpus BLEU, 13a tokens", _bleu_counts, _bleu, (0.0, 100.0)),
     Metric("chrf", "sacrebleu's corpus chrF2", _chrf_counts, _chrf, (0.0, 100.0)),
     Metric.mean("rouge_l", "ROUGE-L F1 with the best reference", _rouge_l),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel
-from halka.data.answers import end_tokens, opening, spoken
+from halka.data.answers import answer_in, end_tokens, opening
 from halka.data.batches import Batch, collate
 from halka.data.examples import Example
 from halka.data.packing import PackedBatch, pack
@@ -116,9 +116,9 @@ class LanguageModelling:
         ending = {"tokenizer": model.tokenizer, **({"eos_token_id": ends} if ends else {})}  # it reads stop strings
         own = {"pad_token_id": pad_id(model), **ending, **GREEDY, **options}
         ids_BT = base.generate(**batch.inputs, max_new_tokens=max_new_tokens, **own)
-        texts = model.tokenizer.batch_decode(ids_BT[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
-        begin = opening(model.tokenizer)
-        return [spoken(text, begin) for text in texts]
+        begin, ended = opening(model.tokenizer), own.get("eos_token_id", ())  # an option may name others
+        ends = {ended} if isinstance(ended, int) else {*(ended or ())}
+        return [answer_in(ids, model.tokenizer, ends, begin) for ids in ids_BT[:, batch.input_ids.shape[1] :].tolist()]
 
 
 def _head(model: AdaptedModel, names: Sequence[str | None]) -> dict[str, Any]:

@@ -347,9 +347,8 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
 
 def _draws(evaluation: Evaluation, task: Task) -> list[float]:
     """The primary score on each set of test items that is drawn, the same sets in every run."""
-    answers = evaluation.predictions
-    predictions, references = [answer.prediction for answer in answers], [answer.references for answer in answers]
-    return [round(value, 5) for value in resampled(predictions, references, primary_metric(task, task.kind))]
+    predictions = [answer.prediction for answer in evaluation.predictions]
+    return [round(value, 5) for value in resampled(predictions, evaluation.accepted, primary_metric(task, task.kind))]
 
 
 def _training(model: AdaptedModel, name: str, steps: Sequence[Step], examples: int) -> Result:
