@@ -360,6 +360,9 @@ def test_evaluate_scores_the_bare_base_beside_adapters(kinds):
     Path("f.json").write_text(json.dumps([{"prompt": "What?", "completion": "4", "adapter": "lora"}]))
     rows = parsed(f"{EVALUATE} --data f.json --metrics chrf --adapter lora --with-base")
     assert (rows["scores"]["chrf"]["n"], rows["base_scores"]["chrf"]["n"]) == (1, 1)
+    Path("long.json").write_text(json.dumps([{"prompt": "What?", "completion": "Longer than there is room for"}]))
+    messages = halka(f"{EVALUATE} --data long.json --metrics chrf --adapter lora --with-base").stderr
+    assert messages.count("accepted answers are longer than 3 tokens") == 1, "once for all who answer"
     of_one = halka(f"{EVALUATE} --data f.json --metrics chrf --adapter lora --adapter prefix --with-base").stdout
     assert [line.partition("  ")[0] for line in of_one.splitlines()[1:3]] == ["all", "the bare base"]
     assert "--with-base scores the bare base beside adapters" in failure(f"{command} --with-base")

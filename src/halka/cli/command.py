@@ -139,10 +139,17 @@ def show(*things: Any) -> None:
 
 @contextmanager
 def show_warnings() -> Iterator[None]:
-    """Within the block, print `UserWarning`s as messages to the user."""
+    """Within the block, print `UserWarning`s as messages to the user, the same text once."""
+    shown = set[str]()
+
+    def show_new(message: Warning | str, *_: Any, **__: Any) -> None:
+        if (text := one_line(str(message))) not in shown:
+            shown.add(text)
+            say(text)
+
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: say(one_line(str(message)))
+        warnings.showwarning = show_new
         yield
 
 

@@ -115,7 +115,8 @@ def evaluate(
     result: dict[str, Any] = {"base": base, "adapter": adapter[0] if adapter and len(adapter) == 1 else adapter or None}
     if task_to_score is not None:
         settings = {"max_new_tokens": max_new_tokens or task_to_score.max_new_tokens, "batch_size": batch_size}
-        result |= _score(model, rows, names, task_to_score, out, with_base, seed=seed, **settings)
+        with show_warnings():
+            result |= _score(model, rows, names, task_to_score, out, with_base, seed=seed, **settings)
     if text is not None:
         result["perplexity"] = _perplexity(model, everyone, text)
     if json:
@@ -215,7 +216,7 @@ def _answer(
     from halka.cli.progress import CountProgress
     from halka.evaluation.evaluating import evaluate
 
-    with show_warnings(), CountProgress(title, len(rows)) as progress:
+    with CountProgress(title, len(rows)) as progress:
         return evaluate(model, names, rows, task.metrics, on_progress=progress.done, **settings)
 
 

@@ -115,7 +115,8 @@ def merge(
         card = {"training": {"combined": factors, "by": combine, **options}}
     if tasks:
         everyone = dict.fromkeys((None, *adapters.named, name))
-        result["tasks"] = scored(model, [*everyone], tasks, examples, seed)
+        with show_warnings():
+            result["tasks"] = scored(model, [*everyone], tasks, examples, seed)
         if not json:
             _show_tasks(result["tasks"])
 
@@ -179,7 +180,7 @@ def scored(
     for task in tasks:
         test = limited(task, test=count, seed=seed).test
         for name in names:
-            with show_warnings(), CountProgress(f"{name or BARE} on {task.name}", len(test)) as progress:
+            with CountProgress(f"{name or BARE} on {task.name}", len(test)) as progress:
                 evaluation = evaluate(
                     *(model, name, test, (task.primary,)),
                     max_new_tokens=task.max_new_tokens,
