@@ -23,9 +23,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from browser_for_tests import OPTIONS, browser_path
+from halka.data.demo_task import SYSTEM
 from halka.server.page import SCREENS
 
-LETTER = "My lamp flickers since Monday, order 4711."
+LETTER = "Hello, my Tern floor lamp flickers since Monday. It is order JL-48213. Thanks, Priya"
 README = {
     "playground": ("/playground?model=smollm2-135m&model=support", "en", "light", 800),
     "compare": ("/compare/demo", "en", "light", 1040),
@@ -55,7 +56,7 @@ def main() -> None:
         if options.readme:
             for name, (path, language, theme, height) in README.items():
                 with opened(browser, options.url, language, theme, 1280, height) as page:
-                    show(page, path, LETTER if name == "playground" else None)
+                    show(page, path, LETTER if name == "playground" else None, system=SYSTEM)
                     file = options.out / f"{name}.png"
                     page.screenshot(path=file)
                     Image.open(file).convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE).save(file, optimize=True)
@@ -86,11 +87,16 @@ def opened(browser: Browser, url: str, language: str, theme: str, width: int, he
     context.close()
 
 
-def show(page: Page, path: str, question: str | None) -> None:
-    """Go to a screen, wait until it is there, and ask it a question."""
+def show(page: Page, path: str, question: str | None, system: str = "") -> None:
+    """Go to a screen, wait until it is there, and ask it a question, after a system message."""
     page.goto(path)
     page.get_by_role("heading", level=1).wait_for()
     if question:
+        if system:
+            settings = page.locator(".settings summary")
+            settings.click()
+            page.locator(".settings textarea").fill(system)
+            settings.click()
         ask(page, question)
     page.wait_for_load_state("networkidle")
     page.evaluate("scrollTo(0, 0)")
