@@ -183,8 +183,7 @@ def test_a_full_copy_in_parts_is_saved_with_the_rows_of_its_own_labels(
 
 def test_a_process_that_ends_in_an_evaluation_leaves_no_other_waiting(two: dict[str, Any], folder: Path):
     assert two["lost"].startswith("LostRankError: rank 0 lost the others (")
-    assert {path.name for path in (folder / "lost run").iterdir()} <= {"metrics.jsonl", "run.yaml", ".lock"}
-    assert len((folder / "lost run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+    assert {path.name for path in (folder / "lost run").iterdir()} <= {"run.yaml", ".lock"}  # no step is whole
 
 
 def test_a_default_device_of_torchs_changes_nothing_of_what_is_exchanged(two: dict[str, Any]):

@@ -300,6 +300,41 @@ def test_memory_that_runs_out_loses_no_step(tmp_path):
     assert len(seen) == 3
 
 
+def test_an_evaluation_that_an_error_ended_loses_no_step_of_the_others(tmp_path):
+    names = ("lora", "bottleneck", "ia3")
+
+    def steps(folder: Path | None, fails: bool = False) -> tuple[AdaptedModel, Iterator[dict[str, Any]]]:
+        def score() -> float:
+            if fails:
+                raise RuntimeError("in the score")
+            return 1.0
+
+        model = model_with(*names, architecture="gpt2")  # which has dropout
+        config = replace(CONFIG, evaluate_every=2)
+        validation = {"lora": items(2, seed=9), "bottleneck": items(2, seed=9), "ia3": []}
+        jobs = [
+            Job(
+                *(name, data(name), config, validation[name], folder and folder / name),
+                score=score if name == "bottleneck" else None,
+            )
+            for name in names
+        ]
+        return model, ({name: step.loss for name, step in of_all.items()} for of_all in train_many(model, jobs))
+
+    whole, losses = steps(None)
+    expected = [*losses]
+    _, losses = steps(tmp_path, fails=True)
+    assert next(losses) == expected[0]
+    with pytest.raises(RuntimeError, match="in the score"):
+        next(losses)
+    again, losses = steps(tmp_path)
+    missing = {name: expected[1][name] for name in ("bottleneck", "ia3")}
+    assert [*losses] == [missing, *expected[2:]]
+    for name in names:
+        assert len((tmp_path / name / "metrics.jsonl").read_text().splitlines()) == CONFIG.steps
+        assert all(torch.equal(weights(again, name)[key], tensor) for key, tensor in weights(whole, name).items())
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_in_bf16_and_with_checkpointing(checkpointing):
     config = replace(CONFIG, steps=1, clip=0.0, checkpointing=checkpointing)

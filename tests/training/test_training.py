@@ -631,7 +631,7 @@ def test_out_of_memory_in_an_evaluation_says_what_to_do():
 @pytest.mark.parametrize("when", ["forward", "evaluation", "optimiser"])
 def test_a_run_that_ran_out_of_memory_goes_on_where_it_was(when, tmp_path):
     held_out, expected = items(2, seed=9), model_for(DROPOUT)
-    whole = [(step.step, step.loss) for step in run(expected, RUN, validation=held_out, folder=tmp_path / "whole")]
+    run(expected, RUN, validation=held_out, folder=tmp_path / "whole")
     stopped = model_for(DROPOUT)
     stream = train(stopped, "a", items(), RUN, validation=held_out, folder=tmp_path / "stopped")
     done = [next(stream).step, next(stream).step]
@@ -646,10 +646,44 @@ def test_a_run_that_ran_out_of_memory_goes_on_where_it_was(when, tmp_path):
     resumed = model_for(DROPOUT)
     rest = run(resumed, RUN, validation=held_out, folder=tmp_path / "stopped")
     assert done == [1, 2]
-    assert rest[0].step == (4 if when == "evaluation" else 3)
-    assert [(line["step"], line["loss"]) for line in lines(tmp_path / "stopped")] == whole
-    assert lines(tmp_path / "stopped")[2]["validation"] is None or when != "evaluation"
+    assert rest[0].step == 3
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
     assert same(weights(resumed), weights(expected))
+
+
+@pytest.mark.parametrize("error", [KeyError("a bug"), KeyboardInterrupt(), HalkaError("no room"), "no number"])
+@pytest.mark.parametrize("at", [3, 9], ids=["on the way", "after the last step"])
+def test_an_evaluation_that_an_error_ended_is_made_when_the_run_goes_on(error, at, tmp_path):
+    held_out, expected = items(2, seed=9), model_for(DROPOUT)
+    scores = {3: 0.5, 6: 0.25, 9: 0.125}
+
+    def score_of(model: AdaptedModel, *, fails: bool = False):
+        steps = iter([step for step in scores if not failed or step >= at])
+
+        def score() -> object:
+            step = next(steps)
+            if fails and step == at:
+                failed.append(weights(model))
+                if isinstance(error, str):
+                    return error
+                raise error
+            return scores[step]
+
+        return score
+
+    failed: list[dict[str, torch.Tensor]] = []
+    whole = {"validation": held_out, "folder": tmp_path / "whole"}
+    run(expected, RUN, score=score_of(expected), **whole)
+    stopped, resumed = model_for(DROPOUT), model_for(DROPOUT)
+    both = {"validation": held_out, "folder": tmp_path / "stopped"}
+    with pytest.raises(TrainingError if isinstance(error, str) else type(error)):
+        run(stopped, RUN, score=score_of(stopped, fails=True), **both)
+    assert [line["step"] for line in lines(tmp_path / "stopped")] == list(range(1, at))
+    rest = run(resumed, RUN, score=score_of(resumed), **both)
+    assert [step.step for step in rest] == list(range(at, 10))
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
+    assert same(weights(resumed), weights(expected))
+    assert run(resumed, RUN, score=score_of(resumed), **both) == []
 
 
 def out_of_memory(*args: object) -> None:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from halka.core import Adapter
+from halka.training.config import Step
 from halka.util.cached import Changes
 from halka.util.divided import first_process, is_divided, part_like
 from halka.util.errors import DamagedFolderError, HalkaError
@@ -51,6 +52,15 @@ class Progress:
     stopped: bool = False
     scale: float = 2.0**16  # of the loss in fp16 (`loss_scale.py`)
     steady: int = 0  # steps since the scale changed
+    unrecorded: Step | None = None  # the last step, until it is evaluated, where that is due, and in the metrics
+
+    @staticmethod
+    def of(saved: Mapping[str, Any]) -> Progress:
+        """Of a checkpoint's JSON, which may be of a version that counted and kept less."""
+        values = {"computed": saved["tokens"], **saved}
+        if values.get("unrecorded") is not None:
+            values["unrecorded"] = Step(**values["unrecorded"])
+        return Progress(**values)
 
 
 @dataclass(frozen=True)
@@ -158,11 +168,10 @@ def open_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
                 f"{path.parent} holds an unfinished run that differs from this one: {shown}. "
                 f"{way}Use another folder, or remove that one to begin afresh"
             )
-        progress = json.loads(metadata["progress"])
+        progress = Progress.of(json.loads(metadata["progress"]))
         shapes = json.loads(metadata.get("divided", "{}"))
-    uncounted = {"computed": progress["tokens"]}  # in a checkpoint of before: as if none had been saved
-    divided = Divided(shards_folder(path, progress["step"]).absolute(), shapes) if shapes else None
-    return Checkpoint(path, Progress(**{**uncounted, **progress}), divided)
+    divided = Divided(shards_folder(path, progress.step).absolute(), shapes) if shapes else None
+    return Checkpoint(path, progress, divided)
 
 
 def restore(tensors: Iterable[tuple[str, Tensor]], adapter: Adapter, optimizer: torch.optim.Optimizer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -86,10 +86,11 @@ def fit(
         run = _run_of(model, Job(name, examples, config, validation, folder, score), ranks)
         if folder is not None:
             checked_by_first(lambda: RunFolder(folder).begin(_settings(run)))
-        for step in _steps_of_one(model, run, Observer(), ranks):
-            steps.append(step)
-            if on_step is not None:
-                on_step(step)
+        with closing(_steps_of_one(model, run, Observer(), ranks)) as running:  # where `on_step` raises, too
+            for step in running:
+                steps.append(step)
+                if on_step is not None:
+                    on_step(step)
         if folder is None:
             result = TrainResult.of(steps, run.adapter.count())
         else:

@@ -35,7 +35,7 @@ from halka.training.run import Run, batch_plan, packs_batches
 from halka.training.saving import resume_together, save_together
 from halka.training.sharing import Pass, own_passes
 from halka.util.core_share import give_cores_back, take_cores
-from halka.util.errors import LostRankError, OutOfMemoryError, TrainingError
+from halka.util.errors import DivergedError, LostRankError, OutOfMemoryError, TrainingError
 from halka.util.machine import returning_memory
 from halka.util.mode import in_mode
 from halka.util.seeds import seeded
@@ -70,10 +70,12 @@ def loop(
 ) -> Generator[dict[str, Step | TrainingError], None, None]:
     """Train the runs together until each is over; yields by name the step of each, or the error that ends it."""
     resume_together(runs, ranks)
-    ahead = StepWork(model, {run: run.next_batches() for run in runs if not run.over}, ranks)
     device = next(model.base.parameters()).device
     before: dict[Run, int] = {}  # of the step under way: after how many steps its runs were
     try:
+        if any(run.progress.unrecorded for run in runs):  # an error ended its evaluation
+            yield _evaluate_and_record(model, runs, [*runs], ranks)
+        ahead = StepWork(model, {run: run.next_batches() for run in runs if not run.over}, ranks)
         while active := [run for run in runs if not run.over]:
             before = {run: run.progress.step for run in active}
             results: dict[str, Step | TrainingError] = {}
@@ -103,48 +105,66 @@ def loop(
                     read[run] = _read(loss, run.clip())  # the host waits for the GPU
             seconds = time.perf_counter() - started
 
+            # step
             for run in active:
                 try:
-                    # step
                     run.end_with(observer.last_step(run.number, run.steps))
                     with memory_errors(f"at step {run.number}, in the optimiser", SMALLER_ADAPTER):
-                        step = run.optimise(*read[run], work.tokens[run], computed[run], seconds)
-                    # evaluate
-                    if run.evaluation_due:
-                        try:
-                            with memory_errors(f"in the evaluation after step {step.step}", SMALLER_BATCHES):
-                                loss = mean_loss(model, run.name, run.held_out, run.config, ranks=ranks)
-                                score = run.scored(ranks)
-                                with ranks.raised_in_all():
-                                    step = run.validated(step, loss, score)
-                        except (OutOfMemoryError, LostRankError):
-                            run.record(step)  # the optimiser's part is done: resuming goes on after it
-                            raise
-                    # record
-                    with ranks.raised_in_all():
-                        run.record(step)
-                    results[run.name] = step
-                except (OutOfMemoryError, LostRankError):  # all runs end
-                    raise
-                except TrainingError as error:  # this run ends, the others go on
+                        run.optimise(*read[run], work.tokens[run], computed[run], seconds)
+                except DivergedError as error:  # this run ends, the others go on
                     results[run.name] = error
                     runs.remove(run)
                 finally:
                     run.optimizer.zero_grad()
-            going_on = [run for run in active if run in runs]
-            if any(run.save_due for run in going_on):
-                save_together(going_on, ranks)
-            yield results
+
+            yield results | _evaluate_and_record(model, runs, [run for run in active if run in runs], ranks)
     except BaseException as error:
         for run in runs:
             run.optimizer.zero_grad()
         whole = isinstance(error, OutOfMemoryError | LostRankError | GeneratorExit)  # the last step is
+        whole |= any(run.progress.unrecorded for run in runs) and not isinstance(error, OSError)  # but for a full disk
         at_one_step = len({run.progress.step > before[run] for run in runs if run in before}) < 2
         if whole and at_one_step and not any(run.divided for run in runs):  # of divided ones all processes have a part
             save_together([run for run in runs if run.progress.step], Ranks())  # else there is nothing to go on with
         raise
     finally:
         give_cores_back()
+
+
+def _evaluate_and_record(
+    model: AdaptedModel, runs: list[Run], active: Sequence[Run], ranks: Ranks
+) -> dict[str, Step | TrainingError]:
+    """Evaluate the last step of each active run where that is due, record and save it.
+
+    Returns by name the step of each, or the error that ends it; such a run is removed from `runs`.
+    """
+    results: dict[str, Step | TrainingError] = {}
+    for run in active:
+        if (step := run.progress.unrecorded) is None:
+            continue
+        try:
+            # evaluate
+            if run.evaluation_due:
+                with memory_errors(f"in the evaluation after step {step.step}", SMALLER_BATCHES):
+                    loss = mean_loss(model, run.name, run.held_out, run.config, ranks=ranks)
+                    score = run.scored(ranks)
+                    with ranks.raised_in_all():
+                        step = run.validated(step, loss, score)
+            # record
+            with ranks.raised_in_all():
+                run.record(step)
+            results[run.name] = step
+        except (OutOfMemoryError, LostRankError):  # all runs end
+            raise
+        except TrainingError as error:  # this run ends, the others go on
+            results[run.name] = error
+            runs.remove(run)
+            if not isinstance(error, DivergedError):
+                save_together([run], ranks)
+    going_on = [run for run in active if run in runs]
+    if any(run.save_due for run in going_on):
+        save_together(going_on, ranks)
+    return results
 
 
 class StepWork:

@@ -41,7 +41,7 @@ from halka.training.memory_errors import SMALLER_SCORE, memory_errors
 from halka.training.ranks import Ranks
 from halka.training.run_folder import RunFolder
 from halka.util.divided import checked_by_first, part_like, whole
-from halka.util.errors import HalkaError, TrainingError
+from halka.util.errors import DivergedError, HalkaError, TrainingError
 from halka.util.machine import held
 from halka.util.tensor_file import iter_tensors, write_tensors
 
@@ -112,7 +112,8 @@ class Run:
         self._next_checkpoint = ranks.from_first(self.folder and self.folder.next_checkpoint.absolute())
         progress, divided = ranks.from_first((checkpoint.progress, checkpoint.divided) if checkpoint else (None, None))
         if progress is not None:
-            self.progress, self._saved_step, self._saved_best = progress, progress.step, progress.best_step
+            self.progress, self._saved_best = progress, progress.best_step
+            self._saved_step = progress.step if progress.unrecorded is None else None
             tensors = ranks.stream(() if checkpoint is None else checkpoint.tensors())
             parts = () if divided is None else divided.tensors(self.adapter)
             restore(itertools.chain(tensors, parts), self.adapter, self.optimizer)
@@ -158,7 +159,8 @@ class Run:
 
     @property
     def over(self) -> bool:
-        return self.progress.step >= self.steps or self.progress.stopped
+        done = self.progress.step >= self.steps or self.progress.stopped
+        return done and self.progress.unrecorded is None
 
     def end_with(self, last: int) -> None:
         """End with that step, if it is not past yet and no later than planned."""
@@ -173,18 +175,18 @@ class Run:
         unscale(self.adapter.parameters(), self.scale)
         return whole(torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.clip or math.inf))
 
-    def optimise(self, loss: float, norm: float, tokens: int, computed: int, seconds: float) -> Step:
+    def optimise(self, loss: float, norm: float, tokens: int, computed: int, seconds: float) -> None:
         """Let the optimiser take a step with the clipped gradients of so many tokens, which took `seconds` to compute.
 
         In fp16 a step whose gradients overflow changes no weights; its gradient norm is recorded as 0. Raises
-        TrainingError, with the weights unchanged, where else loss or gradients are not finite.
+        DivergedError, with the weights unchanged, where else loss or gradients are not finite.
         """
         started = time.perf_counter()
         lr = learning_rate(self.number, self.steps, self.peak_lr, self.config)
         computed += self.progress.computed
         overflow = self._half and self.scale > LEAST and math.isfinite(loss) and not math.isfinite(norm)
         if not math.isfinite(loss + norm) and not overflow:
-            raise TrainingError(
+            raise DivergedError(
                 f"the loss became {loss} (gradient norm {norm}) at step {self.number} with learning rate {lr:.3g}: "
                 "try a lower learning rate, a longer warm-up, or fp32; the weights are those before this step"
             )
@@ -207,11 +209,12 @@ class Run:
             computed=computed,
         )
         self.progress = replace(
-            self.progress, step=step.step, tokens=step.tokens, computed=computed, seconds=step.seconds
+            self.progress,
+            **{"step": step.step, "tokens": step.tokens, "computed": computed, "seconds": step.seconds},
+            unrecorded=step,
         )
         if self._half:
             self.progress = after_step(self.progress, overflow=overflow)
-        return step
 
     @property
     def evaluation_due(self) -> bool:
@@ -240,10 +243,10 @@ class Run:
     def validated(self, step: Step, loss: float, score: float | None = None) -> Step:
         """The step with its validation loss and score; keeps the best weights and decides on early stopping.
 
-        Raises TrainingError where one of them is not finite.
+        Raises DivergedError for a loss that is not finite, TrainingError for such a score.
         """
         if not math.isfinite(loss):
-            raise TrainingError(
+            raise DivergedError(
                 f"the validation loss became {loss} at step {step.step}: try a lower learning rate, a longer "
                 "warm-up, or fp32"
             )
@@ -266,6 +269,7 @@ class Run:
         """Write the step to the folder's metrics."""
         if self.folder is not None:
             self.folder.record(step)
+        self.progress = replace(self.progress, unrecorded=None)
 
     @property
     def save_due(self) -> bool:

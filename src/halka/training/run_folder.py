@@ -198,10 +198,11 @@ class RunFolder:
         self.keep_parts(done)
         if checkpoint is not None and (old := self.path / OLD_BEST).exists():
             old.rename(self.best(checkpoint.progress.best_step))
+        recorded = done if checkpoint is None or checkpoint.progress.unrecorded is None else done - 1
         metrics = self.path / METRICS
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines()
-            write_text(metrics, "".join(f"{line}\n" for line in lines if _step_number(line) <= done))
+            write_text(metrics, "".join(f"{line}\n" for line in lines if _step_number(line) <= recorded))
         return checkpoint
 
     def load_best(self, step: int) -> dict[str, Tensor]:

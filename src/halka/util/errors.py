@@ -35,6 +35,10 @@ class TrainingError(HalkaError):
     """Training cannot go on; the message says why and what to do."""
 
 
+class DivergedError(TrainingError):
+    """A loss or a gradient is no number any more; the message says what to change."""
+
+
 class LostRankError(TrainingError):
     """Another of the processes that train together ended; its own message says why."""
 
