@@ -115,6 +115,30 @@ def test_every_adapter_has_a_head_of_its_own(kind):
     assert "classifier.weight" in model.adapter("a").state_dict()
 
 
+@pytest.mark.parametrize("method", [halka.Prompt(length=3), halka.LoRA(rank=2), halka.Modules()])
+def test_a_head_learns_at_the_rate_of_the_method_beside_it(method, tmp_path):
+    model, config = classifier(), TrainConfig(steps=2, warmup=0, schedule="constant")
+    model.add("a", method)
+    seen: list[float] = []
+    halka.fit(model, "a", examples(), config, folder=tmp_path, on_step=lambda step: seen.append(step.lr))
+    assert seen == [method.lr] * 2
+    assert read_card(tmp_path / "adapter").training["lr"] == method.lr
+    halka.load(model, tmp_path / "adapter", name="again")
+    assert next(train(model, "again", examples(), config)).lr == method.lr
+
+
+def test_a_run_without_a_rate_keeps_the_one_that_it_began_with(tmp_path):
+    """Heads made it lower before."""
+    steps, resumed = [], TrainConfig(steps=3, warmup=0, schedule="constant")
+    for config in (replace(resumed, lr=1e-3), resumed):
+        model = classifier()
+        model.add("a", halka.Prompt(length=3))
+        running = train(model, "a", examples(), config, folder=tmp_path)
+        steps.append(next(running))
+        running.close()
+    assert [(step.step, step.lr) for step in steps] == [(1, 1e-3), (2, 1e-3)]
+
+
 @pytest.mark.parametrize(
     "method",
     [halka.Full(), halka.Modules(("classifier",)), halka.Joint((LORA, halka.Modules(("classifier",))))],

@@ -22,6 +22,7 @@ from halka.core import AdaptedModel
 from halka.data.task import Task
 from halka.evaluation.validation_score import ValidationScore
 from halka.methods import primary
+from halka.models.heads import own_rate
 from halka.storage.adapter_folder import AdapterFolder
 from halka.training import Job, Ranks, RunFolder, Step, train_many
 from halka.training.jobs import Steps, encoded
@@ -105,7 +106,7 @@ class TrainingRun:
             "folder": self.folder.path,
             "task": self.task.name,
             "method": {"name": method.name, "fields": vars(method)},
-            "lr": config.lr or method.lr,
+            "lr": config.lr or own_rate(model, self.name),
             **vars(result),
             "bytes": AdapterFolder.open(self.folder.adapter).weights.stat().st_size,
         }

@@ -93,6 +93,16 @@ class Head:
         return method if acts or trains_all else joined_with(method, self.method)
 
 
+def own_rate(model: AdaptedModel, name: str) -> float:
+    """The learning rate that adapter `name` has where none is set: its method's.
+
+    A head beside it learns at the same rate. At its own, lower one, prompts, prefixes and scales hardly learn.
+    """
+    method = model.adapter(name).method
+    beside = [one.lr for one in methods_of(method) if not (model.labels and isinstance(one, Modules))]
+    return min(beside, default=method.lr)
+
+
 def has_head(model: AdaptedModel, keys: Iterable[str]) -> bool:
     """Whether an adapter with these tensors has a head of its own; else it uses the base's."""
     return bool({*label_rows(model.base)} & {key.removeprefix(FULL) for key in keys})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -176,7 +176,8 @@ def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:
     """The job as a run, with its folder on the first rank. Raises as `encoded` does."""
     config, job = job.config, job if isinstance(job, EncodedJob) else encoded(model, job)
     if job.folder is not None:
-        config = replace(config, **ranks.from_first(checked_by_first(RunFolder(job.folder).settings_of_old)) or {})
+        begun = RunFolder(job.folder)
+        config = cast(TrainConfig, ranks.from_first(checked_by_first(lambda: begun.with_settings_of_old(config))))
     folder = job.folder if ranks.first else None
     return Run(model, job.name, job.examples, job.validation, config, folder, job.score, job.written)
 

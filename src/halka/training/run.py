@@ -23,6 +23,7 @@ from halka.data.tokens import Tokens
 from halka.methods import described
 from halka.models import shares_lines
 from halka.models.fingerprint import own_fingerprint
+from halka.models.heads import own_rate
 from halka.models.rotary import changing_rotary
 from halka.objectives import objective_of, packs
 from halka.training.checkpoint import (
@@ -91,7 +92,7 @@ class Run:
             raise HalkaError(f"group_shared is for packed batches, and those of {type(model.base).__name__} are padded")
         self.steps = config.steps or max(1, math.ceil(round(len(self._plan(0)) / config.accumulate * config.epochs, 6)))
         self.evaluate_every = config.evaluate_every or max(1, self.steps // 10)
-        self.peak_lr = config.lr or self.adapter.method.lr
+        self.peak_lr = config.lr or own_rate(model, name)
         self.optimizer = torch.optim.AdamW(
             self.adapter.parameters(), lr=self.peak_lr, weight_decay=config.weight_decay, fused=True
         )

@@ -18,7 +18,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import yaml
 from torch import Tensor
 
 from halka.core import AdaptedModel
-from halka.methods import primary
+from halka.models.heads import own_rate
 from halka.storage.adapter_folder import ADAPTER
 from halka.storage.save_load import help_save, save
 from halka.training.checkpoint import (
@@ -149,7 +149,7 @@ class RunFolder:
         result = TrainResult.of(steps, model.adapter(name).count(), self.adapter)
         training = {
             **asdict(config),
-            "lr": config.lr or primary(model.adapter(name).method).lr,
+            "lr": config.lr or own_rate(model, name),
             "steps": result.steps,
             "best_step": result.best_step,
             "examples": examples,
@@ -182,10 +182,12 @@ class RunFolder:
         time = (identity_of(self.checkpoint) or {}).get(WRITTEN)
         return None if time is None else datetime.fromisoformat(time)
 
-    def settings_of_old(self) -> dict[str, Any]:
-        """Settings of `TrainConfig` that an unfinished run has because the version that began it knew no others."""
-        identity = identity_of(self.checkpoint)
-        return PADDED if identity is not None and "batches" not in identity else {}
+    def with_settings_of_old(self, config: TrainConfig) -> TrainConfig:
+        """The config with what an unfinished run has because the version that began it had other defaults."""
+        if (identity := identity_of(self.checkpoint)) is None:
+            return config
+        padded = {} if "batches" in identity else PADDED
+        return replace(config, lr=config.lr or identity["lr"], **padded)
 
     def resume(self, identity: dict[str, Any]) -> Checkpoint | None:
         """The checkpoint to go on from; without one the run begins. Later metrics are dropped, and parts of others.
