@@ -986,6 +986,24 @@ def test_how_often_a_run_is_saved_may_change(tmp_path):
     assert run(model_for(), replace(RUN, save_every=1), validation=items(2, seed=9), folder=tmp_path)[0].step == 2
 
 
+@pytest.mark.parametrize("at_first", [False, True])
+def test_activations_may_be_recomputed_from_a_checkpoint_on(at_first, tmp_path):
+    """As the error of memory that ran out advises."""
+    config, held_out = replace(RUN, checkpointing=at_first), items(2, seed=9)
+    stream = train(model_for(), "a", items(), config, validation=held_out, folder=tmp_path)
+    next(stream)
+    stream.close()
+    resumed, model, calls = replace(RUN, checkpointing=not at_first), model_for(), []
+    model.base.model.layers[0].mlp.register_forward_pre_hook(lambda module, args: calls.append(module.training))
+    rest = run(model, resumed, validation=held_out, folder=tmp_path)
+    assert [step.step for step in rest] == list(range(2, 10))
+    assert calls.count(True) == 8 * (1 if at_first else 2)
+    whole = model_for()
+    run(whole, RUN, validation=held_out)
+    for key, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(model)[key], tensor, rtol=0, atol=1e-5)
+
+
 def test_a_write_that_was_cut_short_leaves_no_broken_line(tmp_path):
     started(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:

@@ -33,6 +33,8 @@ PLAN = "plan of batches"
 """Of a run's identity. It follows from all else there, so it differs alone only in another version."""
 WRITTEN = "written"
 """Of a run's identity, where the chat template writes the time into texts: that which they have, of its beginning."""
+MAY_CHANGE = {"checkpointing"}
+"""Of a run's identity, what a run may go on with otherwise: it changes the memory, and results up to rounding."""
 BEST_BY = "best by"
 """Of a run's identity: "loss", which all were by whose checkpoint does not name it, or the `name` of its score."""
 
@@ -158,7 +160,7 @@ def open_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
         before = {**PADDED, PLAN: current.get(PLAN), BEST_BY: "loss", WRITTEN: current.get(WRITTEN)}
         unnamed = {key: value for key, value in before.items() if key in current}
         saved = {**unnamed, **json.loads(metadata["run"])}
-        if different := {key for key in {*saved, *current} if saved.get(key) != current.get(key)}:
+        if different := {key for key in {*saved, *current} - MAY_CHANGE if saved.get(key) != current.get(key)}:
             different = different - {PLAN} or different
             shown = "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in sorted(different))
             way = "dtype auto keeps the precision of the base's files. " if "dtype" in different else ""
