@@ -82,6 +82,20 @@ def test_a_killed_run_goes_on_to_the_same_weights(here):
     assert one.read_bytes() == other.read_bytes()
 
 
+def test_the_adapter_of_a_run_that_is_overwritten_passes_for_no_other_s(here):
+    command = f"train {TRAIN} --save-every none -o new"
+    halka(f"{command} --steps 2")
+    before = Path("new/adapter/adapter_model.safetensors").read_bytes()
+    missing = halka(f"{command} --steps 5 --data nope.jsonl --overwrite", code=2)
+    assert "no file nope.jsonl" in missing.stderr
+    assert Path("new/adapter/adapter_model.safetensors").read_bytes() == before
+    stopped(f"{command} --steps 5 --overwrite", "step 2/5")
+    assert not Path("new/adapter").exists()
+    assert Path("new/adapter-before/adapter_model.safetensors").read_bytes() == before
+    assert "step 1/5" in halka(f"{command} --steps 5").stderr
+    assert {path.name for path in Path("new").iterdir()} == {"adapter", "metrics.jsonl", "run.yaml"}
+
+
 @pytest.mark.slow
 def test_processes_end_with_the_right_codes(here):
     wrong = process("trian", here)

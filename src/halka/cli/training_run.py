@@ -72,9 +72,8 @@ class TrainingRun:
 
     def begin(self, model: AdaptedModel) -> None:
         """Write the settings of a new run; a run under way stays as it is, but for --overwrite."""
-        if self.overwrite:
-            self.folder.drop_checkpoint()
-        self.folder.begin(self.plan.settings(primary(model.adapters[self.name].method)))
+        begin = self.folder.begin_anew if self.overwrite else self.folder.begin
+        begin(self.plan.settings(primary(model.adapters[self.name].method)))
 
     @contextmanager
     def log(self) -> Iterator[Callable[[Step], None]]:

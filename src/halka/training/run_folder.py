@@ -7,6 +7,7 @@ checkpoint-next.safetensors   the next one, until all runs that train together h
 parts-STEP/                   beside a checkpoint of that step: its tensors that are divided among processes
 best-STEP.safetensors         while unfinished: the weights of the best evaluation, which came after that step
 adapter/                      the trained adapter, once the run is finished
+adapter-before/               that of the run before, where one begins anew, until it has its own
 .lock                         while a process trains here
 """
 
@@ -48,6 +49,7 @@ from halka.util.tensor_file import iter_tensors
 RUN, METRICS = "run.yaml", "metrics.jsonl"
 CHECKPOINT, NEXT_CHECKPOINT, BESTS = "checkpoint.safetensors", "checkpoint-next.safetensors", "best*.safetensors"
 OLD_BEST = "best.safetensors"  # of versions that kept one such file
+BEFORE = f"{ADAPTER}-before"
 POINTS = 100  # of a curve
 
 
@@ -122,8 +124,17 @@ class RunFolder:
         if not self.resumable:
             write_text(self.path / RUN, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
 
+    def begin_anew(self, settings: Mapping[str, Any]) -> None:
+        """`begin` where a run is, of which nothing passes as the new one's. Its adapter is set aside."""
+        if self.adapter.exists():
+            shutil.rmtree(self.path / BEFORE, ignore_errors=True)
+            os.rename(self.adapter, self.path / BEFORE)
+        (self.path / METRICS).unlink(missing_ok=True)
+        self.drop_checkpoint()
+        self.begin(settings)
+
     def drop_checkpoint(self) -> None:
-        """Drop what the run would go on from; a run that begins anew here keeps the adapter until it has its own."""
+        """Drop what the run would go on from."""
         self.checkpoint.unlink(missing_ok=True)
         self.next_checkpoint.unlink(missing_ok=True)
         self.keep_parts()
@@ -161,8 +172,12 @@ class RunFolder:
         best = {"validation_loss": result.validation_loss, "validation_score": result.score}
         measurements = {name: value for name, value in best.items() if value is not None}
         save(model, name, self.adapter, task=task, training=training, measurements=measurements)
-        checked_by_first(self.drop_checkpoint, together=together)
+        checked_by_first(self._clean_up, together=together)
         return result
+
+    def _clean_up(self) -> None:
+        self.drop_checkpoint()
+        shutil.rmtree(self.path / BEFORE, ignore_errors=True)
 
     # ── from step to step ───────────────────────────────────────────────────────────────────────────────────────
 
