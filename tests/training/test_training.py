@@ -1004,6 +1004,39 @@ def test_activations_may_be_recomputed_from_a_checkpoint_on(at_first, tmp_path):
         torch.testing.assert_close(weights(model)[key], tensor, rtol=0, atol=1e-5)
 
 
+def test_two_do_not_train_in_one_folder_and_no_finished_run_is_begun_again(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HalkaError, match="is a file: name a folder"):
+        run(model_for(), RUN, folder=tmp_path / "file")
+    folder = tmp_path / "run"
+    first, model = train(model_for(), "a", items(), RUN, folder=folder), model_for()
+    next(first)
+    job = halka.Job("a", items(), RUN, folder=folder)
+    for second in (train(model, "a", items(), RUN, folder=folder), train_many(model, [job])):
+        with pytest.raises(HalkaError, match=r"another process is training in .*: choose another folder"):
+            next(second)
+    first.close()
+    assert next(train(model, "a", items(), RUN, folder=folder)).step == 2
+    finished = tmp_path / "finished"
+    fit(model, "a", items(), RUN, folder=finished)
+    with pytest.raises(HalkaError, match="holds a finished run"):
+        run(model, RUN, folder=finished)
+    assert len(lines(finished)) == 9
+
+
+def test_files_of_others_stay_what_they_are(tmp_path):
+    (tmp_path / "best-of-all.safetensors").write_text("another's")
+    run(model_for(), RUN, validation=items(2, seed=9), folder=tmp_path)
+    assert (tmp_path / "best-of-all.safetensors").read_text() == "another's"
+    metrics = tmp_path / "other" / "metrics.jsonl"
+    metrics.parent.mkdir()
+    for line in ('{"epoch": 3}', "[1, 2]"):
+        metrics.write_text(f"{line}\n")
+        with pytest.raises(HalkaError, match=r"metrics.jsonl has a line that is no step of a training \(.*\): choose"):
+            run(model_for(), RUN, folder=metrics.parent)
+        assert metrics.read_text() == f"{line}\n"
+
+
 def test_a_write_that_was_cut_short_leaves_no_broken_line(tmp_path):
     started(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:

@@ -24,8 +24,8 @@ from halka.evaluation.validation_score import ValidationScore
 from halka.methods import primary
 from halka.models.heads import own_rate
 from halka.storage.adapter_folder import AdapterFolder
-from halka.training import Job, Ranks, RunFolder, Step, train_many
-from halka.training.jobs import Steps, encoded
+from halka.training import Job, Ranks, RunFolder, Step
+from halka.training.jobs import Steps, encoded, train_locked
 from halka.training.run_folder import RUN, help_finish
 from halka.util.divided import checked_by_first
 from halka.util.errors import HalkaError, TrainingError
@@ -123,7 +123,7 @@ def train_runs(model: AdaptedModel, runs: Sequence[TrainingRun]) -> list[dict[st
         checked_by_first(lambda: _begin(runs, model, folders))
         errors: dict[str, TrainingError] = {}
         try:
-            stopped = _watch(train_many(model, jobs), {run.name: run for run in runs}, errors, progress)
+            stopped = _watch(train_locked(model, jobs), {run.name: run for run in runs}, errors, progress)
         except TrainingError as error:
             raise Failed(str(error)) from error
         if stopped:

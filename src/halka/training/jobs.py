@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -48,14 +48,15 @@ def train(
     validation examples, the weights of the best evaluation are in place at the end: that with the lowest loss, or with
     the highest `score`, which is called at each, with the adapter as it is then; of several processes all call it, and
     the first one's counts. With a folder, each step is a line of its `metrics.jsonl`, and a run that was killed goes on
-    exactly where its last checkpoint was, but not by a score of another `name`, where it has one.
+    exactly where its last checkpoint was, but not by a score of another `name`, where it has one. Where another process
+    trains in the folder, or a run is finished there, HalkaError is raised as it is iterated.
 
     Raises DataError for data without labels, HalkaError for a wrong config or the folder of another run, TrainingError
     where training itself fails, OutOfMemoryError (one of these) where memory does not suffice.
     """
     ranks = Ranks.here()
     run = _run_of(model, Job(name, examples, config_of(config), validation, folder, score), ranks)
-    return Steps(_steps_of_one(model, run, observe or Observer(), ranks), [run], "train")
+    return Steps(_alone(_steps_of_one(model, run, observe or Observer(), ranks), [run]), [run], "train")
 
 
 def fit(
@@ -106,8 +107,7 @@ def _take(folder: RunFolder, locks: ExitStack) -> None:
     """Lock the folder of a run until `locks` ends. Raises HalkaError for one that is taken, finished, or no run's."""
     folder.check()
     locks.enter_context(folder.locked())
-    if folder.finished:
-        raise HalkaError(f"{folder.path} holds a finished run: load its adapter, or choose another folder")
+    folder.check_unfinished()
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,18 @@ def train_many(
 
     Raises HalkaError for two jobs of one adapter or folder, and as `train` does; OutOfMemoryError for all jobs.
     """
+    runs = _runs_of(model, jobs)
+    return Steps(_alone(loop(model, runs, observe or Observer(), Ranks.here()), runs), runs, "train_many")
+
+
+def train_locked(model: AdaptedModel, jobs: Sequence[Job]) -> Steps[dict[str, Step | TrainingError]]:
+    """`train_many` for a caller who has locked the jobs' folders."""
+    runs = _runs_of(model, jobs)
+    return Steps(loop(model, runs, Observer(), Ranks.here()), runs, "train_many")
+
+
+def _runs_of(model: AdaptedModel, jobs: Sequence[Job]) -> list[Run]:
+    """The jobs as runs. Raises as `train_many` does."""
     if not jobs:
         raise HalkaError("there is nothing to train: give at least one job")
     folders = [str(Path(job.folder).resolve()) for job in jobs if job.folder is not None]
@@ -169,7 +181,21 @@ def train_many(
         except HalkaError as error:
             error.args = (f"{job.name}: {error}",)
             raise
-    return Steps(loop(model, runs, observe or Observer(), ranks), runs, "train_many")
+    return runs
+
+
+def _alone(steps: Generator[T, None, None], runs: Sequence[Run]) -> Generator[T, None, None]:
+    """The steps, while no other process trains in the runs' folders, of which none holds a finished run."""
+    folders = [run.folder for run in runs if run.folder is not None]
+    with ExitStack() as locks:
+        checked_by_first(lambda: _lock(folders, locks))
+        yield from steps
+
+
+def _lock(folders: Iterable[RunFolder], locks: ExitStack) -> None:
+    for folder in folders:
+        locks.enter_context(folder.locked())
+        folder.check_unfinished()
 
 
 def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:

@@ -16,13 +16,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from torch import Tensor
@@ -49,6 +50,7 @@ from halka.util.tensor_file import iter_tensors
 RUN, METRICS = "run.yaml", "metrics.jsonl"
 CHECKPOINT, NEXT_CHECKPOINT, BESTS = "checkpoint.safetensors", "checkpoint-next.safetensors", "best*.safetensors"
 OLD_BEST = "best.safetensors"  # of versions that kept one such file
+OWN_BEST = re.compile(r"best(-\d+)?\.safetensors")
 BEFORE = f"{ADAPTER}-before"
 POINTS = 100  # of a curve
 
@@ -93,9 +95,9 @@ class RunFolder:
     def keep_bests(self, *steps: int) -> None:
         """Drop the weights of best evaluations, but for those after these steps."""
         kept = [self.best(step) for step in steps]
-        for file in (*self.path.glob("best-*.safetensors"), self.path / OLD_BEST):
-            if file not in kept:
-                file.unlink(missing_ok=True)
+        for file in self.path.glob(BESTS):
+            if file not in kept and OWN_BEST.fullmatch(file.name):
+                file.unlink()
 
     @property
     def resumable(self) -> bool:
@@ -109,15 +111,24 @@ class RunFolder:
 
     def check(self) -> None:
         """Raises HalkaError for a file, and for a folder that holds something else than a run."""
-        if self.path.exists() and not self.path.is_dir():
-            raise HalkaError(f"{self.path} is a file: name a folder")
+        self._check_no_file()
         others = self.path.is_dir() and any(not file.name.startswith(".") for file in self.path.iterdir())
         if others and not (self.path / RUN).exists():
             raise HalkaError(f"{self.path} exists and holds no training run: choose another folder")
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keeps other processes from training here; makes the folder. Raises HalkaError where another does."""
+        """Keeps others from training here; makes the folder. Raises HalkaError where another does, and for a file."""
+        self._check_no_file()
         return locked(self.path, f"another process is training in {self.path}: choose another folder")
+
+    def _check_no_file(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise HalkaError(f"{self.path} is a file: name a folder")
+
+    def check_unfinished(self) -> None:
+        """Raises HalkaError for a finished run."""
+        if (self.path / RUN).exists() and self.finished:
+            raise HalkaError(f"{self.path} holds a finished run: load its adapter, or choose another folder")
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Write the settings, plain data, to run.yaml; those of a run to be resumed stay."""
@@ -207,7 +218,8 @@ class RunFolder:
     def resume(self, identity: dict[str, Any]) -> Checkpoint | None:
         """The checkpoint to go on from; without one the run begins. Later metrics are dropped, and parts of others.
 
-        Raises HalkaError for a checkpoint that is damaged or of a run with another identity.
+        Raises HalkaError for a checkpoint that is damaged or of a run with another identity, and for metrics of
+        something else.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         checkpoint = open_checkpoint(self.checkpoint, identity)
@@ -219,7 +231,7 @@ class RunFolder:
         metrics = self.path / METRICS
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines()
-            write_text(metrics, "".join(f"{line}\n" for line in lines if _step_number(line) <= recorded))
+            write_text(metrics, "".join(f"{line}\n" for line in lines if _step_number(line, metrics) <= recorded))
         return checkpoint
 
     def load_best(self, step: int) -> dict[str, Tensor]:
@@ -238,12 +250,15 @@ def help_finish(model: AdaptedModel, name: str) -> None:
     checked_by_first(lambda: None, together=together)
 
 
-def _step_number(line: str) -> float:
+def _step_number(line: str, metrics: Path) -> float:
     """The step that a line of the metrics is of; infinite where the line was cut short."""
     try:
-        return json.loads(line)["step"]
+        step = json.loads(line)
     except ValueError:
         return math.inf
+    if not isinstance(step, dict) or "step" not in step:
+        raise HalkaError(f"{metrics} has a line that is no step of a training ({line[:60]}): choose another folder")
+    return cast(dict[str, Any], step)["step"]
 
 
 def curve_of(steps: Sequence[Step]) -> list[dict[str, Any]]:
