@@ -710,6 +710,37 @@ def test_a_loss_or_gradient_that_is_not_finite_says_what_to_do(what):
     assert same(weights(model), after(SHORT))
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("what", ["loss", "validation loss"])
+def test_the_best_weights_of_a_run_that_diverges_are_kept(what, on_disk, tmp_path):
+    """Where the user finds them, and not as a finished run's."""
+    model, folder = model_for(), tmp_path / "run"
+    config = replace(SHORT, evaluate_every=2, save_every=1)
+    if on_disk:
+        RunFolder(folder).begin({})
+    steps = train(model, "a", items(), config, validation=items(2, seed=9), folder=folder if on_disk else None)
+    best = next(itertools.dropwhile(lambda step: not step.best, steps))
+    expected, training = weights(model), what == "loss"
+
+    def diverge(module, args, output):
+        return output * math.nan if module.training == training else output
+
+    model.base.model.layers[1].register_forward_hook(diverge)
+    with pytest.raises(TrainingError, match=f"the {what} became nan.* at step {3 if training else 4}") as error:
+        list(steps)
+    assert same(weights(model), expected)
+    where = folder / "adapter-best" if on_disk else "the adapter"
+    assert f"; the best weights, of step 2 (validation loss {best.validation:.4g}), are in {where}" in str(error.value)
+    if on_disk:
+        other = halka.adapt(model_for().base)
+        halka.load(other, folder / "adapter-best", name="a")
+        assert same(weights(other), expected)
+        assert not RunFolder(folder).finished
+        assert not (folder / "adapter").exists()
+        fit(model_for(), "a", items(), config, validation=items(2, seed=9), folder=folder)
+        assert not (folder / "adapter-best").exists()
+
+
 def test_other_errors_stay_what_they_are():
     model = model_for()
     with raising(model, RuntimeError("size mismatch")), pytest.raises(RuntimeError, match=r"^size mismatch$"):

@@ -112,7 +112,7 @@ def loop(
                     with memory_errors(f"at step {run.number}, in the optimiser", SMALLER_ADAPTER):
                         run.optimise(*read[run], work.tokens[run], computed[run], seconds)
                 except DivergedError as error:  # this run ends, the others go on
-                    results[run.name] = error
+                    results[run.name] = run.with_best(error)
                     runs.remove(run)
                 finally:
                     run.optimizer.zero_grad()
@@ -156,11 +156,13 @@ def _evaluate_and_record(
             results[run.name] = step
         except (OutOfMemoryError, LostRankError):  # all runs end
             raise
-        except TrainingError as error:  # this run ends, the others go on
+        except DivergedError as error:  # this run ends, the others go on
+            results[run.name] = run.with_best(error)
+            runs.remove(run)
+        except TrainingError as error:  # so here, and it may go on later
             results[run.name] = error
             runs.remove(run)
-            if not isinstance(error, DivergedError):
-                save_together([run], ranks)
+            save_together([run], ranks)
     going_on = [run for run in active if run in runs]
     if any(run.save_due for run in going_on):
         save_together(going_on, ranks)

@@ -189,7 +189,7 @@ class Run:
         if not math.isfinite(loss + norm) and not overflow:
             raise DivergedError(
                 f"the loss became {loss} (gradient norm {norm}) at step {self.number} with learning rate {lr:.3g}: "
-                "try a lower learning rate, a longer warm-up, or fp32; the weights are those before this step"
+                "try a lower learning rate, a longer warm-up, or fp32"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -311,6 +311,20 @@ class Run:
             assert weights is not None
             with self.model.lock:
                 self.adapter.load_state_dict(weights)
+
+    def with_best(self, error: DivergedError) -> DivergedError:
+        """The error, which says where the best weights are; the adapter has them then, where an evaluation came before.
+
+        They are saved in the run's folder, too, but for those that are divided among processes.
+        """
+        step, loss = self.progress.best_step, self.progress.best_loss
+        if not step:
+            return DivergedError(f"{error}; no evaluation came before this step, whose weights would be kept")
+        self.restore_best()
+        where = "the adapter"
+        if self.folder is not None and not self.divided:
+            where = self.folder.save_best(self.model, self.name, self.config, step, loss)
+        return DivergedError(f"{error}; the best weights, of step {step} (validation loss {loss:.4g}), are in {where}")
 
     def _plan(self, epoch: int) -> list[list[int]]:
         return batch_plan(self.model, self.items, self.config, epoch) if epoch else self._first_plan

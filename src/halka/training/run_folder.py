@@ -7,6 +7,7 @@ checkpoint-next.safetensors   the next one, until all runs that train together h
 parts-STEP/                   beside a checkpoint of that step: its tensors that are divided among processes
 best-STEP.safetensors         while unfinished: the weights of the best evaluation, which came after that step
 adapter/                      the trained adapter, once the run is finished
+adapter-best/                 the best weights of a run that diverged
 adapter-before/               that of the run before, where one begins anew, until it has its own
 .lock                         while a process trains here
 """
@@ -51,7 +52,7 @@ RUN, METRICS = "run.yaml", "metrics.jsonl"
 CHECKPOINT, NEXT_CHECKPOINT, BESTS = "checkpoint.safetensors", "checkpoint-next.safetensors", "best*.safetensors"
 OLD_BEST = "best.safetensors"  # of versions that kept one such file
 OWN_BEST = re.compile(r"best(-\d+)?\.safetensors")
-BEFORE = f"{ADAPTER}-before"
+BEFORE, BEST = f"{ADAPTER}-before", f"{ADAPTER}-best"
 POINTS = 100  # of a curve
 
 
@@ -140,6 +141,7 @@ class RunFolder:
         if self.adapter.exists():
             shutil.rmtree(self.path / BEFORE, ignore_errors=True)
             os.rename(self.adapter, self.path / BEFORE)
+        shutil.rmtree(self.path / BEST, ignore_errors=True)
         (self.path / METRICS).unlink(missing_ok=True)
         self.drop_checkpoint()
         self.begin(settings)
@@ -170,8 +172,7 @@ class RunFolder:
         assert steps is not None
         result = TrainResult.of(steps, model.adapter(name).count(), self.adapter)
         training = {
-            **asdict(config),
-            "lr": config.lr or own_rate(model, name),
+            **_settings(model, name, config),
             "steps": result.steps,
             "best_step": result.best_step,
             "examples": examples,
@@ -186,9 +187,15 @@ class RunFolder:
         checked_by_first(self._clean_up, together=together)
         return result
 
+    def save_best(self, model: AdaptedModel, name: str, config: TrainConfig, step: int, loss: float) -> Path:
+        """Save the adapter of a run that diverged, which has the weights of its best evaluation; returns the folder."""
+        training = {**_settings(model, name, config), "steps": step, "best_step": step}
+        return save(model, name, self.path / BEST, training=training, measurements={"validation_loss": loss})
+
     def _clean_up(self) -> None:
         self.drop_checkpoint()
-        shutil.rmtree(self.path / BEFORE, ignore_errors=True)
+        for folder in (BEFORE, BEST):
+            shutil.rmtree(self.path / folder, ignore_errors=True)
 
     # ── from step to step ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -237,6 +244,11 @@ class RunFolder:
     def load_best(self, step: int) -> dict[str, Tensor]:
         """The weights of the best evaluation, after that step. Raises DamagedFolderError where they cannot be read."""
         return dict(iter_tensors(self.best(step)))
+
+
+def _settings(model: AdaptedModel, name: str, config: TrainConfig) -> dict[str, Any]:
+    """How an adapter was trained, for its Card."""
+    return {**asdict(config), "lr": config.lr or own_rate(model, name)}
 
 
 def help_finish(model: AdaptedModel, name: str) -> None:
