@@ -610,6 +610,14 @@ def test_some_of_each_label_are_held_out_with_their_prompt(base):
     assert len(taken.held_out) + len(taken.all_train) == len(examples)
 
 
+def test_no_dialogue_is_held_out_in_part(base):
+    turns = [[*example(number).messages, *example(number + 100).messages] for number in range(40)]
+    rows = tuple(Example(tuple(dialogue[:end])) for dialogue in turns for end in (2, 4))
+    taken = sample(request_for(base, train=rows, held_out=()))
+    assert {one.messages[0] for one in taken.held_out}.isdisjoint(one.messages[0] for one in taken.train)
+    assert len(taken.held_out) + len(taken.all_train) == len(rows)
+
+
 def test_held_out_answers_of_which_the_metric_says_nothing_are_left_out(base, tmp_path):
     def answered(number: int, text: str) -> Example:
         return replace(example(number), messages=(*example(number).prompt, Message("assistant", text)))

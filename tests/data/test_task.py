@@ -84,6 +84,23 @@ def test_a_prompt_of_some_rows_more_is_held_out_where_that_comes_nearer():
     assert len(hold_out(rows, 0.1)[1]) == 12
 
 
+def test_rows_of_one_dialogue_are_on_one_side():
+    dialogues = [
+        [Message("user" if turn % 2 == 0 else "assistant", f"{number} says {turn}") for turn in range(6)]
+        for number in range(20)
+    ]
+    rows = [Example(tuple(turns[:end])) for turns in dialogues for end in (2, 4, 6)]
+    train, validation = hold_out(rows, 0.1)
+    assert (len(train), len(validation)) == (54, 6)
+    assert {row.messages[0] for row in train}.isdisjoint(row.messages[0] for row in validation)
+
+
+def test_dialogues_that_only_begin_alike_are_apart():
+    greeting = (Message("user", "Hi"), Message("assistant", "Hello!"))
+    rows = [Example((*greeting, *example(f"p{number}").messages)) for number in range(20)]
+    assert len(hold_out(rows, 0.1)[1]) == 2
+
+
 def test_fields_that_nobody_reads_are_kept(write):
     assert Task.from_yaml(write("train: train.jsonl\nmetrics: m\n")).unread == ()
     path = write("train: more.jsonl\nmetrics: m\n")

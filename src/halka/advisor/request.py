@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from halka.advisor.budget import Costs, PilotConfig
 from halka.advisor.evidence import from_json
 from halka.advisor.statistics import are_labels, is_scored
-from halka.data.duplicates import prompt_key
+from halka.data.duplicates import dialogue_key, prompt_key
 from halka.data.examples import Example
 from halka.data.task import split_off
 from halka.evaluation.metrics import score
@@ -143,14 +143,15 @@ def _hold_out(examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[E
     labels = are_labels([example.answers[0] for example in examples])
     count = min(MOST_HELD_OUT, round(HELD_OUT_SHARE * len(examples)))
     label_of, by_label = dict[object, str](), dict[str, list[Example]]()
-    for example in examples:  # those with one prompt stay together, also where they contradict each other
-        label = label_of.setdefault(prompt_key(example), as_label(example.answers[0]) if labels else "")
+    key = dialogue_key(examples)
+    for example in examples:  # what a split keeps together has one label, also where it contradicts itself
+        label = label_of.setdefault(key(example), as_label(example.answers[0]) if labels else "")
         by_label.setdefault(label, []).append(example)
     parts = [split_off(own, round(count * len(own) / len(examples)), SPLIT_SEED) for own in by_label.values()]
     held_out = [example for rest, part in parts if rest for example in part]
     held_out = _shuffled(held_out or split_off(examples, count, SPLIT_SEED)[1])[:MOST_HELD_OUT]
-    prompts = {prompt_key(example) for example in held_out}
-    return tuple(example for example in examples if prompt_key(example) not in prompts), held_out
+    gone = set(map(key, held_out))
+    return tuple(example for example in examples if key(example) not in gone), held_out
 
 
 def usual_metric(answers: Sequence[str]) -> str:

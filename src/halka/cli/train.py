@@ -243,7 +243,7 @@ def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example],
     if not train:
         raise HalkaError(
             f"--validation {run.validation} leaves nothing of {len(examples)} examples to train on, since those with "
-            "one prompt stay together: give a file"
+            "one prompt, or of one dialogue, stay together: give a file"
         )
     say(f"{len(train)} to train on, {len(validation)} held out")
     return train, validation

@@ -1,6 +1,6 @@
 """Duplicate examples: within a list, and between two, such as a training and a test split."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from halka.data.examples import Example, Message
@@ -48,12 +48,27 @@ def prompt_key(example: Example) -> object:
     return _key(example.prompt)
 
 
+def dialogue_key(examples: Sequence[Example]) -> Callable[[Example], object]:
+    """A key of each of these examples, equal for those that a split keeps together: of one prompt, or of one dialogue.
+
+    A dialogue may have a row for each of its turns, which begins with the whole of the row before: their key is the
+    prompt of the first.
+    """
+    conversations = {_key(example.messages) for example in examples}
+
+    def key(example: Example) -> object:
+        prompt = _key(example.prompt)
+        return next((prompt[:end] for end in range(1, len(prompt) - 1) if prompt[: end + 1] in conversations), prompt)
+
+    return key
+
+
 def answer_keys(example: Example) -> frozenset[str]:
     """All accepted answers, ignoring whitespace and case."""
     return frozenset(map(_plain, example.answers))
 
 
-def _key(messages: Sequence[Message]) -> object:
+def _key(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
     return tuple((message.role, _plain(message.content)) for message in messages)
 
 

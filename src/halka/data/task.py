@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from halka.data.duplicates import Duplicate, between, prompt_key
+from halka.data.duplicates import Duplicate, between, dialogue_key
 from halka.data.examples import Example, read_examples
 from halka.data.labels import classes_in, tags_in
 from halka.data.metric import Metric
@@ -100,7 +100,7 @@ class Task:
         """Read a task file with the keys of `KEYS`, of which `train` and `metrics` are required.
 
         A split is a file or a list of files, relative to the task file's folder. `validation` and `test` may instead be
-        a fraction of the train examples to split off, at random by `seed`, equal prompts staying together.
+        a fraction of the train examples to split off, at random by `seed`; equal prompts and dialogues stay together.
 
         Raises:
             DataError: a key or value is wrong (the message names it), or a data file has no usable row.
@@ -254,14 +254,15 @@ def _as_list(value: str | list[str]) -> list[str]:
 
 
 def split_off(examples: Sequence[Example], count: int, seed: str) -> tuple[list[Example], list[Example]]:
-    """Split off some `count` and at least one example, equal prompts together; (rest, split off), each in order.
+    """Split off some `count` and at least one example, by `dialogue_key`; (rest, split off), each in order.
 
-    What has one prompt and is more than `count` is split off only where nothing else can be, or comes nearer to it.
+    What stays together and is more than `count` is split off only where nothing else can be, or comes nearer to it.
     """
     count = max(count, 1)
     groups: dict[object, list[int]] = {}
+    key = dialogue_key(examples)
     for index, example in enumerate(examples):
-        groups.setdefault(prompt_key(example), []).append(index)
+        groups.setdefault(key(example), []).append(index)
     chosen: set[int] = set()
     for group in sorted(_shuffled(groups.values(), seed), key=lambda group: len(group) > count):
         missing = count - len(chosen)
