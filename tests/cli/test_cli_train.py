@@ -40,6 +40,9 @@ def test_what_is_read_is_said(here):
     told = halka("train --data more.jsonl --base base --dtype float32 --steps 1 --rank 4 -o more").stderr
     assert "more.jsonl: not read: context\n" in told
     assert "not read: context" in halka("data preview more.jsonl --base base").stdout
+    files = "--data train.jsonl --validation test.jsonl"
+    told = halka(f"train {files} --base base --dtype float32 --steps 1 --rank 4 -o both").stderr
+    assert "train: 1 prompts of validation are in train, too: scores on them are too high" in told
 
 
 def test_long_rows_are_cut_to_the_room_beside_virtual_tokens(here):

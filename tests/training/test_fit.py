@@ -221,6 +221,16 @@ def test_an_observer_ends_a_run_early_and_its_schedule_with_it(tmp_path):
     assert [step.step for step in going_on] == [6, 7, 8, 9]
 
 
+def test_validation_on_what_is_trained_is_said():
+    tokenizer = chatml_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
+    model.add("a", halka.LoRA(rank=4))
+    rows = [{"question": f"What is {number}?", "answer": "A number."} for number in range(3)]
+    with pytest.warns(UserWarning, match="^1 prompts of validation are in the training examples, too"):
+        fit(model, "a", rows[:2], {"steps": 1, "batch_size": 1}, validation=[rows[1] | {"answer": "Two."}, rows[2]])
+
+
+@pytest.mark.filterwarnings("ignore:.*prompts of validation are in the training examples")
 def test_rows_in_memory_are_trained_on_as_a_file_s():
     datasets = pytest.importorskip("datasets")
     rows = [{"question": "What is it?", "answer": answer} for answer in ("It is Paris.", "A settings link.")]

@@ -37,13 +37,20 @@ def data_rows(file: Path, flag: str, shape: str | None, also: str | None = None)
 
 def named_task(name: str) -> Task:
     """Load a task by its name. Prints how many rows cannot be used, and how many prompts are in two splits."""
-    from halka.data.task import load_task, overlaps
+    from halka.data.task import load_task
 
     task = load_task(name)
     if task.problems:
         say(f"{task.name}: {plural(len(task.problems), 'row')} cannot be used; the first: {task.problems[0]}")
     if task.unread:
         say(f"{task.name}: not read: {', '.join(task.unread)}")
+    say_overlaps(task)
+    return task
+
+
+def say_overlaps(task: Task) -> None:
+    """Print how many prompts are in two splits of the task."""
+    from halka.data.task import overlaps
+
     for (earlier, later), prompts in overlaps(task).items():
         say(f"{task.name}: {len(prompts)} prompts of {later} are in {earlier}, too: scores on them are too high")
-    return task

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from halka.cli.command import Failed, emit, examples, say, show
 from halka.cli.convert import note_peft
-from halka.cli.examples import data_rows, named_task, read_data
+from halka.cli.examples import data_rows, named_task, read_data, say_overlaps
 from halka.cli.opening import load_for
 from halka.cli.setting_flags import Deferred, command_of, flag
 from halka.util.errors import HalkaError
@@ -210,6 +210,7 @@ def task_of(run: RunSettings) -> Task:
         rows = [data_rows(file, "--data", run.shape) for file in run.data]
         train, validation = _held_out([example for file_rows in rows for example in file_rows.examples], run)
         task = Task(run.data[0].name.partition(".")[0], tuple(train), tuple(validation), (), (), "")
+        say_overlaps(task)
         task = of_kind(task, run.kind or KIND_OF_SHAPE.get(rows[0].shape))
     return task
 

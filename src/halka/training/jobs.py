@@ -14,7 +14,8 @@ from typing import Any, TypeVar, cast
 
 from halka.core import AdaptedModel, quantization_of
 from halka.data.chat import writes_time, written_at
-from halka.data.examples import ExamplesOrItems, Item
+from halka.data.duplicates import between
+from halka.data.examples import ExamplesOrItems, Item, examples_and_items
 from halka.methods import described, primary
 from halka.models.kinds import kind_of
 from halka.models.loading import base_name
@@ -200,12 +201,24 @@ def _lock(folders: Iterable[RunFolder], locks: ExitStack) -> None:
 
 def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:
     """The job as a run, with its folder on the first rank. Raises as `encoded` does."""
-    config, job = job.config, job if isinstance(job, EncodedJob) else encoded(model, job)
+    config, job = job.config, job if isinstance(job, EncodedJob) else encoded(model, _read(job))
     if job.folder is not None:
         begun = RunFolder(job.folder)
         config = cast(TrainConfig, ranks.from_first(checked_by_first(lambda: begun.with_settings_of_old(config))))
     folder = job.folder if ranks.first else None
     return Run(model, job.name, job.examples, job.validation, config, folder, job.score, job.written)
+
+
+def _read(job: Job) -> Job:
+    """The job with its rows as examples. Warns of validation examples with a prompt that is trained on."""
+    examples, items = examples_and_items(job.examples)
+    held_out, held_out_items = examples_and_items(job.validation)
+    if shared := between(examples, held_out):
+        warnings.warn(
+            f"{len(shared)} prompts of validation are in the training examples, too: the loss on them is too low",
+            stacklevel=2,
+        )
+    return replace(job, examples=[*items, *examples], validation=[*held_out_items, *held_out])
 
 
 def encoded(model: AdaptedModel, job: Job) -> EncodedJob:
