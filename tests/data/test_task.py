@@ -5,6 +5,7 @@ import json
 import pytest
 
 from halka.data.examples import Example, Message
+from halka.data.labels import classes_in, label_index
 from halka.data.task import Task, hold_out, limit, load_task, overlaps
 
 
@@ -176,6 +177,14 @@ def test_limits_are_reproducible_nested_and_in_order():
     assert limit(task, train=500) == task
     with pytest.raises(ValueError, match="cannot take -1 validation examples"):
         limit(task, validation=-1)
+
+
+def test_letters_are_the_same_however_their_accents_are_composed():
+    composed, combining = "caf\u00e9", "cafe\u0301"
+    task = make([example(composed)], [example(combining)])
+    assert list(overlaps(task)) == [("train", "validation")]
+    labels = classes_in([example("a", combining), example("b", composed)])
+    assert (labels, label_index(composed, labels)) == ((combining,), 0)
 
 
 def test_overlaps_look_past_blanks_and_capitals():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from unicodedata import normalize
 
 from halka.data.examples import Example, Message
 
@@ -44,7 +45,7 @@ def between(first: Sequence[Example], second: Sequence[Example]) -> list[Duplica
 
 
 def prompt_key(example: Example) -> object:
-    """Equal for two examples with the same prompt, ignoring whitespace and case."""
+    """Equal for two examples with the same prompt, ignoring whitespace, case, and how accented letters are composed."""
     return _key(example.prompt)
 
 
@@ -73,4 +74,4 @@ def _key(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    return " ".join(normalize("NFC", text).split()).casefold()

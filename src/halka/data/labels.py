@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from unicodedata import normalize
 
 from halka.data.examples import Example
 from halka.util.errors import DataError
@@ -12,8 +13,12 @@ OUTSIDE = "O"
 
 
 def classes_in(examples: Iterable[Example]) -> tuple[str, ...]:
-    """The labels among the examples' answers: numbers in numerical, then names in alphabetical order."""
-    return _in_order({label.strip() for example in examples for label in example.answers})
+    """The labels among the examples' answers: numbers in numerical, then names in alphabetical order.
+
+    A label with composed and with combining accents is one, as it first occurs.
+    """
+    labels = [label.strip() for example in examples for label in example.answers]
+    return _in_order({*{normalize("NFC", label): label for label in reversed(labels)}.values()})
 
 
 def tags_in(examples: Iterable[Example]) -> tuple[str, ...]:
@@ -23,12 +28,14 @@ def tags_in(examples: Iterable[Example]) -> tuple[str, ...]:
 
 
 def label_index(label: str, labels: Sequence[str]) -> int:
-    """The label's index in `labels`. Raises DataError that lists the first of them."""
-    try:
+    """The label's index in `labels`, there maybe with other accents. Raises DataError that lists the first of them."""
+    if label in labels:
         return labels.index(label)
-    except ValueError:
-        shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
-        raise DataError(f"the label {label!r} is none of the {len(labels)} labels: {shown}") from None
+    composed = [normalize("NFC", name) for name in labels]
+    if (own := normalize("NFC", label)) in composed:
+        return composed.index(own)
+    shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")
+    raise DataError(f"the label {label!r} is none of the {len(labels)} labels: {shown}")
 
 
 def _in_order(labels: set[str]) -> tuple[str, ...]:
