@@ -85,6 +85,7 @@ UNLEARNED = (PAIR[0], replace(PAIR[1], learned=False))
         ({"messages": [{"role": "system", "content": None}, TURNS[1], ANSWER]}, PAIR),
         ({"messages": [TURNS[1], {**ANSWER, "weight": 0}, TURNS[1], {**ANSWER, "weight": 1}]}, (*UNLEARNED, *PAIR)),
         ({"messages": [TURNS[1], {**ANSWER, "train": False}, TURNS[1], ANSWER]}, (*UNLEARNED, *PAIR)),
+        ({"messages": [TURNS[1], {**ANSWER, "loss": False}, TURNS[1], ANSWER]}, (*UNLEARNED, *PAIR)),
         ({"prompt": [TURNS[1], ANSWER, TURNS[1]], "completion": [ANSWER]}, (*UNLEARNED, *PAIR)),
         ({"prompt": [TURNS[1]], "completion": [ANSWER]}, PAIR),
         ({"instruction": "Add.", "input": "2 + 2", "output": "4"}, (Message("user", "Add.\n\n2 + 2"), PAIR[1])),
@@ -229,6 +230,14 @@ def test_fields_that_nobody_reads_are_named(write):
     for source in (rows, read_examples(write(rows))):
         with pytest.warns(UserWarning, match="^not read: passage$"):
             assert len(as_examples(source)) == 1
+
+
+def test_keys_of_messages_that_nobody_reads_are_named(write):
+    named = [{**TURNS[1], "name": "Ada", "weight": 1}, {**ANSWER, "id": None, "tool_calls": []}]
+    for rows in ([{"messages": named}], [{"prompt": named[:1], "completion": named[1:]}]):
+        (key, *_) = rows[0]
+        assert read_examples(write(rows)).unread == [f"{key}.name"]
+    assert read_examples(write([{"messages": PARTS}])).unread == []
 
 
 def test_what_is_no_list_of_examples_is_named():

@@ -28,7 +28,7 @@ def tags_in(examples: Iterable[Example]) -> tuple[str, ...]:
 
 
 def label_index(label: str, labels: Sequence[str]) -> int:
-    """The label's index in `labels`, there maybe with other accents. Raises DataError that lists the first of them."""
+    """The label's index in `labels`, however its accents are composed. Raises DataError that lists the first labels."""
     if label in labels:
         return labels.index(label)
     composed = [normalize("NFC", name) for name in labels]

@@ -18,7 +18,9 @@ UNREADABLE = (  # without these a text means something else
     *("image", "images", "video", "videos", "audio", "audios"),
 )
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message or row, for which templates differ
-UNLEARNED = ("0", "0.0", "false")  # of OpenAI's `weight`, axolotl's `train` and `training`
+UNLEARNED = ("0", "0.0", "false")  # values of a message's keys in `LEARNED`
+LEARNED = ("weight", "train", "training", "loss")  # OpenAI's, axolotl's two, ms-swift's
+OF_MESSAGES = {"role", "content", "from", "value", *LEARNED}
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -89,10 +91,21 @@ def detect_shape(source: str, rows: Sequence[Row | Problem]) -> str:
 
 
 def keys_read(rows: Sequence[Row], shape: str) -> tuple[list[str], list[str]]:
-    """The keys that rows have a value for, in their order: those that are read, and those that are not."""
+    """The keys that rows have a value for, in their order: those that are read, and those that are not.
+
+    Of the latter, those of messages come last, as "messages.name".
+    """
     keys = dict.fromkeys(key for row in rows for key, value in row.fields.items() if not _is_blank(value))
-    read = {*SHAPES[shape].keys, *SHAPES[shape].optional, *OPTIONAL}
-    return [key for key in keys if key in read], [key for key in keys if key not in read]
+    known = {*SHAPES[shape].keys, *SHAPES[shape].optional, *OPTIONAL}
+    read = [key for key in keys if key in known]
+    inner = dict.fromkeys(f"{key}.{own}" for key in read for row in rows for own in _unread_of(row.fields.get(key)))
+    return read, [*(key for key in keys if key not in known), *inner]
+
+
+def _unread_of(value: object) -> list[str]:
+    """The keys of a list's messages that have a value and are not read."""
+    turns = [item for item in listed(value) or () if isinstance(item, Mapping) and _is_turn(item)]
+    return [key for turn in turns for key, own in turn.items() if key not in OF_MESSAGES and not _is_blank(own)]
 
 
 def with_system(messages: list[Message], row: Row) -> list[Message]:
@@ -147,7 +160,7 @@ def as_message(value: object, name: str) -> Message:
         raise DataError(f"{name} has the role {role!r}; known roles are {', '.join(ROLES)}")
     if value.get("tool_calls") or value.get("function_call"):
         raise DataError(f"{name} calls a tool; only text is read")
-    learned = not any(str(value.get(key)).lower() in UNLEARNED for key in ("weight", "train", "training"))
+    learned = not any(str(value.get(key)).lower() in UNLEARNED for key in LEARNED)
     return Message(ROLES[role], _text(value.get("content", value.get("value")), name), learned)
 
 
