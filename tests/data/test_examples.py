@@ -130,6 +130,7 @@ def test_references_are_a_list_a_text_or_a_list_in_a_cell(write):
         ({"prompt": "a", "completion": [{"type": "image_url"}]}, "'completion' has a part of type 'image_url'"),
         ({"prompt": "a", "completion": "\ud800"}, r"'completion' is not UTF-8: it has half a character \(0xd800\)"),
         ({"prompt": "a", "completion": "b", "references": [""]}, "a reference is empty"),
+        ({"prompt": "a", "completion": "b", "label": False}, "'label' is false, as of an answer that is rejected: re"),
         ('{"prompt": "a", "completion": NaN}\n', "no 'completion'"),
         ('{"prompt": "a", "completion"\n', "not valid JSON: Expecting ':' delimiter at column 29"),
         ("[1, 2]\n", r"not an object but \"\['1', '2'\]\""),
@@ -304,6 +305,7 @@ def test_two_shapes_that_fit_equally_well_must_be_told_apart(write):
         ),
         ("\n \n", "the file has no rows"),
         ('{"text": "a", "class": 1}\n', r"no row has a known shape; the first one has 'class', 'text'\. Known shapes"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', r"Rename 'chosen' to 'completion'.*are not read\."),
         ("hello\n", r"no row has a known shape; data\.jsonl:1: not valid JSON"),
         (
             '{"prompt": "", "completion": "4"}\n',

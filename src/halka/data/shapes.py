@@ -18,6 +18,7 @@ UNREADABLE = (  # without these a text means something else
     *("image", "images", "video", "videos", "audio", "audios"),
 )
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message or row, for which templates differ
+ACCEPTED = ("label", "kto_tag")  # whether an answer is liked, in TRL's and LLaMA-Factory's rows for KTO
 UNLEARNED = ("0", "0.0", "false")  # values of a message's keys in `LEARNED`
 LEARNED = ("weight", "train", "training", "loss")  # OpenAI's, axolotl's two, ms-swift's
 OF_MESSAGES = {"role", "content", "from", "value", *LEARNED}
@@ -78,9 +79,11 @@ def detect_shape(source: str, rows: Sequence[Row | Problem]) -> str:
             if keys_of_rows
             else str(rows[0])
         )
+        preferred = any("chosen" in keys for keys in keys_of_rows)
+        rename = "'chosen' to 'completion', or to 'messages' if it is a conversation" if preferred else "the columns"
         raise DataError(
-            f"{source}: no row has a known shape; {first}. Known shapes: {known_shapes()}. "
-            "Rename the columns to one of them."
+            f"{source}: no row has a known shape; {first}. Known shapes: {known_shapes()}. Rename {rename}"
+            + ("; rejected answers are not read." if preferred else " to one of them.")
         )
     if len(fits) == 2 and fits[0][1] == fits[1][1]:
         raise DataError(
@@ -122,8 +125,9 @@ def conversation_of(row: Row, shape: str) -> tuple[Message, ...]:
     if missing:
         raise DataError(f"no {' and no '.join(map(repr, missing))}, which a row of shape {shape!r} has")
     check_readable(row)
-    if shape not in ("labelled", "tagged"):  # their answers have no place for a thought
+    if shape not in ("labelled", "tagged"):  # their answers have no place for a thought, and are the label
         _check_thoughts(row.fields, "the row")
+        _check_accepted(row.fields)
     messages = with_system(SHAPES[shape].messages(row.fields), row)
     roles = [message.role for message in messages]
     if "assistant" not in roles:
@@ -210,6 +214,11 @@ def _check_thoughts(fields: Mapping[str, object], name: str) -> None:
         raise DataError(
             f"{name} has {thought!r}, which is not read: write it into the answer, as the base does, or remove it"
         )
+
+
+def _check_accepted(fields: Mapping[str, object]) -> None:
+    if rejected := next((key for key in ACCEPTED if str(fields.get(key)).lower() == "false"), None):
+        raise DataError(f"{rejected!r} is false, as of an answer that is rejected: rename the field to learn it")
 
 
 def _empty_system(item: object) -> bool:
