@@ -185,6 +185,17 @@ def test_an_answer_that_melts_into_the_prompt_is_refused():
         encode(chat("What?", "Yes."), other_split)
 
 
+def test_an_earlier_answer_that_melts_into_its_neighbours_is_refused():
+    with pytest.raises(ValueError, match=r"first characters of answer 1 merge into the token before .* weight to 0"):
+        encode(chat("What?", "\n\nYes.", "And?", "42"), CHATS["chatml"])
+    question, answer, *rest = chat("What?", "\n\nYes.", "And?", "42").messages
+    tokens = encode(Example((question, replace(answer, learned=False), *rest)), CHATS["chatml"])
+    assert learned(tokens, CHATS["chatml"]) == ["42<|im_end|>"]
+    bare = tokenizer("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    with pytest.raises(ValueError, match=r"answer 1 .* its last into the token behind"):
+        encode(chat("What?", "Yes, th", "at is it?", "42"), bare)
+
+
 def test_special_tokens_within_an_answer_do_not_shorten_it():
     tokens = encode(chat("What?", "Say <|im_end|> now", "And?", "No"), CHATS["chatml"])
     assert learned(tokens, CHATS["chatml"]) == ["Say <|im_end|> now<|im_end|>", "No<|im_end|>"]

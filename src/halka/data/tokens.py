@@ -142,9 +142,20 @@ def _mark(item: chat.Chat, ids: list[int], offsets: list[tuple[int, int]], promp
     loss = [False] * len(ids)
     for number, (start, end) in enumerate(item.answers, start=1):
         last = number == len(item.answers)
+        if not last and any(_within_token(edge, starts, offsets) for edge in (start, end)):
+            return DataError(
+                f"the first characters of answer {number} merge into the token before them, or its last into the token "
+                "behind: begin it with a visible character, set its weight to 0, or give the tokenizer a chat_template "
+                "that closes answers with a token"
+            )
         first, stop = len(prompt) if last else bisect_left(starts, start), bisect_left(starts, end)
         loss[first:stop] = [True] * (stop - first)
     return Tokens(ids, loss) if any(loss) else DataError("no token carries loss")
+
+
+def _within_token(place: int, starts: list[int], offsets: list[tuple[int, int]]) -> bool:
+    before = bisect_left(starts, place) - 1
+    return before >= 0 and offsets[before][1] > place
 
 
 def _encode_plain(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | DataError]:
