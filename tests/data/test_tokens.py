@@ -193,7 +193,7 @@ def test_an_earlier_answer_that_melts_into_its_neighbours_is_refused():
     assert learned(tokens, CHATS["chatml"]) == ["42<|im_end|>"]
     bare = tokenizer("{% for message in messages %}{{ message['content'] }}{% endfor %}")
     with pytest.raises(ValueError, match=r"answer 1 .* its last into the token behind"):
-        encode(chat("What?", "Yes, th", "at is it?", "42"), bare)
+        encode(chat("What?", "Yes, pass", "word?", "42"), bare)
 
 
 def test_special_tokens_within_an_answer_do_not_shorten_it():
