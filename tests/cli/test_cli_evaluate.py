@@ -162,6 +162,23 @@ def test_generate(here):
     assert halka(f"{command} --system Yes.", input="What?\n").stdout
 
 
+def test_who_asks_without_the_system_message_of_the_training_is_reminded_of_it(here):
+    card = json.loads(Path("run/adapter/halka.json").read_text())
+    card["training"]["system"] = "Answer with a number."
+    Path("run/adapter/halka.json").write_text(json.dumps(card))
+    assert "Answer with a number." in halka("adapters show run/adapter").stdout
+    command = "--base base --dtype float32 --adapter run/adapter --max-new-tokens 2"
+    reminder = "was trained with the system message 'Answer with a number.', which the prompts lack: give --system"
+    for without in (halka(f"generate {command} Why?"), halka(f"chat {command}", input="Why?\n")):
+        assert without.stderr.count(reminder) == 1
+        assert reminder not in without.stdout
+    for other in (
+        halka(f"generate {command} --system Yes. Why?"),
+        halka(f"chat {command} --system Yes.", input="Why?\n"),
+    ):
+        assert reminder not in other.stderr
+
+
 def test_generate_draws_the_same_for_the_same_seed(here):
     command = "generate --base base --dtype float32 --max-new-tokens 6 --file prompts.jsonl --temperature 1 --top-p 0.9"
     first, again, other = (parsed(f"{command} --seed {seed}") for seed in (1, 1, 2))

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
-from conversing_for_tests import CHATS, ask, bodies_of
+from conversing_for_tests import CHATS, answer_with, ask, bodies_of
 from serving_for_tests import Running
 
 HOSTILE = "<img src=x onerror=alert(1)><b>bold</b>"
@@ -67,6 +67,31 @@ def test_base_and_adapter_answer_side_by_side(read, open_server):
     assert page.url.endswith("/playground?model=tiny&model=lora")  # what is written stands there neither
     page.get_by_role("button", name="New conversation").click()
     expect(page.get_by_role("article")).to_have_count(0)
+
+
+def test_the_system_message_of_an_adapters_training_is_offered(read):
+    page = read().page
+
+    def trained(route: Route) -> None:
+        adapter = route.fetch()
+        route.fulfill(response=adapter, json=adapter.json() | {"training": {"system": "<b>Be brief.</b>"}})
+
+    page.route("**/v1/adapters/lora*", trained)
+    bodies = bodies_of(page)
+    answer_with(page, "Yes.")
+    page.goto("/playground?model=tiny")
+    expect(page.get_by_role("button", name="Add a model")).to_be_visible()
+    offer = page.get_by_text("lora was trained with the system message “<b>Be brief.</b>”, and none is set.")
+    expect(offer).to_have_count(0)
+    page.goto("/playground?model=tiny&model=lora@1")
+    expect(offer).to_be_visible()
+    page.get_by_role("button", name="Use it").click()
+    expect(offer).to_have_count(0)
+    expect(page.get_by_text("System message set")).to_be_visible()
+    ask(page, "Why?")
+    expect(page.get_by_role("article")).to_have_count(2)
+    assert [message["role"] for message in bodies[1]["messages"]] == ["system", "user"]
+    assert bodies[1]["messages"][0]["content"] == "<b>Be brief.</b>"
 
 
 def test_an_answer_from_documents_opens_its_passage(read, library):

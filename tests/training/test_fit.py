@@ -38,6 +38,17 @@ def test_it_trains_what_train_trains_and_says_what_came_of_it():
     assert result.adapter is None
 
 
+@pytest.mark.parametrize(("own", "common"), [("Be brief.", "Be brief."), ("Be polite.", ""), (None, "")])
+def test_the_card_has_the_system_message_that_all_examples_begin_with(own, common, tmp_path):
+    tokenizer = chatml_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
+    model.add("a", halka.LoRA(rank=2))
+    rows = [{"prompt": f"What is {number}?", "completion": str(number), "system": "Be brief."} for number in range(3)]
+    rows.append({**rows[0], "system": own})
+    fit(model, "a", rows, {"steps": 1}, folder=tmp_path / "run")
+    assert halka.AdapterFolder.open(tmp_path / "run" / "adapter").system == common
+
+
 def test_without_validation_the_last_step_is_the_best():
     result = fit(model_for(), "a", items(), replace(SHORT, steps=2))
     assert (result.best_step, result.validation_loss) == (2, None)

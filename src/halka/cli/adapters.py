@@ -232,6 +232,7 @@ def _show(about: dict[str, Any]) -> None:
             "task": card.task,
             "chat template": card.chat_template,
             "training": _pairs({key: card.training.get(key) for key in SHOWN}),
+            "system message": card.training.get("system") or "",
             "scores": _pairs(card.measurements),
             "made": f"{card.created} with {_pairs(card.versions)}",
         }

@@ -13,7 +13,7 @@ from halka.cli.command import CONTROLS, examples, say
 from halka.cli.generate import MaxNewTokens, Seed, Temperature, TopP, sampling
 from halka.cli.opening import Loading, open_model, with_loading
 from halka.cli.remote import HERE, KEY, Aside, Server
-from halka.cli.routing import AdapterNames, StoreFolder, given_adapters
+from halka.cli.routing import AdapterNames, StoreFolder, given_adapters, note_system
 from halka.util.errors import HalkaError
 from halka.util.text import one_line
 
@@ -77,6 +77,8 @@ def chat(
         raise HalkaError("--collection is for a server: `halka ask` answers from a collection here")
     adapters = given_adapters(adapter, store, loading.allow_pickle)
     name = adapters.only
+    if system is None:
+        note_system(adapters, [name])
     with own_engine(open_model(base, adapters, [name], loading), name, max_new_tokens, options) as reply:
         talk(reply, system)
 

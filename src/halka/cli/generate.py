@@ -11,7 +11,16 @@ import typer
 
 from halka.cli.command import Json, emit, examples, existing_file, show
 from halka.cli.opening import Base, Loading, open_model, with_loading
-from halka.cli.routing import BARE, AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
+from halka.cli.routing import (
+    BARE,
+    AdapterNames,
+    PoolSize,
+    StoreFolder,
+    addressed,
+    given_adapters,
+    note_system,
+    route,
+)
 from halka.util.errors import DataError, HalkaError
 
 if TYPE_CHECKING:
@@ -79,6 +88,8 @@ def generate(
     options = sampling(temperature, top_p) | constrained(schema, regex)
     adapters = given_adapters(adapter, store, loading.allow_pickle)
     prompts, names = route(prompts_from(prompt, file, system), adapters)
+    before = [prompt.messages[0].role for prompt in prompts]
+    note_system(adapters, [name for name, role in zip(names, before, strict=True) if role != "system"])
     model = open_model(base, adapters, names, loading, pool=pool)
     if seed is not None:
         import torch

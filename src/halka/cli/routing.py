@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halka.cli.command import existing_folder
+from halka.cli.command import existing_folder, say
 from halka.data.examples import Example
 from halka.data.readers import Row
 from halka.util.errors import HalkaError, UnknownAdapterError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from halka.storage.adapter_store import AdapterStore
 
 BARE = "the bare base"
+SHOWN = 200  # characters of a system message
 AdapterNames = Annotated[
     list[str] | None,
     typer.Option(
@@ -211,6 +213,14 @@ def route(examples: Sequence[Example], adapters: Adapters) -> tuple[list[Example
             _check(adapters, name, example.where)
             checked.add(name)
     return list(examples), names
+
+
+def note_system(adapters: Adapters, names: Iterable[str | None]) -> None:
+    """Say which of these adapters, whose prompts have no system message, were trained with one."""
+    for name in dict.fromkeys(names):
+        if name is not None and (system := adapters.folder(name).system):
+            text = textwrap.shorten(system, SHOWN, placeholder=" …")
+            say(f"{name} was trained with the system message {text!r}, which the prompts lack: give --system")
 
 
 def _check(adapters: Adapters, name: str, where: str) -> None:

@@ -43,7 +43,7 @@ class TrainingRun:
         """Raises HalkaError for a folder that holds something else."""
         self.plan, self.name, self.folder = plan, name, RunFolder(plan.run.out)
         self.overwrite, self.tensorboard = overwrite, tensorboard
-        self._examples = 0  # that are trained on, once they are encoded
+        self._trained_on: dict[str, Any] = {}  # what the Card says of the examples, once they are encoded
         if tensorboard and find_spec("tensorboard") is None:
             raise HalkaError("--tensorboard needs a package that is not installed: pip install 'halka[tensorboard]'")
         try:
@@ -64,7 +64,7 @@ class TrainingRun:
         job = Job(self.name, self.task.train, self.plan.train, self.task.validation, self.folder.path, written=anew)
         with show_warnings():
             job = encoded(model, job)
-        self._examples = len(job.examples)
+        self._trained_on = {"examples": len(job.examples), "system": job.system}
         if self.plan.run.best_by != "score":
             return job
         score = ValidationScore(model, self.name, self.task, lambda done: on_scored(done, len(job.validation)))
@@ -100,7 +100,7 @@ class TrainingRun:
     def finish(self, model: AdaptedModel) -> dict[str, Any]:
         """Save the trained adapter; returns the result for --json."""
         config, method = self.plan.train, primary(model.adapters[self.name].method)
-        result = self.folder.finish(model, self.name, config, examples=self._examples, task=self.task.name)
+        result = self.folder.finish(model, self.name, config, **self._trained_on, task=self.task.name)
         return {
             "folder": self.folder.path,
             "task": self.task.name,

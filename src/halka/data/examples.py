@@ -163,6 +163,15 @@ def read_examples(path: str | Path, shape: str | None = None) -> FileExamples:
     return FileExamples(examples, shape, problems, used)
 
 
+def common_system(examples: Iterable[object]) -> str:
+    """The system message that all begin with; empty where one has none or another, or is no `Example`."""
+    systems = set[str]()
+    for example in examples:
+        first = example.messages[0] if isinstance(example, Example) else None
+        systems.add(first.content if first is not None and first.role == "system" else "")
+    return systems.pop() if len(systems) == 1 else ""
+
+
 def as_examples(examples: Examples) -> list[Example]:
     """Turn rows into examples, by the shape that most rows have; an `Example` stays as it is.
 

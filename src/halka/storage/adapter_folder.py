@@ -107,6 +107,12 @@ class AdapterFolder:
         return self._spec.named_labels if self.card is None else self.labels
 
     @property
+    def system(self) -> str:
+        """The system message that all its training examples began with; empty where the Card names none."""
+        system = None if self.card is None else self.card.training.get("system")
+        return system if isinstance(system, str) else ""
+
+    @property
     def history(self) -> dict[str, Any]:
         """Its Card's task, training and measurements, as `save` takes them."""
         if (card := self.card) is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 from halka.core import AdaptedModel, quantization_of
 from halka.data.chat import writes_time, written_at
 from halka.data.duplicates import between
-from halka.data.examples import ExamplesOrItems, Item, examples_and_items
+from halka.data.examples import ExamplesOrItems, Item, common_system, examples_and_items
 from halka.methods import described, primary
 from halka.models.kinds import kind_of
 from halka.models.loading import base_name
@@ -85,7 +85,8 @@ def fit(
     with ExitStack() as locks:
         if folder is not None:
             checked_by_first(lambda: _take(RunFolder(folder), locks))
-        run = _run_of(model, Job(name, examples, config, validation, folder, score), ranks)
+        job = encoded(model, _read(Job(name, examples, config, validation, folder, score)))
+        run = _run_of(model, job, ranks)
         if folder is not None:
             checked_by_first(lambda: RunFolder(folder).begin(_settings(run)))
         with closing(_steps_of_one(model, run, Observer(), ranks)) as running:  # where `on_step` raises, too
@@ -96,7 +97,8 @@ def fit(
         if folder is None:
             result = TrainResult.of(steps, run.adapter.count())
         else:
-            finish = partial(RunFolder(folder).finish, model, name, run.config, examples=len(run.items))
+            counted = {"examples": len(run.items), "system": job.system}
+            finish = partial(RunFolder(folder).finish, model, name, run.config, **counted)
             if not run.divided:
                 result = checked_by_first(finish)
             else:
@@ -133,10 +135,11 @@ class Job:
 
 @dataclass(frozen=True)
 class EncodedJob(Job):
-    """A job whose examples are tokens."""
+    """A job whose examples are tokens; `system` is the message that all of them began with."""
 
     examples: list[Item]
     validation: list[Item] = field(default_factory=list[Item])
+    system: str = ""
 
 
 def train_many(
@@ -234,7 +237,8 @@ def encoded(model: AdaptedModel, job: Job) -> EncodedJob:
         items = as_tokens(model, job.examples, job.config, job.name)
         held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
     dated = model.tokenizer is not None and writes_time(model.tokenizer)
-    return EncodedJob(job.name, items, job.config, held_out, job.folder, job.score, written if dated else None)
+    system = common_system(job.examples)
+    return EncodedJob(job.name, items, job.config, held_out, job.folder, job.score, written if dated else None, system)
 
 
 def _settings(run: Run) -> dict[str, Any]:

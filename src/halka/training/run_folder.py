@@ -160,12 +160,13 @@ class RunFolder:
         config: TrainConfig,
         *,
         examples: int,
+        system: str = "",
         task: str = "",
     ) -> TrainResult:
         """Save the trained adapter with a Card of its training, and drop the checkpoint.
 
-        `examples` is how many it was trained on. Where processes hold parts of the adapter the others call
-        `help_finish`. Raises HalkaError as `storage.save` does.
+        `examples` is how many it was trained on, `system` the message that all of them began with. Where processes hold
+        parts of the adapter the others call `help_finish`. Raises HalkaError as `storage.save` does.
         """
         together = model.adapter(name).divided
         steps = checked_by_first(self.steps, together=together)
@@ -176,6 +177,7 @@ class RunFolder:
             "steps": result.steps,
             "best_step": result.best_step,
             "examples": examples,
+            **({"system": system} if system else {}),
             "tokens": result.tokens,
             "seconds": result.seconds,
             "loss": result.loss,

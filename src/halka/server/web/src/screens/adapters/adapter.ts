@@ -66,6 +66,12 @@ export const newestOf = ({ versions }: Adapter) => Math.max(...versions);
 export const modelOf = (adapter: Adapter) => (adapter.version === newestOf(adapter) ? adapter.id : versionedName(adapter.id, adapter.version));
 export const versionedName = (name: string, version: number) => `${name}@${version}`;
 
+/** What `versionedName` joined; a name alone means its newest version. */
+export function namedVersion(text: string): [name: string, version: number | null] {
+  const [, name = text, version] = /^(.+)@(\d+)$/.exec(text) ?? [];
+  return [name, version === undefined ? null : Number(version)];
+}
+
 /** The figures in what was measured, one level deep: `support.exact_match`; what the page knows by the reader's words. */
 export function figuresOf(measurements: Record<string, unknown> | null): [string, string][] {
   const w: Record<string, string> = words.value.adapters.of;

@@ -1,4 +1,5 @@
 // Where a message is written and asked, with how models are to answer: the system message, and how words are sampled.
+import type { ComponentChildren } from "preact";
 import { useRef } from "preact/hooks";
 import { Button } from "../../parts/button";
 import { showWrong, TextArea, TextField } from "../../parts/field";
@@ -9,7 +10,7 @@ import { draft, isSet, isWrong, NAMES, RANGES, sampling, system, type Sampling }
 
 const touched = matchMedia("(pointer: coarse)");
 
-export function Composer({ onAsk }: { onAsk: () => void }) {
+export function Composer({ onAsk, children }: { onAsk: () => void; children: ComponentChildren }) {
   const w = words.value.playground;
   const text = useRef<HTMLTextAreaElement>(null);
   const ask = (event: Event) => {
@@ -27,6 +28,7 @@ export function Composer({ onAsk }: { onAsk: () => void }) {
       <label class="unseen" for="prompt">{w.prompt}</label>
       <textarea id="prompt" ref={text} rows={2} value={draft.value} placeholder={touched.matches ? w.placeholderTouched : w.placeholder} dir="auto"
         onInput={(event) => { draft.value = event.currentTarget.value; }} onKeyDown={onKeyDown} />
+      {children}
       <div class="row">
         <details class="settings">
           <summary><span><Icon name="settings" />{w.settings}</span><AllSet /></summary>

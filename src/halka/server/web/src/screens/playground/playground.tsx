@@ -18,6 +18,7 @@ import { Composer } from "./composer";
 import { ask, askAgain, beginAnew, bodyOf, busy, closeColumn, firstRead, goBack, left, readBefore, turns, type Turn } from "./conversation";
 import { useFollowing } from "./following";
 import { draft } from "./settings";
+import { TrainedWith } from "./trained-with";
 
 export default function Playground() {
   const w = words.value.playground;
@@ -61,7 +62,9 @@ export default function Playground() {
       <Composer onAsk={() => {
         ask();
         toEnd();
-      }} />
+      }}>
+        {models[0] && <TrainedWith base={models[0].id} />}
+      </Composer>
       <div ref={end} class="end" />
       <Commands />
     </div>

@@ -38,6 +38,8 @@ export default {
   system: "System message",
   systemHint: "An adapter that was trained under one answers best under the same. Empty: the chat template's own, if it has one.",
   systemSet: "System message set",
+  trainedWith: "{model} was trained with the system message “{system}”, and none is set.",
+  useSystem: "Use it",
   temperature: "Temperature",
   top_p: "Top p",
   max_tokens: "Most tokens",
