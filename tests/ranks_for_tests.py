@@ -201,6 +201,7 @@ def main(folder: Path) -> None:
         for name in RUNS:
             results[f"{name} resumed"] = resumed(folder / f"{name} run", name)
             stopped(folder / f"{name} stopped", name, steps=3)
+        results["scores"] = [scores_of_which_one_is_none(of, ranks) for of in range(2)]
         results["default device"] = exchanged_under_a_default_device(ranks)
         results["refusal"] = saved_of_fewer_labels(folder / "of fewer labels")
         results["refusals"] = refused_runs(folder)
@@ -257,6 +258,20 @@ def refused_runs(folder: Path) -> list[list[str]]:
             halka.fit(model_of_run("lora"), "a", data(), {**RUN, "lr": lr}, folder=folder / f"lora {name}")
         refusals.append(str(refusal.value))
     return of_all(refusals)
+
+
+def scores_of_which_one_is_none(rank: int, ranks: Ranks) -> list[list[str]]:
+    """Each process's steps of two adapters; of one the score is no number on that rank, and on another not finite."""
+    model = halka.adapt(tiny())
+    for name in ("a", "b"):
+        model.add(name, METHODS["lora"])
+    score = {rank: None, 1 - rank: 0.5 if rank else float("nan")}[ranks.rank]
+    jobs = [
+        Job(name, data(), {"steps": 2, "batch_size": 5}, items(2), score=lambda value=value: value)  # type: ignore[arg-type]
+        for name, value in (("a", score), ("b", 1.0))
+    ]
+    steps = [f"{name} {step}" for steps in train_many(model, jobs) for name, step in steps.items()]
+    return of_all([step if "score at" in step else step[0] for step in steps])
 
 
 def of_all(value: Any) -> list[Any]:

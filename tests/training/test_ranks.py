@@ -186,6 +186,14 @@ def test_a_process_that_ends_in_an_evaluation_leaves_no_other_waiting(two: dict[
     assert {path.name for path in (folder / "lost run").iterdir()} <= {"run.yaml", ".lock"}  # no step is whole
 
 
+def test_all_processes_decide_by_the_first_ones_score(two: dict[str, Any]):
+    of_first, of_second = two["scores"]
+    assert of_first[0] == of_first[1]
+    assert of_first[0][0].startswith("a the score at step 1 is None, and no number")
+    assert of_first[0][1:] == ["b", "b"]
+    assert of_second == [["a", "b", "a", "b"]] * 2
+
+
 def test_a_default_device_of_torchs_changes_nothing_of_what_is_exchanged(two: dict[str, Any]):
     exchanged = two["default device"]
     assert (exchanged["loss"], exchanged["computed"]) == (0.5, 1 << 31)

@@ -232,14 +232,13 @@ class Run:
         scoring = memory_errors(f"in the score after step {self.progress.step}", SMALLER_SCORE)
         with ranks.raised_in_all(), scoring:
             value: Any = self.score()
-            try:
-                own = float(value)
-            except (TypeError, ValueError):
-                raise TrainingError(
-                    f"the score at step {self.progress.step} is {str(value)[:80]}, and no number: return one, such as "
-                    "halka.evaluate(…).scores[NAME].value"
-                ) from None
-        return ranks.from_first(own)
+        score, shown = ranks.from_first((_number(value), str(value)[:80]))  # of several, all decide by the first one's
+        if score is None:
+            raise TrainingError(
+                f"the score at step {self.progress.step} is {shown}, and no number: return one, such as "
+                "halka.evaluate(…).scores[NAME].value"
+            )
+        return score
 
     def validated(self, step: Step, loss: float, score: float | None = None) -> Step:
         """The step with its validation loss and score; keeps the best weights and decides on early stopping.
@@ -382,6 +381,13 @@ def after_evaluation(progress: Progress, loss: float, patience: int | None, scor
         return replace(progress, best_step=progress.step, best_loss=loss, best_score=best, waited=0)
     waited = progress.waited + 1
     return replace(progress, waited=waited, stopped=patience is not None and waited >= patience)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _plain(items: Sequence[Item]) -> list[tuple[Any, ...]]:
