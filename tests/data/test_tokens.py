@@ -304,3 +304,12 @@ def test_nothing_left_is_an_error_with_the_reason():
 
 def test_an_example_without_a_place_is_numbered():
     assert encode_all([chat("a", "b"), chat("a")], CHATS["chatml"]).problems[0].where == "example 2"
+
+
+def test_equal_tokens_of_many_examples_are_one_object():
+    """So that a token takes a third of the memory."""
+    words = "".join(map(chr, range(ord("a"), ord("z"))))
+    items = encode_all([chat(f"{words} {number}", words) for number in range(5)], CHATS["llama3"]).items
+    tokens = [token for item in items for token in item.ids]
+    assert len({id(token) for token in tokens}) == len({*tokens})
+    assert max(tokens) > 256  # smaller integers are one object in Python anyway
