@@ -46,6 +46,8 @@ from halka.util.errors import DivergedError, HalkaError, TrainingError
 from halka.util.machine import held
 from halka.util.tensor_file import iter_tensors, write_tensors
 
+EVALUATIONS = 10  # of a run that does not say how often, evenly apart; of a shorter one as many as it has steps
+
 
 class Run:
     """One adapter's training run: the batches of its next step, and what is done with the gradients.
@@ -91,7 +93,6 @@ class Run:
         if config.group_shared and not self.packed:
             raise HalkaError(f"group_shared is for packed batches, and those of {type(model.base).__name__} are padded")
         self.steps = config.steps or max(1, math.ceil(round(len(self._plan(0)) / config.accumulate * config.epochs, 6)))
-        self.evaluate_every = config.evaluate_every or max(1, self.steps // 10)
         self.peak_lr = config.lr or own_rate(model, name)
         self.optimizer = torch.optim.AdamW(
             self.adapter.parameters(), lr=self.peak_lr, weight_decay=config.weight_decay, fused=True
@@ -219,8 +220,12 @@ class Run:
 
     @property
     def evaluation_due(self) -> bool:
-        done = self.progress.step
-        return bool(self.held_out) and (done % self.evaluate_every == 0 or done == self.steps)
+        done, every = self.progress.step, self.config.evaluate_every
+        if every is None:
+            due = done * EVALUATIONS // self.steps > (done - 1) * EVALUATIONS // self.steps
+        else:
+            due = done % every == 0 or done == self.steps
+        return bool(self.held_out) and due
 
     def scored(self, ranks: Ranks) -> float | None:
         """What `score` returns in the first process, where there is one; all processes call it.
