@@ -124,6 +124,7 @@ def test_a_head_learns_at_the_rate_of_the_method_beside_it(method, tmp_path):
     halka.fit(model, "a", examples(), config, folder=tmp_path, on_step=lambda step: seen.append(step.lr))
     assert seen == [method.lr] * 2
     assert read_card(tmp_path / "adapter").training["lr"] == method.lr
+    assert not (tmp_path / "run.yaml").read_text().startswith("#"), "a head is no method that was chosen"
     halka.load(model, tmp_path / "adapter", name="again")
     assert next(train(model, "again", examples(), config)).lr == method.lr
 

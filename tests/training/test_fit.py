@@ -112,7 +112,10 @@ def test_the_settings_are_read_by_the_command(tmp_path):
     model.base.config._name_or_path = "someone/base"
     model.add("a", Joint((halka.LoRA(rank=4, targets=("attn.q",)), halka.BitFit(targets=("attn.o",)))))
     fit(model, "a", items(), SHORT, folder=tmp_path / "run")
-    plan = read(tmp_path / "run" / "run.yaml", {}, {})
+    settings = tmp_path / "run" / "run.yaml"
+    note = settings.read_text().splitlines()[0]
+    assert note == "# lora is joined with BitFit(targets=('attn.o',)) by halka.Joint: --config trains it alone"
+    plan = read(settings, {}, {})
     assert (plan.run.base, plan.run.out.resolve(), plan.run.dtype) == ("someone/base", tmp_path / "run", "float32")
     assert plan.run.kind == "causal-lm"
     assert plan.method == halka.LoRA(rank=4, targets=("attn.q",))

@@ -93,14 +93,18 @@ class Head:
         return method if acts or trains_all else joined_with(method, self.method)
 
 
-def own_rate(model: AdaptedModel, name: str) -> float:
-    """The learning rate that adapter `name` has where none is set: its method's.
+def own_methods(model: AdaptedModel, name: str) -> tuple[Method, ...]:
+    """The methods of adapter `name` without the head that every adapter of a base with labels has beside them."""
+    methods = methods_of(model.adapter(name).method)
+    return tuple(one for one in methods if not (model.labels and isinstance(one, Modules))) or methods
 
-    A head beside it learns at the same rate. At its own, lower one, prompts, prefixes and scales hardly learn.
+
+def own_rate(model: AdaptedModel, name: str) -> float:
+    """The learning rate that adapter `name` has where none is set: the lowest of its methods'.
+
+    A head beside them learns at the same rate. At its own, lower one, prompts, prefixes and scales hardly learn.
     """
-    method = model.adapter(name).method
-    beside = [one.lr for one in methods_of(method) if not (model.labels and isinstance(one, Modules))]
-    return min(beside, default=method.lr)
+    return min(one.lr for one in own_methods(model, name))
 
 
 def has_head(model: AdaptedModel, keys: Iterable[str]) -> bool:

@@ -17,6 +17,7 @@ from halka.data.chat import writes_time, written_at
 from halka.data.duplicates import between
 from halka.data.examples import ExamplesOrItems, Item, common_system, examples_and_items
 from halka.methods import described, primary
+from halka.models.heads import own_methods
 from halka.models.kinds import kind_of
 from halka.models.loading import base_name
 from halka.training.config import Step, TrainConfig, TrainResult, config_of
@@ -88,7 +89,7 @@ def fit(
         job = encoded(model, _read(Job(name, examples, config, validation, folder, score)))
         run = _run_of(model, job, ranks)
         if folder is not None:
-            checked_by_first(lambda: RunFolder(folder).begin(_settings(run)))
+            checked_by_first(lambda: RunFolder(folder).begin(_settings(run), _note(run)))
         with closing(_steps_of_one(model, run, Observer(), ranks)) as running:  # where `on_step` raises, too
             for step in running:
                 steps.append(step)
@@ -257,6 +258,13 @@ def _settings(run: Run) -> dict[str, Any]:
         **method["fields"],
         "train": vars(run.config),
     }
+
+
+def _note(run: Run) -> str:
+    """What the settings of a run do not say of its method."""
+    first, *others = own_methods(run.model, run.name)
+    joined = ", ".join(map(repr, others))
+    return f"{first.name} is joined with {joined} by halka.Joint: --config trains it alone" if others else ""
 
 
 def _steps_of_one(model: AdaptedModel, run: Run, observer: Observer, ranks: Ranks) -> Generator[Step, None, None]:
