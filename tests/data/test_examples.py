@@ -241,6 +241,12 @@ def test_keys_of_messages_that_nobody_reads_are_named(write):
     assert read_examples(write([{"messages": PARTS}])).unread == []
 
 
+def test_a_tables_first_line_names_its_columns(write):
+    with pytest.raises(ValueError, match=r"'2 \+ 2\?', '4'\. .* columns, which a table's first line names, to one"):
+        read_examples(write("2 + 2?,4\n3 + 3?,6\n", "data.csv"))
+    assert read_examples(write(",prompt,completion\n0,2 + 2?,4\n", "data.csv")).unread == []
+
+
 def test_what_is_no_list_of_examples_is_named():
     with pytest.raises(ValueError, match=r"examples are 0\.1: give rows; .*hold_out"):
         as_examples(0.1)
@@ -306,7 +312,8 @@ def test_two_shapes_that_fit_equally_well_must_be_told_apart(write):
         ("\n \n", "the file has no rows"),
         ('{"text": "a", "class": 1}\n', r"no row has a known shape; the first one has 'class', 'text'\. Known shapes"),
         ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', r"Rename 'chosen' to 'completion'.*are not read\."),
-        ("hello\n", r"no row has a known shape; data\.jsonl:1: not valid JSON"),
+        ("hello\n", r"no row has a known shape; data\.jsonl:1: not valid JSON.* Check that the file is what"),
+        ('{"version": 1, "data": [{"prompt": "a", "completion": "b"}]}', r"If the rows are those in 'data', save that"),
         (
             '{"prompt": "", "completion": "4"}\n',
             r"none of 1 rows is usable as 'prompt'\. data\.jsonl:1: 'prompt' is empty",

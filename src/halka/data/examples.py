@@ -158,7 +158,8 @@ def read_examples(path: str | Path, shape: str | None = None) -> FileExamples:
     if not examples:
         reasons = "; ".join(map(str, problems[:3]))
         raise DataError(
-            f"{path}: none of {len(rows)} rows is usable as {shape!r}. {reasons}. Known shapes: {known_shapes()}."
+            f"{path}: none of {len(rows)} rows is usable as {shape!r}. {reasons}. Mend them, or name another shape. "
+            f"Known shapes: {known_shapes()}."
         )
     return FileExamples(examples, shape, problems, used)
 

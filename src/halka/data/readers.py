@@ -52,7 +52,7 @@ def read_rows(path: str | Path) -> list[Row | Problem]:
     zipped = suffixes[-1:] == [".gz"]
     kind = (suffixes[:-1] if zipped else suffixes)[-1:]
     if not kind or kind[0] not in SUFFIXES or (zipped and kind[0] == ".parquet"):
-        raise DataError(f"{path}: unknown kind of data file: use one of {', '.join(SUFFIXES)}")
+        raise DataError(f"{path}: unknown kind of data file: use one of {', '.join(SUFFIXES)}, and .gz of text")
     if kind[0] == ".parquet":
         return list(_parquet(path))
     tables = {".csv": _csv, ".tsv": _csv, **dict.fromkeys(CONLL, _conll)}

@@ -74,17 +74,7 @@ def detect_shape(source: str, rows: Sequence[Row | Problem]) -> str:
         name for keys in keys_of_rows for name, shape in SHAPES.items() if keys.issuperset(shape.keys)
     ).most_common(2)
     if not fits:
-        first = (
-            f"the first one has {', '.join(map(repr, sorted(keys_of_rows[0]))) or 'no values'}"
-            if keys_of_rows
-            else str(rows[0])
-        )
-        preferred = any("chosen" in keys for keys in keys_of_rows)
-        rename = "'chosen' to 'completion', or to 'messages' if it is a conversation" if preferred else "the columns"
-        raise DataError(
-            f"{source}: no row has a known shape; {first}. Known shapes: {known_shapes()}. Rename {rename}"
-            + ("; rejected answers are not read." if preferred else " to one of them.")
-        )
+        raise DataError(f"{source}: no row has a known shape; {_misfit(rows)}")
     if len(fits) == 2 and fits[0][1] == fits[1][1]:
         raise DataError(
             f"{source}: {fits[0][1]} rows fit {fits[0][0]!r} and as many fit {fits[1][0]!r}. Name one "
@@ -93,12 +83,31 @@ def detect_shape(source: str, rows: Sequence[Row | Problem]) -> str:
     return fits[0][0]
 
 
+def _misfit(rows: Sequence[Row | Problem]) -> str:
+    """What the first row has that can be read, and the way out."""
+    first = next((row for row in rows if isinstance(row, Row)), None)
+    if first is None:
+        return f"{rows[0]}. Known shapes: {known_shapes()}. Check that the file is what its name says, in UTF-8."
+    keys = sorted(key for key, value in first.fields.items() if value is not None)
+    way_out = "Rename the columns, which a table's first line names, to one of them."
+    if "chosen" in keys:
+        way_out = "Rename 'chosen' to 'completion', or a conversation to 'messages'; rejected answers are not read."
+    elif len(rows) == 1 and (inner := next((key for key in keys if _is_table(first.fields[key])), None)):
+        way_out = f"If the rows are those in {inner!r}, save that list alone."
+    shown = ", ".join(map(repr, keys)) or "no values"
+    return f"the first one has {shown}. Known shapes: {known_shapes()}. {way_out}"
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
 def keys_read(rows: Sequence[Row], shape: str) -> tuple[list[str], list[str]]:
     """The keys that rows have a value for, in their order: those that are read, and those that are not.
 
-    Of the latter, those of messages come last, as "messages.name".
+    Of the latter, those of messages come last, as "messages.name", and a column without a name is left out.
     """
-    keys = dict.fromkeys(key for row in rows for key, value in row.fields.items() if not _is_blank(value))
+    keys = dict.fromkeys(key for row in rows for key, value in row.fields.items() if key and not _is_blank(value))
     known = {*SHAPES[shape].keys, *SHAPES[shape].optional, *OPTIONAL}
     read = [key for key in keys if key in known]
     inner = dict.fromkeys(f"{key}.{own}" for key in read for row in rows for own in _unread_of(row.fields.get(key)))
@@ -241,7 +250,7 @@ def _text(value: object, name: str) -> str:
     if isinstance(value, int | float):
         value = str(value)
     if not isinstance(value, str):
-        raise DataError(f"{name} is not text but a {type(value).__name__}")
+        raise DataError(f"{name} is not text but a {type(value).__name__}: write it as text")
     if not value.strip():
         raise DataError(f"{name} is empty")
     if why := not_unicode(value):

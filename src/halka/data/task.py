@@ -191,7 +191,8 @@ def _read_task(path: Path) -> Task:
             seed = f"{values.get('seed', 0)}/{split}"
             train, files[split] = split_off(train, round(fraction * len(files["train"])), seed)
     if not train:
-        raise DataError(f"{path}: validation and test leave nothing of {len(files['train'])} train examples")
+        whole = len(files["train"])
+        raise DataError(f"{path}: validation and test leave nothing of {whole} train examples: hold out less")
     metrics = tuple(_as_list(values["metrics"]))
     primary = values.get("primary", metrics[0])
     if primary not in metrics:
