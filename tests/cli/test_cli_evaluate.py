@@ -121,8 +121,11 @@ def test_evaluate_on_a_task(here):
         ("generate --base base --max-new-tokens 9 --regex a( Hi", "regex 'a(' cannot be enforced"),
         ("generate --base base", "the prompt is empty"),
         ("generate --base base Hi --file prompts.jsonl", "a PROMPT and --file were given: give one of them"),
-        ("generate --base base --file wrong.jsonl", 'wrong.jsonl:1: no prompt: a row has "prompt"'),
-        ("generate --base base --file half.jsonl", "half.jsonl:1 is not UTF-8: it has half a character (0xd800) at"),
+        ("generate --base base --file wrong.jsonl", 'wrong.jsonl:1: no prompt: a row has one of "messages", "prompt"'),
+        (
+            "generate --base base --file half.jsonl",
+            "half.jsonl:1: 'prompt' is not UTF-8: it has half a character (0xd800) at",
+        ),
         ("generate --base base --file roles.jsonl", "roles.jsonl:1: message 1 has the role ['x']; known roles are"),
         ("generate --base base caf\udce9", "the prompt is not UTF-8: it has the byte 0xe9 at character 4"),
         ("generate --base base --system \udce9 Hi", "--system is not UTF-8"),
@@ -138,7 +141,7 @@ def test_evaluate_on_a_task(here):
     ],
 )
 def test_a_wrong_command_is_one_line(here, command, told):
-    Path("wrong.jsonl").write_text('{"question": "?"}\n')
+    Path("wrong.jsonl").write_text('{"answer": "?"}\n')
     Path("list.json").write_text('["object"]')
     Path("half.jsonl").write_text('{"prompt": "a\\ud800"}\n')
     Path("roles.jsonl").write_text('{"messages": [{"role": ["x"], "content": "Hi"}]}\n')
@@ -231,6 +234,10 @@ def test_rows_of_a_file_have_their_own_system_text(here):
         {"messages": spoken},
         {"messages": spoken[1:], **system},
         {"messages": None, "prompt": "What?", **system},
+        {"prompt": spoken[1:], **system},
+        {"question": "What?", "answer": "That.", **system},
+        {"instruction": "What?", "output": "That.", **system},
+        {"conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}], **system},
     ]
     Path("system.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     plain, *others = (answer for _, answer in answers(f"{GENERATE} --file system.jsonl"))

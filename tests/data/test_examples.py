@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import halka
 from halka.data.examples import Example, Message, as_examples, read_examples
-from halka.data.readers import Problem, _distinct
-from halka.data.shapes import SHAPES
+from halka.data.readers import Problem, _distinct, row_of
+from halka.data.shapes import SHAPES, prompt_of
 from halka.util.errors import DataError
 
 PAIR = (Message("user", "2 + 2?"), Message("assistant", "4"))
@@ -59,6 +59,19 @@ def test_every_shape_is_recognised_and_gives_the_same_conversation(write, shape)
     assert (rows.shape, rows.problems) == (shape, [])
     tags = (PAIR[0], Message("assistant", "O O B-X"))
     assert [example.messages for example in rows.examples] == [tags if shape == "tagged" else PAIR]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_rows_prompt_needs_no_answer(shape):
+    asked = {key: value for key, value in ROWS[shape].items() if key == SHAPES[shape].keys[0]}
+    assert prompt_of(row_of("x", asked)) == prompt_of(row_of("x", ROWS[shape])) == [PAIR[0]]
+
+
+def test_a_row_without_a_prompt_is_named():
+    with pytest.raises(DataError, match='a row has one of "messages", "prompt", "question", "instruction"'):
+        prompt_of(row_of("x", {"answer": "4"}))
+    with pytest.raises(DataError, match="no message to answer"):
+        prompt_of(row_of("x", {"messages": [{"role": "system", "content": ""}]}))
 
 
 UNLEARNED = (PAIR[0], replace(PAIR[1], learned=False))

@@ -25,7 +25,7 @@ from halka.util.errors import DataError, HalkaError
 
 if TYPE_CHECKING:
     from halka.core import AdaptedModel
-    from halka.data.examples import Example
+    from halka.data.examples import Example, Message
     from halka.data.readers import Row
 
 EXAMPLES = examples(
@@ -56,9 +56,7 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="else --file, or standard input")] = None,
     file: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help='rows with "prompt", "messages", "text" or "words", and "adapter" where they name one'
-        ),
+        typer.Option(metavar="FILE", help='rows of any shape that is trained on, and "adapter" where they name one'),
     ] = None,
     adapter: AdapterNames = None,
     store: StoreFolder = None,
@@ -167,36 +165,14 @@ def prompts_from(prompt: str | None, file: Path | None, system: str | None) -> l
     return [Example((*before, as_message({"role": "user", "content": text}, "the prompt")))]
 
 
-def _messages(row: Row) -> list[Any]:
+def _messages(row: Row) -> list[Message]:
     """The conversation of a row, without its final answer."""
-    from halka.data.shapes import as_message, check_readable, listed, with_system
+    from halka.data.shapes import prompt_of
 
-    fields = row.fields
     try:
-        check_readable(row)
+        return prompt_of(row)
     except DataError as error:
         raise HalkaError(f"{row.where}: {error}") from None
-    value = next((fields[key] for key in ("messages", "prompt", "text") if fields.get(key) is not None), None)
-    if fields.get("messages") is not None:
-        value = listed(value) or value  # a cell of CSV has it as JSON
-    words = listed(fields.get("words"))
-    if value is None and words and all(isinstance(word, str) for word in words):
-        value = " ".join(words)
-    if isinstance(value, str) and value.strip():
-        second = fields.get("text_pair")
-        texts = [text for text in (value, second) if isinstance(text, str) and text.strip()]
-        return with_system([as_message({"role": "user", "content": text}, row.where) for text in texts], row)
-    if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
-        raise HalkaError(
-            f'{row.where}: no prompt: a row has "prompt" or "text": a text, "words": a list, or "messages": '
-            "a list of role and content"
-        )
-    messages = [as_message(message, f"{row.where}: message {number}") for number, message in enumerate(value, start=1)]
-    messages = with_system(messages, row)
-    asked = messages[:-1] if messages[-1].role == "assistant" else messages
-    if not asked:
-        raise HalkaError(f"{row.where}: no message to answer")
-    return asked
 
 
 def answer_all(

@@ -53,10 +53,14 @@ class Message:
 
 @dataclass(frozen=True)
 class Shape:
-    """A way of writing examples: the keys that every row has, how they become messages, keys that a row may have."""
+    """A way of writing examples: the keys that every row has, the first of them with the prompt, and may have.
+
+    messages, prompt   what a row's values become, with the answer and without
+    """
 
     keys: tuple[str, ...]
     messages: Callable[[dict[str, object]], list[Message]]
+    prompt: Callable[[dict[str, object]], list[Message]]
     optional: tuple[str, ...] = ()
 
 
@@ -150,6 +154,19 @@ def conversation_of(row: Row, shape: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+def prompt_of(row: Row) -> list[Message]:
+    """The row's messages before its answer, which it need not have. Raises DataError, without its place, for none."""
+    check_readable(row)
+    shape = next((shape for shape in SHAPES.values() if row.fields.get(shape.keys[0]) is not None), None)
+    if shape is None:
+        names = ", ".join(f'"{shape.keys[0]}"' for shape in SHAPES.values())
+        raise DataError(f"no prompt: a row has one of {names}")
+    messages = with_system(shape.prompt(row.fields), row)
+    if not messages:
+        raise DataError("no message to answer")
+    return messages
+
+
 def references_of(row: Row) -> tuple[str, ...]:
     """All answers that the row's field "references" accepts."""
     value = row.fields.get("references")
@@ -206,6 +223,12 @@ def _conversation(value: object, key: str) -> list[Message]:
     if not items:
         raise DataError(f"{key!r} is empty")
     return [_turn(item, f"message {number}") for number, item in enumerate(items, start=1) if not _empty_system(item)]
+
+
+def _asked(value: object, key: str) -> list[Message]:
+    """A conversation without its final answer."""
+    messages = _conversation(value, key)
+    return messages[:-1] if messages and messages[-1].role == "assistant" else messages
 
 
 def _is_turn(item: object) -> bool:
@@ -269,15 +292,25 @@ def _part(part: object, name: str) -> str:
 
 def _pair(row: dict[str, object], prompt: str, answer: str) -> list[Message]:
     """Two texts, or two lists of messages, of which the first's answers are no part of what is learned."""
-    turns = [listed(row[key]) for key in (prompt, answer)]
-    if all(items and all(map(_is_turn, items)) for items in turns):
+    if _are_turns(row[prompt]) and _are_turns(row[answer]):
         before = _conversation(row[prompt], prompt)
         before = [replace(turn, learned=False) if turn.role == "assistant" else turn for turn in before]
         return before + _conversation(row[answer], answer)
     return [Message("user", _text(row[prompt], repr(prompt))), Message("assistant", _text(row[answer], repr(answer)))]
 
 
-def _alpaca(row: dict[str, object]) -> list[Message]:
+def _first(row: dict[str, object], prompt: str) -> list[Message]:
+    """A text, or a list of messages."""
+    value = row[prompt]
+    return _asked(value, prompt) if _are_turns(value) else [Message("user", _text(value, repr(prompt)))]
+
+
+def _are_turns(value: object) -> bool:
+    items = listed(value)
+    return bool(items) and all(map(_is_turn, items or ()))
+
+
+def _instruction(row: dict[str, object]) -> list[Message]:
     """The input, where there is one, follows the instruction after an empty line."""
     if row.get("history"):
         raise DataError("'history' is not read; write the conversation as 'messages'")
@@ -285,15 +318,28 @@ def _alpaca(row: dict[str, object]) -> list[Message]:
     context = row.get("input")
     if context is not None and str(context).strip():
         instruction = f"{instruction}\n\n{_text(context, repr('input'))}"
-    return [Message("user", instruction), Message("assistant", _text(row["output"], "'output'"))]
+    return [Message("user", instruction)]
 
 
-def _labelled(row: dict[str, object]) -> list[Message]:
-    """One text, or two of which the second is `text_pair`, and the label's name."""
+def _alpaca(row: dict[str, object]) -> list[Message]:
+    return [*_instruction(row), Message("assistant", _text(row["output"], "'output'"))]
+
+
+def _texts(row: dict[str, object]) -> list[Message]:
+    """One text, or two of which the second is `text_pair`."""
     texts = [_text(row["text"], "'text'")]
     if row.get("text_pair") not in (None, ""):
         texts.append(_text(row["text_pair"], "'text_pair'"))
-    return [*(Message("user", text) for text in texts), Message("assistant", _text(row["label"], "'label'").strip())]
+    return [Message("user", text) for text in texts]
+
+
+def _labelled(row: dict[str, object]) -> list[Message]:
+    """The texts, and the label's name."""
+    return [*_texts(row), Message("assistant", _text(row["label"], "'label'").strip())]
+
+
+def _sentence(row: dict[str, object]) -> list[Message]:
+    return [Message("user", " ".join(_words(row["words"], "words")))]
 
 
 def _tagged(row: dict[str, object]) -> list[Message]:
@@ -313,12 +359,20 @@ def _words(value: object, key: str) -> list[str]:
     return words
 
 
+def _turns(key: str) -> Shape:
+    return Shape((key,), lambda row: _conversation(row[key], key), lambda row: _asked(row[key], key))
+
+
+def _pairs(prompt: str, answer: str) -> Shape:
+    return Shape((prompt, answer), lambda row: _pair(row, prompt, answer), lambda row: _first(row, prompt))
+
+
 SHAPES: dict[str, Shape] = {
-    "messages": Shape(("messages",), lambda row: _conversation(row["messages"], "messages")),
-    "prompt": Shape(("prompt", "completion"), lambda row: _pair(row, "prompt", "completion")),
-    "question": Shape(("question", "answer"), lambda row: _pair(row, "question", "answer")),
-    "alpaca": Shape(("instruction", "output"), _alpaca, ("input",)),
-    "sharegpt": Shape(("conversations",), lambda row: _conversation(row["conversations"], "conversations")),
-    "labelled": Shape(("text", "label"), _labelled, ("text_pair",)),
-    "tagged": Shape(("words", "tags"), _tagged),
+    "messages": _turns("messages"),
+    "prompt": _pairs("prompt", "completion"),
+    "question": _pairs("question", "answer"),
+    "alpaca": Shape(("instruction", "output"), _alpaca, _instruction, ("input",)),
+    "sharegpt": _turns("conversations"),
+    "labelled": Shape(("text", "label"), _labelled, _texts, ("text_pair",)),
+    "tagged": Shape(("words", "tags"), _tagged, _sentence),
 }
