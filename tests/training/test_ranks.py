@@ -23,6 +23,7 @@ from halka.util.errors import DamagedFolderError, HalkaError
 from ranks_for_tests import CASES
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
+from training_for_tests import model_for
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +215,34 @@ def test_buckets_are_of_one_kind_and_no_larger_than_allowed():
     assert [[tensor.numel() for tensor in bucket] for bucket in _buckets(tensors)] == [
         *([BUCKET // 2, BUCKET // 2], [1], [BUCKET + 1], [5], [2])
     ]
+
+
+def test_processes_of_torchrun_that_have_not_joined_do_not_train(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """All of them would write the same folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    model = model_for()
+    ways = (
+        lambda: halka.train(model, "a", ranks.items(), folder=tmp_path / "run"),
+        lambda: halka.fit(model, "a", ranks.items(), folder=tmp_path / "run"),
+        lambda: halka.train_many(model, [halka.Job("a", ranks.items(), folder=tmp_path / "run")]),
+    )
+    for way in ways:
+        with pytest.raises(
+            HalkaError, match=r"WORLD_SIZE=2, and each .* train within `with halka.training.joined_ranks"
+        ):
+            way()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_group_that_does_not_exchange_on_the_cpu_is_refused(tmp_path):
+    dist.init_process_group("cuda:gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        with pytest.raises(
+            HalkaError, match=r"exchanges by cuda:gloo alone, .*init_process_group\(\"cpu:gloo,cuda:nccl"
+        ):
+            halka.fit(model_for(), "a", ranks.items())
+    finally:
+        dist.destroy_process_group()
 
 
 def test_one_process_alone_exchanges_nothing():

@@ -56,7 +56,7 @@ def train(
     Raises DataError for data without labels, HalkaError for a wrong config or the folder of another run, TrainingError
     where training itself fails, OutOfMemoryError (one of these) where memory does not suffice.
     """
-    ranks = Ranks.here()
+    ranks = Ranks.joined()
     run = _run_of(model, Job(name, examples, config_of(config), validation, folder, score), ranks)
     return Steps(_alone(_steps_of_one(model, run, observe or Observer(), ranks), [run]), [run], "train")
 
@@ -82,7 +82,7 @@ def fit(
     """
     steps: list[Step] = []
     config = config_of(config)
-    ranks = Ranks.here()
+    ranks = Ranks.joined()
     with ExitStack() as locks:
         if folder is not None:
             checked_by_first(lambda: _take(RunFolder(folder), locks))
@@ -179,7 +179,7 @@ def _runs_of(model: AdaptedModel, jobs: Sequence[Job]) -> list[Run]:
         if double := {value for value in values if values.count(value) > 1}:
             raise HalkaError(f"two jobs have the {kind} {', '.join(sorted(double))}: give each its own")
     runs: list[Run] = []
-    ranks = Ranks.here()
+    ranks = Ranks.joined()
     for job in jobs:
         try:
             runs.append(_run_of(model, job, ranks))

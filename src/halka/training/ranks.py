@@ -39,6 +39,22 @@ class Ranks:
             return Ranks(dist.get_rank(), dist.get_world_size())
         return Ranks()
 
+    @staticmethod
+    def joined() -> Ranks:
+        """`here`. Raises HalkaError for one of several that would train alone, and for a group that cannot exchange."""
+        if not (dist.is_available() and dist.is_initialized()):
+            if (count := world_size()) > 1:
+                raise HalkaError(
+                    f"the environment has WORLD_SIZE={count}, and each of the processes would train alone: train "
+                    "within `with halka.training.joined_ranks():`, or unset WORLD_SIZE where each has its own run"
+                )
+        elif "cpu:" not in (backends := dist.get_backend_config()):
+            raise HalkaError(
+                f"torch's process group exchanges by {backends} alone, and ranks exchange numbers on the CPU, too: "
+                'make it by halka.training.joined_ranks(), or by dist.init_process_group("cpu:gloo,cuda:nccl")'
+            )
+        return Ranks.here()
+
     @property
     def first(self) -> bool:
         return self.rank == 0
