@@ -112,10 +112,10 @@ def keys_read(rows: Sequence[Row], shape: str) -> tuple[list[str], list[str]]:
     Of the latter, those of messages come last, as "messages.name", and a column without a name is left out.
     """
     keys = dict.fromkeys(key for row in rows for key, value in row.fields.items() if key and not _is_blank(value))
-    known = {*SHAPES[shape].keys, *SHAPES[shape].optional, *OPTIONAL}
-    read = [key for key in keys if key in known]
-    inner = dict.fromkeys(f"{key}.{own}" for key in read for row in rows for own in _unread_of(row.fields.get(key)))
-    return read, [*(key for key in keys if key not in known), *inner]
+    own = {*SHAPES[shape].keys, *SHAPES[shape].optional, *OPTIONAL}
+    read = [key for key in keys if key in own]
+    of_messages = dict.fromkeys(f"{key}.{inner}" for key in read for row in rows for inner in _unread_of(row.fields.get(key)))
+    return read, [*(key for key in keys if key not in own), *of_messages]
 
 
 def _unread_of(value: object) -> list[str]:
