@@ -114,8 +114,8 @@ def keys_read(rows: Sequence[Row], shape: str) -> tuple[list[str], list[str]]:
     keys = dict.fromkeys(key for row in rows for key, value in row.fields.items() if key and not _is_blank(value))
     own = {*SHAPES[shape].keys, *SHAPES[shape].optional, *OPTIONAL}
     read = [key for key in keys if key in own]
-    of_messages = dict.fromkeys(f"{key}.{inner}" for key in read for row in rows for inner in _unread_of(row.fields.get(key)))
-    return read, [*(key for key in keys if key not in own), *of_messages]
+    more = dict.fromkeys(f"{key}.{inner}" for key in read for row in rows for inner in _unread_of(row.fields.get(key)))
+    return read, [*(key for key in keys if key not in own), *more]
 
 
 def _unread_of(value: object) -> list[str]:
