@@ -159,7 +159,7 @@ def _by(gap: Interval) -> str:
 LAWS = (
     Law("ten times", "rates", "LoRA's best rate is 10 to 15 times full fine-tuning's.", ("full", "r16, α 32"), tenfold),
     Law(
-        "rank, α fixed",
+        "fixed alpha",
         "rates",
         "With α fixed the best rate does not depend on the rank.",
         ("r1, α 32", "r64, α 32"),
@@ -167,7 +167,7 @@ LAWS = (
         beside=("r4, α 32", "r16, α 32"),
     ),
     Law(
-        "rank, α twice the rank",
+        "alpha twice the rank",
         "rates",
         "With α twice the rank the best rate does not depend on the rank.",
         ("r1, α 2", "r64, α 128"),

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from halka.studies.experiment import Entry
+from halka.studies.measure import CHANGED
+
 PARAMETERS = 134_515_008
 TRUTH = {"full": (0.70, 80), "lora": (0.69, 100), "bottleneck": (0.68, 120), "dora": (0.69, 110), "prefix": (0.5, 300)}
 """By method, the score that training comes to, and the steps in which two thirds of it are learned."""
@@ -67,7 +70,8 @@ def _validated(lr: float, lrs: list[float], seed: int = 0) -> dict[str, Any]:
 def _common(
     settings: Mapping[str, Any], entry: Mapping[str, Any], lr: float | None, seed: int, purpose: str
 ) -> dict[str, Any]:
-    fields = {key: value for key, value in entry.items() if key not in ("method", "label", "lrs", "text", "train")}
+    changed = {name: value for name, value in Entry(**entry).fields().items() if name in CHANGED}
+    own = {key: value for key, value in entry.items() if key not in ("method", "label", "lrs", "text", "train")}
     train = {**settings["train"], **entry.get("train", {})}
     return {
         "schema": 1,
@@ -77,7 +81,7 @@ def _common(
         "task": Path(settings["task"]).stem,
         "base": settings["base"],
         "dtype": settings["dtype"],
-        "method": {"name": entry["method"], "label": entry["label"], "fields": fields},
+        "method": {"name": entry["method"], "label": entry["label"], "fields": changed | own},
         "lr": lr,
         "seed": seed,
         "purpose": purpose,

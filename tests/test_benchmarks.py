@@ -361,8 +361,8 @@ def apart(*bests):
     [
         ("ten times", {"full": sweep(2e-4), "r16, α 32": sweep(2.4e-3)}, "held"),
         ("ten times", {"full": sweep(2e-4), "r16, α 32": sweep(8e-4)}, "did not hold"),
-        ("rank, α fixed", {"r1, α 32": sweep(2e-3), "r64, α 32": sweep(2.2e-3)}, "held"),
-        ("rank, α fixed", {"r1, α 32": sweep(2e-3), "r64, α 32": sweep(2e-4)}, "did not hold"),
+        ("fixed alpha", {"r1, α 32": sweep(2e-3), "r64, α 32": sweep(2.2e-3)}, "held"),
+        ("fixed alpha", {"r1, α 32": sweep(2e-3), "r64, α 32": sweep(2e-4)}, "did not hold"),
         ("ten times", {"full": sweep(2e-4), "r16, α 32": apart(1e-3, 1.3e-3, 1.6e-3)}, "cannot be told here"),
         (
             "places",
@@ -409,7 +409,7 @@ def test_a_batch_law_sees_a_gap_that_grows_with_every_seed(laws):
 
 def test_nothing_is_told_where_the_best_rate_is_an_edge(laws):
     edge = {seed: {1e-3: 0.1, 2e-3: 0.2, 4e-3: 0.3} for seed in (0, 1, 2)}
-    law = next(law for law in laws.LAWS if law.name == "rank, α fixed")
+    law = next(law for law in laws.LAWS if law.name == "fixed alpha")
     finding = laws.judged(law, {"r1, α 32": edge, "r64, α 32": edge})
     assert finding.verdict == "cannot be told here"
     assert finding.finding.endswith("at an edge of the rates tried: r1, α 32 and r64, α 32")

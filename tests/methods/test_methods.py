@@ -130,12 +130,14 @@ def test_a_method_is_frozen_and_says_what_its_fields_mean(kind):
     ("method", "scale"),
     [
         (halka.LoRA(), 2.0),
-        (halka.LoRA(rank=8), 2.0),
+        (halka.LoRA(rank=8), 4.0),
+        (halka.LoRA(rank=8, alpha=None), 2.0),
         (halka.LoRA(rank=8, alpha=8), 1.0),
         (halka.LoRA(rank=8, alpha=4), 0.5),
         (halka.LoRA(rank=16, alpha=0), 0.0),
         (halka.LoRA(rank=16, alpha=8, scaling="root"), 2.0),
-        (halka.LoRA(rank=9, scaling="root"), 6.0),
+        (halka.LoRA(rank=64, scaling="root"), 4.0),
+        (halka.LoRA(rank=9, alpha=None, scaling="root"), 6.0),
     ],
 )
 def test_the_scale_of_lora(method, scale):

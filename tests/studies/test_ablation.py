@@ -170,7 +170,8 @@ def files(tmp_path_factory) -> Path:
     (folder / "more" / "extra.md").write_text("The code of item9 is secret9.")
     asked = [{"question": f"What is the code of item{n}?", "answer": f"secret{n}"} for n in (*range(8), 9)]
     absent = {"question": "What is the code of item77?", "answers": []}
-    for split, chosen in {"train": asked, "validation": asked[:2], "test": [*asked[:4], asked[-1], absent]}.items():
+    others = [{**row, "question": row["question"].replace("What", "Which")} for row in asked[:2]]
+    for split, chosen in {"train": asked, "validation": others, "test": [*asked[:4], asked[-1], absent]}.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
     given = {
         "name": "codes",
@@ -527,12 +528,16 @@ def test_runs_keep_the_names_of_before(tmp_path):
         "name": "names",
         "documents": ["documents.jsonl"],
         "questions": {split: f"{split}.jsonl" for split in ("train", "validation", "test")},
-        "method": {"method": "lora", "rank": 16, "lrs": [2e-3]},
+        "method": {"method": "lora", "rank": 16, "alpha": None, "lrs": [2e-3]},
         "seeds": [0],
     }
     (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(settings))
     runs = runs_of(read_ablation(tmp_path / "ablation.yaml"), tmp_path / "out")
     assert [run.key for run in runs] == ["base-seed0-f19e095d", "adapter-seed0-500f5f54", "tuned-seed0-ed7be7f9"]
+    del settings["method"]["alpha"]
+    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(settings))
+    others = runs_of(read_ablation(tmp_path / "ablation.yaml"), tmp_path / "out")
+    assert {run.key for run in others}.isdisjoint(run.key for run in runs), "α was twice the rank then"
 
 
 @pytest.mark.parametrize("injections", [0, 30])

@@ -10,12 +10,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
+from halka.methods import build_method
 from halka.studies.ablation import Ablation
 from halka.studies.compare import Plan, measurements, run, runner, write_outputs
 from halka.studies.experiment import Entry, Experiment, demo_experiment, read_experiment
@@ -564,7 +566,8 @@ def test_an_experiment_is_read_as_it_is_written(tmp_path):
         key: tuple(value) if key == "seeds" else value for key, value in given.items() if key != "methods"
     }
     assert [entry.title() for entry in found.methods] == ["base", "lora rank=4 targets=('attn.q',)", "other"]
-    assert [entry.fields() for entry in found.methods] == [{}, {"rank": 4, "targets": ("attn.q",)}, {}]
+    usual = {"alpha": 32.0}  # which runs name that are of another α than those of before, twice the rank
+    assert [entry.fields() for entry in found.methods] == [{}, {**usual, "rank": 4, "targets": ("attn.q",)}, usual]
     assert [entry.rates() for entry in found.methods[1:]] == [(1e-3, 1e-2), (1e-3,)]
 
 
@@ -653,7 +656,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
     """`1e-1` without a dot is text to YAML 1.1."""
     entry = {"method": "lora", "rank": "16", "dropout": "1e-1", "lrs": ["1e-3"], "targets": "attn.q,attn.v"}
     found = read_experiment(written(tmp_path, {**GOOD, "methods": [entry], "train": {"weight_decay": "1e-2"}}))
-    assert found.methods[0].fields() == {"rank": 16, "dropout": 0.1, "targets": ("attn.q", "attn.v")}
+    assert found.methods[0].fields() == {"rank": 16, "alpha": 32, "dropout": 0.1, "targets": ("attn.q", "attn.v")}
     assert found.methods[0].lrs == (1e-3,)
     assert found.train == {"weight_decay": 1e-2}
 
@@ -812,11 +815,16 @@ def test_the_demo_is_its_benchmark_with_fewer_items_seeds_and_rates():
     demo, benchmark = demo_experiment(), read_experiment(BENCHMARKS / "experiments" / "demo.yaml")
     assert demo.train == benchmark.train
     assert demo.base == benchmark.base
-    rates = {entry.method: entry.lrs for entry in benchmark.methods}
+    entries = {entry.method: entry for entry in benchmark.methods}
     finals = [run for run in measurements(BENCHMARKS / "results" / "demo") if run["purpose"] == "final"]
     for entry in demo.methods:
         assert {run["lr"] for run in finals if run["method"]["name"] == entry.method} == {*(entry.lrs or [None])}
-    assert [entry.model_copy(update={"lrs": rates[entry.method]}) for entry in demo.methods] == [*benchmark.methods]
+        other = entries[entry.method]
+        assert (entry.label, entry.text, entry.train) == (other.label, other.text, other.train)
+        if entry.method != "base":
+            built, in_benchmark = (build_method(entry.method, one.fields()) for one in (entry, other))
+            assert replace(built, **{"alpha": None} if entry.method == "lora" else {}) == in_benchmark
+    assert [entry.method for entry in demo.methods] == [*entries]
 
 
 # ── with the real program ───────────────────────────────────────────────────────────────────────────────────────────

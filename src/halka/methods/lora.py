@@ -15,6 +15,10 @@ from halka.core import ModulePart, Part, Target, add_low_rank, init_parameter, l
 from halka.methods._checks import finite, fraction, linear_layer, one_input, positive_int, weight_roles
 from halka.methods._fields import method, option
 
+ALPHA = 32.0
+"""For every rank: all learn best at one learning rate then, and not with α twice the rank (docs/evidence.md)."""
+ALPHA_HELP = "numerator α of the scale (null: twice the rank)"
+
 
 @method
 class LoRA:
@@ -24,7 +28,7 @@ class LoRA:
     lr: ClassVar[float] = 1e-3
 
     rank: int = option(default=16, help="rank r of the product", check=positive_int)
-    alpha: float | None = option(default=None, help="numerator α of the scale; 2·rank if not given", check=finite)
+    alpha: float | None = option(default=ALPHA, help=ALPHA_HELP, check=finite)
     dropout: float = option(default=0.0, help="dropout on the product's input while training", check=fraction)
     targets: tuple[str, ...] = option(
         default=("linear",),

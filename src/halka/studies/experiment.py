@@ -17,7 +17,7 @@ from halka.methods import method_named
 from halka.methods.prompt import check_start
 from halka.models.loading import place_of
 from halka.report.units import listed
-from halka.studies.measure import BASE
+from halka.studies.measure import BASE, CHANGED
 from halka.training import TrainConfig
 from halka.util.base_folders import is_base_folder
 from halka.util.dtypes import Dtype, Quantize
@@ -110,7 +110,14 @@ class Entry(Settings):
         return self
 
     def fields(self) -> dict[str, Any]:
-        """The method's own fields that the file sets, each in its own type."""
+        """The method's own fields that the file sets, each in its own type, and those of `CHANGED`."""
+        if self.method == BASE:
+            return {}
+        settings = settings_of(method_named(self.method))
+        changed = {name: settings[name].default for name in CHANGED if name in settings}
+        return changed | self._set()
+
+    def _set(self) -> dict[str, Any]:
         fields = self.model_extra or {}
         return converted(settings_of(method_named(self.method)), fields) if fields else {}
 
@@ -120,7 +127,7 @@ class Entry(Settings):
 
     def title(self) -> str:
         """The entry's label, or its method with the fields that the file sets."""
-        shown = " ".join(f"{key}={value}" for key, value in self.fields().items())
+        shown = " ".join(f"{key}={value}" for key, value in self._set().items())
         return self.label or " ".join(filter(None, (self.method, shown, self.quantize)))
 
 

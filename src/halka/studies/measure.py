@@ -60,6 +60,17 @@ SAVE_EVERY = 70  # steps between checkpoints; seldom one that is scored, whose s
 
 Purpose = Literal["search", "final"]
 
+CHANGED = ("alpha",)
+"""Fields of methods that had another default when runs were first recorded, and no run named what it did not set.
+
+A run that has none, or null, is of the default of then: of α, twice the rank.
+"""
+
+
+def named_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's fields as the names of its runs have them: null of `CHANGED` as none, which runs of then had."""
+    return {name: value for name, value in fields.items() if value is not None or name not in CHANGED}
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -102,6 +113,7 @@ class Spec:
         for name, before in since.items():  # runs keep the names that they had before these fields existed
             if work[name] == before:
                 del work[name]
+        work["fields"] = named_fields(self.fields)
         text = json.dumps({**work, "schema": SCHEMA}, sort_keys=True)
         rate = "" if self.train["lr"] is None else f"-lr{self.train['lr']:g}"
         safe = "".join(letter if letter.isalnum() else "-" for letter in self.label.lower()).strip("-")

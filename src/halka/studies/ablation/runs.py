@@ -22,6 +22,7 @@ from halka.rag.sources import digest_of
 from halka.studies.ablation.scores import from_row, scored
 from halka.studies.ablation.settings import FULL, Ablation, Who, questions_of
 from halka.studies.hosts import Here, Result
+from halka.studies.measure import CHANGED, named_fields
 from halka.studies.runner import Event, Runner, alone_in
 from halka.util.base_folders import folder_digest
 
@@ -100,6 +101,8 @@ def runs_of(ablation: Ablation, folder: str | Path) -> list[Run]:
     names = ("documents", "questions", "examples", "seeds", "name", "full_lr", "arms", "jobs")
     left_out = dict.fromkeys(names, True) | {"method": {"text", "train"}}
     work = ablation.model_dump(exclude=left_out)
+    changed = {name: value for name, value in ablation.method.fields().items() if name in CHANGED}
+    work["method"] = named_fields(changed | work["method"])
     work |= {"questions": questions_of(ablation).digest, "documents": digest_of(ablation.documents), "schema": SCHEMA}
     if files := folder_digest(ablation.place(ablation.base)):
         work["base_files"] = files
