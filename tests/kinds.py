@@ -10,7 +10,7 @@ from halka.core import AdaptedModel
 from tiny import tiny
 
 KINDS = {
-    "lora": halka.LoRA(rank=4),
+    "lora": halka.LoRA(rank=4, alpha=8),
     "dora": halka.DoRA(rank=3, targets=("attn.q", "mlp.down")),
     "parallel": halka.Bottleneck(width=6, reads="input"),
     "serial": halka.Bottleneck(width=4, targets=("mlp",), activation="gelu"),

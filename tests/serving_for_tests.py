@@ -31,7 +31,11 @@ from halka.util.errors import HalkaError
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
-FAMILIES = {"lora": halka.LoRA(rank=4), "prefix": halka.Prefix(length=4), "bottleneck": halka.Bottleneck(width=8)}
+FAMILIES = {
+    "lora": halka.LoRA(rank=4, alpha=8),
+    "prefix": halka.Prefix(length=4),
+    "bottleneck": halka.Bottleneck(width=8),
+}
 
 WEATHER = {
     "type": "function",

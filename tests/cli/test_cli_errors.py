@@ -15,7 +15,7 @@ from halka.util import errors
 from halka.util.suggest import suggest
 
 ERRORS = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
-WORK_FAILED = {errors.TrainingError, errors.LostRankError, errors.OutOfMemoryError}
+WORK_FAILED = {errors.TrainingError, errors.DivergedError, errors.LostRankError, errors.OutOfMemoryError}
 BUG = "This is a bug, in Halka or in a library that it uses: HALKA_DEBUG=1 shows where; please report"
 
 

@@ -13,7 +13,7 @@ from halka.storage.card import read_card
 from tiny import tiny
 from tokenizers_for_tests import plain_tokenizer
 
-FLAGS = "--base base --dtype float32 --batch-size 4 --rank 4 --lr 0.02 --warmup 0"
+FLAGS = "--base base --dtype float32 --batch-size 4 --rank 4 --alpha 8 --lr 0.02 --warmup 0"
 
 
 @pytest.fixture(scope="module")

@@ -133,6 +133,7 @@ def test_an_adapter_of_a_store_is_judged_as_its_folder_is(run, tmp_path):
     assert stored == given
 
 
+@pytest.mark.filterwarnings("ignore:.* accepted answers are longer")
 @pytest.mark.parametrize("kind", [CLASSES, TAGS, "seq2seq-lm"])
 def test_bases_of_other_kinds_are_judged_by_what_they_learn(kind):
     tokenizer = plain_tokenizer()

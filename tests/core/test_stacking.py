@@ -18,7 +18,7 @@ from tiny import tiny
 
 FAMILIES = {
     "lora": [
-        halka.LoRA(rank=3),
+        halka.LoRA(rank=3, alpha=6),
         halka.LoRA(rank=20, targets=("attn.qv", "mlp.down"), scaling="root"),
         halka.LoRA(rank=16, alpha=4, dropout=0.1, targets=("linear", "head")),
     ],

@@ -85,7 +85,9 @@ def trainer_for(model: AdaptedModel, data: list[Tokens], folder: Path, **options
     )
 
 
-@pytest.mark.parametrize("method", [halka.LoRA(rank=4), halka.Prefix(length=4), halka.Full()], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method", [halka.LoRA(rank=4, alpha=8), halka.Prefix(length=4), halka.Full()], ids=lambda m: m.name
+)
 def test_trainer_teaches_what_train_teaches_saves_and_resumes(method, tmp_path):
     data = items(12)
     ours, theirs = model_for(method), model_for(method)
@@ -205,7 +207,9 @@ def from_rows(row: dict, count: int = 8):
     return Dataset.from_list([row] * count)
 
 
-@pytest.mark.parametrize("method", [halka.LoRA(rank=4), halka.Prefix(length=4), halka.Full()], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method", [halka.LoRA(rank=4, alpha=8), halka.Prefix(length=4), halka.Full()], ids=lambda m: m.name
+)
 def test_sft_trainer_learns_and_leaves_the_base(method, tmp_path):
     from trl import SFTConfig, SFTTrainer
 

@@ -217,7 +217,7 @@ def test_only_places_that_count_are_compared():
 )
 def test_bases_of_other_kinds_are_compared_by_what_they_give(architecture, kind):
     model = halka.adapt(tiny(architecture, kind=kind))
-    model.add("a", halka.LoRA(rank=2))
+    model.add("a", halka.LoRA(rank=2, alpha=4))
     disturb(model, "a", by=0.2)
     found = halka.merge_error(model, "a", PROBES)
     assert found.tokens == (4 if kind == "sequence-classification" else 4 * 39)

@@ -355,7 +355,7 @@ def test_an_adapter_goes_from_form_to_form_with_a_word(made, form, tmp_path, rec
     assert len(recwarn) == 0
 
 
-@pytest.mark.filterwarnings("ignore:.* accepted answers are longer")
+@pytest.mark.filterwarnings("ignore:.* accepted answers are longer", "ignore:.* prompts of validation are in the")
 @every_form
 def test_training_evaluation_a_store_and_a_pool(made, form, tmp_path):
     from halka.data.task import load_task

@@ -30,7 +30,7 @@ from tokenizers_for_tests import plain_tokenizer
 
 ARCHITECTURES = ("bert", "llama")
 CONFIG = TrainConfig(steps=4, batch_size=4, lr=1e-2, schedule="constant", warmup=0.0)
-LORA = halka.LoRA(rank=4)
+LORA = halka.LoRA(rank=4, alpha=8)
 
 
 def model_with(architecture: str = "bert", kind: str = CLASSES, **methods):
@@ -331,7 +331,7 @@ def test_a_new_pooler_is_trained_with_the_head_and_kept_with_it(encoder, tmp_pat
     BertModel.from_pretrained(encoder, add_pooling_layer=False).save_pretrained(encoder)
     model = halka.adapt(*load_base(encoder, kind=CLASSES, labels=LABELS, dtype="float32"))
     assert model.head.method == halka.Modules(("head", "module:bert.pooler"))
-    model.add("a", halka.LoRA(rank=4, targets=("attn.qv",)))
+    model.add("a", halka.LoRA(rank=4, alpha=8, targets=("attn.qv",)))
     disturb(model, "a")
     halka.save(model, "a", tmp_path / "a")
     halka.load(model, tmp_path / "a", name="b")

@@ -84,6 +84,7 @@ def test_the_system_message_of_an_adapters_training_is_offered(read):
     offer = page.get_by_text("lora was trained with the system message “<b>Be brief.</b>”, and none is set.")
     expect(offer).to_have_count(0)
     page.goto("/playground?model=tiny&model=lora@1")
+    page.get_by_role("textbox", name="Your message").fill("Why?")
     expect(offer).to_be_visible()
     page.get_by_role("button", name="Use it").click()
     expect(offer).to_have_count(0)

@@ -19,7 +19,11 @@ import halka
 from halka.cli import app
 
 WRITTEN = Path(__file__).parents[1] / "fixtures" / "written_by_0_1_0"
-RUNS = {"finished": "--method lora --rank 2", "prefix": "--method prefix --length 2", "full": "--method full"}
+RUNS = {
+    "finished": "--method lora --rank 2 --alpha none",
+    "prefix": "--method prefix --length 2",
+    "full": "--method full",
+}
 TRAIN = "--base base --data data.jsonl --dtype float32 --batch-size 4 --lr 0.02"
 
 

@@ -55,7 +55,7 @@ def test_twenty_steps_of_sgd_end_with_the_same_adapter():
     ends: list[list[Tensor]] = []
     for packed in (True, False):
         model = halka.adapt(tiny())
-        model.add("a", halka.LoRA(rank=4))
+        model.add("a", halka.LoRA(rank=4, alpha=8))
         disturb(model, "a")
         starts = [parameter.detach().clone() for parameter in model.parameters("a")]
         optimizer = torch.optim.SGD(model.parameters("a"), lr=0.3)

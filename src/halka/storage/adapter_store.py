@@ -68,7 +68,7 @@ class Stored:
 
 def name_and_version(text: str) -> tuple[str, int | None]:
     """What NAME@VERSION names; of a name without a version None, which is the newest."""
-    match = VERSIONED.fullmatch(text)
+    match = VERSIONED.fullmatch(str(text))  # of no text the name is refused where it is looked up
     return (text, None) if match is None else (match[1], int(match[2]))
 
 

@@ -199,7 +199,7 @@ def test_every_base(base, situation):
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda it: it.__name__)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method(method, situation):
-    model = adapted(a=METHODS[method], b=METHODS[method], c=halka.LoRA(rank=5), d=halka.IA3())
+    model = adapted(a=METHODS[method], b=METHODS[method], c=halka.LoRA(rank=5, alpha=10), d=halka.IA3())
     for names in (("a", None, "b"), ("c", "a", "d")):
         assert_equals_the_twin(model, names, situation)
 
@@ -305,7 +305,7 @@ def rescaled(adapter: Adapter) -> None:
 @pytest.mark.parametrize("change", [assigned, replaced, rescaled], ids=lambda it: it.__name__)
 def test_parameters_and_scales_that_are_replaced_are_seen_each_time(change):
     """What is assigned, at once; what is set by hand, when the names of the rows change."""
-    model = adapted(a=halka.LoRA(rank=4), b=halka.IA3())
+    model = adapted(a=halka.LoRA(rank=4, alpha=8), b=halka.IA3())
     forward, names = LlamaForward(model), ("a", "b")
     for _ in range(4):
         fast, slow = (rows(Lines(model, it), names) for it in (forward, TransformersForward(model)))

@@ -63,7 +63,7 @@ export default function Playground() {
         ask();
         toEnd();
       }}>
-        {models[0] && <TrainedWith base={models[0].id} />}
+        {models[0] && draft.value && <TrainedWith base={models[0].id} />}
       </Composer>
       <div ref={end} class="end" />
       <Commands />

@@ -2,7 +2,6 @@
 import { Button } from "../../parts/button";
 import { useLoading } from "../../parts/loading";
 import { fill, words } from "../../words/words";
-import { getAdapter, namedVersion } from "../adapters/adapter";
 import { columns } from "./columns";
 import { system } from "./settings";
 
@@ -10,7 +9,10 @@ import { system } from "./settings";
 export function TrainedWith({ base }: { base: string }) {
   const w = words.value.playground;
   const names = [...new Set(columns.value.map(({ model }) => model))].filter((name) => name !== base);
-  const { value: adapters } = useLoading(() => Promise.all(names.map((name) => getAdapter(...namedVersion(name)))), [], [names.join()]);
+  const { value: adapters } = useLoading(async () => {
+    const { getAdapter, namedVersion } = await import("../adapters/adapter"); // which the first load need not have
+    return Promise.all(names.map((name) => getAdapter(...namedVersion(name))));
+  }, [], [names.join()]);
   const trained = adapters?.find((adapter) => typeof adapter.training?.["system"] === "string");
   if (!trained || system.value.trim()) return null;
   const own = String(trained.training?.["system"]);
