@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from halka.studies.experiment import Entry
-from halka.studies.measure import CHANGED
+from halka.studies.measure import NEW_DEFAULTS
 
 PARAMETERS = 134_515_008
 TRUTH = {"full": (0.70, 80), "lora": (0.69, 100), "bottleneck": (0.68, 120), "dora": (0.69, 110), "prefix": (0.5, 300)}
@@ -70,7 +70,7 @@ def _validated(lr: float, lrs: list[float], seed: int = 0) -> dict[str, Any]:
 def _common(
     settings: Mapping[str, Any], entry: Mapping[str, Any], lr: float | None, seed: int, purpose: str
 ) -> dict[str, Any]:
-    changed = {name: value for name, value in Entry(**entry).fields().items() if name in CHANGED}
+    changed = {name: value for name, value in Entry(**entry).fields().items() if name in NEW_DEFAULTS}
     own = {key: value for key, value in entry.items() if key not in ("method", "label", "lrs", "text", "train")}
     train = {**settings["train"], **entry.get("train", {})}
     return {

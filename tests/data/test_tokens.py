@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens, encode, encode_all, encode_prompt
@@ -194,6 +195,19 @@ def test_an_earlier_answer_that_melts_into_its_neighbours_is_refused():
     bare = tokenizer("{% for message in messages %}{{ message['content'] }}{% endfor %}")
     with pytest.raises(ValueError, match=r"answer 1 .* its last into the token behind"):
         encode(chat("What?", "Yes, pass", "word?", "42"), bare)
+
+
+def test_a_closing_token_may_take_in_the_line_break_behind_it():
+    """As Phi-3's does."""
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    stripping = tokenizer(template)
+    stripping.add_special_tokens({"eos_token": AddedToken("<|im_end|>", rstrip=True, special=True)})
+    tokens = encode(chat("What?", "Yes.", "And?", "42"), stripping)
+    assert learned(tokens, stripping) == ["Yes.<|im_end|>", "42<|im_end|>"]
+    assert stripping("<|im_end|>\n\n", add_special_tokens=False)["input_ids"] == [stripping.eos_token_id]
 
 
 def test_special_tokens_within_an_answer_do_not_shorten_it():

@@ -9,7 +9,7 @@ from classifiers import LABELS, TEXTS, classifier
 from halka.data.examples import Example, Message, as_examples
 from halka.data.task import Task
 from halka.data.tokens import encode, encode_prompt
-from halka.evaluation.accepted import accepted_answers, answer_room, texts_of, too_long
+from halka.evaluation.accepted import accepted_answers, longest_answer, texts_of, too_long
 from halka.evaluation.validation_score import ValidationScore
 from tiny import tiny
 from tokenizers_for_tests import (
@@ -51,7 +51,7 @@ def test_every_accepted_answer_counts_and_earlier_ones_of_the_conversation_do_no
     accepted = accepted_answers(model_of(tokenizer), [Example(turns, ("Ada", LONG)), Example(turns, ("Ada",))])
     long, short = (1 + len(tokenizer.encode(text)) for text in (LONG, "Ada"))
     assert [[answer.tokens for answer in own] for own in accepted] == [[short, long], [short]]
-    assert answer_room(accepted) == long
+    assert longest_answer(accepted) == long
     assert [too_long(accepted, room) for room in (short - 2, short - 1)] == [2, 0]
 
 
@@ -60,9 +60,9 @@ def test_what_the_context_does_not_hold_needs_no_room():
     model = model_of(tokenizer, positions=128)
     rows = [{"prompt": "Who?", "completion": text} for text in ("Ada", LONG * 4)]
     accepted = accepted_answers(model, as_examples(rows))
-    assert answer_room(accepted) == accepted[0][0].tokens == 1 + len(tokenizer.encode("Ada"))
-    assert answer_room(accepted[1:]) == 1 + len(tokenizer.encode(LONG * 4))
-    with pytest.warns(UserWarning, match="1 of 2 accepted answers are longer than"):
+    assert longest_answer(accepted) == accepted[0][0].tokens == 1 + len(tokenizer.encode("Ada"))
+    assert longest_answer(accepted[1:]) == 1 + len(tokenizer.encode(LONG * 4))
+    with pytest.warns(UserWarning, match="1 of 2 accepted answers do not fit the base's context beside their prompts"):
         halka.evaluate(model, None, rows)
 
 
@@ -76,7 +76,7 @@ def test_an_answer_that_the_template_refuses_has_its_own_tokens():
 
 def test_a_class_is_one_token():
     examples = as_examples([{"text": text, "label": label} for text, label in zip(TEXTS, LABELS, strict=False)])
-    assert answer_room(accepted_answers(classifier(), examples)) == 1
+    assert longest_answer(accepted_answers(classifier(), examples)) == 1
 
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")

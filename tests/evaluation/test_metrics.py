@@ -87,8 +87,9 @@ def test_classes():
 
 
 def test_joiners_are_a_matter_of_spelling():
-    for name in ("exact_match", "token_f1", "rouge_l"):
-        assert of(name, "র\u200d্যাব আছে", "র্যাব আছে") == 1
+    for name, best in (("exact_match", 1), ("token_f1", 1), ("rouge_l", 1), ("chrf", 100)):
+        assert of(name, "র\u200d্যাব আছে", "র্যাব আছে") == pytest.approx(best)
+    assert of("bleu", "cafe\u0301 au lait ici", "café au lait ici") == pytest.approx(100)
 
 
 def test_scripts_without_spaces_are_scored_by_their_letters():

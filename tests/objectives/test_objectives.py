@@ -141,6 +141,19 @@ def test_a_run_without_a_rate_keeps_the_one_that_it_began_with(tmp_path):
     assert [(step.step, step.lr) for step in steps] == [(1, 1e-3), (2, 1e-3)]
 
 
+def test_a_rate_that_was_set_is_no_default_of_before(tmp_path):
+    for config in (TrainConfig(steps=3, lr=5e-3), TrainConfig(steps=3)):
+        model = classifier()
+        model.add("a", halka.Prompt(length=3))
+        if config.lr is None:
+            with pytest.raises(ValueError, match=r"lr was 0.005, is 0.01"):
+                next(train(model, "a", examples(), config, folder=tmp_path))
+        else:
+            running = train(model, "a", examples(), config, folder=tmp_path)
+            next(running)
+            running.close()
+
+
 @pytest.mark.parametrize(
     "method",
     [halka.Full(), halka.Modules(("classifier",)), halka.Joint((LORA, halka.Modules(("classifier",))))],

@@ -14,6 +14,7 @@ import halka
 from contract import disturb, ids
 from full_disk import room_for
 from halka.core import AdaptedModel, Adapter, Method
+from halka.methods import described
 from halka.training.checkpoint import Progress, open_checkpoint, restore, save_checkpoint
 from tiny import tiny
 
@@ -126,6 +127,26 @@ def test_another_runs_checkpoint_is_refused(changes, named, tmp_path):
     with pytest.raises(ValueError, match="Use another folder") as refused:
         open_checkpoint(path, {**RUN, **changes})
     assert f"{path.parent} holds an unfinished run that differs from this one: {named}. " in str(refused.value)
+
+
+def test_no_alpha_is_twice_the_rank_as_it_was(tmp_path):
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    model, optimizer = trained(METHODS[0])
+    for method in (halka.LoRA(rank=16), halka.Joint((halka.LoRA(rank=16), halka.Modules(("head",))))):
+        now = described(method)
+        before = json.loads(json.dumps(now).replace('"alpha": 32.0', '"alpha": null'))
+        assert before != now
+        flat, old = (
+            {"method": m["name"], **{f"{m['name']}'s {k}": v for k, v in m["fields"].items()}} for m in (now, before)
+        )
+        save_checkpoint(path, old, PROGRESS, model.adapters["a"], optimizer)
+        assert open_checkpoint(path, flat) is not None
+    old, flat = ({"method": "lora", "lora's rank": 4, "lora's alpha": alpha} for alpha in (None, 32.0))
+    save_checkpoint(path, old, PROGRESS, model.adapters["a"], optimizer)
+    with pytest.raises(
+        ValueError, match=r"lora's alpha was 8.0, is 32.0. Where none was named α was twice the rank: name"
+    ):
+        open_checkpoint(path, flat)
 
 
 def test_a_full_disk_while_saving_leaves_the_old_one(tmp_path):

@@ -654,7 +654,9 @@ def test_a_run_that_ran_out_of_memory_goes_on_where_it_was(when, tmp_path):
     assert same(weights(resumed), weights(expected))
 
 
-@pytest.mark.parametrize("error", [KeyError("a bug"), KeyboardInterrupt(), HalkaError("no room"), "no number"])
+@pytest.mark.parametrize(
+    "error", [KeyError("a bug"), ConnectionError("no judge"), KeyboardInterrupt(), HalkaError("no room"), "no number"]
+)
 @pytest.mark.parametrize("at", [3, 9], ids=["on the way", "after the last step"])
 def test_an_evaluation_that_an_error_ended_is_made_when_the_run_goes_on(error, at, tmp_path):
     held_out, expected = items(2, seed=9), model_for(DROPOUT)

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from halka.evaluation.metrics import Score
 from halka.methods import all_methods, build_method, described
+from halka.methods.lora import with_alpha
 from halka.util.dtypes import Dtype, Quantize
 
 T = TypeVar("T")
@@ -304,12 +305,12 @@ def best_condition(scores: Mapping[str, Score]) -> str:
 
 
 def listed_fields(method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Rank, targets and what is set otherwise than by default; all fields of a method that Halka does not have."""
+    """Rank, targets and what differs from the method's defaults; all fields of a method that Halka does not have."""
     if method not in all_methods():
         return dict(fields)
     defaults = described(build_method(method, {}))["fields"]
-    default = {key: (defaults.get(key), None) for key in fields if key not in ALWAYS_LISTED}
-    return {key: value for key, value in fields.items() if value not in default.get(key, ())}
+    named = with_alpha(fields)
+    return {key: value for key, value in named.items() if key in ALWAYS_LISTED or value != defaults.get(key)}
 
 
 def from_json(kind: type[T], value: Any) -> T:

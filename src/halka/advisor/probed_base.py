@@ -23,7 +23,7 @@ from halka.data.batches import Batch, plan_packed
 from halka.data.examples import Example, Message
 from halka.data.readers import Problem
 from halka.data.tokens import Tokens, encode, encode_all, encode_prompt
-from halka.evaluation.accepted import accepted_answers, answer_room, too_long
+from halka.evaluation.accepted import accepted_answers, longest_answer, too_long
 from halka.evaluation.generation import AdapterNames, answers_of
 from halka.evaluation.streaming import user_message
 from halka.models import adapt, context, without_dropout
@@ -335,7 +335,7 @@ def _answer_room(model: AdaptedModel, held_out: Sequence[Example], named: int | 
     """Tokens of an answer: as many as are named, else those of the longest held-out one in the context."""
     accepted = accepted_answers(model, held_out)
     if named is None:
-        return answer_room(accepted)
+        return longest_answer(accepted)
     if cut := too_long(accepted, named):
         missing["answers"] = (
             f"{cut} of {len(held_out)} held-out answers are longer than {named} tokens, so that no choice can give "

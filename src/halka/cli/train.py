@@ -72,7 +72,7 @@ class Train(Deferred):
             flag("many", Path | None, None, metavar="FILE", help="a YAML file with several runs, trained together"),
             flag("devices", int | None, None, metavar="N", help="processes that train together, a device each"),
             flag("shard", bool, False, help="each process holds a part of the base (FSDP)"),
-            flag("overwrite", bool, False, help="train anew where a run is"),
+            flag("overwrite", bool, False, help="train anew where a run is; its adapter is set aside until then"),
             flag("tensorboard", bool, False, help="write FOLDER/tensorboard too"),
             flag("json", bool, False, help="print the result as JSON"),
         ]

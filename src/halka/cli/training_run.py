@@ -43,6 +43,7 @@ class TrainingRun:
         """Raises HalkaError for a folder that holds something else."""
         self.plan, self.name, self.folder = plan, name, RunFolder(plan.run.out)
         self.overwrite, self.tensorboard = overwrite, tensorboard
+        self._config = plan.train
         self._trained_on: dict[str, Any] = {}  # what the Card says of the examples, once they are encoded
         if tensorboard and find_spec("tensorboard") is None:
             raise HalkaError("--tensorboard needs a package that is not installed: pip install 'halka[tensorboard]'")
@@ -73,7 +74,9 @@ class TrainingRun:
     def begin(self, model: AdaptedModel) -> None:
         """Write the settings of a new run; a run under way stays as it is, but for --overwrite."""
         begin = self.folder.begin_anew if self.overwrite else self.folder.begin
-        begin(self.plan.settings(primary(model.adapters[self.name].method)))
+        method = model.adapters[self.name].method
+        begin(self.plan.settings(primary(method)))
+        self._config = self.folder.with_settings_of_old(self._config, method.lr)
 
     @contextmanager
     def log(self) -> Iterator[Callable[[Step], None]]:
@@ -99,7 +102,7 @@ class TrainingRun:
 
     def finish(self, model: AdaptedModel) -> dict[str, Any]:
         """Save the trained adapter; returns the result for --json."""
-        config, method = self.plan.train, primary(model.adapters[self.name].method)
+        config, method = self._config, primary(model.adapters[self.name].method)
         result = self.folder.finish(model, self.name, config, **self._trained_on, task=self.task.name)
         return {
             "folder": self.folder.path,

@@ -47,7 +47,7 @@ def spoken(text: str, begin: str) -> str:
     return text.strip().removeprefix(begin).strip()
 
 
-def answer_in(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, ends: Collection[int], begin: str) -> str:
+def decoded_answer(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, ends: Collection[int], begin: str) -> str:
     """The answer in what a model writes, without the id of `ends` that closes it, what follows that, and `opening`."""
     own = [*takewhile(lambda number: number not in ends, ids)]
     return spoken(str(tokenizer.decode(own, skip_special_tokens=True)), begin)

@@ -146,7 +146,9 @@ def _mark(item: chat.Chat, ids: list[int], offsets: list[tuple[int, int]], promp
     loss = [False] * len(ids)
     for number, (start, end) in enumerate(item.answers, start=1):
         last = number == len(item.answers)
-        if not last and any(_within_token(edge, starts, offsets) for edge in (start, end)):
+        if not last and (
+            _behind(start, item.text, starts, offsets) or _behind(end, item.text, starts, offsets).strip()
+        ):
             return DataError(
                 f"the first characters of answer {number} merge into the token before them, or its last into the token "
                 "behind: begin it with a visible character, set its weight to 0, or give the tokenizer a chat_template "
@@ -157,9 +159,10 @@ def _mark(item: chat.Chat, ids: list[int], offsets: list[tuple[int, int]], promp
     return Tokens(ids, loss) if any(loss) else DataError("no token carries loss")
 
 
-def _within_token(place: int, starts: list[int], offsets: list[tuple[int, int]]) -> bool:
+def _behind(place: int, text: str, starts: list[int], offsets: list[tuple[int, int]]) -> str:
+    """What a token that begins before the place has behind it; of a token that closes an answer maybe blanks."""
     before = bisect_left(starts, place) - 1
-    return before >= 0 and offsets[before][1] > place
+    return text[place : offsets[before][1]] if before >= 0 else ""
 
 
 def _encode_plain(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | DataError]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from halka.core import AdaptedModel
-from halka.data.answers import answer_in, end_tokens, opening
+from halka.data.answers import decoded_answer, end_tokens, opening
 from halka.data.examples import Example, Item, Message
 from halka.data.tokens import Tokens
 from halka.evaluation.generation import check_has_tokenizer
@@ -59,7 +59,7 @@ def texts_of(accepted: Sequence[Sequence[Accepted]]) -> list[tuple[str, ...]]:
     return [tuple(answer.text for answer in own) for own in accepted]
 
 
-def answer_room(accepted: Sequence[Sequence[Accepted]]) -> int:
+def longest_answer(accepted: Sequence[Sequence[Accepted]]) -> int:
     """Tokens of the longest accepted answer that the context holds; of the longest if it holds none."""
     every = [answer for own in accepted for answer in own]
     return max(answer.tokens for answer in [answer for answer in every if answer.fits] or every)
@@ -68,6 +68,16 @@ def answer_room(accepted: Sequence[Sequence[Accepted]]) -> int:
 def too_long(accepted: Sequence[Sequence[Accepted]], room: int) -> int:
     """The number of examples all of whose answers are longer than `room` tokens; what ends them needs no room."""
     return sum(min(answer.tokens for answer in own) - 1 > room for own in accepted)
+
+
+def warn_of_unfit(accepted: Sequence[Sequence[Accepted]]) -> None:
+    """Warn of examples whose answers the context does not hold."""
+    if cut := sum(not any(answer.fits for answer in own) for own in accepted):
+        warnings.warn(
+            f"{cut} of {len(accepted)} accepted answers do not fit the base's context beside their prompts, so that no "
+            "answer can equal them: shorten them, or leave them out",
+            stacklevel=3,
+        )
 
 
 def warn_of_longer(accepted: Sequence[Sequence[Accepted]], room: int) -> None:
@@ -93,7 +103,7 @@ def _text_of(model: AdaptedModel) -> Callable[[Tokens], str]:
 
     def text_of(item: Tokens) -> str:
         taught = [token for token, loss in zip(item.ids, item.loss, strict=True) if loss]
-        return answer_in(taught, tokenizer, ends, begin)
+        return decoded_answer(taught, tokenizer, ends, begin)
 
     return text_of
 

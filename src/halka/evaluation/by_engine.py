@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from halka.core import AdaptedModel
-from halka.data.answers import answer_in
+from halka.data.answers import decoded_answer
 from halka.data.examples import Example
 from halka.data.tokens import encode_prompt
 from halka.engine.constraint import Constraint
@@ -116,7 +116,7 @@ def answers_by_engine(
             for answer in [answer for answer in place if answer.finish is not None]:
                 if answer.error is not None:
                     raise answer.error
-                text = answer_in(answer.tokens, model.tokenizer, engine.ends, engine.opening)
+                text = decoded_answer(answer.tokens, model.tokenizer, engine.ends, engine.opening)
                 yield place.pop(answer), text
 
 

@@ -11,7 +11,7 @@ from halka.core import AdaptedModel
 from halka.data.examples import Examples, as_examples
 from halka.data.metric import Metric
 from halka.data.tokens import Tokens, start_ids
-from halka.evaluation.accepted import accepted_answers, answer_room, texts_of, warn_of_longer
+from halka.evaluation.accepted import accepted_answers, longest_answer, texts_of, warn_of_longer, warn_of_unfit
 from halka.evaluation.generation import AdapterNames, adapter_of_each, answers_of
 from halka.evaluation.metrics import Score, default_metrics, find_metric, score
 from halka.models import context
@@ -94,8 +94,12 @@ def evaluate(
             score([references[i][0] for i in own], [references[i] for i in own], metrics, resamples=1)
         except HalkaError as error:
             raise HalkaError(f"for {'the base' if name is None else f'adapter {name!r}'}: {error}") from None
-    room = answer_room(accepted) if max_new_tokens is None else max_new_tokens
-    warn_of_longer(accepted, room)
+    if max_new_tokens is None:
+        room = longest_answer(accepted)
+        warn_of_unfit(accepted)
+    else:
+        room = max_new_tokens
+        warn_of_longer(accepted, room)
     options: dict[str, Any] = {"max_new_tokens": room, "fit": max_new_tokens is None, "batch_size": batch_size}
     answers = answers_of(model, names, examples, on_progress=on_progress, **options)
     predictions = tuple(

@@ -121,7 +121,7 @@ def _sacrebleu(name: str) -> Any:
 
 
 def _bleu_counts(prediction: str, references: Sequence[str]) -> Counts:
-    one = _sacrebleu("bleu").sentence_score(prediction, list(references))
+    one = _sacrebleu("bleu").sentence_score(plain(prediction), [plain(text) for text in references])
     return dict(enumerate([one.sys_len, one.ref_len, *one.counts, *one.totals]))
 
 
@@ -136,7 +136,8 @@ def _bleu(sums: Sums) -> FloatArray:
 
 
 def _chrf_counts(prediction: str, references: Sequence[str]) -> Counts:
-    counts = _sacrebleu("chrf")._extract_corpus_statistics([prediction], [[text] for text in references])
+    texts = [[plain(text)] for text in references]
+    counts = _sacrebleu("chrf")._extract_corpus_statistics([plain(prediction)], texts)
     return dict(enumerate(counts[0]))
 
 

@@ -70,5 +70,6 @@ class ValidationScore:
                 raise DataError(
                     f"{example.place(index)}: a prompt of {tokens} tokens leaves no room for an answer of {new} "
                     f"({why}) in the {positions} positions for text that this base has: "
-                    "shorten it, leave it out of the validation examples, or train with best_by loss"
+                    "shorten it, leave it out of the validation examples, name a smaller max_new_tokens in the task, "
+                    "or train with best_by loss"
                 )

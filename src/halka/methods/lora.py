@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,13 @@ from halka.methods._fields import method, option
 ALPHA = 32.0
 """For every rank: all learn best at one learning rate then, and not with α twice the rank (docs/evidence.md)."""
 ALPHA_HELP = "numerator α of the scale (null: twice the rank)"
+
+
+def with_alpha(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A method's fields, whose names may have a prefix, with α as a number where it is none."""
+    alpha, rank = f"{prefix}alpha", f"{prefix}rank"
+    unnamed = rank in fields and fields.get(alpha, 0) is None
+    return {**fields, alpha: 2.0 * fields[rank]} if unnamed else dict(fields)
 
 
 @method

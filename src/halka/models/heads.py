@@ -96,7 +96,8 @@ class Head:
 def own_methods(model: AdaptedModel, name: str) -> tuple[Method, ...]:
     """The methods of adapter `name` without the head that every adapter of a base with labels has beside them."""
     methods = methods_of(model.adapter(name).method)
-    return tuple(one for one in methods if not (model.labels and isinstance(one, Modules))) or methods
+    head = model.head.method if isinstance(model.head, Head) else None
+    return tuple(one for one in methods if one != head) or methods
 
 
 def own_rate(model: AdaptedModel, name: str) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel
-from halka.data.answers import answer_in, end_tokens, opening
+from halka.data.answers import decoded_answer, end_tokens, opening
 from halka.data.batches import Batch, collate
 from halka.data.examples import Example
 from halka.data.packing import PackedBatch, pack
@@ -118,7 +118,9 @@ class LanguageModelling:
         ids_BT = base.generate(**batch.inputs, max_new_tokens=max_new_tokens, **own)
         begin, ended = opening(model.tokenizer), own.get("eos_token_id", ())  # an option may name others
         ends = {ended} if isinstance(ended, int) else {*(ended or ())}
-        return [answer_in(ids, model.tokenizer, ends, begin) for ids in ids_BT[:, batch.input_ids.shape[1] :].tolist()]
+        return [
+            decoded_answer(ids, model.tokenizer, ends, begin) for ids in ids_BT[:, batch.input_ids.shape[1] :].tolist()
+        ]
 
 
 def _head(model: AdaptedModel, names: Sequence[str | None]) -> dict[str, Any]:

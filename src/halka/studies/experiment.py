@@ -17,7 +17,7 @@ from halka.methods import method_named
 from halka.methods.prompt import check_start
 from halka.models.loading import place_of
 from halka.report.units import listed
-from halka.studies.measure import BASE, CHANGED
+from halka.studies.measure import BASE, NEW_DEFAULTS
 from halka.training import TrainConfig
 from halka.util.base_folders import is_base_folder
 from halka.util.dtypes import Dtype, Quantize
@@ -110,11 +110,11 @@ class Entry(Settings):
         return self
 
     def fields(self) -> dict[str, Any]:
-        """The method's own fields that the file sets, each in its own type, and those of `CHANGED`."""
+        """The method's own fields that the file sets, each in its own type, and those of `NEW_DEFAULTS`."""
         if self.method == BASE:
             return {}
         settings = settings_of(method_named(self.method))
-        changed = {name: settings[name].default for name in CHANGED if name in settings}
+        changed = {name: settings[name].default for name in NEW_DEFAULTS if name in settings}
         return changed | self._set()
 
     def _set(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ SAVE_EVERY = 70  # steps between checkpoints; seldom one that is scored, whose s
 
 Purpose = Literal["search", "final"]
 
-CHANGED = ("alpha",)
+NEW_DEFAULTS = ("alpha",)
 """Fields of methods that had another default when runs were first recorded, and no run named what it did not set.
 
 A run that has none, or null, is of the default of then: of α, twice the rank.
@@ -68,8 +68,8 @@ A run that has none, or null, is of the default of then: of α, twice the rank.
 
 
 def named_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's fields as the names of its runs have them: null of `CHANGED` as none, which runs of then had."""
-    return {name: value for name, value in fields.items() if value is not None or name not in CHANGED}
+    """A method's fields as the names of its runs have them: null of `NEW_DEFAULTS` as none, which runs of then had."""
+    return {name: value for name, value in fields.items() if value is not None or name not in NEW_DEFAULTS}
 
 
 @dataclass(frozen=True)

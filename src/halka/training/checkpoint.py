@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from halka.core import Adapter
+from halka.methods.lora import with_alpha
 from halka.training.config import Step
 from halka.util.cached import Changes
 from halka.util.divided import first_process, is_divided, part_like
@@ -35,6 +36,8 @@ WRITTEN = "written"
 """Of a run's identity, where the chat template writes the time into texts: that which they have, of its beginning."""
 MAY_CHANGE = {"checkpointing"}
 """Of a run's identity, what a run may go on with otherwise: it changes the memory, and results up to rounding."""
+ALPHA, JOINED = "'s alpha", "joint's methods"
+"""Of a run's identity: LoRA's α, and the methods of one that joins several."""
 BEST_BY = "best by"
 """Of a run's identity: "loss", which all were by whose checkpoint does not name it, or the `name` of its score."""
 
@@ -159,11 +162,13 @@ def open_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
         current = json.loads(json.dumps(identity))
         before = {**PADDED, PLAN: current.get(PLAN), BEST_BY: "loss", WRITTEN: current.get(WRITTEN)}
         unnamed = {key: value for key, value in before.items() if key in current}
-        saved = {**unnamed, **json.loads(metadata["run"])}
+        saved, current = (_with_alphas(run) for run in ({**unnamed, **json.loads(metadata["run"])}, current))
         if different := {key for key in {*saved, *current} - MAY_CHANGE if saved.get(key) != current.get(key)}:
             different = different - {PLAN} or different
             shown = "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in sorted(different))
             way = "dtype auto keeps the precision of the base's files. " if "dtype" in different else ""
+            if any(saved.get(key) != current.get(key) for key in different if key.endswith(ALPHA)):
+                way = "Where none was named α was twice the rank: name that as alpha. "
             if different == {PLAN}:
                 way = "The version of Halka that began it makes other batches of the same examples. "
             raise HalkaError(
@@ -174,6 +179,13 @@ def open_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
         shapes = json.loads(metadata.get("divided", "{}"))
     divided = Divided(shards_folder(path, progress.step).absolute(), shapes) if shapes else None
     return Checkpoint(path, progress, divided)
+
+
+def _with_alphas(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's identity with every α as a number: none is twice the rank, which was the default of versions before."""
+    named = with_alpha(run, f"{run.get('method')}'s ")
+    joined = named.get(JOINED, ())
+    return named | ({JOINED: [{**one, "fields": with_alpha(one["fields"])} for one in joined]} if joined else {})
 
 
 def restore(tensors: Iterable[tuple[str, Tensor]], adapter: Adapter, optimizer: torch.optim.Optimizer) -> None:

@@ -207,8 +207,9 @@ def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:
     """The job as a run, with its folder on the first rank. Raises as `encoded` does."""
     config, job = job.config, job if isinstance(job, EncodedJob) else encoded(model, _read(job))
     if job.folder is not None:
-        begun = RunFolder(job.folder)
-        config = cast(TrainConfig, ranks.from_first(checked_by_first(lambda: begun.with_settings_of_old(config))))
+        begun, lowest = RunFolder(job.folder), model.adapter(job.name).method.lr
+        old = checked_by_first(lambda: begun.with_settings_of_old(config, lowest))
+        config = cast(TrainConfig, ranks.from_first(old))
     folder = job.folder if ranks.first else None
     return Run(model, job.name, job.examples, job.validation, config, folder, job.score, job.written)
 

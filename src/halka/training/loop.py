@@ -36,6 +36,7 @@ from halka.training.saving import resume_together, save_together
 from halka.training.sharing import Pass, own_passes
 from halka.util.core_share import give_cores_back, take_cores
 from halka.util.errors import DivergedError, LostRankError, OutOfMemoryError, TrainingError
+from halka.util.files import FULL
 from halka.util.machine import returning_memory
 from halka.util.mode import in_mode
 from halka.util.seeds import seeded
@@ -122,7 +123,8 @@ def loop(
         for run in runs:
             run.optimizer.zero_grad()
         whole = isinstance(error, OutOfMemoryError | LostRankError | GeneratorExit)  # the last step is
-        whole |= any(run.progress.unrecorded for run in runs) and not isinstance(error, OSError)  # but for a full disk
+        full = isinstance(error, OSError) and error.errno in FULL
+        whole |= any(run.progress.unrecorded for run in runs) and not full
         at_one_step = len({run.progress.step > before[run] for run in runs if run in before}) < 2
         if whole and at_one_step and not any(run.divided for run in runs):  # of divided ones all processes have a part
             save_together([run for run in runs if run.progress.step], Ranks())  # else there is nothing to go on with
@@ -144,7 +146,7 @@ def _evaluate_and_record(
             continue
         try:
             # evaluate
-            if run.evaluation_due:
+            if run.evaluation_due and step.validation is None:
                 with memory_errors(f"in the evaluation after step {step.step}", SMALLER_BATCHES):
                     loss = mean_loss(model, run.name, run.held_out, run.config, ranks=ranks)
                     score = run.scored(ranks)

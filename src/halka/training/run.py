@@ -265,7 +265,7 @@ class Run:
                 self.best = {key: tensor.detach().to("cpu", copy=True) for key, tensor in weights.items()}
             if self._writes:
                 write_tensors(None if self.folder is None else self.folder.best(step.step), weights)
-        self.progress = progress  # once its best weights are kept
+        self.progress = replace(progress, unrecorded=step)  # once its best weights are kept
         if step.best and self.folder is not None:
             self.folder.keep_bests(self._saved_best, step.step)
         return step

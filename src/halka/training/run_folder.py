@@ -143,8 +143,8 @@ class RunFolder:
             shutil.rmtree(self.path / BEFORE, ignore_errors=True)
             os.rename(self.adapter, self.path / BEFORE)
         shutil.rmtree(self.path / BEST, ignore_errors=True)
-        (self.path / METRICS).unlink(missing_ok=True)
         self.drop_checkpoint()
+        (self.path / METRICS).unlink(missing_ok=True)
         self.begin(settings)
 
     def drop_checkpoint(self) -> None:
@@ -218,12 +218,16 @@ class RunFolder:
         time = (identity_of(self.checkpoint) or {}).get(WRITTEN)
         return None if time is None else datetime.fromisoformat(time)
 
-    def with_settings_of_old(self, config: TrainConfig) -> TrainConfig:
-        """The config with what an unfinished run has because the version that began it had other defaults."""
+    def with_settings_of_old(self, config: TrainConfig, lowest: float) -> TrainConfig:
+        """The config with what an unfinished run has because the version that began it had other defaults.
+
+        `lowest` is the lowest rate of its methods, a head's included, which it had where none was set.
+        """
         if (identity := identity_of(self.checkpoint)) is None:
             return config
         padded = {} if "batches" in identity else PADDED
-        return replace(config, lr=config.lr or identity["lr"], **padded)
+        begun = lowest if identity["lr"] == lowest else None
+        return replace(config, lr=config.lr or begun, **padded)
 
     def resume(self, identity: dict[str, Any]) -> Checkpoint | None:
         """The checkpoint to go on from; without one the run begins. Later metrics are dropped, and parts of others.

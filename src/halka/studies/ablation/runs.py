@@ -22,7 +22,7 @@ from halka.rag.sources import digest_of
 from halka.studies.ablation.scores import from_row, scored
 from halka.studies.ablation.settings import FULL, Ablation, Who, questions_of
 from halka.studies.hosts import Here, Result
-from halka.studies.measure import CHANGED, named_fields
+from halka.studies.measure import NEW_DEFAULTS, named_fields
 from halka.studies.runner import Event, Runner, alone_in
 from halka.util.base_folders import folder_digest
 
@@ -101,8 +101,8 @@ def runs_of(ablation: Ablation, folder: str | Path) -> list[Run]:
     names = ("documents", "questions", "examples", "seeds", "name", "full_lr", "arms", "jobs")
     left_out = dict.fromkeys(names, True) | {"method": {"text", "train"}}
     work = ablation.model_dump(exclude=left_out)
-    changed = {name: value for name, value in ablation.method.fields().items() if name in CHANGED}
-    work["method"] = named_fields(changed | work["method"])
+    method, usual = work.pop("method"), ablation.method.fields()
+    changed = {name: usual[name] for name in NEW_DEFAULTS if name in usual}
     work |= {"questions": questions_of(ablation).digest, "documents": digest_of(ablation.documents), "schema": SCHEMA}
     if files := folder_digest(ablation.place(ablation.base)):
         work["base_files"] = files
@@ -110,6 +110,7 @@ def runs_of(ablation: Ablation, folder: str | Path) -> list[Run]:
 
     def key(who: Who, seed: int) -> str:
         own = {name: value for name, value in work.items() if name not in IRRELEVANT[who]}
+        own["method"] = named_fields(method if who == "base" or who in FULL else changed | method)
         own |= {"full_lr": ablation.full_lr} if who in FULL else {}
         text = json.dumps({**own, "who": who, "seed": seed}, sort_keys=True, default=str)
         return f"{who}-seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
