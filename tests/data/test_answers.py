@@ -51,6 +51,19 @@ def test_an_answer_is_what_follows_its_opening(text, answer):
         assert [*map(Spoken(begin).push, ("A", "da"))] == ["A", "da"], "as soon as it is certain"
 
 
+ADA = [{"prompt": "Who?", "completion": "Ada."}]
+
+
+def that_learned_ada(tokenizer):
+    """A model that has, and answers so by the engine and by transformers' `generate`."""
+    model = halka.adapt(tiny(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id), tokenizer)
+    model.add("a", halka.Full())
+    halka.fit(model, "a", ADA, {"steps": 40, "lr": 1e-2, "batch_size": 1})
+    for options in ({}, {"num_beams": 1}):
+        assert halka.generate(model, ["Who?"], "a", max_new_tokens=40, **options) == ["Ada."]
+    return model
+
+
 @pytest.mark.parametrize(
     ("template", "special", "begin"),
     [(UNPROMPTED, ("<|im_start|>", "<|im_end|>"), "assistant"), (HARMONY, HARMONY_TOKENS, "final")],
@@ -58,12 +71,7 @@ def test_an_answer_is_what_follows_its_opening(text, answer):
 def test_special_tokens_of_an_opening_are_no_part_of_what_is_answered(template, special, begin):
     made = tokenizer(template, special, eos=special[-1])
     assert opening(made) == begin
-    model = halka.adapt(tiny(vocab_size=len(made), eos_token_id=made.eos_token_id), made)
-    model.add("a", halka.Full())
-    rows = [{"prompt": "Who?", "completion": "Ada."}]
-    halka.fit(model, "a", rows, {"steps": 40, "lr": 1e-2, "batch_size": 1})
-    for options in ({}, {"num_beams": 1}):  # by the engine, and by transformers' `generate`
-        assert halka.generate(model, ["Who?"], "a", max_new_tokens=40, **options) == ["Ada."]
+    model = that_learned_ada(made)
     with halka.Engine(model) as engine:
         (answer,) = engine.submit(Request.of("Who?", made, adapter="a", stopping=Stopping(40)))
         while answer.finish is None:
@@ -76,13 +84,8 @@ def test_an_end_token_that_is_not_special_is_no_part_of_what_is_answered():
     made = tokenizer(CHATML.replace("<|im_end|>", "<|stop|>"), ("<|im_start|>",), eos="</s>")
     made.add_tokens(["<|stop|>"])
     assert not made.added_tokens_decoder[made.convert_tokens_to_ids("<|stop|>")].special
-    model = halka.adapt(tiny(vocab_size=len(made), eos_token_id=made.eos_token_id), made)
-    model.add("a", halka.Full())
-    rows = [{"prompt": "Who?", "completion": "Ada."}]
-    halka.fit(model, "a", rows, {"steps": 40, "lr": 1e-2, "batch_size": 1})
-    for options in ({}, {"num_beams": 1}):  # by the engine, and by transformers' `generate`
-        assert halka.generate(model, ["Who?"], "a", max_new_tokens=40, **options) == ["Ada."]
-    assert halka.evaluate(model, "a", rows, ["exact_match"]).scores["exact_match"].value == 1
+    model = that_learned_ada(made)
+    assert halka.evaluate(model, "a", ADA, ["exact_match"]).scores["exact_match"].value == 1
     (longer,) = halka.generate(model, ["Who?"], "a", max_new_tokens=40, num_beams=1, eos_token_id=made.eos_token_id)
     assert longer.startswith("Ada.<|stop|>"), "who names other end tokens gets what comes before these"
 
