@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from halka.studies.experiment import Entry
-from halka.studies.measure import NEW_DEFAULTS
 
 PARAMETERS = 134_515_008
 TRUTH = {"full": (0.70, 80), "lora": (0.69, 100), "bottleneck": (0.68, 120), "dora": (0.69, 110), "prefix": (0.5, 300)}
@@ -70,7 +69,6 @@ def _validated(lr: float, lrs: list[float], seed: int = 0) -> dict[str, Any]:
 def _common(
     settings: Mapping[str, Any], entry: Mapping[str, Any], lr: float | None, seed: int, purpose: str
 ) -> dict[str, Any]:
-    changed = {name: value for name, value in Entry(**entry).fields().items() if name in NEW_DEFAULTS}
     own = {key: value for key, value in entry.items() if key not in ("method", "label", "lrs", "text", "train")}
     train = {**settings["train"], **entry.get("train", {})}
     return {
@@ -81,7 +79,7 @@ def _common(
         "task": Path(settings["task"]).stem,
         "base": settings["base"],
         "dtype": settings["dtype"],
-        "method": {"name": entry["method"], "label": entry["label"], "fields": changed | own},
+        "method": {"name": entry["method"], "label": entry["label"], "fields": Entry(**entry).new_defaults() | own},
         "lr": lr,
         "seed": seed,
         "purpose": purpose,

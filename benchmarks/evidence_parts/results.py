@@ -15,7 +15,7 @@ from halka.report.rows import Measurement, Row, is_done, label_of, name_of, numb
 from halka.report.summary import Summary, summarise
 from halka.report.units import shortened
 from halka.studies.experiment import Entry
-from halka.studies.measure import NEW_DEFAULTS, named_fields
+from halka.studies.measure import named_fields
 from halka.util.text import plural
 
 BENCHMARKS = Path(__file__).parents[1]
@@ -105,9 +105,8 @@ class Study:
     def _is_the_method(self, run: Measurement) -> bool:
         """Whether the method's own fields are those of the experiment's file."""
         entry = self._entry(run)
-        changed = {name: value for name, value in Entry(**entry).fields().items() if name in NEW_DEFAULTS}
-        fields = changed | {name: value for name, value in entry.items() if name not in OF_RUNS}
-        return named_fields(run["method"]["fields"]) == named_fields(fields)
+        own = {name: value for name, value in entry.items() if name not in OF_RUNS}
+        return named_fields(run["method"]["fields"]) == named_fields(Entry(**entry).new_defaults() | own)
 
     def _is_validated_alike(self, run: Measurement) -> bool:
         """Whether a final run was trained and validated as the experiment's file says now."""

@@ -86,8 +86,8 @@ def generate(
     options = sampling(temperature, top_p) | constrained(schema, regex)
     adapters = given_adapters(adapter, store, loading.allow_pickle)
     prompts, names = route(prompts_from(prompt, file, system), adapters)
-    before = [prompt.messages[0].role for prompt in prompts]
-    note_system(adapters, [name for name, role in zip(names, before, strict=True) if role != "system"])
+    asked = zip(names, prompts, strict=True)
+    note_system(adapters, [name for name, prompt in asked if prompt.messages[0].role != "system"])
     model = open_model(base, adapters, names, loading, pool=pool)
     if seed is not None:
         import torch

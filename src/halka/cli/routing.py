@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from halka.cli.command import existing_folder, say
 from halka.data.examples import Example
 from halka.data.readers import Row
 from halka.util.errors import HalkaError, UnknownAdapterError
+from halka.util.text import one_line
 
 if TYPE_CHECKING:
     from halka.storage.adapter_folder import AdapterFolder
@@ -217,9 +217,11 @@ def route(examples: Sequence[Example], adapters: Adapters) -> tuple[list[Example
 
 def note_system(adapters: Adapters, names: Iterable[str | None]) -> None:
     """Say which of these adapters, whose prompts have no system message, were trained with one."""
+    from halka.report.units import shortened
+
     for name in dict.fromkeys(names):
         if name is not None and (system := adapters.folder(name).system):
-            text = textwrap.shorten(system, SHOWN, placeholder=" …")
+            text = shortened(one_line(system), SHOWN)
             say(f"{name} was trained with the system message {text!r}, which the prompts lack: give --system")
 
 

@@ -111,11 +111,12 @@ class Entry(Settings):
 
     def fields(self) -> dict[str, Any]:
         """The method's own fields that the file sets, each in its own type, and those of `NEW_DEFAULTS`."""
-        if self.method == BASE:
-            return {}
-        settings = settings_of(method_named(self.method))
-        changed = {name: settings[name].default for name in NEW_DEFAULTS if name in settings}
-        return changed | self._set()
+        return self.new_defaults() | self._set()
+
+    def new_defaults(self) -> dict[str, Any]:
+        """The defaults of the method's fields that are in `NEW_DEFAULTS`."""
+        settings = {} if self.method == BASE else settings_of(method_named(self.method))
+        return {name: settings[name].default for name in NEW_DEFAULTS if name in settings}
 
     def _set(self) -> dict[str, Any]:
         fields = self.model_extra or {}

@@ -167,7 +167,7 @@ def open_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
             different = different - {PLAN} or different
             shown = "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in sorted(different))
             way = "dtype auto keeps the precision of the base's files. " if "dtype" in different else ""
-            if any(saved.get(key) != current.get(key) for key in different if key.endswith(ALPHA)):
+            if any(key.endswith(ALPHA) for key in different):
                 way = "Where none was named α was twice the rank: name that as alpha. "
             if different == {PLAN}:
                 way = "The version of Halka that began it makes other batches of the same examples. "

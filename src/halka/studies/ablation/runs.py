@@ -22,7 +22,7 @@ from halka.rag.sources import digest_of
 from halka.studies.ablation.scores import from_row, scored
 from halka.studies.ablation.settings import FULL, Ablation, Who, questions_of
 from halka.studies.hosts import Here, Result
-from halka.studies.measure import NEW_DEFAULTS, named_fields
+from halka.studies.measure import named_fields
 from halka.studies.runner import Event, Runner, alone_in
 from halka.util.base_folders import folder_digest
 
@@ -101,8 +101,7 @@ def runs_of(ablation: Ablation, folder: str | Path) -> list[Run]:
     names = ("documents", "questions", "examples", "seeds", "name", "full_lr", "arms", "jobs")
     left_out = dict.fromkeys(names, True) | {"method": {"text", "train"}}
     work = ablation.model_dump(exclude=left_out)
-    method, usual = work.pop("method"), ablation.method.fields()
-    changed = {name: usual[name] for name in NEW_DEFAULTS if name in usual}
+    method, changed = work.pop("method"), ablation.method.new_defaults()
     work |= {"questions": questions_of(ablation).digest, "documents": digest_of(ablation.documents), "schema": SCHEMA}
     if files := folder_digest(ablation.place(ablation.base)):
         work["base_files"] = files
