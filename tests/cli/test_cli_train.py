@@ -59,7 +59,7 @@ def test_train_leaves_an_adapter_with_its_card(run_and_data):
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 6
     card = json.loads((folder / "adapter" / "halka.json").read_text())
     assert (card["task"], card["method"]["name"], card["method"]["fields"]["rank"]) == ("data", "lora", 4)
-    assert (card["training"]["steps"], card["training"]["lr"], card["training"]["examples"]) == (6, 1e-3, 20)
+    assert (card["training"]["steps"], card["training"]["lr"], card["training"]["examples"]) == (6, 2e-3, 20)
     assert card["measurements"]["validation_loss"] > 0
 
 

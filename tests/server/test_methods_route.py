@@ -12,6 +12,8 @@ def test_every_method_and_setting_is_there(visitor):
     listed = visitor.get("/v1/methods").json()
     assert [method["name"] for method in listed["data"]] == [*all_methods()]
     assert listed["default"] == "lora"
+    narrow = {method["name"]: method["lr"] for method in listed["data"]}
+    assert (narrow["lora"], narrow["full"]) == (2e-3, 2e-4), "what a training of so narrow a base has"
     names = [f"train.{field.name}" for field in fields(TrainConfig)]
     assert [setting["path"] for setting in listed["settings"]] == [*names, "best_by", "text"]
 

@@ -32,6 +32,7 @@ from halka.core import AdaptedModel, Method
 from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens
 from halka.methods import all_methods
+from halka.models.rates import rate_at
 from halka.training import RunFolder, Step, TrainConfig, as_tokens, fit, mean_loss, train, train_many
 from halka.training.checkpoint import Progress, identity_of
 from halka.training.run import after_evaluation
@@ -76,9 +77,9 @@ def test_the_loss_falls(method):
 
 
 def test_the_methods_own_learning_rate_is_the_default():
-    assert run(model_for(halka.IA3()), TrainConfig(steps=1, warmup=0, schedule="constant"))[0].lr == pytest.approx(
-        halka.IA3.lr
-    )
+    model = model_for(halka.IA3())
+    step, *_ = run(model, TrainConfig(steps=1, warmup=0, schedule="constant"))
+    assert step.lr == pytest.approx(rate_at(halka.IA3.lr, model.base))
 
 
 def test_the_loss_of_a_step_is_the_mean_over_its_label_tokens():

@@ -35,11 +35,13 @@ def _show_all(described: list[dict[str, Any]]) -> None:
 
 
 def _show_one(described: dict[str, Any]) -> None:
+    from halka.models.rates import WIDTH
+
     show(
         described["meaning"],
         described["plain"],
         f"paper: {described['paper']}",
-        f"learning rate to start from: {described['lr']:g}",
+        f"learning rate to start from: {described['lr']:g}, on decoders of a width of {WIDTH:,}; less on wider ones",
         f"acts on: {', '.join(described['roles'])}",
         "",
     )

@@ -22,7 +22,7 @@ from halka.core import AdaptedModel
 from halka.data.task import Task
 from halka.evaluation.validation_score import ValidationScore
 from halka.methods import primary
-from halka.models.heads import own_rate
+from halka.models.rates import own_rate
 from halka.storage.adapter_folder import AdapterFolder
 from halka.training import Job, Ranks, RunFolder, Step
 from halka.training.jobs import Steps, encoded, train_locked

@@ -141,7 +141,7 @@ class Method(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
     name: ClassVar[str]  # in files and on the command line
     paper: ClassVar[str]
-    lr: ClassVar[float]  # a learning rate to start from
+    lr: ClassVar[float]  # a learning rate to start from, at the width of `halka.models.rates`
 
     def roles(self) -> tuple[str, ...]:
         """The roles, or groups of roles, that it acts on; also paths of single linear layers."""

@@ -20,7 +20,7 @@ class Joint:
     name: ClassVar[str] = "joint"
     plain: ClassVar[str] = "Several methods in one adapter, each at places of its own."
     paper: ClassVar[str] = "prefix and parallel bottleneck together: He et al. 2022, arXiv:2110.04366"
-    lr: ClassVar[float] = 1e-3  # an instance has the lowest of its methods', but see `models.heads.own_rate`
+    lr: ClassVar[float] = 1e-3  # an instance has the lowest of its methods', but see `models.rates.own_rate`
 
     methods: tuple[Method, ...]
 

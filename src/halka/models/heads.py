@@ -100,14 +100,6 @@ def own_methods(model: AdaptedModel, name: str) -> tuple[Method, ...]:
     return tuple(one for one in methods if one != head) or methods
 
 
-def own_rate(model: AdaptedModel, name: str) -> float:
-    """The learning rate that adapter `name` has where none is set: the lowest of its methods'.
-
-    A head beside them learns at the same rate. At its own, lower one, prompts, prefixes and scales hardly learn.
-    """
-    return min(one.lr for one in own_methods(model, name))
-
-
 def has_head(model: AdaptedModel, keys: Iterable[str]) -> bool:
     """Whether an adapter with these tensors has a head of its own; else it uses the base's."""
     return bool({*label_rows(model.base)} & {key.removeprefix(FULL) for key in keys})

@@ -23,7 +23,7 @@ from halka.data.tokens import Tokens
 from halka.methods import described
 from halka.models import shares_lines
 from halka.models.fingerprint import own_fingerprint
-from halka.models.heads import own_rate
+from halka.models.rates import own_rate
 from halka.models.rotary import changing_rotary
 from halka.objectives import objective_of, packs
 from halka.training.checkpoint import (

@@ -30,7 +30,7 @@ import yaml
 from torch import Tensor
 
 from halka.core import AdaptedModel
-from halka.models.heads import own_rate
+from halka.models.rates import own_rate
 from halka.storage.adapter_folder import ADAPTER
 from halka.storage.save_load import help_save, save
 from halka.training.checkpoint import (

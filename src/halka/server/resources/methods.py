@@ -10,8 +10,10 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from halka.methods import all_methods, catalogued
+from halka.models.rates import rate_at
 from halka.server.guards.access import CallerDep
 from halka.server.jobs.commands import BEST_BY, DEFAULT_METHOD, TEXT
+from halka.server.service import ServiceDep
 from halka.server.wire import Json
 from halka.training import TrainConfig
 from halka.util.forms import form_of
@@ -21,9 +23,13 @@ router = APIRouter(tags=["jobs"])
 
 
 @router.get("/v1/methods")
-async def list_methods(caller: CallerDep) -> Response:
-    """List the methods with their fields, the default one, and what else `settings` of a training may hold."""
-    return Json(await to_thread.run_sync(_catalogue))
+async def list_methods(service: ServiceDep, caller: CallerDep) -> Response:
+    """List the methods with their fields, the default one, and what else `settings` of a training may hold.
+
+    A method's `lr` is what a training of the server's base has where none is set.
+    """
+    listed, base = await to_thread.run_sync(_catalogue), service.model.base
+    return Json({**listed, "data": [{**method, "lr": rate_at(method["lr"], base)} for method in listed["data"]]})
 
 
 @cache
