@@ -417,7 +417,7 @@ def test_nothing_is_told_where_the_best_rate_is_an_edge(laws):
 
 def test_the_bounds_of_a_loss_that_is_lower_are_of_how_much_lower(laws):
     shown = laws._by(laws.Interval(-0.01, -0.03, 0.01))
-    assert shown == "0.010 [-0.010 to 0.030] lower"
+    assert shown == "0.010 [−0.010 to 0.030] lower"
     assert laws._by(laws.Interval(0.02, 0.01, 0.03)) == "0.020 [0.010 to 0.030] higher"
 
 

@@ -23,10 +23,11 @@ from evidence_parts.convergence import SETS, level_with_best
 from evidence_parts.part import Block, Missing, Notes, Part, table
 from evidence_parts.results import Results, Study, is_settled, mean_step
 from halka.report.caveats import cut_off
+from halka.report.findings import score_text
 from halka.report.intervals import apart
 from halka.report.rows import Row
 from halka.report.table import NOTHING, Cell
-from halka.report.units import learning_rate, listed, size
+from halka.report.units import learning_rate, listed, signed, size
 from halka.util.text import plural
 
 SHORT = {"snips": "SNIPS", "e2e": "E2E", "banking77": "BANKING77", "nl2bash": "NL2Bash"}
@@ -159,7 +160,18 @@ def _method(advised: list[Advised]) -> list[str]:
     least = [f"{advice.method.label} on {advice.name}" for advice in advised if advice.method]
     memory = f"; of the best the one with the least memory is {listed(least)}" if least else ""
     among = f"{'is' if len(always) == 1 else 'are'} among the best light methods {_over(advised)}"
-    return [f"Method: {listed(always)} {among}{memory}."]
+    return [f"Method: {listed(always)} {among}{memory}{_least_forgetting(advised)}."]
+
+
+def _least_forgetting(advised: list[Advised]) -> str:
+    """Which of the best forgets least in the mean over seeds, on each set."""
+    per = []
+    for advice in advised:
+        changes = {row.label: row.forgetting.mean for row in advice.level if row.forgetting is not None}
+        if changes:
+            least = min(changes, key=changes.__getitem__)
+            per.append(f"{least} on {advice.name} ({signed(changes[least])})")
+    return f", and that which forgets least in the mean {listed(per)}" if per else ""
 
 
 def _label(row: Row) -> str:
@@ -187,7 +199,22 @@ def _rank(advised: list[Advised]) -> list[str]:
     )
     lower = "; lower ones are not measured" if most == tried[0] > 1 else ""
     among = f"of ranks {listed([*map(str, tried)])} the least that cannot be told apart from the best is {per}"
-    return [f"Rank: begin with {most}; {among}{lower}."]
+    return [f"Rank: begin with {most}; {among}{lower}{_not_equal(ranked)}."]
+
+
+def _not_equal(ranked: list[Advised]) -> str:
+    """What the least rank scored beside the best one: that they cannot be told apart makes them no equals."""
+    per = []
+    for advice in ranked:
+        primary = advice.study.summary.primary
+        best = max(
+            (row for row in advice.study.ranks if is_settled(row)),
+            key=lambda row, primary=primary: primary.sign(row.scores[primary.name].value),
+        )
+        if advice.rank is not None and best is not advice.rank:
+            scores = " against ".join(f"{score_text(row, primary)} ({row.label})" for row in (advice.rank, best))
+            per.append(f"{scores} on {advice.name}")
+    return f", which does not show that it is as good: {listed(per)}" if per else ""
 
 
 def _rate(advised: list[Advised]) -> list[str]:

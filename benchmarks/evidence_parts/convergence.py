@@ -15,6 +15,9 @@ from functools import partial
 from evidence_parts.figure import figure, final_seeds
 from evidence_parts.part import Block, Missing, Notes, Part, Table
 from evidence_parts.results import LEAST_SEEDS, Results, Study, is_settled, mean_step, processor
+from halka.methods import method_named
+from halka.models.fetching.smollm2 import CONFIG as SMOLLM2
+from halka.models.rates import rate_at_width
 from halka.report.caveats import (
     Evidence,
     cut_off,
@@ -33,7 +36,7 @@ from halka.report.progress import progress
 from halka.report.rows import Row, label_of
 from halka.report.summary import summarise
 from halka.report.table import NOTHING, Cell, cells, columns
-from halka.report.units import bounds, listed, percent, signed
+from halka.report.units import bounds, learning_rate, listed, percent, signed
 from halka.util.text import plural
 
 SETS = {
@@ -53,7 +56,6 @@ REACHED = 0.97
 SCORES = ("method", "lr", "seeds", "score", "relative", "trainable")
 COSTS = ("method", "near_full", "time_near_full", "beyond", "seconds", "forgetting_near_full", "forgetting")
 HEADLINE = ("method", "score", "relative", "trainable", "beyond", "seconds", "adapter", "forgetting")
-JUDGED = ("lora", "bottleneck")  # of which the claim of 97 % is made
 
 
 def part(results: Results, name: str) -> Part:
@@ -127,10 +129,11 @@ def _paced(study: Study) -> str:
 
 def scores(study: Study) -> Table:
     """Score and share of full's, with the learning rate, the best step, and how many runs converged."""
-    more = (("Best step", _best_step), ("Converged", _converged))
+    more = (("Default lr", _own_rate), ("Best step", _best_step), ("Converged", _converged))
     caption = (
         "In brackets 95 % intervals over seeds and test items; bold where the best can be told apart from all others. "
-        f"Rates are those with the lowest validation loss after {study.settings['search_steps']} steps, of one seed. "
+        f"Rates are those with the lowest validation loss after {study.settings['search_steps']} steps, of one seed, "
+        "beside the default: what Halka takes on this base where none is set. "
         f"Converged: runs in which the best score was {study.settings['train']['patience']} scores or more before the "
         "last."
     )
@@ -172,6 +175,14 @@ def _cell(row: Row, key: str, cell: Cell) -> Cell:
     return cell
 
 
+def _own_rate(study: Study, row: Row) -> Cell:
+    """The rate without one in the settings, on SmolLM2-135M."""
+    if row.is_base:
+        return Cell(NOTHING)
+    own = rate_at_width(method_named(row.name).lr, SMOLLM2["hidden_size"])
+    return Cell(learning_rate(own), own)
+
+
 def _best_step(study: Study, row: Row) -> Cell:
     step = mean_step(study.finals(row.label))
     return Cell(NOTHING) if row.is_base or step is None else Cell(f"{step:.0f}", step)
@@ -190,8 +201,7 @@ def _converged(study: Study, row: Row) -> Cell:
 
 def findings(study: Study) -> list[str]:
     """What the runs say so far: 97 % of full, LoRA's ranks, forgetting, and what limits all that."""
-    sentences = [sentence for row in study.scored if row.name in JUDGED for sentence in near_full(study, row)]
-    sentences += ranks(study) + forgotten(study)
+    sentences = near_full(study) + ranks(study) + forgotten(study)
     summary = study.summary
     evidence = Evidence(summary.rows, summary.primary, tuple(study.runs))
     checks = (not_converged, edge_of_the_grid, few_seeds, small_test_set, mixed_origins)
@@ -210,30 +220,47 @@ def machines(study: Study) -> list[str]:
     return [f"Final runs: {'; '.join(parts)}."]
 
 
-def near_full(study: Study, row: Row) -> list[str]:
-    """Whether the row reaches 97 % of full fine-tuning; where it does not, what was ruled out as the reason."""
-    full, share = study.full, row.relative_interval
-    if full is None or row.relative is None or not study.summary.primary.higher_is_better:
+def near_full(study: Study) -> list[str]:
+    """Which methods reach 97 % of full fine-tuning; of those that do not, what was ruled out as the reason."""
+    full = study.full
+    if full is None or not study.summary.primary.higher_is_better:
         return []
-    value = f"{percent(row.relative, 0)}" + (f" {bounds(share.low, share.high)}" if share else "")
-    if not (is_settled(row) and is_settled(full)):
-        seeds = f"{len(row.seeds)} and {len(full.seeds)}"
-        return [
-            f"{row.label} has {value} of full fine-tuning's score so far; a verdict needs {LEAST_SEEDS} seeds of both, "
-            f"there are {seeds}."
-        ]
-    if share is None or share.low <= REACHED <= share.high:
-        return [f"Whether {row.label} reaches {percent(REACHED)} of full fine-tuning cannot be told here: {value}."]
-    if share.low > REACHED:
-        return [f"{row.label} reaches {percent(REACHED)} of full fine-tuning: {value}."]
-    return [f"{row.label} stays below {percent(REACHED)} of full fine-tuning: {value}.", *_reasons(study, row)]
+    verdicts: dict[str, list[Row]] = {"At least": [], "Whether at least": [], "Below": []}
+    sentences = list[str]()
+    for row in study.scored:
+        if not row.is_light or row.relative is None:
+            continue
+        if not (is_settled(row) and is_settled(full)):
+            sentences.append(
+                f"{row.label} has {_share(row)} of full fine-tuning's score so far; a verdict needs {LEAST_SEEDS} "
+                f"seeds of both, there are {len(row.seeds)} and {len(full.seeds)}."
+            )
+            continue
+        share = row.relative_interval
+        unclear = share is None or share.low <= REACHED <= share.high
+        verdicts["Whether at least" if unclear else "At least" if row.relative > REACHED else "Below"].append(row)
+    for verdict, rows in verdicts.items():
+        if rows:
+            end = " cannot be told here" if verdict.startswith("Whether") else ""
+            shares = listed([f"{row.label} ({_share(row)})" for row in rows])
+            sentences.append(f"{verdict} {percent(REACHED)} of full fine-tuning{end}: {shares}.")
+    why: dict[str, list[str]] = {}
+    for row in verdicts["Below"]:
+        why.setdefault(_reasons(study, row), []).append(row.label)
+    return sentences + [f"Of {listed(labels)}: {reasons}." for reasons, labels in why.items()]
 
 
-def _reasons(study: Study, row: Row) -> list[str]:
+def _share(row: Row) -> str:
+    """Of full fine-tuning's score, with its interval."""
+    share = row.relative_interval
+    return percent(row.relative or 0, 0) + (f" {bounds(share.low, share.high)}" if share else "")
+
+
+def _reasons(study: Study, row: Row) -> str:
     """What the other runs say of why a method stays below: its rate, its steps, its rank."""
     parts = []
     if row.lr is not None and len(row.lrs) > 1:
-        parts.append(f"its rate is {'an edge of' if row.at_edge else 'between'} those tried")
+        parts.append(f"the rate is {'an edge of' if row.at_edge else 'between'} those tried")
     runs = study.finals(row.label)
     limited = sum(map(cut_off, runs))
     parts.append(f"{limited} of {len(runs)} runs had not converged" if limited else "all of its runs converged")
@@ -247,7 +274,7 @@ def _reasons(study: Study, row: Row) -> list[str]:
         ]
         higher = "are" if len(ahead) > 1 else "is"
         parts.append(f"{listed(ahead)} {higher} ahead of it" if ahead else "no higher rank can be told apart above it")
-    return [f"Why, as far as these runs say: {'; '.join(parts)}."]
+    return "; ".join(parts)
 
 
 def ranks(study: Study) -> list[str]:
@@ -296,7 +323,7 @@ def forgotten(study: Study) -> list[str]:
     sentences = []
     for changes, when in (
         (ends, "Of the weights that were kept"),
-        (there, f"At equal score ({percent(NEAR)} of full's)"),
+        (there, f"At equal score ({percent(NEAR)} of full's), of the {len(there)} methods whose runs all came there,"),
     ):
         if len(changes) > 1:
             least, most = min(changes, key=changes.__getitem__), max(changes, key=changes.__getitem__)

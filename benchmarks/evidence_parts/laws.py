@@ -29,8 +29,8 @@ def part(results: Results) -> Part:
         runs = [run for run in results.runs(f"laws/{law.sweep}") if is_done(run) and label_of(run) in law.shown]
         verdict = verdicts.get(law.name)
         if verdict and verdict["seeds"] >= LEAST_SEEDS:
-            words = f"{verdict['law']} {_capital(verdict['verdict'])}: {verdict['finding']} ({verdict['seeds']} seeds)."
-            blocks.append(Notes((words,)))
+            became = f"{_capital(verdict['verdict'])}: {verdict['finding']} ({verdict['seeds']} seeds)."
+            blocks.append(Notes((f"{verdict['law']} {became} The rule: it holds where {law.rule}.",)))
             plot = _figure(law.name, runs)
             blocks += [plot] if plot is not None else []
         else:

@@ -30,5 +30,9 @@ def rate_at(lr: float, base: nn.Module) -> float:
     """
     if kind_of(base) != "causal-lm":
         return lr
-    width = base.config.get_text_config().hidden_size  # type: ignore[union-attr]
+    return rate_at_width(lr, base.config.get_text_config().hidden_size)  # type: ignore[union-attr]
+
+
+def rate_at_width(lr: float, width: int) -> float:
+    """`rate_at` of a causal decoder whose hidden states are so wide."""
     return float(f"{lr * (WIDTH / max(width, NARROWEST)) ** POWER:.2g}")

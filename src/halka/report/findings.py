@@ -113,9 +113,10 @@ def curves_takeaway(lowest: Mapping[str, float], falling: Sequence[str]) -> str:
     shown = sorted((loss, label) for label, loss in lowest.items())
     if not shown:
         return "Validation loss during training."
-    sentence = f"{shown[0][1]} comes lowest, {shown[0][0]:.3f}"
+    (lowest_loss, first), (highest_loss, last) = shown[0], shown[-1]
+    sentence = f"The lowest validation loss is {lowest_loss:.3f} ({first})"
     if len(shown) > 1:
-        sentence += f"; {shown[-1][1]} stays highest, {shown[-1][0]:.3f}"
+        sentence += f" to {highest_loss:.3f} ({last}), in the mean over runs"
     if falling:
         sentence += f"; {listed(falling)} {'was' if len(falling) == 1 else 'were'} still improving at the end"
     return f"{sentence}."
@@ -184,8 +185,8 @@ def forgetting_takeaway(rows: Sequence[Row], text: str) -> str:
     if len(changes) == 1:
         return f"{changes[0][1]} changes perplexity{on} by {signed(changes[0][0])}."
     return (
-        f"Perplexity{on} rises most with {changes[0][1]} ({signed(changes[0][0])}) and least with "
-        f"{changes[-1][1]} ({signed(changes[-1][0])})."
+        f"In the mean over runs perplexity{on} changes by {signed(changes[-1][0])} ({changes[-1][1]}) to "
+        f"{signed(changes[0][0])} ({changes[0][1]})."
     )
 
 
