@@ -96,6 +96,22 @@ CONFIGS = {
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
+    "olmo": {**_GROUPED, "clip_qkv": 0.2},
+    "seed_oss": {**_GROUPED, "head_dim": 16, "attention_dropout": 0.0, "residual_dropout": 0.0},
+    "ministral": {**_GROUPED, "head_dim": 16, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
+    "ministral3": {
+        **_GROUPED,
+        "head_dim": 16,
+        "sliding_window": None,
+        "rope_parameters": {
+            **{"rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 8},
+            "llama_4_scaling_beta": 0.1,  # of queries behind every 8 tokens
+        },
+    },
+    "hunyuan_v1_dense": {**_GROUPED, "head_dim": 16},
+    "glm": {**_GROUPED, "head_dim": 16},
+    "exaone4": {**_LARGE, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
+    "arcee": _GROUPED,
 }
 
 
@@ -142,14 +158,17 @@ HYBRIDS = {  # some of their layers carry a state in place of attention
     },
     "lfm2": {**_GROUPED, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
 }
+LIKE_OTHERS = ("olmo", "seed_oss", "ministral", "ministral3", "hunyuan_v1_dense", "glm", "exaone4", "arcee")
+"""Whose linear layers are where another's are: tests of pairs of method and architecture leave them out."""
+
 WINDOWED = (
     *("mistral", "gemma2", "gemma3_text", "phi3", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe"),
-    *("olmo3", "cohere2", "starcoder2", "gemma3"),
+    *("olmo3", "cohere2", "starcoder2", "gemma3", "ministral", "ministral3", "exaone4"),
 )
 """Those of whose layers all or some can have a window."""
 
 
-WITHOUT_RESIDUALS = ("gemma2", "gemma3", "gemma3_text", "glm4", "granite", "olmo2", "olmo3", "opt")
+WITHOUT_RESIDUALS = ("gemma2", "gemma3", "gemma3_text", "glm4", "granite", "olmo2", "olmo3", "opt", "exaone4")
 """Those in which more than the sum stands between a sublayer's output and the residual."""
 
 

@@ -84,6 +84,7 @@ def _of_attention(output: str = "o_proj") -> dict[str, str]:
     return {f"attn.{letter}": f"self_attn.{name}" for letter, name in names.items()}
 
 
+_UNGATED = {"mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"}
 _GATE_UP = {"mlp.gate_up": "mlp.gate_up_proj", "mlp.down": "mlp.down_proj"}
 _PARALLEL = dict.fromkeys(("attn", "mlp"), "input_layernorm")  # both sublayers' outputs are added to one residual
 _LLAMA = Layout(
@@ -155,7 +156,8 @@ def _t5(mlp: dict[str, str]) -> Layout:
 
 LAYOUTS: dict[str, Layout] = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma", "smollm3", "ernie4_5"), _LLAMA),
-    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "granite"), replace(_LLAMA, residuals={})),
+    **dict.fromkeys(("olmo", "seed_oss", "ministral", "ministral3", "hunyuan_v1_dense"), _LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "granite", "exaone4"), replace(_LLAMA, residuals={})),
     "cohere2": replace(_LLAMA, residuals=_PARALLEL),
     "gemma3": replace(  # beside a model of images
         _LLAMA,
@@ -174,11 +176,13 @@ LAYOUTS: dict[str, Layout] = {
         },
     ),
     "phi3": replace(_LLAMA, linears={"attn.qkv": "self_attn.qkv_proj", "attn.o": "self_attn.o_proj", **_GATE_UP}),
+    "glm": replace(_LLAMA, linears={**_of_attention(), **_GATE_UP}),
     "glm4": replace(_LLAMA, linears={**_of_attention(), **_GATE_UP}, residuals={}),
     "starcoder2": replace(_LLAMA, linears={**_of_attention(), "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}),
+    "arcee": replace(_LLAMA, linears={**_of_attention(), **_UNGATED}),
     "apertus": replace(
         _LLAMA,
-        linears={**_of_attention(), "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"},
+        linears={**_of_attention(), **_UNGATED},
         residuals={"attn": "attention_layernorm", "mlp": "feedforward_layernorm"},
     ),
     "phi": replace(

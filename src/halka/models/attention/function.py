@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,7 @@ def attend(
     record_cross: Recorded | None = None,
     gated: Sequence[LayerMemory | None] | None = None,
     forest: ForestPlan | PagedPlan | None = None,
-    sliding_window: int | None = None,
+    sliding_window: int | Literal["own"] | None = "own",
     way: str | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
@@ -87,7 +87,7 @@ def attend(
 
     forest: the one row is a line of segments, and a token sees what the forest says, in place of attention_mask; memory
     and gated then hold their tokens for each run, or one for all. With a `PagedPlan` it sees its text's blocks, too.
-    sliding_window: the layer's, of which without a forest the mask knows
+    sliding_window: the layer's, of which without a forest the mask knows; "own" is what the module holds
 
     way: "products" or "fused", or one of `attend_to_forest`'s with a forest; the fastest if None.
     """
@@ -111,7 +111,7 @@ def attend(
     else:
         assert len(query) == 1, "a line is one row"
         assert position_bias is None, "a line has positions of its tokens"
-        if sliding_window is None:  # Qwen2-MoE's layers hold one that they do not pass on
+        if sliding_window == "own":  # Qwen2-MoE's layers pass none on, EXAONE's hold one that only some pass on
             sliding_window = getattr(module, "sliding_window", None)
         numbers = module.layer_idx, scale, dropout, softcap, sliding_window
         output = attend_to_line(query, key, value, forest, *numbers, virtual, way)  # type: ignore[arg-type]
