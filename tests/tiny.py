@@ -28,6 +28,7 @@ _SMALL = {
 _GROUPED = {**_SMALL, "num_key_value_heads": 2}
 _MIXTURE = {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 _LARGE = {**_GROUPED, "initializer_range": 0.1}  # where norms of outputs would make small ones' rounding large
+_ONE_WINDOW = {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}
 _GEMMA3 = {**_GROUPED, "head_dim": 16, "sliding_window": 64, "query_pre_attn_scalar": 16}
 CONFIGS = {
     "llama": _GROUPED,
@@ -54,7 +55,7 @@ CONFIGS = {
     },
     "smollm3": {**_GROUPED, "no_rope_layer_interval": 2},
     "olmo2": _LARGE,
-    "olmo3": {**_LARGE, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
+    "olmo3": {**_LARGE, **_ONE_WINDOW},
     "granite": {
         **_GROUPED,
         "embedding_multiplier": 2.0,
@@ -64,7 +65,7 @@ CONFIGS = {
     },
     "ernie4_5": {**_GROUPED, "head_dim": 16},
     "glm4": {**_LARGE, "head_dim": 16},
-    "cohere2": {**_GROUPED, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
+    "cohere2": {**_GROUPED, **_ONE_WINDOW},
     "starcoder2": {**_GROUPED, "sliding_window": None, "residual_dropout": 0.0, "embedding_dropout": 0.0},
     "apertus": _GROUPED,
     "phi": _SMALL,
@@ -98,7 +99,7 @@ CONFIGS = {
     },
     "olmo": {**_GROUPED, "clip_qkv": 0.2},
     "seed_oss": {**_GROUPED, "head_dim": 16, "attention_dropout": 0.0, "residual_dropout": 0.0},
-    "ministral": {**_GROUPED, "head_dim": 16, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
+    "ministral": {**_GROUPED, "head_dim": 16, **_ONE_WINDOW},
     "ministral3": {
         **_GROUPED,
         "head_dim": 16,
@@ -110,7 +111,7 @@ CONFIGS = {
     },
     "hunyuan_v1_dense": {**_GROUPED, "head_dim": 16},
     "glm": {**_GROUPED, "head_dim": 16},
-    "exaone4": {**_LARGE, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
+    "exaone4": {**_LARGE, **_ONE_WINDOW},
     "arcee": _GROUPED,
 }
 
