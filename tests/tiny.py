@@ -28,6 +28,10 @@ _SMALL = {
 _GROUPED = {**_SMALL, "num_key_value_heads": 2}
 _MIXTURE = {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 _LARGE = {**_GROUPED, "initializer_range": 0.1}  # where norms of outputs would make small ones' rounding large
+_SHARED_EXPERT = {
+    **{**_GROUPED, "head_dim": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
+    **{"n_group": 1, "topk_group": 1},
+}
 _ONE_WINDOW = {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}
 _GEMMA3 = {**_GROUPED, "head_dim": 16, "sliding_window": 64, "query_pre_attn_scalar": 16}
 CONFIGS = {
@@ -113,6 +117,13 @@ CONFIGS = {
     "glm": {**_GROUPED, "head_dim": 16},
     "exaone4": {**_LARGE, **_ONE_WINDOW},
     "arcee": _GROUPED,
+    "minimax_m2": {**_GROUPED, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "glm4_moe": {**_SHARED_EXPERT, "n_routed_experts": 4, "first_k_dense_replace": 1},
+    "exaone_moe": {**_SHARED_EXPERT, **_ONE_WINDOW, "num_experts": 4, "mlp_layer_types": ["dense", "sparse"]},
+    "granitemoe": {
+        **{**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
+        **{"embedding_multiplier": 2.0, "attention_multiplier": 0.5, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    },
 }
 
 
@@ -159,17 +170,31 @@ HYBRIDS = {  # some of their layers carry a state in place of attention
     },
     "lfm2": {**_GROUPED, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
 }
-LIKE_OTHERS = ("olmo", "seed_oss", "ministral", "ministral3", "hunyuan_v1_dense", "glm", "exaone4", "arcee")
+LIKE_OTHERS = (
+    *("olmo", "seed_oss", "ministral", "ministral3", "hunyuan_v1_dense", "glm", "exaone4", "arcee"),
+    *("minimax_m2", "glm4_moe", "exaone_moe", "granitemoe"),
+)
 """Whose linear layers are where another's are: tests of pairs of method and architecture leave them out."""
 
 WINDOWED = (
     *("mistral", "gemma2", "gemma3_text", "phi3", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe"),
-    *("olmo3", "cohere2", "starcoder2", "gemma3", "ministral", "ministral3", "exaone4"),
+    *("olmo3", "cohere2", "starcoder2", "gemma3", "ministral", "ministral3", "exaone4", "exaone_moe"),
 )
 """Those of whose layers all or some can have a window."""
 
 
-WITHOUT_RESIDUALS = ("gemma2", "gemma3", "gemma3_text", "glm4", "granite", "olmo2", "olmo3", "opt", "exaone4")
+WITHOUT_RESIDUALS = (
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "glm4",
+    "granite",
+    "olmo2",
+    "olmo3",
+    "opt",
+    "exaone4",
+    "granitemoe",
+)
 """Those in which more than the sum stands between a sublayer's output and the residual."""
 
 

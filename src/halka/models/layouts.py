@@ -84,6 +84,10 @@ def _of_attention(output: str = "o_proj") -> dict[str, str]:
     return {f"attn.{letter}": f"self_attn.{name}" for letter, name in names.items()}
 
 
+def _gated(mlp: str) -> dict[str, str]:
+    return {f"mlp.{name}": f"{mlp}.{name}_proj" for name in ("gate", "up", "down")}
+
+
 _UNGATED = {"mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"}
 _GATE_UP = {"mlp.gate_up": "mlp.gate_up_proj", "mlp.down": "mlp.down_proj"}
 _PARALLEL = dict.fromkeys(("attn", "mlp"), "input_layernorm")  # both sublayers' outputs are added to one residual
@@ -91,12 +95,7 @@ _LLAMA = Layout(
     decoder="model",
     layers="model.layers",
     attention="self_attn",
-    linears={
-        **_of_attention(),
-        "mlp.gate": "mlp.gate_proj",
-        "mlp.up": "mlp.up_proj",
-        "mlp.down": "mlp.down_proj",
-    },
+    linears={**_of_attention(), **_gated("mlp")},
     embed="model.embed_tokens",
     head="lm_head",
     residuals={"attn": "input_layernorm", "mlp": "post_attention_layernorm"},
@@ -166,15 +165,10 @@ LAYOUTS: dict[str, Layout] = {
         embed="model.language_model.embed_tokens",
         residuals={},
     ),
-    **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe"), _MIXTURE),
-    "qwen2_moe": replace(
-        _MIXTURE,
-        shared={
-            "mlp.gate": "mlp.shared_expert.gate_proj",
-            "mlp.up": "mlp.shared_expert.up_proj",
-            "mlp.down": "mlp.shared_expert.down_proj",
-        },
-    ),
+    **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe", "minimax_m2"), _MIXTURE),
+    "qwen2_moe": replace(_MIXTURE, shared=_gated("mlp.shared_expert")),
+    **dict.fromkeys(("glm4_moe", "exaone_moe"), replace(_MIXTURE, shared=_gated("mlp.shared_experts"))),
+    "granitemoe": replace(_MIXTURE, experts="block_sparse_moe.experts", residuals={}),
     "phi3": replace(_LLAMA, linears={"attn.qkv": "self_attn.qkv_proj", "attn.o": "self_attn.o_proj", **_GATE_UP}),
     "glm": replace(_LLAMA, linears={**_of_attention(), **_GATE_UP}),
     "glm4": replace(_LLAMA, linears={**_of_attention(), **_GATE_UP}, residuals={}),

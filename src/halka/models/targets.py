@@ -64,8 +64,10 @@ def _mixture(base: nn.Module, layout: Layout, prefix: str, layer: int) -> list[T
     whole = path.rpartition(".")[0]
     block, width = base.get_submodule(whole), base.get_submodule(layout.embed).get_parameter("weight").shape[1]
     targets.append(Target(whole, "mlp", block, width, width, layer))
-    residual = f"{prefix}.{layout.residuals['mlp']}"
-    return [*targets, Target(whole, "mlp.residual", block, width, width, layer, residual)]
+    if "mlp" in layout.residuals:
+        residual = f"{prefix}.{layout.residuals['mlp']}"
+        targets.append(Target(whole, "mlp.residual", block, width, width, layer, residual))
+    return targets
 
 
 def _linear(base: nn.Module, path: str, role: str, layer: int | None) -> Target:
