@@ -170,6 +170,22 @@ HYBRIDS = {  # some of their layers carry a state in place of attention
     },
     "lfm2": {**_GROUPED, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
 }
+_GEMMA4 = {
+    **{**_GROUPED, "num_hidden_layers": 4, "head_dim": 8, "global_head_dim": 16, "sliding_window": 64},
+    **{"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2},
+    **{"vocab_size_per_layer_input": 600, "hidden_size_per_layer_input": 16, "use_double_wide_mlp": True},
+    **{"final_logit_softcapping": 1.0, "initializer_range": 0.2},
+}
+UNEVEN = {  # their layers' keys and values have several shapes, and some attend to those of another layer
+    "gemma4_text": _GEMMA4,
+    "gemma4": {
+        "text_config": _GEMMA4,
+        "vision_config": {
+            **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8, "patch_size": 4},
+            **{"num_attention_heads": 2, "num_key_value_heads": 2, "position_embedding_size": 4},
+        },
+    },
+}
 LIKE_OTHERS = (
     *("olmo", "seed_oss", "ministral", "ministral3", "hunyuan_v1_dense", "glm", "exaone4", "arcee"),
     *("minimax_m2", "glm4_moe", "exaone_moe", "granitemoe"),
@@ -179,6 +195,7 @@ LIKE_OTHERS = (
 WINDOWED = (
     *("mistral", "gemma2", "gemma3_text", "phi3", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe"),
     *("olmo3", "cohere2", "starcoder2", "gemma3", "ministral", "ministral3", "exaone4", "exaone_moe"),
+    "gemma4_text",
 )
 """Those of whose layers all or some can have a window."""
 
@@ -226,7 +243,7 @@ def _built(
     """changes: as JSON; device: where torch makes tensors now."""
     usual = "masked-lm" if architecture in ENCODERS else "seq2seq-lm" if architecture in SEQ2SEQ else "causal-lm"
     torch.manual_seed(seed)
-    own = {**CONFIGS, **ENCODERS, **SEQ2SEQ, **HYBRIDS}[architecture]
+    own = {**CONFIGS, **ENCODERS, **SEQ2SEQ, **HYBRIDS, **UNEVEN}[architecture]
     changed = json.loads(changes)
     if "text_config" in own:  # one that reads images, too
         own, changed = {**own, "text_config": {**own["text_config"], **changed}}, {}

@@ -11,7 +11,7 @@ from halka.core import LINEAR_ROLES
 from halka.methods import all_methods
 from halka.models.kinds import class_names
 from halka.models.layouts import LAYOUTS
-from tiny import CONFIGS, ENCODERS, HYBRIDS, SEQ2SEQ, tiny
+from tiny import CONFIGS, ENCODERS, HYBRIDS, SEQ2SEQ, UNEVEN, tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 PLACE = re.compile(r"(<!-- tests/models/test_architectures.py writes this table -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -19,13 +19,13 @@ FOR = {
     **dict.fromkeys(CONFIGS, "next tokens"),
     **dict.fromkeys(ENCODERS, "masked tokens; classifiers; taggers"),
     **dict.fromkeys(SEQ2SEQ, "text to text"),
-    **dict.fromkeys(HYBRIDS, "next tokens"),
+    **dict.fromkeys((*HYBRIDS, *UNEVEN), "next tokens"),
 }
 ENTERS = {
     **dict.fromkeys(CONFIGS, "every layer"),
     **dict.fromkeys(ENCODERS, "the input"),
     **dict.fromkeys(SEQ2SEQ, "the encoder"),
-    **dict.fromkeys(HYBRIDS, "–"),
+    **dict.fromkeys((*HYBRIDS, *UNEVEN), "–"),
 }
 
 

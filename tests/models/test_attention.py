@@ -14,7 +14,7 @@ from contract import MIXTURES, ids, padded
 from halka.models.attention.function import attend, grouped_products, use_attention, way_of
 from halka.models.attention.layer_stack import LayerMemory, Recorded
 from numbers_for_tests import close
-from tiny import CONFIGS, tiny
+from tiny import CONFIGS, UNEVEN, tiny
 from torch_calls import torch_calls
 
 B, H, T, W = 2, 2, 7, 8
@@ -258,7 +258,7 @@ def test_transformers_own_attentions_stay_registered():
     assert set(AttentionInterface()) - {"halka"} == names
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("architecture", [*CONFIGS, *UNEVEN])
 @ways
 def test_a_base_computes_the_same_with_it(architecture, way):
     """Unpadded, padded on either side, token by token with a cache, and several tokens onto a cache."""

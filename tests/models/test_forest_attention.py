@@ -52,7 +52,7 @@ def leaf_runs(forest: Forest) -> list[int]:
 
 def memory_of(base, forest: Forest) -> tuple[Tensor, Tensor]:
     """Keys and values (layers, 2, R, H, P, W) of virtual tokens for every run, and which are valid (R, P)."""
-    config, runs = base.config.get_text_config(), len(forest.runs)
+    config, runs = base.config.get_text_config().per_layer_config[0], len(forest.runs)
     heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     generator = torch.Generator().manual_seed(3)

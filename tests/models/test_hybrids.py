@@ -1,4 +1,7 @@
-"""Bases of whose layers some carry a state in place of attention: what acts there, and what is refused by name."""
+"""Bases of unlike layers: some carry a state in place of attention, or have keys and values of another shape, or none.
+
+What acts there, and what is refused by name.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 import halka
 from contract import disturb, ids, padded
 from halka.advisor.probed_base import token_losses
+from halka.core import Method
 from halka.data.examples import as_examples
 from halka.data.tokens import encode
 from halka.models import context
@@ -17,10 +21,11 @@ from halka.models.attention.function import use_attention
 from halka.objectives import packs
 from halka.objectives.language_modelling import LanguageModelling
 from halka.util.errors import HalkaError
-from tiny import HYBRIDS, tiny
+from tiny import HYBRIDS, UNEVEN, tiny
 from tokenizers_for_tests import chatml_tokenizer
 
-every_architecture = pytest.mark.parametrize("architecture", HYBRIDS)
+every_architecture = pytest.mark.parametrize("architecture", [*HYBRIDS, *UNEVEN])
+with_states = pytest.mark.parametrize("architecture", HYBRIDS)
 METHODS = {
     "lora": halka.LoRA(rank=3, targets=("linear",)),
     "dora": halka.DoRA(rank=2, targets=("linear",)),
@@ -33,10 +38,15 @@ EXAMPLES = [{"prompt": f"How many are {n} and 1?", "completion": f"It is {n + 1}
 
 def adapted(architecture: str) -> halka.AdaptedModel:
     model = halka.adapt(tiny(architecture))
-    for name, method in METHODS.items():
+    for name, method in methods_of(architecture).items():
         model.add(name, method)
         disturb(model, name)
     return model
+
+
+def methods_of(architecture: str) -> dict[str, Method]:
+    """Gemma's residual has a norm before it."""
+    return {name: method for name, method in METHODS.items() if architecture in HYBRIDS or name != "beside"}
 
 
 def with_tokenizer(architecture: str) -> halka.AdaptedModel:
@@ -46,7 +56,7 @@ def with_tokenizer(architecture: str) -> halka.AdaptedModel:
     )
 
 
-@every_architecture
+@with_states
 def test_the_roles_are_in_every_layer_and_virtual_tokens_have_none(architecture):
     targets = halka.adapt(tiny(architecture)).targets
     by_layer = [{target.role for target in targets if target.layer == layer} for layer in (0, 1)]
@@ -59,8 +69,8 @@ def test_the_roles_are_in_every_layer_and_virtual_tokens_have_none(architecture)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_rows_of_a_mixed_batch_equal_their_own_runs(side, architecture):
     model = adapted(architecture)
-    texts = [ids(1, length, seed=length)[0] for length in (4, 9, 6, 5, 8, 7)]
-    names = [None, *METHODS]
+    names = [None, *methods_of(architecture)]
+    texts = [ids(1, length, seed=length)[0] for length in (4, 9, 6, 5, 8, 7)[: len(names)]]
     batch, mask, positions = padded(texts, side)
     with torch.no_grad(), model.use(names):
         together = model.base(batch, attention_mask=mask, position_ids=positions).logits
@@ -74,7 +84,23 @@ def test_rows_of_a_mixed_batch_equal_their_own_runs(side, architecture):
         assert torch.equal(alone, bare) == (name is None)
 
 
-@every_architecture
+@pytest.mark.parametrize("architecture", UNEVEN)
+def test_layers_that_attend_to_anothers_keys_have_none(architecture):
+    targets = halka.adapt(tiny(architecture)).targets
+    attention = [
+        {target.role for target in targets if target.layer == layer and "attn." in target.role} for layer in range(4)
+    ]
+    assert attention == [{"attn.q", "attn.k", "attn.v", "attn.o"}] * 2 + [{"attn.q", "attn.o"}] * 2
+    assert {target.role for target in targets if target.layer is None} == {"embedding", "head", "base"}
+
+
+def test_global_layers_may_have_one_projection_for_keys_and_values():
+    targets = halka.adapt(tiny("gemma4_text", num_kv_shared_layers=0, attention_k_eq_v=True)).targets
+    assert [target.layer for target in targets if target.role == "attn.v"] == [0, 2]
+    assert [target.layer for target in targets if target.role == "attn.k"] == [0, 1, 2, 3]
+
+
+@with_states
 def test_answers_are_made_without_padding(architecture):
     """What an adapter adds to a layer's output is added at padding, too, which layers with states hand to the text."""
     model = with_tokenizer(architecture)
@@ -105,14 +131,21 @@ def test_losses_of_probes_are_those_of_each_text(architecture):
         assert labels == own_tokens.tolist()
         expected = -logprobs[wanted].gather(1, own_tokens[:, None])[:, 0]
         torch.testing.assert_close(torch.from_numpy(own).float(), expected, rtol=0, atol=1e-5)
+
+
+@with_states
+def test_texts_share_no_line(architecture):
+    model = with_tokenizer(architecture)
+    model.add("a", halka.LoRA(rank=3))
+    batch = LanguageModelling().pack(model, [[encode(example, model.tokenizer) for example in as_examples(EXAMPLES)]])
     with pytest.raises(HalkaError, match="texts share no line of"), model.use("a"), use_attention(model.base):
-        LanguageModelling().packed_label_losses(model, ["a"], LanguageModelling().pack(model, [items]))
+        LanguageModelling().packed_label_losses(model, ["a"], batch)
 
 
 @every_architecture
 def test_a_run_pads_and_learns_and_its_adapter_answers_as_before_when_it_is_loaded(architecture, tmp_path):
     model = with_tokenizer(architecture)
-    assert not packs(model)
+    assert packs(model) == (architecture in UNEVEN)
     model.add("a", halka.LoRA(rank=4, targets=("linear",)))
     steps = [*halka.train(model, "a", EXAMPLES, {"steps": 40, "batch_size": 6, "lr": 0.01})]
     assert steps[-1].loss < 0.9 * steps[0].loss
@@ -155,9 +188,10 @@ def test_what_needs_attention_in_every_layer_is_refused_by_name(architecture):
     for method in (halka.Prefix(length=3), halka.Prompt(length=3), halka.LlamaAdapter()):
         with pytest.raises(HalkaError, match="which this base does not have"):
             model.add("a", method)
-    with pytest.raises(HalkaError, match=r"carry a state in place of attention.*halka\.generate"):
+    layers = "carry a state in place of attention" if architecture in HYBRIDS else "keys and values have several shapes"
+    with pytest.raises(HalkaError, match=rf"{layers}.*halka\.generate"):
         halka.Engine(model)
-    with pytest.raises(HalkaError, match="carry a state in place of attention"):
+    with pytest.raises(HalkaError, match=layers):
         halka.generate(model, ["Who?"], constraint=halka.Constraint(regex="a+"), max_new_tokens=4)
     assert context(model) == 128
 

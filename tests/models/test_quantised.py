@@ -25,7 +25,7 @@ from halka.models.quantised.nf4 import NF4Linear
 from halka.training import Job, train_many
 from numbers_for_tests import close
 from runs_for_tests import a_run
-from tiny import CONFIGS, ENCODERS, SEQ2SEQ, tiny
+from tiny import CONFIGS, ENCODERS, SEQ2SEQ, UNEVEN, tiny
 from tokenizers_for_tests import chatml_tokenizer
 
 every_form = pytest.mark.parametrize("form", LAYERS)
@@ -191,7 +191,7 @@ def test_rows_of_nothing_stay_nothing(form):
 # ── whole bases ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("architecture", [*CONFIGS, *ENCODERS, *SEQ2SEQ])
+@pytest.mark.parametrize("architecture", [*CONFIGS, *ENCODERS, *SEQ2SEQ, *UNEVEN])
 @every_form
 def test_a_base_computes_as_its_slow_twin(form, architecture):
     base = packed(form, architecture)

@@ -14,7 +14,7 @@ from halka.data.packing import pack
 from halka.data.tokens import Tokens
 from halka.models.attention.function import use_attention
 from halka.objectives.language_modelling import LanguageModelling
-from tiny import CONFIGS, tiny
+from tiny import CONFIGS, UNEVEN, tiny
 
 OBJECTIVE = LanguageModelling()
 
@@ -51,7 +51,7 @@ def padded(model, items: list[Tokens]) -> Tensor:
     [(0, 1), (4, 1), (10_000, 1), (0, 32)],
     ids=["all shared", "some shared", "none shared", "filled"],
 )
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("architecture", [*CONFIGS, *UNEVEN])
 def test_a_packed_batchs_loss_and_gradients_are_the_padded_ones(architecture, least_saved, multiple):
     model = halka.adapt(tiny(architecture))
     model.add("a", halka.LoRA(rank=4))

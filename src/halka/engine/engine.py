@@ -91,10 +91,10 @@ class Engine:
         """
         if not layout_of(model.base).generates or kind_of(model.base) != "causal-lm":
             raise HalkaError(f"{type(model.base).__name__} is no decoder: an engine makes texts token by token")
-        if not layout_of(model.base).attends:
+        if (layers := layout_of(model.base).obstacle) is not None:
             raise HalkaError(
-                f"{type(model.base).__name__} has layers that carry a state in place of attention, which an engine "
-                "does not keep: `halka.generate` and `evaluate` answer by transformers' own `generate`"
+                f"{type(model.base).__name__} has {layers}, which an engine does not keep: `halka.generate` and "
+                "`evaluate` answer by transformers' own `generate`"
             )
         if model.tokenizer is None:
             raise HalkaError("an engine makes text: it needs the tokenizer, `halka.adapt(base, tokenizer)`")

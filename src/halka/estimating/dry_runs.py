@@ -279,4 +279,6 @@ def _cached(model: AdaptedModel) -> int:
     base: Any = model.base
     if not base.can_generate():
         return 0
-    return math.prod(stack_of(model).shape) * base.dtype.itemsize
+    stack = stack_of(model)
+    keys = sum(target.d_out for target in model.targets if target.role == "attn.k")  # some layers have none
+    return (math.prod(stack.shape) if stack.layout.alike else 2 * keys) * base.dtype.itemsize

@@ -81,8 +81,8 @@ def _why_not(model: AdaptedModel) -> str:
     asked = [option for option in UNKNOWN if _asks(model, option)]
     if asked and _decodes(model):
         return f"the base's generation config sets {', '.join(asked)}"
-    if not layout_of(model.base).attends:
-        return f"{type(model.base).__name__} has layers that carry a state in place of attention"
+    if (layers := layout_of(model.base).obstacle) is not None:
+        return f"{type(model.base).__name__} has {layers}"
     return f"{type(model.base).__name__} makes no text token by token"
 
 
@@ -93,7 +93,7 @@ def _engine_answers(model: AdaptedModel) -> bool:
 
 def _decodes(model: AdaptedModel) -> bool:
     layout = layout_of(model.base)
-    return layout.generates and layout.attends and not model.labels
+    return layout.generates and layout.obstacle is None and not model.labels
 
 
 def _asks(model: AdaptedModel, option: str) -> bool:

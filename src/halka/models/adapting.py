@@ -40,7 +40,7 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     vocabulary, width = embed.weight.shape
     targets = [Target(layout.embed, "embedding", embed, vocabulary, width), *linear_targets(base, layout)]
     attention = VirtualTokens(base, layout)
-    if layout.attends:
+    if layout.obstacle is None:
         targets.append(Target(layout.embed, "embed", embed, vocabulary, width))
         for role, reader in attention.readers.items():
             targets.append(Target(role, role, reader, width, math.prod(reader.shape)))

@@ -44,7 +44,7 @@ def describe_base(name_or_path: str | Path) -> dict[str, Any]:
         "layers": text.num_hidden_layers,
         "hidden": text.hidden_size,
         "heads": text.num_attention_heads,
-        "kv_heads": getattr(text, "num_key_value_heads", text.num_attention_heads),
+        "kv_heads": getattr(text.per_layer_config[0], "num_key_value_heads", text.num_attention_heads),
         "vocabulary": text.vocab_size,
         "context": getattr(text, "max_position_embeddings", None),
         "dtype": ", ".join(dtypes),

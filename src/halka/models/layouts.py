@@ -34,6 +34,7 @@ class Layout:
     embed       the module that turns token ids into the stack's input
     head        the output layer; a classifier has its own instead, of the name that transformers gives it
     encoder     the other stack, of a base that reads one text and writes another
+    alike       all layers have keys and values of their own, of one shape, and the stack reads embeddings alone
     causal      a token sees only those before it
     positions   what the stack counts if it is given no position ids: all tokens (index), the attention mask's ones
                 (mask), tokens that are no padding, from behind the padding's number on (words); or none: relative
@@ -52,6 +53,7 @@ class Layout:
     experts: str = ""
     shared: Mapping[str, str] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)
+    alike: bool = True
     causal: bool = True
     positions: str = "index"
 
@@ -62,8 +64,15 @@ class Layout:
 
     @property
     def attends(self) -> bool:
-        """Whether attention alone decides what a token sees: so virtual tokens join, and texts share a line."""
+        """Whether attention alone decides what a token sees: so texts share a line."""
         return not self.states
+
+    @property
+    def obstacle(self) -> str | None:
+        """Which layers virtual tokens cannot join, nor an engine keep, in words; None if there are none."""
+        if self.states:
+            return "layers that carry a state in place of attention"
+        return None if self.alike else "layers whose keys and values have several shapes"
 
     def has_attention(self, layer: nn.Module) -> bool:
         """Whether one layer of the stack has attention."""
@@ -72,7 +81,8 @@ class Layout:
     def linears_of(self, layer: nn.Module) -> Mapping[str, str]:
         """The linear layers of one layer of the stack."""
         if self.has_attention(layer):
-            return self.linears
+            modules = dict(layer.named_modules())
+            return {role: path for role, path in self.linears.items() if self.alike or path in modules}
         return {**self.states, **{role: path for role, path in self.linears.items() if role.startswith("mlp.")}}
 
 
@@ -99,6 +109,12 @@ _LLAMA = Layout(
     embed="model.embed_tokens",
     head="lm_head",
     residuals={"attn": "input_layernorm", "mlp": "post_attention_layernorm"},
+)
+_BESIDE_IMAGES = replace(
+    _LLAMA,
+    decoder="model.language_model",
+    layers="model.language_model.layers",
+    embed="model.language_model.embed_tokens",
 )
 _MIXTURE = replace(_LLAMA, experts="mlp.experts")  # layers without experts are Llama's
 _BERT = Layout(
@@ -158,13 +174,9 @@ LAYOUTS: dict[str, Layout] = {
     **dict.fromkeys(("olmo", "seed_oss", "ministral", "ministral3", "hunyuan_v1_dense"), _LLAMA),
     **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "granite", "exaone4"), replace(_LLAMA, residuals={})),
     "cohere2": replace(_LLAMA, residuals=_PARALLEL),
-    "gemma3": replace(  # beside a model of images
-        _LLAMA,
-        decoder="model.language_model",
-        layers="model.language_model.layers",
-        embed="model.language_model.embed_tokens",
-        residuals={},
-    ),
+    "gemma3": replace(_BESIDE_IMAGES, residuals={}),
+    "gemma4_text": replace(_LLAMA, residuals={}, alike=False),
+    "gemma4": replace(_BESIDE_IMAGES, residuals={}, alike=False),
     **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe", "minimax_m2"), _MIXTURE),
     "qwen2_moe": replace(_MIXTURE, shared=_gated("mlp.shared_expert")),
     **dict.fromkeys(("glm4_moe", "exaone_moe"), replace(_MIXTURE, shared=_gated("mlp.shared_experts"))),

@@ -181,7 +181,7 @@ def measure(run: Spec, folder: Path) -> Result:
                 "change": after / before - 1,
             },
         }
-        if layout_of(model.base).attends:  # else there is no engine
+        if layout_of(model.base).obstacle is None:  # else there is no engine
             result["latency"] = _latency(model, name, as_tokens(model, task.validation, config))
     lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in evaluation.predictions]
     write_text(folder / "predictions.jsonl", "".join(lines))

@@ -23,7 +23,7 @@ T = TypeVar("T")
 class LayerStack:
     """A base's decoder or encoder: how many layers have attention, of which shape, and how its passes are called.
 
-    shape   of a token's keys and values in these L layers, (2·L, H, head width)
+    shape   of a token's keys and values in these L layers, (2·L, H, head width), if they are alike
     first   the position of the first token
     limit   how many positions there are; None if there is no end
     """
@@ -36,9 +36,10 @@ class LayerStack:
         self.attentions: tuple[Any, ...] = (*(layer.get_submodule(layout.attention) for layer in layers),)
         self.layers = len(layers)
         config = self.module.config.get_text_config()
+        first = config if layout.alike else config.per_layer_config[0]
         heads = config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self.shape = (2 * self.layers, getattr(config, "num_key_value_heads", None) or heads, width)
+        width = getattr(first, "head_dim", None) or config.hidden_size // heads
+        self.shape = (2 * self.layers, getattr(first, "num_key_value_heads", None) or heads, width)
         self.padding = config.pad_token_id
         self.first = self.padding + 1 if layout.positions == "words" else 0
         positions = getattr(config, "max_position_embeddings", None)
