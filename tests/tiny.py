@@ -160,14 +160,18 @@ SEQ2SEQ = {
     "flan-t5": {**_T5, "feed_forward_proj": "gated-gelu"},
 }
 
+_DELTA = {
+    **{**_GROUPED, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"]},
+    **{"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4},
+}
+_DELTA_MIXTURE = {
+    **{**_DELTA, "num_experts": 4, "num_experts_per_tok": 2},
+    **{"moe_intermediate_size": 48, "shared_expert_intermediate_size": 48},
+}
 HYBRIDS = {  # some of their layers carry a state in place of attention
-    "qwen3_5_text": {
-        **_GROUPED,
-        "head_dim": 16,
-        "layer_types": ["linear_attention", "full_attention"],
-        **{f"linear_{of}_head_dim": 8 for of in ("key", "value")},
-        **{"linear_num_key_heads": 2, "linear_num_value_heads": 4},
-    },
+    "qwen3_5_text": _DELTA,
+    "qwen3_5_moe_text": _DELTA_MIXTURE,
+    "qwen3_next": _DELTA_MIXTURE,
     "lfm2": {**_GROUPED, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
 }
 _GEMMA4 = {

@@ -20,6 +20,7 @@ from halka.models import context
 from halka.models.attention.function import use_attention
 from halka.objectives import packs
 from halka.objectives.language_modelling import LanguageModelling
+from halka.storage.formats.peft.experts import CONVERTED
 from halka.util.errors import HalkaError
 from tiny import HYBRIDS, UNEVEN, tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -61,6 +62,7 @@ def test_the_roles_are_in_every_layer_and_virtual_tokens_have_none(architecture)
     targets = halka.adapt(tiny(architecture)).targets
     by_layer = [{target.role for target in targets if target.layer == layer} for layer in (0, 1)]
     mlp = {"mlp.gate", "mlp.up", "mlp.down", "mlp", "attn", "attn.o", "attn.residual", "mlp.residual"}
+    mlp |= {target.role for target in targets if target.experts}
     assert by_layer == [{*mlp, "attn.qkv"}, {*mlp, "attn.q", "attn.k", "attn.v"}]
     assert {target.role for target in targets if target.layer is None} == {"embedding", "head", "base"}
 
@@ -164,7 +166,8 @@ def test_peft_computes_a_saved_lora_alike(architecture, tmp_path):
     peft = pytest.importorskip("peft")
     base = tiny(architecture)
     model = halka.adapt(copy.deepcopy(base))
-    model.add("a", METHODS["lora"])
+    converted = architecture in CONVERTED  # of which peft takes dense MLPs for experts
+    model.add("a", halka.LoRA(rank=3, targets=("attn.linear", "experts")) if converted else METHODS["lora"])
     disturb(model, "a")
     halka.save(model, "a", tmp_path / "a")
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "a")

@@ -32,7 +32,7 @@ from halka.util.quiet import quiet_libraries
 ExportFormat = Literal["safetensors", "gguf", "lora-gguf", "peft", "vllm"]
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM's --max-lora-rank takes
 # Causal language models that take no LoRA in vLLM, or look for it under the names of the whole that reads images
-UNSERVED = ("gpt2", "gpt_neox", "qwen3_5_text")
+UNSERVED = ("gpt2", "gpt_neox", "qwen3_5_text", "qwen3_5_moe_text")
 SERVED = ("attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o", "mlp.gate", "mlp.up", "mlp.gate_up", "mlp.down")
 
 

@@ -197,6 +197,16 @@ LAYOUTS: dict[str, Layout] = {
         residuals=_PARALLEL,
     ),
     "qwen3_5_text": replace(_LLAMA, states={"attn.qkv": "linear_attn.in_proj_qkv", "attn.o": "linear_attn.out_proj"}),
+    "qwen3_5_moe_text": replace(
+        _MIXTURE,
+        shared=_gated("mlp.shared_expert"),
+        states={"attn.qkv": "linear_attn.in_proj_qkv", "attn.o": "linear_attn.out_proj"},
+    ),
+    "qwen3_next": replace(
+        _MIXTURE,
+        shared=_gated("mlp.shared_expert"),
+        states={"attn.qkv": "linear_attn.in_proj_qkvz", "attn.o": "linear_attn.out_proj"},
+    ),
     "lfm2": replace(
         _LLAMA,
         linears={

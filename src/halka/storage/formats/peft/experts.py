@@ -17,7 +17,8 @@ from halka.storage.formats.peft.selection import endings, listed_names, tails
 from halka.util.errors import HalkaError
 
 INNER = "base_layer"
-CONVERTED = ("qwen3_moe", "glm4_moe", "exaone_moe")  # peft mistakes their dense MLPs for experts of former names
+CONVERTED = ("qwen3_moe", "glm4_moe", "exaone_moe", "qwen3_next")
+"""Whose dense MLPs peft mistakes for experts under their former names."""
 
 
 def weights_of(targets: tuple[Target, ...]) -> dict[str, Target]:
