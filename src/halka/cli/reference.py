@@ -31,6 +31,10 @@ overrides the file; an unknown key is an error.
 
 Paths in a file are relative to its folder. Several values are separated by commas (`--targets attn.q,attn.v`), or are
 a list in a file; `none` unsets a value (`--save-every none`).
+
+HALKA_STORE stands for `--store` of `halka adapters`, HALKA_COLLECTIONS for `--collections` of `halka docs` and `ask`,
+HALKA_SERVE_DATA for `--data` of `halka keys`. What `--targets` takes are roles, places in a base by names that are the
+same in every architecture: [architectures.md](architectures.md).
 """
 
 

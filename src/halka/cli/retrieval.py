@@ -123,7 +123,8 @@ def evaluate(
     "examples",
     cls=Command,
     epilog=examples(
-        "halka docs examples faq questions.jsonl -o train.jsonl", "halka train --data train.jsonl --base smollm2-135m"
+        "halka docs examples faq questions.jsonl -o train.jsonl",
+        "halka train --data train.jsonl --base smollm2-135m -o runs/faq",
     ),
 )
 def examples_(
@@ -138,7 +139,7 @@ def examples_(
     ] = 0.2,
     cite: Annotated[bool, typer.Option("--cite/--no-cite", help="end answers with their citation")] = True,
     form: Annotated[
-        str, typer.Option(metavar="TEXT", help='the form of answers, such as "Answer: {answer}" [{answer}]')
+        str, typer.Option(metavar="TEXT", help='the form of answers, such as "Answer: {answer}"')
     ] = "{answer}",
     seed: Annotated[
         int, typer.Option(metavar="N", help="for the order of passages, and the choice of those left out")

@@ -11,6 +11,7 @@ from halka.methods._fields import explained_roles
 from halka.util.errors import HalkaError
 
 IN_A_LAYER = re.compile(r".+\.\d+\..+").fullmatch  # a path such as model.layers.3.self_attn.q_proj
+ROLES_HELP = f"roles ({', '.join(WEIGHT_ROLES)}) or groups of them ({', '.join(ROLE_GROUPS)})"
 ONE_BY_ONE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 

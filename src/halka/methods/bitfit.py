@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.core import ModulePart, Part, Target
-from halka.methods._checks import linear_layer, weight_roles
+from halka.methods._checks import ROLES_HELP, linear_layer, weight_roles
 from halka.methods._fields import method, option
 
 
@@ -23,9 +23,7 @@ class BitFit:
     paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv:2106.10199"
     lr: ClassVar[float] = 3e-3
 
-    targets: tuple[str, ...] = option(
-        default=("linear",), help="roles, or groups of roles, to act on", check=weight_roles
-    )
+    targets: tuple[str, ...] = option(default=("linear",), help=ROLES_HELP, check=weight_roles)
 
     def roles(self) -> tuple[str, ...]:
         return self.targets

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from halka.core import Part, Target, init_parameter
-from halka.methods._checks import finite, fraction, linear_layer, positive_int, weight_roles
+from halka.methods._checks import ROLES_HELP, finite, fraction, linear_layer, positive_int, weight_roles
 from halka.methods._fields import method, option
 from halka.methods.lora import ALPHA, ALPHA_HELP, LoRA, LoRAPart
 
@@ -27,9 +27,7 @@ class DoRA:
     rank: int = option(default=16, help="rank r of the product", check=positive_int)
     alpha: float | None = option(default=ALPHA, help=ALPHA_HELP, check=finite)
     dropout: float = option(default=0.0, help="dropout on the product's input while training", check=fraction)
-    targets: tuple[str, ...] = option(
-        default=("linear",), help="roles, or groups of roles, to act on", check=weight_roles
-    )
+    targets: tuple[str, ...] = option(default=("linear",), help=ROLES_HELP, check=weight_roles)
 
     def as_lora(self) -> LoRA:
         """The LoRA that trains the direction."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import ModulePart, Part, Target, add_low_rank, init_parameter, linear
-from halka.methods._checks import finite, fraction, linear_layer, one_input, positive_int, weight_roles
+from halka.methods._checks import ROLES_HELP, finite, fraction, linear_layer, one_input, positive_int, weight_roles
 from halka.methods._fields import method, option
 
 ALPHA = 32.0
@@ -39,7 +39,7 @@ class LoRA:
     dropout: float = option(default=0.0, help="dropout on the product's input while training", check=fraction)
     targets: tuple[str, ...] = option(
         default=("linear",),
-        help="roles, or groups of roles, to act on; also the embedding",
+        help=f"{ROLES_HELP}; also embedding",
         check=partial(weight_roles, also=("embedding",)),
     )
     scaling: Literal["rank", "root"] = option(
