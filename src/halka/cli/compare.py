@@ -63,7 +63,7 @@ def compare(
         raise HalkaError("there is nothing to compare: give an EXPERIMENT, or --rag FILE")
     if rag is not None and on is not None:
         raise HalkaError(
-            "--on is for an EXPERIMENT: the runs of --rag share a process with their documents; leave it out"
+            "--on is for an EXPERIMENT: the runs of --rag share a collection on this machine; leave it out"
         )
     positional = [] if experiment is None else [str(experiment)]
     command = shlex.join(
