@@ -18,6 +18,7 @@ import pytest
 from halka.studies.compare import run
 from halka.studies.experiment import Experiment
 from halka.studies.runner import Event
+from halka.util.python import program
 from measurements_for_tests import METHODS, measurements
 
 PROGRAM = '''
@@ -103,14 +104,15 @@ class Stage:
 @contextmanager
 def staged(folder: Path) -> Iterator[Stage]:
     """A stage in this folder, while runs are processes of `PROGRAM`; at the end none of them is left."""
-    program, own = folder / "program.py", subprocess.Popen
-    program.write_text(PROGRAM)
+    stand_in, own = folder / "program.py", subprocess.Popen
+    stand_in.write_text(PROGRAM)
     base, search, *_, final = measurements(1, 4, (METHODS[1],), failures=False, samples=False)
     (folder / "templates.json").write_text(json.dumps({"base": base, "search": search, "final": final}))
 
     def started(arguments: list[str], **options) -> subprocess.Popen[str]:
-        if arguments[:3] == [sys.executable, "-m", "halka.studies.measure"]:
-            arguments = [sys.executable, "-S", str(program), *arguments[3:]]
+        own_program = program("halka.studies.measure")
+        if arguments[: len(own_program)] == own_program:
+            arguments = [sys.executable, "-S", str(stand_in), *arguments[len(own_program) :]]
         return own(arguments, **options)
 
     stage = Stage(folder)

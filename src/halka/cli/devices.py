@@ -20,6 +20,7 @@ from halka.training import TrainConfig, joined_ranks
 from halka.training.ranks import dealt_device, world_size
 from halka.util.errors import HalkaError
 from halka.util.machine import cores
+from halka.util.python import program
 
 GRACE = 110  # seconds that processes have after Ctrl-C or SIGTERM to end their step and write a checkpoint
 
@@ -111,7 +112,7 @@ def _run(count: int) -> None:
         max_restarts=0,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "halka", *sys.argv[1:])
+        elastic_launch(config, sys.executable)(*program("halka", *sys.argv[1:])[1:])
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         own = {rank: code for rank, code in codes.items() if code != -signal.SIGTERM}  # by which torchrun ends the rest

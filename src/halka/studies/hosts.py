@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import queue
 import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from halka.util.machine import cores
 from halka.util.openmp import environment
+from halka.util.python import program
 
 Result = dict[str, Any]  # a run's result, as its JSON file holds it
 Line = dict[str, Any]
@@ -95,7 +95,7 @@ class Here(Generic[R]):
     """
 
     def __init__(self, program: str, jobs: int = 1):
-        self.command, self.jobs = [sys.executable, "-m", program], jobs
+        self.program, self.jobs = program, jobs
         self.environment = environment(max(1, cores() // jobs))
         self.lines: queue.Queue[tuple[Group[R], Line]] = queue.Queue()
         self.processes: dict[str, subprocess.Popen[str]] = {}
@@ -108,7 +108,11 @@ class Here(Generic[R]):
         arguments = [str(file) for pair in group.files for file in pair]
         with group.log.open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
-                [*self.command, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=self.environment
+                program(self.program, *arguments),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self.environment,
             )
         self.processes[group.key] = process
         self.lines.put((group, {"begun": ""}))

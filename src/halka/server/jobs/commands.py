@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from halka.storage.adapter_store import Stored, name_and_version
 from halka.training import TrainConfig
 from halka.util.errors import HalkaError, UnknownAdapterError
 from halka.util.machine import usable_precision
+from halka.util.python import program
 from halka.util.settings import Setting, build, convert, from_content, settings_of
 
 DOCUMENTS = "documents.jsonl"
@@ -94,7 +94,7 @@ def _request(
     return JobRequest(
         kind=job.kind,
         settings=_public(job),
-        command=[sys.executable, "-m", "halka", *command],
+        command=program("halka", *command),
         name=getattr(job, "name", None),
         store=seen(tenant.store.folder) if isinstance(job, TrainJob) else None,
         storage=tenant.storage.described(seen),

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from halka.server.apart import environment
 from halka.server.jobs.folder import ENDED, JOB, LOG, STATE, STOP, JobFolder, jobs_in
+from halka.util.python import program
 
 EVERY = 1.0  # seconds between two looks
 STARTED = ".started"
@@ -130,7 +131,7 @@ class JobQueue:
                 return False
             messages = os.open(job.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
-                arguments = [sys.executable, "-m", "halka.server.jobs.process", str(job.path), str(lock)]
+                arguments = program("halka.server.jobs.process", str(job.path), str(lock))
                 files = [(os.POSIX_SPAWN_DUP2, messages, 1), (os.POSIX_SPAWN_DUP2, messages, 2)]
                 pid = os.posix_spawn(
                     sys.executable, arguments, environment(os.environ), file_actions=files, setsid=True

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from anyio import from_thread
 
 from halka.server.apart import cause_of, output_of
 from halka.server.errors import ApiError
+from halka.util.python import program
 
 SECONDS = 120
 MEMORY = 4 * 10**9  # bytes that such a program may take
@@ -19,7 +19,7 @@ def read_by(module: str, arguments: Sequence[object], most: int, name: str) -> b
 
     Raises ApiError where it takes too long, writes more, or fails, as it does where memory is not enough.
     """
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+    command = program(module, *map(str, arguments))
     output, status = output_of(command, SECONDS, most, from_thread.check_cancelled)
     if output is None:
         raise ApiError(400, f"{name} is too large: send fewer or shorter rows", param=name)

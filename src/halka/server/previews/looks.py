@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -16,8 +15,9 @@ from anyio import from_thread
 from halka.server.apart import cause_of, output_of
 from halka.server.errors import ApiError
 from halka.server.one_at_a_time import OneAtATime
+from halka.util.python import program
 
-PROGRAM = (sys.executable, "-m", "halka.server.previews.process")
+PROGRAM = program("halka.server.previews.process")
 SECONDS, SIZE = 120.0, 32 << 20
 END = 1 << 14  # bytes of the end of the process's stderr
 FULL = re.compile(r"MemoryError|OutOfMemory|allocate memory")

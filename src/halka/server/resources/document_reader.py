@@ -15,12 +15,13 @@ from pathlib import Path
 
 from halka.rag.texts import Text, Unreadable, read_as, read_text
 from halka.server.apart import cause_of, limit_memory, output_of
+from halka.util.python import program
 
 PLAIN = (".md", ".markdown", ".txt", ".text", ".rst")  # decoded, and nothing more
 SECONDS, MEMORY = 120, 4 * 10**9
 WIDEST = 4  # bytes of a character in UTF-8
 BESIDE = 1 << 20  # bytes of JSON beside the text
-READER = (sys.executable, "-m", "halka.server.resources.document_reader")
+READER = program("halka.server.resources.document_reader")
 
 
 def read_apart(
