@@ -41,7 +41,7 @@ def one(number, source, target):
     note("begins", name)
     print("loading", "{ a base }", flush=True)
     for line in todo.get("print", []):
-        print(line, flush=True)
+        sys.stdout.buffer.write(line.encode("latin-1") + b"\\n")
     for step in (1, 2):
         print(json.dumps({"run": number, "step": step, "steps": 2, "loss": 1 / step}), flush=True)
     print("here it goes wrong", file=sys.stderr, flush=True)

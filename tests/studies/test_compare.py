@@ -464,7 +464,7 @@ def test_a_run_that_was_tried_again_and_killed_leaves_no_old_result(stage):
 
 
 def test_what_a_library_prints_is_no_step(stage):
-    stage.plan(ia3={"print": ["Loading weights: 100%", "[1, 2]", "", "  {}"]})
+    stage.plan(ia3={"print": ["Loading weights: 100%", "[1, 2]", "", "  {}", "caf\xe9, not in UTF-8"]})
     assert kinds(stage.go(experiment(IA3, seeds=(0,)))) == {"started": 1, "step": 2, "done": 1}
 
 

@@ -111,7 +111,8 @@ class Here(Generic[R]):
                 program(self.program, *arguments),
                 stdout=subprocess.PIPE,
                 stderr=log,
-                text=True,
+                encoding="utf-8",
+                errors="replace",  # libraries print what they like
                 env=self.environment,
             )
         self.processes[group.key] = process
@@ -134,12 +135,20 @@ class Here(Generic[R]):
 
     def _listen(self, group: Group[R], process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        with process.stdout:
-            for text in process.stdout:
-                if (line := reported(text)) is not None:
-                    self.lines.put((group, line))
-        log = group.log.read_text(encoding="utf-8", errors="replace")
-        self.lines.put((group, {"over": without_result(process.wait(), log)}))
+        try:
+            with process.stdout:
+                for text in process.stdout:
+                    if (line := reported(text)) is not None:
+                        self.lines.put((group, line))
+        finally:  # without this line the study would wait for ever
+            self.lines.put((group, {"over": without_result(process.wait(), _text_of(group.log))}))
+
+
+def _text_of(log: Path) -> str:
+    try:
+        return log.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        return str(error)
 
 
 def without_result(code: int, log: str) -> str:

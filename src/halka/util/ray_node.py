@@ -95,7 +95,13 @@ def run(
         with (folder / program.log).open("w", encoding="utf-8") as log:
             command = [sys.executable, "-P", "-c", DIES_WITH_ITS_PARENT, "-P", "-m", program.module, *program.arguments]
             process = subprocess.Popen(
-                command, cwd=folder, env=environment(threads), stdout=subprocess.PIPE, stderr=log, text=True
+                command,
+                cwd=folder,
+                env=environment(threads),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                encoding="utf-8",
+                errors="replace",  # libraries print what they like
             )
             listener = threading.Thread(target=send, args=(process,))
             listener.start()
