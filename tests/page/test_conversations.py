@@ -36,6 +36,7 @@ def test_a_model_that_comes_later_reads_the_answers_of_another(read):
     page.get_by_role("button", name="Ask lora, too").click()
     late = page.get_by_role("article", name="Answer of lora")
     expect(late.get_by_text("It had no answer of its own to earlier messages, and read those of tiny.")).to_be_visible()
+    expect(page.locator(".answer.done")).to_have_count(3)
     assert bodies[2]["messages"] == [user("Message 0"), assistant("One."), user("Message 1")]
     page.unroute_all()
     answer_with(page, "Three.")

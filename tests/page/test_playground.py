@@ -90,7 +90,7 @@ def test_the_system_message_of_an_adapters_training_is_offered(read):
     expect(offer).to_have_count(0)
     expect(page.get_by_text("System message set")).to_be_visible()
     ask(page, "Why?")
-    expect(page.get_by_role("article")).to_have_count(2)
+    expect(page.locator(".answer.done")).to_have_count(2)
     assert [message["role"] for message in bodies[1]["messages"]] == ["system", "user"]
     assert bodies[1]["messages"][0]["content"] == "<b>Be brief.</b>"
 

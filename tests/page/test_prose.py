@@ -51,7 +51,7 @@ def test_an_answer_without_a_word_says_so_and_is_an_answer(read):
     expect(answer.get_by_text("1 token", exact=True)).to_be_visible()
     expect(answer.get_by_text("ended by itself")).to_be_visible()
     ask(page, "Really?")
-    expect(page.get_by_role("article")).to_have_count(2)
+    expect(page.locator(".answer.done")).to_have_count(2)
     assert bodies[1]["messages"] == [user("Hello"), assistant(""), user("Really?")]
 
 
