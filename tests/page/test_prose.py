@@ -27,13 +27,14 @@ window.fetch = (path, options) => {
 """An answer that is as long as what `write` has written."""
 
 RESTS_ABOVE = """
-(limit) => new Promise((done) => {
-  const look = (last, frames) => {
+(limit) => new Promise((done, fail) => {
+  const look = (last, frames, left) => {
     const still = scrollY < limit && scrollY === last ? frames + 1 : 0;
     if (still === 10) done(scrollY);
-    else requestAnimationFrame(() => look(scrollY, still));
+    else if (left === 0) fail(new Error(`the page is at ${scrollY}, not at rest above ${limit}`));
+    else requestAnimationFrame(() => look(scrollY, still, left - 1));
   };
-  look(-1, 0);
+  look(-1, 0, 600);
 })
 """
 """Where the page rests once it is above `limit` (pixels). `wait_for_function` evaluates text at each look, which the
