@@ -7,9 +7,13 @@ import os
 import sys
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from postgres_for_tests import server
+
+hypothesis.settings.register_profile("halka", deadline=None)  # a busy machine may not run a test for a while
+hypothesis.settings.load_profile("halka")
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-randomly, whose order is kept otherwise

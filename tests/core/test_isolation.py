@@ -594,16 +594,6 @@ def test_threads_leave_the_base_its_own_attention():
 
 # ── whatever happens ────────────────────────────────────────────────────────────────────────────────────────────────
 
-SLOTS = ("one", "two", "three")
-slot = st.sampled_from(SLOTS)
-kind = st.sampled_from([*KINDS, "full"])
-actions = st.one_of(
-    st.tuples(st.just("add"), slot, kind),
-    st.tuples(st.sampled_from(["train", "merge", "remove", "use", "fail", "own"]), slot),
-    st.tuples(st.just("rows"), st.lists(st.sampled_from([*SLOTS, None]), min_size=3, max_size=3)),
-    st.tuples(st.just("unmerge")),
-)
-
 
 class Wrong(Exception):
     pass
@@ -663,7 +653,6 @@ REFUSALS = (
 
 @settings(
     max_examples=100,
-    deadline=None,
     database=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

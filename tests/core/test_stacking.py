@@ -68,7 +68,7 @@ def test_each_row_is_its_own_single_run(family, dtype, architecture):
         close(found[row : row + 1], alone)
 
 
-@pytest.mark.parametrize("family", [it for it in FAMILIES if it not in ("prefix", "prompt")])  # they edit nothing
+@every_family
 @pytest.mark.parametrize("longest", [1, 5, 40])
 def test_runs_of_a_line_are_edited_as_each_by_its_own_part(family, longest):
     """Short ones in one go, also where some are empty; the slow twin is what would be differentiated."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
@@ -91,7 +91,6 @@ WORDS = st.text(st.sampled_from("ab ক়ি.\n<|'é🙂12"), min_size=1, max_s
 
 
 @given(name=st.sampled_from(sorted(CHATS)), contents=st.lists(WORDS, min_size=2, max_size=6))
-@settings(deadline=None)
 def test_ids_are_the_templates_and_begin_with_the_prompts(name, contents):
     tokenizer = CHATS[name]
     example = chat(*contents[: len(contents) // 2 * 2])
@@ -230,7 +229,6 @@ def test_a_prompt_needs_no_answer():
 
 
 @given(prompt=WORDS, answer=WORDS)
-@settings(deadline=None)
 def test_without_a_template_prompt_and_answer_follow_each_other(prompt, answer):
     example = chat(prompt, answer)
     tokens, start = encode(example, PLAIN), encode_prompt(example, PLAIN)

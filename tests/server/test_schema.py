@@ -23,9 +23,7 @@ from halka.server.tenants import Tenant
 schemathesis, requests = pytest.importorskip("schemathesis"), pytest.importorskip("requests")
 
 FORM = {"method", "url", "headers", "files", "data", "json", "params", "auth", "cookies"}
-BOUNDED = settings(
-    max_examples=12, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=[*HealthCheck]
-)
+BOUNDED = settings(max_examples=12, database=None, phases=[Phase.generate], suppress_health_check=[*HealthCheck])
 FEW = settings(BOUNDED, max_examples=2)
 KNOWN = {"model": "lora", "max_tokens": 2, "max_completion_tokens": 2, "max_output_tokens": 2}
 """What a body must have for its request to come as far as the engine, and back soon."""
