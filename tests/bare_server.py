@@ -1,4 +1,4 @@
-"""A server of bare routes, in a process of its own, which prints its port:
+"""A server of bare routes, in a process of its own, which prints its port, and what the routes see happen:
 
 python bare_server.py FOLDER PATIENCE DRAIN CONNECTIONS
 
@@ -17,10 +17,17 @@ from guarded_for_tests import Guarded
 from halka.server.guards.logs import log_to
 from halka.server.uvicorn_server import server
 
+
+class Printed(list[str]):
+    def append(self, event: str) -> None:
+        print(event, flush=True)
+
+
 if __name__ == "__main__":
     folder, patience, seconds, connections = sys.argv[1:]
     nobody_stores: Any = SimpleNamespace(reserve=None)
     guarded = Guarded(Path(folder), nobody_stores, body_size=0.001)
+    guarded.events = Printed()
     assert "torch" not in sys.modules
     log_to(sys.stderr, texts=False)
     listening = socket.create_server(("127.0.0.1", 0))

@@ -47,7 +47,7 @@ class Guarded:
             Route("/stream", self.stream, methods=["GET", "POST"]),
             Route("/never", self.never, methods=["GET", "POST"]),
             Route("/works", self.works, methods=["POST"]),
-            Route("/answers", answers, methods=["POST"]),
+            Route("/answers", self.answers, methods=["POST"]),
             Route("/fails", fails),
             Route("/large", large),
             Route("/metrics", ok),
@@ -116,6 +116,16 @@ class Guarded:
         await to_thread.run_sync(work)
         return JSONResponse({})
 
+    async def answers(self, request: Request) -> JSONResponse:
+        """Reserves what its body says, waits, and spends what it says."""
+        body, held = await request.json(), (await caller(request)).lease
+        self.events.append("begun")
+        held.reserve(body["n"], body["tokens"])
+        await asyncio.sleep(body.get("seconds", 0))
+        if "spend" in body:
+            held.spend(body["spend"])
+        return JSONResponse({})
+
 
 def own_quota(settings: ServerSettings) -> Quota:
     """That of the tenants in `data`, whose folders need torch."""
@@ -131,16 +141,6 @@ async def ok(request: Request) -> PlainTextResponse:
 async def who(request: Request) -> JSONResponse:
     calling = await caller(request)
     return JSONResponse({"tenant": calling.tenant, "role": calling.role})
-
-
-async def answers(request: Request) -> JSONResponse:
-    """Reserves what its body says, waits, and spends what it says."""
-    body, held = await request.json(), (await caller(request)).lease
-    held.reserve(body["n"], body["tokens"])
-    await asyncio.sleep(body.get("seconds", 0))
-    if "spend" in body:
-        held.spend(body["spend"])
-    return JSONResponse({})
 
 
 async def fails(request: Request) -> JSONResponse:

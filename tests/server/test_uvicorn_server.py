@@ -6,7 +6,6 @@ import json
 import os
 import re
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -55,6 +54,17 @@ class Bare:
             for piece in pieces:
                 connection.sendall(piece)
             return everything(connection)
+
+    def wait_for(self, event: str) -> None:
+        """Wait until a route prints it."""
+        assert self.process.stdout.readline().strip() == event
+
+    def drain(self) -> httpx.Response:
+        """Ask the process to end, and return the first answer to who comes then."""
+        self.process.terminate()
+        while (response := httpx.get(f"{self.url}/who")).status_code == 200:
+            time.sleep(0.01)
+        return response
 
     def end(self) -> list[dict[str, object]]:
         """Ask the process to end, and return what it logged, without errors."""
@@ -106,16 +116,14 @@ def test_sigterm_lets_requests_finish_and_refuses_new_ones(tmp_path):
     bare, answers = Bare(tmp_path), []
 
     def ask():
-        answers.append(httpx.post(f"{bare.url}/answers", json={"n": 1, "tokens": 1, "seconds": 2}))
+        answers.append(httpx.post(f"{bare.url}/answers", json={"n": 1, "tokens": 1, "seconds": 4}))
 
     with httpx.Client(base_url=bare.url) as client:
         assert client.get("/who").status_code == 200
         asking = threading.Thread(target=ask)
         asking.start()
-        time.sleep(0.7)
-        bare.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        refused = httpx.get(f"{bare.url}/who")
+        bare.wait_for("begun")
+        refused = bare.drain()
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
         assert httpx.get(f"{bare.url}/healthz").status_code == 200
         asking.join()
@@ -132,11 +140,11 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
 
     asking = threading.Thread(target=ask)
     asking.start()
-    time.sleep(0.5)
-    bare.process.send_signal(signal.SIGTERM)
+    bare.wait_for("begun")
+    bare.drain()
     time.sleep(0.3)
     assert bare.process.poll() is None
-    bare.process.send_signal(signal.SIGTERM)
+    bare.process.terminate()
     bare.process.communicate(timeout=20)
     assert bare.process.returncode == 0
     asking.join()
@@ -146,9 +154,8 @@ def test_what_does_not_finish_while_the_server_drains_gets_an_error(tmp_path):
     bare, answers = Bare(tmp_path, drain=0.5), []
     asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{bare.url}/never")))
     asking.start()
-    time.sleep(0.7)
-    bare.process.send_signal(signal.SIGTERM)
-    bare.ended()
+    bare.wait_for("begun")
+    bare.end()
     asking.join()
     assert answers[0].status_code == 503
     assert answers[0].json()["error"]["message"] == "the server is going down"
@@ -184,11 +191,11 @@ def test_a_client_that_does_not_read_its_answer_is_closed(bare):
 
 def test_a_connection_that_is_used_again_and_again_stays(bare):
     with httpx.Client(base_url=bare.url) as client:
-        ports = set()
-        for _ in range(6):  # longer than the server's patience, in all
+        ports, begins = set(), time.monotonic()
+        while time.monotonic() < begins + 1.8:  # longer than the server's patience, in all
             response = client.get("/who")
             ports.add(response.extensions["network_stream"].get_extra_info("client_addr"))
-            time.sleep(0.3)
+            time.sleep(0.05)
     assert len(ports) == 1
 
 
