@@ -1,4 +1,4 @@
-"""The handbook, which the README's second section answers from: its documents, questions and training data agree."""
+"""The handbook, which README's last example answers from: its documents, questions and training data agree."""
 
 from __future__ import annotations
 
