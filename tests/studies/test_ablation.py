@@ -58,6 +58,8 @@ def passage(text: str) -> Passage:
         ("Answer: the sea. [1][12] ", "the sea"),
         ("It is the sea [2].", "It is the sea ."),
         ("Answer: one.\nAnswer: two.", "Answer: one.\nAnswer: two."),
+        ("Answer: the sea\nor a lake. [1]", "the sea\nor a lake"),
+        (f"Answer: {'sea ' * 200}ends.", f"{'sea ' * 200}ends"),
         ("", ""),
     ],
 )

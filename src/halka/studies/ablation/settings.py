@@ -181,6 +181,10 @@ def collection_of(ablation: Ablation, folder: Path) -> Collection:
 
 
 def matcher(template: str) -> re.Pattern[str]:
-    """The pattern of an answer by this template with its citations; its group is the answer itself."""
-    before, after = template.split(ANSWER)
-    return re.compile(rf"{re.escape(before)}(.{{1,400}}?){re.escape(after)}(?:\s*\[\d{{1,3}}\])*\s*")
+    """The pattern of an answer by this template with its citations; its group is the answer itself.
+
+    That may have several lines, but none that begins as the template does: it would be a second answer.
+    """
+    before, after = map(re.escape, template.split(ANSWER))
+    inside = rf"(?:(?!\n{before}).)+?" if before else ".+?"
+    return re.compile(rf"{before}({inside}){after}(?:\s*\[\d{{1,3}}\])*\s*", re.DOTALL)
