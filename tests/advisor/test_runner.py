@@ -243,8 +243,8 @@ def test_the_pilot_learns_what_can_be_learned(probed):
     same = Example((Message("user", "What?"), Message("assistant", "red red")))
     alike = replace(probed, train=(same,) * 12, held_out=(same,) * 4)
     plans = (
-        TrialPlan("LoRA", "lora", {"rank": 4, "alpha": 8}, rate=20),
-        TrialPlan("part", "lora", {"rank": 4, "alpha": 8}, rate=20, share=0.5),
+        TrialPlan("LoRA", "lora", {"rank": 4, "alpha": 8}, rate=10),
+        TrialPlan("part", "lora", {"rank": 4, "alpha": 8}, rate=10, share=0.5),
     )
     found = learnability(alike, Budget(), batch_size=4, config=PilotConfig(plans, steps=48))
     assert [each.name for each in found.trials] == ["LoRA", "part"]

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from commands import TRAIN, failure, halka, parsed, stopped
+from halka.methods import LoRA
 from tokenizers_for_tests import chatml_tokenizer
 
 
@@ -186,6 +187,13 @@ def test_other_settings_do_not_go_on_with_an_unfinished_run(here):
     stopped(f"train {TRAIN} --steps 8 -o new", "step 3/8")
     told = failure(f"train {TRAIN.replace('--base', '--seed 1 --base')} --steps 8 -o {here / 'new'}", folder=here)
     assert "holds an unfinished run that differs from this one: seed was 0, is 1" in told
+
+
+def test_an_unfinished_run_that_named_no_rate_goes_on_at_the_one_it_began_with(here):
+    """As one that was begun when the method's own rate was the default at every width."""
+    stopped(f"train {TRAIN} --steps 8 --lr {LoRA.lr} -o new", "step 3/8")
+    assert parsed(f"train {TRAIN} --steps 8 -o new")["lr"] == LoRA.lr
+    assert parsed(f"train {TRAIN} --steps 8 -o other")["lr"] == 2 * LoRA.lr
 
 
 def test_training_that_cannot_go_on_is_a_failure(here):

@@ -15,7 +15,6 @@ from typing import Any
 
 from halka.advisor.evidence import BOTH, CLOSED, DOCUMENTS, EXAMPLES, Condition
 from halka.advisor.words import CONDITIONS
-from halka.methods import method_named
 
 Clock = Callable[[], float]
 """Seconds that pass, from any beginning."""
@@ -43,7 +42,7 @@ class OutOfTimeError(Exception):
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """A trial before it runs: `share` of the training examples, at `rate` times the method's default learning rate."""
+    """A trial before it runs: `share` of the training examples, at `rate` times the learning rate where none is set."""
 
     name: str
     method: str
@@ -56,27 +55,23 @@ class TrialPlan:
     def condition(self) -> Condition:
         return "documents" if self.passages else "closed"
 
-    @property
-    def lr(self) -> float:
-        return method_named(self.method).lr * self.rate
-
     def count(self, examples: int) -> int:
         """How many of the training examples it is given."""
         return max(1, round(self.share * examples))
 
 
 LORA = {"rank": 16}
-RATE = 4  # the higher learning rate of LoRA, as a multiple of the default
+LOW, HIGH = 0.5, 2  # learning rates, as multiples of that where none is set
 TRIALS = (
-    TrialPlan("LoRA", "lora", LORA),
-    TrialPlan("LoRA, higher rate", "lora", LORA, rate=RATE),
-    TrialPlan("LoRA, half of the data", "lora", LORA, rate=RATE, share=0.5),
-    TrialPlan("LoRA, a quarter of the data", "lora", LORA, rate=RATE, share=0.25),
-    TrialPlan("bottleneck", "bottleneck", rate=2),
+    TrialPlan("LoRA", "lora", LORA, rate=LOW),
+    TrialPlan("LoRA, higher rate", "lora", LORA, rate=HIGH),
+    TrialPlan("LoRA, half of the data", "lora", LORA, rate=HIGH, share=0.5),
+    TrialPlan("LoRA, a quarter of the data", "lora", LORA, rate=HIGH, share=0.25),
+    TrialPlan("bottleneck", "bottleneck"),
 )
 """The most important first: where time is short the last ones are left out. A curve over data needs the higher rate."""
-FULL = TrialPlan("full fine-tuning", "full")
-WITH_PASSAGES = TrialPlan("LoRA with passages", "lora", LORA, rate=RATE, passages=True)
+FULL = TrialPlan("full fine-tuning", "full", rate=LOW)
+WITH_PASSAGES = TrialPlan("LoRA with passages", "lora", LORA, rate=HIGH, passages=True)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from halka.advisor.statistics import (
 )
 from halka.evaluation.metrics import Score, mean_of
 from halka.methods import build_method, described
+from halka.models.rates import own_rate
 from halka.training import Job, Observer, TrainConfig, as_tokens, batch_plan, train_many
 from halka.training.run_folder import METRICS
 from halka.util.errors import HalkaError, TrainingError
@@ -186,7 +187,7 @@ class _Pilot:
         base.model.add(name, build_method(plan.method, dict(plan.fields)))
         every = max(1, steps // self.plan.evaluations)
         config = TrainConfig(
-            lr=plan.lr,
+            lr=self.rate(name, plan),
             steps=steps,
             batch_size=self.plan.rows,
             batch_tokens=self.config.batch_tokens,
@@ -253,6 +254,10 @@ class _Pilot:
         self.budget.cut("answers of the pilot's adapters", done, total)
         return texts
 
+    def rate(self, name: str, plan: TrialPlan) -> float:
+        """The learning rate of the plan's adapter, which the model has as `name`."""
+        return own_rate(self.base.model, name) * plan.rate
+
     def trial(self, job: Job, plan: TrialPlan, curve: Curve, loss: Score, answers: Sequence[str]) -> Trial:
         """The result of a finished job."""
         base, (steps, _) = self.base, curve[-1]
@@ -264,7 +269,7 @@ class _Pilot:
             name=plan.name,
             method=method["name"],
             fields=method["fields"],
-            lr=plan.lr,
+            lr=self.rate(job.name, plan),
             examples=self.count(plan),
             seen=sum(map(len, batches[:steps])),
             rows=_rows(sum(map(len, batches)), len(batches), self.plan.rows),
