@@ -104,6 +104,19 @@ def test_demo_leaves_its_best_adapter_in_a_store_once(stage, kinds, monkeypatch)
         assert stored.get("support").method == "prefix"
 
 
+def test_demo_leaves_its_best_adapter_where_another_run_failed(stage, kinds, monkeypatch):
+    monkeypatch.setenv("HALKA_CACHE", str(Path("cache").absolute()))
+    folder = Path("cache/bases/smollm2-135m")
+    folder.mkdir(parents=True)
+    (folder / "source.json").write_text("{}")
+    stage.plan(full={"error": "out of memory"})
+    halka("demo", code=1)
+    for path in Path("halka-demo/runs").glob("*.json"):
+        if json.loads(path.read_text())["label"] == "prefix":
+            shutil.copytree("prefix", Path("halka-demo/work", path.stem, "adapter"))
+    assert "serve --base smollm2-135m --store halka-demo/adapters" in halka("demo", code=1).stderr
+
+
 def test_a_wrong_experiment_is_one_line(here):
     Path("experiment.yaml").write_text("name: e\ntask: support\nmethods: []\nsede: 1\n")
     assert "sede" in failure(COMPARE)

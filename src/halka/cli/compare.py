@@ -76,7 +76,7 @@ def compare(
         assert ablation is not None
         return _ablate(ablation, out, command, retry, json)
     read = read_experiment(existing_file(experiment, "EXPERIMENT"))
-    _run(read, out, command, retry, json, ablation, on)
+    _end(_run(read, out, command, retry, json, ablation, on))
 
 
 def _ablate(ablation: Ablation, out: Path, command: str, retry: bool, json: bool) -> None:
@@ -129,8 +129,9 @@ def demo(
     from halka.studies.experiment import demo_experiment
 
     experiment = demo_experiment()
-    _run(experiment, out, shlex.join(["halka", "demo", "-o", str(out)]), retry, json)
+    failed = _run(experiment, out, shlex.join(["halka", "demo", "-o", str(out)]), retry, json)
     _keep_best(experiment, out)
+    _end(failed)
 
 
 def _keep_best(experiment: Experiment, out: Path) -> None:
@@ -158,7 +159,8 @@ def _run(
     json: bool,
     ablation: Ablation | None = None,
     on: str | None = None,
-) -> None:
+) -> int:
+    """Run an experiment's missing runs, and write its table and report; returns the number of failed runs."""
     from halka.studies.compare import run, write_outputs
 
     _follow(run(experiment, out, retry=retry, on=on), experiment.base, out)
@@ -185,6 +187,11 @@ def _run(
         from halka.report.table import to_rich
 
         show(to_rich(summarise(outputs.measurements)), "", f"report: {outputs.report}")
+    return failed
+
+
+def _end(failed: int) -> None:
+    """Raises Failed where some runs failed."""
     if failed:
         raise Failed(f"{plural(failed, 'run')} failed: --retry runs what failed again")
 
