@@ -117,6 +117,20 @@ def test_demo_leaves_its_best_adapter_where_another_run_failed(stage, kinds, mon
     assert "serve --base smollm2-135m --store halka-demo/adapters" in halka("demo", code=1).stderr
 
 
+def test_a_base_that_is_not_there_is_said_before_any_run(stage, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    text = Path("experiment.yaml").read_text()
+    Path("experiment.yaml").write_text(text.replace("base: base", "base: smollm2_135m"))
+    assert "did you mean smollm2-135m?" in failure(COMPARE)
+    assert stage.names() == []
+    assert not Path("results/report.html").exists()
+
+
+def test_where_every_run_failed_the_reason_is_said(stage):
+    stage.plan(LoRA={"error": "no room"}, prefix={"error": "no room"})
+    assert "every run failed; the first: no room" in halka(COMPARE, code=1).stderr
+
+
 def test_a_wrong_experiment_is_one_line(here):
     Path("experiment.yaml").write_text("name: e\ntask: support\nmethods: []\nsede: 1\n")
     assert "sede" in failure(COMPARE)

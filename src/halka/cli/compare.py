@@ -100,10 +100,12 @@ def _ablated(ablation: Ablation, out: Path, retry: bool) -> tuple[Summary, Secti
 
     from halka.report.html import Section
     from halka.studies.ablation import results, run, summarise
+    from halka.studies.ablation.runs import runs_of
     from halka.studies.ablation.summary import headline, to_html, to_markdown
     from halka.util.files import write_text
 
-    _follow(run(ablation, out, retry=retry), ablation.place(ablation.base), out)
+    fetch = len(results(ablation, out)) < len(runs_of(ablation, out))
+    _follow(run(ablation, out, retry=retry), ablation.place(ablation.base), out, fetch)
     own = results(ablation, out)
     failed = [result for result in own if result.get("status") == "failed"]
     if len(failed) == len(own):
@@ -161,12 +163,15 @@ def _run(
     on: str | None = None,
 ) -> int:
     """Run an experiment's missing runs, and write its table and report; returns the number of failed runs."""
-    from halka.studies.compare import run, write_outputs
+    from halka.studies.compare import is_finished, run, write_outputs
 
-    _follow(run(experiment, out, retry=retry, on=on), experiment.base, out)
+    fetch = on is None and not is_finished(experiment, out)
+    _follow(run(experiment, out, retry=retry, on=on), experiment.base, out, fetch)
     outputs = write_outputs(experiment, out, command)
-    failed = sum(measurement["status"] != "done" for measurement in outputs.measurements)
-    runs = len(outputs.measurements)
+    errors = [measured["error"] for measured in outputs.measurements if measured["status"] != "done"]
+    failed, runs = len(errors), len(outputs.measurements)
+    if failed == runs:
+        raise Failed(f"every run failed; the first: {errors[0]}")
     if ablation is not None:
         say(f"experiment done, report so far: {outputs.report}")
         _, section, failed_too = _ablated(ablation, out, retry)
@@ -196,15 +201,21 @@ def _end(failed: int) -> None:
         raise Failed(f"{plural(failed, 'run')} failed: --retry runs what failed again")
 
 
-def _follow(events: Iterable[Event], base: str, out: Path) -> None:
-    """Show the progress of runs, until all have ended or Ctrl-C interrupts them."""
+def _follow(events: Iterable[Event], base: str, out: Path, fetch: bool) -> None:
+    """Show the progress of runs, until all have ended or Ctrl-C interrupts them.
+
+    With `fetch` runs here need the base: it is fetched once, with its messages, before any begins.
+    """
     from halka.cli.progress import RunsProgress
     from halka.models.fetching import known_bases, pull
+    from halka.models.loading import resolve
 
     if out.is_file():
         raise HalkaError(f"--out: {out} is a file: name a folder")
     if base in known_bases():
-        pull(base, say)  # once, with its messages, before the runs need it
+        pull(base, say)
+    elif fetch:
+        resolve(base, fetch=True)
     try:
         with terminated_as_interrupted(), RunsProgress() as progress:
             for event in events:

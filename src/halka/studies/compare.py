@@ -63,6 +63,14 @@ def runner(
     return Runner(Path(folder), host or Here(PROGRAM, experiment.jobs), _outcome, retry=retry)
 
 
+def is_finished(experiment: Experiment, folder: str | Path) -> bool:
+    """Whether every run of the experiment has ended. Raises HalkaError as `run` does for a task."""
+    plan = Plan(experiment)
+    results = plan.results(runner(experiment, folder))
+    groups, to_come = plan.due(results)
+    return not to_come and all(run.key in results for group in groups for run in group)
+
+
 def measurements(folder: str | Path) -> list[Result]:
     """Every measurement in a folder, in the order of their names, whatever experiments they were made for."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((Path(folder) / "runs").glob("*.json"))]
