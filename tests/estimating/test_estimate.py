@@ -239,6 +239,15 @@ def test_a_base_that_float16_does_not_hold_takes_float32_where_there_is_no_bfloa
     assert whole.base_bytes == 2 * newer.base_bytes
 
 
+def test_an_unknown_processor_has_the_precision_of_this_one(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    sizes = [{}, {"device": "a100"}, {"memory": 10**10}]
+    found = [halka.estimate(config_of(), "lora", batch_size=1, length=8, **where) for where in sizes]
+    assert [each.setup.dtype for each in found] == ["float32", "bfloat16", "bfloat16"]
+
+
 def test_more_rows_and_more_tokens_need_more():
     sizes = ((1, 16), (2, 16), (8, 16), (2, 8), (2, 64))
     found = {

@@ -126,7 +126,7 @@ def estimate(
         shared=shared,
         accumulate=accumulate,
         checkpointing=checkpointing,
-        dtype=precision_here(precision, gpu=device != "here"),
+        dtype=precision_here(precision, gpu=device != "here" and (device, memory) != (None, None)),
         quantize=quantize,
         labels=labels,
     )
