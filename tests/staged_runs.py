@@ -34,6 +34,11 @@ def note(what, name):
         file.write(json.dumps(told | {"threads": os.environ["OMP_NUM_THREADS"]}) + chr(10))
 
 
+def begun():
+    with open(os.environ["HALKA_TEST_LOG"]) as file:
+        return file.read().count('"begins"')
+
+
 def one(number, source, target):
     given = json.load(open(source))
     name = f"{given['label']} {given['train']['lr']} {given['train']['seed']} {given['purpose']}"
@@ -45,6 +50,9 @@ def one(number, source, target):
     for step in (1, 2):
         print(json.dumps({"run": number, "step": step, "steps": 2, "loss": 1 / step}), flush=True)
     print("here it goes wrong", file=sys.stderr, flush=True)
+    last = time.monotonic() + 20
+    while begun() < todo.get("meet", 0) and time.monotonic() < last:
+        time.sleep(0.01)
     time.sleep(todo.get("sleep", 0))
     if todo.get("kill") or (todo.get("kill_together") and len(sys.argv) > 3):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -278,7 +278,7 @@ def test_events_say_what_happens(stage):
 
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_so_many_runs_at_a_time_and_no_more(jobs, stage):
-    stage.plan(**{"": {"sleep": 0.15}})
+    stage.plan(**{"": {"meet": jobs, "sleep": 0.15}})  # none ends before so many have begun
     stage.go(experiment(IA3, BASE, jobs=jobs, seeds=tuple(range(5))))
     times = [(note["at"], 1) for note in stage.notes()] + [(note["at"], -1) for note in stage.notes("ends")]
     running = [sum(change for _, change in sorted(times)[: count + 1]) for count in range(len(times))]
