@@ -112,7 +112,7 @@ def test_without_a_folder_to_write_it_has_all_cores(tmp_path):
 
 @pytest.mark.parametrize(
     ("variables", "threads"),
-    [({SHARED: "1"}, max(1, cores() // 2)), ({SHARED: "0"}, 7), ({}, 7), ({SHARED: "1", THREADS: "7"}, 7)],
+    [({SHARED: "1"}, max(1, min(cores(), 7) // 2)), ({SHARED: "0"}, 7), ({}, 7), ({SHARED: "1", THREADS: "7"}, 7)],
 )
 def test_the_environment_says_whether_a_process_shares(tmp_path, variables, threads):
     user = os.getuid() if hasattr(os, "getuid") else "own"
