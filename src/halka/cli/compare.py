@@ -170,7 +170,7 @@ def _run(
     outputs = write_outputs(experiment, out, command)
     errors = [measured["error"] for measured in outputs.measurements if measured["status"] != "done"]
     failed, runs = len(errors), len(outputs.measurements)
-    if failed == runs:
+    if errors and failed == runs:
         raise Failed(f"every run failed; the first: {errors[0]}")
     if ablation is not None:
         say(f"experiment done, report so far: {outputs.report}")
