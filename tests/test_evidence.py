@@ -289,6 +289,15 @@ def test_ranks_that_follow_full_fine_tuning_are_named(pages, results):
     assert "where a rank stops following full fine-tuning on Restaurant attributes" in shown
 
 
+def test_what_to_do_follows_from_the_laws_that_held(pages, results):
+    add(pages, results, "snips")
+    verdicts = {"fixed alpha": ("held", 3), "places": ("did not hold", 3), "batches": ("held", 2)}
+    laws = [{"name": name, "verdict": verdict, "seeds": seeds} for name, (verdict, seeds) in verdicts.items()]
+    (results.folder / "laws.json").write_text(json.dumps(laws))
+    shown = text(pages, pages["advice"].part(results))
+    assert [name in shown for name in ("α: one for all ranks", "Layers:", "Batches:")] == [True, False, False]
+
+
 def test_a_law_has_its_verdict_its_seeds_and_a_figure_of_its_methods(pages, results):
     add(pages, results, "laws/rates")
     verdict = {"name": "ten times", "sweep": "rates", "law": "A law.", "verdict": "held", "finding": "so", "seeds": 3}

@@ -6,7 +6,8 @@ Every sentence follows from result files by a rule:
 - rank: the least rank of LoRA whose score cannot be told apart from the best rank's;
 - rate: the one that the search chose for LoRA r16, and that by full fine-tuning's;
 - steps: where validation was best, in the mean over seeds, and as passes over the examples; "at least", where runs had
-  not converged.
+  not converged;
+- α, layers and batches: by the laws that held.
 
 Three seeds of a method are the fewest that count, and two light methods. What is best for other kinds and amounts of
 data is of the cases that the advisor is judged by (benchmarks/advisor.py).
@@ -21,7 +22,7 @@ from typing import Any
 
 from evidence_parts.convergence import SETS, level_with_best
 from evidence_parts.part import Block, Missing, Notes, Part, table
-from evidence_parts.results import Results, Study, is_settled, mean_step
+from evidence_parts.results import LEAST_SEEDS, Results, Study, is_settled, mean_step
 from halka.report.caveats import cut_off
 from halka.report.findings import score_text
 from halka.report.intervals import apart
@@ -34,6 +35,12 @@ SHORT = {"snips": "SNIPS", "e2e": "E2E", "banking77": "BANKING77", "nl2bash": "N
 NAMES = {"peft": "an adapter", "rag": "retrieval", "peft+rag": "both", "full": "full fine-tuning", "prompt": "a prompt"}
 NAMES |= {"data": "more data", "base": "nothing helps"}
 LORA = "LoRA r16"
+BY_LAWS = {
+    "fixed alpha": "α: one for all ranks, so that about the same rate suits them; Halka's default is 32.",
+    "places": "Layers: all linear ones, as by default, or the MLP's; attention's alone are worse at equal size.",
+    "batches": "Batches: small ones; with equal examples LoRA loses more than full fine-tuning as they grow.",
+}
+"""What to do by each of the laws (below, with their figures) where it held."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ def part(results: Results) -> Part:
     advised = [advice for study in studies if (advice := advised_by(study)) is not None]
     blocks: list[Block] = []
     if advised:
-        blocks += [Notes(tuple(sentences(advised))), _table(advised)]
+        blocks += [Notes((*sentences(advised), *by_laws(results))), _table(advised)]
     waiting = [study for study in studies if study.missing]
     if waiting:
         names = listed([SHORT[study.name] for study in waiting])
@@ -145,6 +152,14 @@ def _table(advised: list[Advised]) -> Block:
 def sentences(advised: list[Advised]) -> list[str]:
     """What holds over the sets, by the rules above."""
     return [*_method(advised), *_full(advised), *_rank(advised), *_rate(advised), *_steps(advised)]
+
+
+def by_laws(results: Results) -> list[str]:
+    """What follows from the laws that held, with three seeds."""
+    held = {
+        law["name"] for law in results.file("laws") or () if law["verdict"] == "held" and law["seeds"] >= LEAST_SEEDS
+    }
+    return [sentence for name, sentence in BY_LAWS.items() if name in held]
 
 
 def _over(advised: list[Advised]) -> str:
