@@ -179,6 +179,15 @@ def test_what_examples_share_is_computed_once(method, gpu):
         assert getattr(packed.memory, part) == getattr(padded.memory, part)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_causal_attention_of_long_texts_takes_the_same_work_padded_and_packed(rows):
+    config, batch = config_of(**SHALLOW, max_position_embeddings=8192), replace(SIZES, rows=rows, length=8192)
+    padded, packed = (dry_run(config, halka.LoRA(), replace(batch, shared=count), gpu=True) for count in (0, rows - 1))
+    attention = 3.5 * 4 * rows * 8192**2 * config.hidden_size / 2  # a quarter of it forward: half of all pairs
+    assert padded.flops == pytest.approx(packed.flops, rel=0.1)
+    assert attention < padded.flops < 1.5 * attention
+
+
 def test_examples_have_in_common_what_they_share_and_no_more():
     items = training_items(model_of(config_of(), SIZES), replace(SIZES, rows=60, length=12, shared=8))
     assert pack([items]).forest.tokens == 8 + 60 * (12 - 8 - 1) - 1, "one is shorter; none reads its last token"

@@ -343,9 +343,11 @@ class _FakeGPUMode(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             query, key, value, *rest = args
             mask = rest[0] if rest else kwargs.get("attn_mask")
+            causal = rest[2] if len(rest) > 2 else kwargs.get("is_causal", False)
             if kwargs.get("enable_gqa") and not (self._mode.flash and takes_groups(query, mask)):
-                return _stored_scores(query, key, value, mask, causal=rest[2] if len(rest) > 2 else False)
-            return _FusedAttention.apply(query, key, value, mask, key.shape[-2], self._mode.work)
+                return _stored_scores(query, key, value, mask, causal=causal)
+            keys = -(-key.shape[-2] // 2) if causal else key.shape[-2]  # kernels skip the half that no token sees
+            return _FusedAttention.apply(query, key, value, mask, keys, self._mode.work)
         if func is has_flash:
             return self._mode.flash
         if func is attend_by_flex:
