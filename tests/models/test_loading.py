@@ -337,6 +337,13 @@ def test_a_hub_model_comes_from_the_client_cache_once_there(
     assert describe_base("who/what")["licence"] == "mit"
 
 
+def test_a_hub_model_without_safetensors_has_a_way_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "model.safetensors").unlink()  # its pickles are not downloaded
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(folder))
+    with pytest.raises(ValueError, match=r"^who/what has no safetensors on the hub\. .*convert it.*who/what@refs/pr/1"):
+        load_base("who/what")
+
+
 def test_a_revision_is_for_the_hub(folder: Path) -> None:
     assert at_revision(str(folder), "main") == str(folder)  # as peft, which passes it by
     for name in (folder, "smollm2-135m", Path("who/what")):

@@ -33,6 +33,10 @@ HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<revision>[^\s@
 REVISION = "_hub_revision"  # the attribute of a base that was loaded by one
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors", "README.md"]
+NO_PICKLES = (
+    "Halka reads safetensors alone, because a pickle can run code. If you trust it, convert it: "
+    "AutoModelForCausalLM.from_pretrained(it).save_pretrained(new_folder), and the tokenizer likewise"
+)
 HUB_LEFT_OUT = ["*/*", "model.*.safetensors"]  # subfolders, weights in other precisions
 OVERFLOWING = ("gemma2", "gemma3", "gemma3_text")  # float16 does not hold their hidden states
 CONVERSION = "automatic conversion of the weights"  # transformers' words for any error while it joins experts' weights
@@ -257,11 +261,23 @@ def resolve(name_or_path: str | Path, *, fetch: bool, config_only: bool = False)
     if isinstance(name_or_path, Path) or folder.is_file() or remote is None:
         problem = "is a file; a base is a folder" if folder.is_file() else "is no folder"
         raise HalkaError(f"{name} {problem}; {known_names(name)}")
+
+    def check(folder: Path) -> None:
+        _check_config(folder)
+        if config_only:
+            return
+        if not any(folder.glob("model*.safetensors*")):
+            raise HalkaError(
+                f"{name} has no safetensors on the hub. {NO_PICKLES}; or name a revision that has some, such as "
+                f"{remote['name']}@refs/pr/1"
+            )
+        weight_files(folder)
+
     return from_hub(
         *(remote["name"], remote["revision"]),
         files=["config.json"] if config_only else HUB_FILES,
         left_out=HUB_LEFT_OUT,
-        check=_check_config if config_only else weight_files,
+        check=check,
         thing="a model",
         hint=known_names(name),
         fetch=fetch,
@@ -283,11 +299,7 @@ def weight_files(folder: Path) -> list[Path]:
         return files
     others = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".gguf"))
     if others and len(files) == 1:
-        raise HalkaError(
-            f"{folder} has no model.safetensors, only {', '.join(others)}. Halka reads safetensors alone, because a "
-            f"pickle can run code. If you trust it, convert it: AutoModelForCausalLM.from_pretrained(folder)"
-            f".save_pretrained(new_folder), and the tokenizer likewise"
-        )
+        raise HalkaError(f"{folder} has no model.safetensors, only {', '.join(others)}. {NO_PICKLES}")
     lacking = [file.name for file in files if not file.is_file()]
     raise HalkaError(f"{folder} lacks {', '.join(lacking)}; fetch or copy it again")
 

@@ -31,7 +31,8 @@ def from_hub(
     check             raises HalkaError for a folder that is incomplete
     thing, hint       for messages: "a model" or "an adapter", and the way out
 
-    Raises HalkaError for a name that the hub does not have, a gated one, and a hub that cannot be reached.
+    Raises HalkaError for a name that the hub does not have, a gated one, and a hub that cannot be reached; and as
+    `check` does of what the hub has.
     """
     from huggingface_hub import errors, snapshot_download
 
@@ -59,7 +60,7 @@ def from_hub(
                 f"fetches it); {hint}"
             ) from None
     try:
-        return snapshot(local=False)
+        folder = snapshot(local=False)
     except errors.GatedRepoError as error:
         reason = f"{name} is gated: accept its terms on https://huggingface.co/{name}, then log in with `hf auth login`"
         raise HalkaError(reason) from error
@@ -73,6 +74,8 @@ def from_hub(
             f"{name} is no folder, is not in the hub client's cache, and the hub cannot be reached "
             f"({type(cause).__name__}: {cause}); {hint}"
         ) from error
+    check(folder)
+    return folder
 
 
 def adapter_parts(source: str | Path) -> re.Match[str] | None:
@@ -98,7 +101,7 @@ def adapter_folder(parts: re.Match[str], *, allow_pickle: bool = False) -> Path:
                 "and torch reads them with weights_only"
             )
 
-    folder = from_hub(
+    return from_hub(
         *(parts["name"], parts["revision"]),
         files=wanted,
         left_out=SUBFOLDERS,
@@ -106,5 +109,3 @@ def adapter_folder(parts: re.Match[str], *, allow_pickle: bool = False) -> Path:
         thing="an adapter",
         hint="an adapter is a folder, or a name on the hub such as org/adapter or org/adapter@revision",
     )
-    check(folder)
-    return folder
