@@ -17,6 +17,7 @@ from halka.data.metric import Metric
 from halka.data.readers import Problem
 from halka.util.errors import DataError, HalkaError
 from halka.util.kinds import TASK_KINDS
+from halka.util.yaml_text import read_yaml
 
 T = TypeVar("T")
 
@@ -233,7 +234,7 @@ def labels_for(kind: str | None, examples: Iterable[Example]) -> tuple[str, ...]
 def _checked(path: Path) -> dict[str, Any]:
     """The file's keys and values, checked."""
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = read_yaml(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):

@@ -160,8 +160,10 @@ def yaml_of(file: Path, otherwise: str = "") -> dict[Any, Any]:
     """
     import yaml
 
+    from halka.util.yaml_text import read_yaml
+
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise HalkaError(f"there is no file {file}: check the path, it is seen from {Path.cwd()}") from None
     except IsADirectoryError:

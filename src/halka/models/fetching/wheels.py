@@ -33,8 +33,8 @@ def unpacked(
         if done.returncode:
             if "No module named pip" in done.stderr:  # as in environments of uv
                 raise HalkaError(
-                    f"pip, which downloads {wheel}, is not in this environment: `{sys.executable} -m ensurepip`, or where "
-                    "uv made it `uv pip install pip`"
+                    f"pip, which downloads {wheel}, is not in this environment: `{sys.executable} -m ensurepip`, or "
+                    "where uv made it `uv pip install pip`"
                 )
             lines = done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"]
             broken = [line.partition(" after ")[2] for line in lines if "connection broken" in line]
