@@ -273,7 +273,7 @@ def test_beside_an_experiment_what_is_wrong_is_told_first_and_what_is_done_is_ke
     out = tmp_path / "out"
     experiment, ablation = tmp_path / "experiment.yaml", tmp_path / "ablation.yaml"
     method = "{method: lora, label: lora, lrs: [0.1]}"
-    experiment.write_text(f"name: e\nbase: base\ntask: support\nseeds: [0]\nmethods: [{method}]\n")
+    experiment.write_text(f"name: e\nbase: {files / 'base'}\ntask: support\nseeds: [0]\nmethods: [{method}]\n")
     (tmp_path / "none.jsonl").write_text('{"question": "Where?"}\n')
     (tmp_path / "base").mkdir()  # without a model in it
     settings = yaml.safe_load((files / "ablation.yaml").read_text())
