@@ -653,7 +653,7 @@ def test_what_cannot_be_changed_has_no_change(answer, others):
         ({"method": {"method": "prompt", "lrs": [0.1], "text": "a"}}, "method: .* do not start as a text"),
         ({"method": {"method": "base"}}, "an adapter's"),
         ({"seeds": [1, 1]}, "none twice"),
-        ({"passage": 3}, "passage: Extra inputs"),
+        ({"passage": 3}, r"passage: there is no such setting; did you mean passages\?"),
         ({"lessons": {"order": "random"}}, "lessons: order: Input should be 'shuffled' or 'found'"),
         ({"lessons": {"changed": 2}}, "lessons: changed: Input should be less than or equal to 1"),
         ({"lessons": {"order": "found", "distractors": "random"}}, "order found is the search's"),

@@ -585,8 +585,8 @@ MISTAKES = [
     ("name: [", "cannot be read as YAML"),
     ("- lora", "holds no experiment: it needs at least name, task and methods"),
     ("", "holds no experiment"),
-    ({"name": "test"}, r"task: Field required; methods: Field required"),
-    ({**GOOD, "seed": 3}, "seed: Extra inputs are not permitted"),
+    ({"name": "test"}, r"task: it is missing; methods: it is missing"),
+    ({**GOOD, "seed": 3}, r"seed: there is no such setting; did you mean seeds\?"),
     ({**GOOD, "jobs": 0}, "jobs: Input should be greater than or equal to 1"),
     ({**GOOD, "seeds": []}, "seeds: name at least one"),
     ({**GOOD, "seeds": [1, 1]}, "seeds: .* none twice"),
@@ -603,14 +603,14 @@ MISTAKES = [
     ({**GOOD, "search_steps": 0}, "search_steps: Input should be greater than or equal to 1"),
     ({**GOOD, "examples": {"test": 0}}, r"examples\.test: Input should be greater than or equal to 1"),
     ({**GOOD, "train": {"steps": 4.5}}, "train: steps: 4.5 is not a whole number"),
-    ({**GOOD, 1: 2}, "1: Extra inputs are not permitted"),
+    ({**GOOD, 1: 2}, "1: there is no such setting: choose of name, base, "),
     ({**GOOD, "task": "none.yaml"}, r"task: there is no .*none\.yaml"),
     ({**GOOD, "base": "../base"}, r"base: there is no .*base"),
     ({**GOOD, "forgetting": "none.txt"}, r"forgetting: there is no .*none\.txt"),
     ({**GOOD, "seeds": ["a"]}, r"seeds\.0: Input should be a valid integer"),
     ({**GOOD, "examples": {"dev": 3}}, "examples: the splits are train, validation and test, not dev"),
     ({**GOOD, "methods": [{"method": "lara"}]}, r"methods\.0: .*no method 'lara': choose one of bitfit"),
-    ({**GOOD, "methods": [{"rank": 3}]}, r"methods\.0: method: Field required"),
+    ({**GOOD, "methods": [{"rank": 3}]}, r"methods\.0: method: it is missing"),
     ({**GOOD, "methods": [{"method": "lora", "rank": 0}]}, r"methods\.0: .*rank must be a whole number above 0, not 0"),
     ({**GOOD, "methods": [{"method": "lora", "rnk": 3}]}, r"methods\.0: rnk: there is no .* did you mean rank\?"),
     ({**GOOD, "methods": [{"method": "lora", "lr": 1e-3}]}, r"methods\.0: .*lr: the rates to search are a list, lrs"),
@@ -645,6 +645,14 @@ def test_a_mistake_in_python_is_named_as_in_a_file(build, message):
     with pytest.raises(HalkaError) as refused:
         build()
     assert message in str(refused.value)
+
+
+def test_a_method_may_be_its_name_alone(tmp_path):
+    short, long = (
+        read_experiment(written(tmp_path, {**GOOD, "methods": methods}))
+        for methods in (["base", "lora"], [{"method": "base"}, {"method": "lora"}])
+    )
+    assert short == long
 
 
 def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):

@@ -6,10 +6,11 @@ docs/compare.md explains the file.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from halka.data.task import SPLITS, TASK_FILES, Task, is_task_file, limit, load_task
 from halka.evaluation.metrics import score
@@ -24,6 +25,7 @@ from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
 from halka.util.machine import cores, slow_in_bfloat16
 from halka.util.settings import converted, settings_of, yaml_of
+from halka.util.suggest import suggest
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -41,13 +43,27 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise HalkaError("; ".join(map(_reason, error.errors()))) from None
+            fields = [*type(self).model_fields]
+            raise HalkaError("; ".join(_reason(wrong, fields) for wrong in error.errors())) from None
 
 
-def _reason(wrong: ErrorDetails) -> str:
+def _reason(wrong: ErrorDetails, fields: Sequence[str]) -> str:
+    """What is wrong with one of a model's settings, whose names are `fields`."""
     place, message = ".".join(map(str, wrong["loc"])), wrong["msg"].removeprefix("Value error, ")
     message = message.replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
+    if wrong["type"] == "missing":
+        message = "it is missing"
+    if wrong["type"] == "extra_forbidden":
+        message, close = "there is no such setting", suggest(place, fields)
+        message += f"; did you mean {close}?" if close else f": choose of {', '.join(fields)}"
     return f"{place}: {message}" if place else message
+
+
+def _named_alone(methods: Any) -> Any:
+    """Entries of which some are a method's name alone."""
+    if not isinstance(methods, list | tuple):
+        return methods
+    return [{"method": entry} if isinstance(entry, str) else entry for entry in methods]
 
 
 def _by_split(examples: dict[str, int]) -> dict[str, int]:
@@ -145,7 +161,7 @@ class Experiment(Settings):
     )
     task: str
     examples: BySplit = {}
-    methods: tuple[Entry, ...]
+    methods: Annotated[tuple[Entry, ...], BeforeValidator(_named_alone)]
     train: TrainFields = {}
     search_steps: Count | None = Field(
         default=None, description="steps of a search run; half of the final ones' steps or epochs if not given"
