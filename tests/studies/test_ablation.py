@@ -399,9 +399,9 @@ def test_a_stopped_process_leaves_its_answers_to_the_next(files, tmp_path):
     whole = measure.measure_run(subject, tuned, tmp_path / "run")
     asked = sum(rows)
     kept = KeptAnswers(tmp_path / "run")
-    lines = kept.path.read_text().splitlines()
+    lines = kept.lines.path.read_text().splitlines()
     assert len(lines) == asked == 6 + 3 + 2
-    kept.path.write_text("\n".join(lines[:4]) + "\n" + lines[4][:9])  # cut short
+    kept.lines.path.write_text("\n".join(lines[:4]) + "\n" + lines[4][:9])  # cut short
     rows.clear()
     again = measure.measure_run(subject, tuned, tmp_path / "run")
     assert sum(rows) == asked - 4

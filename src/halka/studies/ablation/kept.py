@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from halka.data.examples import Example
+from halka.studies.json_lines import JsonLines
 from halka.util.own_version import own_version
 
 
@@ -18,7 +18,7 @@ class KeptAnswers:
     """
 
     def __init__(self, folder: Path, version: str | None = None):
-        self.path, self.version = folder / "answers.jsonl", version or own_version()
+        self.lines, self.version = JsonLines(folder / "answers.jsonl"), version or own_version()
 
     @staticmethod
     def key(example: Example) -> str:
@@ -27,24 +27,12 @@ class KeptAnswers:
 
     def add(self, key: str, text: str) -> None:
         """Keep the answer to the prompt with this key."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([self.version, key, text]) + "\n")
+        self.lines.add([self.version, key, text])
 
     def all(self) -> dict[str, str]:
-        """This version's answers by key; a line that was cut short is left out."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        rows = [row for line in lines if (row := _read(line)) is not None]
-        return {key: text for version, key, text in rows if version == self.version}
+        """This version's answers by key."""
+        return {key: text for version, key, text in self.lines.all() if version == self.version}
 
     def drop(self) -> None:
         """Forget all answers."""
-        self.path.unlink(missing_ok=True)
-
-
-def _read(line: str) -> tuple[str, str, str] | None:
-    try:
-        version, key, text = json.loads(line)
-    except ValueError:
-        return None
-    return version, key, text
+        self.lines.drop()
