@@ -327,6 +327,13 @@ def test_an_experiment_stopped_after_its_searches_goes_on_with_the_final_runs(jo
     assert add_up(events)
 
 
+@pytest.mark.parametrize("label", [f"LoRA {', '.join('ab' * 200)}", "নরম " * 90])
+def test_a_long_label_is_no_longer_than_a_file_name_may_be(label, stage):
+    plan = experiment({**IA3, "label": f"{label} 1"}, {**IA3, "label": f"{label} 2"}, seeds=(0,))
+    assert kinds(stage.go(plan))["done"] == 2
+    assert len(measurements(stage.folder)) == 2
+
+
 def test_the_same_work_has_the_same_name_wherever_it_runs(stage, tmp_path):
     def names(plan: Experiment, folder: Path) -> set[str]:
         list(run(plan, folder))

@@ -52,6 +52,8 @@ from halka.util.files import write_text
 from halka.util.kinds import Kind
 
 SCHEMA = 1
+DIGEST = len("-01234567.json")
+NAME_BYTES = 245  # the most of a result's name: of a file's 255, the one that is written beside it takes ten
 TOKENS = 24  # of an answer whose latency is measured
 BASE = "base"  # the method of a run without tuning
 NAME = "run"  # the adapter's name while it is measured
@@ -114,11 +116,13 @@ class Spec:
             if work[name] == before:
                 del work[name]
         work["fields"] = named_fields(self.fields)
-        text = json.dumps({**work, "schema": SCHEMA}, sort_keys=True)
         rate = "" if self.train["lr"] is None else f"-lr{self.train['lr']:g}"
         safe = "".join(letter if letter.isalnum() else "-" for letter in self.label.lower()).strip("-")
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return f"{safe}{rate}-seed{self.train['seed']}-{self.purpose}-{digest}"
+        rest = f"{rate}-seed{self.train['seed']}-{self.purpose}"
+        if len(f"{safe}{rest}".encode()) + DIGEST > NAME_BYTES:  # no older run is called so: no file can be
+            work["label"], safe = self.label, safe[:60]
+        text = json.dumps({**work, "schema": SCHEMA}, sort_keys=True)
+        return f"{safe}{rest}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
     def title(self) -> str:
