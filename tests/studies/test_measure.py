@@ -65,6 +65,16 @@ def test_memory_is_left_out_where_its_peak_cannot_be_reset(made, tmp_path, monke
     assert result["train"]["scores"]
 
 
+def test_a_prediction_that_fails_costs_no_trained_run(made, tmp_path, monkeypatch, capsys):
+    def from_config(*args, **options):
+        raise RuntimeError("not of this shape")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_config", from_config)
+    found = measure(a_run(made), tmp_path)
+    assert (found["status"], found["memory"].get("predicted")) == ("done", None)
+    assert "the memory could not be predicted: RuntimeError: not of this shape" in capsys.readouterr().err
+
+
 def test_the_kept_adapter_is_the_best_and_gives_the_measured_loss(made, tmp_path):
     from halka.data.task import load_task
     from halka.training import TrainConfig, as_tokens, mean_loss

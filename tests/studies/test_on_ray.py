@@ -105,6 +105,15 @@ def test_runs_that_train_together_need_the_states_of_all_adapters(tmp_path):
     assert together.memory - alone.memory == 2 * 16 * trained
 
 
+def test_needs_that_cannot_be_estimated_are_unknown(tmp_path, monkeypatch):
+    def from_config(*args, **options):
+        raise RuntimeError("not of this shape")
+
+    base_and_task(tmp_path)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_config", from_config)
+    assert needs_of([a_run(tmp_path)], load_task(tmp_path / "task.yaml"), False) is None
+
+
 def test_runs_with_other_batches_have_needs_of_their_own(tmp_path):
     base_and_task(tmp_path)
     task, small = load_task(tmp_path / "task.yaml"), a_run(tmp_path)

@@ -348,7 +348,7 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
     if not machine.can_reset_peak(device):
         return training
     # A search's memory is not compared, and an estimate takes as long as some of its steps.
-    predicted = {} if run.purpose == "search" else {"predicted": _predicted(model, job.examples, config)}
+    predicted = {} if run.purpose == "search" else _predicted(model, job.examples, config)
     return training | {
         "memory": {
             **most,
@@ -390,7 +390,16 @@ def _training(model: AdaptedModel, name: str, steps: Sequence[Step], examples: i
     }
 
 
-def _predicted(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) -> dict[str, int]:
+def _predicted(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) -> dict[str, Any]:
+    """What is predicted, by its key in the result; nothing where that fails, which costs no trained run."""
+    try:
+        return {"predicted": _estimated(model, items, config)}
+    except Exception as error:
+        print(f"the memory could not be predicted: {type(error).__name__}: {error}", file=sys.stderr)
+        return {}
+
+
+def _estimated(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) -> dict[str, int]:
     """The estimate for the largest batch of the first epoch, by the parts that are measured."""
     batches = [[items[i] for i in indices] for indices in batch_plan(model, items, config)]
     batch = max(batches, key=lambda batch: len(batch) * max(map(len, batch)))

@@ -14,7 +14,6 @@ from halka.methods import build_method
 from halka.models.loading import base_config
 from halka.studies.measure import BASE, Spec
 from halka.training import TrainConfig
-from halka.util.errors import HalkaError
 from halka.util.machine import precision_here
 
 STATES = 4 * FP32  # bytes of a trained number: itself, its gradient and two moments
@@ -68,7 +67,7 @@ def needs_of(runs: Sequence[Spec], task: Task, gpu: bool) -> Needs | None:
         )
         method = build_method("lora", {}) if run.method == BASE else build_method(run.method, run.fields)
         predicted = dry_run(base, method, setup, gpu=gpu)
-    except HalkaError:
+    except Exception:  # a dry run that fails is no reason to end a study
         return None
     total = predicted.memory.total + (len(runs) - 1) * predicted.trained * STATES
     return Needs(PROCESS + predicted.base_bytes, CONTEXT + total) if gpu else Needs(PROCESS + total)
