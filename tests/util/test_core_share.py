@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,15 +28,18 @@ def _threads():
     torch.set_num_threads(before)
 
 
+eager = partial(CoreShare, often=0)
+"""A share that looks at the others before each step."""
+
+
 def threads_of(share: CoreShare) -> int:
-    """The threads that it lets this thread compute in, once it looks at the others again."""
-    time.sleep(OFTEN)
+    """The threads that it lets this thread compute in."""
     share.take()
     return torch.get_num_threads()
 
 
 def test_who_computes_alone_has_all_cores_and_two_have_half_each(tmp_path):
-    one, two = CoreShare(tmp_path, 4), CoreShare(tmp_path, 4)
+    one, two = eager(tmp_path, 4), eager(tmp_path, 4)
     assert threads_of(one) == 4
     assert threads_of(two) == 2
     assert threads_of(one) == 2
@@ -46,21 +50,21 @@ def test_who_computes_alone_has_all_cores_and_two_have_half_each(tmp_path):
 
 
 def test_more_processes_than_cores_have_one_each(tmp_path):
-    shares = [CoreShare(tmp_path, 2) for _ in range(3)]
+    shares = [eager(tmp_path, 2) for _ in range(3)]
     assert [threads_of(share) for share in shares] == [2, 1, 1]
 
 
 def test_the_others_leave_a_process_the_threads_that_it_keeps(tmp_path):
     torch.set_num_threads(3)
-    assert threads_of(CoreShare(tmp_path, 8, fixed=3)) == 3
-    one, two = CoreShare(tmp_path, 8), CoreShare(tmp_path, 8)
+    assert threads_of(eager(tmp_path, 8, fixed=3)) == 3
+    one, two = eager(tmp_path, 8), eager(tmp_path, 8)
     assert threads_of(one) == 5
     assert threads_of(two) == 2
-    assert threads_of(CoreShare(tmp_path, 2)) == 1, "one at least"
+    assert threads_of(eager(tmp_path, 2)) == 1, "one at least"
 
 
 def test_processes_without_a_common_core_share_none(tmp_path):
-    first, second, both = (CoreShare(tmp_path, 4, bound=bound) for bound in (0x0F, 0xF0, 0x3C))
+    first, second, both = (eager(tmp_path, 4, bound=bound) for bound in (0x0F, 0xF0, 0x3C))
     assert threads_of(first) == 4
     assert threads_of(second) == 4
     assert threads_of(both) == 1
@@ -68,16 +72,16 @@ def test_processes_without_a_common_core_share_none(tmp_path):
 
 
 def test_threads_stay_where_bits_shall_be_the_same_each_time(tmp_path):
-    threads_of(CoreShare(tmp_path, 4))
+    threads_of(eager(tmp_path, 4))
     torch.set_num_threads(3)
     with deterministic():
-        assert threads_of(CoreShare(tmp_path, 4)) == 3
+        assert threads_of(eager(tmp_path, 4)) == 3
 
 
 def test_a_process_that_died_counts_until_its_time_is_over(tmp_path):
     dead, now = tmp_path / "1-1-0-1", time.time()
     dead.touch()
-    share = CoreShare(tmp_path, 4)
+    share = eager(tmp_path, 4)
     for ended, threads, there in (
         (now + 60, 2, True),
         (now - 1, 4, True),
@@ -96,16 +100,18 @@ def test_a_process_counts_for_some_seconds_after_each_step(tmp_path):
     assert own.stat().st_mtime - time.time() > LEAST, "its first step may be long"
     time.sleep(1)
     for _ in range(2):  # a long step, then a short one: the next may be long again
-        threads_of(share)
+        time.sleep(OFTEN)
+        share.take()
         assert own.stat().st_mtime - time.time() > 3 * OFTEN
     for _ in range(4):
-        threads_of(share)
+        time.sleep(OFTEN)
+        share.take()
     assert 0 < own.stat().st_mtime - time.time() <= LEAST + 3 * OFTEN
 
 
 def test_without_a_folder_to_write_it_has_all_cores(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    share = CoreShare(tmp_path / "file" / "cores", 4)
+    share = eager(tmp_path / "file" / "cores", 4)
     assert threads_of(share) == 4
     share.give_back()
 

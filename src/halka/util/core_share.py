@@ -29,7 +29,7 @@ from halka.util.errors import HalkaError
 from halka.util.machine import CPU, cores
 from halka.util.openmp import SHARED, THREADS
 
-OFTEN = 0.25  # seconds: so far apart at least are two looks at the others
+OFTEN = 0.25  # seconds from one look at the others to the next, at least
 FIRST = 10.0  # seconds that a process counts for before its first step's end
 LEAST, MOST = 2.0, 300.0  # seconds that it counts for after one, three times as long as its steps take within these
 OLD = 3600.0  # seconds after which the file of a process that died is removed
@@ -41,10 +41,11 @@ class CoreShare:
 
     bound   the cores that it may use, as bits; other processes count if they may use one of these
     fixed   the threads that it keeps, which the others leave to it; 0: it shares
+    often   seconds: so far apart at least are two looks at the others
     """
 
-    def __init__(self, folder: Path, cores: int, *, bound: int = 1, fixed: int = 0):
-        self.folder, self.cores, self.bound, self.fixed = folder, cores, bound, fixed
+    def __init__(self, folder: Path, cores: int, *, bound: int = 1, fixed: int = 0, often: float = OFTEN):
+        self.folder, self.cores, self.bound, self.fixed, self.often = folder, cores, bound, fixed, often
         self._own = folder / f"{os.getpid()}-{time.monotonic_ns()}-{fixed}-{bound:x}"
         self._lock = threading.Lock()  # loop and engine may compute in two threads
         self._taken = self._looked = 0.0  # when, by the monotonic clock; 0 while it does not compute
@@ -61,7 +62,7 @@ class CoreShare:
             now = time.monotonic()
             if self._taken:
                 self._step = max(now - self._taken, self._step / 2)
-            if now - self._looked >= OFTEN:
+            if now - self._looked >= self.often:
                 try:
                     self._threads = self._share()
                 except OSError:
