@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,12 +155,23 @@ def trained_together(folder: Path, *, parts: bool = False) -> dict[str, Any]:
     return {"losses": losses}
 
 
+def free_port() -> int:
+    """A port that stays free while processes import torch: whoever asks the system for any gets one from 32768 on."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port below 32000 is free")
+
+
 def start(count: int, *arguments: str, script: str = __file__) -> list[subprocess.Popen[str]]:
     """So many processes that run a file together, each in its own thread."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    together = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    together = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
     path = os.pathsep.join([str(Path(halka.__file__).parents[1]), str(Path(__file__).parent)])
     return [
         subprocess.Popen(
