@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import defaultdict
 from dataclasses import replace
 
-import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -154,23 +152,3 @@ def test_what_fails_later_is_the_last_event(base, tmp_path):
         assert last.startswith(b"event: error\ndata: ")
         assert response.headers["x-request-id"].encode() in last
         assert server.client.post("/v1/chat/completions", json=BODY | {"model": "tiny"}).status_code == 500
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_who_leaves_frees_the_row_at_once(running, stream):
-    engine = running.service.engine.engine
-    body = BODY | {"max_tokens": 400, "logit_bias": {str(end): -100 for end in engine.ends}, "stream": stream}
-    body |= {"n": 64}  # more than there are rows: it goes on for long after its first event
-    with httpx.Client(base_url=running.url) as client:
-        if stream:
-            with client.stream("POST", "/v1/chat/completions", json=body, timeout=30) as answer:
-                lines = answer.iter_lines()  # held: an iterator that is gone has closed the connection
-                assert next(lines).startswith("data: ")
-                assert engine.busy
-        else:
-            with pytest.raises(httpx.ReadTimeout):
-                client.post("/v1/chat/completions", json=body, timeout=httpx.Timeout(10, read=0.02))
-    end = time.monotonic() + 5
-    while engine.busy:
-        assert time.monotonic() < end, "its row is not free"
-        time.sleep(0.01)
