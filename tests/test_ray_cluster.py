@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -132,7 +133,7 @@ def test_who_stops_leaves_no_process_behind(nodes, tmp_path):
         stream.close()
         pid = stage.notes()[-1]["pid"]
         while is_alive(pid):
-            pass
+            time.sleep(0.01)
 
 
 @pytest.mark.slow
