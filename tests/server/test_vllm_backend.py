@@ -230,7 +230,7 @@ def test_the_log_has_no_word_of_a_prompt_that_vllm_refuses(gateway, vllm, caplog
 
 def test_a_new_version_answers_at_once_and_the_old_one_leaves_after_its_last_answer(base, store, vllm, tmp_path):
     other = halka.AdapterStore(make_store(tmp_path / "other", base, {"prefix": halka.Prefix(2), "lora": halka.LoRA(8)}))
-    vllm.pause = 0.02
+    vllm.pause = 0.2  # its answer takes 20 s
     with Running(base, store, tmp_path / "gateway", vllm=(vllm.url,)) as running:
         url, body = f"{running.url}/v1/completions", {"model": "lora", "prompt": "The", "ignore_eos": True}
         old, new = lora(store / "lora" / "1"), lora(other.get("lora").folder)
