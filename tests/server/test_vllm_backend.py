@@ -241,6 +241,7 @@ def test_a_new_version_answers_at_once_and_the_old_one_leaves_after_its_last_ans
             answer = httpx.post(url, json={**body, "max_tokens": 3}, timeout=60).json()
             assert new.endswith(answer["system_fingerprint"])
             assert vllm.log == [f"load {old}", f"load {new}"]
+            vllm.pause = 0.0
             rest = [line for line in lines if line]
             assert rest[-1] == "data: [DONE]"
             assert all("error" not in line for line in rest)
