@@ -6,33 +6,27 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
-from playwright.sync_api import Error, sync_playwright
+from playwright.sync_api import sync_playwright
 
 from browser_for_tests import OPTIONS, Reader, browser_path, reading
 from serving_for_tests import Running, make_base, make_store
 
 
-def without_browser(reason: str) -> NoReturn:
-    """Skip what needs a browser; fail where HALKA_NEEDS_BROWSER asks for one."""
-    if os.environ.get("HALKA_NEEDS_BROWSER"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def browser():
-    """A Chromium for all tests of a module: while it is there, no other test could run an event loop in this thread."""
+    """A Chromium for all tests of a module: while it is there, no other test could run an event loop in this thread.
+
+    Where the machine has none they are skipped, or fail if HALKA_NEEDS_BROWSER asks for one.
+    """
     with sync_playwright() as playwright:
         path = browser_path(playwright)
         if path is None:
-            without_browser("no Chromium: apt-get install chromium, or playwright install chromium")
-        try:
-            browser = playwright.chromium.launch(executable_path=path, args=[*OPTIONS])
-        except Error as error:
-            without_browser(f"{path} does not start: {error.message.splitlines()[0]}")
+            missing = pytest.fail if os.environ.get("HALKA_NEEDS_BROWSER") else pytest.skip
+            missing("no Chromium: apt-get install chromium, or playwright install chromium")
+        browser = playwright.chromium.launch(executable_path=path, args=[*OPTIONS])
         yield browser
         browser.close()
 
