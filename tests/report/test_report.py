@@ -24,7 +24,7 @@ import pytest
 
 from halka.evaluation.metrics import resampled
 from halka.evaluation.metrics import score as scored
-from halka.report.axes import spread_out
+from halka.report.axes import banded, spread_out
 from halka.report.html import render, side_by_side, write_report
 from halka.report.intervals import T_975, Estimate, Interval, apart, difference, estimate, gap, ratio, share
 from halka.report.plots import draw_plots
@@ -63,6 +63,11 @@ def small(runs: Runs) -> Runs:
 
 
 # ---- intervals ----
+
+
+def test_a_line_of_several_runs_ends_where_the_first_of_them_does():
+    assert banded([{1: 2.0, 2: 1.0, 3: 0.5}, {1: 4.0, 2: 3.0}]) == [(1, 2.0, 3.0, 4.0), (2, 1.0, 2.0, 3.0)]
+    assert banded([]) == []
 
 
 def test_one_seed_has_the_interval_of_its_items() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from statistics import mean
 from typing import TYPE_CHECKING
 
 from halka.report.svg import HEIGHT, TEXT, Look, colour, grid, new_figure
@@ -23,6 +24,13 @@ DASHES = (0, (4, 3))
 
 Banded = tuple[float, float, float, float]
 """A step with the least, the mean and the greatest value of the runs."""
+
+
+def banded(runs: Sequence[Mapping[float, float]]) -> list[Banded]:
+    """The values of runs by step, at the steps that all have: the line ends where the first of its runs does."""
+    steps = set[float].intersection(*map(set[float], runs)) if runs else set[float]()
+    values = [(step, [run[step] for run in runs]) for step in sorted(steps)]
+    return [(step, min(own), mean(own), max(own)) for step, own in values]
 
 
 @dataclass(frozen=True)

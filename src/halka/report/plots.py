@@ -17,6 +17,7 @@ from halka.report.axes import (
     Key,
     Name,
     at_the_right,
+    banded,
     bar_axes,
     beside,
     interval,
@@ -302,14 +303,12 @@ def _bars(
 
 
 def _joined(curves: Sequence[Sequence[Measurement]]) -> list[Banded]:
-    """Join several runs' curves into (step, least, mean, greatest) in order of step, at most `POINTS` of them."""
-    by_step: dict[float, list[float]] = {}
-    for points in curves:
-        for point in points:
-            step, loss = number(point, "step"), number(point, "loss")
-            if step is not None and loss is not None:
-                by_step.setdefault(step, []).append(loss)
-    joined = [(step, min(v), mean(v), max(v)) for step, v in sorted(by_step.items())]
+    """The losses of several runs by step, at most `POINTS` of them."""
+    losses = [
+        {point["step"]: point["loss"] for point in points if None not in (number(point, "step"), number(point, "loss"))}
+        for points in curves
+    ]
+    joined = banded([own for own in losses if own])
     stride = -(-len(joined) // POINTS) or 1
     return joined[::-1][::stride][::-1]  # the last point always stays
 

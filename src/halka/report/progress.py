@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean
 
-from halka.report.axes import Banded, at_the_right, line_at, padded, room, tall, with_bands
+from halka.report.axes import Banded, at_the_right, banded, line_at, padded, room, tall, with_bands
 from halka.report.near_full import target_of, way_of
 from halka.report.rows import Measurement, Row, full_runs, used_runs
 from halka.report.summary import Summary
@@ -43,10 +42,7 @@ def progress(summary: Summary, measurements: Sequence[Measurement]) -> Drawing |
 
 def _together(runs: Sequence[Measurement]) -> list[Banded]:
     """The steps at which all runs that were followed have a score."""
-    ways = [{step: score for step, score, _ in way} for run in runs if (way := way_of(run))]
-    steps = set[float].intersection(*(set(way) for way in ways)) if ways else set[float]()
-    scores = [(step, [way[step] for way in ways]) for step in sorted(steps)]
-    return [(step, min(values), mean(values), max(values)) for step, values in scores]
+    return banded([{step: score for step, score, _ in way} for run in runs if (way := way_of(run))])
 
 
 def _takeaway(summary: Summary, rows: Sequence[Row]) -> str:
