@@ -433,14 +433,16 @@ def test_pulling_at_once_fetches_once() -> None:
 
     def run() -> None:
         together.wait()
-        found.append(pull_base(base))
+        found.append(pull_base(base, said.append))
 
+    said = list[str]()
     threads = [threading.Thread(target=run) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(runs) == 1
+    assert said.count("another process downloads it: waiting") == 2
     assert len(found) == 3
     assert (found[0] / "source.json").is_file()
 

@@ -76,12 +76,18 @@ def pull_base(base: BaseInfo, on_progress: Progress | None = None) -> Path:
     if is_pulled(folder):
         return folder
 
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     say = on_progress or (lambda message: None)
     say(f"{base.name} goes to {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{base.name}.lock"):
+    lock = FileLock(folder.parent / f".{base.name}.lock")
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        say("another process downloads it: waiting")
+        held = lock.acquire()
+    with held:
         if is_pulled(folder):  # by the process that held the lock
             return folder
         if folder.exists():
