@@ -100,6 +100,7 @@ def texts_of(store: VectorStore, document: str, scope: Scope = EVERY) -> list[st
 def test_what_was_put_is_there_until_it_is_replaced_or_removed(store):
     first, second = entry("a", "one", "two", tags=["x"]), entry("b", "three", readers=["ada"])
     store.put([first, second])
+    store.put([])
     assert store.documents() == [first.document, second.document]
     assert store.passages("a", [1, 0, 7], EVERY) == list(first.passages)
     assert store.passages("b", [0], Scope()) == store.passages("a", [], EVERY) == []

@@ -113,6 +113,8 @@ class LanceStore:
     # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def put(self, entries: Sequence[Entry]) -> None:
+        if not entries:
+            return
         rows: dict[str, list[Any]] = {name: [] for name in self._schema.names}
         entries = last_of_each(entries)
         for entry in entries:
