@@ -194,6 +194,9 @@ def test_a_group_above_may_leave_less(groups):
     (inner.parent / "memory.current").write_text("100000000\n")
     (inner.parent / "memory.stat").write_text("anon 25000000\ninactive_file 40000000\nactive_file 20000000\n")
     assert leaves(groups, 85_000_000)
+    (inner / "cpu.max").write_text("200000 100000\n")
+    about = machine.describe(machine.CPU, groups)
+    assert (about["cores"], about["memory"]) == (min(2, os.cpu_count() or 1), 125_000_000)
 
 
 def test_pages_of_mapped_files_count_as_free_once(monkeypatch, tmp_path):

@@ -229,18 +229,20 @@ def _cores_of_groups(root: Path) -> Iterator[int]:
 
 def _left_in_groups(root: Path) -> Iterator[int]:
     """Bytes that each control group with a limit has left; cached files count as free."""
+    for folder, unified, limit in _memory_of_groups(root):
+        used = "memory.current" if unified else "memory.usage_in_bytes"
+        files = ("inactive_file", "active_file") if unified else ("total_inactive_file", "total_active_file")
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        cached = sum(int(statistics.get(name, 0)) for name in files)
+        yield max(0, limit - int((folder / used).read_text()) + cached)
+
+
+def _memory_of_groups(root: Path) -> Iterator[tuple[Path, bool, int]]:
+    """Of each control group with a limit of memory: its folder, whether it is one of cgroup v2, and the bytes."""
     for folder, unified in _groups(root, "memory"):
-        if unified:
-            limit, used, files = "memory.max", "memory.current", ("inactive_file", "active_file")
-        else:
-            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
-            files = ("total_inactive_file", "total_active_file")
-        if (folder / limit).exists():
-            most = (folder / limit).read_text().strip()
-            if most != "max":
-                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                cached = sum(int(statistics.get(name, 0)) for name in files)
-                yield max(0, int(most) - int((folder / used).read_text()) + cached)
+        limit = folder / ("memory.max" if unified else "memory.limit_in_bytes")
+        if limit.exists() and (most := limit.read_text().strip()) != "max":
+            yield folder, unified, int(most)
 
 
 def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
@@ -256,13 +258,13 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
                     yield folder, not controllers
 
 
-def describe(device: torch.device) -> dict[str, Any]:
-    """The machine as plain data, for a measurement."""
+def describe(device: torch.device, root: Path = Path("/")) -> dict[str, Any]:
+    """What this process has of the machine as plain data, for a measurement; `root` as in `available`."""
     return {
         "cpu": _cpu(),
-        "cores": os.cpu_count(),
+        "cores": cores(root),
         "threads": torch.get_num_threads(),
-        "memory": psutil.virtual_memory().total,
+        "memory": min([psutil.virtual_memory().total, *(limit for _, _, limit in _memory_of_groups(root))]),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
 
