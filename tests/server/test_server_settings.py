@@ -43,6 +43,13 @@ def test_what_no_browser_sends_is_no_origin(origin):
         assert ServerSettings(base="base", cors=(right,)).cors == (right,)
 
 
+def test_a_base_in_the_home_folder_is_a_whole_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    assert ServerSettings("~/base").absolute().base == str(tmp_path / "base")
+
+
 def test_folders_are_whole_paths_wherever_the_server_goes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     roots = (Path("b"), Path("acme=c/d"))
