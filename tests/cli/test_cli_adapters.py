@@ -55,6 +55,24 @@ def test_adapters_convert_to_another_tools_folder_and_back(here):
     assert load_file("again/adapter_model.safetensors").keys() == before.keys()
 
 
+def test_another_chat_template_is_refused_unless_allowed(here):
+    model = adapt(*load_base("base", dtype="float32"))
+    model.add("a", LoRA(rank=4, targets=("attn.qv",)))
+    disturb(model, "a")
+    save(model, "a", "ours")
+    Path("other").mkdir()
+    for file in Path("base").iterdir():
+        Path("other", file.name).write_bytes(file.read_bytes())
+    template = Path("other/chat_template.jinja")
+    template.write_text(template.read_text() + "{# another #}")
+    for command in (
+        "generate Why? --base other --adapter ours --max-new-tokens 1",
+        "adapters convert ours theirs --base other --to adapterhub",
+    ):
+        assert "was trained with another chat template" in failure(command)
+        halka(f"{command} --allow-other-template")
+
+
 def test_adapters_convert_refuses_by_name(here):
     assert "'hub' is not one of 'peft', 'adapterhub'" in failure("adapters convert run/adapter x --base base --to hub")
     assert "AdapterHub's library cannot adapt attn.o in llama" in failure(
