@@ -98,6 +98,12 @@ def test_it_writes_every_form(form, made_there, run):
         assert (card.task, card.training, card.measurements) == ("sums", {"lr": 0.1}, {"loss": 2.0})
 
 
+def test_vllm_gets_the_rank_that_it_takes_where_asked(run):
+    for folder, option, rank in (("x", "", 3), ("y", "--pad-rank", 8)):
+        run(f"a --into {folder} --as vllm --dtype float32 {option}")
+        assert json.loads(Path(folder, "adapter_config.json").read_text())["r"] == rank
+
+
 def test_several_become_one_and_all_are_judged_on_the_tasks(run):
     told = json.loads(
         run(
