@@ -291,6 +291,39 @@ def test_questions_become_training_data(halka, embedder, tmp_path):
     assert (code, "holds an answer" in err) == (2, True)
 
 
+def test_the_form_of_answers_in_training_data_is_chosen(halka, embedder, tmp_path):
+    (tmp_path / "parcels.md").write_text("The parcels are sent on monday.")
+    assert halka("docs", "add", "faq", "parcels.md", "--embedder", str(embedder))[0] == 0
+    (tmp_path / "asked.jsonl").write_text('{"question": "when are parcels sent", "answer": "on monday"}\n')
+    examples = ("docs", "examples", "faq", "asked.jsonl", "-o", "train.jsonl", "--without", "0")
+    for options, answer in (
+        (("--no-cite",), "on monday"),
+        (("--form", "Answer: {answer}"), "Answer: on monday [1]"),
+        (("--form", "Answer: {answer}", "--no-cite"), "Answer: on monday"),
+    ):
+        assert halka(*examples, *options)[0] == 0
+        assert json.loads((tmp_path / "train.jsonl").read_text())["messages"][1]["content"] == answer
+
+
+def test_a_passage_is_read_with_its_neighbours(halka, embedder, base, tmp_path):
+    (tmp_path / "parcels.md").write_text("".join(f"Parcel {number} is sent on monday.\n\n" for number in range(60)))
+    assert halka("docs", "add", "faq", "parcels.md", "--embedder", str(embedder))[0] == 0
+    asking = ("ask", "parcel 30", "--collection", "faq", "--base", str(base), "--passages", "1", "--json")
+    (alone,), (wide,) = (
+        json.loads(halka(*asking, "--max-new-tokens", "1", *more)[1])["sources"]
+        for more in ((), ("--neighbours", "200"))
+    )
+    assert wide["end"] - wide["start"] > alone["end"] - alone["start"]
+
+
+def test_a_collection_that_shall_compare_all_vectors_says_so(halka, embedder, tmp_path):
+    (tmp_path / "parcels.md").write_text("The parcels are sent on monday.")
+    settings = tmp_path / "collections" / "faq" / "collection.json"
+    for option, exact in (("--exact", True), ("--indexed", False)):
+        assert halka("docs", "add", "faq", "parcels.md", "--embedder", str(embedder), option)[0] == 0
+        assert json.loads(settings.read_text())["exact"] is exact
+
+
 def test_a_cross_encoder_has_the_last_word(halka, embedder, tmp_path):
     import torch
     from transformers import BertForSequenceClassification
