@@ -810,6 +810,9 @@ def test_the_command_shows_a_table_and_gives_json(tmp_path):
     found = json.loads(CliRunner().invoke(app, [*given, "--json"]).stdout)
     assert [row["method"] for row in found["rows"]] == ["lora", "prompt"]
     assert found["rows"][0]["memory"]["total"] > found["base_bytes"]
+    assert "a batch of 2 × 16 tokens\n" in called.stdout
+    shared = CliRunner().invoke(app, [*given, "--shared", "8"]).stdout
+    assert "a batch of 2 × 16 tokens, the first 8 shared\n" in shared
     called = CliRunner().invoke(app, [*given, "--gpu-memory", "much"])
     assert called.exit_code == 2
     assert "--gpu-memory: 'much' is no size" in called.stderr
