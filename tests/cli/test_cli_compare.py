@@ -128,7 +128,9 @@ def test_a_base_that_is_not_there_is_said_before_any_run(stage, monkeypatch):
 
 def test_where_every_run_failed_the_reason_is_said(stage):
     stage.plan(LoRA={"error": "no room"}, prefix={"error": "no room"})
-    assert "every run failed; the first: no room" in halka(COMPARE, code=1).stderr
+    result = halka(f"{COMPARE} --json", code=1)
+    assert json.loads(result.stdout)["failed"] == 2
+    assert "2 runs failed: --retry runs what failed again. The first: no room" in result.stderr
 
 
 def test_a_wrong_experiment_is_one_line(here):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,18 +84,17 @@ def _ablate(ablation: Ablation, out: Path, command: str, retry: bool, json: bool
     from halka.report.html import write_report
     from halka.studies.ablation.summary import to_rich
 
-    summary, section, failed = _ablated(ablation, out, retry)
+    summary, section, errors = _ablated(ablation, out, retry)
     report = write_report((), out / "report.html", title=summary.name, command=command, sections=[section])
     if json:
-        emit({"report": report, "table": out / "ablation.md", "summary": out / "ablation.json", "failed": failed})
+        emit({"report": report, "table": out / "ablation.md", "summary": out / "ablation.json", "failed": len(errors)})
     else:
         show(to_rich(summary), "", f"report: {report}")
-    if failed:
-        raise Failed(f"{plural(failed, 'run')} of the ablation failed: --retry runs what failed again")
+    _end(errors, " of the ablation")
 
 
-def _ablated(ablation: Ablation, out: Path, retry: bool) -> tuple[Summary, Section, int]:
-    """Run an ablation's missing runs, write its table and summary; returns the number of failed runs, too."""
+def _ablated(ablation: Ablation, out: Path, retry: bool) -> tuple[Summary, Section, list[str]]:
+    """Run an ablation's missing runs, write its table and summary; returns the errors of those that failed, too."""
     import json
 
     from halka.report.html import Section
@@ -104,16 +103,16 @@ def _ablated(ablation: Ablation, out: Path, retry: bool) -> tuple[Summary, Secti
     from halka.studies.ablation.summary import headline, to_html, to_markdown
     from halka.util.files import write_text
 
-    fetch = len(results(ablation, out)) < len(runs_of(ablation, out))
+    fetch = retry or len(results(ablation, out)) < len(runs_of(ablation, out))
     _follow(run(ablation, out, retry=retry), ablation.place(ablation.base), out, fetch)
     own = results(ablation, out)
-    failed = [result for result in own if result.get("status") == "failed"]
-    if len(failed) == len(own):
-        raise Failed(f"every run of the ablation failed; the first: {failed[0]['error']}")
+    errors = [result["error"] for result in own if result.get("status") == "failed"]
+    if len(errors) == len(own):
+        _end(errors, " of the ablation")
     summary = summarise(own)
     write_text(out / "ablation.json", json.dumps(summary.to_json(), indent=1) + "\n")
     write_text(out / "ablation.md", to_markdown(summary))
-    return summary, Section(to_html(summary), headline(summary)), len(failed)
+    return summary, Section(to_html(summary), headline(summary)), errors
 
 
 def demo(
@@ -131,9 +130,9 @@ def demo(
     from halka.studies.experiment import demo_experiment
 
     experiment = demo_experiment()
-    failed = _run(experiment, out, shlex.join(["halka", "demo", "-o", str(out)]), retry, json)
+    errors = _run(experiment, out, shlex.join(["halka", "demo", "-o", str(out)]), retry, json)
     _keep_best(experiment, out)
-    _end(failed)
+    _end(errors)
 
 
 def _keep_best(experiment: Experiment, out: Path) -> None:
@@ -161,22 +160,19 @@ def _run(
     json: bool,
     ablation: Ablation | None = None,
     on: str | None = None,
-) -> int:
-    """Run an experiment's missing runs, and write its table and report; returns the number of failed runs."""
+) -> list[str]:
+    """Run an experiment's missing runs, and write its table and report; returns the errors of those that failed."""
     from halka.studies.compare import is_finished, run, write_outputs
 
-    fetch = on is None and not is_finished(experiment, out)
+    fetch = on is None and (retry or not is_finished(experiment, out))
     _follow(run(experiment, out, retry=retry, on=on), experiment.base, out, fetch)
     outputs = write_outputs(experiment, out, command)
     errors = [measured["error"] for measured in outputs.measurements if measured["status"] != "done"]
-    failed, runs = len(errors), len(outputs.measurements)
-    if errors and failed == runs:
-        raise Failed(f"every run failed; the first: {errors[0]}")
     if ablation is not None:
         say(f"experiment done, report so far: {outputs.report}")
         _, section, failed_too = _ablated(ablation, out, retry)
         outputs = write_outputs(experiment, out, command, [section])
-        failed += failed_too
+        errors += failed_too
     if outputs.others:
         say(f"{outputs.others} measurements in {out} are of other settings, and left out of table and report")
     for metric, scored in outputs.outdated.items():
@@ -186,19 +182,20 @@ def _run(
         )
     if json:
         files = {"report": outputs.report, "table": outputs.table, "summary": outputs.summary}
-        emit({**files, "runs": runs, "failed": failed})
+        emit({**files, "runs": len(outputs.measurements), "failed": len(errors)})
     else:
         from halka.report.summary import summarise
         from halka.report.table import to_rich
 
         show(to_rich(summarise(outputs.measurements)), "", f"report: {outputs.report}")
-    return failed
+    return errors
 
 
-def _end(failed: int) -> None:
-    """Raises Failed where some runs failed."""
-    if failed:
-        raise Failed(f"{plural(failed, 'run')} failed: --retry runs what failed again")
+def _end(errors: Sequence[str], of: str = "") -> None:
+    """Raises Failed where some runs failed, with these errors."""
+    if errors:
+        first = " ".join(errors[0].split())
+        raise Failed(f"{plural(len(errors), 'run')}{of} failed: --retry runs what failed again. The first: {first}")
 
 
 def _follow(events: Iterable[Event], base: str, out: Path, fetch: bool) -> None:

@@ -174,7 +174,7 @@ class RunFolder:
         assert steps is not None
         result = TrainResult.of(steps, model.adapter(name).count(), self.adapter)
         training = {
-            **_settings(model, name, config),
+            **self._settings(model, name, config),
             "steps": result.steps,
             "best_step": result.best_step,
             "examples": examples,
@@ -192,8 +192,13 @@ class RunFolder:
 
     def save_best(self, model: AdaptedModel, name: str, config: TrainConfig, step: int, loss: float) -> Path:
         """Save the adapter of a run that diverged, which has the weights of its best evaluation; returns the folder."""
-        training = {**_settings(model, name, config), "steps": step, "best_step": step}
+        training = {**self._settings(model, name, config), "steps": step, "best_step": step}
         return save(model, name, self.path / BEST, training=training, measurements={"validation_loss": loss})
+
+    def _settings(self, model: AdaptedModel, name: str, config: TrainConfig) -> dict[str, Any]:
+        """How the adapter was trained, for its Card; where no rate is set, it is the one that the run has."""
+        begun = identity_of(self.checkpoint) or {}
+        return {**asdict(config), "lr": config.lr or begun.get("lr") or own_rate(model, name)}
 
     def _clean_up(self) -> None:
         self.drop_checkpoint()
@@ -251,11 +256,6 @@ class RunFolder:
     def load_best(self, step: int) -> dict[str, Tensor]:
         """The weights of the best evaluation, after that step. Raises DamagedFolderError where they cannot be read."""
         return dict(iter_tensors(self.best(step)))
-
-
-def _settings(model: AdaptedModel, name: str, config: TrainConfig) -> dict[str, Any]:
-    """How an adapter was trained, for its Card."""
-    return {**asdict(config), "lr": config.lr or own_rate(model, name)}
 
 
 def help_finish(model: AdaptedModel, name: str) -> None:

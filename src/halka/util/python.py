@@ -11,5 +11,12 @@ def program(module: str, *arguments: str) -> list[str]:
 
     Without -P a `random.py` in the working folder would be run in place of the library's, which `halka` does not do.
     """
-    path = [] if {"", os.getcwd()} & {*sys.path} else ["-P"]
-    return [sys.executable, *path, "-m", module, *arguments]
+    return [sys.executable, *([] if _imports_from_here() else ["-P"]), "-m", module, *arguments]
+
+
+def _imports_from_here() -> bool:
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # it was deleted
+        return False
+    return bool({"", here} & {*sys.path})

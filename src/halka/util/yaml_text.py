@@ -15,7 +15,8 @@ def read_yaml(text: str) -> Any:
 
 
 class _OnceEach(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)  # as it is written: what << brings is not in it yet
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != MERGE]
         seen = set[tuple[str, str]]()
         for key in keys:
@@ -23,4 +24,4 @@ class _OnceEach(yaml.SafeLoader):
                 problem = f"the key {key.value!r} stands twice: join what is under both"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep)
+        return node

@@ -183,8 +183,9 @@ def collection_of(ablation: Ablation, folder: Path) -> Collection:
 def matcher(template: str) -> re.Pattern[str]:
     """The pattern of an answer by this template with its citations; its group is the answer itself.
 
-    That may have several lines, but none that begins as the template does: it would be a second answer.
+    That may have several lines, but no empty one, behind which something else begins, and none that begins as the
+    template does: it would be a second answer.
     """
     before, after = map(re.escape, template.split(ANSWER))
-    inside = rf"(?:(?!\n{before}).)+?" if before else ".+?"
-    return re.compile(rf"{before}({inside}){after}(?:\s*\[\d{{1,3}}\])*\s*", re.DOTALL)
+    end = rf"\n\s*\n|\n{before}" if before else r"\n\s*\n"
+    return re.compile(rf"{before}((?:(?!{end}).)+?){after}(?:\s*\[\d{{1,3}}\])*\s*", re.DOTALL)
