@@ -208,11 +208,11 @@ def test_only_readers_find_a_document(faq):
 
 def test_documents_that_take_longer_to_embed_than_the_timeout_go_in(base, tmp_path):
     """Nothing is sent meanwhile, but something is done, a batch after another."""
-    with InProcess.open(base, None, tmp_path / "data", timeout=3.0) as server:
+    with InProcess.open(base, None, tmp_path / "data", timeout=6.0) as server:
         embedder = server.service.embedders.get()
 
         def slowly(texts):
-            time.sleep(1.2)
+            time.sleep(2.5)
             return np.ones((len(texts), embedder.width), np.float32)
 
         embedder.passages = slowly
