@@ -417,7 +417,7 @@ def test_one_that_was_started_again_while_nobody_asked_is_compared_again(gateway
 def test_a_process_that_hangs_holds_nobody_up_whom_another_answers(base, store, vllm, tmp_path):
     with (
         StandIn(base) as second,
-        InProcess.open(base, store, tmp_path / "gateway", vllm=(vllm.url, second.url), timeout=2) as gateway,
+        InProcess.open(base, store, tmp_path / "gateway", vllm=(vllm.url, second.url), timeout=5) as gateway,
     ):
         vllm.fails = 0
         ask(gateway, **PROMPT)
