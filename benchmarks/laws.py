@@ -200,7 +200,8 @@ LAWS = (
         "batches",
         "batches",
         "LoRA loses more than full fine-tuning as the batch grows.",
-        "the gap of the losses is wider with 64 examples a step than with 4, the whole interval",
+        "the gap of the losses is wider with 64 examples a step than with 4, the whole interval; all see as many "
+        "examples, so that larger batches have fewer steps",
         tuple(f"{method}, batch {size}" for size in (4, 16, 64) for method in ("full", "LoRA r16")),
         larger_batches,
     ),

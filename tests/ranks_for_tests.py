@@ -6,6 +6,7 @@ python tests/ranks_for_tests.py FOLDER    as one of the processes; the first one
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -157,7 +158,7 @@ def trained_together(folder: Path, *, parts: bool = False) -> dict[str, Any]:
 
 def free_port() -> int:
     """A port that stays free while processes import torch: whoever asks the system for any gets one from 32768 on."""
-    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+    for port in range(20_000 + secrets.randbelow(10_000), 32_000):  # one by one would be another process's next
         with socket.socket() as free, suppress(OSError):
             free.bind(("127.0.0.1", port))
             return port

@@ -65,7 +65,7 @@ def test_a_study_under_way_says_what_has_finished_and_makes_no_verdict(pages, re
     shown = text(pages, pages["convergence"].part(results, "snips"))
     assert "base (no tuning) 1 of 1, full 3 of 3, LoRA r16 2 of 3; searches alone: bottleneck 72; nothing yet:" in shown
     assert "a verdict needs 3 seeds of both, there are 2 and 3" in shown
-    assert not re.search(r"(At least|Whether at least|Below) 97 %", shown)
+    assert "97 % of full" not in shown
     assert "| bottleneck 72 (search only) |" in shown
     assert "Not measured yet, the rest of LoRA r16, bottleneck 72, prefix 41" in shown
     assert "Ranks:" not in shown
@@ -186,21 +186,17 @@ def test_failed_runs_are_named_with_their_reason(pages, results):
 @pytest.mark.parametrize(
     ("score", "verdict"),
     [
-        (0.72, "At least 97 % of full fine-tuning: 103"),
-        (0.60, "Below 97 % of full fine-tuning: 86"),
-        (0.68, "Whether at least 97 % of full fine-tuning cannot be told here: 97"),
+        (0.72, r"- LoRA r16 \(103 % .* reach(es)? 97 % of full fine-tuning\."),
+        (0.60, r"- LoRA r16 \(86 % .* stays? below 97 % of full fine-tuning\."),
+        (0.68, r"- Whether .*LoRA r16 \(97 % .* 97 % of full fine-tuning cannot be told here\."),
     ],
 )
 def test_verdicts_on_97_percent_follow_the_interval(pages, results, score, verdict):
     add(pages, results, "snips", scores={"LoRA r16": score})
     shown = text(pages, pages["convergence"].part(results, "snips"))
-    words, share = verdict.split(": ")
-    (line,) = (line for line in shown.splitlines() if line.startswith(f"- {words}: "))
-    assert f"LoRA r16 ({share} % " in line
+    assert len([line for line in shown.splitlines() if re.fullmatch(verdict, line.replace("\\", ""))]) == 1
     assert "All methods have their 3 seeds." in shown
-    assert ("Of LoRA r16: the rate is between those tried; all of its runs converged" in shown) == (
-        verdict.startswith("Below")
-    )
+    assert ("Of LoRA r16: the rate is between those tried; all of its runs converged" in shown) == ("below" in verdict)
 
 
 def test_what_came_to_the_most_steps_has_not_converged(pages, results):

@@ -38,7 +38,7 @@ LORA = "LoRA r16"
 BY_LAWS = {
     "fixed alpha": "α: one for all ranks, so that about the same rate suits them; Halka's default is 32.",
     "places": "Layers: all linear ones, as by default, or the MLP's; attention's alone are worse at equal size.",
-    "batches": "Batches: small ones; with equal examples LoRA loses more than full fine-tuning as they grow.",
+    "batches": "Batches: small ones; with equal examples, in fewer steps, LoRA falls behind full tuning as they grow.",
 }
 """What to do by each of the laws (below, with their figures) where it held."""
 
@@ -186,7 +186,11 @@ def _least_forgetting(advised: list[Advised]) -> str:
         if changes:
             least = min(changes, key=changes.__getitem__)
             per.append(f"{least} on {advice.name} ({signed(changes[least])})")
-    return f", and that which forgets least in the mean {listed(per)}" if per else ""
+    return (
+        f", and that which forgets least {listed(per)}; differences of memory and forgetting are not tested"
+        if per
+        else ""
+    )
 
 
 def _label(row: Row) -> str:

@@ -133,7 +133,7 @@ def scores(study: Study) -> Table:
     caption = (
         "In brackets 95 % intervals over seeds and test items; bold where the best can be told apart from all others. "
         f"Rates are those with the lowest validation loss after {study.settings['search_steps']} steps, of one seed, "
-        "beside the default: what Halka takes on this base where none is set. "
+        "beside the default: what Halka takes on this base where none is set (LoRA's and DoRA's is for an α of 32). "
         f"Converged: runs in which the best score was {study.settings['train']['patience']} scores or more before the "
         "last."
     )
@@ -225,7 +225,7 @@ def near_full(study: Study) -> list[str]:
     full = study.full
     if full is None or not study.summary.primary.higher_is_better:
         return []
-    verdicts: dict[str, list[Row]] = {"At least": [], "Whether at least": [], "Below": []}
+    reached, unclear, below = list[Row](), list[Row](), list[Row]()
     sentences = list[str]()
     for row in study.scored:
         if not row.is_light or row.relative is None:
@@ -237,17 +237,26 @@ def near_full(study: Study) -> list[str]:
             )
             continue
         share = row.relative_interval
-        unclear = share is None or share.low <= REACHED <= share.high
-        verdicts["Whether at least" if unclear else "At least" if row.relative > REACHED else "Below"].append(row)
-    for verdict, rows in verdicts.items():
-        if rows:
-            end = " cannot be told here" if verdict.startswith("Whether") else ""
-            shares = listed([f"{row.label} ({_share(row)})" for row in rows])
-            sentences.append(f"{verdict} {percent(REACHED)} of full fine-tuning{end}: {shares}.")
+        crosses = share is None or share.low <= REACHED <= share.high
+        (unclear if crosses else reached if row.relative > REACHED else below).append(row)
+    figure = f"{percent(REACHED)} of full fine-tuning"
+    sentences += [f"{_shares(reached)} {_verb('reach', reached)} {figure}."] if reached else []
+    sentences += (
+        [f"Whether {_shares(unclear)} {_verb('reach', unclear)} {figure} cannot be told here."] if unclear else []
+    )
+    sentences += [f"{_shares(below)} {_verb('stay', below)} below {figure}."] if below else []
     why: dict[str, list[str]] = {}
-    for row in verdicts["Below"]:
+    for row in below:
         why.setdefault(_reasons(study, row), []).append(row.label)
     return sentences + [f"Of {listed(labels)}: {reasons}." for reasons, labels in why.items()]
+
+
+def _shares(rows: list[Row]) -> str:
+    return listed([f"{row.label} ({_share(row)})" for row in rows])
+
+
+def _verb(many: str, rows: list[Row]) -> str:
+    return many if len(rows) > 1 else f"{many}es" if many.endswith("ch") else f"{many}s"
 
 
 def _share(row: Row) -> str:

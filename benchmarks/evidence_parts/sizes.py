@@ -97,11 +97,10 @@ def costs(results: Results) -> Part:
                 ("Base", "Method", "Memory", "Fits an H100", "A step", "A million tokens"),
                 [_line(row, large["length"], price, card, least) for row in large["rows"]],
                 f"Estimates, no measurements: one row of {large['length']:,} tokens, gradient "
-                f"checkpointing, bf16{priced}. What fits is by its {size(card)}{perhaps}. The steps of small bases are "
-                "mostly launches of kernels, of which LoRA has more than full fine-tuning.",
+                f"checkpointing, bf16{priced}. What fits is by its {size(card)}{perhaps}.",
             )
         )
-        blocks.append(_largest(large["rows"], card * least))
+        blocks.append(_largest(large["rows"], card, least))
         if price is None:
             blocks.append(Missing(("python benchmarks/plans.py",), "the price of a GPU's hour"))
     if estimator is None:
@@ -124,13 +123,14 @@ def _line(row: dict[str, Any], length: int, price: float | None, card: int, leas
     ]
 
 
-def _largest(rows: list[dict[str, Any]], card: float) -> str:
-    """The largest base that so much memory holds, by method."""
+def _largest(rows: list[dict[str, Any]], card: int, least: float) -> str:
+    """The largest base that one card holds, by method, where estimates were `least` of published figures."""
     parts = []
     for key, name in METHODS.items():
-        fits = [row for row in rows if (row["method"], row["quantize"]) == key and row["memory"] <= card]
+        fits = [row for row in rows if (row["method"], row["quantize"]) == key and row["memory"] <= card * least]
         parts += [f"{name} up to {max(fits, key=lambda row: row['parameters'])['base']}"] if fits else []
-    return f"By estimate, with that to spare, one H100 holds {listed(parts) or 'none of these'}."
+    spare = f", with room for {1 / least:.1f} times it" if least < 1 else ""
+    return f"By estimate{spare}, one H100 holds {listed(parts) if parts else 'none of these'}."
 
 
 def _by_published(row: dict[str, Any]) -> float | None:

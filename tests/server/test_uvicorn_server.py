@@ -116,7 +116,7 @@ def test_sigterm_lets_requests_finish_and_refuses_new_ones(tmp_path):
     bare, answers = Bare(tmp_path), []
 
     def ask():
-        answers.append(httpx.post(f"{bare.url}/answers", json={"n": 1, "tokens": 1, "seconds": 4}))
+        answers.append(httpx.post(f"{bare.url}/answers", json={"n": 1, "tokens": 1, "seconds": 4}, timeout=30))
 
     with httpx.Client(base_url=bare.url) as client:
         assert client.get("/who").status_code == 200

@@ -5,6 +5,8 @@ import yaml
 
 from halka.util.yaml_text import read_yaml
 
+NESTED = "a: &x {b: 1, c: 9}\nd: [{e: &y {<<: *x, c: 2}}]\nf: {<<: *y}"
+
 
 @pytest.mark.parametrize("text", ["train: {lr: 1}\ntrain: {epochs: 2}", "a: [{b: 1, c: 2, 'b': 3}]", "1: a\n1: b"])
 def test_a_key_that_stands_twice_is_an_error_with_its_line(text: str) -> None:
@@ -12,6 +14,8 @@ def test_a_key_that_stands_twice_is_an_error_with_its_line(text: str) -> None:
         read_yaml(text)
 
 
-@pytest.mark.parametrize("text", ["", "a: &x {b: 1}\nc: {<<: *x, b: 2}", "- a\n- a", "a: {b: 1}\nb: 1", "1: a\n'1': b"])
+@pytest.mark.parametrize(
+    "text", ["", "a: &x {b: 1}\nc: {<<: *x, b: 2}", "- a\n- a", "a: {b: 1}\nb: 1", "1: a\n'1': b", NESTED]
+)
 def test_other_texts_are_read_as_ever(text: str) -> None:
     assert read_yaml(text) == yaml.safe_load(text)

@@ -41,7 +41,7 @@ def _show_one(described: dict[str, Any]) -> None:
         described["meaning"],
         described["plain"],
         f"paper: {described['paper']}",
-        f"learning rate to start from: {described['lr']:g}, on decoders of a width of {WIDTH:,}; less on wider ones",
+        f"learning rate: {described['lr']:g} on a decoder {WIDTH:,} wide, more on narrower ones, less on wider",
         f"acts on: {', '.join(described['roles'])}",
         "",
     )

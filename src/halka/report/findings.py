@@ -114,9 +114,9 @@ def curves_takeaway(lowest: Mapping[str, float], falling: Sequence[str]) -> str:
     if not shown:
         return "Validation loss during training."
     (lowest_loss, first), (highest_loss, last) = shown[0], shown[-1]
-    sentence = f"The lowest validation loss is {lowest_loss:.3f} ({first})"
+    sentence = f"Lowest validation loss, mean over runs: {lowest_loss:.3f} ({first})"
     if len(shown) > 1:
-        sentence += f" to {highest_loss:.3f} ({last}), in the mean over runs"
+        sentence += f" to {highest_loss:.3f} ({last})"
     if falling:
         sentence += f"; {listed(falling)} {'was' if len(falling) == 1 else 'were'} still improving at the end"
     return f"{sentence}."

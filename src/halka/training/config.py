@@ -39,7 +39,9 @@ class TrainConfig:
     Raises HalkaError naming the closest field for an unknown one, and the field for a wrong value.
     """
 
-    lr: float | None = field(default=None, metadata={"help": "peak learning rate; the method's own if not given"})
+    lr: float | None = field(
+        default=None, metadata={"help": "peak learning rate; the method's own, by the base's width, if not given"}
+    )
     epochs: float = field(default=3.0, metadata={"help": "passes over the training examples, unless steps is given"})
     steps: int | None = field(default=None, metadata={"help": "optimiser steps"})
     batch_size: int | None = field(default=None, metadata={"help": "examples a batch; no limit if not given"})

@@ -15,7 +15,7 @@ def read_yaml(text: str) -> Any:
 
 
 class _OnceEach(yaml.SafeLoader):
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)  # as it is written: what << brings is not in it yet
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != MERGE]
         seen = set[tuple[str, str]]()
