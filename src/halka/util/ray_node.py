@@ -93,7 +93,8 @@ def run(
                         sent.append(post.put.remote(number, "line", line))
 
         with (folder / program.log).open("w", encoding="utf-8") as log:
-            command = [sys.executable, "-P", "-c", DIES_WITH_ITS_PARENT, "-P", "-m", program.module, *program.arguments]
+            # without -P: the folder is new, and holds the program alone
+            command = [sys.executable, "-c", DIES_WITH_ITS_PARENT, "-m", program.module, *program.arguments]
             process = subprocess.Popen(
                 command,
                 cwd=folder,
