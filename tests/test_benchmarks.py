@@ -46,7 +46,6 @@ COMMITS_ELSEWHERE = {
     "engine_exactness.json": {"0df845a50d26"},
     "experts.json": {"29ba5715098b"},
     "handbook.json": {"b16c4fca2267"},
-    "large_bases.json": {"d770e667ce7c-dirty"},
     "llama_cpp.json": {"a779cbca0b17"},
     "merging.json": {"cf8320094af8"},
     "page.json": {"8e9872a61489-dirty"},
