@@ -200,10 +200,8 @@ class ServerSettings:
 
     def absolute(self) -> ServerSettings:
         """The same with whole paths: messages hide these from clients."""
-        base, folders = (
-            Path(self.base).expanduser(),
-            {"data": self.data, "store": self.store, "collections": self.collections},
-        )
+        base = Path(self.base).expanduser()
+        folders = {"data": self.data, "store": self.store, "collections": self.collections}
         folders |= {"vllm_folder": self.vllm_folder}
         return replace(
             self,
