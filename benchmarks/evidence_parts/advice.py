@@ -172,25 +172,22 @@ def _method(advised: list[Advised]) -> list[str]:
     if not always:
         per = [f"{listed([*map(_label, advice.level)])} on {advice.name}" for advice in advised]
         return [f"Method: none is among the best everywhere; among the best are {'; '.join(per)}."]
-    least = [f"{advice.method.label} on {advice.name}" for advice in advised if advice.method]
-    memory = f"; of the best the one with the least memory is {listed(least)}" if least else ""
     among = f"{'is' if len(always) == 1 else 'are'} among the best light methods {_over(advised)}"
-    return [f"Method: {listed(always)} {among}{memory}{_least_forgetting(advised)}."]
+    return [f"Method: {listed(always)} {among}.", *_least(advised)]
 
 
-def _least_forgetting(advised: list[Advised]) -> str:
-    """Which of the best forgets least in the mean over seeds, on each set."""
-    per = []
+def _least(advised: list[Advised]) -> list[str]:
+    """Which of the best takes the least memory, and which forgets least in the mean over seeds, on each set."""
+    memory = [f"{advice.method.label} on {advice.name}" for advice in advised if advice.method]
+    forgetting = []
     for advice in advised:
         changes = {row.label: row.forgetting.mean for row in advice.level if row.forgetting is not None}
         if changes:
-            least = min(changes, key=changes.__getitem__)
-            per.append(f"{least} on {advice.name} ({signed(changes[least])})")
-    return (
-        f", and that which forgets least {listed(per)}; differences of memory and forgetting are not tested"
-        if per
-        else ""
-    )
+            label = min(changes, key=changes.__getitem__)
+            forgetting.append(f"{label} on {advice.name} ({signed(changes[label])})")
+    parts = [f"least memory, {listed(memory)}"] if memory else []
+    parts += [f"least forgetting, {listed(forgetting)}"] if forgetting else []
+    return [f"Of the best methods: {'; '.join(parts)}. These differences are not tested."] if parts else []
 
 
 def _label(row: Row) -> str:
