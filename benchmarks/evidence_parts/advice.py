@@ -20,12 +20,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from evidence_parts.convergence import SETS, level_with_best
+from evidence_parts.convergence import SETS, best_of, level_with_best, side_of
 from evidence_parts.part import Block, Missing, Notes, Part, table
 from evidence_parts.results import LEAST_SEEDS, Results, Study, is_settled, mean_step
 from halka.report.caveats import cut_off
 from halka.report.findings import score_text
-from halka.report.intervals import apart
 from halka.report.rows import Row
 from halka.report.table import NOTHING, Cell
 from halka.report.units import learning_rate, listed, signed, size
@@ -97,9 +96,7 @@ def advised_by(study: Study) -> Advised | None:
     if len(light) < 2:
         return None
     level = level_with_best(study, light)
-    name, sign = study.summary.primary.name, study.summary.primary.sign
     by_memory = [row for row in level if row.beyond is not None]
-    best = max(level, key=lambda row: sign(row.scores[name].value))
     full = study.full
     ranks = level_with_best(study, study.ranks)
     several = sum(map(is_settled, study.ranks)) > 1
@@ -108,10 +105,7 @@ def advised_by(study: Study) -> Advised | None:
         study=study,
         level=level,
         method=min(by_memory, key=lambda row: row.beyond.mean if row.beyond else math.inf, default=None),
-        full_is_ahead=full is not None
-        and is_settled(full)
-        and apart(full.scores[name], best.scores[name])
-        and sign(full.scores[name].value) > sign(best.scores[name].value),
+        full_is_ahead=full is not None and is_settled(full) and side_of(study, full, best_of(study, level)) == "ahead",
         rank=min(ranks, key=lambda row: row.fields["rank"]) if several and ranks else None,
         lora=lora,
         steps=mean_step(study.finals(lora.label)) if lora else None,
@@ -223,10 +217,7 @@ def _not_equal(ranked: list[Advised]) -> str:
     per = []
     for advice in ranked:
         primary = advice.study.summary.primary
-        best = max(
-            (row for row in advice.study.ranks if is_settled(row)),
-            key=lambda row, primary=primary: primary.sign(row.scores[primary.name].value),
-        )
+        best = best_of(advice.study, [row for row in advice.study.ranks if is_settled(row)])
         if advice.rank is not None and best is not advice.rank:
             scores = " against ".join(f"{score_text(row, primary)} ({row.label})" for row in (advice.rank, best))
             per.append(f"{scores} on {advice.name}")

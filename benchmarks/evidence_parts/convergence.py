@@ -240,23 +240,17 @@ def near_full(study: Study) -> list[str]:
         crosses = share is None or share.low <= REACHED <= share.high
         (unclear if crosses else reached if row.relative > REACHED else below).append(row)
     figure = f"{percent(REACHED)} of full fine-tuning"
-    sentences += [f"{_shares(reached)} {_verb('reach', reached)} {figure}."] if reached else []
-    sentences += (
-        [f"Whether {_shares(unclear)} {_verb('reach', unclear)} {figure} cannot be told here."] if unclear else []
-    )
-    sentences += [f"{_shares(below)} {_verb('stay', below)} below {figure}."] if below else []
+    for rows, before, verb, after in (
+        (reached, "", ("reaches", "reach"), ""),
+        (unclear, "Whether ", ("reaches", "reach"), " cannot be told here"),
+        (below, "", ("stays below", "stay below"), ""),
+    ):
+        shares = [f"{row.label} ({_share(row)})" for row in rows]
+        sentences += [f"{before}{listed(shares)} {verb[len(rows) > 1]} {figure}{after}."] if rows else []
     why: dict[str, list[str]] = {}
     for row in below:
         why.setdefault(_reasons(study, row), []).append(row.label)
     return sentences + [f"Of {listed(labels)}: {reasons}." for reasons, labels in why.items()]
-
-
-def _shares(rows: list[Row]) -> str:
-    return listed([f"{row.label} ({_share(row)})" for row in rows])
-
-
-def _verb(many: str, rows: list[Row]) -> str:
-    return many if len(rows) > 1 else f"{many}es" if many.endswith("ch") else f"{many}s"
 
 
 def _share(row: Row) -> str:
@@ -293,13 +287,14 @@ def ranks(study: Study) -> list[str]:
         return []
     groups: dict[str, list[str]] = {"behind": [], "level": [], "ahead": []}
     for row in settled:
-        groups[_beside(study, row, full)].append(row.label)
+        groups[side_of(study, row, full)].append(row.label)
     words = {"behind": "behind", "level": "not to be told apart from", "ahead": "ahead of"}
     parts = [f"{listed(labels)} {words[side]} full fine-tuning" for side, labels in groups.items() if labels]
     return [f"Ranks: {'; '.join(parts)}."]
 
 
-def _beside(study: Study, row: Row, other: Row) -> str:
+def side_of(study: Study, row: Row, other: Row) -> str:
+    """Whether the row's score is "ahead" of the other's, "behind" it, or "level", not to be told apart."""
     name = study.summary.primary.name
     if not apart(row.scores[name], other.scores[name]):
         return "level"
@@ -316,8 +311,13 @@ def level_with_best(study: Study, rows: Sequence[Row]) -> list[Row]:
     settled = [row for row in rows if is_settled(row)]
     if not settled:
         return []
-    best = max(settled, key=lambda row: _value(study, row))
-    return [row for row in settled if _beside(study, row, best) == "level"]
+    best = best_of(study, settled)
+    return [row for row in settled if side_of(study, row, best) == "level"]
+
+
+def best_of(study: Study, rows: Sequence[Row]) -> Row:
+    """The row with the best score."""
+    return max(rows, key=lambda row: _value(study, row))
 
 
 def forgotten(study: Study) -> list[str]:
@@ -361,5 +361,5 @@ def more_steps(study: Study, longer: Study) -> list[str]:
         if len(seeds) < LEAST_SEEDS:
             sentences.append(f"{beside}, in {plural(len(seeds), 'seed')}; a verdict needs {LEAST_SEEDS}.")
         else:
-            sentences.append(f"{beside}: {MORE[_beside(study, after, before)]}.")
+            sentences.append(f"{beside}: {MORE[side_of(study, after, before)]}.")
     return sentences
