@@ -15,7 +15,7 @@ import yaml
 
 from commands import halka, parsed
 from embedder_for_tests import sentence_embedder
-from halka.methods import build_method
+from halka.methods import LoRA, build_method
 from halka.models import adapt
 from halka.models.loading import load_base
 from halka.rag.changes import Alternatives, change_of, replace_answers
@@ -253,6 +253,13 @@ def test_from_files_to_a_report(files, tmp_path):
     assert measured(ablation, out)[-1]["seed"] == 1
     after = {path: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
     assert {path for path in before if before[path] != after[path]} == {*(out / "runs").glob("tuned-seed1-*")}
+
+
+def test_an_adapter_without_a_rate_learns_at_its_own_at_the_bases_width(files, tmp_path):
+    plain = read_ablation(files / "ablation.yaml")
+    fields = {"seeds": (0,), "changes": 0, "method": plain.method.model_copy(update={"lrs": ()})}
+    [measured_run] = measured(plain.at(plain.folder).model_copy(update=fields), tmp_path / "out", ("adapter",))
+    assert measured_run["method"]["lr"] == 2 * LoRA.lr
 
 
 def test_full_fine_tuning_stands_beside_the_adapter_where_the_ablation_wants_it(files, tmp_path):

@@ -45,7 +45,7 @@ def experiment(*methods: dict, **changes) -> Experiment:
 
 BASE = {"method": "base", "label": "bare"}
 LORA = {"method": "lora", "label": "lora", "lrs": (0.1, 0.2, 0.3), "rank": 4}
-IA3 = {"method": "ia3", "label": "ia3"}
+IA3 = {"method": "ia3", "label": "ia3", "lrs": (0.01,)}
 LORA_FINALS = ["lora 0.05 0 final", "lora 0.05 1 final"]
 IA3_FINALS = ["ia3 0.01 0 final", "ia3 0.01 1 final"]
 SEARCHES = ["lora 0.1 0 search", "lora 0.2 0 search", "lora 0.3 0 search"]
@@ -575,7 +575,7 @@ def test_an_experiment_is_read_as_it_is_written(tmp_path):
     assert [entry.title() for entry in found.methods] == ["base", "lora rank=4 targets=('attn.q',)", "other"]
     usual = {"alpha": 32.0}  # which runs name that are of another α than those of before, twice the rank
     assert [entry.fields() for entry in found.methods] == [{}, {**usual, "rank": 4, "targets": ("attn.q",)}, usual]
-    assert [entry.rates() for entry in found.methods[1:]] == [(1e-3, 1e-2), (1e-3,)]
+    assert [(entry.lrs, entry.rate) for entry in found.methods[1:]] == [((1e-3, 1e-2), 1e-3), ((), None)]
 
 
 def test_a_task_is_looked_for_beside_the_experiment(tmp_path, monkeypatch):

@@ -169,6 +169,14 @@ def test_the_score_on_the_way_is_that_of_the_weights_then(made, tmp_path):
     assert longer["forgetting"]["perplexity"] != pytest.approx(then["perplexity"], rel=1e-6)
 
 
+def test_where_no_rate_is_set_it_is_the_methods_at_the_width_of_the_base(made, tmp_path):
+    found = measure(a_run(made, train={"steps": 2, "batch_size": 4, "lr": None, "seed": 0}), tmp_path)
+    assert found["lr"] == 2 * halka.LoRA.lr
+    assert json.loads((tmp_path / "adapter" / "halka.json").read_text())["training"]["lr"] == found["lr"]
+    set_so = a_run(made, train={"steps": 2, "batch_size": 4, "lr": found["lr"], "seed": 0})
+    assert measure(set_so, tmp_path / "set")["train"]["curve"] == found["train"]["curve"]
+
+
 def test_the_bare_base_is_not_trained_and_forgets_nothing(made, tmp_path):
     found = measure(a_run(made, BASE, train={"seed": 0, "lr": None}), tmp_path)
     assert found["parameters"]["trainable"] == 0

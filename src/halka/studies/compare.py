@@ -175,8 +175,8 @@ class Plan:
 
     def _grid(self, entry: Entry) -> list[list[Spec]]:
         """By seed, a search run for each of the entry's rates; none where there is nothing to choose from."""
-        several = entry.method != BASE and len(entry.rates()) > 1
-        return [[self._search(entry, rate, seed) for rate in entry.rates()] for seed in self.searching if several]
+        several = len(entry.lrs) > 1
+        return [[self._search(entry, rate, seed) for rate in entry.lrs] for seed in self.searching if several]
 
     def _beyond(self, entry: Entry, results: Mapping[str, Result]) -> list[Spec]:
         """Search runs at further rates, one by one while the best is at an edge; they follow from the results."""
@@ -207,8 +207,10 @@ class Plan:
         if entry.method == BASE:
             return [self._run(entry, None, self.experiment.seeds[0], "final", {})]
         losses = _losses(searches, results)
-        rate = min(losses, key=lambda rate: losses[rate], default=None) if searches else entry.rates()[0]
-        return [] if rate is None else [self._run(entry, rate, seed, "final", {}) for seed in self.experiment.seeds]
+        if searches and not losses:
+            return []
+        rate = min(losses, key=lambda rate: losses[rate]) if searches else entry.rate
+        return [self._run(entry, rate, seed, "final", {}) for seed in self.experiment.seeds]
 
     def _run(self, entry: Entry, lr: float | None, seed: int, purpose: Purpose, changes: Mapping[str, float]) -> Spec:
         return Spec(

@@ -138,9 +138,10 @@ class Entry(Settings):
         fields = self.model_extra or {}
         return converted(settings_of(method_named(self.method)), fields) if fields else {}
 
-    def rates(self) -> tuple[float, ...]:
-        """The learning rates to search; the method's own where the file names none."""
-        return self.lrs or (method_named(self.method).lr,)
+    @property
+    def rate(self) -> float | None:
+        """The learning rate where there is none to search; None: the method's own at the base's width."""
+        return self.lrs[0] if self.lrs else None
 
     def title(self) -> str:
         """The entry's label, or its method with the fields that the file sets."""

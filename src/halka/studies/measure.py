@@ -36,6 +36,7 @@ from halka.models.kinds import kind_of
 from halka.models.layouts import layout_of
 from halka.models.loading import load_base
 from halka.models.quantised import bytes_of
+from halka.models.rates import own_rate
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import save
 from halka.studies.hosts import Result
@@ -190,7 +191,8 @@ def measure(run: Spec, folder: Path) -> Result:
     lines = [json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in evaluation.predictions]
     write_text(folder / "predictions.jsonl", "".join(lines))
     if name is not None:
-        training = {"steps": result["train"]["steps"], "best_step": result["train"]["best_step"], **asdict(config)}
+        steps = {name: result["train"][name] for name in ("steps", "best_step")}
+        training = {**asdict(config), **steps, "lr": result["lr"]}
         scores = {metric: score.value for metric, score in evaluation.scores.items()}
         saved = save(model, name, folder / "adapter", task=task.name, training=training, measurements=scores)
         result["adapter_bytes"] = AdapterFolder.open(saved).weights.stat().st_size
@@ -265,7 +267,7 @@ def _identity(run: Spec, task: Task, model: AdaptedModel) -> Result:
         "dtype": dtype_name(str(model.base.dtype)),
         "quantize": run.quantize,
         "method": {"name": run.method, "label": run.label, "fields": dict(run.fields)},
-        "lr": None if run.method == BASE else run.train.get("lr"),
+        "lr": run.train.get("lr"),
         "seed": run.train.get("seed", 0),
         "purpose": run.purpose,
         "best_by": run.best_by,
@@ -338,6 +340,7 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
     copies = weights - bytes_of(model.base)
     gradients, moments = trained * FP32, trained * 2 * FP32
     training = _training(model, NAME, steps, len(job.examples))
+    training["lr"] = config.lr or own_rate(model, NAME)
     if by_score or run.score_every:
         last, best = steps[-1].step, training["train"]["best_step"]
         training["train"]["scores"] = [

@@ -20,6 +20,7 @@ from halka.evaluation.streaming import prompt_budget, user_message
 from halka.methods import build_method
 from halka.models import adapt
 from halka.models.loading import load_base
+from halka.models.rates import own_rate
 from halka.rag.answer import floor_for
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
@@ -90,18 +91,23 @@ def measure_run(subject: Subject, run: Run, folder: Path, number: int = 0) -> Re
     if not RunFolder(folder).resumable:
         kept.drop()  # they are of another training
     try:
-        result["train"] = _train(subject, run, folder, number)
+        rate, result["train"] = _train(subject, run, folder, number)
+        result["method"]["lr"] = rate
         return result | subject.answers(NAME, run, kept)
     finally:
         subject.model.remove(NAME)
 
 
-def _train(subject: Subject, run: Run, folder: Path, number: int) -> dict[str, Any]:
-    """Train the run's adapter, or all weights, in `subject.model`, report its steps and save it; what training took."""
+def _train(subject: Subject, run: Run, folder: Path, number: int) -> tuple[float, dict[str, Any]]:
+    """Train the run's adapter, or all weights, in `subject.model`, report its steps and save it.
+
+    Returns the learning rate, and what training took.
+    """
     ablation, model = subject.ablation, subject.model
     entry = _entry(ablation, run)
-    config = TrainConfig(**{**ablation.train, "lr": entry.rates()[0], "seed": run.seed})
     adapter = model.add(NAME, build_method(entry.method, entry.fields()), seed=run.seed)
+    rate = entry.rate or own_rate(model, NAME)
+    config = TrainConfig(**{**ablation.train, "lr": rate, "seed": run.seed})
     examples = subject.lessons(subject.questions.train, run, ablation.lessons)
     held_out = subject.lessons(subject.questions.validation, run, Lessons())
     for step in train(model, NAME, examples, config, validation=held_out, folder=folder):
@@ -110,7 +116,7 @@ def _train(subject: Subject, run: Run, folder: Path, number: int) -> dict[str, A
     last, best = steps[-1], next((step for step in reversed(steps) if step.best), steps[-1])
     training = {**asdict(config), "steps": last.step, "best_step": best.step, "examples": len(examples)}
     save(model, NAME, folder / "adapter", training=training)
-    return {
+    return rate, {
         "steps": last.step,
         "best_step": best.step,
         "seconds": last.seconds,
@@ -139,7 +145,7 @@ def _identity(subject: Subject, run: Run) -> Result:
         "seed": run.seed,
         "base": ablation.base,
         "dtype": dtype_name(str(subject.model.base.dtype)),
-        "method": {"name": entry.method, "label": entry.title(), "lr": entry.rates()[0], "fields": entry.fields()},
+        "method": {"name": entry.method, "label": entry.title(), "lr": entry.rate, "fields": entry.fields()},
         "config": ablation.train,
         "lessons": asdict(ablation.raft(run.seed, ablation.lessons)) if run.is_tuned else None,
         "form": ablation.form,

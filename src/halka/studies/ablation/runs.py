@@ -110,7 +110,10 @@ def runs_of(ablation: Ablation, folder: str | Path) -> list[Run]:
     def key(who: Who, seed: int) -> str:
         own = {name: value for name, value in work.items() if name not in IRRELEVANT[who]}
         own["method"] = named_fields(method if who == "base" or who in FULL else changed | method)
-        own |= {"full_lr": ablation.full_lr} if who in FULL else {}
+        if who in FULL:
+            own |= {"full_lr": ablation.full_lr}
+        elif who != "base" and ablation.method.rate is None:
+            own |= {"lr": None}  # by the base's width; runs of before had the method's own there
         text = json.dumps({**own, "who": who, "seed": seed}, sort_keys=True, default=str)
         return f"{who}-seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 

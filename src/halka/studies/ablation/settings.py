@@ -86,8 +86,8 @@ class Ablation(Settings):
         if self.questions.keys() != {*SPLITS}:
             raise HalkaError(f"questions: name a file for each of {', '.join(SPLITS)}")
         self.raft(0, self.lessons)  # raises for a form without {answer}, and for lessons that do not go together
-        if self.method.method == "base" or len(self.method.rates()) != 1:
-            raise HalkaError("method: an adapter's, with one learning rate (lrs)")
+        if self.method.method == "base" or len(self.method.lrs) > 1:
+            raise HalkaError("method: an adapter's, with one learning rate (lrs) or none")
         if self.method.train:
             raise HalkaError("method: an ablation trains all alike: say train beside method, not in it")
         if self.method.quantize is not None:
