@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import errors
+from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -31,7 +32,7 @@ from halka.models.description import describe_base
 from halka.models.fetching import BaseInfo, known_bases, list_bases, pull, pull_base, smollm2
 from halka.models.fetching.smollm2 import SMOLLM2, Release
 from halka.models.fingerprint import fingerprint
-from halka.models.loading import at_revision, load_base
+from halka.models.loading import at_revision, base_config, load_base
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import is_as_saved
 from halka.util.base_folders import cache_dir
@@ -242,7 +243,42 @@ def test_code_that_comes_with_a_model_is_not_run(folder: Path) -> None:
     assert not (folder / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"hidden_size": "16"}, {"num_hidden_layers": None}, {"num_attention_heads": 5}, {"dtype": "float17"}]
+)
+@pytest.mark.parametrize("reader", [load_base, base_config])
+def test_a_configuration_that_transformers_refuses_is_an_error_that_names_the_base(
+    wrong: dict, reader, folder: Path
+) -> None:
+    config = json.loads((folder / "config.json").read_text()) | wrong
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{folder.name} cannot be"):
+        reader(folder)
+
+
+def test_a_base_with_an_adapter_beside_its_weights_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a base and an adapter"):
+        load_base(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+def test_a_base_that_peft_has_changed_is_refused(folder: Path) -> None:
+    base, _ = load_base(folder)
+    changed = get_peft_model(base, LoraConfig(target_modules=["k_proj"])).get_base_model()
+    with pytest.raises(ValueError, match=r"peft\..*\.Linear in place of a linear layer"):
+        adapt(changed)
+
+
 # ---- names
+
+
+def test_a_path_that_is_spelled_like_a_short_name_is_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder.parent / "minilm-l6").symlink_to(folder)
+    monkeypatch.chdir(folder.parent)
+    base, _ = load_base(Path("minilm-l6"))
+    assert "MiniLM" not in base.config._name_or_path
+    assert base_config(Path("minilm-l6")).model_type == base.config.model_type
 
 
 @pytest.mark.parametrize("name", ["smolm2-135m", "SmolLM2-135M", "smollm2_135m"])
@@ -294,6 +330,21 @@ def test_what_the_hub_may_say(error: type[Exception], message: str, monkeypatch:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(ValueError, match=message):
         load_base("who/what", revision="v9")
+
+
+def test_of_a_hub_model_without_its_tokenizer_in_the_cache_the_rest_is_fetched(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `AutoModelForCausalLM.from_pretrained` alone leaves it."""
+    (tmp_path / "cached").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "cached" / name).write_bytes((folder / name).read_bytes())
+
+    def download(name: str, *, local_files_only: bool, **kwargs: object) -> str:
+        return str(tmp_path / "cached" if local_files_only else folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    load_base("who/what")
 
 
 def test_a_hub_model_comes_from_the_client_cache_once_there(

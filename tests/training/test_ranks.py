@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
-from transformers import AutoModelForSeq2SeqLM
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import halka
 import ranks_for_tests as ranks
@@ -283,19 +284,25 @@ def test_a_device_that_processes_cannot_train_on_is_refused(device: str | None, 
         dealt_device(device, 1, 2, gpus)
 
 
-def test_of_t5_in_parts_what_overflows_in_float16_stays_in_float32(tmp_path):
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "wide"),
+    [("t5", torch.float16, "DenseReluDense.wo.weight"), ("glm4_moe", torch.bfloat16, "e_score_correction_bias")],
+)
+def test_what_a_base_holds_in_float32_stays_so_in_parts(architecture: str, dtype: torch.dtype, wide: str, tmp_path):
     """As transformers loads it."""
-    tiny("t5").save_pretrained(tmp_path / "base")
-    whole = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base", dtype=torch.float16)
+    tiny(architecture).save_pretrained(tmp_path / "base")
+    auto = AutoModelForSeq2SeqLM if architecture == "t5" else AutoModelForCausalLM
+    whole = auto.from_pretrained(tmp_path / "base", dtype=dtype)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     try:
-        base = tiny("t5")
-        shard(base, base.device, torch.float16, mesh=init_device_mesh("cpu", (1,)))
-        assert {name: one.dtype for name, one in base.named_parameters()} == {
-            name: one.dtype for name, one in whole.named_parameters()
-        }
-        wo = base.decoder.block[0].layer[-1].DenseReluDense.wo.weight
-        assert wo.dtype == torch.float32
-        assert torch.equal(wo.full_tensor(), whole.decoder.block[0].layer[-1].DenseReluDense.wo.weight)
+        base = tiny(architecture)
+        shard(base, base.device, dtype, mesh=init_device_mesh("cpu", (1,)))
+        parts, tensors = ({**dict(one.named_parameters()), **dict(one.named_buffers())} for one in (base, whole))
+        assert {name: one.dtype for name, one in parts.items()} == {name: one.dtype for name, one in tensors.items()}
+        kept = [name for name in tensors if name.endswith(wide)]
+        assert {tensors[name].dtype for name in kept} == {torch.float32}
+        for name in kept:
+            one = parts[name].full_tensor() if isinstance(parts[name], DTensor) else parts[name]
+            assert torch.equal(one, tensors[name])
     finally:
         dist.destroy_process_group()

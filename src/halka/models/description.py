@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halka.models.fetching import source_of
-from halka.models.loading import hub_parts, resolve, weight_files
+from halka.models.loading import hub_parts, resolve, unreadable, weight_files
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.quiet import quiet_libraries
 from halka.util.text import chat_template_fingerprint
@@ -29,7 +29,7 @@ def describe_base(name_or_path: str | Path) -> dict[str, Any]:
     with quiet_libraries():
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ImportError, KeyError, ValueError) as error:
+        except unreadable() as error:
             raise HalkaError(f"{name_or_path} cannot be read: {error}") from error
     tokenizer = load_tokenizer(folder)
     text = config.get_text_config()
@@ -70,7 +70,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     with quiet_libraries():
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ImportError, KeyError, ValueError) as error:
+        except unreadable() as error:
             raise HalkaError(f"the tokenizer of {name_or_path} cannot be read: {error}") from error
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from halka.models.fetching import is_pulled, known_bases, known_names, pull
+from halka.models.fetching import is_pulled, known_bases, known_names, pull, short_named
 from halka.models.fetching.hub import from_hub
 from halka.models.heads import NEW, configured_labels, label_rows
 from halka.models.kinds import KINDS, class_names, usual_kind
@@ -37,7 +37,8 @@ NO_PICKLES = (
     "Halka reads safetensors alone, because a pickle can run code. If you trust it, convert it: "
     "AutoModelForCausalLM.from_pretrained(it).save_pretrained(new_folder), and the tokenizer likewise"
 )
-HUB_LEFT_OUT = ["*/*", "model.*.safetensors"]  # subfolders, weights in other precisions
+HUB_LEFT_OUT = ["*/*", "model.*.safetensors", "adapter_config.json"]  # subfolders, weights in other precisions
+TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
 OVERFLOWING = ("gemma2", "gemma3", "gemma3_text")  # float16 does not hold their hidden states
 CONVERSION = "automatic conversion of the weights"  # transformers' words for any error while it joins experts' weights
 
@@ -105,7 +106,7 @@ def load_base(
             raise DamagedFolderError(
                 f"the weights in {folder} are damaged ({error}): remove it and fetch it anew"
             ) from error
-        except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
+        except (*unreadable(), RuntimeError) as error:
             if ran_out(error):
                 raise
             if CONVERSION in str(error) and place.type != "cpu":
@@ -119,7 +120,7 @@ def load_base(
         if quantize is not None:
             quantise(model, quantize, place)
         model = model.to(place)
-    _name(model, str(name_or_path))
+    _name(model, name_or_path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     text = model.config.get_text_config()
@@ -167,19 +168,19 @@ def _at(name_or_path: str | Path, revision: str | None) -> str | Path:
     if revision is None:
         return name_or_path
     name = str(name_or_path)
-    if isinstance(name_or_path, Path) or name in known_bases() or Path(name).expanduser().is_dir():
+    if isinstance(name_or_path, Path) or short_named(name) or Path(name).expanduser().is_dir():
         raise HalkaError(f"revision {revision!r} is for names on the hub; {name} has none")
     if hub_parts(name)[1] not in (None, revision):
         raise HalkaError(f"{name} has another revision than {revision!r}: name one")
     return at_revision(name, revision)
 
 
-def _name(model: PreTrainedModel, name: str) -> None:
+def _name(model: PreTrainedModel, name_or_path: str | Path) -> None:
     """Let a base have its name on the hub, if it has one: not a folder of a cache, which adapters would name else."""
-    if info := known_bases().get(name):
+    if info := short_named(name_or_path):
         model.config._name_or_path = info.hub_name
-    elif not Path(name).expanduser().is_dir():
-        model.config._name_or_path, revision = hub_parts(name)
+    elif not Path(name_or_path).expanduser().is_dir():
+        model.config._name_or_path, revision = hub_parts(str(name_or_path))
         setattr(model, REVISION, revision)
 
 
@@ -224,7 +225,7 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
-    info = known_bases().get(str(name_or_path))
+    info = short_named(name_or_path)
     if info is not None and not is_pulled(cache_dir() / "bases" / info.name):
         return AutoConfig.for_model(**info.config)
     folder = resolve(name_or_path, fetch=True, config_only=True)
@@ -232,8 +233,15 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
     with quiet_libraries():
         try:
             return _of_text(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
-        except (OSError, ImportError, KeyError, ValueError) as error:
+        except unreadable() as error:
             raise HalkaError(f"{name_or_path} cannot be read: {error}") from error
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """What transformers raises for a configuration that it cannot read."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return (OSError, ImportError, KeyError, ValueError, TypeError, AttributeError, StrictDataclassError)
 
 
 def _of_text(config: Any) -> PretrainedConfig:
@@ -249,11 +257,11 @@ def resolve(name_or_path: str | Path, *, fetch: bool, config_only: bool = False)
     config_only: of a name on the hub nothing but its configuration is downloaded.
     """
     name = str(name_or_path)
-    has_short_name = isinstance(name_or_path, str) and name in known_bases()
-    folder = cache_dir() / "bases" / name if has_short_name else Path(name).expanduser()
-    if has_short_name and not fetch and not is_pulled(folder):
+    info = short_named(name_or_path)
+    folder = Path(name).expanduser() if info is None else cache_dir() / "bases" / name
+    if info is not None and not fetch and not is_pulled(folder):
         raise HalkaError(f"{name} is not on this machine yet; `halka base pull {name}` fetches it")
-    if has_short_name:
+    if info is not None:
         return pull(name)
     if folder.is_dir():
         return folder
@@ -272,6 +280,10 @@ def resolve(name_or_path: str | Path, *, fetch: bool, config_only: bool = False)
                 f"{remote['name']}@refs/pr/1"
             )
         weight_files(folder)
+        if not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
+            raise HalkaError(
+                f"{name} has no tokenizer on the hub: save one beside its weights in a folder, and name that"
+            )
 
     return from_hub(
         *(remote["name"], remote["revision"]),
@@ -312,6 +324,8 @@ def _check_config(folder: Path) -> None:
             "it holds an adapter; give the base it was trained on" if adapter else "a base has one beside its weights"
         )
         raise HalkaError(f"{folder} has no config.json: {reason}")
+    if (folder / "adapter_config.json").is_file():  # which transformers would put into the base
+        raise HalkaError(f"{folder} holds a base and an adapter: move the adapter's files to a folder of its own")
     for name in JSON_FILES:
         if (folder / name).is_file():
             with (folder / name).open("rb") as file:

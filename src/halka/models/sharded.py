@@ -110,10 +110,13 @@ def shard(
     stacks = [stack for stack in (layout.encoder, layout) if stack is not None]
     for stack in stacks:
         for number, layer in enumerate(base.get_submodule(stack.layers).children()):
-            wide = {one: one.detach().float() for one in _overflowing(base, layer)} if dtype == torch.float16 else {}
+            wide = _in_float32(base, layer, dtype)
             layer.to(dtype)
-            for parameter, values in wide.items():
-                parameter.data = values
+            for module, name, values in wide:
+                if name in module._buffers:
+                    setattr(module, name, values)
+                else:
+                    module.get_parameter(name).data = values
             for path, transposed in places:
                 if quantize is not None and path.startswith(f"{stack.layers}.{number}."):
                     quantise_layer(base, path, transposed, quantize)
@@ -131,11 +134,16 @@ def shard(
         _settle_precisions(decoder)
 
 
-def _overflowing(base: Any, layer: nn.Module) -> list[nn.Parameter]:
-    """The weights that transformers leaves in float32 where the others are in float16: T5's `wo`."""
-    kept = set(base._keep_in_fp32_modules or ())
-    modules = [module for name, module in layer.named_modules() if name.rpartition(".")[2] in kept]
-    return [parameter for module in modules for parameter in module.parameters()]
+def _in_float32(base: Any, layer: nn.Module, dtype: torch.dtype | None) -> list[tuple[nn.Module, str, Tensor]]:
+    """What transformers leaves in float32 beside others in `dtype`, by module and name: T5's `wo`, routers' biases."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    kept = set((half and base._keep_in_fp32_modules_strict) or ())
+    kept |= set((dtype == torch.float16 and base._keep_in_fp32_modules) or ())
+    return [
+        (layer.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], tensor.detach().float())
+        for path, tensor in (*layer.named_parameters(), *layer.named_buffers())
+        if any(f".{name}." in f".{path}." for name in kept)
+    ]
 
 
 def _settle_precisions(decoder: nn.Module) -> None:

@@ -85,7 +85,9 @@ def _head(base: Any, layout: Layout) -> Target:
 def _transposed(module: nn.Module) -> bool:
     if isinstance(module, Quantized):
         return module.transposed
-    return not isinstance(module, nn.Linear)  # transformers' Conv1D, the only other linear layer of these models
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
@@ -96,5 +98,10 @@ def _widths(module: nn.Module) -> tuple[int, int]:
         raise HalkaError(
             f"the base holds a {type(module).__name__} of another library, since it is stored quantised: give the one "
             "in full precision, as base=… or --base; load_base(quantize=…) or --quantize quantises it as it is loaded"
+        )
+    if not isinstance(module, nn.Linear) and not _transposed(module):
+        raise HalkaError(
+            f"the base holds a {type(module).__module__}.{type(module).__name__} in place of a linear layer: give the "
+            "plain one; peft's `merge_and_unload()` or `unload()` makes one of what peft has changed"
         )
     return tuple(weight.shape) if _transposed(module) else tuple(weight.shape)[::-1]  # type: ignore[return-value]

@@ -56,6 +56,11 @@ def known_bases() -> dict[str, BaseInfo]:
     }
 
 
+def short_named(name_or_path: str | Path) -> BaseInfo | None:
+    """The base with that short name; None for other names, and for a path that is spelled like one."""
+    return known_bases().get(name_or_path) if isinstance(name_or_path, str) else None
+
+
 def pull(name: str, on_progress: Progress | None = None) -> Path:
     """The folder of a base with a short name, downloaded first if the cache lacks it.
 

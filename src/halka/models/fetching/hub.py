@@ -67,7 +67,9 @@ def from_hub(
     except errors.RevisionNotFoundError as error:
         raise HalkaError(f"{name} has no revision {revision!r} on the hub") from error
     except errors.RepositoryNotFoundError as error:
-        raise HalkaError(f"{name} is neither a folder nor {thing} on the hub; {hint}") from error
+        raise HalkaError(
+            f"{name} is neither a folder nor {thing} on the hub, or it is private: `hf auth login` logs in; {hint}"
+        ) from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         cause = error.__cause__ or error
         raise HalkaError(
