@@ -187,6 +187,12 @@ def test_letters_are_the_same_however_their_accents_are_composed():
     assert (labels, label_index(composed, labels)) == ((combining,), 0)
 
 
+def test_labels_of_regression_make_no_classes():
+    assert classes_in([example("a", "1.0"), example("b", "0"), example("c", "nan")]) == ("0", "1.0", "nan")
+    with pytest.raises(ValueError, match=r"the label '3\.8' is a number with a fraction, and regression is not there"):
+        classes_in([example("a", "1.0"), example("b", "3.8")])
+
+
 def test_overlaps_look_past_blanks_and_capitals():
     task = make(
         [example("What  is it?", "A", "train:1"), example("And now?", where="train:2")],

@@ -27,7 +27,9 @@ def data_rows(file: Path, flag: str, shape: str | None, also: str | None = None)
 
     rows = read_examples(existing_file(file, flag), shape)
     overridden = "" if shape else " (--shape overrides it)"
-    say(f"{file}: {plural(len(rows.examples), 'example')}, read as {rows.shape}{overridden}")
+    labels = {example.answer for example in rows} if rows.shape == "labelled" else ()
+    apart = f", with {plural(len(labels), 'different label')}" if labels else ""
+    say(f"{file}: {plural(len(rows.examples), 'example')}, read as {rows.shape}{apart}{overridden}")
     if unread := [key for key in rows.unread if key != also]:
         say(f"{file}: not read: {', '.join(unread)}")
     if rows.problems:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from unicodedata import normalize
 
 from halka.data.examples import Example
 from halka.util.errors import DataError
 
+FRACTION = re.compile(r"[+-]?\d*\.\d*[1-9]\d*")
 OUTSIDE = "O"
 """The tag of a word outside of any entity."""
 
@@ -15,8 +17,16 @@ OUTSIDE = "O"
 def classes_in(examples: Iterable[Example]) -> tuple[str, ...]:
     """The labels among the examples' answers: numbers in numerical, then names in alphabetical order.
 
-    A label with composed and with combining accents is one, as it first occurs.
+    A label with composed and with combining accents is one, as it first occurs. Raises DataError for a number with a
+    fraction, as of regression.
     """
+    examples = list(examples)
+    for example in examples:
+        if fraction := next(filter(FRACTION.fullmatch, example.answers), None):
+            raise example.error(
+                f"the label {fraction!r} is a number with a fraction, and regression is not there: write classes as "
+                "words or whole numbers, or list such names as `labels` in a task file"
+            )
     labels = [label.strip() for example in examples for label in example.answers]
     return _in_order({*{normalize("NFC", label): label for label in reversed(labels)}.values()})
 
