@@ -530,6 +530,8 @@ def test_a_dataset_any_iterable_and_examples_among_rows_are_taken():
     assert as_examples(datasets.Dataset.from_dict(columns)) == expected
     assert as_examples([Example(PAIR), rows[1]]) == [Example(PAIR), expected[1]]
     assert as_examples([]) == []
+    with pytest.raises(DataError, match="of type IterableDataset, which has no length and may have no end"):
+        as_examples(datasets.Dataset.from_dict(columns).to_iterable_dataset())
 
 
 def test_what_read_examples_returns_are_examples(write):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -198,6 +198,11 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
     if isinstance(examples, int | float):
         raise DataError(
             f"examples are {examples!r}: give rows; `halka.data.task.hold_out(rows, share)` holds out a share of them"
+        )
+    if isinstance(examples, Iterable) and not isinstance(examples, Sized | Iterator):
+        raise DataError(
+            f"the examples are of type {type(examples).__name__}, which has no length and may have no end, and all are "
+            "held in memory: give a list, such as `list(examples.take(10_000))`"
         )
     values: list[Example | Row] = []
     items: list[Item] = []
