@@ -143,7 +143,8 @@ def test_references_are_a_list_a_text_or_a_list_in_a_cell(write):
         ({"prompt": "a", "completion": [{"type": "image_url"}]}, "'completion' has a part of type 'image_url'"),
         ({"prompt": "a", "completion": "\ud800"}, r"'completion' is not UTF-8: it has half a character \(0xd800\)"),
         ({"prompt": "a", "completion": "b", "references": [""]}, "a reference is empty"),
-        ({"prompt": "a", "completion": "b", "label": False}, "'label' is false, as of an answer that is rejected: re"),
+        ({"prompt": "a", "completion": "b", "label": False}, "'label' is False, as of an answer that is rejected: re"),
+        ({"prompt": "a", "completion": "b", "label": 0}, "'label' is 0, as of an answer that is rejected: rename"),
         ('{"prompt": "a", "completion": NaN}\n', "no 'completion'"),
         ('{"prompt": "a", "completion"\n', "not valid JSON: Expecting ':' delimiter at column 29"),
         ("[1, 2]\n", r"not an object but \"\['1', '2'\]\""),
@@ -173,6 +174,11 @@ def test_a_bad_row_is_a_problem_with_its_line_and_the_others_are_read(write, row
         ([TURNS[1], 4], "message 2 is not an object but a str"),
         ([TURNS[1], {**ANSWER, "tool_calls": [{"id": 1}]}], "message 2 calls a tool"),
         ([TURNS[1], ANSWER, TURNS[1], {**ANSWER, "weight": 0}], "the last answer is not to be learned"),
+        (
+            [TURNS[1], {**ANSWER, "weight": 0.5}],
+            "message 2 has the weight '0.5': write 1 or true where it is to be lea",
+        ),
+        ([TURNS[1], {**ANSWER, "train": "no"}], "message 2 has the train 'no'"),
         ([TURNS[1], {**ANSWER, "reasoning_content": "Easy."}], "message 2 has 'reasoning_content', which is not read"),
     ],
 )
@@ -324,7 +330,13 @@ def test_two_shapes_that_fit_equally_well_must_be_told_apart(write):
         ),
         ("\n \n", "the file has no rows"),
         ('{"text": "a", "class": 1}\n', r"no row has a known shape; the first one has 'class', 'text'\. Known shapes"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', r"Rename 'chosen' to 'completion'.*are not read\."),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', r"rename it to 'completion'.*DPOTrainer"),
+        ('{"instruction": "a", "chosen": "b", "rejected": "c"}\n', r"rename it to 'output'"),
+        ('{"question": "a", "chosen": "b", "rejected": "c"}\n', r"rename it to 'answer'"),
+        (
+            [{"conversations": SHAREGPT[:1], "chosen": SHAREGPT[1], "rejected": SHAREGPT[1]}],
+            r"'conversations' do not end with the answer: to learn 'chosen', append it\. .*DPOTrainer",
+        ),
         ("hello\n", r"no row has a known shape; data\.jsonl:1: not valid JSON.* Check that the file is what"),
         ('{"version": 1, "data": [{"prompt": "a", "completion": "b"}]}', r"If the rows are those in 'data', save that"),
         (

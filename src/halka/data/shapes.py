@@ -17,9 +17,12 @@ UNREADABLE = (  # without these a text means something else
     *("tools", "functions"),
     *("image", "images", "video", "videos", "audio", "audios"),
 )
+PREFERENCES = (
+    "Halka learns answers alone, and from no preferences: TRL's DPOTrainer does, on `halka.view` (docs/tools.md)"
+)
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message or row, for which templates differ
 ACCEPTED = ("label", "kto_tag")  # whether an answer is liked, in TRL's and LLaMA-Factory's rows for KTO
-UNLEARNED = ("0", "0.0", "false")  # values of a message's keys in `LEARNED`
+SWITCHES = {**dict.fromkeys(("0", "0.0", "false"), False), **dict.fromkeys(("1", "1.0", "true"), True)}
 LEARNED = ("weight", "train", "training", "loss")  # OpenAI's, axolotl's two, ms-swift's
 OF_MESSAGES = {"role", "content", "from", "value", *LEARNED}
 
@@ -95,7 +98,9 @@ def _misfit(rows: Sequence[Row | Problem]) -> str:
     keys = sorted(key for key, value in first.fields.items() if value is not None)
     way_out = "Rename the columns, which a table's first line names, to one of them."
     if "chosen" in keys:
-        way_out = "Rename 'chosen' to 'completion', or a conversation to 'messages'; rejected answers are not read."
+        prompt = next((key for key in ("instruction", "question") if key in keys), "prompt")
+        answer = {"instruction": "output", "question": "answer"}.get(prompt, "completion")
+        way_out = f"To learn 'chosen', rename it to {answer!r}, or a conversation to 'messages'. {PREFERENCES}."
     elif len(rows) == 1 and (inner := next((key for key in keys if _is_table(first.fields[key])), None)):
         way_out = f"If the rows are those in {inner!r}, save that list alone."
     shown = ", ".join(map(repr, keys)) or "no values"
@@ -143,6 +148,10 @@ def conversation_of(row: Row, shape: str) -> tuple[Message, ...]:
         _check_accepted(row.fields)
     messages = with_system(SHAPES[shape].messages(row.fields), row)
     roles = [message.role for message in messages]
+    if "assistant" not in roles[-1:] and row.fields.get("chosen") is not None:
+        raise DataError(
+            f"{SHAPES[shape].keys[0]!r} do not end with the answer: to learn 'chosen', append it. {PREFERENCES}"
+        )
     if "assistant" not in roles:
         raise DataError("no answer by the assistant")
     if roles[-1] != "assistant":
@@ -190,8 +199,14 @@ def as_message(value: object, name: str) -> Message:
         raise DataError(f"{name} has the role {role!r}; known roles are {', '.join(ROLES)}")
     if value.get("tool_calls") or value.get("function_call"):
         raise DataError(f"{name} calls a tool; only text is read")
-    learned = not any(str(value.get(key)).lower() in UNLEARNED for key in LEARNED)
+    learned = all(_switch(value[key], key, name) for key in LEARNED if not _is_blank(value.get(key)))
     return Message(ROLES[role], _text(value.get("content", value.get("value")), name), learned)
+
+
+def _switch(value: object, key: str, name: str) -> bool:
+    if (learned := SWITCHES.get(str(value).lower())) is None:
+        raise DataError(f"{name} has the {key} {value!r}: write 1 or true where it is to be learned, else 0 or false")
+    return learned
 
 
 def check_readable(row: Row) -> None:
@@ -249,8 +264,10 @@ def _check_thoughts(fields: Mapping[str, object], name: str) -> None:
 
 
 def _check_accepted(fields: Mapping[str, object]) -> None:
-    if rejected := next((key for key in ACCEPTED if str(fields.get(key)).lower() == "false"), None):
-        raise DataError(f"{rejected!r} is false, as of an answer that is rejected: rename the field to learn it")
+    if rejected := next((key for key in ACCEPTED if SWITCHES.get(str(fields.get(key)).lower()) is False), None):
+        raise DataError(
+            f"{rejected!r} is {fields[rejected]}, as of an answer that is rejected: rename the field to learn it"
+        )
 
 
 def _empty_system(item: object) -> bool:
