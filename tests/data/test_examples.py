@@ -34,6 +34,12 @@ ROWS = {
     "sharegpt": {"conversations": SHAREGPT},
     "labelled": {"text": "2 + 2?", "label": "4"},
     "tagged": {"words": ["2", "+", "2?"], "tags": ["O", "O", "B-X"]},
+    "text": {"text": "2 + 2?"},
+}
+READ = {
+    **dict.fromkeys(ROWS, PAIR),
+    "tagged": (PAIR[0], Message("assistant", "O O B-X")),
+    "text": (Message("text", "2 + 2?"),),
 }
 
 
@@ -57,8 +63,7 @@ def reasons(rows):
 def test_every_shape_is_recognised_and_gives_the_same_conversation(write, shape):
     rows = read_examples(write([ROWS[shape]]))
     assert (rows.shape, rows.problems) == (shape, [])
-    tags = (PAIR[0], Message("assistant", "O O B-X"))
-    assert [example.messages for example in rows.examples] == [tags if shape == "tagged" else PAIR]
+    assert [example.messages for example in rows.examples] == [READ[shape]]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -353,10 +358,31 @@ def test_a_file_without_a_usable_row_is_an_error_that_says_why(write, content, r
 def test_an_unknown_shape_kind_of_file_or_file_is_an_error(write, tmp_path):
     with pytest.raises(ValueError, match=r"shape 'qa' is unknown\. Known shapes: messages"):
         read_examples(write([ROWS["prompt"]]), shape="qa")
-    with pytest.raises(ValueError, match=r"data\.txt: unknown kind of data file: use one of \.jsonl"):
-        read_examples(write("a", "data.txt"))
+    with pytest.raises(ValueError, match=r"data\.pdf: unknown kind of data file: use one of \.jsonl"):
+        read_examples(write("a", "data.pdf"))
     with pytest.raises(FileNotFoundError):
         read_examples(tmp_path / "none.jsonl")
+
+
+def test_a_text_file_is_one_raw_text(write):
+    rows = read_examples(write("One.\n\nTwo.\n", "notes.txt"))
+    assert (rows.shape, rows.examples) == ("text", [Example((Message("text", "One.\n\nTwo.\n"),), where="notes.txt")])
+    assert rows.examples[0].plain == {"text": "One.\n\nTwo.\n"}
+    with pytest.raises(DataError, match="'text' is empty"):
+        read_examples(write("\n", "empty.md"))
+
+
+def test_rows_with_more_than_a_text_are_raw_only_by_name(write):
+    path = write([{"text": "One.", "url": "x"}, {"text": "Two.", "system": "Be brief."}])
+    with pytest.raises(DataError, match="To train on 'text' as raw text, name its shape"):
+        read_examples(path)
+    rows = read_examples(path, "text")
+    assert (len(rows), rows.unread, reasons(rows)) == (
+        1,
+        ["url"],
+        ["data.jsonl:2: a raw text has no system message: remove 'system'"],
+    )
+    assert read_examples(write([ROWS["text"], ROWS["labelled"], ROWS["text"]])).shape == "labelled"
 
 
 def test_byte_order_marks_and_windows_line_ends_do_no_harm(write):
@@ -529,8 +555,7 @@ def test_no_file_fails_otherwise_than_with_a_value_error(tmp_path_factory, conte
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rows_in_memory_are_read_as_a_file_s(shape):
     (example,) = as_examples([ROWS[shape]])
-    tags = (PAIR[0], Message("assistant", "O O B-X"))
-    assert example == Example(tags if shape == "tagged" else PAIR, where="examples[0]")
+    assert example == Example(READ[shape], where="examples[0]")
 
 
 def test_a_dataset_any_iterable_and_examples_among_rows_are_taken():

@@ -144,6 +144,18 @@ def test_rows_for_a_classifier_are_no_language_models(write):
         assert preview(rows, words).examples == 1
 
 
+def test_raw_text_is_learned_in_chunks(write):
+    path = write([{"text": "The tide rises twice a day. " * 4}])
+    seen = preview(path, CHATML, max_length=20, batch_size=1)
+    (shown,) = seen.shown
+    assert (seen.loss_share, {span.loss for span in shown.spans}) == (1, {True})
+    pieces = encode_all(read_examples(path).examples, CHATML, 20).items
+    assert f"{len(pieces)} chunks" in seen.notes[0]
+    assert seen.packing is not None
+    assert seen.packing.batches == len(pieces) > 1
+    assert "would be cut" not in printed(seen)
+
+
 def test_it_goes_to_json_unchanged(write):
     seen = preview(write(ROWS), CHATML, max_length=60, batch_tokens=100, others=[write(ROWS[:1], "test.jsonl")])
     assert json.loads(json.dumps(seen.to_json())) == seen.to_json()

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from halka.data.examples import Example, Message
-from halka.data.tokens import Tokens, encode, encode_all, encode_prompt
+from halka.data.tokens import Tokens, encode, encode_all, encode_prompt, start_ids
 from halka.data.truncation import TooLongError
+from halka.util.errors import DataError
 from halka.util.text import chat_template_fingerprint
 from tokenizers_for_tests import (
     CHATML,
@@ -316,6 +317,25 @@ def test_nothing_left_is_an_error_with_the_reason():
 
 def test_an_example_without_a_place_is_numbered():
     assert encode_all([chat("a", "b"), chat("a")], CHATS["chatml"]).problems[0].where == "example 2"
+
+
+@pytest.mark.parametrize("tokenizer", [CHATS["chatml"], CHATS["gemma"], PLAIN])
+def test_a_raw_text_is_learned_whole_and_long_ones_in_chunks(tokenizer):
+    text, start = "The tide rises twice a day.", start_ids(tokenizer)
+    whole = [*start, *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    examples = [Example((Message("text", text),)), chat("What?", " Yes.")]
+    encoded = encode_all(examples, tokenizer)
+    assert (encoded.items[0], encoded.items[1]) == (Tokens(whole, [True] * len(whole)), encode(examples[1], tokenizer))
+    pieces = encode_all(examples[:1], tokenizer, max_length=4)
+    assert {*pieces.kept, pieces.cut, pieces.dropped} == {0}
+    assert [token for piece in pieces.items for token in piece.ids[1:]] == whole[1:]
+    assert [len(piece) for piece in pieces.items[:-1]] == [4] * (len(pieces.items) - 1)
+    begins = [start[0] if start else before.ids[-1] for before in pieces.items[:-1]]
+    assert [piece.ids[0] for piece in pieces.items[1:]] == begins
+    with pytest.raises(TooLongError):
+        encode_all(examples[:1], tokenizer, max_length=4, too_long="error")
+    with pytest.raises(DataError, match="raw text to train on, and no prompt"):
+        encode_prompt(examples[0], tokenizer)
 
 
 def test_equal_tokens_of_many_examples_are_one_object():

@@ -460,6 +460,11 @@ def test_a_tag_stands_at_its_words_first_token():
         (TAGS, example("Hello you", "good awful"), "the label 'awful' is none"),
         (TAGS, example("Hello you", "good"), "2 words have 1 tags"),
         (CLASSES, replace(example("Hello", "good"), messages=example("Hello", "good").messages * 2), "one text or two"),
+        (
+            CLASSES,
+            halka.Example((halka.Message("text", "Hello"),)),
+            "raw texts are for a causal-lm, which learns to read",
+        ),
     ],
 )
 def test_an_example_that_cannot_be_learned_is_refused_by_name(kind, given, reason):

@@ -244,6 +244,21 @@ def test_validation_on_what_is_trained_is_said():
         fit(model, "a", rows[:2], {"steps": 1, "batch_size": 1}, validation=[rows[1] | {"answer": "Two."}, rows[2]])
 
 
+def test_raw_text_is_trained_on_and_has_no_score():
+    tokenizer = chatml_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
+    model.add("a", halka.LoRA(rank=2))
+    texts = [{"text": "The tide rises twice a day."}, {"text": "It falls as often."}]
+    config, steps = {"steps": 30, "lr": 0.03, "max_length": 8}, list[Step]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = fit(model, "a", texts[:1], config, validation=texts[1:], on_step=steps.append)
+    assert result.validation_loss is not None
+    assert steps[0].loss > result.loss
+    with pytest.raises(halka.DataError, match=r"examples\[0\] is raw text, which has no answer to score"):
+        halka.evaluate(model, "a", texts)
+
+
 @pytest.mark.filterwarnings("ignore:.*prompts of validation are in the training examples")
 def test_rows_in_memory_are_trained_on_as_a_file_s():
     datasets = pytest.importorskip("datasets")

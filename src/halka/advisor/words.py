@@ -37,7 +37,7 @@ CHOICES: dict[Choice, Names] = {
     "rag": Names("retrieval (RAG)", "retrieval (RAG)"),
     "peft": Names("PEFT", "parameter-efficient fine-tuning (PEFT)"),
     "peft+rag": Names("PEFT and retrieval", "PEFT and retrieval together"),
-    "full": Names("full fine-tuning", "full fine-tuning or continued pre-training"),
+    "full": Names("full fine-tuning", "full fine-tuning or continued pre-training on raw text"),
     "data": Names("more or better data", "more or better data first"),
     "base": Names("a better base", "a better base"),
 }

@@ -20,7 +20,7 @@ app = group("Look at data files as the model will see them.", "halka data previe
     ),
 )
 def preview(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSONL, JSON, CSV, TSV or Parquet")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="JSONL, JSON, CSV, TSV, Parquet or text")],
     base: Annotated[str, typer.Option(metavar="NAME", help="the base whose tokens and chat template are used")],
     max_length: Annotated[
         int | None,

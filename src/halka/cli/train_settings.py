@@ -46,7 +46,7 @@ class RunSettings:
         metadata={"help": "a task: support, a .yaml or .py file", "metavar": "NAME", "beside": is_task_file},
     )
     data: tuple[Path, ...] = field(
-        default=(), metadata={"help": "examples to train on, where there is no task; may be repeated"}
+        default=(), metadata={"help": "examples or texts to train on, where there is no task; may be repeated"}
     )
     validation: str | None = field(
         default=None,

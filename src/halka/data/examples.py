@@ -39,7 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation; for training it ends with the assistant's answer.
+    """A conversation; for training it ends with the assistant's answer. Or one raw text, all of which is learned.
 
     messages     in order; an optional system message first
     references   all accepted answers, where there are several
@@ -66,8 +66,14 @@ class Example:
         return self.messages[-1].content if self._answered else next(iter(self.references), None)
 
     @property
+    def is_text(self) -> bool:
+        return [message.role for message in self.messages] == ["text"]
+
+    @property
     def plain(self) -> dict[str, object]:
         """As a row of a data file."""
+        if self.is_text:
+            return {"text": self.messages[0].content}
         return {"messages": [message.plain for message in self.messages], "references": self.references}
 
     def place(self, index: int) -> str:
@@ -128,7 +134,7 @@ class FileExamples:
 
 
 def read_examples(path: str | Path, shape: str | None = None) -> FileExamples:
-    """Read a JSONL, JSON, CSV, TSV, Parquet or CoNLL file (see `readers.read_rows`) into examples.
+    """Read a JSONL, JSON, CSV, TSV, Parquet, CoNLL or text file (see `readers.read_rows`) into examples.
 
     The shape is the one that most rows have, unless `shape` names it. Every other row is in `problems`, with its line.
 

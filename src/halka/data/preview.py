@@ -19,10 +19,10 @@ from halka.data.packing import computed_tokens, paths_of
 from halka.data.readers import Problem
 from halka.data.shapes import keys_read
 from halka.data.task import KIND_OF_SHAPE
-from halka.data.tokens import UNCLOSED, Tokens, encode_all, shorten, unclosed
+from halka.data.tokens import UNCLOSED, Tokens, chunks, encode_all, shorten, unclosed
 from halka.data.truncation import LengthPolicy
 from halka.util.errors import DataError
-from halka.util.text import chat_template_fingerprint
+from halka.util.text import chat_template_fingerprint, plural
 
 Batches = Literal["packed", "padded"]
 
@@ -159,6 +159,15 @@ def preview(
     lengths = _lengths(kept, encoded.items, max_length)
     fields, unread = keys_read(rows.rows, rows.shape)
     added = added_tokens(tokenizer)
+    notes, trained = _notes(rows.shape, kept, encoded.items, tokenizer, added), encoded.items
+    if rows.shape == "text":
+        if max_length is not None and too_long == "cut":
+            trained = [piece for tokens in trained for piece in chunks(tokens, max_length, tokenizer)]
+        notes.insert(
+            0,
+            f"raw text, learned from its second token on, without the chat template: training reads it in "
+            f"{plural(len(trained), 'chunk')}",
+        )
     return Preview(
         name=str(path),
         shape=rows.shape,
@@ -167,10 +176,10 @@ def preview(
         chat_template=chat_template_fingerprint(tokenizer),
         examples=len(kept),
         problems=rows.problems + encoded.problems,
-        notes=_notes(rows.shape, kept, encoded.items, tokenizer, added),
+        notes=notes,
         lengths=lengths,
         loss_share=sum(sum(tokens.loss) for tokens in encoded.items) / lengths.total,
-        packing=_packing(encoded.items, max_length, batch_tokens, batch_size, group_shared, batches, too_long),
+        packing=_packing(trained, max_length, batch_tokens, batch_size, group_shared, batches, too_long),
         repeated=within(kept),
         shared={other: between(examples, kept) for other, examples in other_examples.items()},
         shown=[

@@ -15,7 +15,8 @@ from typing import Any
 from halka.util.errors import DataError
 
 CONLL = (".conll", ".bio", ".iob")
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *CONLL)
+TEXTS = (".txt", ".md")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *CONLL, *TEXTS)
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Row:
 def read_rows(path: str | Path) -> list[Row | Problem]:
     """All rows of a JSONL, JSON, CSV, TSV, Parquet or CoNLL file in order; text may be gzipped (`.jsonl.gz`).
 
-    Blank lines are skipped. A JSON file may be one array, one object, or objects line by line. Bytes that are not
-    UTF-8 become lone surrogates, which `shapes` refuses.
+    A `.txt` or `.md` file is one row, with all of it as `text`. Elsewhere blank lines are skipped. A JSON file may
+    be one array, one object, or objects line by line. Bytes that are not UTF-8 become lone surrogates, which `shapes`
+    refuses.
 
     Raises:
         DataError: the file's kind is unknown, or the file as a whole cannot be read.
@@ -55,7 +57,7 @@ def read_rows(path: str | Path) -> list[Row | Problem]:
         raise DataError(f"{path}: unknown kind of data file: use one of {', '.join(SUFFIXES)}, and .gz of text")
     if kind[0] == ".parquet":
         return list(_parquet(path))
-    tables = {".csv": _csv, ".tsv": _csv, **dict.fromkeys(CONLL, _conll)}
+    tables = {".csv": _csv, ".tsv": _csv, **dict.fromkeys(CONLL, _conll), **dict.fromkeys(TEXTS, _whole)}
     read = {".json": _json, **tables}.get(kind[0], _json_lines)
     return list(read(_text(path, zipped), path.name))
 
@@ -160,6 +162,10 @@ def _next(text: str, at: int) -> int:
     while at < len(text) and text[at] in " \t\r\n":
         at += 1
     return at
+
+
+def _whole(text: str, name: str) -> Iterator[Row]:
+    yield Row(name, {"text": text})
 
 
 def _conll(text: str, name: str) -> Iterator[Row | Problem]:

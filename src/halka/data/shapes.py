@@ -11,7 +11,7 @@ from halka.data.readers import Problem, Row
 from halka.util.errors import DataError
 from halka.util.text import not_unicode
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "text"]
 OPTIONAL = ("system", "references")  # keys that a row of any shape may have
 UNREADABLE = (  # without these a text means something else
     *("tools", "functions"),
@@ -39,7 +39,7 @@ ROLES: dict[str, Role] = {
 
 @dataclass(frozen=True, repr=False)
 class Message:
-    """One turn of a conversation. `learned` is whether training has loss on it, if it is an answer."""
+    """One turn of a conversation, or a raw text. `learned` is whether training has loss on it, if it is an answer."""
 
     role: Role
     content: str
@@ -73,13 +73,21 @@ def known_shapes() -> str:
 
 
 def detect_shape(source: str, rows: Sequence[Row | Problem]) -> str:
-    """The shape that most rows have. Raises DataError if none has a known one, or two shapes fit equally well."""
+    """The shape that most rows have; "text" if they have nothing else.
+
+    Raises DataError if none has a known one, or two shapes fit equally well.
+    """
     keys_of_rows = [
         {key for key, value in row.fields.items() if value is not None} for row in rows if isinstance(row, Row)
     ]
     fits = Counter(
-        name for keys in keys_of_rows for name, shape in SHAPES.items() if keys.issuperset(shape.keys)
+        name
+        for keys in keys_of_rows
+        for name, shape in SHAPES.items()
+        if keys.issuperset(shape.keys) and name != "text"
     ).most_common(2)
+    if not fits and all(row.fields.keys() == {"text"} for row in rows if isinstance(row, Row)) and keys_of_rows:
+        return "text"
     if not fits:
         raise DataError(f"{source}: no row has a known shape; {_misfit(rows)}")
     if len(fits) == 2 and fits[0][1] == fits[1][1]:
@@ -101,6 +109,8 @@ def _misfit(rows: Sequence[Row | Problem]) -> str:
         prompt = next((key for key in ("instruction", "question") if key in keys), "prompt")
         answer = {"instruction": "output", "question": "answer"}.get(prompt, "completion")
         way_out = f"To learn 'chosen', rename it to {answer!r}, or a conversation to 'messages'. {PREFERENCES}."
+    elif "text" in keys:
+        way_out = f"{way_out} To train on 'text' as raw text, name its shape (--shape text), or keep that column alone."
     elif len(rows) == 1 and (inner := next((key for key in keys if _is_table(first.fields[key])), None)):
         way_out = f"If the rows are those in {inner!r}, save that list alone."
     shown = ", ".join(map(repr, keys)) or "no values"
@@ -138,16 +148,23 @@ def with_system(messages: list[Message], row: Row) -> list[Message]:
 
 
 def conversation_of(row: Row, shape: str) -> tuple[Message, ...]:
-    """The row's messages, the assistant's answer last. Raises DataError, without the row's place, if it has none."""
+    """The row's messages, the assistant's answer last, or its raw text.
+
+    Raises DataError, without the row's place, if it has none.
+    """
     missing = [key for key in SHAPES[shape].keys if row.fields.get(key) is None]
     if missing:
         raise DataError(f"no {' and no '.join(map(repr, missing))}, which a row of shape {shape!r} has")
     check_readable(row)
-    if shape not in ("labelled", "tagged"):  # their answers have no place for a thought, and are the label
+    if shape not in ("labelled", "tagged", "text"):  # they have no place for a thought, and a label is none of KTO's
         _check_thoughts(row.fields, "the row")
         _check_accepted(row.fields)
     messages = with_system(SHAPES[shape].messages(row.fields), row)
     roles = [message.role for message in messages]
+    if shape == "text":
+        if "system" in roles:
+            raise DataError("a raw text has no system message: remove 'system'")
+        return tuple(messages)
     if "assistant" not in roles[-1:] and row.fields.get("chosen") is not None:
         raise DataError(
             f"{SHAPES[shape].keys[0]!r} do not end with the answer: to learn 'chosen', append it. {PREFERENCES}"
@@ -168,7 +185,7 @@ def prompt_of(row: Row) -> list[Message]:
     check_readable(row)
     shape = next((shape for shape in SHAPES.values() if row.fields.get(shape.keys[0]) is not None), None)
     if shape is None:
-        names = ", ".join(f'"{shape.keys[0]}"' for shape in SHAPES.values())
+        names = ", ".join(dict.fromkeys(f'"{shape.keys[0]}"' for shape in SHAPES.values()))
         raise DataError(f"no prompt: a row has one of {names}")
     messages = with_system(shape.prompt(row.fields), row)
     if not messages:
@@ -350,6 +367,10 @@ def _texts(row: dict[str, object]) -> list[Message]:
     return [Message("user", text) for text in texts]
 
 
+def _raw(row: dict[str, object]) -> list[Message]:
+    return [Message("text", _text(row["text"], "'text'"))]
+
+
 def _labelled(row: dict[str, object]) -> list[Message]:
     """The texts, and the label's name."""
     return [*_texts(row), Message("assistant", _text(row["label"], "'label'").strip())]
@@ -392,4 +413,5 @@ SHAPES: dict[str, Shape] = {
     "sharegpt": _turns("conversations"),
     "labelled": Shape(("text", "label"), _labelled, _texts, ("text_pair",)),
     "tagged": Shape(("words", "tags"), _tagged, _sentence),
+    "text": Shape(("text",), _raw, _texts),
 }

@@ -5,11 +5,14 @@ inference sees them (`encode_prompt`); where both cannot hold, the example is re
 writes: every answer with the token that ends it, without the role header before and the line break after.
 
 Without a chat template, the prompt's text is followed by the answer's and the end-of-sequence token.
+
+A raw text is its tokens and the end-of-sequence token, with loss on all of them and no chat template.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -65,20 +68,26 @@ def encode_all(
     """Tokenize many examples; one that cannot be used becomes a problem.
 
     `too_long` decides on an example over `max_length`: "cut" keeps its beginning (and drops it where that carries no
-    loss), "drop" makes it a problem, "error" raises.
+    loss), and all of a raw text, in chunks; "drop" makes it a problem, "error" raises.
 
     Raises:
         TooLongError: with "error", for the first over `max_length`.
         DataError: no example is left, or `too_long` or `max_length` is invalid.
     """
-    items = _encode_in_chunks(examples, tokenizer)
-    return truncate(examples, items, lambda _, tokens, length: shorten(tokens, length), max_length, too_long)
+
+    def shortened(index: int, tokens: Tokens, length: int) -> Tokens | list[Tokens] | DataError:
+        return chunks(tokens, length, tokenizer) if examples[index].is_text else shorten(tokens, length)
+
+    return truncate(examples, _encode_in_chunks(examples, tokenizer), shortened, max_length, too_long)
 
 
 def unclosed(items: Iterable[Tokens], tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many items' last answers end without a token of the tokenizer's own, as what closes an answer is one."""
+    """How many items' last answers end without a token of the tokenizer's own, as what closes an answer is one.
+
+    Raw texts, which have loss from the first token on, are no answers.
+    """
     closing = chat.added_tokens(tokenizer)
-    backwards = (zip(reversed(item.ids), reversed(item.loss), strict=True) for item in items)
+    backwards = (zip(reversed(item.ids), reversed(item.loss), strict=True) for item in items if not item.loss[0])
     last = (next((token for token, loss in pairs if loss), None) for pairs in backwards)
     return sum(token is not None and token not in closing for token in last)
 
@@ -90,11 +99,25 @@ def shorten(tokens: Tokens, max_length: int) -> Tokens | DataError:
     return Tokens(tokens.ids[:max_length], tokens.loss[:max_length])
 
 
+def chunks(tokens: Tokens, max_length: int, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    """A raw text in pieces of at most `max_length` tokens, of which every token after the first is predicted once.
+
+    All begin with the beginning-of-sequence token if the text does, else a piece begins with the last token before it.
+    """
+    ids, marked = tokens.ids, tokens.ids[:1] == start_ids(tokenizer)
+    pieces = [
+        [ids[0] if marked else ids[at - 1], *ids[at : at + max_length - 1]] for at in range(1, len(ids), max_length - 1)
+    ]
+    return [Tokens(piece, [True] * len(piece)) for piece in pieces]
+
+
 def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The prompt's ids for inference: all messages before the final answer, with the generation prompt.
 
     Raises DataError if the chat template refuses the prompt, or there is none and the prompt is not one user message.
     """
+    if example.is_text:
+        raise example.error("it is raw text to train on, and no prompt: give it as a user's message")
     if tokenizer.chat_template is None:
         if [message.role for message in example.prompt] != ["user"]:
             raise example.error(NOT_PLAIN)
@@ -117,7 +140,17 @@ def _encode_in_chunks(examples: Sequence[Example], tokenizer: PreTrainedTokenize
 def _encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | DataError]:
     """Each example's tokens, or what is wrong with it (without its place)."""
     encode_many = _encode_plain if tokenizer.chat_template is None else _encode_chats
-    return encode_many(examples, tokenizer)
+    texts = [example.messages[0].content for example in examples if example.is_text]
+    chats = [example for example in examples if not example.is_text]
+    of_texts = iter(_encode_texts(texts, tokenizer))
+    of_chats = iter(encode_many(chats, tokenizer) if chats else [])
+    return [next(of_texts if example.is_text else of_chats) for example in examples]
+
+
+def _encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    start, end = start_ids(tokenizer), _end(tokenizer)
+    encoded = [[*start, *ids, end] for ids in _ids(texts, tokenizer)]
+    return [Tokens(ids, [True] * len(ids)) for ids in encoded]
 
 
 def _encode_chats(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | DataError]:
@@ -167,9 +200,7 @@ def _behind(place: int, text: str, starts: list[int], offsets: list[tuple[int, i
 
 def _encode_plain(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | DataError]:
     """Prompt and answer tokenized as one text if that keeps the prompt's tokens, else apart."""
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise DataError("the base's tokenizer has no end-of-sequence token; set its eos_token")
+    end = _end(tokenizer)
     plain = [[m.role for m in example.messages] == ["user", "assistant"] for example in examples]
     pairs = [[m.content for m in example.messages] for example, fits in zip(examples, plain, strict=True) if fits]
     start = start_ids(tokenizer)
@@ -184,6 +215,12 @@ def _encode_plain(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
         encoded.append(Tokens(ids, [False] * before + [True] * (len(ids) - before)))
     rest = iter(encoded)
     return [next(rest) if fits else DataError(NOT_PLAIN) for fits in plain]
+
+
+def _end(tokenizer: PreTrainedTokenizerBase) -> Any:
+    if tokenizer.eos_token_id is None:
+        raise DataError("the base's tokenizer has no end-of-sequence token; set its eos_token")
+    return tokenizer.eos_token_id
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -44,13 +44,14 @@ class TooLongError(DataError):
 def truncate(
     examples: Sequence[Example],
     items: Iterable[ItemT | DataError],
-    shorten: Callable[[int, ItemT, int], ItemT | DataError],
+    shorten: Callable[[int, ItemT, int], ItemT | list[ItemT] | DataError],
     max_length: int | None,
     too_long: LengthPolicy,
 ) -> EncodedExamples[ItemT]:
     """Limit every item to `max_length` tokens by the policy `too_long`; an error among `items` becomes a problem.
 
-    `shorten(index, item, length)` returns the item cut to `length` tokens, or the error that says why it cannot be.
+    `shorten(index, item, length)` returns the item cut to `length` tokens, or in pieces of so many, or the error that
+    says why it cannot be.
 
     Raises:
         TooLongError: with the policy "error", for the first item over `max_length`.
@@ -60,7 +61,7 @@ def truncate(
         raise DataError(f"too_long is {too_long!r}; choose one of {', '.join(LENGTH_POLICIES)}")
     if max_length is not None and max_length < 2:
         raise DataError(f"max_length is {max_length}; it must be at least 2: one token of prompt and one of answer")
-    kept: dict[int, ItemT] = {}
+    kept: list[tuple[int, ItemT]] = []
     problems: list[Problem] = []
     cut = 0
     for index, item in enumerate(items):
@@ -75,10 +76,12 @@ def truncate(
                 item = shorten(index, item, max_length)
         if isinstance(item, DataError):
             problems.append(Problem(where, str(item)))
+        elif isinstance(item, list):
+            kept += [(index, piece) for piece in item]
         else:
-            kept[index] = item
+            kept.append((index, item))
             cut += len(item) < length
     if not kept:
         reasons = "; ".join(str(problem) for problem in problems[:3])
         raise DataError(f"none of {len(examples)} examples can be used. {reasons or 'There are none.'}")
-    return EncodedExamples(list(kept.values()), list(kept), problems, cut, len(problems))
+    return EncodedExamples([item for _, item in kept], [index for index, _ in kept], problems, cut, len(problems))

@@ -30,6 +30,18 @@ class Accepted:
     fits: bool
 
 
+def check_answered(examples: Sequence[Example]) -> None:
+    """Raises DataError for an example that has no answer to compare with."""
+    for index, example in enumerate(examples):
+        if example.is_text:
+            raise DataError(
+                f"{example.place(index)} is raw text, which has no answer to score: its measure is the validation loss "
+                "of a training (best_by loss)"
+            )
+        if not example.answers:
+            raise DataError(f"{example.place(index)} has no answer to compare with: give it one")
+
+
 def accepted_answers(model: AdaptedModel, examples: Sequence[Example]) -> list[tuple[Accepted, ...]]:
     """The accepted answers of each example. One that the chat template refuses, but a model may give, is as it stands.
 

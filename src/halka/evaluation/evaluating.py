@@ -11,7 +11,14 @@ from halka.core import AdaptedModel
 from halka.data.examples import Examples, as_examples
 from halka.data.metric import Metric
 from halka.data.tokens import Tokens, start_ids
-from halka.evaluation.accepted import accepted_answers, longest_answer, texts_of, warn_of_longer, warn_of_unfit
+from halka.evaluation.accepted import (
+    accepted_answers,
+    check_answered,
+    longest_answer,
+    texts_of,
+    warn_of_longer,
+    warn_of_unfit,
+)
 from halka.evaluation.generation import AdapterNames, adapter_of_each, answers_of
 from halka.evaluation.metrics import Score, default_metrics, find_metric, score
 from halka.models import context
@@ -74,9 +81,7 @@ def evaluate(
     examples = as_examples(examples)
     if not examples:
         raise DataError("there are no examples to evaluate on")
-    for index, example in enumerate(examples):
-        if not example.answers:
-            raise DataError(f"{example.place(index)} has no answer to compare with: give it one")
+    check_answered(examples)
     names = adapter_of_each(adapters, examples)
     if model.labels:  # before the work begins: every label must be one that its adapter knows
         for name in dict.fromkeys(names):

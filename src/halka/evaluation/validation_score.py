@@ -7,7 +7,7 @@ from collections.abc import Callable
 from halka.core import AdaptedModel
 from halka.data.metric import Metric
 from halka.data.task import Task
-from halka.evaluation.accepted import accepted_answers, texts_of, warn_of_longer
+from halka.evaluation.accepted import accepted_answers, check_answered, texts_of, warn_of_longer
 from halka.evaluation.generation import answers_of
 from halka.evaluation.metrics import default_metrics, find_metric, score
 from halka.models import context
@@ -36,6 +36,7 @@ class ValidationScore:
     def __init__(self, model: AdaptedModel, name: str, task: Task, on_progress: Callable[[int], None] | None = None):
         """Raises HalkaError for an unknown metric, one that the accepted answers do not fit, or a prompt that leaves
         no room for its answer: before a training begins, not at its first evaluation."""
+        check_answered(task.validation)
         self.metric = primary_metric(task, kind_of(model.base))
         self.name = f"score ({self.metric.name})"  # as a checkpoint has it
         self._model, self._adapter, self._task, self._on_progress = model, name, task, on_progress

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from halka.data.task import SPLITS, TASK_FILES, Task, is_task_file, limit, load_task
+from halka.evaluation.accepted import check_answered
 from halka.evaluation.metrics import score
 from halka.methods import method_named
 from halka.methods.prompt import check_start
@@ -252,14 +253,15 @@ def _resolved(experiment: Experiment, path: Path) -> dict[str, str]:
 def task_of(experiment: Experiment) -> Task:
     """Load the experiment's task, with as many examples of each split as it wants.
 
-    Raises HalkaError for what would otherwise end every run after its training: a split without examples, and a metric
-    that is unknown or that cannot score the gold answers.
+    Raises HalkaError for what would otherwise end every run after its training: a split without examples, test examples
+    without answers, and a metric that is unknown or that cannot score these.
     """
     task = limit(load_task(experiment.task), **experiment.examples)
     for split in ("train", "validation", "test"):
         if not getattr(task, split):
             raise HalkaError(f"task {task.name} has no {split} examples: a run needs train, validation and test")
-    golds = [example.answers for example in task.test if example.answers]
+    check_answered(task.test)
+    golds = [example.answers for example in task.test]
     score([answers[0] for answers in golds], golds, task.metrics, resamples=1)
     return task
 

@@ -10,6 +10,7 @@ from halka.core import AdaptedModel
 from halka.data.examples import ExamplesOrItems, Item, examples_and_items
 from halka.data.tokens import UNCLOSED, Tokens, unclosed
 from halka.models import context
+from halka.models.kinds import kind_of
 from halka.objectives import objective_of
 from halka.objectives.language_modelling import LanguageModelling
 from halka.training.config import TrainConfig
@@ -34,6 +35,11 @@ def as_tokens(
         raise DataError(
             f"{len(long)} of {len(items)} encoded examples, the first at {long[0]}, are longer than the {room} "
             "positions that the base has for text: cut them"
+        )
+    if any(example.is_text for example in raw) and not isinstance(objective, LanguageModelling):
+        raise DataError(
+            f"raw texts are for a causal-lm, which learns to read on, and this base is a {kind_of(model.base)}: "
+            "name another base, or give examples with answers"
         )
     if raw:
         if model.tokenizer is None:
