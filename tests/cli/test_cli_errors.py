@@ -11,6 +11,7 @@ import typer
 
 from commands import failure, halka, process
 from halka.cli.command import Command, Commands, Failed, explain
+from halka.training import TrainConfig
 from halka.util import errors
 from halka.util.suggest import suggest
 
@@ -108,6 +109,23 @@ def test_a_name_of_another_library_comes_before_a_close_spelling():
     assert suggest("learning_rate", ["length", "lr"]) == "lr"
     assert suggest("lenght", ["length", "lr"]) == "length"
     assert suggest("learning_rate", ["rank"]) is None
+
+
+def test_settings_that_others_have_lead_to_what_halka_has():
+    for name, shown in {
+        "template": "the base's own chat template is used",
+        "packing": "batches are packed already",
+        "optim": "the optimiser is AdamW",
+        "report-to": "a run writes each step into metrics.jsonl",
+        "neftune_noise_alpha": "Halka does not have it; docs/coming-from-others.md says why",
+        "deepspeed": "--devices starts processes",
+        "push_to_hub": "`hf upload` takes",
+        "save_total_limit": "a run keeps its last checkpoint",
+        "additional_target": "halka.Joint of this method and halka.Modules",
+    }.items():
+        assert failure(f"train --{name} x").startswith(f"no such option --{name}: {shown}")
+    with pytest.raises(errors.HalkaError, match="packing: there is no such setting: batches are packed already"):
+        TrainConfig(packing=True)  # pyright: ignore[reportCallIssue]
 
 
 def test_what_a_stream_cannot_write_is_escaped(tmp_path):

@@ -26,7 +26,7 @@ from typer.core import TyperCommand, TyperGroup
 from halka.util.errors import HalkaError, TrainingError
 from halka.util.files import FULL
 from halka.util.plain import plain
-from halka.util.suggest import suggest
+from halka.util.suggest import instead, suggest
 from halka.util.text import one_line
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # for which typer has no public name
@@ -90,7 +90,8 @@ def _unknown_option(command: Command, ctx: Any, error: Any) -> Exception | None:
         if param.param_type_name == "argument" and param.name == flag.strip("-").replace("-", "_"):
             return UsageError(f"no such option {flag}: write {_spelling(param)} without a flag", ctx)
     near = suggest(flag, [option for option in options if option.startswith("--")])
-    return UsageError(f"no such option {flag}" + (f": did you mean {near}?" if near else ""), ctx)
+    hint = instead(flag) or (f"did you mean {near}?" if near else "")
+    return UsageError(f"no such option {flag}" + (f": {hint}" if hint else ""), ctx)
 
 
 def examples(*lines: str) -> str:

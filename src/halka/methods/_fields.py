@@ -10,22 +10,11 @@ from typing import Any, TypeVar, cast, dataclass_transform
 
 from halka.util.fields import checked
 from halka.util.settings import documented
-from halka.util.suggest import suggest
+from halka.util.suggest import instead, suggest
 
 T = TypeVar("T")
 
 # Options of peft that are no field of ours.
-INSTEAD = {
-    "use_rslora": 'scaling="root"',
-    "use_dora": "the method halka.DoRA",
-    "lora_bias": "the method halka.LoRABias",
-    "bias": "halka.Joint of this method and halka.BitFit",
-    "modules_to_save": "halka.Joint of this method and halka.Modules",
-    "trainable_token_indices": "halka.Joint of this method and halka.Tokens",
-    "reduction_factor": "width, the hidden width divided by it",
-    "task_type": "not needed: the base's class tells it",
-    "inference_mode": "not needed",
-}
 ROLES = {  # of linear layers, by the names that transformers' architectures have for them
     **{"q_proj": "attn.q", "k_proj": "attn.k", "v_proj": "attn.v", "o_proj": "attn.o", "out_proj": "attn.o"},
     **{"query": "attn.q", "key": "attn.k", "value": "attn.v", "q": "attn.q", "k": "attn.k", "v": "attn.v"},
@@ -66,8 +55,8 @@ def _unknown_fields(kind: str, unknown: Mapping[str, object], names: list[str]) 
     translated: list[str] = []
     for name, value in unknown.items():
         ours = suggest(name, names)
-        if name in INSTEAD:
-            translated.append(f"{name}: {INSTEAD[name]}")
+        if other := instead(name):
+            translated.append(f"{name}: {other}")
         elif ours == "targets" and isinstance(value, str | list | tuple | set):
             paths = [value] if isinstance(value, str) else [str(path) for path in cast(Iterable[object], value)]
             paths = sorted(paths) if isinstance(value, set) else paths

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from halka.util.errors import HalkaError
-from halka.util.suggest import suggest
+from halka.util.suggest import instead, suggest
 
 T = TypeVar("T")
 
@@ -334,8 +334,10 @@ def split_key(value: str) -> tuple[str, str]:
 
 
 def _hint(wrong: str, settings: Iterable[str], command: str = "train") -> str:
-    """The end of a message about an unknown path or variable: the one that was likely meant."""
+    """The end of a message about an unknown path or variable: the one that was likely meant, or what there is."""
     paths = {_last_name(path): path for path in settings}
+    if other := instead(_last_name(wrong)):
+        return f": {other}"
     close = suggest(_last_name(wrong), paths)
     return f"; did you mean {paths[close]}?" if close else f": `halka {command} --help` lists all"
 

@@ -1,4 +1,4 @@
-"""Which name was meant by one that does not exist: another library's name for it, or a close spelling."""
+"""Which name was meant by one that does not exist: another library's name for it, a close spelling, or no name here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ OTHERS = {
     "feedforward": "feedforward_modules",
     # bases, adapters, data
     "base": "model model_id model_name model_name_or_path base_model pretrained",
-    "dtype": "torch_dtype precision",
+    "dtype": "torch_dtype precision bf16 fp16",
     "quantize": "quantization load_in_4bit load_in_8bit bits",
     "device": "gpu cuda",
     "gpu_memory": "vram gpu_mem memory",
@@ -65,6 +65,49 @@ OTHERS = {
     "as": "user",
 }
 """Our names, and those that other libraries have for the same, as in Python; flags write `-` for `_`."""
+
+INSTEAD = {
+    # training: transformers, trl, axolotl, LLaMA-Factory, unsloth
+    "the base's own chat template is used; docs/data.md has how to set another": "template chat_template",
+    "batches are packed already (batches), and no text sees another": (
+        "packing sample_packing pack_sequences neat_packing"
+    ),
+    "the optimiser is AdamW": "optim optimizer optimiser",
+    "a run writes each step into metrics.jsonl; other logs are written by --tensorboard, or by on_step of halka.fit": (
+        "report_to logging_steps logging_dir use_wandb wandb_project wandb_name run_name"
+    ),
+    "Halka does not have it; docs/coming-from-others.md says why": (
+        "neftune_noise_alpha pissa_init loraplus_lr_ratio init_lora_weights"
+    ),
+    "--devices starts processes that train together, and --shard gives each a part of the base": (
+        "deepspeed deepspeed_config fsdp fsdp_config"
+    ),
+    "`hf upload` takes the adapter's folder": "push_to_hub hub_model_id hub_token",
+    "a run keeps its last checkpoint and its best weights, and at the end the adapter": "save_total_limit",
+    "the same command goes on": "resume_from_checkpoint auto_resume_from_checkpoints",
+    "with validation examples the weights of the best evaluation are kept": "load_best_model_at_end",
+    "loss is on answers alone, and not on those in a `prompt` that is a list of messages": (
+        "mask_history train_on_prompt train_on_inputs completion_only_loss assistant_only_loss"
+    ),
+    "halka train learns answers; TRL's DPO and KTO train halka.view (docs/tools.md)": "stage rl",
+    "no code that comes with a base is run: bases are of transformers' own architectures": "trust_remote_code",
+    # methods: peft, adapters, LLaMA-Factory, axolotl
+    'scaling="root"': "use_rslora peft_use_rslora",
+    "the method halka.DoRA": "use_dora peft_use_dora",
+    "the method halka.LoRABias": "lora_bias",
+    "halka.Joint of this method and halka.BitFit": "bias",
+    "halka.Joint of this method and halka.Modules": "modules_to_save lora_modules_to_save additional_target",
+    "halka.Joint of this method and halka.Tokens": "trainable_token_indices",
+    "width, the hidden width divided by it": "reduction_factor",
+    "not needed: the base's class tells it": "task_type",
+    "not needed": "inference_mode",
+}
+"""What there is in place of other libraries' settings that have no name here."""
+
+
+def instead(name: str) -> str | None:
+    """What there is in place of another library's setting, None if that is not one of `INSTEAD`."""
+    return next((ours for ours, others in INSTEAD.items() if _plain(name) in others.split()), None)
 
 
 def suggest(name: str, names: Iterable[str]) -> str | None:
