@@ -24,6 +24,7 @@ from halka.util.errors import DataError
 CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")  # how templates write the present time
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 """What a chat template may raise for messages that it refuses."""
+OWN_TEMPLATE = "save the base with a chat_template of your own (docs/data.md)"
 
 
 _time = ContextVar[datetime | None]("time", default=None)  # that templates write; None: the present one
@@ -134,7 +135,7 @@ def _locate(
     if answer not in text and _squeezed(answer) not in _squeezed(text):  # Qwen3's sets thoughts' line breaks anew
         raise DataError(
             f"the base's chat template drops or rewrites a part of the answer in message {len(messages)}, as some do "
-            "with thoughts: give the tokenizer a chat_template that keeps it"
+            f"with thoughts: {OWN_TEMPLATE} that keeps it"
         )
     end, closing = _close(text, messages[-1], marks)
     begin = _between(openings[len(messages) - 1], text, messages[-1])
@@ -146,7 +147,7 @@ def _locate(
             raise DataError(
                 f"the base's chat template renders the messages before the answer in message {index + 1} differently "
                 "when it prompts for that answer: the model would train on a prompt that it never sees later. End the "
-                "conversation at its first answer, or give the tokenizer a chat_template that keeps turns unchanged."
+                f"conversation at its first answer, or {OWN_TEMPLATE} that keeps turns unchanged."
             )
         last = index == len(messages) - 1
         spans.append(
@@ -197,8 +198,8 @@ def _earlier(text: str, start: int, message: Message, index: int, begin: str, cl
             return at + len(closing)
     raise DataError(
         f"the base's chat template rewrites the answer in message {index + 1} once others follow (some templates strip "
-        "thoughts), or closes it with another token than the last. End the conversation at its first answer, or give "
-        "the tokenizer a chat_template that keeps turns unchanged."
+        "thoughts), or closes it with another token than the last. End the conversation at its first answer, or "
+        f"{OWN_TEMPLATE} that keeps turns unchanged."
     )
 
 

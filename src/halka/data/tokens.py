@@ -25,7 +25,7 @@ CHUNK = 1000  # examples tokenized at once
 UNCLOSED = "end without a token that closes them: the model will not learn to stop"
 NOT_PLAIN = (
     "the base's tokenizer has no chat template, so an example can only be one user message and one answer: "
-    "write it so, or give the tokenizer a chat_template"
+    f"write it so, or {chat.OWN_TEMPLATE}"
 )
 
 
@@ -184,8 +184,8 @@ def _mark(item: chat.Chat, ids: list[int], offsets: list[tuple[int, int]], promp
         ):
             return DataError(
                 f"the first characters of answer {number} merge into the token before them, or its last into the token "
-                "behind: begin it with a visible character, set its weight to 0, or give the tokenizer a chat_template "
-                "that closes answers with a token"
+                f"behind: begin it with a visible character, set its weight to 0, or {chat.OWN_TEMPLATE} that closes "
+                "answers with a token"
             )
         first, stop = len(prompt) if last else bisect_left(starts, start), bisect_left(starts, end)
         loss[first:stop] = [True] * (stop - first)
