@@ -76,9 +76,7 @@ INSTEAD = {
     "a run writes each step into metrics.jsonl; other logs are written by --tensorboard, or by on_step of halka.fit": (
         "report_to logging_steps logging_dir use_wandb wandb_project wandb_name run_name"
     ),
-    "Halka does not have it; docs/coming-from-others.md says why": (
-        "neftune_noise_alpha pissa_init loraplus_lr_ratio init_lora_weights"
-    ),
+    "Halka does not have it; docs/coming-from-others.md says why": ("neftune_noise_alpha pissa_init loraplus_lr_ratio"),
     "--devices starts processes that train together, and --shard gives each a part of the base": (
         "deepspeed deepspeed_config fsdp fsdp_config"
     ),
