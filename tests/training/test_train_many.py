@@ -368,6 +368,17 @@ def test_classifiers_with_batches_of_other_sizes_learn_what_they_learn_alone():
         assert [step[name].loss for step in together] == pytest.approx([step.loss for step in steps], rel=1e-4)
 
 
+def test_long_texts_of_classifiers_keep_clear_of_anothers_virtual_tokens():
+    model = halka.adapt(tiny("bert", kind="sequence-classification"))  # 128 positions
+    methods = {"prompt": halka.Prompt(length=8), "lora": halka.LoRA(rank=2)}
+    lengths = {"prompt": 120, "lora": 128}
+    for name, method in methods.items():
+        model.add(name, method)
+    jobs = [Job(name, [Labelled([5] * length, 1, [])] * 2, {"steps": 1}) for name, length in lengths.items()]
+    (steps,) = train_many(model, jobs)
+    assert all(isinstance(step, Step) for step in steps.values())
+
+
 def test_a_configuration_may_be_a_dict():
     model = halka.adapt(tiny())
     model.add("a", halka.LoRA(rank=2))

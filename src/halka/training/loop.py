@@ -249,23 +249,26 @@ def _memory_errors(shared: Pass) -> AbstractContextManager[None]:
 
 
 def _passes(batches: dict[Run, list[list[Item]]]) -> Iterator[dict[Run, list[Item]]]:
-    """The batches that share a pass: each run's first, then their second ones …; padded ones if of similar length."""
+    """The batches that share a pass: each run's first, then their second ones …
+
+    Padded ones do if of similar length, and if the longest text has room beside the most virtual tokens.
+    """
     for turn in itertools.zip_longest(*batches.values()):
         batch_of = {run: items for run, items in zip(batches, turn, strict=True) if items is not None}
         longest = {run: max(map(len, items)) for run, items in batch_of.items()}
         packed: dict[Run, list[Item]] = {}
         padded: dict[Run, list[Item]] = {}
-        shortest = 0
+        most = 0.0  # tokens of a text in the padded pass
         for run in sorted(batch_of, key=longest.__getitem__):
             if run.alone:
                 yield {run: batch_of[run]}
             elif run.packed:
                 packed[run] = batch_of[run]
             else:
-                if padded and longest[run] > SIMILAR * shortest:
+                if padded and longest[run] > min(most, run.room):
                     yield padded
                     padded = {}
-                shortest = shortest if padded else longest[run]
+                most = min(most if padded else SIMILAR * longest[run], run.room)
                 padded[run] = batch_of[run]
         yield from (shared for shared in (packed, padded) if shared)
 

@@ -21,7 +21,7 @@ from halka.data.batches import plan, plan_packed
 from halka.data.examples import Item
 from halka.data.tokens import Tokens
 from halka.methods import described
-from halka.models import shares_lines
+from halka.models import context, shares_lines
 from halka.models.fingerprint import own_fingerprint
 from halka.models.rates import own_rate
 from halka.models.rotary import changing_rotary
@@ -56,6 +56,7 @@ class Run:
     alone             whether its batches share no pass with another adapter's: it does not act token by token, or on
                       a head that is called without whole rows, or texts change each other (`models/rotary.py`)
     packed            whether its batches are packed
+    room              the positions for text beside the adapter's virtual tokens
     score             decides which evaluation is the best instead of the validation loss; more is better
     written           when the texts were, where the chat template writes the time
     divided           whether each process holds a part of the adapter; then all of them write files together
@@ -90,6 +91,7 @@ class Run:
         self.alone = head or not shares_lines(model, self.adapter) or changing_rotary(model.base) is not None
         self.divided = self.adapter.divided
         self.packed = packs_batches(model, config)
+        self.room = context(model, name) or math.inf
         if config.group_shared and not self.packed:
             raise HalkaError(f"group_shared is for packed batches, and those of {type(model.base).__name__} are padded")
         self.steps = config.steps or max(1, math.ceil(round(len(self._plan(0)) / config.accumulate * config.epochs, 6)))
