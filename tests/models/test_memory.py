@@ -12,6 +12,7 @@ from transformers import DynamicCache
 import halka
 from contract import adapted, disturb, ids, padded
 from halka.core import AdaptedModel
+from halka.models import context
 from halka.models.attention.forest import ForestPlan
 from halka.util.forest import Forest
 from numbers_for_tests import close
@@ -265,6 +266,16 @@ def test_text_and_virtual_tokens_share_the_bases_positions(method):
         assert model.base(ids(1, 128)).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_more_virtual_tokens_than_positions_are_refused_as_they_are_made_or_before_texts_are_read(architecture):
+    model = halka.adapt(tiny(architecture))
+    with pytest.raises(ValueError, match="200 virtual tokens exceed the base's 128 positions: shorten the prefix"):
+        model.add("a", halka.Prefix(length=200))
+    model.add("a", halka.Prompt(length=128))
+    with pytest.raises(ValueError, match="'a' has 128 virtual tokens, and this base 128 positions"):
+        context(model, "a")
+
+
 @pytest.mark.parametrize("form", ["a line", "rows"])
 def test_a_text_without_virtual_tokens_may_take_all_positions_beside_one_with_some(form):
     model = adapted(halka.Prefix(length=P), architecture="gpt2")
@@ -409,6 +420,8 @@ def test_a_prefix_and_a_prompt_in_one_adapter_are_refused_where_neither_would_se
     model = adapted(halka.Joint((halka.Prefix(length=3), halka.Prompt(length=3))))
     with pytest.raises(ValueError, match="a prefix and a prompt works in encoders alone"), model.use("a"):
         pass
+    with pytest.raises(ValueError, match="a prefix and a prompt works in encoders alone"):
+        context(model, "a")  # which is asked for before texts are read
     with model.use(None):
         assert model.base(ids()).logits.isfinite().all()
 

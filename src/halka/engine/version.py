@@ -107,17 +107,12 @@ def opened(name: str, source: str | Path | AdapterFolder, allowed: Allowed) -> V
 def describe(version: Version, model: AdaptedModel, adapter: Adapter) -> None:
     """Write down what the engine needs to know of an adapter in the model.
 
-    Raises HalkaError for one that leaves no position for text, before its virtual tokens are computed.
+    Raises HalkaError as `context` does, before its virtual tokens are computed.
     """
     if version.folder is None:
         version.id = content_id(adapter)
         see_values(version, adapter)
     version.room, version.shift = context(model, version.key), taken_positions(adapter)
-    if version.room is not None and version.room < 1:
-        raise HalkaError(
-            f"adapter {version.name!r} has {version.shift:,} virtual tokens, and this base "
-            f"{version.shift + version.room:,} positions, so that none is left for text: train it with fewer"
-        )
     if not shares_lines(model, adapter):
         version.company = version.key or ""
     version.adapter = adapter

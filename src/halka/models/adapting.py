@@ -13,7 +13,7 @@ from torch import Tensor
 
 from halka.core import AdaptedModel, Adapter, ModulePart, Part, Target, VirtualPart, WeightPart
 from halka.models.attention.layer_stack import LayerStack
-from halka.models.attention.virtual_tokens import VirtualTokens
+from halka.models.attention.virtual_tokens import BOTH, VirtualTokens
 from halka.models.bare_generation import BareGeneration
 from halka.models.experts import use_experts
 from halka.models.heads import Head, labels_of
@@ -70,9 +70,24 @@ def _check_offloaded(base: Any) -> None:
 
 
 def context(model: AdaptedModel, name: str | None = None) -> int | None:
-    """The positions that the base has for text, less those of adapter `name`'s virtual tokens; None if unlimited."""
-    positions = stack_of(model).limit
-    return positions if positions is None or name is None else positions - taken_positions(model.adapter(name))
+    """The positions that the base has for text, less those of adapter `name`'s virtual tokens; None if unlimited.
+
+    Raises HalkaError for an adapter that leaves none, and for a prefix and a prompt in one where the base takes one.
+    """
+    stack = stack_of(model)
+    if name is None:
+        return stack.limit
+    adapter = model.adapter(name)
+    if stack.layout.generates and {"memory", "embed"} <= {target.role for target in adapter.targets.values()}:
+        raise HalkaError(BOTH)
+    if stack.limit is None:
+        return None
+    if (taken := taken_positions(adapter)) >= stack.limit:
+        raise HalkaError(
+            f"adapter {name!r} has {taken:,} virtual tokens, and this base {stack.limit:,} positions, so that none is "
+            "left for text: train it with fewer"
+        )
+    return stack.limit - taken
 
 
 def shares_lines(model: AdaptedModel, adapter: Adapter) -> bool:

@@ -56,7 +56,8 @@ class LayerStack:
             return self.module(use_cache=False, **inputs)
 
     def run_from_start(self, embeddings: Tensor, **inputs: Any) -> Any:
-        """A pass over embeddings (N, P, D) at the first positions."""
+        """A pass over embeddings (N, P, D) at the first positions. Raises HalkaError where there are fewer."""
+        self.check(embeddings.shape[1], 0)
         inputs["inputs_embeds"] = embeddings
         start = torch.zeros(1, 1, dtype=torch.int64, device=embeddings.device)
         return self.run(**inputs, **self.positions(inputs, 0, start))
@@ -92,9 +93,9 @@ class LayerStack:
     def check(self, virtual: int, text: int) -> None:
         """Raises HalkaError for more tokens than there are positions."""
         if self.limit is not None and virtual + text > self.limit:
+            beside, way = (f" and {text} of text", "the text or the prefix") if text else ("", "the prefix")
             raise HalkaError(
-                f"{virtual} virtual tokens and {text} of text exceed the base's {self.limit} positions: "
-                "shorten the text or the prefix"
+                f"{virtual} virtual tokens{beside} exceed the base's {self.limit} positions: shorten {way}"
             )
 
 
