@@ -243,3 +243,12 @@ def test_what_an_encoder_returned_before_is_taken_as_it_is():
         with model.use("a"):
             ours = model.base(encoder_outputs=states, attention_mask=mask, labels=LABELS).logits
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
+
+
+BIAS = "module:encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
+
+
+@pytest.mark.parametrize("method", [halka.Modules((BIAS,)), halka.LoRA(targets=(BIAS,))], ids=lambda it: it.name)
+def test_positions_that_all_rows_share_are_not_trained(method):
+    with pytest.raises(ValueError, match="relative_attention_bias is called once for all rows of a batch"):
+        adapted(method)

@@ -67,7 +67,12 @@ def linear_layer(method: str, target: Target, *, experts: bool = False) -> None:
 
 
 def one_input(method: str, target: Target) -> None:
-    """The target's module takes a single input, so that what it receives is what a part reads."""
+    """The target's module takes a single input, so that what it receives is what a part reads, and has a batch's rows.
+
+    T5's relative positions have none: there the parts of a batch's adapters would edit each other's rows.
+    """
+    if target.name.endswith("relative_attention_bias"):
+        raise HalkaError(f"{method}: {target.name} is called once for all rows of a batch: leave it out")
     inputs = signature(target.module.forward).parameters.values()
     names = [one.name for one in inputs if one.kind in ONE_BY_ONE]
     if len(names) > 1:
