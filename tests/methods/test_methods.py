@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
@@ -71,7 +72,11 @@ MISTAKES: list[tuple[Callable[[], object], str]] = [
         lambda: halka.LoRA(8, 16, 0.0, ("linear",), "rank", 7),
         r"LoRA\(8, 16, .*, 7\): too many positional arguments: its fields are rank, alpha, dropout, targets, scaling",
     ),
-    (lambda: halka.LoRA(alpha=math.nan), "lora: alpha must be a finite number, not nan"),
+    (lambda: halka.LoRA(alpha=math.nan), "lora: alpha must be a finite number other than 0, not nan"),
+    *(
+        (partial(kind, alpha=0.0), rf"{kind.name}: alpha must be a finite number other than 0, not 0\.0")
+        for kind in (halka.LoRA, halka.LoRABias, halka.DoRA)
+    ),
     (lambda: halka.DoRA(targets=("mlp",)), "dora: targets are linear layers"),
     (lambda: halka.Prefix(hidden=8, tokens=(1,)), "prefix: the MLP .* starts at random"),
     (lambda: halka.LoRA(dropout=1.0), r"lora: dropout must be at least 0 and below 1, not 1\.0"),
@@ -80,6 +85,7 @@ MISTAKES: list[tuple[Callable[[], object], str]] = [
     (lambda: halka.DoRA(rank=-2), "rank must be a whole number above 0, not -2"),
     (lambda: halka.DoRA(dropout=1.0), "dropout must be at least 0 and below 1"),
     (lambda: halka.Bottleneck(width=0), "bottleneck: width must be a whole number above 0, not 0"),
+    (lambda: halka.Bottleneck(scale=0), "bottleneck: scale must be a finite number other than 0, not 0"),
     (lambda: halka.Bottleneck(dropout=2), "bottleneck: dropout must be at least 0 and below 1, not 2"),
     (lambda: halka.Bottleneck(activation="swish"), "activation is one of relu, gelu, gelu_tanh, .*, none, not 'swish'"),
     (lambda: halka.Bottleneck(reads="both"), "reads is one of output, input, residual, sum, not 'both'"),
@@ -92,6 +98,15 @@ MISTAKES: list[tuple[Callable[[], object], str]] = [
     (lambda: halka.LoRA(targets=(5,)), "lora: targets must be text, not 5"),
     (lambda: halka.Bottleneck(targets=5), "bottleneck: targets must be a tuple, not 5"),
     (lambda: halka.IA3(feedforward=("up",)), "ia3: feedforward are linear layers"),
+    (
+        lambda: halka.IA3(targets=("attn.kv",), feedforward=("mlp.up", "attn.v")),
+        "ia3: feedforward names mlp.up, which targets lacks",
+    ),
+    (
+        lambda: halka.Modules(("attn", "memory", "mlp.down", "head")),
+        r"modules: targets takes head, embedding, or paths of modules, not 'attn', 'memory', 'mlp\.down'$",
+    ),
+    (lambda: halka.Joint((halka.LoRA, halka.IA3())), "joint: give two or more methods"),
     (lambda: halka.Joint(5), "joint: methods must be a tuple, not 5"),
     (lambda: halka.Joint((halka.LoRA(), 5)), "joint: give two or more methods"),
     (lambda: halka.Prompt(length=-1), "prompt: length must be a whole number above 0, not -1"),
@@ -134,7 +149,6 @@ def test_a_method_is_frozen_and_says_what_its_fields_mean(kind):
         (halka.LoRA(rank=8, alpha=None), 2.0),
         (halka.LoRA(rank=8, alpha=8), 1.0),
         (halka.LoRA(rank=8, alpha=4), 0.5),
-        (halka.LoRA(rank=16, alpha=0), 0.0),
         (halka.LoRA(rank=16, alpha=8, scaling="root"), 2.0),
         (halka.LoRA(rank=64, scaling="root"), 4.0),
         (halka.LoRA(rank=9, alpha=None, scaling="root"), 6.0),

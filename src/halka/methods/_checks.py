@@ -21,10 +21,10 @@ def positive_int(name: str, value: int | None) -> None:
         raise HalkaError(f"{name} must be a whole number above 0, not {value!r}")
 
 
-def finite(name: str, value: float | None) -> None:
-    """A finite number, or None."""
-    if value is not None and not math.isfinite(value):
-        raise HalkaError(f"{name} must be a finite number, not {value!r}")
+def factor(name: str, value: float | None) -> None:
+    """A finite number other than 0, whose gradients would be 0 for ever, or None."""
+    if value is not None and not (math.isfinite(value) and value):
+        raise HalkaError(f"{name} must be a finite number other than 0, not {value!r}")
 
 
 def fraction(name: str, value: float) -> None:

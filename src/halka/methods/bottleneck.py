@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import ModulePart, Part, Target, linear
-from halka.methods._checks import finite, fraction, positive_int
+from halka.methods._checks import factor, fraction, positive_int
 from halka.methods._fields import method, option
 from halka.methods.lora import padded
 from halka.util.errors import HalkaError
@@ -57,7 +57,7 @@ class Bottleneck:
         default="output",
         help="the sublayer's output (serial), input or residual (parallel), or their sum, as its block ends",
     )
-    scale: float = option(default=1.0, help="factor on what is added", check=finite)
+    scale: float = option(default=1.0, help="factor on what is added", check=factor)
     scaling: Literal["fixed", "learned", "channel"] = option(
         default="fixed", help="the factor: fixed, learned from there, or learned for each channel"
     )

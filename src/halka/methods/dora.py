@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from halka.core import Part, Target, init_parameter
-from halka.methods._checks import ROLES_HELP, finite, fraction, linear_layer, positive_int, weight_roles
+from halka.methods._checks import ROLES_HELP, factor, fraction, linear_layer, positive_int, weight_roles
 from halka.methods._fields import method, option
 from halka.methods.lora import ALPHA, ALPHA_HELP, LoRA, LoRAPart
 
@@ -25,7 +25,7 @@ class DoRA:
     lr: ClassVar[float] = 1e-3
 
     rank: int = option(default=16, help="rank r of the product", check=positive_int)
-    alpha: float | None = option(default=ALPHA, help=ALPHA_HELP, check=finite)
+    alpha: float | None = option(default=ALPHA, help=ALPHA_HELP, check=factor)
     dropout: float = option(default=0.0, help="dropout on the product's input while training", check=fraction)
     targets: tuple[str, ...] = option(default=("linear",), help=ROLES_HELP, check=weight_roles)
 

@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from halka.core import ModulePart, Part, Target, wants
+from halka.core import ROLE_GROUPS, WEIGHT_ROLES, ModulePart, Part, Target, wants
 from halka.methods._checks import linear_layer, weight_roles
 from halka.methods._fields import method, option
+from halka.util.errors import HalkaError
 
 
 @method
@@ -30,6 +31,13 @@ class IA3:
         check=lambda name, roles: weight_roles(name, roles) if roles else None,
     )
 
+    def __post_init__(self) -> None:
+        scaled = _members(*self.targets)
+        lost = [role for role in self.feedforward if scaled.isdisjoint(_members(role))]
+        by_role = scaled | _members(*lost) <= {*WEIGHT_ROLES}  # a path may be of any role
+        if lost and by_role and self.feedforward != IA3.feedforward:
+            raise HalkaError(f"ia3: feedforward names {', '.join(lost)}, which targets lacks: name them in both")
+
     def roles(self) -> tuple[str, ...]:
         return self.targets
 
@@ -38,6 +46,10 @@ class IA3:
         if wants(self.feedforward, target):
             return InputScale(*target.experts, target.d_in)
         return OutputScale(*target.experts, target.d_out)
+
+
+def _members(*roles: str) -> set[str]:
+    return {member for role in roles for member in ROLE_GROUPS.get(role, (role,))}
 
 
 class Scale(ModulePart):

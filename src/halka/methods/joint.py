@@ -26,8 +26,9 @@ class Joint:
 
     def __post_init__(self) -> None:
         methods = cast(tuple[object, ...], self.methods)  # what a tuple holds is not checked before
-        if len(methods) < 2 or not all(isinstance(one, Method) and one.name != self.name for one in methods):
-            raise HalkaError("joint: give two or more methods, none of them a Joint")
+        fit = [isinstance(one, Method) and not isinstance(one, type) and one.name != self.name for one in methods]
+        if len(fit) < 2 or not all(fit):
+            raise HalkaError("joint: give two or more methods, none of them a Joint, such as halka.LoRA(), halka.IA3()")
         if whole := next((one.name for one in self.methods if "base" in one.roles()), None):
             raise HalkaError(f"joint: {whole} trains all of the base's weights: nothing is left to join it with")
         object.__setattr__(self, "lr", min(one.lr for one in self.methods))

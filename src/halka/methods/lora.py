@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halka.core import ModulePart, Part, Target, add_low_rank, init_parameter, linear
-from halka.methods._checks import ROLES_HELP, finite, fraction, linear_layer, one_input, positive_int, weight_roles
+from halka.methods._checks import ROLES_HELP, factor, fraction, linear_layer, one_input, positive_int, weight_roles
 from halka.methods._fields import method, option
 
 ALPHA = 32.0
@@ -35,7 +35,7 @@ class LoRA:
     lr: ClassVar[float] = 1e-3
 
     rank: int = option(default=16, help="rank r of the product", check=positive_int)
-    alpha: float | None = option(default=ALPHA, help=ALPHA_HELP, check=finite)
+    alpha: float | None = option(default=ALPHA, help=ALPHA_HELP, check=factor)
     dropout: float = option(default=0.0, help="dropout on the product's input while training", check=fraction)
     targets: tuple[str, ...] = option(
         default=("linear",),

@@ -17,6 +17,7 @@ from halka.util.divided import whole
 from halka.util.errors import HalkaError
 
 ROLES = ("head", "embedding")
+OTHERS = ("attn", "mlp", "experts", "linear", "memory", "embed", "base")  # how other methods' roles begin
 
 
 @method
@@ -33,6 +34,10 @@ class Modules:
     def __post_init__(self) -> None:
         if isinstance(self.targets, str) or not self.targets:
             raise HalkaError(f'modules: targets is a tuple of modules, such as ("head",), not {self.targets!r}')
+        if wrong := [target for target in self.targets if target.partition(".")[0] in OTHERS]:
+            raise HalkaError(
+                f"modules: targets takes head, embedding, or paths of modules, not {', '.join(map(repr, wrong))}"
+            )
 
     def roles(self) -> tuple[str, ...]:
         return tuple(role if role in ROLES or role.startswith(MODULE) else f"{MODULE}{role}" for role in self.targets)
