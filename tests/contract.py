@@ -168,6 +168,8 @@ _OF_T5 = [
     halka.Prefix(length=5, targets=get_args(AttentionRole)),
     halka.Prefix(length=5, targets=("memory.cross",), hidden=8),
     halka.Joint((halka.Prompt(length=5), halka.Prefix(length=5, targets=get_args(AttentionRole), start="random"))),
+    halka.Tokens((8, 5), ("head",)),
+    halka.Modules(("embedding", "decoder.embed_tokens")),
 ]
 _OF_HEADS = [
     halka.Modules(),
@@ -192,6 +194,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("mixtral", "ia3"): r"ia3 wants 'mlp\.down', which this base does not have",
     ("mixtral", "lora_bias"): r"lora_bias wants 'mlp\.linear', which this base does not have",
     ("roberta", "tokens"): "tokens: classifier has no row for each token: leave head out",
+    ("t5", "tokens"): "tokens: encoder.embed_tokens is what the encoder reads, .* leave embedding out",
     ("modernbert", "tokens"): "tokens: ids run from 0 to 1 in this base, not 7",
 }
 # method -> how merging it into the weights is refused; the others are merged.

@@ -40,6 +40,11 @@ class Tokens:
     def build(self, target: Target) -> Part:
         if not target.d_in:
             raise HalkaError(f"tokens: {target.name} has no row for each token: leave {target.role} out of targets")
+        if target.role == "embedding" and target.name.startswith("encoder."):
+            raise HalkaError(
+                f"tokens: {target.name} is what the encoder reads, and the decoder has its own: leave embedding out of "
+                "targets, or train both embeddings whole with Modules"
+            )
         vocabulary = target.module.get_parameter("weight").shape[0]
         if max(self.tokens) >= vocabulary:
             raise HalkaError(
