@@ -148,7 +148,7 @@ class AdaptedModel:
             return self._here(name)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
-        """That adapter's trainable parameters, and no others."""
+        """That adapter's trainable parameters, and no others. Passes may miss what is written into their `.data`."""
         return self.adapter(name).parameters()
 
     def labels_of(self, name: str | None) -> tuple[str, ...]:

@@ -148,4 +148,5 @@ class BottleneckPart(ModulePart):
         return linear(F.dropout(middle, self.method.dropout, self.training), up, up_bias)
 
     def stack_key(self) -> Hashable | None:
+        """The dropout as in `LoRAPart`'s."""
         return self.method.activation, self.method.reads, self.method.dropout if self.training else 0.0

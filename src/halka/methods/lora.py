@@ -97,6 +97,10 @@ class LoRAPart(ModulePart):
         return F.dropout(x, self.dropout, self.training)
 
     def stack_key(self) -> Hashable | None:
+        """Without the dropout in eval mode, so that one product serves adapters that were trained with several.
+
+        Asked as a block with several adapters begins: within it `train()` and `eval()` come too late.
+        """
         return self.dropout if self.training else 0.0
 
     def delta(self) -> Tensor:
