@@ -169,6 +169,11 @@ def test_where_all_is_skipped_nothing_begins(halka, embedder, tmp_path):
     assert len(json.loads(halka("docs", "list", "faq", "--json")[1])) == 1
 
 
+def test_an_empty_path_is_refused(halka):
+    code, _, err = halka("docs", "add", "faq", "")
+    assert (code, "an empty name is no path" in err) == (2, True)
+
+
 def test_a_collection_that_was_stopped_as_it_began_begins_again(halka, embedder, tmp_path):
     (tmp_path / "good.md").write_text("Good.")
     folder = tmp_path / "collections" / "faq"

@@ -17,6 +17,7 @@ from halka.rag import texts
 from halka.rag.collection import Collection
 from halka.rag.sources import listed
 from halka.rag.store import Scope
+from halka.util.errors import HalkaError
 from mac_for_tests import ignore_spelling
 
 HR = Scope(frozenset(["hr"]))
@@ -210,6 +211,15 @@ def test_names_are_removed_together_or_not_at_all(collection, docs):
     assert told(collection.add([docs.parent / "empty"])) == []
     assert collection.remove([docs.parent / "empty"]) == []
     assert [each.path for each in collection.roots] == [str(docs)]
+
+
+def test_an_empty_name_is_not_the_working_folder(collection, docs, monkeypatch):
+    monkeypatch.chdir(docs)
+    [*collection.add(["open.md"])]
+    for change in (lambda: collection.remove([""]), lambda: [*collection.add([""])]):
+        with pytest.raises(HalkaError, match="an empty name is no path"):
+            change()
+    assert [Path(root.path).name for root in collection.roots] == seen(collection) == ["open.md"]
 
 
 def test_a_text_that_was_put_in_is_not_a_path(collection, docs, monkeypatch):

@@ -51,7 +51,7 @@ Embedder = Annotated[
 )
 def add(
     name: Name,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="files, and folders with files")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="files, and folders with files")],
     reader: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="who may read them: people, groups; may be repeated [all]")
     ] = None,
@@ -77,10 +77,11 @@ def add(
     documents are not read again. A file that cannot be read is skipped, with a message, and so are documents of other
     kinds; if all are skipped the command fails, and creates no new collection.
     """
+    from halka.rag.roots import located
     from halka.rag.store import EVERYONE
 
     for path in paths:
-        if not path.expanduser().exists():
+        if not located(path).exists():
             raise HalkaError(f"PATH: there is no file or folder {path}: check the path, it is seen from {Path.cwd()}")
     is_new, collection = open_or_begin(name, collections, embedder, at, exact)
     counts = report(collection.add(paths, readers=reader or [EVERYONE], tags=tag or []), json)

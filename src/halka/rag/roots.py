@@ -108,7 +108,7 @@ class Roots:
         """
         if name in documents and not os.path.isabs(name):
             return name, [name]
-        plain = spelled(os.path.abspath(os.path.expanduser(name)))
+        plain = spelled(os.path.abspath(_expanded(name)))
         for path in (str(plain), str(located(plain))):
             below = [document for document in documents if within(document, path)]
             if below or any(within(root.path, path) for root in self):
@@ -174,8 +174,15 @@ def _is_gone(name: str, root: str) -> bool:
 
 
 def located(path: str | Path) -> Path:
-    """A path as collections name it: absolute, without links, as the disk spells it."""
-    return spelled(os.path.realpath(os.path.expanduser(path)))
+    """A path as collections name it: absolute, without links, as the disk spells it. Raises for an empty one."""
+    return spelled(os.path.realpath(_expanded(path)))
+
+
+def _expanded(path: str | Path) -> str:
+    """The path without `~`. Raises HalkaError for an empty one, which would be the working folder."""
+    if not str(path):
+        raise HalkaError("an empty name is no path: name a file or folder, or . for the working folder")
+    return os.path.expanduser(path)
 
 
 def is_collection(folder: Path) -> bool:
