@@ -85,6 +85,8 @@ def test_what_does_not_go_together_is_an_error_by_name(labelled_runs, monkeypatc
     (tmp_path / "other.jsonl").write_text('{"text": "Yes.", "label": "awful"}\n')
     told = failure(f"{usual} --adapter texts/adapter --data {tmp_path}/other.jsonl")
     assert "the label 'awful' is none of the 3 labels: bad, good, meh" in told
+    told = failure(f"train {FLAGS} --data texts.jsonl --data words.conll -o {tmp_path}/run")
+    assert "texts.jsonl:1 is read as labelled and words.conll:1 is read as tagged, for bases of different" in told
     assert "kind 'tagger' is none of" in failure(f"train {FLAGS} --data texts.jsonl --kind tagger -o {tmp_path}/run")
 
 

@@ -102,6 +102,14 @@ def test_dialogues_that_only_begin_alike_are_apart():
     assert len(hold_out(rows, 0.1)[1]) == 2
 
 
+def test_files_for_bases_of_different_kinds_need_a_kind(write):
+    text = "train: [labels.jsonl, train.jsonl]\nmetrics: m\n"
+    (write(text).parent / "labels.jsonl").write_text('{"text": "a", "label": "b"}\n')
+    with pytest.raises(ValueError, match=r"train\.jsonl:1 is read as .*, for bases of different kinds: name one"):
+        Task.from_yaml(write(text))
+    assert Task.from_yaml(write(f"{text}kind: causal-lm\n")).kind == "causal-lm"
+
+
 def test_fields_that_nobody_reads_are_kept(write):
     assert Task.from_yaml(write("train: train.jsonl\nmetrics: m\n")).unread == ()
     path = write("train: more.jsonl\nmetrics: m\n")

@@ -196,7 +196,7 @@ def _model_for(runs: list[TrainingRun], devices: Devices) -> AdaptedModel:
 
 def task_of(run: RunSettings) -> Task:
     """The task of --task, or one made of the files of --data. Raises HalkaError if neither or both are set."""
-    from halka.data.task import KIND_OF_SHAPE, Task, of_kind
+    from halka.data.task import Task, kind_of_files, of_kind
 
     if (run.task is None) == (not run.data):
         raise HalkaError("name the training data by --task NAME or by --data FILE: give one of them")
@@ -208,10 +208,11 @@ def task_of(run: RunSettings) -> Task:
         task = of_kind(named_task(run.task), run.kind)
     else:
         rows = [data_rows(file, "--data", run.shape) for file in run.data]
+        kind = run.kind or kind_of_files(rows)
         train, validation = _held_out([example for file_rows in rows for example in file_rows.examples], run)
         task = Task(run.data[0].name.partition(".")[0], tuple(train), tuple(validation), (), (), "")
         say_overlaps(task)
-        task = of_kind(task, run.kind or KIND_OF_SHAPE.get(rows[0].shape))
+        task = of_kind(task, kind)
     return task
 
 

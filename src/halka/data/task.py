@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from halka.data.duplicates import Duplicate, between, dialogue_key
-from halka.data.examples import Example, read_examples
+from halka.data.examples import Example, FileExamples, read_examples
 from halka.data.labels import classes_in, tags_in
 from halka.data.metric import Metric
 from halka.data.readers import Problem
@@ -184,7 +184,7 @@ def _read_task(path: Path) -> Task:
     }
     every = [rows for of_split in read.values() for rows in of_split]
     files = {split: [example for rows in read.get(split, ()) for example in rows] for split in SPLITS}
-    kind = values.get("kind") or KIND_OF_SHAPE.get(every[0].shape)
+    kind = values.get("kind") or kind_of_files(every)
     train = files["train"]
     for split in ("test", "validation"):
         fraction = values.get(split)
@@ -222,6 +222,15 @@ def of_kind(task: Task, kind: str | None) -> Task:
     if kind not in TASK_KINDS:
         raise DataError(f"kind {kind!r} is none of {', '.join(TASK_KINDS)}")
     return replace(task, kind=kind, labels=labels_for(kind, [*task.train, *task.validation, *task.test]))
+
+
+def kind_of_files(read: Iterable[FileExamples]) -> str | None:
+    """The kind of base that files of these shapes are for. Raises DataError where they are for several."""
+    kinds = {KIND_OF_SHAPE.get(rows.shape): f"{rows.examples[0].where} is read as {rows.shape}" for rows in read}
+    if len(kinds) > 1:
+        shown = " and ".join(kinds.values())
+        raise DataError(f"{shown}, for bases of different kinds: name one by --kind, in a task file by kind:")
+    return next(iter(kinds))
 
 
 def labels_for(kind: str | None, examples: Iterable[Example]) -> tuple[str, ...]:
