@@ -14,6 +14,7 @@ from classifiers import CLASSES, TAGS, classifier, examples
 from commands import halka as command_line
 from contract import disturb, ids
 from halka.cli.merge import scored
+from halka.data.metric import Metric
 from halka.data.task import Task
 from halka.storage.card import read_card
 from kinds import bare
@@ -156,6 +157,13 @@ def test_bases_of_other_kinds_are_judged_by_what_they_learn(kind):
     assert [row["adapter"] for row in rows] == [None, "a"]
     assert all(0 < row["loss"] < 20 for row in rows)
     assert rows[0]["loss"] != rows[1]["loss"]
+
+
+def test_a_task_is_judged_by_a_metric_of_its_own():
+    model = classifier()
+    own = Metric.mean("mine", "one", lambda prediction, references: 1.0)
+    (row,) = scored(model, [None], [Task("texts", (), (), tuple(examples()), (own,), "mine")], 2, 0)
+    assert (row["metric"], row["score"].value) == ("mine", 1.0)
 
 
 @pytest.mark.parametrize(

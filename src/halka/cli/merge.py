@@ -174,22 +174,25 @@ def scored(
     from halka.cli.progress import CountProgress
     from halka.data.task import limit as limited
     from halka.evaluation.evaluating import evaluate
+    from halka.evaluation.validation_score import primary_metric
+    from halka.models.kinds import kind_of
     from halka.training import TrainConfig, as_tokens, mean_loss
 
     rows: list[dict[str, Any]] = []
     for task in tasks:
+        metric = primary_metric(task, kind_of(model.base))
         test = limited(task, test=count, seed=seed).test
         for name in names:
             with CountProgress(f"{name or BARE} on {task.name}", len(test)) as progress:
                 evaluation = evaluate(
-                    *(model, name, test, (task.primary,)),
+                    *(model, name, test, (metric,)),
                     max_new_tokens=task.max_new_tokens,
                     seed=seed,
                     on_progress=progress.done,
                 )
             loss = mean_loss(model, name, as_tokens(model, test, TrainConfig(max_length=None), name))
             row = {"task": task.name, "adapter": name, "examples": len(test), "loss": loss}
-            rows.append({**row, "metric": task.primary, "score": evaluation.scores[task.primary]})
+            rows.append({**row, "metric": metric.name, "score": evaluation.scores[metric.name]})
     return rows
 
 
