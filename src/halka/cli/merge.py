@@ -14,7 +14,7 @@ from halka.cli.examples import named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import BARE, StoreFolder, given_adapters
 from halka.util.errors import HalkaError
-from halka.util.text import columns, plural
+from halka.util.text import columns
 
 if TYPE_CHECKING:
     from halka.core import AdaptedModel
@@ -218,9 +218,10 @@ def _show_error(error: MergeError) -> None:
 
 
 def _show_tasks(rows: list[dict[str, Any]]) -> None:
-    table = columns("task", "adapter", "loss", "metric", "score", "95 % interval", right=("loss", "score"))
+    right = ("examples", "loss", "score")
+    table = columns("task", "adapter", "examples", "loss", "metric", "score", "95 % interval", right=right)
     for row in rows:
         score = row["score"]
         cells = (row["metric"], f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}")
-        table.add_row(row["task"], row["adapter"] or BARE, f"{row['loss']:.3f}", *cells)
-    show(table, f"over {plural(rows[0]['examples'], 'example')} of each task")
+        table.add_row(row["task"], row["adapter"] or BARE, str(row["examples"]), f"{row['loss']:.3f}", *cells)
+    show(table)
