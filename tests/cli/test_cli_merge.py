@@ -193,11 +193,9 @@ def test_where_nothing_can_be_written_is_said_before_the_base_is_loaded(into, wh
     [
         ("a b", "--combine METHOD combines several adapters"),
         ("a --combine linear", "give it with two or more, and only then"),
-        ("a b --combine mean", "there is no combination 'mean'"),
         ("a b --combine linear", "need equal ranks"),
         ("a b --combine cat --weights 1", "--weights has 1 for 2 adapters"),
         ("a b --combine cat --weights one,two", "are no numbers with commas between"),
-        ("a b --combine cat --weights nan,1 --into x", "the weight of 'a' is nan"),
         ("a --as gguf", "give --into PATH with them"),
         ("prefix", "prefix acts on memory, which is no weight: not mergeable"),
         ("nobody", "there is no folder nobody"),
@@ -206,6 +204,23 @@ def test_where_nothing_can_be_written_is_said_before_the_base_is_loaded(into, wh
 def test_what_is_wrong_is_said(command, why, run):
     assert why in run(command, code=2).stderr
     assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("a b --combine mean", "there is no combination 'mean'"),
+        ("a b --combine cat --weights nan,1 --into x", "the weight of 'a' is nan"),
+        ("a b --combine ties --density 2", "above 0 and at most 1, not 2.0"),
+        ("a b --combine linear --rank 2", "the rank of linear follows from its sources"),
+        ("a --task untested.yaml", "--task: untested has no test examples to score on"),
+    ],
+)
+def test_what_needs_no_base_to_be_wrong_is_said_before_it_is_loaded(command, why, run):
+    Path("untested.yaml").write_text("train: rows.jsonl\nmetrics: exact_match\n")
+    stderr = run(command, code=2).stderr
+    assert why in stderr
+    assert "loading" not in stderr
 
 
 def test_options_that_would_act_nowhere_are_refused(run):

@@ -18,6 +18,7 @@ from halka.util.text import columns
 
 if TYPE_CHECKING:
     from halka.core import AdaptedModel
+    from halka.data.task import Task
     from halka.merging.error import MergeError
 
 EXAMPLES = examples(
@@ -91,9 +92,13 @@ def merge(
         raise HalkaError(f"--probes measure what merging changes, and {format} holds the adapter alone: leave them out")
     if into is None and (format or to_dtype or pad_rank):
         raise HalkaError("--as, --to-dtype and --pad-rank set how --into is written: give --into PATH with them")
-    tasks = [named_task(name) for name in task or ()]
+    tasks = [_scorable(name) for name in task or ()]
     text = readable_text(probes, "--probes") if probes else None
     factors = weights_of(weights, adapters.named)
+    if combine is not None:
+        from halka.merging.combining import check_combination
+
+        check_combination(combine, factors, density, rank)
     if into is not None:
         from halka.merging.exporting import check_destination, checked_precision
 
@@ -152,6 +157,17 @@ def merge(
         return emit(result)
     if into is not None:
         show(f"written to {into}")
+
+
+def _scorable(name: str) -> Task:
+    """The task of that name. Raises HalkaError where it has no test examples, or its metric is unknown."""
+    from halka.evaluation.validation_score import primary_metric
+
+    task = named_task(name)
+    if not task.test:
+        raise HalkaError(f"--task: {task.name} has no test examples to score on: give it some (test:)")
+    primary_metric(task, None)
+    return task
 
 
 def weights_of(text: str | None, names: Sequence[str]) -> dict[str, float]:

@@ -96,19 +96,7 @@ def combine(
     weights and values that are not finite, an unknown method, families that do not combine, ranks, shapes or
     labels that differ where they must not, and density or rank where the method takes none.
     """
-    if method not in COMBINATIONS:
-        raise HalkaError(f"there is no combination {method!r}: choose one of {', '.join(COMBINATIONS)}")
-    if len(adapters) < 2:
-        raise HalkaError(f"to combine, name two or more adapters with their weights, not {len(adapters)}")
-    if wrong := [adapter for adapter, weight in adapters.items() if not math.isfinite(weight)]:
-        raise HalkaError(f"the weight of {wrong[0]!r} is {adapters[wrong[0]]}: give each adapter a finite number")
-    way = WAYS.get(OF_PRODUCTS.get(method, method), Way())
-    if density is not None and way.keep is None:
-        raise HalkaError(f"{method} keeps all values: leave density out, or choose ties, dare or magnitude_prune")
-    if density is not None and not 0 < density <= 1:
-        raise HalkaError(f"density is the share of values that are kept: above 0 and at most 1, not {density}")
-    if rank is not None and (method not in OF_PRODUCTS or rank < 1):
-        raise HalkaError(f"the rank of {method} follows from its sources: give one, above 0, with svd, or leave it out")
+    way = check_combination(method, adapters, density, rank)
     with model.lock, torch.no_grad():
         sources = [model.adapter(adapter) for adapter in adapters]
         weights = [float(weight) for weight in adapters.values()]
@@ -135,6 +123,24 @@ def combine(
             state.update({key: tensor.float() for key, tensor in tensors.items()})
         whole = methods[0] if len(methods) == 1 else Joint(tuple(methods))
         return model.add(name, whole, seed=seed, state=state, labels=labels)
+
+
+def check_combination(method: str, adapters: Mapping[str, float], density: float | None, rank: int | None) -> Way:
+    """The method's `Way`. Raises HalkaError for what `combine` refuses whatever the adapters hold."""
+    if method not in COMBINATIONS:
+        raise HalkaError(f"there is no combination {method!r}: choose one of {', '.join(COMBINATIONS)}")
+    if len(adapters) < 2:
+        raise HalkaError(f"to combine, name two or more adapters with their weights, not {len(adapters)}")
+    if wrong := [adapter for adapter, weight in adapters.items() if not math.isfinite(weight)]:
+        raise HalkaError(f"the weight of {wrong[0]!r} is {adapters[wrong[0]]}: give each adapter a finite number")
+    way = WAYS.get(OF_PRODUCTS.get(method, method), Way())
+    if density is not None and way.keep is None:
+        raise HalkaError(f"{method} keeps all values: leave density out, or choose ties, dare or magnitude_prune")
+    if density is not None and not 0 < density <= 1:
+        raise HalkaError(f"density is the share of values that are kept: above 0 and at most 1, not {density}")
+    if rank is not None and (method not in OF_PRODUCTS or rank < 1):
+        raise HalkaError(f"the rank of {method} follows from its sources: give one, above 0, with svd, or leave it out")
+    return way
 
 
 Join = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
