@@ -13,7 +13,7 @@ import pytest
 
 from commands import failure, halka, parsed
 from halka.cli.command import emit
-from halka.cli.evaluate import scores_file
+from halka.cli.evaluate import scores_file, task_of
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -60,6 +60,16 @@ def test_json_is_json_in_every_encoding(encoding, text, monkeypatch):
     out = written.read()
     assert text in out
     assert json.loads(out) == {"note": "café 😀"}
+
+
+def test_a_metric_of_the_tasks_own_is_named_as_any_other(tmp_path):
+    own = "from dataclasses import replace\nfrom halka.data.metric import Metric\n"
+    own += "from halka.data.task import load_task\n"
+    own += "mine = Metric.mean('mine', 'one', lambda prediction, references: 1.0)\n"
+    own += "def task():\n    return replace(load_task('support'), metrics=('rouge_l', mine), primary='mine')\n"
+    (tmp_path / "own.py").write_text(own)
+    task = task_of(str(tmp_path / "own.py"), None, None, None, "mine,chrf", 2, 0)
+    assert [getattr(metric, "name", metric) for metric in task.metrics] == ["mine", "chrf"]
 
 
 def test_evaluate_as_json(here):

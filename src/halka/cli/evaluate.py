@@ -138,6 +138,7 @@ def task_of(
 
     Raises HalkaError if neither or both of task and data were given, and for unknown metrics.
     """
+    from halka.data.metric import Metric
     from halka.data.task import KIND_OF_SHAPE, Task
     from halka.data.task import limit as limited
     from halka.evaluation.metrics import default_metrics, find_metric
@@ -161,7 +162,8 @@ def task_of(
         names = tuple(name.strip() for name in metrics.split(",") if name.strip())
         if not names:
             raise HalkaError(f"--metrics {metrics!r} names none: give names with commas, such as exact_match,token_f1")
-        chosen = replace(chosen, metrics=names, primary=names[0])
+        own = {metric.name: metric for metric in chosen.metrics if isinstance(metric, Metric)}
+        chosen = replace(chosen, metrics=tuple(own.get(name, name) for name in names), primary=names[0])
     for name in chosen.metrics:
         find_metric(name)
     if not chosen.test:
