@@ -40,7 +40,12 @@ def test_evaluate(here):
     lines = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
     assert len(lines) == 4
     assert lines[0].keys() == {"where", "prompt", "references", "prediction", "adapter"}
-    assert json.loads(Path("p.scores.json").read_text())["scores"].keys() == {"exact_match", "token_f1"}
+    scores = json.loads(Path("p.scores.json").read_text())
+    assert scores["scores"].keys() == {"exact_match", "token_f1"}
+    assert (scores["base"], scores["adapter"], scores["perplexity"].keys()) == (
+        *("base", "run/adapter"),
+        {"base", "adapter", "change"},
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from halka.cli.examples import data_rows, named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import BARE, AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
 from halka.util.errors import HalkaError
+from halka.util.files import write_text
 from halka.util.plain import plain
 from halka.util.text import columns, plural
 
@@ -113,12 +114,14 @@ def evaluate(
 
         check_has_perplexity(model)
     result: dict[str, Any] = {"base": base, "adapter": adapter[0] if adapter and len(adapter) == 1 else adapter or None}
+    measured = {} if text is None else {"perplexity": _perplexity(model, everyone, text)}
     if task_to_score is not None:
         settings = {"max_new_tokens": max_new_tokens or task_to_score.max_new_tokens, "batch_size": batch_size}
         with show_warnings():
             result |= _score(model, rows, names, task_to_score, out, with_base, seed=seed, **settings)
-    if text is not None:
-        result["perplexity"] = _perplexity(model, everyone, text)
+    result |= measured
+    if out is not None:
+        write_text(scores_file(out), jsonlib.dumps(plain(result), indent=1) + "\n")
     if json:
         emit(result)
     else:
@@ -183,8 +186,6 @@ def _score(
     **settings: Any,
 ) -> dict[str, Any]:
     """Scores overall (unless several adapters answered the same examples), by adapter, and of the bare base."""
-    from halka.util.files import write_text
-
     evaluation = _answer(model, names, rows, task, "answers", settings)
     answered = [*zip(names, evaluation.predictions, strict=True)]
     result: dict[str, Any] = {"task": task.name, "examples": len(task.test)}
@@ -202,7 +203,6 @@ def _score(
     if out is not None:
         lines = ({**asdict(prediction), "adapter": name} for name, prediction in answered)
         write_text(out, "".join(f"{jsonlib.dumps(line, ensure_ascii=False)}\n" for line in lines))
-        write_text(scores_file(out), jsonlib.dumps(plain(result), indent=1) + "\n")
         result |= {"predictions": out, "scores_file": scores_file(out)}
     return result
 
