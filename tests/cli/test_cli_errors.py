@@ -10,10 +10,11 @@ import torch
 import typer
 
 from commands import failure, halka, process
-from halka.cli.command import Command, Commands, Failed, explain
+from halka.cli.command import Command, Commands, Failed, explain, say, show
 from halka.training import TrainConfig
 from halka.util import errors
 from halka.util.suggest import suggest
+from halka.util.text import columns
 
 ERRORS = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
 WORK_FAILED = {errors.TrainingError, errors.DivergedError, errors.LostRankError, errors.OutOfMemoryError}
@@ -69,6 +70,16 @@ def test_our_errors_are_said_as_they_are(kind):
 def test_other_errors_by_their_kind(error, shown, code):
     assert failure("fail", code=code, commands=raising(error)).startswith(shown)
     assert explain(error)[1] == code
+
+
+def test_nothing_that_is_shown_steers_a_terminal(capsys):
+    table = columns("a", "b")
+    table.add_row("x\x1b[31my", "z\x9b")
+    show("x\x1by", table)
+    say("x\x1by")
+    shown = capsys.readouterr()
+    assert not any(control in shown.out + shown.err for control in "\x1b\x9b")
+    assert "x[31my  z" in shown.out
 
 
 def test_ctrl_c_is_one_line():

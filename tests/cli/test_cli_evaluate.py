@@ -178,6 +178,7 @@ def test_generate(here):
     assert told["prompt"] == "What is this?"
     assert streamed.strip() == told["answer"].strip()
     assert halka(f"{command} --system Yes.", input="What?\n").stdout
+    assert halka(f"{command} --regex a\x1bb Hi").stdout == "ab\n"
 
 
 def test_who_asks_without_the_system_message_of_the_training_is_reminded_of_it(here):

@@ -115,8 +115,8 @@ def group(help: str, *lines: str) -> typer.Typer:
 
 
 def say(message: str) -> None:
-    """Print a message to the user on stderr."""
-    typer.echo(message, err=True)
+    """Print a message to the user on stderr, without control characters."""
+    typer.echo(CONTROLS.sub("", message), err=True)
 
 
 def emit(value: Any) -> None:
@@ -128,14 +128,19 @@ def emit(value: Any) -> None:
 def show(*things: Any) -> None:
     """Print lines of text and whatever rich can draw on stdout, 200 columns wide where that is no terminal.
 
-    Control characters, which can steer a terminal, are removed from text, but for tabs and line ends.
+    Control characters, which can steer a terminal, are removed, but for tabs and line ends.
     """
     from rich.console import Console
+    from rich.segment import Segment, Segments
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200
     console = Console(highlight=False, markup=False, width=width)
     for thing in things:
-        console.print(CONTROLS.sub("", thing) if isinstance(thing, str) else thing, soft_wrap=isinstance(thing, str))
+        if isinstance(thing, str):
+            console.print(CONTROLS.sub("", thing), soft_wrap=True)
+        else:
+            drawn = (Segment(CONTROLS.sub("", part.text), part.style) for part in console.render(thing))
+            console.print(Segments(drawn))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halka.cli.command import Json, emit, examples, existing_file, show
+from halka.cli.command import CONTROLS, Json, emit, examples, existing_file, show
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.routing import (
     BARE,
@@ -201,8 +201,8 @@ def stream(model: AdaptedModel, name: str | None, prompt: Example, tokens: int, 
     from halka.evaluation.generation import stream_answer
 
     for piece in stream_answer(model, name, prompt, max_new_tokens=tokens, **options):
-        print(piece, end="", flush=True)
-    print()
+        typer.echo(CONTROLS.sub("", piece), nl=False)
+    typer.echo()
 
 
 def _show(answers: list[dict[str, str | None]]) -> None:
