@@ -56,7 +56,8 @@ def test_our_errors_are_said_as_they_are(kind):
         ),
         (MemoryError(), "out of memory (the machine has no more): choose a smaller base", 1),
         (FileNotFoundError(2, "No such file", "a.txt"), "a.txt: no such file", 2),
-        (OSError("the disk is gone"), "the disk is gone", 1),
+        (OSError("the disk of HF.co is gone"), "the disk of HF.co is gone", 1),
+        (TimeoutError(), "TimeoutError", 1),
         (
             OSError(28, "No space left on device", "a"),
             "a: no space left on device: make room there, or name another",

@@ -280,7 +280,7 @@ def explain(error: Any) -> tuple[str, int]:
     if isinstance(error, HalkaError):
         return str(error), 1 if isinstance(error, TrainingError) else 2
     if isinstance(error, OSError):
-        reason = (error.strerror or str(error)).lower()
+        reason = error.strerror.lower() if error.strerror else str(error) or type(error).__name__
         if full := error.errno in FULL:
             reason += ": make room there, or name another folder"
         message = reason if error.filename is None else f"{error.filename}: {reason}"
