@@ -108,6 +108,7 @@ def test_methods():
 def test_the_bases_context_is_the_length_that_preview_counts_by(here):
     Path("long.jsonl").write_text(json.dumps({"prompt": "What is it?", "completion": "It is. " * 200}) + "\n")
     (found,) = parsed("data preview long.jsonl --base base")
+    assert parsed("data preview long.jsonl --base base --max-length 2000") == [found]
     assert (found["lengths"]["max_length"], found["lengths"]["too_long"]) == (256, 1)
     assert "--max-length" in failure("data preview long.jsonl --base base --max-length -5")
 

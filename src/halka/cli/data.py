@@ -56,10 +56,9 @@ def preview(
         existing_file(file, "FILE")
     tokenizer, context = load_tokenizer(base), describe_base(base)["context"]
     limits = TrainConfig(batch_tokens=batch_tokens, batch_size=batch_size).limits()
+    longest = min((limit for limit in (max_length, context) if limit is not None), default=None)
     previews = [
-        preview(
-            file, tokenizer, max_length or context, shape, examples, files[:index], **limits, group_shared=group_shared
-        )
+        preview(file, tokenizer, longest, shape, examples, files[:index], **limits, group_shared=group_shared)
         for index, file in enumerate(files)
     ]
     if json:
