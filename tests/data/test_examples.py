@@ -221,6 +221,13 @@ def test_several_texts_in_one_place_are_not_glued(write):
     assert as_examples([{"question": ["When?"], "answer": parts}])[0].messages[1].content == "in 1972"
 
 
+def test_a_file_whose_name_is_not_utf_8_has_rows_that_can_be_written(tmp_path):
+    path = tmp_path / "caf\udce9.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
+    (example,) = read_examples(path)
+    assert example.where.encode() == b"caf\\udce9.jsonl:1"
+
+
 def test_missing_values_of_a_table_are_none():
     row = {"instruction": "2 + 2?", "input": math.nan, "output": "4", "system": math.nan, "tools": math.nan}
     assert as_examples([row]) == [Example(PAIR, where="examples[0]")]

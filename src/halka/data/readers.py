@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from halka.util.errors import DataError
+from halka.util.text import printable
 
 CONLL = (".conll", ".bio", ".iob")
 TEXTS = (".txt", ".md")
@@ -59,7 +60,7 @@ def read_rows(path: str | Path) -> list[Row | Problem]:
         return list(_parquet(path))
     tables = {".csv": _csv, ".tsv": _csv, **dict.fromkeys(CONLL, _conll), **dict.fromkeys(TEXTS, _whole)}
     read = {".json": _json, **tables}.get(kind[0], _json_lines)
-    return list(read(_text(path, zipped), path.name))
+    return list(read(_text(path, zipped), printable(path.name)))
 
 
 def whole_rows(path: str | Path) -> list[Row]:
@@ -246,14 +247,15 @@ def _parquet(path: Path) -> Iterator[Row | Problem]:
             batches = list(file.iter_batches())
     except pa.ArrowException as error:
         raise DataError(f"{path}: not a whole Parquet file ({error}). Write it again.") from error
+    name = printable(path.name)
     if batches:
-        _distinct(batches[0].schema.names, path.name)
+        _distinct(batches[0].schema.names, name)
     number = 0
     for batch in batches:
         for index in range(batch.num_rows):
             number += 1
-            where = f"{path.name}:row {number}"
+            where = f"{name}:row {number}"
             try:
-                yield _row(where, {name: batch.column(name)[index].as_py() for name in batch.schema.names})
+                yield _row(where, {key: batch.column(key)[index].as_py() for key in batch.schema.names})
             except (ValueError, OverflowError) as error:
                 yield Problem(where, f"not readable: {error}")

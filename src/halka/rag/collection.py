@@ -23,8 +23,9 @@ from halka.rag.passages import Cutter, Passage
 from halka.rag.roots import Input, LeftOut, Root, Roots, located, text_of
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named, within
 from halka.rag.stores import checked_address, new_key, store_at
-from halka.rag.texts import Text, Unreadable, check_unicode, printable, read_as
+from halka.rag.texts import Text, Unreadable, check_unicode, read_as
 from halka.util.errors import HalkaError
+from halka.util.text import printable
 
 AT_ONCE = 200_000
 BATCH = 256  # passages to embed at a time: about a second

@@ -14,6 +14,7 @@ from pathlib import Path
 from zipfile import is_zipfile
 
 from halka.util.errors import DataError
+from halka.util.text import printable
 
 EXTRA = (".docx", ".pptx", ".xlsx", ".xls", ".epub", ".msg", ".ipynb", ".csv", ".json", ".xml")
 """The kinds that need the extra `documents`."""
@@ -103,11 +104,6 @@ def check_unicode(name: str, text: str = "") -> None:
             ) from None
     if "\0" in text:
         raise Unreadable(f"{printable(name)} is binary, not text")
-
-
-def printable(name: str) -> str:
-    """A name that can be printed: bytes that are not Unicode become escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def is_readable(path: Path) -> bool:

@@ -29,6 +29,11 @@ def not_unicode(text: str) -> str | None:
     return None
 
 
+def printable(name: str) -> str:
+    """A name that can be printed: bytes that are not Unicode become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def fits_header(text: str) -> bool:
     """Whether an HTTP header can hold the text; an error of one that it cannot would quote it, a key, too."""
     return text.isascii() and text.isprintable()
