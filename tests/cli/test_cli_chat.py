@@ -156,6 +156,27 @@ def test_a_server_of_another_kind_is_named(here, flags, path):
     assert f"{url}: what it answers at {path} is not as OpenAI's API has it" in message
 
 
+class Busy(Other):
+    def _answer(self, body: bytes) -> None:
+        self.send_error(503)
+
+
+def test_a_server_that_fails_is_no_wrong_command():
+    with HTTPServer(("127.0.0.1", 0), Busy) as busy:
+        serving = threading.Thread(target=busy.handle_request)
+        serving.start()
+        message = failure(f"chat --url http://127.0.0.1:{busy.server_port}", code=1, input="Hello\n")
+        serving.join()
+    assert "the server answers with status 503" in message
+
+
+def test_what_is_no_utf_8_is_refused(monkeypatch):
+    assert "--system is not UTF-8: it has the byte 0xe9" in failure("chat --model x --system caf\udce9")
+    monkeypatch.setattr("sys.stdin", io.StringIO("caf\udce9\n"))
+    with pytest.raises(HalkaError, match="the message is not UTF-8: it has the byte 0xe9"):
+        talk(lambda history: (text for text in ("Yes",)), None)
+
+
 @pytest.mark.slow
 def test_ctrl_c_stops_an_answer_and_the_talk_goes_on(here, running):
     """By hand: standard input is a terminal. An answer may end before the signal comes: then another is asked for."""

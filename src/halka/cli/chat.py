@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from halka.cli.command import CONTROLS, examples, say
+from halka.cli.command import CONTROLS, Failed, examples, say
 from halka.cli.generate import MaxNewTokens, Seed, Temperature, TopP, sampling
 from halka.cli.opening import Loading, open_model, with_loading
 from halka.cli.remote import HERE, KEY, Aside, Server
@@ -94,7 +94,7 @@ def talk(reply: Reply, system: str | None) -> None:
         asked = [*history, {"role": "user", "content": line}]
         try:
             text = _show(reply(asked))
-        except HalkaError as error:
+        except (HalkaError, Failed) as error:
             if not sys.stdin.isatty():
                 raise
             say(f"Error: {one_line(str(error))}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from halka.cli.command import Failed
 from halka.util.errors import HalkaError
 from halka.util.text import fits_header, one_line
 
@@ -75,7 +76,10 @@ class Server:
 
     @contextmanager
     def _asked(self, method: str, path: str, **more: Any) -> Iterator[httpx.Response]:
-        """A response that is no error. Raises HalkaError with the server's message, and where there is no server."""
+        """A response that is no error.
+
+        Raises HalkaError with the server's message, and where there is no server; Failed where the server fails.
+        """
         import httpx
 
         headers = {} if self.key is None else {"authorization": f"Bearer {self.key}"}
@@ -83,8 +87,9 @@ class Server:
             with httpx.stream(
                 method, self.url + path, headers=headers, timeout=httpx.Timeout(PATIENCE, connect=10), **more
             ) as response:
-                if response.status_code >= 400:
-                    raise HalkaError(f"{self.url}: {_message(response)}")
+                if (status := response.status_code) >= 400:
+                    kind = Failed if status == 429 or status >= 500 else HalkaError
+                    raise kind(f"{self.url}: {_message(response)}")
                 yield response
         except httpx.ConnectError:
             raise HalkaError(
@@ -92,7 +97,8 @@ class Server:
                 "a base here with --base"
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError) as error:
-            raise HalkaError(f"{self.url}: {one_line(str(error)) or type(error).__name__}") from None
+            kind = Failed if isinstance(error, httpx.HTTPError) else HalkaError
+            raise kind(f"{self.url}: {one_line(str(error)) or type(error).__name__}") from None
         except (LookupError, TypeError, AttributeError):
             raise HalkaError(
                 f"{self.url}: what it answers at {path} is not as OpenAI's API has it: name another server with --url"
@@ -100,13 +106,13 @@ class Server:
 
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    """The chunks of a stream. Raises HalkaError for an error among them."""
+    """The chunks of a stream. Raises Failed for an error among them."""
     for line in response.iter_lines():
         if not line.startswith("data:") or (data := line.removeprefix("data:").strip()) == "[DONE]":
             continue
         chunk = json.loads(data)
         if "error" in chunk:
-            raise HalkaError(one_line(str(chunk["error"].get("message"))))
+            raise Failed(one_line(str(chunk["error"].get("message"))))
         yield chunk
 
 
