@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import subprocess
@@ -17,8 +18,10 @@ from pathlib import Path
 import pytest
 
 from commands import ROOT, failure, halka
+from halka.cli.chat import talk
 from halka.engine import AsyncEngine
 from halka.server.resources.collection_access import new_collection
+from halka.util.errors import HalkaError
 from serving_for_tests import Running, make_base, make_store
 
 LONG = "--max-new-tokens 400 --temperature 2"

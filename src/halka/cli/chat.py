@@ -15,7 +15,7 @@ from halka.cli.opening import Loading, open_model, with_loading
 from halka.cli.remote import HERE, KEY, Aside, Server
 from halka.cli.routing import AdapterNames, StoreFolder, given_adapters, note_system
 from halka.util.errors import HalkaError
-from halka.util.text import one_line
+from halka.util.text import not_unicode, one_line
 
 EXAMPLES = examples(
     "halka chat",
@@ -64,6 +64,8 @@ def chat(
     Ctrl-D ends. Lines may come from a pipe, too.
     """
     sampling(temperature, top_p)  # checks them
+    for flag, text in {"--model": model, "--collection": collection, "--system": system}.items():
+        check_unicode(text or "", flag)
     options = {"temperature": temperature, "top_p": top_p, "seed": seed}
     if base is None:
         if adapter or store:
@@ -93,6 +95,7 @@ def talk(reply: Reply, system: str | None) -> None:
             continue
         asked = [*history, {"role": "user", "content": line}]
         try:
+            check_unicode(line, "the message")
             text = _show(reply(asked))
         except (HalkaError, Failed) as error:
             if not sys.stdin.isatty():
@@ -101,6 +104,12 @@ def talk(reply: Reply, system: str | None) -> None:
             continue
         if text.strip():  # else it was stopped before it began
             history = [*asked, {"role": "assistant", "content": text}]
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Raises HalkaError, which calls the text `name`, for one that is not UTF-8."""
+    if fault := not_unicode(text):
+        raise HalkaError(f"{name} {fault}")
 
 
 def _lines() -> Iterator[str]:
