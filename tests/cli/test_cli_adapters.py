@@ -81,7 +81,7 @@ def test_adapters_convert_refuses_by_name(here):
     assert not Path("x").exists()
 
 
-def test_adapters_show_finds_a_name_in_a_store(here):
+def test_adapters_show_finds_a_name_in_a_store(here, monkeypatch):
     halka("adapters add run/adapter mine --store kept")
     halka("adapters add run/adapter mine --store kept")
     found = parsed("adapters show mine --store kept --version 1")
@@ -89,6 +89,9 @@ def test_adapters_show_finds_a_name_in_a_store(here):
     assert found["tensors"] == parsed("adapters show run/adapter")["tensors"]
     assert "--version is of an adapter in a store" in failure("adapters show run/adapter --version 1")
     assert "nope" in failure("adapters show nope --store kept")
+    monkeypatch.setenv("HALKA_STORE", "kept")
+    assert parsed("adapters show mine") == parsed("adapters show mine@2 --store kept")
+    assert parsed("adapters show run")["folder"] == "run/adapter"
 
 
 def test_adapters_show_reads_pefts_folders_and_finds_damage(here):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,9 @@ def show_(
     json: Json = False,
 ) -> None:
     """Show an adapter: base, method, task, training, scores, shapes."""
+    usual = os.environ.get("HALKA_STORE")
+    if store is None and usual and folder.name == str(folder) and not folder.exists():
+        store = Path(usual)
     if store is not None:
         adapter = _opened(store).get(str(folder), version).open()
     elif version is not None:
