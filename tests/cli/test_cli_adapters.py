@@ -119,7 +119,7 @@ def test_a_store_of_adapters(here):
     assert "2 adapters in adapters" in halka("adapters list --store adapters").stdout
     (found,) = parsed("adapters list --store adapters --tag live")
     assert (found["name"], found["version"], found["versions"], found["method"]) == ("support", 2, 2, "lora")
-    assert parsed("adapters remove support --version 1 --store adapters")["versions"] == [2]
+    assert parsed("adapters remove support@1 --store adapters") == {"name": "support", "versions": [2]}
     (Path("adapters") / "other" / "1" / "adapter_config.json").write_text("{")
     assert "1 of 2 versions are damaged" in halka("adapters verify --store adapters", code=1).stderr
     (Path("adapters") / "other" / "1" / "halka.json").write_text("{")

@@ -146,7 +146,11 @@ def tag_(
 @app.command("remove", cls=Command, epilog=examples("halka adapters remove support --version 2 --store adapters"))
 def remove(name: Name, store: Store, version: Version = None, json: Json = False) -> None:
     """Remove an adapter from a store, or one version of it."""
+    from halka.storage.adapter_store import name_and_version
+
     opened = _opened(store)
+    if version is None:
+        name, version = name_and_version(name)
     opened.remove(name, version)
     left = opened.versions(name) if name in opened else []
     outcome = f"versions left: {', '.join(map(str, left))}" if left else "removed"
