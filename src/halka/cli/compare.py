@@ -67,7 +67,7 @@ def compare(
         )
     positional = [] if experiment is None else [str(experiment)]
     command = shlex.join(
-        ["halka", "compare", *positional, *([] if rag is None else ["--rag", str(rag)]), "-o", str(out)]
+        ["halka", "compare", *positional, *_option("--rag", rag), "-o", str(out), *_option("--on", on)]
     )
     ablation = None if rag is None else read_ablation(existing_file(rag, "--rag"))
     if ablation is not None:
@@ -77,6 +77,10 @@ def compare(
         return _ablate(ablation, out, command, retry, json)
     read = read_experiment(existing_file(experiment, "EXPERIMENT"))
     _end(_run(read, out, command, retry, json, ablation, on))
+
+
+def _option(flag: str, value: object) -> list[str]:
+    return [] if value is None else [flag, str(value)]
 
 
 def _ablate(ablation: Ablation, out: Path, command: str, retry: bool, json: bool) -> None:
