@@ -80,6 +80,8 @@ def test_demo_pulls_its_base_first(stage, monkeypatch):
     (folder / "source.json").write_text("{}")
     assert "report: halka-demo/report.html" in halka("demo").stdout
     assert len(stage.names()) == 6
+    shutil.rmtree("cache")
+    assert "report: halka-demo/report.html" in halka("demo").stdout, "nothing needs the base any more"
 
 
 def test_demo_leaves_its_best_adapter_in_a_store_once(stage, kinds, monkeypatch):

@@ -213,7 +213,7 @@ def _follow(events: Iterable[Event], base: str, out: Path, fetch: bool) -> None:
 
     if out.is_file():
         raise HalkaError(f"--out: {out} is a file: name a folder")
-    if base in known_bases():
+    if fetch and base in known_bases():
         pull(base, say)
     elif fetch:
         resolve(base, fetch=True)
