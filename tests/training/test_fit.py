@@ -151,7 +151,7 @@ def test_the_config_may_be_a_dict():
         ({"num_train_epochs": 1}, "num_train_epochs: there is no such setting; did you mean epochs?"),
         ({"weight_dekay": 1}, "did you mean weight_decay?"),
         ({"steps": "many"}, "steps: 'many' is not a whole number, or none"),
-        ({"schedule": "linear"}, "schedule: 'linear' is not one of cosine, constant"),
+        ({"schedule": "step"}, "schedule: 'step' is not one of cosine, linear, constant"),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_by_name(config, message):
@@ -168,7 +168,8 @@ def test_a_wrong_key_or_value_is_refused_by_name(config, message):
         (lambda: TrainConfig(steps=2.5), "steps must be a whole number or None, not 2.5"),
         (lambda: TrainConfig(accumulate=None), "accumulate must be a whole number, not None"),
         (lambda: TrainConfig(checkpointing="no"), "checkpointing must be true or false, not 'no'"),
-        (lambda: TrainConfig(schedule="linear"), "schedule is one of cosine, constant, not 'linear'"),
+        (lambda: TrainConfig(schedule="step"), "schedule is one of cosine, linear, constant, not 'step'"),
+        (lambda: TrainConfig(warmup=0.1, warmup_steps=5), "warmup_steps is 5 and warmup, the share of the steps, is 0.1"),
         (lambda: TrainConfig(too_long="chop"), "too_long is one of cut, drop, error, not 'chop'"),
         (lambda: TrainConfig(*range(30)), "too many positional arguments: its fields are lr, epochs, steps"),
         (lambda: TrainConfig(1e-3, lr=1e-2), "TrainConfig(0.001, lr=0.01): multiple values for argument 'lr'"),

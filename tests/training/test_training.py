@@ -173,6 +173,10 @@ def test_accumulated_batches_are_one_larger_batch(method):
             [0.25, 0.5, 0.75, 1, *(0.55 + 0.45 * math.cos(math.pi * part) for part in (0.25, 0.5, 0.75, 1))],
         ),
         ({"warmup": 0.0}, [0.55 + 0.45 * math.cos(math.pi * part / 8) for part in range(1, 9)]),
+        ({"schedule": "linear", "warmup": 0.0}, [part / 9 for part in range(8, 0, -1)]),
+        ({"schedule": "linear", "warmup_steps": 2}, [0.5, 1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7]),
+        ({"schedule": "constant", "warmup_steps": 0}, [1, 1, 1, 1, 1, 1, 1, 1]),
+        ({"warmup_steps": 20}, [part / 20 for part in range(1, 9)]),
     ],
 )
 def test_the_learning_rate_rises_and_falls_as_it_should(config, expected):
@@ -213,7 +217,8 @@ def test_gradients_are_clipped_to_the_norm_and_reported_as_they_were(clip):
     [
         *[(name, 0) for name in ("lr", "epochs", "steps", "batch_size", "batch_tokens", "accumulate", "max_length")],
         *[("evaluate_every", 0), ("patience", 0), ("save_every", 0), ("lr", -1e-3), ("warmup", 1.0), ("warmup", -0.1)],
-        ("schedule", "linear"),
+        ("schedule", "step"),
+        ("warmup_steps", -1),
         pytest.param("clip", -1.0),
         pytest.param("too_long", "cat"),
         pytest.param("weight_decay", -1.0),

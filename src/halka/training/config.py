@@ -16,7 +16,8 @@ from halka.util.settings import converted, documented, no_such_setting, settings
 T = TypeVar("T")
 
 DEFAULT_BATCH_TOKENS = 1024
-Schedule = Literal["cosine", "constant"]
+WARMUP = 0.06
+Schedule = Literal["cosine", "linear", "constant"]
 
 
 class BatchLimits(TypedDict):
@@ -67,8 +68,11 @@ class TrainConfig:
         default=None, metadata={"help": "tokens an example; the base's context if not given"}
     )
     too_long: LengthPolicy = field(default="cut", metadata={"help": "an example over max_length: cut, drop or error"})
-    schedule: Schedule = field(default="cosine", metadata={"help": "after warm-up: cosine (to a tenth) or constant"})
-    warmup: float = field(default=0.06, metadata={"help": "share of the steps with a rising learning rate"})
+    schedule: Schedule = field(
+        default="cosine", metadata={"help": "after warm-up: cosine (to a tenth), linear (to zero) or constant"}
+    )
+    warmup: float = field(default=WARMUP, metadata={"help": "share of the steps with a rising learning rate"})
+    warmup_steps: int | None = field(default=None, metadata={"help": "how many steps these are, instead of a share"})
     weight_decay: float = field(
         default=0.0, metadata={"help": "AdamW's, on all that is trained (Trainer leaves out biases and norms)"}
     )
@@ -98,9 +102,14 @@ class TrainConfig:
             raise HalkaError("group_shared is for packed batches, and batches is padded: leave one out")
         if not 0 <= self.warmup < 1:
             raise HalkaError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup!r}")
-        for name in ("clip", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise HalkaError(f"{name} must be at least 0, not {getattr(self, name)!r}")
+        if self.warmup_steps is not None and self.warmup != WARMUP:
+            raise HalkaError(
+                f"warmup_steps is {self.warmup_steps} and warmup, the share of the steps, is {self.warmup}: leave one out"
+            )
+        for name in ("clip", "weight_decay", "warmup_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise HalkaError(f"{name} must be at least 0, not {value!r}")
 
     def limits(self) -> BatchLimits:
         """The limits of a batch: the default number of tokens where neither limit is set."""
@@ -119,12 +128,17 @@ def config_of(config: TrainConfig | Mapping[str, Any] | None) -> TrainConfig:
 
 
 def learning_rate(step: int, steps: int, peak: float, config: TrainConfig) -> float:
-    """The learning rate of step `step` (from 1) of `steps`: linear warm-up, then constant or a cosine to a tenth."""
-    warmup = math.ceil(config.warmup * steps)
+    """The learning rate of step `step` (from 1) of `steps`: linear warm-up, then as the schedule says.
+
+    A cosine ends at a tenth; a line would be at zero one step later, so that the last step changes weights, too.
+    """
+    warmup = math.ceil(config.warmup * steps) if config.warmup_steps is None else config.warmup_steps
     if step <= warmup:
         return peak * step / warmup
     if config.schedule == "constant":
         return peak
+    if config.schedule == "linear":
+        return peak * (steps + 1 - step) / (steps + 1 - warmup)
     done = (step - warmup) / max(1, steps - warmup)
     return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
 

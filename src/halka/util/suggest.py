@@ -16,7 +16,8 @@ OTHERS = {
     "max_length": "max_seq_length max_seq_len sequence_len seq_len cutoff_len model_max_length max_len block_size "
     "context_length",
     "schedule": "lr_scheduler_type lr_scheduler scheduler",
-    "warmup": "warmup_ratio warmup_steps lr_warmup_steps",
+    "warmup": "warmup_ratio",
+    "warmup_steps": "lr_warmup_steps num_warmup_steps",
     "weight_decay": "wd",
     "clip": "max_grad_norm gradient_clipping gradient_clip_val grad_clip",
     "checkpointing": "gradient_checkpointing activation_checkpointing",
