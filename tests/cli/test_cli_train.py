@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import halka as halka_api
 from commands import TRAIN, failure, halka, parsed, stopped
+from halka.cli.examples import read_data
 from halka.methods import LoRA
+from halka.storage.adapter_folder import AdapterFolder
 from tokenizers_for_tests import chatml_tokenizer
 
 
@@ -173,6 +177,11 @@ def test_tensorboard(here, monkeypatch):
         ("train --base base --data nope.jsonl --dtype fp8 -o new", "--dtype: 'fp8' is not one of bfloat16, float32"),
         ("train --base base --data nope.jsonl --quantize nf3 -o new", "--quantize: 'nf3' is not one of nf4, int8"),
         (f"train {TRAIN} --lr -1 -o new", "lr must be above 0, not -1"),
+        (f"train {TRAIN} --from nope -o new", "--start-from: there is no folder nope"),
+        (f"train {TRAIN} --from run --rank 8 -o new", "--from run/adapter has the rank 4, not 8: leave rank out"),
+        (f"train {TRAIN} --from run --method dora -o new", "--from run/adapter has the method 'lora', not 'dora'"),
+        (f"train {TRAIN} --from run --overwrite -o run", "run/adapter is in the run's own folder"),
+        (f"train {TRAIN} --from run --text x -o new", "--text: virtual tokens start as those of run/adapter"),
         (f"train {TRAIN} --targets attn.x -o new", "lora: targets are linear layers"),
         (f"train {TRAIN} --config nope.yaml -o new", "there is no file nope.yaml"),
         (f"train {TRAIN.replace('--base base', '--base ./nope')} -o new", "./nope is no folder"),
@@ -236,3 +245,50 @@ def test_a_run_goes_on_where_the_chat_template_writes_the_time(here):
 
 def test_the_next_command_computes_as_the_training_did(here):
     assert "--dtype float32" in halka(f"train {TRAIN} --steps 2 -o new").stderr.splitlines()[-1]
+
+
+MORE = "--base base --data data.jsonl --dtype float32 --batch-size 4 --steps 8"
+
+
+def first_loss(folder: str) -> float:
+    return json.loads(Path(folder, "metrics.jsonl").read_text().splitlines()[0])["loss"]
+
+
+def test_a_run_begins_as_a_trained_adapter_which_stays_as_it_is(here):
+    before = {file.name: file.read_bytes() for file in Path("run/adapter").iterdir()}
+    expected = parsed(f"train {MORE} --from run -o more")
+    assert expected["method"]["fields"]["rank"] == 4
+    assert first_loss("more") < first_loss("run") / 1.05
+    _base, _tokenizer, model = halka_api.open("run", dtype="float32")
+    examples = read_data(Path("data.jsonl"), "--data", None)
+    with closing(halka_api.train(model, "run", examples, {"steps": 8, "batch_size": 4})) as steps:
+        assert first_loss("more") == next(steps).loss
+    stopped(f"train {MORE} --from run -o other", "step 3/8")
+    resumed = parsed("train --config other/run.yaml")
+    assert resumed["loss"] == expected["loss"]
+    one, other = (load_file(f"{folder}/adapter/adapter_model.safetensors") for folder in ("more", "other"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    card = json.loads(Path("more/adapter/halka.json").read_text())
+    assert card["training"]["start_from"] == {"name": "run", "id": AdapterFolder.open("run").id}
+    assert {file.name: file.read_bytes() for file in Path("run/adapter").iterdir()} == before
+
+
+def test_a_run_goes_on_from_the_adapter_it_began_as_and_no_other(here):
+    Path("more.yaml").write_text("start_from: run\n")
+    stopped(f"train {MORE} --config more.yaml -o new", "step 3/8")
+    halka(f"train {TRAIN} --steps 1 --overwrite -o run")
+    for start in ("--from run", ""):
+        told = failure(f"train {MORE} --rank 4 {start} -o new")
+        assert "holds an unfinished run that differs from this one" in told
+        assert "started from was" in told
+
+
+@pytest.mark.usefixtures("kinds")
+def test_without_a_card_the_method_is_read_beside_the_base(here):
+    for name in ("lora", "prefix"):
+        Path(name, "halka.json").unlink()
+    assert "has the method 'prefix', not 'lora'" in failure(f"train {MORE} --from prefix --method lora -o new")
+    Path("runs.yaml").write_text("runs: [{out: one, start_from: lora}, {out: two, start_from: prefix}]")
+    one, two = parsed(f"train {MORE} --many runs.yaml")
+    assert (one["method"]["name"], two["method"]["name"], two["method"]["fields"]["length"]) == ("lora", "prefix", 4)
+    assert yaml.safe_load(Path("two/run.yaml").read_text())["method"] == "prefix"

@@ -110,16 +110,26 @@ def test_a_folder_that_is_no_run_or_in_use_is_refused(tmp_path):
 def test_the_settings_are_read_by_the_command(tmp_path):
     model = halka.adapt(tiny())
     model.base.config._name_or_path = "someone/base"
-    model.add("a", Joint((halka.LoRA(rank=4, targets=("attn.q",)), halka.BitFit(targets=("attn.o",)))))
+    model.add("a", halka.LoRA(rank=4, targets=("attn.q",)))
     fit(model, "a", items(), SHORT, folder=tmp_path / "run")
-    settings = tmp_path / "run" / "run.yaml"
-    note = settings.read_text().splitlines()[0]
-    assert note == "# lora is joined with BitFit(targets=('attn.o',)) by halka.Joint: --config trains it alone"
-    plan = read(settings, {}, {})
+    plan = read(tmp_path / "run" / "run.yaml", {}, {})
     assert (plan.run.base, plan.run.out.resolve(), plan.run.dtype) == ("someone/base", tmp_path / "run", "float32")
     assert plan.run.kind == "causal-lm"
     assert plan.method == halka.LoRA(rank=4, targets=("attn.q",))
     assert plan.train == SHORT
+
+
+def test_the_command_does_not_train_one_of_several_methods(tmp_path):
+    model = halka.adapt(tiny())
+    model.base.config._name_or_path = "someone/base"
+    model.add("a", Joint((halka.LoRA(rank=4, targets=("attn.q",)), halka.BitFit(targets=("attn.o",)))))
+    fit(model, "a", items(), SHORT, folder=tmp_path / "run")
+    settings = tmp_path / "run" / "run.yaml"
+    note = settings.read_text().splitlines()[0]
+    assert note.startswith("# joint: LoRA(rank=4,")
+    assert note.endswith(" and BitFit(targets=('attn.o',))")
+    with pytest.raises(halka.HalkaError, match=r"run.yaml: method: several methods in one adapter train in Python"):
+        read(settings, {}, {})
 
 
 def test_the_folder_is_looked_at_before_the_examples(tmp_path):
@@ -169,7 +179,10 @@ def test_a_wrong_key_or_value_is_refused_by_name(config, message):
         (lambda: TrainConfig(accumulate=None), "accumulate must be a whole number, not None"),
         (lambda: TrainConfig(checkpointing="no"), "checkpointing must be true or false, not 'no'"),
         (lambda: TrainConfig(schedule="step"), "schedule is one of cosine, linear, constant, not 'step'"),
-        (lambda: TrainConfig(warmup=0.1, warmup_steps=5), "warmup_steps is 5 and warmup, the share of the steps, is 0.1"),
+        (
+            lambda: TrainConfig(warmup=0.1, warmup_steps=5),
+            "warmup_steps is 5 and warmup, a share, is 0.1",
+        ),
         (lambda: TrainConfig(too_long="chop"), "too_long is one of cut, drop, error, not 'chop'"),
         (lambda: TrainConfig(*range(30)), "too many positional arguments: its fields are lr, epochs, steps"),
         (lambda: TrainConfig(1e-3, lr=1e-2), "TrainConfig(0.001, lr=0.01): multiple values for argument 'lr'"),

@@ -17,9 +17,9 @@ from halka.util.text import columns
 
 if TYPE_CHECKING:
     from halka.cli.devices import Devices
-    from halka.cli.train_settings import Plan, RunSettings
+    from halka.cli.train_settings import RunSettings
     from halka.cli.training_run import TrainingRun
-    from halka.core import AdaptedModel, Method
+    from halka.core import AdaptedModel
     from halka.data.examples import Example
     from halka.data.task import Task
 
@@ -28,6 +28,7 @@ EXAMPLES = examples(
     "halka train --base smollm2-135m --method prefix --length 30 \\",
     "    --data train.jsonl --validation 0.1 --lr 0.01 --epochs 5 -o runs/mine",
     "halka train --config runs/mine/run.yaml",
+    "halka train --from runs/mine --base smollm2-135m --data more.jsonl -o runs/more",
     "halka train --many runs.yaml --base smollm2-135m --task support",
     "halka train --devices 2 --config runs/mine/run.yaml",
     "halka train --devices 2 --shard --base smollm2-135m --task support --accumulate 2 -o runs/parts",
@@ -39,6 +40,8 @@ def train() -> None:
 
     Every setting may stand in a YAML file (--config), in the environment, and on the command line, each overriding the
     one before: `rank: 8` and `train: {lr: 0.001}`, HALKA_TRAIN_RANK=8, --rank 8.
+
+    With --from the adapter begins as one that is trained already, which stays as it is.
 
     A run that was stopped goes on where it was when the same command is given again (without --overwrite). Ctrl-C stops
     it after its step.
@@ -177,7 +180,7 @@ def _model_for(runs: list[TrainingRun], devices: Devices) -> AdaptedModel:
         shown = " and ".join(f"{name} a {kind or 'language model'}" for kind, name in kinds.items())
         raise HalkaError(f"runs: of their tasks {shown} is for: train them apart")
     model = load_for(
-        *(settings.base, next(iter(kinds)), max((run.task.labels for run in runs), key=len)),
+        *(settings.base, next(iter(kinds)), max((labels for run in runs for labels in run.labels), key=len)),
         dtype=settings.dtype,
         device=device_of_rank(settings.device),
         quantize=settings.quantize,
@@ -186,12 +189,11 @@ def _model_for(runs: list[TrainingRun], devices: Devices) -> AdaptedModel:
     if model.base.dtype == torch.bfloat16 and slow_in_bfloat16(next(model.base.parameters()).device):
         say("this processor is slower in bfloat16 than in float32: --dtype float32 is faster, and takes more memory")
     for run in runs:
-        method = method_of(run.plan, model)
-        model.add(run.name, method, seed=run.plan.train.seed, labels=run.task.labels)
+        run.add_adapter(model)
     return model
 
 
-# ── data and method ──────────────────────────────────────────────────────────────────────────────────
+# ── data ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def task_of(run: RunSettings) -> Task:
@@ -249,16 +251,6 @@ def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example],
         )
     say(f"{len(train)} to train on, {len(validation)} held out")
     return train, validation
-
-
-def method_of(plan: Plan, model: AdaptedModel) -> Method:
-    """The plan's method; with --text, its virtual tokens start as that text's tokens."""
-    from halka.methods.prompt import started_from
-
-    text, method = plan.run.text, plan.method
-    if text is None:
-        return method
-    return started_from(method, text, model.tokenizer, vars(method)["length"] if "length" in plan.explicit else None)
 
 
 def _show_all(results: list[dict[str, Any]]) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from halka.cli.routing import open_adapter
 from halka.cli.setting_flags import setting_flag
 from halka.core import Method
 from halka.data.task import is_task_file
-from halka.methods import all_methods, method_named
+from halka.methods import Joint, all_methods, build_method, method_named, primary
 from halka.methods.prompt import check_start
+from halka.storage.adapter_folder import AdapterFolder
 from halka.training import TrainConfig
 from halka.util.base_folders import is_base_folder
 from halka.util.dtypes import Dtype, Quantize
@@ -41,6 +43,15 @@ class RunSettings:
     )
     out: Path = field(metadata={"help": "the run's folder", "metavar": "FOLDER", "short": "-o"})
     method: str = field(default="lora", metadata={"help": "as `halka methods` lists them", "metavar": "NAME"})
+    start_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "begin as a trained adapter: its folder, its run's, or its name on the hub; it says the method",
+            "metavar": "FOLDER|NAME",
+            "short": "--from",
+            "beside": Path.is_dir,
+        },
+    )
     task: str | None = field(
         default=None,
         metadata={"help": "a task: support, a .yaml or .py file", "metavar": "NAME", "beside": is_task_file},
@@ -117,12 +128,30 @@ def sources() -> Sources:
 
 @dataclass(frozen=True)
 class Plan:
-    """One run: its settings, method and training; `explicit` are the paths of the settings that were set."""
+    """One run: its settings, method and training; `explicit` are the paths of the settings that were set.
+
+    start   the adapter that the run begins as; the method is its Card's, without one that which `load` finds
+    """
 
     run: RunSettings
     method: Method
     train: TrainConfig
     explicit: frozenset[str]
+    start: AdapterFolder | None = None
+
+    def started_as(self, method: Method) -> Plan:
+        """The plan with the method of the adapter that the run begins as.
+
+        Raises HalkaError for a method or a field that was set otherwise.
+        """
+        own = {"method": method.name, **vars(method)}
+        for path, value in {"method": self.run.method, **vars(self.method)}.items():
+            if path in self.explicit and value != own.get(path):
+                raise HalkaError(
+                    f"--from {self.start} has the {path} {own.get(path)!r}, not {value!r}: leave {path} out, or train "
+                    "anew without --from"
+                )
+        return replace(self, method=method, run=replace(self.run, method=method.name))
 
     def settings(self, method: Method) -> dict[str, Any]:
         """All settings as run.yaml has them, for --config; `method` has tokens where a text was given."""
@@ -190,17 +219,42 @@ def _laid(*layers: Mapping[str, Entry]) -> dict[str, Entry]:
 
 def _plan(layer: Mapping[str, Entry], sources: Sources) -> Plan:
     run = build(RunSettings, sources.run, layer)
+    start = None if run.start_from is None else _start(run, layer)
+    card = None if start is None else start.card
+    trained = None if card is None else primary(build_method(card.method["name"], card.method["fields"]))
+    if trained is not None and "method" not in layer:
+        run = replace(run, method=trained.name)
+    if run.method == Joint.name:
+        raise HalkaError(
+            f"{layer['method'].where}: several methods in one adapter train in Python (halka.Joint, halka.fit): "
+            "name one here"
+        )
     method = method_named(run.method)
     _refuse_others(layer, sources, run.method)
     chosen = build(method, sources.methods[run.method], layer)
     if run.text is not None:
         check_start(chosen, layer["text"].where)
-    return Plan(
+    plan = Plan(
         run=run,
         method=chosen,
         train=build(TrainConfig, sources.train, layer),
         explicit=frozenset(layer),
+        start=start,
     )
+    return plan if trained is None else plan.started_as(trained)
+
+
+def _start(run: RunSettings, layer: Mapping[str, Entry]) -> AdapterFolder:
+    """The adapter that the run begins as. Raises HalkaError for one in the run's own folder, and beside a text."""
+    where = layer["start_from"].where
+    start = open_adapter(Path(str(run.start_from)), where)
+    if start.path.resolve().is_relative_to(run.out.resolve()):
+        raise HalkaError(f"{where}: {start} is in the run's own folder, and stays as it is: choose another --out")
+    if run.text is not None:
+        raise HalkaError(
+            f"{layer['text'].where}: virtual tokens start as those of {start} ({where}): leave one of them out"
+        )
+    return start
 
 
 def _refuse_others(layer: Mapping[str, Entry], sources: Sources, method: str) -> None:

@@ -22,8 +22,10 @@ from halka.core import AdaptedModel
 from halka.data.task import Task
 from halka.evaluation.validation_score import ValidationScore
 from halka.methods import primary
+from halka.methods.prompt import started_from
 from halka.models.rates import own_rate
 from halka.storage.adapter_folder import AdapterFolder
+from halka.storage.save_load import load
 from halka.training import Job, Ranks, RunFolder, Step
 from halka.training.jobs import Steps, encoded, train_locked
 from halka.training.run_folder import RUN, help_finish
@@ -59,13 +61,44 @@ class TrainingRun:
         """Whether the folder holds a finished run, which is to stay."""
         return self.folder.finished and not self.overwrite
 
+    @property
+    def labels(self) -> list[Sequence[str]]:
+        """What its task tells apart, and the adapter that it begins as."""
+        return [self.task.labels, () if self.plan.start is None else self.plan.start.labels]
+
+    def add_adapter(self, model: AdaptedModel) -> None:
+        """Add its adapter: a new one, whose virtual tokens start as --text, or the one that it begins as.
+
+        Raises HalkaError as `load` and `Plan.started_as` do.
+        """
+        plan, text = self.plan, self.plan.run.text
+        if plan.start is not None:
+            try:
+                with show_warnings():
+                    adapter = load(model, plan.start, name=self.name)
+            except HalkaError as error:
+                raise type(error)(f"--from: {error}") from None
+            if plan.start.card is None:
+                self.plan = plan.started_as(primary(adapter.method))
+            return
+        method = plan.method
+        if text is not None:
+            length = vars(method)["length"] if "length" in plan.explicit else None
+            method = started_from(method, text, model.tokenizer, length)
+        model.add(self.name, method, seed=plan.train.seed, labels=self.task.labels)
+
     def job(self, model: AdaptedModel, on_scored: Callable[[int, int], None]) -> Job:
         """What is trained; `on_scored` is called with how many of all validation examples a score has answered."""
         anew = Ranks.here().from_first(datetime.now()) if self.overwrite else None
-        job = Job(self.name, self.task.train, self.plan.train, self.task.validation, self.folder.path, written=anew)
+        start = self.plan.start
+        job = Job(
+            *(self.name, self.task.train, self.plan.train, self.task.validation, self.folder.path),
+            written=anew,
+            start=start,
+        )
         with show_warnings():
             job = encoded(model, job)
-        self._trained_on = {"examples": len(job.examples), "system": job.system}
+        self._trained_on = {"examples": len(job.examples), "system": job.system, "start": start}
         if self.plan.run.best_by != "score":
             return job
         score = ValidationScore(model, self.name, self.task, lambda done: on_scored(done, len(job.validation)))
@@ -75,7 +108,7 @@ class TrainingRun:
         """Write the settings of a new run; a run under way stays as it is, but for --overwrite."""
         begin = self.folder.begin_anew if self.overwrite else self.folder.begin
         method = model.adapters[self.name].method
-        begin(self.plan.settings(primary(method)))
+        begin(self.plan.settings(primary(method) if self.plan.start is None else self.plan.method))
         self._config = self.folder.with_settings_of_old(self._config, method.lr)
 
     @contextmanager

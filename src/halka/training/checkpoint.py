@@ -34,6 +34,8 @@ PLAN = "plan of batches"
 """Of a run's identity. It follows from all else there, so it differs alone only in another version."""
 WRITTEN = "written"
 """Of a run's identity, where the chat template writes the time into texts: that which they have, of its beginning."""
+START = "started from"
+"""Of a run's identity, where it began as a trained adapter: the id of that one's content."""
 MAY_CHANGE = {"checkpointing"}
 """Of a run's identity, what a run may go on with otherwise: it changes the memory, and results up to rounding."""
 ALPHA, JOINED = "'s alpha", "joint's methods"

@@ -104,7 +104,7 @@ class TrainConfig:
             raise HalkaError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup!r}")
         if self.warmup_steps is not None and self.warmup != WARMUP:
             raise HalkaError(
-                f"warmup_steps is {self.warmup_steps} and warmup, the share of the steps, is {self.warmup}: leave one out"
+                f"warmup_steps is {self.warmup_steps} and warmup, a share, is {self.warmup}: leave one out"
             )
         for name in ("clip", "weight_decay", "warmup_steps"):
             value = getattr(self, name)

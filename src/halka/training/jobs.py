@@ -16,10 +16,11 @@ from halka.core import AdaptedModel, quantization_of
 from halka.data.chat import writes_time, written_at
 from halka.data.duplicates import between
 from halka.data.examples import ExamplesOrItems, Item, common_system, examples_and_items
-from halka.methods import described, primary
+from halka.methods import Joint, described
 from halka.models.heads import own_methods
 from halka.models.kinds import kind_of
 from halka.models.loading import base_name
+from halka.storage.adapter_folder import AdapterFolder
 from halka.training.config import Step, TrainConfig, TrainResult, config_of
 from halka.training.data import as_tokens
 from halka.training.loop import Observer, loop
@@ -120,6 +121,7 @@ class Job:
 
     written   when texts are, or were, written, where the chat template writes the time; None: when the run in the
               folder began, if one is under way there, else now
+    start     the adapter that was loaded under `name`, which the run and its Card remember
     """
 
     name: str
@@ -129,6 +131,7 @@ class Job:
     folder: str | Path | None = None
     score: Callable[[], float] | None = None
     written: datetime | None = None
+    start: AdapterFolder | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", config_of(self.config))
@@ -211,7 +214,7 @@ def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:
         old = checked_by_first(lambda: begun.with_settings_of_old(config, lowest))
         config = cast(TrainConfig, ranks.from_first(old))
     folder = job.folder if ranks.first else None
-    return Run(model, job.name, job.examples, job.validation, config, folder, job.score, job.written)
+    return Run(model, job.name, job.examples, job.validation, config, folder, job.score, job.written, job.start)
 
 
 def _read(job: Job) -> Job:
@@ -240,12 +243,13 @@ def encoded(model: AdaptedModel, job: Job) -> EncodedJob:
         held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
     dated = model.tokenizer is not None and writes_time(model.tokenizer)
     system = common_system(job.examples)
-    return EncodedJob(job.name, items, job.config, held_out, job.folder, job.score, written if dated else None, system)
+    when = written if dated else None
+    return EncodedJob(job.name, items, job.config, held_out, job.folder, job.score, when, job.start, system)
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """The settings of a run as run.yaml has them; of a joint method, those of the method that was chosen."""
-    base, method = run.model.base, described(primary(run.adapter.method))
+    """The settings of a run as run.yaml has them; of several methods that name alone, which the command refuses."""
+    base, (first, *others) = run.model.base, own_methods(run.model, run.name)
     named = base_name(base)
     if named and Path(named).is_dir():
         named = str(Path(named).absolute())
@@ -255,17 +259,15 @@ def _settings(run: Run) -> dict[str, Any]:
         "kind": kind_of(base),
         "dtype": str(base.dtype).removeprefix("torch."),
         "quantize": quantization_of(base),
-        "method": method["name"],
-        **method["fields"],
+        **({"method": Joint.name} if others else {"method": first.name, **described(first)["fields"]}),
         "train": vars(run.config),
     }
 
 
 def _note(run: Run) -> str:
     """What the settings of a run do not say of its method."""
-    first, *others = own_methods(run.model, run.name)
-    joined = ", ".join(map(repr, others))
-    return f"{first.name} is joined with {joined} by halka.Joint: --config trains it alone" if others else ""
+    methods = own_methods(run.model, run.name)
+    return f"{Joint.name}: {' and '.join(map(repr, methods))}" if len(methods) > 1 else ""
 
 
 def _steps_of_one(model: AdaptedModel, run: Run, observer: Observer, ranks: Ranks) -> Generator[Step, None, None]:

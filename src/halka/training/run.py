@@ -26,9 +26,11 @@ from halka.models.fingerprint import own_fingerprint
 from halka.models.rates import own_rate
 from halka.models.rotary import changing_rotary
 from halka.objectives import objective_of, packs
+from halka.storage.adapter_folder import AdapterFolder
 from halka.training.checkpoint import (
     BEST_BY,
     PLAN,
+    START,
     WRITTEN,
     Checkpoint,
     Progress,
@@ -59,6 +61,7 @@ class Run:
     room              the positions for text beside the adapter's virtual tokens
     score             decides which evaluation is the best instead of the validation loss; more is better
     written           when the texts were, where the chat template writes the time
+    start             the adapter that it begins as, where one was loaded
     divided           whether each process holds a part of the adapter; then all of them write files together
     """
 
@@ -72,6 +75,7 @@ class Run:
         folder: str | Path | None,
         score: Callable[[], float] | None = None,
         written: datetime | None = None,
+        start: AdapterFolder | None = None,
     ):
         if score is not None and not held_out:
             raise HalkaError("a score is made at evaluations, and there are none: give validation examples")
@@ -79,7 +83,7 @@ class Run:
             raise HalkaError(
                 "patience counts evaluations, and there are none: give validation examples, or leave it out"
             )
-        self.score, self._written = score, written
+        self.score, self._written, self._start = score, written, start
         self.folder = None if folder is None else RunFolder(folder)
         self.model, self.name, self.items, self.held_out, self.config = model, name, items, held_out, config
         self.adapter = model.adapter(name)
@@ -329,7 +333,7 @@ class Run:
         self.restore_best()
         where = "the adapter"
         if self.folder is not None and not self.divided:
-            where = self.folder.save_best(self.model, self.name, self.config, step, loss)
+            where = self.folder.save_best(self.model, self.name, self.config, step, loss, self._start)
         return DivergedError(f"{error}; the best weights, of step {step} (validation loss {loss:.4g}), are in {where}")
 
     def _plan(self, epoch: int) -> list[list[int]]:
@@ -355,6 +359,7 @@ class Run:
             **asdict(replace(self.config, save_every=None, steps=self.steps, lr=self.peak_lr)),
             "batches": "packed" if self.packed else "padded",
             **({} if self._written is None else {WRITTEN: str(self._written)}),
+            **({} if self._start is None else {START: self._start.id[:16]}),
             "dtype": str(self.model.base.dtype),
             "quantize": quantization_of(self.model.base),
             "data": _digest(_plain(self.items)),

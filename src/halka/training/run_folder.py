@@ -31,7 +31,7 @@ from torch import Tensor
 
 from halka.core import AdaptedModel
 from halka.models.rates import own_rate
-from halka.storage.adapter_folder import ADAPTER
+from halka.storage.adapter_folder import ADAPTER, AdapterFolder
 from halka.storage.save_load import help_save, save
 from halka.training.checkpoint import (
     PADDED,
@@ -163,18 +163,20 @@ class RunFolder:
         examples: int,
         system: str = "",
         task: str = "",
+        start: AdapterFolder | None = None,
     ) -> TrainResult:
         """Save the trained adapter with a Card of its training, and drop the checkpoint.
 
-        `examples` is how many it was trained on, `system` the message that all of them began with. Where processes hold
-        parts of the adapter the others call `help_finish`. Raises HalkaError as `storage.save` does.
+        `examples` is how many it was trained on, `system` the message that all of them began with, `start` the adapter
+        that it began as. Where processes hold parts of the adapter the others call `help_finish`. Raises HalkaError as
+        `storage.save` does.
         """
         together = model.adapter(name).divided
         steps = checked_by_first(self.steps, together=together)
         assert steps is not None
         result = TrainResult.of(steps, model.adapter(name).count(), self.adapter)
         training = {
-            **self._settings(model, name, config),
+            **self._settings(model, name, config, start),
             "steps": result.steps,
             "best_step": result.best_step,
             "examples": examples,
@@ -190,15 +192,26 @@ class RunFolder:
         checked_by_first(self._clean_up, together=together)
         return result
 
-    def save_best(self, model: AdaptedModel, name: str, config: TrainConfig, step: int, loss: float) -> Path:
+    def save_best(
+        self,
+        model: AdaptedModel,
+        name: str,
+        config: TrainConfig,
+        step: int,
+        loss: float,
+        start: AdapterFolder | None = None,
+    ) -> Path:
         """Save the adapter of a run that diverged, which has the weights of its best evaluation; returns the folder."""
-        training = {**self._settings(model, name, config), "steps": step, "best_step": step}
+        training = {**self._settings(model, name, config, start), "steps": step, "best_step": step}
         return save(model, name, self.path / BEST, training=training, measurements={"validation_loss": loss})
 
-    def _settings(self, model: AdaptedModel, name: str, config: TrainConfig) -> dict[str, Any]:
+    def _settings(
+        self, model: AdaptedModel, name: str, config: TrainConfig, start: AdapterFolder | None
+    ) -> dict[str, Any]:
         """How the adapter was trained, for its Card; where no rate is set, it is the one that the run has."""
         begun = identity_of(self.checkpoint) or {}
-        return {**asdict(config), "lr": config.lr or begun.get("lr") or own_rate(model, name)}
+        settings = {**asdict(config), "lr": config.lr or begun.get("lr") or own_rate(model, name)}
+        return settings if start is None else {**settings, "start_from": {"name": start.name, "id": start.id}}
 
     def _clean_up(self) -> None:
         self.drop_checkpoint()

@@ -5,7 +5,7 @@
     train: {lr: 0.001}      HALKA_TRAIN_LR=0.001      --lr 0.001
 
 An unknown key is an error that names its path and the setting that was likely meant. A field's metadata may hold
-`help`, `metavar`, `short` (a one-letter flag), and `beside`: for a name that may also be a path, a function that says
+`help`, `metavar`, `short` (a shorter flag), and `beside`: for a name that may also be a path, a function that says
 whether a path is one. A file writes such paths, and every `Path`, relative to its own folder; with `keyed` the path may
 come after a "KEY=".
 """

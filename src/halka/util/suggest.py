@@ -26,6 +26,7 @@ OTHERS = {
     "patience": "early_stopping_patience early_stopping",
     "seed": "random_seed random_state",
     "overwrite": "overwrite_output_dir",
+    "start_from": "from lora_model_dir adapter_name_or_path pretrained_lora_model_path",
     # methods: peft, adapters
     "method": "peft_type peft_method finetuning_type adapter_type",
     "rank": "r lora_r lora_rank init_r",
