@@ -5,15 +5,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from halka.methods import all_methods, catalogued
-from halka.server.jobs.commands import BEST_BY, TEXT
+from halka.server.jobs.commands import BEST_BY, OF_TRAINING, TEXT
 from halka.server.page import BUILT, SCREENS
-from halka.training import TrainConfig
 from words_of_the_page import WORDS, entries
 
 WEB = BUILT.parent
@@ -96,7 +94,7 @@ def test_bengali_lines_of_methods_are_of_methods_that_there_are():
 
 def test_every_field_of_a_training_has_words():
     names = {field["name"] for method in all_methods().values() for field in catalogued(method)["fields"]}
-    names |= {field.name for field in fields(TrainConfig)} | {BEST_BY.path, TEXT.path}
+    names |= {setting.name for setting in (*OF_TRAINING.values(), BEST_BY, TEXT)}
     assert {*names, *(f"{name}_hint" for name in names)} <= {*entries(WORDS / "en" / "fields.ts")}
 
 

@@ -119,6 +119,36 @@ def test_the_settings_are_read_by_the_command(tmp_path):
     assert plan.train == SHORT
 
 
+def test_adapters_on_the_way_are_kept_as_they_were(tmp_path):
+    config = replace(SHORT, keep_every=2, save_every=3)
+    expected, model = {}, model_for()
+
+    def remember(step: Step) -> None:
+        expected[step.step] = {key: tensor.clone() for key, tensor in weights(model).items()}
+        if step.step == 5 and len(expected) == 5:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(model, "a", items(), config, folder=tmp_path, on_step=remember)
+    model = model_for()
+    fit(model, "a", items(), config, folder=tmp_path, on_step=remember)
+    assert sorted(folder.name for folder in (tmp_path / "adapters").iterdir()) == ["step-2", "step-4", "step-6"]
+    for step in (2, 4, 6):
+        other = halka.adapt(model_for().base)
+        halka.load(other, tmp_path / "adapters" / f"step-{step}", name="a")
+        assert same(weights(other), expected[step])
+        card = json.loads((tmp_path / "adapters" / f"step-{step}" / "halka.json").read_text())
+        assert card["training"]["steps"] == step
+
+
+def test_kept_adapters_of_steps_that_are_made_again_are_dropped(tmp_path):
+    folder = RunFolder(tmp_path)
+    for name in ("step-2", "step-4", "step-x"):
+        (tmp_path / "adapters" / name).mkdir(parents=True)
+    folder.drop_kept(after=2)
+    assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == ["step-2", "step-x"]
+
+
 def test_the_command_does_not_train_one_of_several_methods(tmp_path):
     model = halka.adapt(tiny())
     model.base.config._name_or_path = "someone/base"
@@ -181,7 +211,7 @@ def test_a_wrong_key_or_value_is_refused_by_name(config, message):
         (lambda: TrainConfig(schedule="step"), "schedule is one of cosine, linear, constant, not 'step'"),
         (
             lambda: TrainConfig(warmup=0.1, warmup_steps=5),
-            "warmup_steps is 5 and warmup, a share, is 0.1",
+            "warmup_steps is 5 and the share warmup 0.1",
         ),
         (lambda: TrainConfig(too_long="chop"), "too_long is one of cut, drop, error, not 'chop'"),
         (lambda: TrainConfig(*range(30)), "too many positional arguments: its fields are lr, epochs, steps"),

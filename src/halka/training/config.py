@@ -87,6 +87,9 @@ class TrainConfig:
     save_every: int | None = field(
         default=100, metadata={"help": "steps between checkpoints, if there is a folder; none writes none"}
     )
+    keep_every: int | None = field(
+        default=None, metadata={"help": "steps between adapters that stay in the folder (adapters/step-N)"}
+    )
     seed: int = field(default=0, metadata={"help": "order of the examples and dropout"})
 
     def __post_init__(self) -> None:
@@ -94,7 +97,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise HalkaError(f"{name} must be above 0, not {value!r}")
-        for name in ("evaluate_every", "patience"):
+        for name in ("evaluate_every", "patience", "keep_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise HalkaError(f"{name} must be at least 1, not {value!r}")
@@ -103,9 +106,7 @@ class TrainConfig:
         if not 0 <= self.warmup < 1:
             raise HalkaError(f"warmup is a share of the steps, at least 0 and below 1, not {self.warmup!r}")
         if self.warmup_steps is not None and self.warmup != WARMUP:
-            raise HalkaError(
-                f"warmup_steps is {self.warmup_steps} and warmup, a share, is {self.warmup}: leave one out"
-            )
+            raise HalkaError(f"warmup_steps is {self.warmup_steps} and the share warmup {self.warmup}: leave one out")
         for name in ("clip", "weight_decay", "warmup_steps"):
             value = getattr(self, name)
             if value is not None and value < 0:

@@ -154,6 +154,7 @@ def _evaluate_and_record(
                         step = run.validated(step, loss, score)
             # record
             with ranks.raised_in_all():
+                run.keep_adapter(step)
                 run.record(step)
             results[run.name] = step
         except (OutOfMemoryError, LostRankError):  # all runs end

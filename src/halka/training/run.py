@@ -27,6 +27,7 @@ from halka.models.rates import own_rate
 from halka.models.rotary import changing_rotary
 from halka.objectives import objective_of, packs
 from halka.storage.adapter_folder import AdapterFolder
+from halka.storage.save_load import help_save
 from halka.training.checkpoint import (
     BEST_BY,
     PLAN,
@@ -276,6 +277,15 @@ class Run:
             self.folder.keep_bests(self._saved_best, step.step)
         return step
 
+    def keep_adapter(self, step: Step) -> None:
+        """Save the adapter as it is after this step, where the run has a folder and `keep_every` asks for it."""
+        if self._next_checkpoint is None or not self.config.keep_every or step.step % self.config.keep_every:
+            return
+        if self.folder is None:
+            help_save(self.model, self.name)
+        else:
+            self.folder.keep_adapter(self.model, self.name, self.config, step, self._start)
+
     def record(self, step: Step) -> None:
         """Write the step to the folder's metrics."""
         if self.folder is not None:
@@ -356,7 +366,7 @@ class Run:
         return {
             "method": method.name,
             **{f"{method.name}'s {key}": value for key, value in described(method)["fields"].items()},
-            **asdict(replace(self.config, save_every=None, steps=self.steps, lr=self.peak_lr)),
+            **asdict(replace(self.config, save_every=None, keep_every=None, steps=self.steps, lr=self.peak_lr)),
             "batches": "packed" if self.packed else "padded",
             **({} if self._written is None else {WRITTEN: str(self._written)}),
             **({} if self._start is None else {START: self._start.id[:16]}),

@@ -7,6 +7,7 @@ checkpoint-next.safetensors   the next one, until all runs that train together h
 parts-STEP/                   beside a checkpoint of that step: its tensors that are divided among processes
 best-STEP.safetensors         while unfinished: the weights of the best evaluation, which came after that step
 adapter/                      the trained adapter, once the run is finished
+adapters/step-N/              with `keep_every`: the adapter as it was after that step
 adapter-best/                 the best weights of a run that diverged
 adapter-before/               that of the run before, where one begins anew, until it has its own
 .lock                         while a process trains here
@@ -53,6 +54,7 @@ CHECKPOINT, NEXT_CHECKPOINT, BESTS = "checkpoint.safetensors", "checkpoint-next.
 OLD_BEST = "best.safetensors"  # of versions that kept one such file
 OWN_BEST = re.compile(r"best(-\d+)?\.safetensors")
 BEFORE, BEST = f"{ADAPTER}-before", f"{ADAPTER}-best"
+KEPT, STEP = "adapters", re.compile(r"step-(\d+)")
 POINTS = 100  # of a curve
 
 
@@ -145,6 +147,7 @@ class RunFolder:
         shutil.rmtree(self.path / BEST, ignore_errors=True)
         self.drop_checkpoint()
         (self.path / METRICS).unlink(missing_ok=True)
+        self.drop_kept()
         self.begin(settings)
 
     def drop_checkpoint(self) -> None:
@@ -205,6 +208,25 @@ class RunFolder:
         training = {**self._settings(model, name, config, start), "steps": step, "best_step": step}
         return save(model, name, self.path / BEST, training=training, measurements={"validation_loss": loss})
 
+    def keep_adapter(
+        self, model: AdaptedModel, name: str, config: TrainConfig, step: Step, start: AdapterFolder | None = None
+    ) -> Path:
+        """Save the adapter as it is after this step, beside those of others; returns the folder.
+
+        Where processes hold parts of the adapter the others call `help_save`.
+        """
+        done = {"steps": step.step, "best_step": step.step, "tokens": step.tokens, "loss": step.loss}
+        training = {**self._settings(model, name, config, start), **done}
+        best = {"validation_loss": step.validation, "validation_score": step.score}
+        measurements = {name: value for name, value in best.items() if value is not None}
+        return save(model, name, self.path / KEPT / f"step-{step.step}", training=training, measurements=measurements)
+
+    def drop_kept(self, after: int = 0) -> None:
+        """Drop the adapters that were kept after later steps than this one."""
+        for folder in (self.path / KEPT).glob("step-*"):
+            if (match := STEP.fullmatch(folder.name)) is not None and int(match[1]) > after:
+                shutil.rmtree(folder)
+
     def _settings(
         self, model: AdaptedModel, name: str, config: TrainConfig, start: AdapterFolder | None
     ) -> dict[str, Any]:
@@ -260,6 +282,7 @@ class RunFolder:
         if checkpoint is not None and (old := self.path / OLD_BEST).exists():
             old.rename(self.best(checkpoint.progress.best_step))
         recorded = done if checkpoint is None or checkpoint.progress.unrecorded is None else done - 1
+        self.drop_kept(recorded)
         metrics = self.path / METRICS
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines()

@@ -39,6 +39,8 @@ DOCUMENTS = "documents.jsonl"
 SETTINGS, PREDICTIONS = "settings.yaml", "predictions.jsonl"
 DEFAULT_METHOD = "lora"
 TEXT = Setting("text", str | None, "what virtual tokens start as")
+OF_TRAINING = {path: one for path, one in settings_of(TrainConfig, "train").items() if one.name != "keep_every"}
+"""TrainConfig's settings, but for that which fills a job's folder with adapters that nobody gets."""
 BEST_BY = Setting("best_by", Literal["loss", "score"], "which evaluation is the best", default="loss")
 
 
@@ -147,10 +149,10 @@ def check_settings(settings: Mapping[str, Any]) -> tuple[Method, TrainConfig]:
     allowed = {"method": Setting("method", str, "as `halka methods` lists them")}
     try:
         method = method_named(str(settings.get("method", DEFAULT_METHOD)))
-        of_method, of_training = settings_of(method), settings_of(TrainConfig, "train")
-        allowed |= {**of_method, **of_training, "text": TEXT, "best_by": BEST_BY}
+        of_method = settings_of(method)
+        allowed |= {**of_method, **OF_TRAINING, "text": TEXT, "best_by": BEST_BY}
         layer = from_content(settings, Path("settings"), allowed)
-        chosen, config = build(method, of_method, layer), build(TrainConfig, of_training, layer)
+        chosen, config = build(method, of_method, layer), build(TrainConfig, OF_TRAINING, layer)
         if "text" in layer and convert(TEXT, layer["text"]) is not None:
             check_start(chosen, "settings: text")
         if "best_by" in layer:

@@ -12,12 +12,10 @@ from starlette.responses import Response
 from halka.methods import all_methods, catalogued
 from halka.models.rates import rate_at
 from halka.server.guards.access import CallerDep
-from halka.server.jobs.commands import BEST_BY, DEFAULT_METHOD, TEXT
+from halka.server.jobs.commands import BEST_BY, DEFAULT_METHOD, OF_TRAINING, TEXT
 from halka.server.service import ServiceDep
 from halka.server.wire import Json
-from halka.training import TrainConfig
 from halka.util.forms import form_of
-from halka.util.settings import settings_of
 
 router = APIRouter(tags=["jobs"])
 
@@ -38,5 +36,5 @@ def _catalogue() -> dict[str, Any]:
         "object": "list",
         "default": DEFAULT_METHOD,
         "data": [catalogued(method) for method in all_methods().values()],
-        "settings": [form_of(setting) for setting in (*settings_of(TrainConfig, "train").values(), BEST_BY, TEXT)],
+        "settings": [form_of(setting) for setting in (*OF_TRAINING.values(), BEST_BY, TEXT)],
     }
