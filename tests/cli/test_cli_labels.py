@@ -104,3 +104,10 @@ def test_a_classifiers_run_is_repeated_by_its_file_and_together_with_others(labe
     halka(f"train {FLAGS} --steps 2 --many {tmp_path}/runs.yaml")
     cards = [read_card(tmp_path / name / "adapter") for name in "ab"]
     assert [card and card.labels for card in cards] == [sorted(LABELS), ["one", "two"]]
+
+
+def test_a_run_that_begins_as_a_classifier_has_its_labels(labelled_runs, monkeypatch, tmp_path):
+    monkeypatch.chdir(labelled_runs)
+    (tmp_path / "less.jsonl").write_text(json.dumps({"text": "Is it so?", "label": LABELS[0]}) + "\n")
+    halka(f"train {FLAGS} --from texts --data {tmp_path}/less.jsonl --steps 1 -o {tmp_path}/more")
+    assert read_card(tmp_path / "more" / "adapter").labels == read_card(labelled_runs / "texts" / "adapter").labels

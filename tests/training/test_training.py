@@ -1026,7 +1026,8 @@ def test_a_run_goes_on_with_its_time_where_the_chat_template_writes_it(tmp_path)
 
 def test_how_often_a_run_is_saved_may_change(tmp_path):
     started(tmp_path)
-    assert run(model_for(), replace(RUN, save_every=1), validation=items(2, seed=9), folder=tmp_path)[0].step == 2
+    config = replace(RUN, save_every=1, keep_every=1)
+    assert run(model_for(), config, validation=items(2, seed=9), folder=tmp_path)[0].step == 2
 
 
 @pytest.mark.parametrize("at_first", [False, True])
