@@ -239,7 +239,7 @@ def test_a_regular_expression_matches_the_whole_text(regex, good, bad):
         assert text is None or re.fullmatch(regex, text)
 
 
-@pytest.mark.parametrize("regex", ["(?=a)b", r"(a)\1", r"\bword", "[", "x^y"])
+@pytest.mark.parametrize("regex", ["(?=a)b", r"(a)\1", r"\bword", "[", "x^y", "\ud800"])
 def test_an_expression_that_cannot_be_enforced_is_refused(regex):
     with pytest.raises(HalkaError, match=re.escape(f"regex {regex!r} cannot be enforced: ")) as error:
         CONSTRAINTS.matcher(Constraint(regex=regex))

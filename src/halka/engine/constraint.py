@@ -59,16 +59,15 @@ class Constraints:
         """
         vocabulary = self._vocabulary
         llguidance = _llguidance()
-        if constraint.schema is not None:
-            subject = "schema"
-            schema = enforceable(constraint.schema)
-            try:
+        schema = None if constraint.schema is None else enforceable(constraint.schema)
+        subject = f"regex {constraint.regex!r}" if schema is None else "schema"
+        try:
+            if schema is None:
+                grammar = llguidance.LLMatcher.grammar_from_regex(constraint.regex)
+            else:
                 grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=OPTIONS)
-            except ValueError as error:
-                raise HalkaError(f"schema cannot be enforced: {_one_line(str(error))}") from None
-        else:
-            subject = f"regex {constraint.regex!r}"
-            grammar = llguidance.LLMatcher.grammar_from_regex(constraint.regex)
+        except ValueError as error:
+            raise HalkaError(f"{subject} cannot be enforced: {_one_line(str(error))}") from None
         _, problems = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, vocabulary)
         if problems:
             raise HalkaError(f"{subject} cannot be enforced: {_one_line(problems[0])}")
