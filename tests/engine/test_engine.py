@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -117,6 +118,28 @@ def test_a_text_as_long_as_the_context_fits_one_row():
 def test_a_prompt_that_the_base_cannot_read_is_refused(prompt, why):
     with Engine(model_of(families={})) as engine, pytest.raises(HalkaError, match=why):
         engine.submit(Request(prompt))
+
+
+@pytest.mark.parametrize("prompt", ["hello", [5, 6.0], torch.tensor([[5, 6]]), torch.tensor([5.0]), None])
+def test_a_prompt_that_is_no_token_ids_is_refused(prompt):
+    with pytest.raises(HalkaError, match=r"a prompt is token ids \(.*\): `Request.of` takes a text"):
+        Request(prompt)
+
+
+@pytest.mark.parametrize("logprobs", [True, 1.5, -1])
+def test_logprobs_that_are_no_number_of_tokens_are_refused(logprobs):
+    with pytest.raises(HalkaError, match=f"logprobs is {logprobs!r}: it is a number of tokens"):
+        Request([5, 6], logprobs=logprobs)
+
+
+def test_a_tensor_and_numbers_of_numpy_make_the_request_that_python_s_do():
+    request = Request(torch.tensor([5, 6]), logprobs=np.int64(2), stopping=Stopping(np.int64(3)))
+    assert request == Request([5, 6], logprobs=2, stopping=Stopping(3))
+    with Engine(model_of(families={}), ends=[2]) as engine:
+        (answer,) = engine.submit(request)
+        run(engine)
+    assert answer.error is None
+    assert len(answer.logprobs) == len(answer.tokens)
 
 
 def test_keys_and_values_leave_room_on_a_card_that_the_base_nearly_fills(monkeypatch):

@@ -100,4 +100,4 @@ def test_tokens_that_the_base_does_not_have_are_refused(model):
         with pytest.raises(HalkaError, match="bias has token 999: this base has those from 0 to"):
             engine.submit(Request([5], sampling=Sampling(bias={999: 1.0}), stopping=Stopping(2)))
         with pytest.raises(HalkaError, match="logprobs is a number of tokens from 0 to"):
-            engine.submit(Request([5], logprobs=-1, stopping=Stopping(2)))
+            engine.submit(Request([5], logprobs=999, stopping=Stopping(2)))

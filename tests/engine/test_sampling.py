@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -229,9 +230,15 @@ def test_whole_numbers_may_be_larger_than_any_float():
     assert Sampling(top_k=10**400, bias={10**400: 1.0}).top_k == 10**400
 
 
+def test_numbers_of_numpy_are_python_s():
+    numpy_s = Sampling(temperature=np.float32(0.5), seed=np.int64(3), bias={np.int64(9): np.float64(2)})
+    assert json.dumps(vars(numpy_s)) == json.dumps(vars(Sampling(temperature=0.5, seed=3, bias={9: 2.0})))
+
+
 def test_a_bias_is_a_finite_number_of_a_token():
     for bias, message in (
         ({-1: 1.0}, "bias is -1: it is the ids"),
+        ({None: 1.0}, "bias is None: it is the ids"),
         ({3: math.nan}, "bias of token 3 is nan"),
         ({3: 1e39}, r"bias of token 3 is 1e\+39: it is a number from -3e\+38 to 3e\+38"),
         ({3: -(10**400)}, "bias of token 3 is -1000"),

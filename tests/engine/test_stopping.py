@@ -122,11 +122,16 @@ def test_whoever_closes_gives_the_reason():
         ({"strings": ("a", "")}, "none of them empty"),
         ({"strings": "abc"}, "it is a tuple of texts"),
         ({"tokens": frozenset([-1])}, "set of token ids"),
+        ({"tokens": [1.5]}, "set of token ids"),
     ],
 )
 def test_what_no_text_can_end_at_is_refused(fields, why):
     with pytest.raises(HalkaError, match=why):
         Stopping(**fields)
+
+
+def test_tokens_may_be_a_list():
+    assert Stopping(tokens=[9, 10, 9]) == Stopping(tokens=frozenset([9, 10]))
 
 
 def test_end_tokens_are_those_of_generate_and_of_training():

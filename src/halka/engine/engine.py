@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from itertools import count
@@ -67,7 +67,7 @@ class Engine:
         most_adapters: int | None = None,
         prefill: int | None = None,
         prefill_beside: int | None = None,
-        ends: frozenset[int] | None = None,
+        ends: Collection[int] | None = None,
         allowed: Allowed | None = None,
         kept: Kept | None = None,
     ):
@@ -104,7 +104,7 @@ class Engine:
                 raise HalkaError(f"{name} is 1 or more, not {value}")
         self.model = model
         config = getattr(model.base, "generation_config", None)
-        self.ends = end_tokens(config, model.tokenizer) if ends is None else ends
+        self.ends = end_tokens(config, model.tokenizer) if ends is None else frozenset(ends)
         self.opening = opening(model.tokenizer)
         own = Kept(model, store, adapter_memory, allowed, most_adapters) if kept is None else kept
         self._kept, self._borrowed = own, kept is not None
@@ -186,13 +186,13 @@ class Engine:
 
     def check(self, request: Request, n: int = 1) -> None:
         """Raises HalkaError for what no engine of this base answers: an empty prompt, tokens that the base lacks."""
-        if not len(request.prompt):
+        if not request.prompt:
             raise HalkaError("the prompt has no tokens")
         if unknown := [token for token in request.prompt if not 0 <= token < self._vocabulary]:
             raise HalkaError(f"the prompt has token {unknown[0]}: this base has those from 0 to {self._vocabulary - 1}")
         if unknown := [token for token in request.sampling.bias if token >= self._vocabulary]:
             raise HalkaError(f"bias has token {unknown[0]}: this base has those from 0 to {self._vocabulary - 1}")
-        if request.logprobs is not None and not 0 <= request.logprobs <= self._vocabulary:
+        if request.logprobs is not None and request.logprobs > self._vocabulary:
             raise HalkaError(f"logprobs is a number of tokens from 0 to {self._vocabulary}, not {request.logprobs}")
         if request.constraint is not None and request.stopping.ignore_ends:
             raise HalkaError("a constrained answer ends where its constraint does: it cannot ignore end tokens")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
+from operator import index
 from typing import Any, Literal
 
 from halka.data.examples import Prompt, as_prompt
 from halka.data.tokens import encode_prompt
+from halka.engine.checked import checked
 from halka.engine.constraint import Constraint
 from halka.engine.logprobs import TokenLogprob
 from halka.engine.sampling import Sampling
 from halka.engine.stopping import Stopping
+from halka.util.errors import HalkaError
 
 Finish = Literal["stop", "length", "cancelled", "error"]
 
@@ -31,6 +36,8 @@ class Request:
                 alone; None: nothing
     chat        whether the answer is a turn of a conversation: what the chat template itself begins answers with, such
                 as an empty thought, is no part of its text
+
+    Raises HalkaError for a prompt that is no token ids, and for `logprobs` that is no whole number.
     """
 
     prompt: Sequence[int]
@@ -41,6 +48,15 @@ class Request:
     tenant: str = ""
     logprobs: int | None = None
     chat: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "prompt", [*map(index, self.prompt)])
+        except TypeError as error:
+            raise HalkaError(f"a prompt is token ids ({error}): `Request.of` takes a text or a conversation") from None
+        if self.logprobs is not None:
+            own = checked("logprobs", self.logprobs, Integral, 0, math.inf, "a number of tokens, 0 or above, or None")
+            object.__setattr__(self, "logprobs", own)
 
     @classmethod
     def of(cls, prompt: Prompt, tokenizer: Any, **fields: Any) -> Request:

@@ -10,19 +10,21 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from numbers import Integral, Real
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from halka.engine.checked import checked
 from halka.engine.drawing import drawn
 from halka.util.errors import HalkaError
 from halka.util.transfer import numbers
 
 SEEDS = 2**63
 LARGEST = 3e38  # of fp32, in which logits are
-FINITE = (-LARGEST, LARGEST, f"a number from {-LARGEST:g} to {LARGEST:g}")
+FINITE = (Real, -LARGEST, LARGEST, f"a number from {-LARGEST:g} to {LARGEST:g}")
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,26 @@ class Sampling:
     bias: Mapping[int, float] = field(default_factory=dict[int, float], hash=False)
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, float, 0, LARGEST, f"a number from 0 (greedy) to {LARGEST:g}")
-        _check("top_k", self.top_k, int, 0, math.inf, "a whole number, 0 (all tokens) or above")
-        _check("top_p", self.top_p, float, 0, 1, "a number from 0 to 1")
-        _check("min_p", self.min_p, float, 0, 1, "a number from 0 to 1")
-        _check("seed", self.seed, int, 0, SEEDS - 1, f"a whole number from 0 to {SEEDS - 1}")
-        for penalty in ("presence_penalty", "frequency_penalty"):
-            _check(penalty, getattr(self, penalty), float, *FINITE)
-        _check("repetition_penalty", self.repetition_penalty, float, math.ulp(0.0), LARGEST, "a number above 0")
-        for token, value in self.bias.items():
-            _check("bias", token, int, 0, math.inf, "the ids of tokens, with numbers")
-            _check(f"bias of token {token}", math.nan if value is None else value, float, *FINITE)
+        limits: dict[str, tuple[type, float, float, str]] = {
+            "temperature": (Real, 0, LARGEST, f"a number from 0 (greedy) to {LARGEST:g}"),
+            "top_k": (Integral, 0, math.inf, "a whole number, 0 (all tokens) or above"),
+            "top_p": (Real, 0, 1, "a number from 0 to 1"),
+            "min_p": (Real, 0, 1, "a number from 0 to 1"),
+            "seed": (Integral, 0, SEEDS - 1, f"a whole number from 0 to {SEEDS - 1}"),
+            "presence_penalty": FINITE,
+            "frequency_penalty": FINITE,
+            "repetition_penalty": (Real, math.ulp(0.0), LARGEST, "a number above 0"),
+        }
+        for name, (kind, low, high, allowed) in limits.items():
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, checked(name, value, kind, low, high, f"{allowed}, or None"))
+        bias = {
+            checked("bias", token, Integral, 0, math.inf, "the ids of tokens, with numbers"): checked(
+                f"bias of token {token}", value, *FINITE
+            )
+            for token, value in self.bias.items()
+        }
+        object.__setattr__(self, "bias", bias)
 
     @property
     def greedy(self) -> bool:
@@ -91,13 +102,6 @@ class Sampling:
     def penalises_repetition(self) -> bool:
         """Whether tokens of the prompt matter."""
         return self.repetition_penalty not in (None, 1)
-
-
-def _check(field: str, value: Any, kind: type, low: float, high: float, allowed: str) -> None:
-    number = isinstance(value, int | kind) and not isinstance(value, bool)
-    finite = number and (isinstance(value, int) or math.isfinite(value))  # an int may be too large for a float
-    if value is not None and not (finite and low <= value <= high):
-        raise HalkaError(f"{field} is {value!r}: it is {allowed}, or None")
 
 
 def new_seed() -> int:

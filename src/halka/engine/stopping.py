@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 from halka.data.answers import Spoken
+from halka.engine.checked import checked
 from halka.engine.text_stream import TextStream
 from halka.util.errors import HalkaError
 
@@ -30,12 +33,14 @@ class Stopping:
     ignore_ends: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-            raise HalkaError(f"max_new_tokens is {self.max_new_tokens!r}: it is a whole number, 1 or above")
+        most = checked("max_new_tokens", self.max_new_tokens, Integral, 1, math.inf, "a whole number, 1 or above")
+        object.__setattr__(self, "max_new_tokens", most)
         if isinstance(self.strings, str) or not all(isinstance(text, str) and text for text in self.strings):
             raise HalkaError(f"strings is {self.strings!r}: it is a tuple of texts, none of them empty")
-        if not all(isinstance(token, int) and token >= 0 for token in self.tokens):
-            raise HalkaError(f"tokens is {set(self.tokens)!r}: it is a set of token ids, 0 or above")
+        own = (
+            checked("tokens", token, Integral, 0, math.inf, "a set of token ids, 0 or above") for token in self.tokens
+        )
+        object.__setattr__(self, "tokens", frozenset(own))
 
 
 class StoppedText:
