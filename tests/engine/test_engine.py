@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -150,6 +153,15 @@ def test_keys_and_values_leave_room_on_a_card_that_the_base_nearly_fills(monkeyp
     assert (most_memory(card), most_memory(card, beside=2)) == (4, 2)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 4)
     assert most_memory(card) == 6
+
+
+def test_keys_and_values_leave_room_in_a_machine_that_the_base_nearly_fills(monkeypatch):
+    memory = SimpleNamespace(rss=20, shared=3)  # which a mapped file has: it can make room
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: memory)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=7))
+    assert most_memory(torch.device("cpu")) == 3
+    memory.rss = 8
+    assert most_memory(torch.device("cpu")) == 3
 
 
 def test_an_answer_that_the_cache_cannot_hold_is_refused_when_its_adapter_is_known():

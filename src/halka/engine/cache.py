@@ -121,8 +121,8 @@ def most_memory(device: torch.device, beside: int = 1) -> int:
     What is free has to do for activations, too: a base may leave less than a quarter of its card.
     """
     whole = machine.available(device)
-    free = whole if device.type == "cpu" else whole - machine.held(device)  # files in a CPU's memory can make room
-    return int(min(SHARE * whole, OF_FREE * free) / beside)
+    held = machine.held_alone() if device.type == "cpu" else machine.held(device)  # pages of files can make room
+    return int(min(SHARE * whole, OF_FREE * (whole - held)) / beside)
 
 
 def cache_for(model: AdaptedModel, rows: int, memory: int | None) -> BlockCache:

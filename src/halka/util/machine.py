@@ -158,9 +158,13 @@ def available(device: torch.device | None = None, root: Path = Path("/")) -> int
     if device is not None and device.type == "mps":  # a part of the machine's memory
         free = torch.mps.driver_allocated_memory() + psutil.virtual_memory().available
         return min(free, torch.mps.recommended_max_memory())
-    held = psutil.Process().memory_info()
-    own = held.rss - getattr(held, "shared", 0)  # pages of files, such as a mapped base's, count as left already
-    return own + min([psutil.virtual_memory().available, *_left_in_groups(root)])
+    return held_alone() + min([psutil.virtual_memory().available, *_left_in_groups(root)])
+
+
+def held_alone() -> int:
+    """Bytes of the machine's memory that this process holds, without pages of files, such as a mapped base's."""
+    own = psutil.Process().memory_info()
+    return own.rss - getattr(own, "shared", 0)
 
 
 @contextmanager
