@@ -36,6 +36,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import halka
 from halka.core import AdaptedModel, Method
 from halka.engine.engine import Engine
+from halka.engine.llama.forward import unsupported
 from halka.engine.request import Answer, Request
 from halka.engine.sampling import Draw, Sampling, choose, kept, uniform
 from halka.engine.stopping import Stopping
@@ -153,7 +154,8 @@ class Contents:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
     def bytes_of(self, family: str) -> int:
-        return AdapterFolder.open(self.folders[family, 0]).memory
+        copies = 2 if unsupported(self.model) is None else 1  # kernels have one of their own, in fp32 here
+        return copies * AdapterFolder.open(self.folders[family, 0]).memory
 
 
 # ── the requests ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -185,10 +185,9 @@ def stored(steps: int, room: int, adapters: int, tokens: int, seed: int) -> dict
             store.save(maker, name)
         del maker
         model, _ = adapted({})
-        memory = room * store.get(names[0]).open().memory
         stay, come = names[: room - 2], names[room - 2 :]
         prompts = prompts_of(BESIDE + len(come), seed)
-        with Engine(model, store, rows=BESIDE + 2, adapter_memory=memory, ends=NO_ENDS) as engine:
+        with Engine(model, store, rows=BESIDE + 2, most_adapters=room, ends=NO_ENDS) as engine:
             clock = Clock(engine)
             answers = [clock.submit(prompt, stay[row % len(stay)], 2000) for row, prompt in enumerate(prompts[:BESIDE])]
             clock.until(lambda: all(answer.tokens for answer in answers))

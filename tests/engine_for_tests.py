@@ -12,6 +12,7 @@ import halka
 from halka.core import Method
 from halka.engine.engine import Engine
 from halka.engine.request import Answer, Request
+from halka.storage.adapter_folder import AdapterFolder
 from tiny import tiny
 
 
@@ -77,6 +78,11 @@ def filled(model, name: str, method: Method, seed: int = 0) -> None:
     with torch.no_grad():
         for parameter in model.parameters(name):
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+def taken(folder: AdapterFolder) -> int:
+    """The bytes that an adapter takes in memory: its parameters, and of a base of Llama's kind in fp32 a copy."""
+    return 2 * folder.memory
 
 
 def run(engine: Engine, *answers: Answer, steps: int = 500) -> None:

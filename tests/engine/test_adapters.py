@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import halka
-from engine_for_tests import alone, filled, model_of, run
+from engine_for_tests import alone, filled, model_of, run, taken
 from halka.engine.engine import Engine
 from halka.engine.request import Request
 from halka.engine.stopping import Stopping
@@ -69,7 +69,7 @@ def test_a_module_whose_tokens_do_not_come_first_shares_no_line(architecture, pa
 def test_more_adapters_than_room_take_turns(model, store):
     names = store.names()
     expected = {name: single(model, store.get(name).folder) for name in names}
-    size = AdapterFolder.open(store.get(names[0]).folder).memory
+    size = taken(AdapterFolder.open(store.get(names[0]).folder))
     with Engine(model, store, adapter_memory=2 * size, rows=4) as engine:
         answers = [(name, engine.submit(request(name))[0]) for _ in range(3) for name in names]
         run(engine)
@@ -81,7 +81,7 @@ def test_more_adapters_than_room_take_turns(model, store):
 
 
 def test_an_adapter_gets_room_though_others_are_always_asked_for(model, store):
-    size = AdapterFolder.open(store.get("lora-0").folder).memory
+    size = taken(AdapterFolder.open(store.get("lora-0").folder))
     with Engine(model, store, adapter_memory=size, rows=2) as engine:
         busy = [engine.submit(request("lora-0"))[0] for _ in range(4)]
         (late,) = engine.submit(request("lora-1"))
@@ -303,7 +303,7 @@ def test_versions_of_one_name_answer_side_by_side(model, store):
 
 def test_a_pools_adapters_are_the_engines_own(model, store):
     """What the pool evicts meanwhile fails no request."""
-    pool = halka.AdapterPool(model, store, budget=AdapterFolder.open(store.get("lora-0").folder).memory)
+    pool = halka.AdapterPool(model, store, budget=taken(AdapterFolder.open(store.get("lora-0").folder)))
     with model.use("lora-0"):
         pass
     with Engine(model) as engine:
@@ -315,7 +315,7 @@ def test_a_pools_adapters_are_the_engines_own(model, store):
 
 
 def test_loading_and_unloading_leaves_nothing(model, store):
-    size = AdapterFolder.open(store.get("lora-0").folder).memory
+    size = taken(AdapterFolder.open(store.get("lora-0").folder))
     with Engine(model, store, adapter_memory=size, rows=2) as engine:
         for number in range(24):
             save(model, store, f"lora-{number % 8}", number)

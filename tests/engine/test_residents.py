@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import halka
-from engine_for_tests import filled, model_of, run
+from engine_for_tests import filled, model_of, run, taken
 from halka.engine.adapters import Adapters
 from halka.engine.engine import Engine
 from halka.engine.request import Request
@@ -56,7 +56,7 @@ def names(engine: Engine) -> set[str]:
 
 
 def test_pinned_adapters_stay_and_the_longest_unused_of_the_others_go(model, store):
-    size = store.get("lora-0").open().memory
+    size = taken(store.get("lora-0").open())
     with Engine(model, store, adapter_memory=2 * size) as engine:
         engine.adapters.pin("lora-0")
         for name in ("lora-0", "lora-1", "lora-2", "lora-3"):
@@ -66,6 +66,14 @@ def test_pinned_adapters_stay_and_the_longest_unused_of_the_others_go(model, sto
         engine.adapters.unpin("lora-0")
         assert answer(engine, "lora-1").error is None
         assert names(engine) == {"lora-3", "lora-1"}
+
+
+@pytest.mark.parametrize(("dtype", "copies"), [(torch.float32, 2), (torch.bfloat16, 1.5)])
+def test_an_adapter_takes_its_parameters_and_the_kernels_copy(store, dtype, copies):
+    with Engine(model_of(families={}, dtype=dtype), store) as engine:
+        assert answer(engine, "lora-0").error is None
+        (version,) = engine.adapters.residents.versions
+        assert version.bytes == copies * store.get("lora-0").open().memory
 
 
 def test_a_prompt_takes_what_its_keys_and_values_take(model, store):
@@ -78,7 +86,7 @@ def test_a_prompt_takes_what_its_keys_and_values_take(model, store):
 
 
 def test_the_next_version_of_a_pinned_adapter_takes_its_place(model, store):
-    size = store.get("lora-0").open().memory
+    size = taken(store.get("lora-0").open())
     with Engine(model, store, adapter_memory=size) as engine:
         engine.adapters.pin("lora-0")
         first = answer(engine, "lora-0")

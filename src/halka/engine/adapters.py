@@ -49,9 +49,11 @@ class Adapters:
         budget: int = BUDGET,
         allowed: Allowed | None = None,
         most: int | None = None,
+        copies: float = 1,
     ):
+        """As `Residents`."""
         self.model, self.store, self._allowed = model, store, allowed or {}
-        self.residents = Residents(model, budget, self._allowed, most)
+        self.residents = Residents(model, budget, self._allowed, most, copies)
         self.loading = dict[Future[None], Version]()  # what `load` names
         self._changed = False
         self._put: dict[str, Version] = {}

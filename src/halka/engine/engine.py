@@ -76,7 +76,7 @@ class Engine:
         rows            answers that are made at the same time
         memory          bytes for keys and values; by default what the rows can need, up to a quarter of the device's
                         memory and half of what is free there
-        adapter_memory  bytes for adapters that are loaded from the store or were `put`
+        adapter_memory  bytes for adapters that are loaded from the store or were `put`, with the copies for kernels
         most_adapters   how many of these there may be; None: as many as fit
         prefill         tokens of prompts that are computed in a step; by default 512 on a CPU, and 2,048 on a GPU
         prefill_beside  the same while others wait for their next token, which they do the longer: fewer behind a long

@@ -21,6 +21,8 @@ from halka.models.rotary import long_text, longrope_start
 from halka.util.float32_linear import FEWEST
 from halka.util.transfer import to_device
 
+COPIES = 2  # of an adapter on a GPU: beside its fp32 parameters what is computed with, and that stacked by row
+
 
 class TransformersForward:
     """Implements `Forward` by the base as transformers wrote it."""
@@ -30,6 +32,8 @@ class TransformersForward:
         self._head = f"{layout_of(model.base).head}:"  # what the key of a place there begins with
         self._route: Route | None = None  # of the lines before
         self._longrope_start = longrope_start(model.base)
+        base: Any = model.base
+        self.copies = 1 if base.device.type == "cpu" else COPIES
 
     def __call__(self, line: Line) -> Tensor:
         route = self._route_of(line.names)

@@ -33,8 +33,8 @@ class Kept:
         self._model, self._pool, self._base = model, model.pool, list[object]()
         if store is None and isinstance(pool := model.pool, AdapterPool):
             store, adapter_memory, allowed = pool.store, pool.budget, pool.allowed
-        self.adapters = Adapters(model, store, adapter_memory, allowed, most_adapters)
         self.forward = forward_of(model)
+        self.adapters = Adapters(model, store, adapter_memory, allowed, most_adapters, self.forward.copies)
 
     def rest(self) -> None:
         """Give back what one engine alone needed, and remember the base as it is."""

@@ -68,6 +68,11 @@ class Forward(Protocol):
         ...
 
     @property
+    def copies(self) -> float:
+        """What an adapter takes in memory, by the bytes of its fp32 parameters."""
+        ...
+
+    @property
     def intact(self) -> bool:
         """Whether it computes as fast as it did at first: what it was made of is still the base's."""
         ...

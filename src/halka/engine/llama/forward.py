@@ -46,7 +46,9 @@ class LlamaForward:
             for number, layer in enumerate(weights.layers)
             for place, (role, edits) in enumerate(PLACES)
         }
-        self._adapters = RowAdapters(model, places, len(weights.layers), weights.embed.dtype)
+        dtype = weights.embed.dtype
+        self._adapters = RowAdapters(model, places, len(weights.layers), dtype)
+        self.copies = 1 + dtype.itemsize / 4  # the second is the kernels'
 
     def __call__(self, line: Line) -> Tensor:
         step = self._step
