@@ -306,6 +306,14 @@ def test_a_constraint_is_one_thing(fields, why):
         Constraint(**fields)
 
 
+def test_tokens_that_are_added_later_are_read():
+    tokenizer = chatml_tokenizer()
+    constraints, added = Constraints(tokenizer, frozenset([END])), len(tokenizer)
+    assert not constraints.matcher(Constraint(regex="zzz")).mask(added + 1)[added]
+    tokenizer.add_tokens(["zzz"])
+    assert constraints.matcher(Constraint(regex="zzz")).mask(added + 1)[added]
+
+
 def test_what_constraints_need_is_named():
     with pytest.raises(HalkaError, match="needs an end token"):
         Constraints(TOKENIZER, frozenset()).matcher(JSON_OBJECT)

@@ -41,6 +41,20 @@ def right(model) -> None:
     assert answers(model, requests()) == [alone(model, request) for request in requests()]
 
 
+def test_a_tokenizer_s_vocabulary_is_read_for_all_calls():
+    model = model_of(families={})
+
+    def constraints(**settings):
+        with kept_of(model) as kept, Engine(model, kept=kept, **settings) as engine:
+            return engine.constraints
+
+    first = constraints()
+    assert constraints() is first
+    assert constraints(ends={5}).ends == {5}
+    model.tokenizer = Tokenizer()
+    assert constraints().tokenizer is model.tokenizer
+
+
 def test_the_next_call_finds_what_the_last_one_made():
     model = model_of(families=FAMILIES)
     right(model)

@@ -6,7 +6,6 @@ What cannot be enforced in full is refused, never in part.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,14 +41,14 @@ JSON_OBJECT = Constraint(schema={"type": "object"})
 
 
 class Constraints:
-    """Makes matchers for the texts of one tokenizer, whose vocabulary is read at the first, once.
+    """Makes matchers for the texts of one tokenizer, whose vocabulary is read at the first, and when it has grown.
 
     ends  the end tokens: they are allowed when the text may end, and nothing else is when it must
     """
 
     def __init__(self, tokenizer: Any, ends: frozenset[int]):
-        self._tokenizer = tokenizer
-        self._ends = ends
+        self.tokenizer, self.ends = tokenizer, ends
+        self._read: tuple[int, Any] | None = None  # how many tokens there were, and the vocabulary
 
     def matcher(self, constraint: Constraint) -> Matcher:
         """Compile a constraint into a matcher at a text's beginning: a large schema takes seconds.
@@ -57,7 +56,7 @@ class Constraints:
         Raises HalkaError if llguidance is not installed, the tokenizer does not fit it, or the constraint cannot be
         enforced in full; the message names the keyword.
         """
-        vocabulary = self._vocabulary
+        vocabulary = self._vocabulary()
         llguidance = _llguidance()
         schema = None if constraint.schema is None else enforceable(constraint.schema)
         subject = f"regex {constraint.regex!r}" if schema is None else "schema"
@@ -73,17 +72,19 @@ class Constraints:
             raise HalkaError(f"{subject} cannot be enforced: {_one_line(problems[0])}")
         return Matcher(llguidance.LLMatcher(vocabulary, grammar, log_level=0), vocabulary.vocab_size)
 
-    @cached_property
     def _vocabulary(self) -> Any:
         llguidance = _llguidance()
-        if not getattr(self._tokenizer, "is_fast", False):
+        if not getattr(self.tokenizer, "is_fast", False):
             raise HalkaError(
-                f"constrained output needs a fast tokenizer, and {type(self._tokenizer).__name__} is none: load the "
+                f"constrained output needs a fast tokenizer, and {type(self.tokenizer).__name__} is none: load the "
                 "base with AutoTokenizer"
             )
-        if not self._ends:
+        if not self.ends:
             raise HalkaError("constrained output needs an end token: set eos_token_id in the base's generation_config")
-        return llguidance.hf.from_tokenizer(self._tokenizer, eos_token=sorted(self._ends))
+        if self._read is None or self._read[0] != len(self.tokenizer):
+            own = llguidance.hf.from_tokenizer(self.tokenizer, eos_token=sorted(self.ends))
+            self._read = len(self.tokenizer), own
+        return self._read[1]
 
 
 class Matcher:

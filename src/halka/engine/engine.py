@@ -15,7 +15,7 @@ from halka.data.answers import end_tokens, opening
 from halka.engine.adapters import Source
 from halka.engine.cache import cache_for
 from halka.engine.choosing import next_tokens
-from halka.engine.constraint import Constraints, Matcher
+from halka.engine.constraint import Matcher
 from halka.engine.kept import Kept
 from halka.engine.line import line_of
 from halka.engine.request import Answer, Finish, Request
@@ -119,7 +119,7 @@ class Engine:
         self.schedule = Schedule(self.cache, rows, prefill, prefill_beside, embedding.d_out)
         self.steps = 0
         self._vocabulary, self._longrope_start = embedding.d_in, longrope_start(model.base)
-        self.constraints = Constraints(model.tokenizer, self.ends)
+        self.constraints = own.constraints(self.ends)
         self._texts = dict[Answer, Text]()  # of all answers that are not finished
         self._numbers, self._merged, self._closed = count(), model.merged, False
         self._lock = model.lock  # one for both: whoever has the model may use the engine, and nobody waits in a circle

@@ -8,6 +8,7 @@ from typing import Any
 
 from halka.core import AdaptedModel
 from halka.engine.adapters import Adapters, Source
+from halka.engine.constraint import Constraints
 from halka.engine.llama.forward import forward_of
 from halka.engine.residents import BUDGET
 from halka.storage.pool import AdapterPool
@@ -35,6 +36,14 @@ class Kept:
             store, adapter_memory, allowed = pool.store, pool.budget, pool.allowed
         self.forward = forward_of(model)
         self.adapters = Adapters(model, store, adapter_memory, allowed, most_adapters, self.forward.copies)
+        self._constraints: Constraints | None = None
+
+    def constraints(self, ends: frozenset[int]) -> Constraints:
+        """Of the model's tokenizer, whose vocabulary is read once, while it and the end tokens stay."""
+        tokenizer, own = self._model.tokenizer, self._constraints
+        if own is None or own.tokenizer is not tokenizer or own.ends != ends:
+            self._constraints = own = Constraints(tokenizer, ends)
+        return own
 
     def rest(self) -> None:
         """Give back what one engine alone needed, and remember the base as it is."""
