@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from halka.engine.llama import kernels
-from halka.engine.llama.attention_tiles import QUERIES, TileAttention, batched, tiles_of
+from halka.engine.llama.attention_tiles import MOST, QUERIES, TileAttention, batched, tiles_of
 from halka.kernels.shared import array_of, shared
 from halka.models.attention.function import grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
@@ -60,6 +62,16 @@ def test_tiles_see_what_a_mask_lets_them(dtype, window):
         attend(2, shared(q), array_of(kv.data), 1, batch, np.float32(0.4), shared(out))
     bound = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(out.float(), expected, rtol=bound, atol=bound)
+
+
+def test_a_long_past_makes_tiles_of_fewer_queries():
+    """What a tile holds of scores stays within bounds, however long the context."""
+    own, positions = text(QUERIES, 2**17, 0)
+    plan = PagedPlan(KVBlocks(1, (4, H, W), torch.float32), [own], positions, [0] * QUERIES, [QUERIES])
+    tiles = [*tiles_of(plan, 0, None)]
+    assert all(math.prod(tile.shape) <= MOST for tile in tiles)
+    assert [place for tile in tiles for place in range(tile.start, tile.start + len(tile.lows))] == [*range(QUERIES)]
+    assert len([*tiles_of(plan, 0, 4096)]) == 1
 
 
 def test_what_pads_a_tile_is_0_whatever_memory_had():

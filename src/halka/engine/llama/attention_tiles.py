@@ -20,8 +20,11 @@ from halka.engine.llama import kernels
 from halka.kernels.shared import Shared, shared
 from halka.models.attention.paged import ALWAYS, PagedPlan
 
-QUERIES = 128  # of a tile: few enough not to compute much that they cannot see, many enough for products' speed
+QUERIES = (
+    128  # of a tile, at most: few enough not to compute much that they cannot see, many enough for products' speed
+)
 WASTE = 1.3  # how much larger tiles may become that are computed with larger ones
+MOST = 2**22  # scores of a head that a tile has: of more than 32,768 slots fewer queries see them at once
 SCORES = 2**18  # of a head, that are computed at once unless a tile has more: what caches hold
 
 
@@ -51,8 +54,10 @@ def tiles_of(plan: PagedPlan, number: int, window: int | None) -> Iterator[Tile]
     """The tiles of a text, whose blocks are in order, those of virtual tokens first."""
     text, start = plan.texts[number], plan.forest.starts[number]
     blocks, counts, begins = map(np.array, (text.blocks, text.counts, text.begins))
-    for first in range(start, start + text.tokens, QUERIES):
-        own = plan.positions[first : min(first + QUERIES, start + text.tokens)].numpy()
+    slots = counts.sum() if window is None else min(counts.sum(), window + QUERIES)
+    queries = max(1, min(QUERIES, MOST // int(slots)))
+    for first in range(start, start + text.tokens, queries):
+        own = plan.positions[first : min(first + queries, start + text.tokens)].numpy()
         seen = begins <= own[-1]
         if window is not None:
             seen &= (begins == ALWAYS) | (begins + counts > own[0] - window + 1)
