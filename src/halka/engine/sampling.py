@@ -1,4 +1,4 @@
-"""The next token of each row: the likeliest, or one drawn by transformers' rules, the same in any company.
+"""The next token of each row: the likeliest, or one drawn by transformers' rules, of the row's own logits.
 
 A drawn token depends on its row's logits, its request's seed and the number of tokens drawn before it, on nothing else:
 neither the other rows of the step nor a preemption in between changes it.

@@ -18,7 +18,7 @@ from numba.core.dispatcher import Dispatcher
 from torch import Tensor
 
 from halka.engine.llama import kernels
-from halka.engine.llama.product import WIDE, Product
+from halka.engine.llama.product import MANY, WIDE, Product
 from halka.engine.llama.row_adapter import ACTIVATION_NAMES, READS
 from halka.kernels import layers
 from halka.kernels.compiled import kernel as compiling
@@ -124,6 +124,15 @@ def test_products_of_many_tokens_are_in_float32_where_bf16_is_slow(pairs, biased
         torch.testing.assert_close(y.float(), expected, rtol=1.01 * 2**-8, atol=1e-4)
         product(1, shared(x[: few - 1]), shared(y[1:]))
         assert_close(y[1:], expected[:-1], torch.bfloat16)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, MANY + 1])
+@pytest.mark.skipif(not kernels.PAIRS, reason="this processor does not multiply pairs of bf16")
+def test_products_in_fp32_of_bf16_states_are_not_rounded(tokens):
+    x, weight = random(tokens, 48, dtype=torch.bfloat16), random(100, 48, dtype=torch.bfloat16, seed=1)
+    y = torch.zeros(tokens, 100)
+    Product(weight, None, None, kernels.PAIRS, x.dtype)(1, shared(x), shared(y))
+    torch.testing.assert_close(y, x.float() @ weight.float().mT, rtol=1e-5, atol=1e-5)
 
 
 def test_states_too_wide_for_a_threads_stack_are_torchs():

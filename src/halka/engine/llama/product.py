@@ -43,18 +43,21 @@ class Product:
         self.arrays = array_of(weight), NO_SCALE if scale is None else scale.numpy(), array_of(own_bias)
 
     def __call__(self, threads: int, x: Shared, y: Shared) -> None:
-        """Compute y (N, O) of x (N, I)."""
+        """Compute y (N, O) of x (N, I). Where y is fp32 and x is not, only torch's products of few rows round it."""
         count, weight, scale, bias = len(x.array), self._weight, self._scale, self._bias
+        wider = y.tensor.dtype != x.tensor.dtype
         if count == 1:
             kernels.product(threads, *self.arrays[:2], x.array[0], y.array[0])
             if bias is not None:
                 y.tensor.add_(bias)
-        elif count >= self._from:
+        elif count >= self._from or (wider and count > MANY):
             product_in_float32(x.tensor, weight, y.tensor, scale=scale, bias=bias)
         elif self._pairs and count <= MANY:
             kernels.products(threads, x.array, *self.arrays, y.array)
-        elif scale is not None:
-            y.tensor.copy_(torch.mm(x.tensor, weight.mT.to(x.tensor.dtype)).mul_(scale))
+        elif scale is not None or wider:
+            y.tensor.copy_(torch.mm(x.tensor, weight.mT.to(x.tensor.dtype)))
+            if scale is not None:
+                y.tensor.mul_(scale)
             if bias is not None:
                 y.tensor.add_(bias)
         elif bias is None:

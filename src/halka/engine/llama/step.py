@@ -112,12 +112,12 @@ class LlamaStep:
         return self._partial
 
     def warm(self) -> None:
-        """Compile all kernels: by a token alone, one whose logits nobody wants, and one beside a chunk."""
+        """Compile all kernels: by a token alone, one whose logits nobody wants, a chunk, and one beside a chunk."""
         D, _, H, W, _, L = self.dims
         kv = KVBlocks(2, (2 * L, H, W), self.weights.embed.dtype)
         tables = stacked([Tables.empty(L)])
         with torch.inference_mode():
-            for counts, last in (([1], [0]), ([1], []), ([1, 2], [0, 2])):
+            for counts, last in (([1], [0]), ([1], []), ([2], [1]), ([1, 2], [0, 2])):
                 texts = [PagedText(count, [number], [count], [0]) for number, count in enumerate(counts)]
                 places = [(number, place) for number, count in enumerate(counts) for place in range(count)]
                 slots, positions = [SIZE * number + place for number, place in places], [place for _, place in places]
@@ -175,9 +175,9 @@ class _Pass:
             self._mlp(number, layer)
         kernels.add_norm(self._threads, scratch.x.array, scratch.y.array, step.norm, step.eps, scratch.h.array)
         hidden = shared(scratch.h.tensor[torch.tensor(self._line.last, dtype=torch.int64)])
-        logits = torch.empty(len(self._line.last), len(step.head), dtype=hidden.tensor.dtype)
+        logits = torch.empty(len(self._line.last), len(step.head))  # in fp32, as of one row: bf16 would make ties
         step.to_logits(self._threads, hidden, shared(logits))
-        return logits.float()
+        return logits
 
     def _attention(self, number: int, layer: LlamaLayer, y: Any) -> None:
         step, scratch, kv = self._step, self._scratch, self._kv
