@@ -20,9 +20,7 @@ from halka.engine.llama import kernels
 from halka.kernels.shared import Shared, shared
 from halka.models.attention.paged import ALWAYS, PagedPlan
 
-QUERIES = (
-    128  # of a tile, at most: few enough not to compute much that they cannot see, many enough for products' speed
-)
+QUERIES = 128  # of a tile at most: few see little that they need not, many are quick to multiply
 WASTE = 1.3  # how much larger tiles may become that are computed with larger ones
 MOST = 2**22  # scores of a head that a tile has: of more than 32,768 slots fewer queries see them at once
 SCORES = 2**18  # of a head, that are computed at once unless a tile has more: what caches hold
