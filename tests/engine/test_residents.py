@@ -70,10 +70,12 @@ def test_pinned_adapters_stay_and_the_longest_unused_of_the_others_go(model, sto
 
 @pytest.mark.parametrize(("dtype", "copies"), [(torch.float32, 2), (torch.bfloat16, 1.5)])
 def test_an_adapter_takes_its_parameters_and_the_kernels_copy(store, dtype, copies):
+    save(model_of(families={}), store, "full", 0, halka.Full())  # which has none
     with Engine(model_of(families={}, dtype=dtype), store) as engine:
-        assert answer(engine, "lora-0").error is None
-        (version,) = engine.adapters.residents.versions
-        assert version.bytes == copies * store.get("lora-0").open().memory
+        assert [answer(engine, name).error for name in ("lora-0", "full")] == [None, None]
+        lora, full = engine.adapters.residents.versions
+        assert lora.bytes == copies * store.get("lora-0").open().memory
+        assert full.bytes == store.get("full").open().memory
 
 
 def test_a_prompt_takes_what_its_keys_and_values_take(model, store):

@@ -14,7 +14,7 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from halka.core import AdaptedModel
-from halka.engine.residents import BUDGET, Fits, Residents
+from halka.engine.residents import BUDGET, BytesOf, Fits, Residents
 from halka.engine.version import Version, content_id, describe, opened, removed, see_values, state_of_files
 from halka.models import context
 from halka.storage.adapter_folder import AdapterFolder
@@ -49,11 +49,11 @@ class Adapters:
         budget: int = BUDGET,
         allowed: Allowed | None = None,
         most: int | None = None,
-        copies: float = 1,
+        of_pass: BytesOf = lambda _: 0,
     ):
         """As `Residents`."""
         self.model, self.store, self._allowed = model, store, allowed or {}
-        self.residents = Residents(model, budget, self._allowed, most, copies)
+        self.residents = Residents(model, budget, self._allowed, most, of_pass)
         self.loading = dict[Future[None], Version]()  # what `load` names
         self._changed = False
         self._put: dict[str, Version] = {}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halka.core import AdaptedModel
+from halka.core import AdaptedModel, Adapter
 from halka.core.routing import Route, resolve
 from halka.engine.line import Line
 from halka.models import hidden_states, logits
@@ -21,8 +21,6 @@ from halka.models.rotary import long_text, longrope_start
 from halka.util.float32_linear import FEWEST
 from halka.util.transfer import to_device
 
-COPIES = 2  # of an adapter on a GPU: beside its fp32 parameters what is computed with, and that stacked by row
-
 
 class TransformersForward:
     """Implements `Forward` by the base as transformers wrote it."""
@@ -32,8 +30,6 @@ class TransformersForward:
         self._head = f"{layout_of(model.base).head}:"  # what the key of a place there begins with
         self._route: Route | None = None  # of the lines before
         self._longrope_start = longrope_start(model.base)
-        base: Any = model.base
-        self.copies = 1 if base.device.type == "cpu" else COPIES
 
     def __call__(self, line: Line) -> Tensor:
         route = self._route_of(line.names)
@@ -90,6 +86,9 @@ class TransformersForward:
     @property
     def intact(self) -> bool:
         return True
+
+    def bytes_of(self, adapter: Adapter) -> int:
+        return 0
 
     def forget(self) -> None:
         self._route = None

@@ -35,7 +35,7 @@ class Kept:
         if store is None and isinstance(pool := model.pool, AdapterPool):
             store, adapter_memory, allowed = pool.store, pool.budget, pool.allowed
         self.forward = forward_of(model)
-        self.adapters = Adapters(model, store, adapter_memory, allowed, most_adapters, self.forward.copies)
+        self.adapters = Adapters(model, store, adapter_memory, allowed, most_adapters, self.forward.bytes_of)
         self._constraints: Constraints | None = None
 
     def constraints(self, ends: frozenset[int]) -> Constraints:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from halka.core import Adapter
 from halka.engine.schedule import Work
 from halka.models.attention.paged import KVBlocks, PagedPlan
 
@@ -68,13 +69,12 @@ class Forward(Protocol):
         ...
 
     @property
-    def copies(self) -> float:
-        """What an adapter takes in memory, by the bytes of its fp32 parameters."""
-        ...
-
-    @property
     def intact(self) -> bool:
         """Whether it computes as fast as it did at first: what it was made of is still the base's."""
+        ...
+
+    def bytes_of(self, adapter: Adapter) -> int:
+        """What it keeps of an adapter for as long as that is there, beside what the model has."""
         ...
 
     def forget(self) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from halka.core import AdaptedModel
+from halka.core import AdaptedModel, Adapter
 from halka.engine.version import Version, describe, opened, removed, state_of_files
 from halka.storage.save_load import Allowed, load
 from halka.util.errors import HalkaError, PinnedFullError
@@ -17,9 +18,13 @@ from halka.util.machine import memory_named
 BUDGET = 2 * 10**9  # bytes of adapters that were loaded for requests
 AHEAD = 4  # adapters whose files are read at a time, so that one that comes late need not wait for all that came early
 TENSORS = 16  # the most of an adapter for each module of the base
+COPIES = 2  # of an adapter's bytes on a GPU: beside its fp32 parameters what is computed with, and that stacked by row
 PATIENCE = 32  # steps that an adapter waits for room before one that is in the way takes no more requests
 LESS = "lower adapter_memory, or memory (for keys and values), or choose a smaller or quantised base"
 
+
+BytesOf = Callable[[Adapter], int]
+"""What a pass keeps of an adapter, beside what the model has."""
 
 Fits = Callable[[Version], bool]
 """Whether a version may be pinned in the place of the one before."""
@@ -60,14 +65,23 @@ class Residents:
     changed    one has come or gone, since somebody set it to False
     """
 
-    def __init__(self, model: AdaptedModel, budget: int, allowed: Allowed, most: int | None = None, copies: float = 1):
-        """copies: as `Forward`."""
+    def __init__(
+        self,
+        model: AdaptedModel,
+        budget: int,
+        allowed: Allowed,
+        most: int | None = None,
+        of_pass: BytesOf = lambda _: 0,
+    ):
         self.model, self.budget, self.most, self._allowed = model, budget, most, allowed
         self.versions: list[Version] = []
         self.loads, self.evictions, self.changed = 0, 0, False
+        self._of_pass = of_pass
         self._pins: dict[str, Fits] = {}  # names whose newest version stays, if it fits
         self._reader = _reader()
-        self._copies, self._tensors = copies, TENSORS * len([*model.base.modules()])
+        base: Any = model.base
+        self._copies = 1 if base.device.type == "cpu" else COPIES
+        self._tensors = TENSORS * len([*base.modules()])
 
     def prepare(self, wanted: Iterable[Version]) -> tuple[Version | None, Future[None] | None]:
         """Load what is wanted, in this order, one a call: files are read in the background, then the model takes them.
@@ -171,6 +185,7 @@ class Residents:
                     describe(version, self.model, adapter)
                     if version.virtual is not None:  # of a prompt, keys and values of every layer
                         version.bytes = max(version.bytes, version.folder.memory + version.virtual.nbytes)
+                    version.bytes += self._of_pass(adapter)
                 except BaseException:
                     self.model.remove(version.key)
                     raise
@@ -252,7 +267,7 @@ def _reader() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "halka-adapters")
 
 
-def _read(version: Version, copies: float, most: int) -> None:
+def _read(version: Version, copies: int, most: int) -> None:
     """Read an adapter's files once, so that taking them over is quick, and check them.
 
     Raises HalkaError for more tensors than `most`, since taking them over would hold the engine.
@@ -264,7 +279,7 @@ def _read(version: Version, copies: float, most: int) -> None:
             f"{version.folder} holds {len(sizes):,} tensors, and an adapter of this base has at most {most:,}: it is "
             "for another base, or damaged"
         )
-    version.bytes = int(copies * sum(sizes))
+    version.bytes = copies * sum(sizes)
     version.id = version.folder.id
 
 

@@ -12,12 +12,13 @@ from threading import Timer
 import torch
 from torch import Tensor
 
-from halka.core import AdaptedModel
+from halka.core import AdaptedModel, Adapter
 from halka.core.routing import Place
 from halka.engine.forward import TransformersForward
 from halka.engine.line import Forward, Line
 from halka.engine.llama.line_adapters import RowAdapters
 from halka.engine.llama.open_weights import close_weights, open_weights
+from halka.engine.llama.row_adapter import COPIED
 from halka.engine.llama.weights import PLACES, obstacle
 from halka.kernels import unusable
 
@@ -46,9 +47,8 @@ class LlamaForward:
             for number, layer in enumerate(weights.layers)
             for place, (role, edits) in enumerate(PLACES)
         }
-        dtype = weights.embed.dtype
-        self._adapters = RowAdapters(model, places, len(weights.layers), dtype)
-        self.copies = 1 + dtype.itemsize / 4  # the second is the kernels'
+        self._itemsize = weights.embed.dtype.itemsize
+        self._adapters = RowAdapters(model, places, len(weights.layers), weights.embed.dtype)
 
     def __call__(self, line: Line) -> Tensor:
         step = self._step
@@ -74,6 +74,10 @@ class LlamaForward:
     def intact(self) -> bool:
         with self._model.own_weights():  # which are aside while an adapter is merged
             return self._step is not None and self._step.watched.all_intact()
+
+    def bytes_of(self, adapter: Adapter) -> int:
+        own = (part for part in adapter.parts.values() if type(part) in COPIED)
+        return self._itemsize * sum(tensor.numel() for part in own for tensor in part.parameters())
 
     def forget(self) -> None:
         self._adapters.forget()

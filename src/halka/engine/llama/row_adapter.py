@@ -24,6 +24,7 @@ from halka.util import huge_pages
 Slot = tuple[int, int]  # a layer, and a row of a table
 PRODUCT_OF = [name for name, roles in PRODUCTS.items() for _ in roles]  # by slot
 FIRST_SUBLAYER = len(ROLES) + 2  # of PLACES
+COPIED = LoRAPart, BottleneckPart, OutputScale, InputScale  # parts that a `RowAdapter` has copies of
 READS = ("output", "input", "residual", "sum")
 ACTIVATION_NAMES = (*ACTIVATIONS,)
 
