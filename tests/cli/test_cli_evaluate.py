@@ -136,6 +136,7 @@ def test_evaluate_on_a_task(here):
         ("generate --base base --max-new-tokens 9 --regex a( Hi", "regex 'a(' cannot be enforced"),
         ("generate --base base", "the prompt is empty"),
         ("generate --base base Hi --file prompts.jsonl", "a PROMPT and --file were given: give one of them"),
+        ("generate --base base --file prompts.txt", "prompts.txt is a text, and prompts are rows"),
         ("generate --base base --file wrong.jsonl", 'wrong.jsonl:1: no prompt: a row has one of "messages", "prompt"'),
         (
             "generate --base base --file half.jsonl",

@@ -121,6 +121,14 @@ def test_epochs_are_over_steps_of_what_comes_before(here, monkeypatch):
     assert parsed("train --config new/run.yaml -o fourth")["steps"] == -(-examples // 4)
 
 
+def test_warm_up_in_steps_and_as_a_share_are_over_each_other(here):
+    for number, (flag, warmup) in enumerate([("-steps 1", (0.06, 1)), (" 0.1", (0.1, None)), ("-steps 2", (0.06, 2))]):
+        before = f"{TRAIN} --steps 2" if number == 0 else f"--config {number - 1}/run.yaml"
+        halka(f"train {before} --warmup{flag} -o {number}")
+        train = yaml.safe_load(Path(f"{number}/run.yaml").read_text())["train"]
+        assert (train["warmup"], train["warmup_steps"]) == warmup
+
+
 def test_the_runs_file_runs_it_again(here):
     halka(f"train {TRAIN} --steps 4 --validation 0.2 -o new")
     before = load_file("new/adapter/adapter_model.safetensors")

@@ -154,6 +154,8 @@ def test_raw_text_is_learned_in_chunks(write):
     assert seen.packing is not None
     assert seen.packing.batches == len(pieces) > 1
     assert "would be cut" not in printed(seen)
+    assert (seen.lengths.max_length, seen.lengths.too_long, seen.lengths.lost) == (None, 0, 0)
+    assert "in 0 chunks" in preview(path, CHATML, max_length=20, too_long="drop").notes[0]
 
 
 def test_it_goes_to_json_unchanged(write):

@@ -115,7 +115,8 @@ def sample(request: Request) -> Sample:
     prompt that is not held out; HalkaError for an unknown metric and one that the answers themselves do not satisfy.
     """
     if wrong := next((example for example in (*request.train, *request.held_out) if not example.answers), None):
-        raise DataError(f"{wrong.where or 'an example'} has no answer to train on or compare with: add one")
+        way = "raw text is learned by halka train alone" if wrong.is_text else "add one"
+        raise DataError(f"{wrong.where or 'an example'} has no answer to train on or compare with: {way}")
     if len(request.train) < 2:
         raise DataError(f"{len(request.train)} training examples are too few: give at least two")
     all_train, held_out = request.train, _shuffled(request.held_out)

@@ -191,10 +191,6 @@ def _file_data(data: list[Path], validation: Path | None, shape: str | None) -> 
         rows = data_rows(file, "--data", shape)
         train += rows.examples
         shapes.add(rows.shape)
-    if "text" in shapes:
-        raise HalkaError(
-            "--data: the advisor scores answers, and raw text has none: train on it at once, by halka train --data"
-        )
     held_out = [] if validation is None else read_data(existing_file(validation, "--validation"), "--validation", shape)
     return _Data(
         name=", ".join(file.name for file in data),

@@ -141,13 +141,15 @@ def _schema(schema: str) -> dict[str, Any]:
 def prompts_from(prompt: str | None, file: Path | None, system: str | None) -> list[Example]:
     """The prompts as conversations. Raises HalkaError if there is none, or both a prompt and a file."""
     from halka.data.examples import Example
-    from halka.data.readers import whole_rows
+    from halka.data.readers import TEXTS, whole_rows
     from halka.data.shapes import as_message
 
     before = () if system is None else (as_message({"role": "system", "content": system}, "--system"),)
     if file is not None:
         if prompt is not None:
             raise HalkaError("a PROMPT and --file were given: give one of them")
+        if file.suffix.lower() in TEXTS:
+            raise HalkaError(f"--file: {file} is a text, and prompts are rows: give it as PROMPT, or rows as .jsonl")
         rows = whole_rows(existing_file(file, "--file"))
         own = [(row, _messages(row)) for row in rows]
         prompts = [

@@ -207,12 +207,21 @@ def read_many(file: Path, flags: Mapping[str, Any], environment: Mapping[str, st
     return plans
 
 
+INSTEAD_OF = {
+    "train.epochs": "train.steps",  # which would win
+    "train.warmup": "train.warmup_steps",
+    "train.warmup_steps": "train.warmup",
+}
+"""Settings, and that which a layer with one of them takes away from those before it."""
+
+
 def _laid(*layers: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Layers of settings, each over those before it; epochs of one are over steps of those, which would win."""
+    """Layers of settings, each over those before it, where these have the same under another name, too."""
     merged: dict[str, Entry] = {}
     for layer in layers:
-        if "train.epochs" in layer and "train.steps" not in layer:
-            merged.pop("train.steps", None)
+        for path, other in INSTEAD_OF.items():
+            if path in layer and other not in layer:
+                merged.pop(other, None)
         merged |= layer
     return merged
 

@@ -78,8 +78,7 @@ class TrainingRun:
                     adapter = load(model, plan.start, name=self.name)
             except HalkaError as error:
                 raise type(error)(f"--from: {error}") from None
-            if plan.start.card is None:
-                self.plan = plan.started_as(primary(adapter.method))
+            self.plan = plan.started_as(primary(adapter.method))
             return
         method = plan.method
         if text is not None:

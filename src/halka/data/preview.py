@@ -156,18 +156,21 @@ def preview(
         )
     encoded = encode_all(rows.examples, tokenizer)
     kept = [rows.examples[index] for index in encoded.kept]
-    lengths = _lengths(kept, encoded.items, max_length)
     fields, unread = keys_read(rows.rows, rows.shape)
     added = added_tokens(tokenizer)
     notes, trained = _notes(rows.shape, kept, encoded.items, tokenizer, added), encoded.items
+    most = max_length
     if rows.shape == "text":
         if max_length is not None and too_long == "cut":
             trained = [piece for tokens in trained for piece in chunks(tokens, max_length, tokenizer)]
+            most = None  # nothing is lost
+        read = [tokens for tokens in trained if max_length is None or len(tokens.ids) <= max_length]
         notes.insert(
             0,
             f"raw text, learned from its second token on, without the chat template: training reads it in "
-            f"{plural(len(trained), 'chunk')}",
+            f"{plural(len(read), 'chunk')}",
         )
+    lengths = _lengths(kept, encoded.items, most)
     return Preview(
         name=str(path),
         shape=rows.shape,

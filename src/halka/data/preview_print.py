@@ -36,7 +36,7 @@ def _lines(preview: Preview) -> list[Text]:
         lines.append(
             Text(f"  {item.first:>{width},} to {item.last:>{width},} {bar}{' ' if bar else ''}{item.examples:,}")
         )
-    if lengths.max_length is not None and preview.shape != "text":
+    if lengths.max_length is not None:
         lines.append(
             Text(
                 f"{lengths.too_long:,} longer than {lengths.max_length:,} tokens and would be cut, "

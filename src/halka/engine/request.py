@@ -51,7 +51,7 @@ class Request:
 
     def __post_init__(self) -> None:
         try:
-            object.__setattr__(self, "prompt", [*map(index, self.prompt)])
+            object.__setattr__(self, "prompt", (*map(index, self.prompt),))
         except TypeError as error:
             raise HalkaError(f"a prompt is token ids ({error}): `Request.of` takes a text or a conversation") from None
         if self.logprobs is not None:

@@ -14,7 +14,6 @@ from halka.util.suggest import instead, suggest
 
 T = TypeVar("T")
 
-# Options of peft that are no field of ours.
 ROLES = {  # of linear layers, by the names that transformers' architectures have for them
     **{"q_proj": "attn.q", "k_proj": "attn.k", "v_proj": "attn.v", "o_proj": "attn.o", "out_proj": "attn.o"},
     **{"query": "attn.q", "key": "attn.k", "value": "attn.v", "q": "attn.q", "k": "attn.k", "v": "attn.v"},

@@ -38,7 +38,7 @@ NO_PICKLES = (
     "AutoModelForCausalLM.from_pretrained(it).save_pretrained(new_folder), and the tokenizer likewise"
 )
 HUB_LEFT_OUT = ["*/*", "model.*.safetensors", "adapter_config.json"]  # subfolders, weights in other precisions
-TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
+TOKENIZER_FILES = ("tokenizer*.json", "*.model", "vocab.*", "*.tiktoken")
 OVERFLOWING = ("gemma2", "gemma3", "gemma3_text")  # float16 does not hold their hidden states
 CONVERSION = "automatic conversion of the weights"  # transformers' words for any error while it joins experts' weights
 
@@ -325,7 +325,7 @@ def _check_config(folder: Path) -> None:
         )
         raise HalkaError(f"{folder} has no config.json: {reason}")
     if (folder / "adapter_config.json").is_file():  # which transformers would put into the base
-        raise HalkaError(f"{folder} holds a base and an adapter: move the adapter's files to a folder of its own")
+        raise HalkaError(f"{folder} holds a base and an adapter: remove adapter_config.json, or move it elsewhere")
     for name in JSON_FILES:
         if (folder / name).is_file():
             with (folder / name).open("rb") as file:

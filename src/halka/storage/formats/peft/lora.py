@@ -243,8 +243,6 @@ def _with_bias(method: LoRA | DoRA | LoRABias, path: str, change: Tensor, state:
             "adapter_config.json: Halka does not have a DoRA with trained biases (bias): train it with bias none"
         )
     plain = method if isinstance(method, LoRA) else method.as_lora()
-    if not plain.scale:
-        raise HalkaError("adapter_config.json: lora_alpha is 0, and biases were trained: Halka cannot scale them by 0")
     key = f"{path}.bias"
     state[key] = change / plain.scale + state.get(key, 0)
     return LoRABias(plain.rank, plain.alpha, plain.dropout, scaling=plain.scaling)
