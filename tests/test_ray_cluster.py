@@ -35,7 +35,7 @@ from serving_for_tests import InProcess, Running, make_base, make_store, open_se
 from staged_runs import Stage, is_alive, staged, within_seconds
 
 LORA = {"method": "lora", "label": "lora", "lrs": (0.1, 0.2), "rank": 4}
-IA3 = {"method": "ia3", "label": "ia3"}
+IA3 = {"method": "ia3", "label": "ia3", "lrs": (0.01,)}
 FIRST = "ia3, lr 0.01, seed 0"
 SMALL = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
 """Of a node."""

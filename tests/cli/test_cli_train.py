@@ -170,7 +170,7 @@ def test_tensorboard(here, monkeypatch):
         ("train --base base --task nope -o new", "task 'nope' is unknown. Name support"),
         ("train --base base --data nope.jsonl -o new", "--data: there is no file nope.jsonl: check the path"),
         ("train --base base --data run -o new", "--data: run is a folder: name a file in it"),
-        ("train --base base --data prose.txt -o new", "prose.txt: unknown kind of data file"),
+        ("train --base base --data run/adapter/adapter_model.safetensors -o new", "unknown kind of data file"),
         (f"train {TRAIN} --validation 3 -o new", "--validation 3 is no share of the data"),
         (f"train {TRAIN} --validation nope.jsonl -o new", "--validation: there is no file nope.jsonl"),
         (f"train {TRAIN} -o run", "--out: run holds a finished run: choose another folder, or add --overwrite"),

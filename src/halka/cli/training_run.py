@@ -78,7 +78,8 @@ class TrainingRun:
                     adapter = load(model, plan.start, name=self.name)
             except HalkaError as error:
                 raise type(error)(f"--from: {error}") from None
-            self.plan = plan.started_as(primary(adapter.method))
+            if plan.start.card is None:
+                self.plan = plan.started_as(primary(adapter.method))
             return
         method = plan.method
         if text is not None:
