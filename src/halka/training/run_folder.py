@@ -209,9 +209,9 @@ class RunFolder:
         return save(model, name, self.path / BEST, training=training, measurements={"validation_loss": loss})
 
     def keep_adapter(
-        self, model: AdaptedModel, name: str, config: TrainConfig, step: Step, start: AdapterFolder | None = None
-    ) -> Path:
-        """Save the adapter as it is after this step, beside those of others; returns the folder.
+        self, model: AdaptedModel, name: str, config: TrainConfig, step: Step, start: AdapterFolder | None
+    ) -> None:
+        """Save the adapter as it is after this step, beside those of others.
 
         Where processes hold parts of the adapter the others call `help_save`.
         """
@@ -219,7 +219,7 @@ class RunFolder:
         training = {**self._settings(model, name, config, start), **done}
         best = {"validation_loss": step.validation, "validation_score": step.score}
         measurements = {name: value for name, value in best.items() if value is not None}
-        return save(model, name, self.path / KEPT / f"step-{step.step}", training=training, measurements=measurements)
+        save(model, name, self.path / KEPT / f"step-{step.step}", training=training, measurements=measurements)
 
     def drop_kept(self, after: int = 0) -> None:
         """Drop the adapters that were kept after later steps than this one."""
