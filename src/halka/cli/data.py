@@ -49,6 +49,7 @@ def preview(
 
     from halka.data.preview import preview
     from halka.data.preview_print import render
+    from halka.data.truncation import lowest_limit
     from halka.models.description import describe_base, load_tokenizer
     from halka.training.config import TrainConfig
 
@@ -56,7 +57,7 @@ def preview(
         existing_file(file, "FILE")
     tokenizer, context = load_tokenizer(base), describe_base(base)["context"]
     limits = TrainConfig(batch_tokens=batch_tokens, batch_size=batch_size).limits()
-    longest = min((limit for limit in (max_length, context) if limit is not None), default=None)
+    longest = lowest_limit(max_length, context)
     previews = [
         preview(file, tokenizer, longest, shape, examples, files[:index], **limits, group_shared=group_shared)
         for index, file in enumerate(files)

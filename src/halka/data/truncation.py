@@ -41,6 +41,11 @@ class TooLongError(DataError):
         )
 
 
+def lowest_limit(*limits: int | None) -> int | None:
+    """The lowest of these limits of tokens; None where there is none."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def truncate(
     examples: Sequence[Example],
     items: Iterable[ItemT | DataError],

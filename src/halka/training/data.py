@@ -9,6 +9,7 @@ from typing import Any
 from halka.core import AdaptedModel
 from halka.data.examples import ExamplesOrItems, Item, examples_and_items
 from halka.data.tokens import UNCLOSED, Tokens, unclosed
+from halka.data.truncation import lowest_limit
 from halka.models import context
 from halka.models.kinds import kind_of
 from halka.objectives import objective_of
@@ -44,7 +45,7 @@ def as_tokens(
     if raw:
         if model.tokenizer is None:
             raise HalkaError("to train on examples the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
-        length = min((limit for limit in (config.max_length, room) if limit is not None), default=None)
+        length = lowest_limit(config.max_length, room)
         encoded = objective.encode(model, name, raw, length, config.too_long)
         items += encoded.items
         if encoded.dropped or encoded.cut:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from halka.data.preview import Preview, preview
+from halka.data.truncation import lowest_limit
 from halka.models.description import describe_base, load_tokenizer
 from halka.server.apart import limit_memory
 from halka.server.previews.views import view_of_needs, view_of_preview
@@ -59,7 +60,7 @@ class Look:
         return preview(
             self.data,
             load_tokenizer(self.base),
-            min((limit for limit in (self.train["max_length"], context) if limit is not None), default=None),
+            lowest_limit(self.train["max_length"], context),
             self.shape,
             self.examples,
             [] if self.validation is None else [self.validation],
