@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from playwright.sync_api import Page
+from playwright.sync_api import Page, Route
+
+from browser_for_tests import Reader
 
 CHATS = "**/v1/chat/completions"
 
 
 def ask(page: Page, text: str) -> None:
-    page.get_by_role("textbox", name="Your message").fill(text)
-    page.keyboard.press("Enter")
+    message = page.get_by_role("textbox", name="Your message")
+    message.fill(text)
+    message.press("Enter")
 
 
 def bodies_of(page: Page) -> list[dict[str, Any]]:
@@ -28,6 +31,18 @@ def user(text: str) -> dict[str, str]:
 
 def assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
+
+
+def end_session_at_chat(reader: Reader, held: str | None = None) -> None:
+    """Let the reader's session end as models are asked, whose answers alone can say so: what the page loads before
+    would, too, and might before the message is sent. `held` is a model that never answers."""
+
+    def end(route: Route) -> None:
+        reader.context.clear_cookies()
+        if route.request.post_data_json["model"] != held:
+            route.continue_()
+
+    reader.page.route(CHATS, end)
 
 
 def answer_with(page: Page, text: str, tokens: int = 7) -> None:

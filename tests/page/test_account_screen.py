@@ -41,7 +41,7 @@ def test_keys_are_made_used_and_revoked(read, own_server):
     expect(page.get_by_text("This is the first key")).to_be_visible()
     operator = make_key(page)
     page.get_by_label("API key").fill(operator)
-    page.keyboard.press("Enter")
+    page.get_by_label("API key").press("Enter")
 
     keys = page.get_by_role("region", name="Keys")
     expect(keys.get_by_text("yours")).to_be_visible()
@@ -98,7 +98,7 @@ def test_the_last_admin_is_changed_all_the_same(read, own_server):
     page = read(own_server.url, locale="bn-BD").page
     page.goto("/account")
     page.locator("input[type=password]").fill(text)
-    page.keyboard.press("Enter")
+    page.locator("input[type=password]").press("Enter")
     page.get_by_role("button", name="mine বদলান").click()
     form = page.get_by_role("dialog", name="mine বদলান")
     form.get_by_label("ভূমিকা").select_option("manager")
@@ -121,7 +121,7 @@ def test_a_changed_note_changes_no_limits(read, own_server):
     page = read(own_server.url).page
     page.goto("/account")
     page.get_by_label("API key").fill(text)
-    page.keyboard.press("Enter")
+    page.get_by_label("API key").press("Enter")
     rows = page.get_by_role("region", name="Keys")
     rows.get_by_role("row", name="laptop").get_by_role("button", name="Change").click()
     form = page.get_by_role("dialog", name="Change laptop")
@@ -138,7 +138,7 @@ def test_a_user_sees_the_own_use_and_no_keys(read, own_server):
     page = read(own_server.url, viewport={"width": 390, "height": 800}).page
     page.goto("/account")
     page.get_by_label("API key").fill(text)
-    page.keyboard.press("Enter")
+    page.get_by_label("API key").press("Enter")
     expect(page.get_by_text("Nothing was asked yet")).to_be_visible()
     expect(page.get_by_text("Asks: chats, answers from documents, searches.")).to_be_visible()
     expect(page.get_by_role("button", name="New key")).to_have_count(0)

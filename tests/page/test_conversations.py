@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Page, expect
 
-from conversing_for_tests import CHATS, answer_with, ask, assistant, bodies_of, user
+from conversing_for_tests import answer_with, ask, assistant, bodies_of, end_session_at_chat, user
 from serving_for_tests import Running
 
 
@@ -119,8 +119,7 @@ def test_a_session_that_ends_is_no_stop_of_the_reader(read, closed):
     page.goto("/playground?model=tiny&model=lora")
     sign_in(page, key)
     page.get_by_role("button", name="Ask", exact=True).wait_for()
-    page.route(CHATS, lambda route: None if route.request.post_data_json["model"] == "lora" else route.continue_())
-    reader.context.clear_cookies()
+    end_session_at_chat(reader, held="lora")
     ask(page, "Who?")
     sign_in(page, key)
     expect(page.get_by_text("Your session ended before the answer was whole.")).to_have_count(2)

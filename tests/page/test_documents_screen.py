@@ -38,7 +38,7 @@ def test_a_collection_is_made_filled_searched_and_deleted(read, shelf):
     page.goto("/documents")
     expect(page.get_by_text("There are no collections yet")).to_be_visible()
     page.get_by_label("Name").fill("faq")
-    page.keyboard.press("Enter")
+    page.get_by_label("Name").press("Enter")
     page.wait_for_url("**/documents/faq")
     page.get_by_label("Choose files").set_input_files(
         [file("<i>parcels.md", PARCELS), file("keys.md", KEYS), file("photo.jpg", "no")]
@@ -53,7 +53,7 @@ def test_a_collection_is_made_filled_searched_and_deleted(read, shelf):
     expect(rows.filter(has_text="parcels")).to_contain_text("#post")
 
     page.get_by_label("Question").fill("When are parcels sent?")
-    page.keyboard.press("Enter")
+    page.get_by_label("Question").press("Enter")
     best = page.locator(".hits li").first
     expect(best).to_contain_text("<b>bold</b><img src=x onerror=alert(1)>")
     expect(best.locator("mark").first).to_have_text("Parcels")
@@ -70,7 +70,7 @@ def test_a_collection_is_made_filled_searched_and_deleted(read, shelf):
     page.goto("/documents/faq?question=hook&mode=words")
     expect(best).to_contain_text("hook 31")
     page.get_by_label("Question").fill("When are parcels sent?")
-    page.keyboard.press("Enter")
+    page.get_by_label("Question").press("Enter")
     page.wait_for_url("**/documents/faq?mode=words")
     expect(best.locator("mark").first).to_have_text("Parcels")
 
@@ -95,10 +95,10 @@ def test_files_are_taken_in_while_other_screens_are_shown(read, shelf):
     page = read(shelf).page
     page.goto("/documents")
     page.get_by_label("Name").fill("a b")
-    page.keyboard.press("Enter")
+    page.get_by_label("Name").press("Enter")
     expect(page.get_by_text("a letter or digit first and no dot last")).to_be_visible()
     page.get_by_label("Name").fill("slow")
-    page.keyboard.press("Enter")
+    page.get_by_label("Name").press("Enter")
     page.wait_for_url("**/documents/slow")
     held = []
 

@@ -52,7 +52,7 @@ def test_from_a_file_to_an_adapter_that_answers(server, read, language, locale, 
 
     page.goto(f"/train?settings={DRAFT}")
     page.get_by_label(word("shell.key")).fill(key)
-    page.keyboard.press("Enter")
+    page.get_by_label(word("shell.key")).press("Enter")
     page.locator('input[type="file"]').set_input_files(
         {"name": f"letters-{language}.jsonl", "mimeType": "application/jsonl", "buffer": rows()}
     )
@@ -68,14 +68,14 @@ def test_from_a_file_to_an_adapter_that_answers(server, read, language, locale, 
     page.locator("summary", has_text=word("playground.settings")).press("Enter")
     page.get_by_label(word("playground.max_tokens")).fill("12")
     page.get_by_role("textbox", name=word("playground.prompt")).fill("My lamp flickers since Monday, order 4711.")
-    page.keyboard.press("Enter")
+    page.get_by_role("textbox", name=word("playground.prompt")).press("Enter")
     for model in (server.service.name, name):
         answer = page.get_by_role("article", name=word("playground.answerOf", model=model))
         expect(answer.locator("dl.facts")).to_be_visible()
 
     page.goto("/documents")
     page.get_by_label(word("documents.name")).fill(f"faq-{language}")
-    page.keyboard.press("Enter")
+    page.get_by_label(word("documents.name")).press("Enter")
     page.wait_for_url(f"**/documents/faq-{language}")
     page.get_by_label(word("documents.chooseFiles")).set_input_files(
         {"name": "keys.md", "mimeType": "text/plain", "buffer": b"The key of the shop hangs on hook 31."}
@@ -84,7 +84,7 @@ def test_from_a_file_to_an_adapter_that_answers(server, read, language, locale, 
     expect(page.get_by_role("region", name=word("documents.title")).locator("tbody tr")).to_have_count(1)
     press("link", "documents.ask")
     page.get_by_role("textbox", name=word("playground.prompt")).fill("Where does the key hang?")
-    page.keyboard.press("Enter")
+    page.get_by_role("textbox", name=word("playground.prompt")).press("Enter")
     expect(page.get_by_role("article").get_by_text("keys.md")).to_be_attached()
 
     page.goto(f"/adapters/{name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Page, expect
 
+from conversing_for_tests import ask, end_session_at_chat
 from halka.server.page import SCREENS
 from serving_for_tests import Running
 
@@ -18,7 +19,7 @@ def closed(base, store, tmp_path_factory):
 
 def sign_in(page: Page, key: str) -> None:
     page.get_by_label("API key").fill(key)
-    page.keyboard.press("Enter")
+    page.get_by_label("API key").press("Enter")
 
 
 def test_a_tab_acts_for_nobody_who_signed_in_in_another(read, closed):
@@ -92,11 +93,11 @@ def test_a_key_that_is_revoked_ends_at_the_next_call(read, closed):
     page.goto("/playground?model=tiny&prompt=Hello")
     sign_in(page, key)
     page.get_by_role("button", name="Ask", exact=True).wait_for()
-    page.get_by_label("Your message").fill("Who?")
-    reader.context.clear_cookies()
-    page.get_by_role("button", name="Ask", exact=True).click()
+    end_session_at_chat(reader)
+    ask(page, "Who?")
     sign_in(page, key)
     expect(page.get_by_role("article")).to_have_count(1)  # the same key goes on where its session ended
+    page.unroute_all()
     page.get_by_label("Your message").fill("Hello")
     keys.revoke(entry.id)
     page.get_by_role("button", name="Ask", exact=True).click()
