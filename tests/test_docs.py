@@ -128,7 +128,11 @@ def test_the_documented_data_task_and_experiment_are_read(tmp_path):
     from halka.studies.experiment import Experiment, read_experiment
 
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    (rows,), (task,) = blocks(ROOT / "docs" / "data.md", "jsonl"), blocks(ROOT / "docs" / "data.md", "yaml")
+    (rows, tools), (task,) = blocks(ROOT / "docs" / "data.md", "jsonl"), blocks(ROOT / "docs" / "data.md", "yaml")
+    (tmp_path / "tools.jsonl").write_text(tools)
+    (calling,) = read_examples(tmp_path / "tools.jsonl")
+    assert [message.role for message in calling.messages] == ["tools", "user", "assistant", "tool", "assistant"]
+    assert calling.messages[2].calls
     (tmp_path / "test.jsonl").write_text(rows)
     assert len(read_examples(tmp_path / "test.jsonl").examples) == 2
     (tmp_path / "train.jsonl").write_text(rows * 10)

@@ -87,6 +87,35 @@ HERMES = (  # tools and calls of them, as Hermes and Qwen write them
     "{% for call in message.tool_calls or [] %}\n<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+QWEN = (  # as Qwen3 writes: an empty thought before the last answer alone, results of calls as the user's
+    "{% if tools %}<|im_start|>system\n# Tools{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}<|im_end|>\n"
+    "{% endif %}{% for message in messages %}{% if message.role == 'tool' %}<|im_start|>user\n<tool_response>\n"
+    "{{ message.content }}\n</tool_response><|im_end|>\n{% else %}<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}{{ '\n' if message.content or not loop.first else '' }}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3_TOOLS = (  # as Llama 3.1 writes: tools before the first question, one call of `parameters`, results as JSON
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>"
+    "{{ 'ipython' if message.role == 'tool' else message.role }}<|end_header_id|>\n\n"
+    "{% if message.role == 'user' and tools and not shown.done %}"
+    "{% for tool in tools %}{{ tool | tojson(indent=4) }}\n\n{% endfor %}{% set shown.done = true %}{% endif %}"
+    "{% if message.tool_calls %}{% if message.tool_calls | length > 1 %}"
+    "{{ raise_exception('This model only supports single tool-calls at once!') }}{% endif %}"
+    "{% set function = message.tool_calls[0].function %}"
+    '{"name": "{{ function.name }}", "parameters": {{ function.arguments | tojson }}}'
+    "{% elif message.role == 'tool' %}{{ message.content | tojson }}{% else %}{{ message.content | trim }}{% endif %}"
+    "<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+).replace("{{ bos_token }}", "{{ bos_token }}{% set shown = namespace(done=false) %}", 1)
+DEEPSEEK = (  # as DeepSeek V3 writes: arguments are text, which it joins to others
+    "{% for tool in tools or [] %}{{ '## ' + tool.function.name + '\n' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content }}"
+    "{% for call in message.tool_calls or [] %}"
+    "{{ '<|call|>' + call.function.name + '\n```json\n' + call.function.arguments + '\n```' }}{% endfor %}"
+    "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 PHI = (  # one more token ends the whole text, behind that which ends every turn
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
     "{{ '<|assistant|>\n' if add_generation_prompt else eos_token }}"
@@ -158,6 +187,10 @@ def phi_tokenizer() -> PreTrainedTokenizerFast:
 
 def thoughts_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer(THOUGHTS)
+
+
+def qwen_tokenizer() -> PreTrainedTokenizerFast:
+    return tokenizer(QWEN)
 
 
 def hermes_tokenizer() -> PreTrainedTokenizerFast:

@@ -23,7 +23,7 @@ from halka.evaluation.generation import AdapterNames, iter_answers
 from halka.evaluation.metrics import score
 from halka.util.errors import HalkaError
 from tiny import tiny
-from tokenizers_for_tests import chatml_tokenizer, gemma_tokenizer
+from tokenizers_for_tests import chatml_tokenizer, gemma_tokenizer, qwen_tokenizer
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -44,6 +44,30 @@ def asked(questions: list[str], answer: str = "Paris") -> list[Example]:
 
 
 EXAMPLES = asked(QUESTIONS)
+
+
+def test_calls_of_tools_are_learned_answered_and_scored():
+    tokenizer = qwen_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer), max_position_embeddings=512), tokenizer)
+    model.add("a", halka.Full())
+    tools = [{"name": name, "description": "Where?"} for name in ("map", "road")]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Open {name}."},
+                {"role": "assistant", "tool_calls": [{"name": name, "arguments": {"count": number, "open": True}}]},
+            ],
+            "tools": tools,
+        }
+        for number, name in enumerate(("map", "road"))
+    ]
+    halka.fit(model, "a", rows, {"steps": 60, "batch_size": 2, "lr": 1e-2})
+    result = evaluate(model, "a", rows)
+    assert [*result.scores] == ["calls_exact", "exact_match"]
+    assert [score.value for score in result.scores.values()] == [1, 1]
+    call = '<tool_call>\n{"name": "road", "arguments": {"count": 1, "open": true}}\n</tool_call>'
+    assert result.predictions[1].prediction == call == halka.generate(model, rows, "a", max_new_tokens=120)[1]
+    assert result.predictions[1].references == (call,)
 
 
 def model_that_reads(*kinds: str) -> AdaptedModel:

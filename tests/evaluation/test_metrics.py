@@ -169,6 +169,24 @@ def test_json_exact():
     assert of("json_exact", '{"a": "\\u09dc"}', '{"a": "ড\u09bc"}') == 1
 
 
+def test_the_right_tools_are_called_or_none():
+    paris = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call>'
+    same = 'I ask. {"name": "weather", "parameters": {"days": 2.0, "city": "Paris"}}'
+    assert of("calls_exact", same, paris) == of("calls_exact", paris, "No.", paris) == 1
+    for other in (same.replace("2.0", '"2"'), same.replace("weather", "clock"), paris + paris, "Paris", ""):
+        assert of("calls_exact", other, paris) == 0, other
+    assert value("calls_exact", [same, "Hello.", paris], [[paris], ["Good day!"], ["Good day!"]]) == pytest.approx(
+        2 / 3
+    )
+    with pytest.raises(HalkaError, match="calls_exact is undefined here: share of answers that call the tools"):
+        of("calls_exact", "Yes.", "Yes.")
+    call = {"role": "assistant", "tool_calls": [{"name": "clock"}]}
+    rows = [{"prompt": "Who?", "completion": "Ada"}, {"messages": [{"role": "user", "content": "What time?"}, call]}]
+    examples = [example for row in rows for example in as_examples([row])]
+    assert default_metrics(examples, "causal-lm") == ("calls_exact", "exact_match")
+    assert default_metrics(examples[:1], "causal-lm") == ("exact_match", "token_f1")
+
+
 def test_json_fields():
     said = '{"intent": "PlayMusic", "slots": {"artist": "Runa", "year": 1975, "tags": ["x"], "city": "Dhaka"}}'
     # the reference has 6 leaves, the answer 5; in common: intent, artist, tags/0
@@ -199,8 +217,9 @@ def test_every_metric_says_what_it_is_and_gives_a_perfect_answer_its_best():
         assert metric.name == name
         assert metric.meaning
         best = metric.range[1] if metric.higher_is_better else metric.range[0]
-        assert of(name, TRUE_JSON, TRUE_JSON) == pytest.approx(best), name
-        assert metric.range[0] <= of(name, "", TRUE_JSON) < best, name
+        true = '{"name": "PlayMusic", "arguments": {}}' if name == "calls_exact" else TRUE_JSON
+        assert of(name, true, true) == pytest.approx(best), name
+        assert metric.range[0] <= of(name, "", true) < best, name
 
 
 def test_unknown_names_give_the_choices():
@@ -296,8 +315,12 @@ def test_scores_repeat_and_do_not_depend_on_what_else_is_scored():
 
 
 def test_a_thousand_resamples_of_every_metric_are_fast():
-    said = [json.dumps({"intent": f"i{i % 7}", "slots": {"a": f"word {i % 50}"}}) for i in range(300)]
-    true = [[json.dumps({"intent": f"i{i % 6}", "slots": {"a": f"word {i % 40}"}})] for i in range(300)]
+    def text(intent: int, word: int) -> str:
+        name, words = f"i{intent}", {"a": f"word {word}"}
+        return json.dumps({"intent": name, "slots": words, "name": name, "arguments": words})  # it is a call, too
+
+    said = [text(i % 7, i % 50) for i in range(300)]
+    true = [[text(i % 6, i % 40)] for i in range(300)]
     names = [*METRICS, "json_field:intent", "json_field_f1:slots"]
     score(said[:2], true[:2], names, resamples=2)  # imports
     start = time.perf_counter()

@@ -6,12 +6,15 @@ import json
 
 import pytest
 
+from halka.data.examples import as_prompt
+from halka.data.tokens import encode_prompt
 from halka.engine.json_schema import enforceable
-from halka.server.answers.chat_request import Tool
-from halka.server.answers.tools import Call, CallReader, Toolbox
+from halka.server.answers.chat_request import ChatRequest, Tool
+from halka.server.answers.prompts import chat_tokens
+from halka.server.answers.tools import Call, CallReader, Toolbox, toolbox_of
 from json_schema_for_tests import read, valid
 from serving_for_tests import PARIS, WEATHER, InProcess, make_base, no_white_space
-from tokenizers_for_tests import hermes_tokenizer
+from tokenizers_for_tests import hermes_tokenizer, qwen_tokenizer
 
 CLOCK = {
     "type": "function",
@@ -223,3 +226,19 @@ def test_pieces_of_any_size_are_read_alike(pace):
     parts += reader.end()
     assert "".join(part for part in parts if isinstance(part, str)) == "One <b> two"
     assert [part.name for part in parts if isinstance(part, Call)] == ["weather", "clock"]
+
+
+def test_a_conversation_with_tools_has_the_tokens_that_training_has():
+    call = {"name": "weather", "arguments": '{"city": "Paris"}'}
+    messages = [
+        {"role": "user", "content": "Is it warm in Paris?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "a", "type": "function", "function": call}]},
+        {"role": "tool", "tool_call_id": "a", "content": "31"},
+    ]
+    backwards = {"function": dict(reversed(WEATHER["function"].items())), "type": "function"}
+    body = ChatRequest.model_validate({"model": "m", "messages": messages, "tools": [backwards]})
+    tokenizer = qwen_tokenizer()
+    toolbox = toolbox_of(tokenizer, body.messages, body.tools, None, several=True)
+    served = chat_tokens(tokenizer, [message.for_template() for message in body.messages], toolbox)
+    for tools in ([backwards], [backwards["function"]], json.dumps([WEATHER])):
+        assert encode_prompt(as_prompt({"messages": messages, "tools": tools}, "row"), tokenizer) == served

@@ -240,8 +240,9 @@ def build_prompt(
     Raises DataError for an example without a user message.
     """
     asked = [_with_passages(model, shot, retrieve) for shot in (*shots, example)]
-    system = [message for message in example.prompt if message.role == "system"]
-    turns = [message for shot in asked for message in shot.messages if message.role != "system"]
+    setting = ("system", "tools")
+    system = [message for message in example.prompt if message.role in setting]
+    turns = [message for shot in asked for message in shot.messages if message.role not in setting]
     if model.tokenizer.chat_template is None and shots:
         answer = turns.pop() if example.messages[-1].role == "assistant" else None
         text = "\n".join(

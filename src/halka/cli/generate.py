@@ -141,8 +141,8 @@ def _schema(schema: str) -> dict[str, Any]:
 def prompts_from(prompt: str | None, file: Path | None, system: str | None) -> list[Example]:
     """The prompts as conversations. Raises HalkaError if there is none, or both a prompt and a file."""
     from halka.data.examples import Example
+    from halka.data.messages import as_message
     from halka.data.readers import TEXTS, whole_rows
-    from halka.data.shapes import as_message
 
     before = () if system is None else (as_message({"role": "system", "content": system}, "--system"),)
     if file is not None:

@@ -8,10 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from halka.data import chat
-from halka.data.examples import Message
-
-PROBE = (Message("user", "Who?"), Message("assistant", "Ada."))
+from halka.data import locating
 
 
 def end_tokens(generation_config: Any, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
@@ -24,7 +21,7 @@ def end_tokens(generation_config: Any, tokenizer: PreTrainedTokenizerBase | None
     if ends is None and tokenizer is not None:
         ends = tokenizer.eos_token_id
     ids: set[Any] = set() if ends is None else {*ends} if isinstance(ends, Iterable) else {ends}
-    if tokenizer is not None and tokenizer.chat_template and (mark := chat.closing(PROBE, tokenizer)):
+    if tokenizer is not None and tokenizer.chat_template and (mark := locating.closing(tokenizer)):
         ids.add(tokenizer.convert_tokens_to_ids(mark))
     elif tokenizer is not None and not tokenizer.chat_template and tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
@@ -38,7 +35,7 @@ def opening(tokenizer: PreTrainedTokenizerBase) -> str:
     """
     if not tokenizer.chat_template:
         return ""
-    ids = tokenizer(chat.opening(PROBE, tokenizer), add_special_tokens=False)["input_ids"]
+    ids = tokenizer(locating.opening(tokenizer), add_special_tokens=False)["input_ids"]
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 

@@ -70,7 +70,7 @@ def answer_keys(example: Example) -> frozenset[str]:
 
 
 def _key(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
-    return tuple((message.role, _plain(message.content)) for message in messages)
+    return tuple((message.role, _plain(message.written)) for message in messages)
 
 
 def _plain(text: str) -> str:

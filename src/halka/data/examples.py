@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from halka.data.messages import Message, as_message
 from halka.data.readers import Problem, Row, read_rows, row_of
 from halka.data.shapes import (
     SHAPES,
-    Message,
-    as_message,
     conversation_of,
     detect_shape,
     keys_read,
     known_shapes,
+    prompt_of,
     references_of,
 )
 from halka.util.errors import DataError
@@ -57,13 +58,13 @@ class Example:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """The references or, without any, the final answer."""
-        return self.references or ((self.messages[-1].content,) if self._answered else ())
+        """The references or, without any, the final answer, with its calls as Hermes and Qwen write them."""
+        return self.references or ((self.messages[-1].written,) if self._answered else ())
 
     @property
     def answer(self) -> str | None:
         """What is learned: the final answer or, without one, the first reference."""
-        return self.messages[-1].content if self._answered else next(iter(self.references), None)
+        return self.messages[-1].written if self._answered else next(iter(self.references), None)
 
     @property
     def is_text(self) -> bool:
@@ -74,7 +75,9 @@ class Example:
         """As a row of a data file."""
         if self.is_text:
             return {"text": self.messages[0].content}
-        return {"messages": [message.plain for message in self.messages], "references": self.references}
+        turns = [message.plain for message in self.messages if message.role != "tools"]
+        tools = [json.loads(message.content) for message in self.messages if message.role == "tools"]
+        return {"messages": turns, "references": [*self.references], **({"tools": tools[0]} if tools else {})}
 
     def place(self, index: int) -> str:
         """Where it was read from, else its number, from 1, in the list where it stands at `index`."""
@@ -241,8 +244,8 @@ def _example(row: Row, shape: str) -> Example | Problem:
         return Problem(row.where, str(error))
 
 
-Prompt = str | Example | Sequence[Message | Mapping[str, str]]
-"""A text, which is a user's message; a conversation; or an example, whose answer is not read."""
+Prompt = str | Example | Sequence[Message | Mapping[str, object]] | Mapping[str, object]
+"""A text, which is a user's message; a conversation; an example or a row of a file, whose answer is not read."""
 
 
 def as_prompt(prompt: Prompt, place: str) -> Example:
@@ -256,8 +259,14 @@ def as_prompt(prompt: Prompt, place: str) -> Example:
         if not prompt.strip():
             raise DataError(f"{place} is empty")
         return Example((as_message({"role": "user", "content": prompt}, place),), where=place)
-    if isinstance(prompt, Message | Mapping):
+    if isinstance(prompt, Message) or (isinstance(prompt, Mapping) and "role" in prompt):
         raise DataError(f"{place} is one message: a conversation is a list of messages, and prompts a list of those")
+    if isinstance(prompt, Mapping):
+        row = row_of(place, prompt)
+        try:
+            return Example((*prompt_of(row),), where=place)
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from None
     messages = tuple(as_message(message, f"{place}: message {n}") for n, message in enumerate(prompt, start=1))
     example = Example(messages, where=place)
     if not example.prompt:

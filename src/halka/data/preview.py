@@ -262,7 +262,7 @@ def _notes(
         marked = [
             (example.where, match.group())
             for example in examples
-            if (match := next(filter(None, (marks.search(message.content) for message in example.messages)), None))
+            if (match := next(filter(None, (marks.search(message.written) for message in example.messages)), None))
         ]
         if marked:
             where, mark = marked[0]

@@ -31,9 +31,15 @@ class Problem:
         return f"{self.where}: {self.reason}"
 
 
+class Number(str):
+    """A number in a JSON file, as the file writes it."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Row:
-    """One row of a file. Keys are stripped and in lower case; JSON numbers are text, as the file writes them."""
+    """One row of a file. Keys are stripped and in lower case; JSON numbers are text, `Number`s."""
 
     where: str
     fields: dict[str, object]
@@ -101,7 +107,7 @@ def _row(where: str, value: object) -> Row | Problem:
 
 def _decoder() -> json.JSONDecoder:
     """Numbers stay text, as the file writes them; NaN and Infinity are missing values."""
-    return json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda _: None)
+    return json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=lambda _: None)
 
 
 def _json_reason(error: Exception) -> str:

@@ -1,57 +1,33 @@
 """The shapes that a row may have, such as prompt and completion, and how each becomes a conversation."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from halka.data.readers import Problem, Row
-from halka.util.errors import DataError
-from halka.util.text import not_unicode
-
-Role = Literal["system", "user", "assistant", "text"]
-OPTIONAL = ("system", "references")  # keys that a row of any shape may have
-UNREADABLE = (  # without these a text means something else
-    *("tools", "functions"),
-    *("image", "images", "video", "videos", "audio", "audios"),
+from halka.data.messages import (
+    OF_MESSAGES,
+    OF_RESULTS,
+    SWITCHES,
+    Message,
+    as_message,
+    is_blank,
+    role_of,
+    text_of,
 )
+from halka.data.readers import Number, Problem, Row
+from halka.data.tools import tools_text
+from halka.util.errors import DataError
+
+TOOLS = ("tools", "functions")  # of a row's conversation: OpenAI's key and its older one
+OPTIONAL = ("system", "references", *TOOLS)  # keys that a row of any shape may have
+UNREADABLE = ("image", "images", "video", "videos", "audio", "audios")  # without these a text means something else
 PREFERENCES = (
     "Halka learns answers alone, and from no preferences: TRL's DPOTrainer does, on `halka.view` (docs/tools.md)"
 )
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message or row, for which templates differ
 ACCEPTED = ("label", "kto_tag")  # whether an answer is liked, in TRL's and LLaMA-Factory's rows for KTO
-SWITCHES = {**dict.fromkeys(("0", "0.0", "false"), False), **dict.fromkeys(("1", "1.0", "true"), True)}
-LEARNED = ("weight", "train", "training", "loss")  # OpenAI's, axolotl's two, ms-swift's
-OF_MESSAGES = {"role", "content", "from", "value", *LEARNED}
-
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-}
-
-
-@dataclass(frozen=True, repr=False)
-class Message:
-    """One turn of a conversation, or a raw text. `learned` is whether training has loss on it, if it is an answer."""
-
-    role: Role
-    content: str
-    learned: bool = True
-
-    def __repr__(self) -> str:
-        return f"Message(role={self.role!r}, content={self.content!r}{'' if self.learned else ', learned=False'})"
-
-    @property
-    def plain(self) -> dict[str, str | int]:
-        """As a row of a data file has it."""
-        return {"role": self.role, "content": self.content, **({} if self.learned else {"weight": 0})}
 
 
 @dataclass(frozen=True)
@@ -126,7 +102,7 @@ def keys_read(rows: Sequence[Row], shape: str) -> tuple[list[str], list[str]]:
 
     Of the latter, those of messages come last, as "messages.name", and a column without a name is left out.
     """
-    keys = dict.fromkeys(key for row in rows for key, value in row.fields.items() if key and not _is_blank(value))
+    keys = dict.fromkeys(key for row in rows for key, value in row.fields.items() if key and not is_blank(value))
     own = {*SHAPES[shape].keys, *SHAPES[shape].optional, *OPTIONAL}
     read = [key for key in keys if key in own]
     more = dict.fromkeys(f"{key}.{inner}" for key in read for row in rows for inner in _unread_of(row.fields.get(key)))
@@ -136,7 +112,12 @@ def keys_read(rows: Sequence[Row], shape: str) -> tuple[list[str], list[str]]:
 def _unread_of(value: object) -> list[str]:
     """The keys of a list's messages that have a value and are not read."""
     turns = [item for item in listed(value) or () if isinstance(item, Mapping) and _is_turn(item)]
-    return [key for turn in turns for key, own in turn.items() if key not in OF_MESSAGES and not _is_blank(own)]
+    return [
+        key
+        for turn in turns
+        for key, own in turn.items()
+        if key not in (*OF_MESSAGES, *(OF_RESULTS if role_of(turn) == "tool" else ())) and not is_blank(own)
+    ]
 
 
 def with_system(messages: list[Message], row: Row) -> list[Message]:
@@ -144,7 +125,16 @@ def with_system(messages: list[Message], row: Row) -> list[Message]:
     system = row.fields.get("system")
     if system in (None, "") or (messages and messages[0].role == "system"):
         return messages
-    return [Message("system", _text(system, "'system'")), *messages]
+    return [Message("system", text_of(system, "'system'")), *messages]
+
+
+def with_tools(messages: list[Message], row: Row) -> list[Message]:
+    """The messages with the row's tools, behind a system message. Raises DataError for tools that are none."""
+    key = next((key for key in TOOLS if not is_blank(row.fields.get(key))), None)
+    if key is None:
+        return messages
+    at = 1 if messages and messages[0].role == "system" else 0
+    return [*messages[:at], Message("tools", tools_text(row.fields[key], key)), *messages[at:]]
 
 
 def conversation_of(row: Row, shape: str) -> tuple[Message, ...]:
@@ -159,8 +149,10 @@ def conversation_of(row: Row, shape: str) -> tuple[Message, ...]:
     if shape not in ("labelled", "tagged", "text"):  # they have no place for a thought, and a label is none of KTO's
         _check_thoughts(row.fields, "the row")
         _check_accepted(row.fields)
-    messages = with_system(SHAPES[shape].messages(row.fields), row)
+    messages = with_tools(with_system(SHAPES[shape].messages(row.fields), row), row)
     roles = [message.role for message in messages]
+    if "tools" in roles and shape in ("labelled", "tagged", "text"):
+        raise DataError(f"the row has tools, which a row of shape {shape!r} has no use for: remove them")
     if shape == "text":
         if "system" in roles:
             raise DataError("a raw text has no system message: remove 'system'")
@@ -187,8 +179,8 @@ def prompt_of(row: Row) -> list[Message]:
     if shape is None:
         names = ", ".join(dict.fromkeys(f'"{shape.keys[0]}"' for shape in SHAPES.values()))
         raise DataError(f"no prompt: a row has one of {names}")
-    messages = with_system(shape.prompt(row.fields), row)
-    if not messages:
+    messages = with_tools(with_system(shape.prompt(row.fields), row), row)
+    if not any(message.role != "tools" for message in messages):
         raise DataError("no message to answer")
     return messages
 
@@ -199,49 +191,20 @@ def references_of(row: Row) -> tuple[str, ...]:
     if value is None or value == "":
         return ()
     items = listed(value)
-    return tuple(_text(item, "a reference") for item in ([value] if items is None else items))
-
-
-def as_message(value: object, name: str) -> Message:
-    """A message as it is, or from either kind of dictionary: {"role", "content"} or {"from", "value"}.
-
-    Raises DataError, which calls the message `name`.
-    """
-    if isinstance(value, Message):
-        return value
-    if not isinstance(value, Mapping):
-        raise DataError(f"{name} is not an object but a {type(value).__name__}")
-    role = value.get("role", value.get("from"))
-    if not isinstance(role, str) or role not in ROLES:
-        raise DataError(f"{name} has the role {role!r}; known roles are {', '.join(ROLES)}")
-    if value.get("tool_calls") or value.get("function_call"):
-        raise DataError(f"{name} calls a tool; only text is read")
-    learned = all(_switch(value[key], key, name) for key in LEARNED if not _is_blank(value.get(key)))
-    return Message(ROLES[role], _text(value.get("content", value.get("value")), name), learned)
-
-
-def _switch(value: object, key: str, name: str) -> bool:
-    if (learned := SWITCHES.get(str(value).lower())) is None:
-        raise DataError(f"{name} has the {key} {value!r}: write 1 or true where it is to be learned, else 0 or false")
-    return learned
+    return tuple(text_of(item, "a reference") for item in ([value] if items is None else items))
 
 
 def check_readable(row: Row) -> None:
     """Raises DataError for a row that has more than text, without which its text means something else."""
-    if unread := next((key for key in UNREADABLE if not _is_blank(row.fields.get(key))), None):
+    if unread := next((key for key in UNREADABLE if not is_blank(row.fields.get(key))), None):
         raise DataError(f"the row has {unread!r}, and only text is read")
-
-
-def _is_blank(value: object) -> bool:
-    """Whether there is nothing, which an array is not asked: it compares with each of its numbers."""
-    return value is None or (isinstance(value, str | list) and value in ("", "[]", []))
 
 
 def listed(value: object) -> list[Any] | None:
     """A list, also one written as JSON in a CSV cell; None if it is neither."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value, parse_int=str, parse_float=str)
+            value = json.loads(value, parse_int=Number, parse_float=Number)
         except (ValueError, RecursionError):
             return None
     return value if isinstance(value, list) else None
@@ -274,7 +237,7 @@ def _turn(item: object, name: str) -> Message:
 
 
 def _check_thoughts(fields: Mapping[str, object], name: str) -> None:
-    if thought := next((key for key in THOUGHTS if not _is_blank(fields.get(key))), None):
+    if thought := next((key for key in THOUGHTS if not is_blank(fields.get(key))), None):
         raise DataError(
             f"{name} has {thought!r}, which is not read: write it into the answer, as the base does, or remove it"
         )
@@ -288,40 +251,10 @@ def _check_accepted(fields: Mapping[str, object]) -> None:
 
 
 def _empty_system(item: object) -> bool:
-    if not isinstance(item, Mapping) or ROLES.get(str(item.get("role", item.get("from")))) != "system":
+    if not isinstance(item, Mapping) or role_of(item) != "system":
         return False
     text = item.get("content", item.get("value"))
     return text is None or (isinstance(text, str) and not text.strip())
-
-
-def _text(value: object, name: str) -> str:
-    """The text of a string, a number, or a list of {"type": "text"} parts; never empty, and always valid UTF-8."""
-    if isinstance(value, list) and len(value) > 1 and all(isinstance(part, str) for part in value):
-        raise DataError(f"{name} is a list of {len(value)} texts: give one, and all that are right as 'references'")
-    if isinstance(value, list):
-        value = "".join(_part(part, name) for part in value)
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        raise DataError(f"{name} is missing")
-    if isinstance(value, bool):
-        value = str(value).lower()
-    if isinstance(value, int | float):
-        value = str(value)
-    if not isinstance(value, str):
-        raise DataError(f"{name} is not text but a {type(value).__name__}: write it as text")
-    if not value.strip():
-        raise DataError(f"{name} is empty")
-    if why := not_unicode(value):
-        raise DataError(f"{name} {why}")
-    return value
-
-
-def _part(part: object, name: str) -> str:
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, dict) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        raise DataError(f"{name} has a part of type {kind!r}; only text is read")
-    return part["text"]
 
 
 def _pair(row: dict[str, object], prompt: str, answer: str) -> list[Message]:
@@ -330,13 +263,14 @@ def _pair(row: dict[str, object], prompt: str, answer: str) -> list[Message]:
         before = _conversation(row[prompt], prompt)
         before = [replace(turn, learned=False) if turn.role == "assistant" else turn for turn in before]
         return before + _conversation(row[answer], answer)
-    return [Message("user", _text(row[prompt], repr(prompt))), Message("assistant", _text(row[answer], repr(answer)))]
+    texts = text_of(row[prompt], repr(prompt)), text_of(row[answer], repr(answer))
+    return [Message("user", texts[0]), Message("assistant", texts[1])]
 
 
 def _first(row: dict[str, object], prompt: str) -> list[Message]:
     """A text, or a list of messages."""
     value = row[prompt]
-    return _asked(value, prompt) if _are_turns(value) else [Message("user", _text(value, repr(prompt)))]
+    return _asked(value, prompt) if _are_turns(value) else [Message("user", text_of(value, repr(prompt)))]
 
 
 def _are_turns(value: object) -> bool:
@@ -348,32 +282,32 @@ def _instruction(row: dict[str, object]) -> list[Message]:
     """The input, where there is one, follows the instruction after an empty line."""
     if row.get("history"):
         raise DataError("'history' is not read; write the conversation as 'messages'")
-    instruction = _text(row["instruction"], "'instruction'")
+    instruction = text_of(row["instruction"], "'instruction'")
     context = row.get("input")
     if context is not None and str(context).strip():
-        instruction = f"{instruction}\n\n{_text(context, repr('input'))}"
+        instruction = f"{instruction}\n\n{text_of(context, repr('input'))}"
     return [Message("user", instruction)]
 
 
 def _alpaca(row: dict[str, object]) -> list[Message]:
-    return [*_instruction(row), Message("assistant", _text(row["output"], "'output'"))]
+    return [*_instruction(row), Message("assistant", text_of(row["output"], "'output'"))]
 
 
 def _texts(row: dict[str, object]) -> list[Message]:
     """One text, or two of which the second is `text_pair`."""
-    texts = [_text(row["text"], "'text'")]
+    texts = [text_of(row["text"], "'text'")]
     if row.get("text_pair") not in (None, ""):
-        texts.append(_text(row["text_pair"], "'text_pair'"))
+        texts.append(text_of(row["text_pair"], "'text_pair'"))
     return [Message("user", text) for text in texts]
 
 
 def _raw(row: dict[str, object]) -> list[Message]:
-    return [Message("text", _text(row["text"], "'text'"))]
+    return [Message("text", text_of(row["text"], "'text'"))]
 
 
 def _labelled(row: dict[str, object]) -> list[Message]:
     """The texts, and the label's name."""
-    return [*_texts(row), Message("assistant", _text(row["label"], "'label'").strip())]
+    return [*_texts(row), Message("assistant", text_of(row["label"], "'label'").strip())]
 
 
 def _sentence(row: dict[str, object]) -> list[Message]:
@@ -391,7 +325,7 @@ def _tagged(row: dict[str, object]) -> list[Message]:
 def _words(value: object, key: str) -> list[str]:
     """A list of texts without blanks, also one text with blanks between."""
     items = listed(value)
-    words = _text(value, repr(key)).split() if items is None else [_text(item, f"one of {key!r}") for item in items]
+    words = text_of(value, repr(key)).split() if items is None else [text_of(item, f"one of {key!r}") for item in items]
     if wrong := [word for word in words if word.split() != [word]]:
         raise DataError(f"{key!r} holds {wrong[0]!r}, which is not one word")
     return words

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from halka.data import chat
+from halka.data import chat, locating
 from halka.data.examples import Example, Item
 from halka.data.truncation import EncodedExamples, LengthPolicy, TooLongError, truncate
 from halka.util.errors import DataError
@@ -156,18 +156,18 @@ def _encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[
 def _encode_chats(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | DataError]:
     if not tokenizer.is_fast:
         raise DataError(f"{type(tokenizer).__name__} gives no character offsets: load the fast tokenizer")
-    chats = chat.write_answers(examples, tokenizer)
-    written = [item for item in chats if isinstance(item, chat.Chat)]
+    chats = locating.write_answers(examples, tokenizer)
+    written = [item for item in chats if isinstance(item, locating.Chat)]
     if not written:
         return [item for item in chats if isinstance(item, DataError)]
     texts = [item.text for item in written]
     whole = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     prompts = _ids([item.prompt for item in written], tokenizer)
     encoded = map(_mark, written, whole["input_ids"], whole["offset_mapping"], prompts)
-    return [next(encoded) if isinstance(item, chat.Chat) else item for item in chats]
+    return [next(encoded) if isinstance(item, locating.Chat) else item for item in chats]
 
 
-def _mark(item: chat.Chat, ids: list[int], offsets: list[tuple[int, int]], prompt: list[int]) -> Tokens | DataError:
+def _mark(item: locating.Chat, ids: list[int], offsets: list[tuple[int, int]], prompt: list[int]) -> Tokens | DataError:
     """A token belongs to an answer if it begins within it."""
     if ids[: len(prompt)] != prompt:
         return DataError(
@@ -201,7 +201,7 @@ def _behind(place: int, text: str, starts: list[int], offsets: list[tuple[int, i
 def _encode_plain(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | DataError]:
     """Prompt and answer tokenized as one text if that keeps the prompt's tokens, else apart."""
     end = _end(tokenizer)
-    plain = [[m.role for m in example.messages] == ["user", "assistant"] for example in examples]
+    plain = [[m.role for m in e.messages] == ["user", "assistant"] and not e.messages[-1].calls for e in examples]
     pairs = [[m.content for m in example.messages] for example, fits in zip(examples, plain, strict=True) if fits]
     start = start_ids(tokenizer)
     prompts = _ids([prompt for prompt, _ in pairs], tokenizer)

@@ -13,7 +13,7 @@ BYTES = 3  # of UTF-8 per token, before the tokenizer is loaded: more in Latin s
 def length_by_bytes(examples: Sequence[Example]) -> int:
     """An estimate without a tokenizer."""
     return percentile_90(
-        [sum(len(message.content.encode()) for message in example.messages) // BYTES for example in examples]
+        [sum(len(message.written.encode()) for message in example.messages) // BYTES for example in examples]
     )
 
 

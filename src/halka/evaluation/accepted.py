@@ -103,9 +103,10 @@ def warn_of_longer(accepted: Sequence[Sequence[Accepted]], room: int) -> None:
 
 
 def _answered(example: Example, answer: str) -> Example:
-    """The example with this answer, which alone is learned."""
+    """The example with this answer, which alone is learned; its own may call tools."""
     before = [replace(turn, learned=turn.role != "assistant") for turn in example.prompt]
-    return Example((*before, Message("assistant", answer)), where=example.where)
+    own = next((m for m in example.messages[len(before) :] if m.written == answer), Message("assistant", answer))
+    return Example((*before, replace(own, learned=True)), where=example.where)
 
 
 def _text_of(model: AdaptedModel) -> Callable[[Tokens], str]:

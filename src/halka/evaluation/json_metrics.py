@@ -1,4 +1,4 @@
-"""Metrics for answers that should be JSON: valid, equal, and right field by field."""
+"""Metrics for answers that should be JSON: valid, equal, and right field by field; and for calls of tools."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from halka.data.metric import Counts, Metric, ratio
+from halka.data.tools import calls_in
 from halka.util.errors import HalkaError
 
 _MISSING = object()
@@ -129,6 +130,15 @@ def _exact(prediction: str, references: Sequence[str]) -> float:
     return float(_parse(prediction) in map(_parse_reference, references))
 
 
+def _calls(text: str) -> list[tuple[str, Any]]:
+    return [(name, _comparable(arguments)) for name, arguments in calls_in(text)]
+
+
+def _call_counts(prediction: str, references: Sequence[str]) -> Counts:
+    predicted, accepted = _calls(prediction), [*map(_calls, references)]
+    return {"right": float(predicted in accepted), "items": 1.0, "calls": float(any(accepted))}
+
+
 JSON_METRICS: tuple[Metric, ...] = (
     Metric.mean("json_valid", "share of answers that are one JSON object or array", _valid),
     Metric.mean("json_exact", "share of answers whose JSON equals a reference's", _exact),
@@ -138,5 +148,11 @@ JSON_METRICS: tuple[Metric, ...] = (
         "share of the references' (path, value) pairs that the JSON has",
         _leaf_counts(""),
         lambda sums: ratio(sums["hit"], sums["gold"]),
+    ),
+    Metric(
+        "calls_exact",
+        "share of answers that call the tools that a reference calls, in JSON, or none where it calls none",
+        _call_counts,
+        lambda sums: np.where(sums["calls"] > 0, ratio(sums["right"], sums["items"]), np.nan),
     ),
 )
