@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import sys
 
-from halka.cli.progress import StepProgress
+from halka.cli.progress import StepProgress, TokensProgress
+from halka.data.examples import as_examples
+from halka.data.tokens import encode_all
+from halka.data.truncation import watched
 from halka.training import Step
+from tokenizers_for_tests import chatml_tokenizer
 
 
 class Terminal(io.StringIO):
@@ -44,4 +48,15 @@ def test_without_a_terminal_a_score_writes_no_lines(capsys):
         before = capsys.readouterr().err
         progress.scored("", 32, 40)
     assert before
+    assert capsys.readouterr().err == ""
+
+
+def test_long_tokenizing_says_how_far_it_is_and_short_says_nothing(capsys):
+    examples = as_examples([{"prompt": f"{number}?", "completion": "Yes."} for number in range(3)])
+    with watched(TokensProgress(pause=0)):
+        encode_all(examples, chatml_tokenizer())
+    assert capsys.readouterr().err.splitlines() == [f"tokenizing: {done} of 3 examples" for done in (1, 2, 3)]
+    with watched(TokensProgress(pause=600)):
+        encode_all(examples, chatml_tokenizer())
+    encode_all(examples, chatml_tokenizer())
     assert capsys.readouterr().err == ""

@@ -47,9 +47,10 @@ def preview(
     """
     from rich.console import Console
 
+    from halka.cli.progress import TokensProgress
     from halka.data.preview import preview
     from halka.data.preview_print import render
-    from halka.data.truncation import lowest_limit
+    from halka.data.truncation import lowest_limit, watched
     from halka.models.description import describe_base, load_tokenizer
     from halka.training.config import TrainConfig
 
@@ -58,10 +59,11 @@ def preview(
     tokenizer, context = load_tokenizer(base), describe_base(base)["context"]
     limits = TrainConfig(batch_tokens=batch_tokens, batch_size=batch_size).limits()
     longest = lowest_limit(max_length, context)
-    previews = [
-        preview(file, tokenizer, longest, shape, examples, files[:index], **limits, group_shared=group_shared)
-        for index, file in enumerate(files)
-    ]
+    with watched(TokensProgress()):
+        previews = [
+            preview(file, tokenizer, longest, shape, examples, files[:index], **limits, group_shared=group_shared)
+            for index, file in enumerate(files)
+        ]
     if json:
         return emit([shown.to_json() for shown in previews])
     console = Console(highlight=False)

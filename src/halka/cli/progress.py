@@ -167,6 +167,20 @@ class RunsProgress(_Bars):
             self.bars.console.print(text, soft_wrap=True)
 
 
+class TokensProgress:
+    """Called with how many of how many examples are tokenized: prints a line at most each `pause` seconds."""
+
+    def __init__(self, pause: float | None = None) -> None:
+        self._pause = (PAUSE if sys.stderr.isatty() else 10 * PAUSE) if pause is None else pause
+        self._at = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._at >= self._pause:
+            self._at = now
+            say(f"tokenizing: {done:,} of {total:,} examples")
+
+
 class ProbesProgress:
     """Called with what a probe does: prints a line, at most one in a while unless the probe changes."""
 

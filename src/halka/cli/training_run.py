@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
@@ -16,10 +16,11 @@ from typing import Any
 import typer
 
 from halka.cli.command import Failed, own_rank, say, show_warnings
-from halka.cli.progress import StepProgress
+from halka.cli.progress import StepProgress, TokensProgress
 from halka.cli.train_settings import Plan
 from halka.core import AdaptedModel
 from halka.data.task import Task
+from halka.data.truncation import watched
 from halka.evaluation.validation_score import ValidationScore
 from halka.methods import primary
 from halka.methods.prompt import started_from
@@ -96,7 +97,7 @@ class TrainingRun:
             written=anew,
             start=start,
         )
-        with show_warnings():
+        with show_warnings(), watched(TokensProgress()) if own_rank() == "0" else nullcontext():
             job = encoded(model, job)
         self._trained_on = {"examples": len(job.examples), "system": job.system, "start": start}
         if self.plan.run.best_by != "score":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, get_args
 
@@ -41,6 +43,19 @@ class TooLongError(DataError):
         )
 
 
+_on_encoded = ContextVar[Callable[[int, int], None]]("on_encoded", default=lambda done, total: None)
+
+
+@contextmanager
+def watched(on_encoded: Callable[[int, int], None]) -> Iterator[None]:
+    """Within this, `on_encoded` is called with how many of how many examples are tokenized, for each of them."""
+    token = _on_encoded.set(on_encoded)
+    try:
+        yield
+    finally:
+        _on_encoded.reset(token)
+
+
 def lowest_limit(*limits: int | None) -> int | None:
     """The lowest of these limits of tokens; None where there is none."""
     return min((limit for limit in limits if limit is not None), default=None)
@@ -68,8 +83,9 @@ def truncate(
         raise DataError(f"max_length is {max_length}; it must be at least 2: one token of prompt and one of answer")
     kept: list[tuple[int, ItemT]] = []
     problems: list[Problem] = []
-    cut = 0
+    cut, on_encoded = 0, _on_encoded.get()
     for index, item in enumerate(items):
+        on_encoded(index + 1, len(examples))
         where = examples[index].place(index)
         length = 0 if isinstance(item, DataError) else len(item)
         if max_length is not None and not isinstance(item, DataError) and length > max_length:
