@@ -133,7 +133,7 @@ def test_settings_that_others_have_lead_to_what_halka_has():
         "deepspeed": "--devices starts processes",
         "push_to_hub": "`hf upload` takes",
         "save_total_limit": "a run keeps its last checkpoint",
-        "additional_target": "halka.Joint of this method and halka.Modules",
+        "additional_target": "--join 'method: modules, targets: […]' (halka.Joint in Python)",
     }.items():
         assert failure(f"train --{name} x").startswith(f"no such option --{name}: {shown}")
     with pytest.raises(errors.HalkaError, match="packing: there is no such setting: batches are packed already"):

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import halka as halka_api
 from commands import TRAIN, failure, halka, parsed, stopped
 from halka.cli.examples import read_data
-from halka.methods import LoRA
+from halka.methods import IA3, Joint, LoRA, Modules, build_method
 from halka.storage.adapter_folder import AdapterFolder
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -135,6 +135,46 @@ def test_the_runs_file_runs_it_again(here):
     halka("train --config new/run.yaml --overwrite")
     after = load_file("new/adapter/adapter_model.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_several_methods_are_trained_in_one_adapter(here):
+    joins = "--join method:␣modules,␣targets:␣[model.norm] --join ia3"
+    trained = parsed(f"train {TRAIN} --rank 4 --targets attn.q {joins} --steps 2 -o new")
+    assert [trained["method"]["name"], *(other["name"] for other in trained["joined"])] == ["lora", "modules", "ia3"]
+    method = Joint((LoRA(rank=4, targets=("attn.q",)), Modules(("model.norm",)), IA3()))
+    card = AdapterFolder.open(Path("new/adapter")).card
+    assert build_method(card.method["name"], card.method["fields"]) == method
+    settings = yaml.safe_load(Path("new/run.yaml").read_text())
+    assert settings["join"][0] == {"method": "modules", "targets": ["model.norm"]}
+    assert parsed("train --config new/run.yaml --overwrite")["joined"] == trained["joined"]
+    assert "finished" in failure("train --config new/run.yaml")
+    Path("run.yaml").write_text("{base: base, data: data.jsonl, join: [{method: modules, targets: [model.norm]}, ia3]}")
+    again = "train --config run.yaml --dtype float32 --rank 4 --targets attn.q"
+    assert parsed(f"{again} --steps 2 -o other")["joined"] == trained["joined"]
+    begun = parsed(f"train {TRAIN} --from new/adapter --steps 1 -o begun")
+    assert (begun["method"], begun["joined"]) == (trained["method"], trained["joined"])
+    assert parsed("train --config begun/run.yaml --overwrite")["joined"] == trained["joined"]
+    assert "--from new/adapter has joined Modules(" in failure(
+        f"train {TRAIN} --from new/adapter --join bitfit -o third"
+    )
+
+
+@pytest.mark.parametrize(
+    ("join", "reason"),
+    [
+        ("method: modulse", "--join: there is no method 'modulse': choose one of"),
+        ("method: modules, target: [a]", "--join: target: modules has no field 'target'; its fields are: targets"),
+        ("method: tokens, tokens: [a]", "--join: tokens: ['a'] is not a whole number"),
+        ("rank: 4", "--join: name the method, as in"),
+        ("[a", "--join: ['[a'] is not YAML with keys"),
+        ("method: full", "--join: joint: full trains all of the base's weights"),
+        ("method: dora", "lora and dora both act on"),
+        ("joint", "--join: there is no method 'joint'"),
+    ],
+)
+def test_a_method_that_cannot_be_joined_is_refused(here, join, reason):
+    assert reason in failure(f"train {TRAIN} --join {join.replace(' ', '␣')} --steps 1 -o new")
+    assert not Path("new").exists()
 
 
 def test_virtual_tokens_start_from_a_text(here):

@@ -149,17 +149,13 @@ def test_kept_adapters_of_steps_that_are_made_again_are_dropped(tmp_path):
     assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == ["step-2", "step-x"]
 
 
-def test_the_command_does_not_train_one_of_several_methods(tmp_path):
+def test_the_command_reads_the_settings_of_several_methods(tmp_path):
     model = halka.adapt(tiny())
     model.base.config._name_or_path = "someone/base"
     model.add("a", Joint((halka.LoRA(rank=4, targets=("attn.q",)), halka.BitFit(targets=("attn.o",)))))
     fit(model, "a", items(), SHORT, folder=tmp_path / "run")
     settings = tmp_path / "run" / "run.yaml"
-    note = settings.read_text().splitlines()[0]
-    assert note.startswith("# joint: LoRA(rank=4,")
-    assert note.endswith(" and BitFit(targets=('attn.o',))")
-    with pytest.raises(halka.HalkaError, match=r"run.yaml: method: several methods in one adapter train in Python"):
-        read(settings, {}, {})
+    assert read(settings, {}, {}).whole == model.adapter("a").method
 
 
 def test_the_folder_is_looked_at_before_the_examples(tmp_path):

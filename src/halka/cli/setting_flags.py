@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -45,7 +44,7 @@ def setting_flag(setting: Setting, section: str) -> inspect.Parameter:
     name = setting.flag
     names = [f"{name}/--no-{name[2:]}"] if setting.item is bool else [name, *filter(None, [setting.short])]
     kind: Any = bool | None if setting.item is bool else str | None
-    if setting.many and setting.item is Path:
+    if setting.repeated:
         kind = list[str] | None
     shown = setting.shown
     option = typer.Option(

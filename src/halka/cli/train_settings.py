@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
 from halka.util.settings import (
     Entry,
+    Keyed,
     Setting,
     build,
     from_content,
@@ -43,6 +44,14 @@ class RunSettings:
     )
     out: Path = field(metadata={"help": "the run's folder", "metavar": "FOLDER", "short": "-o"})
     method: str = field(default="lora", metadata={"help": "as `halka methods` lists them", "metavar": "NAME"})
+    join: tuple[Keyed, ...] = field(
+        default=(),
+        metadata={
+            "help": "another method in the same adapter, with fields of its own, such as "
+            "'method: modules, targets: [embedding, head]'; may be repeated",
+            "metavar": "YAML",
+        },
+    )
     start_from: str | None = field(
         default=None,
         metadata={
@@ -130,6 +139,7 @@ def sources() -> Sources:
 class Plan:
     """One run: its settings, method and training; `explicit` are the paths of the settings that were set.
 
+    joined  methods beside the first, in the same adapter
     start   the adapter that the run begins as; the method is its Card's, without one that which `load` finds
     """
 
@@ -137,7 +147,13 @@ class Plan:
     method: Method
     train: TrainConfig
     explicit: frozenset[str]
+    joined: tuple[Method, ...] = ()
     start: AdapterFolder | None = None
+
+    @property
+    def whole(self) -> Method:
+        """All that is trained, as one method. Raises HalkaError for methods that cannot be joined."""
+        return Joint((self.method, *self.joined)) if self.joined else self.method
 
     def started_as(self, method: Method) -> Plan:
         """The plan with the method of the adapter that the run begins as.
@@ -153,12 +169,19 @@ class Plan:
                 )
         return replace(self, method=method, run=replace(self.run, method=method.name))
 
-    def settings(self, method: Method) -> dict[str, Any]:
+    def check_joined(self, methods: Sequence[Method]) -> None:
+        """Raises HalkaError where others were set than are joined in the adapter that the run begins as."""
+        if "join" in self.explicit and self.joined != (*methods,):
+            trained = " and ".join(map(repr, methods)) or "none"
+            raise HalkaError(f"--from {self.start} has joined {trained}: leave join out, or train anew without --from")
+
+    def settings(self, method: Method, joined: Sequence[Method] = ()) -> dict[str, Any]:
         """All settings as run.yaml has them, for --config; `method` has tokens where a text was given."""
         return {
             **plain_fields(self.run),
             "text": None,
             "out": ".",
+            "join": [{"method": other.name, **plain_fields(other)} for other in joined],
             **plain_fields(method),
             "train": plain_fields(self.train),
         }
@@ -234,12 +257,9 @@ def _plan(layer: Mapping[str, Entry], sources: Sources) -> Plan:
     if trained is not None and "method" not in layer:
         run = replace(run, method=trained.name)
     if run.method == Joint.name:
-        raise HalkaError(
-            f"{layer['method'].where}: several methods in one adapter train in Python (halka.Joint, halka.fit): "
-            "name one here"
-        )
+        raise HalkaError(f"{layer['method'].where}: name one method, and others that are joined with it by join")
     method = method_named(run.method)
-    _refuse_others(layer, sources, run.method)
+    _refuse_others(layer, sources, run.method, sources.of_methods)
     chosen = build(method, sources.methods[run.method], layer)
     if run.text is not None:
         check_start(chosen, layer["text"].where)
@@ -248,9 +268,32 @@ def _plan(layer: Mapping[str, Entry], sources: Sources) -> Plan:
         method=chosen,
         train=build(TrainConfig, sources.train, layer),
         explicit=frozenset(layer),
+        joined=tuple(_joined(one, layer["join"].where, sources) for one in run.join),
         start=start,
     )
+    if start is None and plan.joined:
+        try:
+            plan.whole  # noqa: B018
+        except HalkaError as error:
+            raise HalkaError(f"{layer['join'].where}: {error}") from None
     return plan if trained is None else plan.started_as(trained)
+
+
+def _joined(values: Mapping[str, Any], where: str, sources: Sources) -> Method:
+    """A method of `join`. Raises HalkaError naming what is wrong with it."""
+    fields = dict(values)
+    if len(fields) == 1 and None in fields.values():  # a name alone
+        fields = {"method": next(iter(fields))}
+    name = fields.pop("method", None)
+    if name is None:
+        raise HalkaError(f"{where}: name the method, as in 'method: modules, targets: [embedding, head]'")
+    try:
+        method = method_named(str(name))
+    except HalkaError as error:
+        raise HalkaError(f"{where}: {error}") from None
+    layer = {path: Entry(value, f"{where}: {path}") for path, value in fields.items()}
+    _refuse_others(layer, sources, method.name, layer)
+    return build(method, sources.methods[method.name], layer)
 
 
 def _start(run: RunSettings, layer: Mapping[str, Entry]) -> AdapterFolder:
@@ -266,9 +309,10 @@ def _start(run: RunSettings, layer: Mapping[str, Entry]) -> AdapterFolder:
     return start
 
 
-def _refuse_others(layer: Mapping[str, Entry], sources: Sources, method: str) -> None:
+def _refuse_others(layer: Mapping[str, Entry], sources: Sources, method: str, paths: Iterable[str]) -> None:
+    """Raises HalkaError for one of these paths that is set and no field of the method."""
     own = sources.methods[method]
-    for path in sources.of_methods:
+    for path in paths:
         if path in layer and path not in own:
             fields = ", ".join(own) or "none"
             raise HalkaError(f"{layer[path].where}: {method} has no field {path!r}; its fields are: {fields}")

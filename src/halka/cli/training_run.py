@@ -24,6 +24,7 @@ from halka.data.truncation import watched
 from halka.evaluation.validation_score import ValidationScore
 from halka.methods import primary
 from halka.methods.prompt import started_from
+from halka.models.heads import own_methods
 from halka.models.rates import own_rate
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import load
@@ -81,12 +82,12 @@ class TrainingRun:
                 raise type(error)(f"--from: {error}") from None
             if plan.start.card is None:
                 self.plan = plan.started_as(primary(adapter.method))
+            plan.check_joined(own_methods(model, self.name)[1:])
             return
-        method = plan.method
         if text is not None:
-            length = vars(method)["length"] if "length" in plan.explicit else None
-            method = started_from(method, text, model.tokenizer, length)
-        model.add(self.name, method, seed=plan.train.seed, labels=self.task.labels)
+            length = vars(plan.method)["length"] if "length" in plan.explicit else None
+            plan = replace(plan, method=started_from(plan.method, text, model.tokenizer, length))
+        model.add(self.name, plan.whole, seed=plan.train.seed, labels=self.task.labels)
 
     def job(self, model: AdaptedModel, on_scored: Callable[[int, int], None]) -> Job:
         """What is trained; `on_scored` is called with how many of all validation examples a score has answered."""
@@ -108,9 +109,9 @@ class TrainingRun:
     def begin(self, model: AdaptedModel) -> None:
         """Write the settings of a new run; a run under way stays as it is, but for --overwrite."""
         begin = self.folder.begin_anew if self.overwrite else self.folder.begin
-        method = model.adapters[self.name].method
-        begin(self.plan.settings(primary(method) if self.plan.start is None else self.plan.method))
-        self._config = self.folder.with_settings_of_old(self._config, method.lr)
+        method, *joined = own_methods(model, self.name)
+        begin(self.plan.settings(method if self.plan.start is None else self.plan.method, joined))
+        self._config = self.folder.with_settings_of_old(self._config, model.adapters[self.name].method.lr)
 
     @contextmanager
     def log(self) -> Iterator[Callable[[Step], None]]:
@@ -136,12 +137,13 @@ class TrainingRun:
 
     def finish(self, model: AdaptedModel) -> dict[str, Any]:
         """Save the trained adapter; returns the result for --json."""
-        config, method = self._config, primary(model.adapters[self.name].method)
+        config, (method, *joined) = self._config, own_methods(model, self.name)
         result = self.folder.finish(model, self.name, config, **self._trained_on, task=self.task.name)
         return {
             "folder": self.folder.path,
             "task": self.task.name,
             "method": {"name": method.name, "fields": vars(method)},
+            "joined": [{"name": other.name, "fields": vars(other)} for other in joined],
             "lr": config.lr or own_rate(model, self.name),
             **vars(result),
             "bytes": AdapterFolder.open(self.folder.adapter).weights.stat().st_size,

@@ -16,7 +16,7 @@ from halka.core import AdaptedModel, quantization_of
 from halka.data.chat import writes_time, written_at
 from halka.data.duplicates import between
 from halka.data.examples import ExamplesOrItems, Item, common_system, examples_and_items
-from halka.methods import Joint, described
+from halka.methods import described
 from halka.models.heads import own_methods
 from halka.models.kinds import kind_of
 from halka.models.loading import base_name
@@ -90,7 +90,7 @@ def fit(
         job = encoded(model, _read(Job(name, examples, config, validation, folder, score)))
         run = _run_of(model, job, ranks)
         if folder is not None:
-            checked_by_first(lambda: RunFolder(folder).begin(_settings(run), _note(run)))
+            checked_by_first(lambda: RunFolder(folder).begin(_settings(run)))
         with closing(_steps_of_one(model, run, Observer(), ranks)) as running:  # where `on_step` raises, too
             for step in running:
                 steps.append(step)
@@ -248,7 +248,7 @@ def encoded(model: AdaptedModel, job: Job) -> EncodedJob:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """The settings of a run as run.yaml has them; of several methods that name alone, which the command refuses."""
+    """The settings of a run as run.yaml has them."""
     base, (first, *others) = run.model.base, own_methods(run.model, run.name)
     named = base_name(base)
     if named and Path(named).is_dir():
@@ -259,15 +259,11 @@ def _settings(run: Run) -> dict[str, Any]:
         "kind": kind_of(base),
         "dtype": str(base.dtype).removeprefix("torch."),
         "quantize": quantization_of(base),
-        **({"method": Joint.name} if others else {"method": first.name, **described(first)["fields"]}),
+        "method": first.name,
+        "join": [{"method": other.name, **described(other)["fields"]} for other in others],
+        **described(first)["fields"],
         "train": vars(run.config),
     }
-
-
-def _note(run: Run) -> str:
-    """What the settings of a run do not say of its method."""
-    methods = own_methods(run.model, run.name)
-    return f"{Joint.name}: {' and '.join(map(repr, methods))}" if len(methods) > 1 else ""
 
 
 def _steps_of_one(model: AdaptedModel, run: Run, observer: Observer, ranks: Ranks) -> Generator[Step, None, None]:

@@ -133,11 +133,10 @@ class RunFolder:
         if (self.path / RUN).exists() and self.finished:
             raise HalkaError(f"{self.path} holds a finished run: load its adapter, or choose another folder")
 
-    def begin(self, settings: Mapping[str, Any], note: str = "") -> None:
-        """Write the settings, plain data, to run.yaml, below a line of words; those of a run to be resumed stay."""
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Write the settings, plain data, to run.yaml; those of a run to be resumed stay."""
         if not self.resumable:
-            head = f"# {note}\n" if note else ""
-            write_text(self.path / RUN, head + yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+            write_text(self.path / RUN, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
 
     def begin_anew(self, settings: Mapping[str, Any]) -> None:
         """`begin` where a run is, of which nothing passes as the new one's. Its adapter is set aside."""

@@ -27,7 +27,15 @@ T = TypeVar("T")
 
 PREFIX = re.compile("HALKA_[A-Z]+_")
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*=")
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+Keyed = dict[str, Any]  # keys and values, which a flag writes as YAML in one line
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    Keyed: "YAML with keys",
+}
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
 
 
@@ -89,6 +97,11 @@ class Setting:
         return typing.get_origin(self.kind) is tuple
 
     @property
+    def repeated(self) -> bool:
+        """Whether a flag has one of its values, and is repeated for more: values may have commas."""
+        return self.many and self.item in (Path, Keyed)
+
+    @property
     def shown(self) -> str:
         """The default as a user would write it; empty without one."""
         if self.default is None or self.default is False or self.default == ():
@@ -101,7 +114,8 @@ class Setting:
     def words(self) -> str:
         """The values that it takes, for messages."""
         one = f"one of {', '.join(self.choices)}" if self.choices else WORDS[self.item]
-        return (f"{one}, or several with commas between" if self.many else one) + (", or none" if self.optional else "")
+        several = ", or several with commas between" if self.many and not self.repeated else ""
+        return f"{one}{several}" + (", or none" if self.optional else "")
 
 
 @dataclass(frozen=True)
@@ -250,7 +264,9 @@ def convert(setting: Setting, entry: Entry) -> Any:
         if setting.optional and value.lower() in ("none", "null"):
             value = None
         elif setting.many:
-            value = [value] if setting.item is Path else [item.strip() for item in value.split(",") if item.strip()]
+            value = [value] if setting.repeated else [item.strip() for item in value.split(",") if item.strip()]
+    if setting.item == Keyed and isinstance(value, list):
+        value = [_keyed(item) for item in value]
     wrong = HalkaError(f"{entry.where}: {entry.value!r} is not {setting.words}")
     if isinstance(value, bool) and setting.item is not bool:
         raise wrong
@@ -259,6 +275,20 @@ def convert(setting: Setting, entry: Entry) -> Any:
         return adapter.validate_python(value)
     except ValidationError:
         raise wrong from None
+
+
+def _keyed(value: Any) -> Any:
+    """Keys and values out of a line of YAML, whose braces may be left out; anything else stays as it is."""
+    import yaml
+
+    from halka.util.yaml_text import read_yaml
+
+    if not isinstance(value, str):
+        return value
+    try:
+        return read_yaml(value if value.lstrip().startswith("{") else f"{{{value}}}")
+    except yaml.YAMLError:
+        return value
 
 
 def converted(settings: Mapping[str, Setting], values: Mapping[str, Any]) -> dict[str, Any]:

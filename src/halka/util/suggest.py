@@ -95,9 +95,11 @@ INSTEAD = {
     'scaling="root"': "use_rslora peft_use_rslora",
     "the method halka.DoRA": "use_dora peft_use_dora",
     "the method halka.LoRABias": "lora_bias",
-    "halka.Joint of this method and halka.BitFit": "bias",
-    "halka.Joint of this method and halka.Modules": "modules_to_save lora_modules_to_save additional_target",
-    "halka.Joint of this method and halka.Tokens": "trainable_token_indices",
+    "--join bitfit (halka.Joint in Python)": "bias",
+    "--join 'method: modules, targets: […]' (halka.Joint in Python)": (
+        "modules_to_save lora_modules_to_save additional_target"
+    ),
+    "--join 'method: tokens, tokens: […]' (halka.Joint in Python)": "trainable_token_indices",
     "width, the hidden width divided by it": "reduction_factor",
     "not needed: the base's class tells it": "task_type",
     "not needed": "inference_mode",
