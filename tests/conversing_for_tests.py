@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from playwright.sync_api import Page, Route
-
-from browser_for_tests import Reader
 
 CHATS = "**/v1/chat/completions"
 
@@ -33,16 +32,16 @@ def assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-def end_session_at_chat(reader: Reader, held: str | None = None) -> None:
+def end_session_at_chat(page: Page, end: Callable[[], object], held: str | None = None) -> None:
     """Let the reader's session end as models are asked, whose answers alone can say so: what the page loads before
     would, too, and might before the message is sent. `held` is a model that never answers."""
 
-    def end(route: Route) -> None:
-        reader.context.clear_cookies()
+    def asked(route: Route) -> None:
+        end()
         if route.request.post_data_json["model"] != held:
             route.continue_()
 
-    reader.page.route(CHATS, end)
+    page.route(CHATS, asked)
 
 
 def answer_with(page: Page, text: str, tokens: int = 7) -> None:

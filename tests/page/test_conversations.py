@@ -119,7 +119,7 @@ def test_a_session_that_ends_is_no_stop_of_the_reader(read, closed):
     page.goto("/playground?model=tiny&model=lora")
     sign_in(page, key)
     page.get_by_role("button", name="Ask", exact=True).wait_for()
-    end_session_at_chat(reader, held="lora")
+    end_session_at_chat(page, reader.context.clear_cookies, held="lora")
     ask(page, "Who?")
     sign_in(page, key)
     expect(page.get_by_text("Your session ended before the answer was whole.")).to_have_count(2)
