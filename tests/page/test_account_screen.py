@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -32,7 +31,7 @@ def make_key(page: Page) -> str:
 
 
 def test_keys_are_made_used_and_revoked(read, own_server):
-    httpx.post(f"{own_server.url}/v1/chat/completions", json=CHAT).raise_for_status()
+    own_server.client.post("/v1/chat/completions", json=CHAT).raise_for_status()
     page = read(own_server.url).page
     page.goto("/account")
     expect(page.get_by_role("region", name="By adapter").get_by_role("row", name="lora")).to_contain_text("1")
@@ -65,7 +64,7 @@ def test_keys_are_made_used_and_revoked(read, own_server):
         expect(row).to_contain_text(text)
     assert keys.locator("b").count() == 0
     mine = {"Authorization": f"Bearer {acme}"}
-    asked = httpx.get(f"{own_server.url}/v1/session", headers=mine).json()
+    asked = own_server.client.get("/v1/session", headers=mine).json()
     assert (asked["tenant"], asked["role"]) == ("acme", "manager")
 
     row.get_by_role("button", name="Change").click()
@@ -79,7 +78,7 @@ def test_keys_are_made_used_and_revoked(read, own_server):
     form.get_by_role("button", name="Save").press("Enter")
     expect(row).to_contain_text("3.5 GB stored")
     expect(row.get_by_role("button", name="Change")).to_be_focused()
-    assert httpx.get(f"{own_server.url}/v1/session", headers=mine).json()["role"] == "user"
+    assert own_server.client.get("/v1/session", headers=mine).json()["role"] == "user"
 
     row.get_by_role("button", name="Revoke").click()
     page.get_by_role("dialog").get_by_role("button", name="Revoke <b>nightly</b>").click()
@@ -147,7 +146,7 @@ def test_a_user_sees_the_own_use_and_no_keys(read, own_server):
 
 def test_what_is_stored_without_a_limit_has_no_share(read, own_server):
     page = read(own_server.url).page
-    usage = httpx.get(f"{own_server.url}/v1/usage").json()
+    usage = own_server.client.get("/v1/usage").json()
     usage["storage"] = {"used": 1000, "allowed": None}
     page.route("**/v1/usage", lambda route: route.fulfill(json=usage))
     page.goto("/account")

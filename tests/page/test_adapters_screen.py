@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 
-import httpx
 import pytest
 from playwright.sync_api import expect
 
@@ -111,7 +110,7 @@ def test_an_adapter_is_loaded_replaced_downloaded_and_deleted(read, shelf):
 def test_a_card_shows_base_and_curve(read, shelf):
     running, _ = shelf
     page = read(running.url).page
-    listed = httpx.get(f"{running.url}/v1/adapters").json()
+    listed = running.client.get("/v1/adapters").json()
     listed["data"][0] |= {"losses": [2.25, 1.5, 0.5], "base": "<b>tiny"}
     page.route("**/v1/adapters?*", lambda route: route.fulfill(json=listed))
     page.goto("/adapters")

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
@@ -22,9 +21,8 @@ def library(base, store, tmp_path_factory):
     says = [f"{HOSTILE} Hook 31 😀 [1], I think."]
     with Running(base, store, tmp_path_factory.mktemp("library"), says=says) as running:
         files = [("files", ("<i>keys.md", f"{HOSTILE} The key hangs on hook 31.".encode()))]
-        with httpx.Client(base_url=running.url, timeout=60) as client:
-            assert client.post("/v1/collections", json={"name": "faq"}).status_code == 201
-            assert client.post("/v1/collections/faq/documents", files=files).status_code == 201
+        assert running.client.post("/v1/collections", json={"name": "faq"}).status_code == 201
+        assert running.client.post("/v1/collections/faq/documents", files=files).status_code == 201
         yield running
 
 
@@ -42,10 +40,8 @@ def test_base_and_adapter_answer_side_by_side(read, open_server):
         expect(answer.get_by_text("6 tokens", exact=True)).to_be_visible()
         expect(answer.get_by_text("cut off at its most tokens")).to_be_visible()
     expect(base.get_by_text("the bare base")).to_be_visible()
-    with httpx.Client(base_url=open_server.url) as client:
-        plain = client.post(
-            "/v1/chat/completions", json={name: value for name, value in bodies[1].items() if "stream" not in name}
-        )
+    asked = {name: value for name, value in bodies[1].items() if "stream" not in name}
+    plain = open_server.client.post("/v1/chat/completions", json=asked)
     assert plain.json()["model"] == "lora"
     expect(adapter.locator("code")).to_have_attribute("title", plain.json()["system_fingerprint"])
     expect(adapter.locator(".plain-text")).to_have_text(plain.json()["choices"][0]["message"]["content"])

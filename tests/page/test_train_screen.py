@@ -6,7 +6,6 @@ import json
 import re
 from pathlib import Path
 
-import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -95,7 +94,7 @@ def test_a_file_becomes_an_adapter_that_is_scored_beside_the_base(read, working)
     page.get_by_role("link", name="sums-more", exact=True).click()
     for asked in ("sums-more.jsonl", "10%", "lora", "0.001"):
         expect(page.get_by_role("definition").get_by_text(asked, exact=True)).to_be_visible()
-    assert httpx.get(f"{working.url}/v1/adapters/sums-more").json()["task"] == "sums-more"
+    assert working.client.get("/v1/adapters/sums-more").json()["task"] == "sums-more"
     page.get_by_role("link", name="Try it beside the base").click()
     page.wait_for_url("**/playground?model=tiny&model=sums-more")
     assert [url for url in reader.requests if url.endswith(("/files", "/upload"))] == [f"{working.url}/v1/files"] * 2

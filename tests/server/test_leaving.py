@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from serving_for_tests import until
+from serving_for_tests import Running, until
 
 LONG = {"model": "lora", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 450, "temperature": 1.0}
 
@@ -55,12 +55,12 @@ def test_a_client_that_leaves_while_it_waits_is_no_longer_waited_for(running):
     until(lambda: not service.engine.engine.busy, "a row is not free")
 
 
-def upload(url: str, collection: str, files: list[tuple[str, bytes]]) -> socket.socket:
+def upload(running: Running, collection: str, files: list[tuple[str, bytes]]) -> socket.socket:
     """A connection on which these documents of a new collection were sent."""
-    place = f"{url}/v1/collections"
-    assert httpx.post(place, json={"name": collection}).status_code == 201
-    asked = httpx.Request("POST", f"{place}/{collection}/documents", files=[("files", file) for file in files])
-    content, at = asked.read(), urlsplit(url)
+    assert running.client.post("/v1/collections", json={"name": collection}).status_code == 201
+    place = f"{running.url}/v1/collections/{collection}/documents"
+    asked = httpx.Request("POST", place, files=[("files", file) for file in files])
+    content, at = asked.read(), urlsplit(running.url)
     headers = "".join(f"{name}: {value}\r\n" for name, value in asked.headers.items())
     client = socket.create_connection((at.hostname, at.port))
     client.sendall(f"POST {asked.url.path} HTTP/1.1\r\n{headers}\r\n".encode() + content)
@@ -71,19 +71,19 @@ def test_documents_of_a_client_that_leaves_are_not_taken_in(running):
     """They stop at the next one: each of these is read by a process of its own."""
     files = [(f"{number}.html", b"<p>Parcels.</p>") for number in range(4)]
     uploads = running.service.settings.data / "uploads"
-    with upload(running.url, "left", files):
+    with upload(running, "left", files):
         until(lambda: len([*uploads.glob("*/*.html")]) == len(files), "the files have not come")
     until(lambda: running.service.guards.drain.under_way == 0, "the request goes on")
-    assert httpx.get(f"{running.url}/v1/collections/left/documents").json()["data"] == []
+    assert running.client.get("/v1/collections/left/documents").json()["data"] == []
 
 
 def test_a_long_document_of_a_client_that_leaves_is_not_taken_in(running):
     """It stops between two batches of passages."""
     embedder, words = running.service.embedders.get(), 100_000
     before = embedder.embedded
-    with upload(running.url, "long", [("long.md", b"parcel " * words)]):
+    with upload(running, "long", [("long.md", b"parcel " * words)]):
         until(lambda: embedder.embedded > before, "nothing is embedded")
     until(lambda: running.service.guards.drain.under_way == 0, "the request goes on")
     assert embedder.embedded - before < words / embedder.limit, "all of it was embedded"
-    assert httpx.get(f"{running.url}/v1/collections/long/documents").json()["data"] == []
+    assert running.client.get("/v1/collections/long/documents").json()["data"] == []
     assert not [*(running.service.settings.data / "uploads").iterdir()]

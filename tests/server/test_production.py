@@ -66,7 +66,7 @@ def added(adding: subprocess.Popen[str]) -> dict[str, str]:
 
 def models(serving: Serving, key: Mapping[str, str]) -> int:
     """The status of a request for the models."""
-    return httpx.get(f"{serving.url}/v1/models", headers=key).status_code
+    return httpx.get(f"{serving.url}/v1/models", headers=key, timeout=60).status_code
 
 
 def test_a_server_is_closed_by_its_first_key_loses_nothing_killed_and_ends_what_has_begun(base, store, tmp_path):
@@ -98,8 +98,8 @@ def test_a_server_is_closed_by_its_first_key_loses_nothing_killed_and_ends_what_
         events.append(next(lines))
         serving.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
-        refused = httpx.get(f"{serving.url}/v1/models", headers=first)
-        ready = httpx.get(f"{serving.url}/readyz")
+        refused = httpx.get(f"{serving.url}/v1/models", headers=first, timeout=60)
+        ready = httpx.get(f"{serving.url}/readyz", timeout=60)
         events += lines
     assert refused.status_code == 503
     assert refused.json()["error"]["message"] == "the server is going down"

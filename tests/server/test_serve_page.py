@@ -9,7 +9,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import httpx
 import pytest
 
 import halka as library
@@ -85,14 +84,14 @@ def test_the_requests(base, tmp_path):
     (tmp_path / "parcels.md").write_text("Parcels are sent on Monday.")
     (tmp_path / "train.jsonl").write_text('{"prompt": "Why?", "completion": "So."}\n' * 20)
     error, grounded = (json.loads(block) for block in blocks("json") if '"file_citation"' not in block)
-    with Running(base, store, tmp_path / "data") as running, httpx.Client(base_url=running.url, timeout=60) as client:
+    with Running(base, store, tmp_path / "data") as running:
         for line in lines("curl"):
             command = re.sub(r"http://(127\.0\.0\.1|localhost):8000", running.url, line)
             done = subprocess.run(f"{command} -s", shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
             assert {"id", "data"} & {*json.loads(done.stdout)}, (line, done)
-        answer = client.post("/v1/chat/completions", json=grounded).json()
+        answer = running.client.post("/v1/chat/completions", json=grounded).json()
         assert answer["halka"]["collection"] == "faq"
-        refused = client.post("/v1/chat/completions", json={**grounded, "model": "nobody"})
+        refused = running.client.post("/v1/chat/completions", json={**grounded, "model": "nobody"})
         assert refused.json() == error
 
 

@@ -6,7 +6,6 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 from filelock import FileLock
 
 from halka.server.resources import adapter_files
@@ -24,11 +23,8 @@ def waiting(workers: Workers) -> int:
 def test_removals_that_wait_for_a_store_keep_nobody_from_an_answer(base, store, tmp_path):
     """More than anyio has threads for all."""
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
-    with (
-        Running(base, store, tmp_path / "data") as running,
-        httpx.Client(base_url=running.url, timeout=60) as client,
-        ThreadPoolExecutor(45) as managers,
-    ):
+    with Running(base, store, tmp_path / "data") as running, ThreadPoolExecutor(45) as managers:
+        client = running.client
         manage = running.service.threads.manage
         with FileLock(store / LOCKS / "lora"):
             removals = [managers.submit(client.delete, "/v1/adapters/lora") for _ in range(45)]
@@ -84,11 +80,8 @@ def test_searches_go_on_while_a_removal_waits_for_documents():
 def test_who_opens_a_collection_waits_for_its_removal(base, store, tmp_path):
     """Else an upload or an advice would make its table again, or read from files that are not there any more."""
     advice = {"kind": "advise", "data": [{"prompt": "a", "completion": "b"}] * 4, "collection": "faq"}
-    with (
-        Running(base, store, tmp_path / "data") as running,
-        httpx.Client(base_url=running.url, timeout=60) as client,
-        ThreadPoolExecutor(3) as managers,
-    ):
+    with Running(base, store, tmp_path / "data") as running, ThreadPoolExecutor(3) as managers:
+        client = running.client
         threads = running.service.threads
         collection = new_collection(running.service, "main", "faq")
         [*collection.put([("a.md", "a")])]
