@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -43,6 +43,14 @@ class Bare:
         self.port = int(self.process.stdout.readline())
         self.url = f"http://127.0.0.1:{self.port}"
 
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60)
+
+    def get(self, path: str) -> httpx.Response:
+        """What comes back on a connection of its own."""
+        with self.client() as client:
+            return client.get(path)
+
     def connect(self) -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self.port))
         connection.settimeout(20)
@@ -62,7 +70,7 @@ class Bare:
     def drain(self) -> httpx.Response:
         """Ask the process to end, and return the first answer to who comes then."""
         self.process.terminate()
-        while (response := httpx.get(f"{self.url}/who")).status_code == 200:
+        while (response := self.get("/who")).status_code == 200:
             time.sleep(0.01)
         return response
 
@@ -116,16 +124,16 @@ def test_sigterm_lets_requests_finish_and_refuses_new_ones(tmp_path):
     bare, answers = Bare(tmp_path), []
 
     def ask():
-        answers.append(httpx.post(f"{bare.url}/answers", json={"n": 1, "tokens": 1, "seconds": 4}, timeout=30))
+        answers.append(httpx.post(f"{bare.url}/answers", json={"n": 1, "tokens": 1, "seconds": 10}, timeout=60))
 
-    with httpx.Client(base_url=bare.url) as client:
+    with bare.client() as client:
         assert client.get("/who").status_code == 200
         asking = threading.Thread(target=ask)
         asking.start()
         bare.wait_for("begun")
         refused = bare.drain()
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
-        assert httpx.get(f"{bare.url}/healthz").status_code == 200
+        assert bare.get("/healthz").status_code == 200
         asking.join()
     assert answers[0].status_code == 200
     bare.ended()
@@ -152,7 +160,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
 
 def test_what_does_not_finish_while_the_server_drains_gets_an_error(tmp_path):
     bare, answers = Bare(tmp_path, drain=0.5), []
-    asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{bare.url}/never")))
+    asking = threading.Thread(target=lambda: answers.append(httpx.post(f"{bare.url}/never", timeout=60)))
     asking.start()
     bare.wait_for("begun")
     bare.end()
@@ -183,14 +191,17 @@ def test_a_body_that_trickles_after_its_refusal_is_closed(bare):
 
 
 def test_a_client_that_does_not_read_its_answer_is_closed(bare):
-    with bare.connect() as connection:
-        connection.sendall(b"GET /large HTTP/1.1\r\n" + HOST + b"\r\n")
-        time.sleep(3)
-        assert len(everything(connection)) < 50_000_000
+    for seconds in (3, 10, 30):  # in which the server sees that nothing is read
+        with bare.connect() as connection:
+            connection.sendall(b"GET /large HTTP/1.1\r\n" + HOST + b"\r\n")
+            time.sleep(seconds)
+            if (length := len(everything(connection))) < 50_000_000:
+                break
+    assert length < 50_000_000
 
 
 def test_a_connection_that_is_used_again_and_again_stays(bare):
-    with httpx.Client(base_url=bare.url) as client:
+    with bare.client() as client:
         ports, begins = set(), time.monotonic()
         while time.monotonic() < begins + 3:  # longer than the server's patience, which it looks at each second
             response = client.get("/who")
@@ -352,15 +363,15 @@ def test_nonsense_behind_a_request_is_not_answered_amid_its_answer(bare, queued)
 def test_connections_beyond_the_most_get_an_error_as_all_others(tmp_path):
     """Those that were there before go on, and so do those who ask whether the server lives."""
     bare = Bare(tmp_path, patience=30.0, connections=2)
-    with httpx.Client(base_url=bare.url) as first, httpx.Client(base_url=bare.url) as second:
+    with bare.client() as first, bare.client() as second:
         assert [client.get("/who").status_code for client in (first, second)] == [200, 200]
         answered = bare.ask(b"GET /who HTTP/1.1\r\n" + HOST + b"\r\n")
         assert answered.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after: 10" in answered
         assert "as many connections as it can take" in error_of(answered)["message"]
-        assert httpx.get(f"{bare.url}/healthz").status_code == 200
+        assert bare.get("/healthz").status_code == 200
         assert [client.get("/who").status_code for client in (first, second)] == [200, 200]
-    assert httpx.get(f"{bare.url}/who").status_code == 200
+    assert bare.get("/who").status_code == 200
     statuses = [line["status"] for line in bare.end() if line["message"] == "request"]
     assert statuses == [200, 200, 503, 200, 200, 200, 200]
 
@@ -389,7 +400,7 @@ def test_a_chunked_body_without_end_is_cut_at_its_most(bare):
 
 
 def test_no_response_names_the_servers_software(bare):
-    response = httpx.get(f"{bare.url}/who")
+    response = bare.get("/who")
     assert not [value for value in response.headers.values() if "uvicorn" in value.lower()]
 
 
@@ -397,10 +408,13 @@ def test_a_client_that_leaves_is_seen(tmp_path):
     """Also when it has sent a second request, with the first or behind it."""
     bare = Bare(tmp_path)
     never, who = (line + b" HTTP/1.1\r\n" + HOST + b"\r\n" for line in (b"POST /never", b"GET /who"))
-    for pieces in ([never], [never + who], [never, who]):
-        with bare.connect() as connection:
-            for piece in pieces:
+    with ExitStack() as connections:
+        for first, *behind in ([never], [never + who], [never, who]):
+            connection = connections.enter_context(bare.connect())
+            connection.sendall(first)
+            bare.wait_for("begun")
+            for piece in behind:
                 connection.sendall(piece)
-                time.sleep(0.4)
+        time.sleep(1)  # until the server has what came behind
     lines = [line for line in bare.end() if line["message"] == "request"]
     assert [(line["route"], line["status"]) for line in lines] == [("/never", 499)] * 3
