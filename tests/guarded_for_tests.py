@@ -127,6 +127,13 @@ class Guarded:
         return JSONResponse({})
 
 
+async def until(true: Callable[[], object]) -> None:
+    """Wait until something is so; the limit of time is a generous one."""
+    async with asyncio.timeout(120):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
 def own_quota(settings: ServerSettings) -> Quota:
     """That of the tenants in `data`, whose folders need torch."""
     from halka.server.tenants import Tenants

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from guarded_for_tests import Guarded
+from guarded_for_tests import Guarded, until
 from halka.server.guards.keys import Keys
 
 
@@ -44,13 +44,6 @@ class Client:
         return b"".join(message.get("body", b"") for message in self.messages[1:])
 
 
-async def until(true) -> None:
-    """Wait until something is so; the test's own limit of time is a generous one."""
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.005)
-
-
 def raised(keys: Keys, id: str) -> None:
     keys.change(id, lambda key: replace(key, role="manager"))
 
@@ -75,7 +68,7 @@ def test_who_leaves_ends_what_was_made_for_him(guarded, path, end, method):
 
 
 def test_a_request_of_which_nothing_comes_ends(tmp_path):
-    guarded = Guarded(tmp_path, timeout=0.1)
+    guarded = Guarded(tmp_path, timeout=1.0)
 
     async def wait():
         client = Client(guarded, "/never")
@@ -104,7 +97,7 @@ def test_a_stream_that_goes_on_is_not_silent(tmp_path):
 
 
 def test_a_client_that_does_not_read_is_let_go(tmp_path):
-    guarded = Guarded(tmp_path, timeout=0.1)
+    guarded = Guarded(tmp_path, timeout=1.0)
 
     async def wait():
         client = Client(guarded, "/stream")

@@ -9,7 +9,7 @@ import logging
 
 import pytest
 
-from guarded_for_tests import Guarded
+from guarded_for_tests import Guarded, until
 from halka.server.errors import api_error
 from halka.server.guards.logs import LOGGERS, log_to
 from halka.util.errors import DamagedFolderError, HalkaError, OutOfMemoryError
@@ -147,7 +147,7 @@ def test_metrics_name_routes_and_no_paths(guarded):
 def test_a_server_that_drains_ends_what_it_has_and_takes_nothing_new(guarded):
     async def drain(client):
         under_way = asyncio.create_task(client.post("/answers", json={"n": 1, "tokens": 1, "seconds": 0.3}))
-        await asyncio.sleep(0.1)
+        await until(lambda: "begun" in guarded.events)
         guarded.guards.drain.draining = True
         assert guarded.guards.drain.under_way == 1
         refused = await client.get("/who")

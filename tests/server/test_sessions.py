@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from guarded_for_tests import LOCAL, Guarded
+from guarded_for_tests import LOCAL, Guarded, until
 from halka.server.errors import ApiError
 from halka.server.guards.keys import Keys, Limits
 from halka.server.guards.logs import LOGGERS, log_to
@@ -263,6 +263,7 @@ def test_what_is_under_way_ends_with_the_session(guarded, by):
 
     async def leave(client):
         async def end():
+            await until(lambda: guarded.guards.drain.under_way)
             await asyncio.sleep(0.1)
             if by == "signing out":
                 session, _ = guarded.guards.sessions.find(cookie.partition("=")[2])
