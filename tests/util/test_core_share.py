@@ -9,6 +9,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,20 +94,23 @@ def test_a_process_that_died_counts_until_its_time_is_over(tmp_path):
         assert dead.exists() == there
 
 
-def test_a_process_counts_for_some_seconds_after_each_step(tmp_path):
+def test_a_process_counts_for_some_seconds_after_each_step(tmp_path, monkeypatch):
+    now = 1e9  # on a clock of its own: a step takes as long as is written here
+    clock = SimpleNamespace(time=lambda: now, monotonic=lambda: now, monotonic_ns=time.monotonic_ns)
+    monkeypatch.setattr("halka.util.core_share.time", clock)
     share = CoreShare(tmp_path, 4)
     share.take()
     (own,) = tmp_path.iterdir()
-    assert own.stat().st_mtime - time.time() > LEAST, "its first step may be long"
-    time.sleep(1)
+    assert own.stat().st_mtime - now > LEAST, "its first step may be long"
+    now += 1
     for _ in range(2):  # a long step, then a short one: the next may be long again
-        time.sleep(OFTEN)
+        now += OFTEN
         share.take()
-        assert own.stat().st_mtime - time.time() > 3 * OFTEN
+        assert own.stat().st_mtime - now > 3 * OFTEN
     for _ in range(4):
-        time.sleep(OFTEN)
+        now += OFTEN
         share.take()
-    assert 0 < own.stat().st_mtime - time.time() <= LEAST + 3 * OFTEN
+    assert 0 < own.stat().st_mtime - now <= LEAST + 3 * OFTEN
 
 
 def test_without_a_folder_to_write_it_has_all_cores(tmp_path):
