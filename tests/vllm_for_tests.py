@@ -63,22 +63,25 @@ class StandIn:
         self.key: str | None = None
         self.models: list[Any] | None = None
         self.runtime, self.enabled = True, True
-        self._port = 0
 
     def __enter__(self) -> StandIn:
+        self._kept = socket.socket()  # nobody listens there: it keeps the port from others until the next start
+        self._kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._kept.bind(("127.0.0.1", 0))
+        self._port = self._kept.getsockname()[1]
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        self._kept.close()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        listening = socket.create_server(("127.0.0.1", self._port))
-        self._port = listening.getsockname()[1]
+        listening = socket.create_server(("127.0.0.1", self._port), reuse_port=True)
         routes = [
             Route("/health", lambda _: Response()),
             Route("/v1/models", self._models),
@@ -104,7 +107,7 @@ class StandIn:
         self._thread.start()
         begun = time.monotonic()
         while not self._server.started:
-            assert time.monotonic() < begun + 30, "the stand-in does not start"
+            assert time.monotonic() < begun + 120, "the stand-in does not start"
             time.sleep(0.005)
         self._listening = listening
 
