@@ -216,7 +216,7 @@ def test_a_server_answers_by_replicas_of_which_one_is_killed(nodes, tmp_path):
     for _ in range(2 - len(cluster.worker_nodes)):  # another test may have killed one
         cluster.add_node(num_cpus=1, **SMALL)
     with (
-        within_seconds(150),
+        within_seconds(400),
         Running(base, store, tmp_path / "data", on="ray", replicas="2") as server,
         httpx.Client(base_url=server.url, timeout=100) as client,
     ):
@@ -253,7 +253,7 @@ def test_no_run_goes_to_a_gpu_that_is_too_small_for_it(nodes, tmp_path):
         added.append(cluster.add_node(num_cpus=1, num_gpus=1, env_vars={"PATH": path}, **SMALL))
     rays = RayCluster("ray", patience=0)
     try:
-        with within_seconds(120):
+        with within_seconds(240):
             for number in range(3):
                 rays.start(
                     str(number), Program("probe", "probe", (), {"probe.py": b""}, "log.txt", gpu_memory=50 * 10**9)
