@@ -369,7 +369,7 @@ def test_what_a_server_before_left_is_unloaded(base, store, vllm, tmp_path):
     for name, path in {left.name: left, "theirs": foreign}.items():
         shutil.copytree(store / "lora" / "1", path)
         lora = {"lora_name": name, "lora_path": str(path)}
-        assert httpx.post(f"{vllm.url}/v1/load_lora_adapter", json=lora, timeout=60)
+        httpx.post(f"{vllm.url}/v1/load_lora_adapter", json=lora, timeout=60).raise_for_status()
     with InProcess.open(base, store, tmp_path / "gateway", vllm=(vllm.url,)) as gateway:
         assert [*vllm.loras] == ["theirs"]
         ask(gateway, **PROMPT)
