@@ -21,7 +21,7 @@ class BitFit:
     name: ClassVar[str] = "bitfit"
     plain: ClassVar[str] = "Trains only the layers' offsets: a tiny file, for small changes."
     paper: ClassVar[str] = "Ben Zaken et al. 2022, arXiv:2106.10199"
-    lr: ClassVar[float] = 3e-3
+    lr: ClassVar[float] = 5e-3
 
     targets: tuple[str, ...] = option(default=("linear",), help=ROLES_HELP, check=weight_roles)
 

@@ -18,7 +18,7 @@ class IA3:
     name: ClassVar[str] = "ia3"
     plain: ClassVar[str] = "Learns to turn single channels up or down: a tiny file, for a change of style."
     paper: ClassVar[str] = "Liu et al. 2022, arXiv:2205.05638"
-    lr: ClassVar[float] = 1e-2
+    lr: ClassVar[float] = 1.5e-2
 
     targets: tuple[str, ...] = option(
         default=("attn.kv", "mlp.down"),

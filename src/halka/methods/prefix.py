@@ -21,7 +21,7 @@ class Prefix:
     name: ClassVar[str] = "prefix"
     plain: ClassVar[str] = "Learns a memory that every layer reads before the text: a small file that needs more steps."
     paper: ClassVar[str] = "Li & Liang 2021, arXiv:2101.00190"
-    lr: ClassVar[float] = 1e-2
+    lr: ClassVar[float] = 1.5e-2
 
     length: int = option(default=20, help="virtual tokens P", check=positive_int)
     start: Literal["vocabulary", "random"] = option(

@@ -21,7 +21,7 @@ class Prompt:
     name: ClassVar[str] = "prompt"
     plain: ClassVar[str] = "Learns unseen words in front of the text: the smallest file, which needs the most steps."
     paper: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691"
-    lr: ClassVar[float] = 1e-2
+    lr: ClassVar[float] = 1.5e-2
 
     length: int = option(default=20, help="virtual tokens P", check=positive_int)
     start: Literal["vocabulary", "random"] = option(
