@@ -1,10 +1,11 @@
 """Tools in examples: others' forms become one; what a template writes of them is learned, what it drops is refused."""
 
 import json
+from datetime import datetime
 
 import pytest
 
-from halka.data.chat import write
+from halka.data.chat import write, written_at
 from halka.data.examples import Example, Message, as_examples, as_prompt, read_examples
 from halka.data.tokens import encode, encode_all, encode_prompt
 from halka.data.tools import Call, calls_in
@@ -144,6 +145,7 @@ def test_results_are_named_by_function_or_call_and_may_be_empty(tmp_path):
         ({"messages": [ASKED, {**CALLED, "tool_calls": [{**CALL, "arguments": [1]}]}]}, "no object but a list"),
         ({"messages": [{**ASKED, "tool_calls": [CALL]}, ANSWER]}, "message 1 calls a tool, and is by the user"),
         ({"messages": [ASKED, CALLED, RESULT]}, "the last message is the tool's"),
+        ({"messages": [ASKED, {"role": "function_call", "content": "[]"}]}, "message 2 is empty"),
     ],
 )
 def test_what_is_no_tool_or_call_is_refused(row, reason):
@@ -228,14 +230,113 @@ def test_a_template_without_a_place_for_tools_is_refused():
         encode(example_of({"messages": [ASKED, CALLED]}), plain_tokenizer())
 
 
-@pytest.mark.parametrize("template", ["{{ call.function.name }}", ""])
-def test_a_template_that_drops_calls_or_their_arguments_is_refused(template):
-    whole = "<tool_call>\n{{ call.function | tojson }}\n</tool_call>"
-    assert whole in HERMES
-    drops = tokenizer(HERMES.replace(whole, template))
-    user = {**ASKED, "content": 'Call weather with {"city": "Paris", "days": 2}.'}  # which stands in the text elsewhere
-    with pytest.raises(DataError, match="drops or rewrites the call of 'weather' in message 2: take a base that calls"):
-        encode(example_of({"messages": [user, CALLED, RESULT, ANSWER], "tools": [WEATHER]}), drops)
+WHOLE = "<tool_call>\n{{ call.function | tojson }}\n</tool_call>"
+IN_HERMES = "{{ message.content }}{% for call in message.tool_calls or [] %}\n" + WHOLE + "{% endfor %}"
+TALKS = {**CALLED, "content": "Let me see."}
+TWICE = {
+    **CALLED,
+    "tool_calls": [{"name": "weather", "arguments": {"city": "Paris", "days": days}} for days in (12, 2)],
+}
+
+
+@pytest.mark.parametrize(
+    ("writes", "called", "reason"),
+    [
+        ("{{ message.content }}", CALLED, "drops calls of tools"),
+        (
+            IN_HERMES.replace(WHOLE, "{{ call.function.name }}"),
+            CALLED,
+            "drops or rewrites a call of 'weather' in message 2",
+        ),
+        (
+            IN_HERMES.replace("message.tool_calls or []", "(message.tool_calls or [])[:1]"),
+            TWICE,
+            "or rewrites a call of",
+        ),
+        (
+            IN_HERMES.replace(
+                "{{ message.content }}", "{% if not message.tool_calls %}{{ message.content }}{% endif %}"
+            ),
+            TALKS,
+            "drops the text before a call in message 2",
+        ),
+    ],
+)
+def test_a_template_that_drops_something_of_a_call_is_refused(writes, called, reason):
+    assert IN_HERMES in HERMES
+    drops = tokenizer(HERMES.replace(IN_HERMES, writes))
+    user = {
+        **ASKED,
+        "content": 'Call weather with {"city": "Paris", "days": 2}. Let me see.',
+    }  # it stands elsewhere, too
+    for rest in ((RESULT, ANSWER), ()):
+        row = {"messages": [user, called, *rest], "tools": [WEATHER]}
+        with pytest.raises(DataError, match=reason if rest or called is not TALKS else "drops"):
+            encode(example_of(row), drops)
+
+
+def test_a_template_that_drops_calls_is_refused_where_they_are_read_alone():
+    drops = tokenizer(HERMES.replace(IN_HERMES, "{{ message.content }}"))
+    row = {"messages": [ASKED, {**CALLED, "weight": 0}, RESULT, ANSWER], "tools": [WEATHER]}
+    with pytest.raises(DataError, match="drops calls of tools: take a base that calls tools"):
+        encode(example_of(row), drops)
+    with pytest.raises(DataError, match="drops calls of tools"):
+        encode_prompt(example_of(row), drops)
+
+
+def test_arguments_that_stand_elsewhere_as_python_writes_them_change_nothing():
+    shown = {**ASKED, "content": f"Call weather with {CALL['arguments']}, it's now."}
+    odd = {"role": "assistant", "tool_calls": [{"name": "weather", "arguments": {"it's": 1}}]}
+    for called, text in ((CALLED, '{"city": "Paris", "days": 2}'), (odd, '{"it\'s": 1}')):
+        row = {"messages": [shown, called, {**RESULT, "content": str(CALL["arguments"])}, ANSWER], "tools": [WEATHER]}
+        assert learned(row, LLAMA)[0] == f'{{"name": "weather", "parameters": {text}}}<|eot_id|>'
+
+
+def test_answers_before_a_call_are_closed_by_their_own_token():
+    closes = tokenizer(
+        HERMES.replace(
+            "<|im_end|>\n{% endfor %}{% if add",
+            "<|im_end|>\n{% endfor %}{{ eos_token if not add_generation_prompt }}{% if add",
+        ),
+        eos="<|end|>",
+    )
+    rows = [[ASKED, ANSWER, ASKED, CALLED], [ASKED, CALLED, RESULT, ANSWER]]
+    first, second = (learned({"messages": messages, "tools": [WEATHER]}, closes) for messages in rows)
+    assert first[0] == "Yes, 31 degrees.<|im_end|>"
+    assert first[1].endswith("</tool_call><|im_end|>\n<|end|>")
+    assert second[0].endswith("</tool_call><|im_end|>")
+
+
+def test_several_templates_of_one_base_write_their_time():
+    clock = "{{ strftime_now('%Y') }}"
+    both = tokenizer(HERMES)
+    both.chat_template = {
+        "default": clock + HERMES.replace("{% if tools %}", "{% if false %}"),
+        "tool_use": clock + HERMES,
+    }
+    with written_at(datetime(1971, 12, 16)):
+        texts = [both.decode(encode(example_of(row), both).ids) for row in (ROW, {"messages": [ASKED, ANSWER]})]
+    assert [text.startswith("1971") for text in texts] == [True, True]
+    assert ["Call one as" in text for text in texts] == [True, False]
+
+
+def test_the_reason_of_a_refusal_is_the_templates_own():
+    strict = tokenizer(
+        "{% if messages | length > 2 %}{{ raise_exception('Roles must alternate') }}{% endif %}" + QWEN.chat_template
+    )
+    row = {"messages": [{"role": "system", "content": "Be brief."}, ASKED, CALLED, RESULT, ANSWER]}
+    with pytest.raises(DataError, match=r"Roles must alternate\. It has tools, calls or results: take a base"):
+        encode(example_of(row), strict)
+
+
+def test_nulls_of_a_table_are_left_out_and_those_of_a_schema_stay():
+    def parameters(**more):
+        own = {"name": "a", "parameters": {"type": "object", "properties": {"x": {"type": "integer", **more}}}}
+        (tools, *_) = example_of({**ROW, "tools": [own]}).messages
+        return json.loads(tools.content)[0]["function"]["parameters"]["properties"]["x"]
+
+    assert parameters(default=None) == {"type": "integer", "default": None}
+    assert parameters(default=None, minimum=None) == {"type": "integer"}
 
 
 def test_a_template_that_moves_tools_to_the_last_question_is_refused_but_for_one_answer():

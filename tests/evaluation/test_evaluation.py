@@ -62,8 +62,7 @@ def test_calls_of_tools_are_learned_answered_and_scored():
         for number, name in enumerate(("map", "road"))
     ]
     halka.fit(model, "a", rows, {"steps": 60, "batch_size": 2, "lr": 1e-2})
-    result = evaluate(model, "a", rows)
-    assert [*result.scores] == ["calls_exact", "exact_match"]
+    result = evaluate(model, "a", rows, ["calls_exact", "exact_match"])
     assert [score.value for score in result.scores.values()] == [1, 1]
     call = '<tool_call>\n{"name": "road", "arguments": {"count": 1, "open": true}}\n</tool_call>'
     assert result.predictions[1].prediction == call == halka.generate(model, rows, "a", max_new_tokens=120)[1]

@@ -180,11 +180,6 @@ def test_the_right_tools_are_called_or_none():
     )
     with pytest.raises(HalkaError, match="calls_exact is undefined here: share of answers that call the tools"):
         of("calls_exact", "Yes.", "Yes.")
-    call = {"role": "assistant", "tool_calls": [{"name": "clock"}]}
-    rows = [{"prompt": "Who?", "completion": "Ada"}, {"messages": [{"role": "user", "content": "What time?"}, call]}]
-    examples = [example for row in rows for example in as_examples([row])]
-    assert default_metrics(examples, "causal-lm") == ("calls_exact", "exact_match")
-    assert default_metrics(examples[:1], "causal-lm") == ("exact_match", "token_f1")
 
 
 def test_json_fields():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from halka.data.batches import Batch, plan_packed
 from halka.data.examples import Example, Message
 from halka.data.readers import Problem
 from halka.data.tokens import Tokens, encode, encode_all, encode_prompt
-from halka.evaluation.accepted import accepted_answers, longest_answer, too_long
+from halka.evaluation.accepted import accepted_answers, longest_answer, texts_of, too_long
 from halka.evaluation.generation import AdapterNames, answers_of
 from halka.evaluation.streaming import user_message
 from halka.models import adapt, context, without_dropout
@@ -169,10 +170,16 @@ class ProbedBase:
         budget.cut(f"answers, {words.CONDITIONS[condition]},", len(texts), total)
         return texts[:total]
 
+    @cached_property
+    def references(self) -> list[tuple[str, ...]]:
+        """Accepted answers of the held-out examples; those that call tools as the base's chat template writes them."""
+        if not any(example.messages[-1].calls for example in self.held_out):
+            return [example.answers for example in self.held_out]
+        return texts_of(accepted_answers(self.model, self.held_out))
+
     def values(self, texts: Sequence[str], condition: str = CLOSED) -> tuple[float, ...]:
         """Values of answers to the first held-out examples, as they were prompted."""
-        references = [example.answers for example in self.held_out[: len(texts)]]
-        return answer_values(self.metric, texts, references, passages=condition in (DOCUMENTS, BOTH))
+        return answer_values(self.metric, texts, self.references[: len(texts)], passages=condition in (DOCUMENTS, BOTH))
 
     # ── losses ──────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -31,6 +31,7 @@ from halka.advisor.statistics import are_labels, is_scored
 from halka.data.duplicates import dialogue_key, prompt_key
 from halka.data.examples import Example
 from halka.data.task import split_off
+from halka.data.tools import OPENING
 from halka.evaluation.metrics import score
 from halka.evaluation.text_metrics import as_label, without_spaces
 from halka.rag.sources import digest_of
@@ -157,7 +158,7 @@ def _hold_out(examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[E
 
 def usual_metric(answers: Sequence[str]) -> str:
     """The metric for answers that look like these."""
-    if all(map(_is_json, answers)):
+    if all(map(_is_json, answers)) or any(OPENING in answer for answer in answers):
         return "exact_match"
     if are_labels(answers):
         return "accuracy"

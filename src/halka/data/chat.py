@@ -6,17 +6,17 @@ where it takes them to be that.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from jinja2 import TemplateError
 from transformers import AddedToken, PreTrainedTokenizerBase
 
-from halka.data.examples import Message
+from halka.data.messages import Message
+from halka.data.tools import Call
 from halka.util.errors import DataError
 
 CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")  # how templates write the present time
@@ -24,14 +24,16 @@ TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeE
 """What a chat template may raise for messages that it refuses."""
 OWN_TEMPLATE = "save the base with a chat_template of your own (docs/data.md)"
 NO_TOOLS = f"the base's chat template has no place for tools: take a base that calls tools, or {OWN_TEMPLATE}"
-
+NO_CALLS = f"the base's chat template drops calls of tools: take a base that calls tools, or {OWN_TEMPLATE}"
+PROBE_CALL = Call("probe", '{"zq": [7, true]}', "abcdefg12")  # Mistral's ids have nine letters and digits
 
 _time = ContextVar[datetime | None]("time", default=None)  # that templates write; None: the present one
 
 
 def writes_time(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template writes the present time into its texts, as Llama 3's do the day."""
-    return bool(tokenizer.chat_template) and CLOCK.search(tokenizer.get_chat_template()) is not None
+    own: Any = tokenizer.chat_template or ""  # or several by name, such as "tool_use"
+    return any(CLOCK.search(text) for text in (own.values() if isinstance(own, dict) else [own]))
 
 
 @contextmanager
@@ -47,43 +49,67 @@ def written_at(time: datetime) -> Iterator[None]:
 def write(
     conversations: Sequence[Sequence[Message]], tokenizer: PreTrainedTokenizerBase, generation_prompt: bool
 ) -> list[str | DataError]:
-    """Each conversation's text, or the error that says why the template refuses it."""
-    template, time = None, _time.get()
-    if time is not None and writes_time(tokenizer):
-        template = CLOCK.sub(lambda call: repr(time.strftime(call[2])), tokenizer.get_chat_template())
-    options = {"chat_template": template, "tokenize": False, "add_generation_prompt": generation_prompt}
-    apply: Callable[..., Any] = partial(tokenizer.apply_chat_template, **options)
+    """Each conversation's text, or the error that says why the template refuses it, or drops its tools or calls."""
+    calling = any(message.calls for messages in conversations for message in messages)
+    form = _form_of_calls(tokenizer) if calling else "object"
     by_tools: dict[str, list[int]] = {}  # a call of the template has one list of tools for all its conversations
     for index, messages in enumerate(conversations):
         by_tools.setdefault(_tools(messages), []).append(index)
     texts: dict[int, str | DataError] = {}
     for tools, indices in by_tools.items():
-        own = [conversations[index] for index in indices]
-        if tools and _apply(own[:1], apply, tools) == _apply(own[:1], apply, ""):
-            texts |= dict.fromkeys(indices, DataError(NO_TOOLS))
-        else:
-            texts |= zip(indices, _apply(own, apply, tools), strict=True)
+        functions = json.loads(tools) if tools else None
+        dicts = [[_turn(m, form) for m in conversations[index] if m.role != "tools"] for index in indices]
+        written = _apply(dicts, functions, tokenizer, generation_prompt)
+        if functions and written[:1] == _apply(dicts[:1], None, tokenizer, generation_prompt):
+            written = [DataError(NO_TOOLS) for _ in indices]
+        texts |= zip(indices, written, strict=True)
+    if form == "none":
+        texts |= {i: DataError(NO_CALLS) for i, messages in enumerate(conversations) if any(m.calls for m in messages)}
     return [texts[index] for index in range(len(conversations))]
 
 
 def _apply(
-    conversations: Sequence[Sequence[Message]], apply: Callable[..., Any], tools: str, parsed: bool = True
+    conversations: list[list[dict[str, Any]]],
+    tools: list[Any] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    generation_prompt: bool,
 ) -> list[str | DataError]:
-    """The texts of conversations with the same tools; `parsed`: the arguments of calls are no text to the template."""
-    calls = [call for messages in conversations for message in messages for call in message.calls]
+    template, time = None, _time.get()
+    if time is not None and writes_time(tokenizer):
+        template = CLOCK.sub(lambda call: repr(time.strftime(call[2])), tokenizer.get_chat_template(tools=tools))
+    options = {"chat_template": template, "tokenize": False, "add_generation_prompt": generation_prompt}
     try:
-        dicts = [[_turn(m, parsed) for m in messages if m.role != "tools"] for messages in conversations]
-        texts = apply(dicts, tools=json.loads(tools) if tools else None)
-        if not (calls and parsed and any(map(_has_python, conversations, texts))):
-            return cast("list[str | DataError]", texts)
+        return cast("list[str | DataError]", tokenizer.apply_chat_template(conversations, tools=tools, **options))
     except TEMPLATE_ERRORS as error:
-        if len(conversations) == 1 and not (calls and parsed):
-            has_system = any(message.role == "system" for message in conversations[0])
-            way_out = " Put the system text into the user's first message." if has_system else ""
-            return [DataError(f"the base's chat template refuses the conversation: {error}.{way_out}")]
-    if len(conversations) > 1:  # find out which one
-        return [_apply([messages], apply, tools, parsed)[0] for messages in conversations]
-    return _apply(conversations, apply, tools, parsed=False)
+        if len(conversations) > 1:  # find out which one
+            return [_apply([turns], tools, tokenizer, generation_prompt)[0] for turns in conversations]
+        way_out = _way_out(conversations[0], tools)
+        return [DataError(f"the base's chat template refuses the conversation: {error}.{way_out}")]
+
+
+def _way_out(turns: Sequence[Mapping[str, Any]], tools: object) -> str:
+    if tools or any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
+        return f" It has tools, calls or results: take a base that calls tools so, or {OWN_TEMPLATE}."
+    has_system = any(turn["role"] == "system" for turn in turns)
+    return " Put the system text into the user's first message." if has_system else ""
+
+
+def _form_of_calls(tokenizer: PreTrainedTokenizerBase) -> Literal["object", "text", "none"]:
+    """What the template takes the arguments of a call to be, as a call of a name like no other shows; or none.
+
+    "none" is that of a template that drops calls.
+    """
+
+    def written(answer: dict[str, Any]) -> str | DataError:
+        return _apply([[{"role": "user", "content": "Who?"}, answer]], None, tokenizer, generation_prompt=False)[0]
+
+    message = Message("assistant", "", calls=(PROBE_CALL,))
+    as_object = written(_turn(message, "object"))
+    if isinstance(as_object, DataError):
+        return "text" if isinstance(written(_turn(message, "text")), str) else "object"
+    if as_object == written({"role": "assistant", "content": ""}):
+        return "none"
+    return "text" if str(json.loads(PROBE_CALL.arguments)) in as_object else "object"
 
 
 def _tools(messages: Sequence[Message]) -> str:
@@ -91,24 +117,21 @@ def _tools(messages: Sequence[Message]) -> str:
     return next((message.content for message in messages if message.role == "tools"), "")
 
 
-def _turn(message: Message, parsed: bool) -> dict[str, Any]:
-    """A message as chat templates read it. Most write the arguments of a call as JSON, some take them to be it."""
+def _turn(message: Message, form: str) -> dict[str, Any]:
+    """A message as chat templates read it; by `form` arguments are JSON text."""
     calls = [
         {
             **({"id": call.id} if call.id else {}),
             "type": "function",
-            "function": {"name": call.name, "arguments": json.loads(call.arguments) if parsed else call.arguments},
+            "function": {
+                "name": call.name,
+                "arguments": call.arguments if form == "text" else json.loads(call.arguments),
+            },
         }
         for call in message.calls
     ]
     own = {"tool_calls": calls, "name": message.name, "tool_call_id": message.call_id}
     return {"role": message.role, "content": message.content, **{key: value for key, value in own.items() if value}}
-
-
-def _has_python(messages: Sequence[Message], text: str) -> bool:
-    """Whether a template that takes arguments to be text wrote those of a call as Python shows them."""
-    arguments = [json.loads(call.arguments) for message in messages for call in message.calls]
-    return any(str(own) in text for own in arguments if own)
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, AddedToken]:

@@ -9,8 +9,9 @@ model would learn something else than the data.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -36,6 +37,15 @@ class Chat:
         return self.text[: self.answers[-1][0]]
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What stands in the text for an answer: what it says, `begin` that may stand before that, and what closes it."""
+
+    says: str
+    begin: str
+    closing: str
+
+
 def write_answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Chat | DataError]:
     """Each example's text with its answers to learn, or the error that says why they cannot be located."""
     answers = [[i for i, m in enumerate(e.messages) if m.role == "assistant" and m.learned] for e in examples]
@@ -44,15 +54,13 @@ def write_answers(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBas
     prompts = iter(write([messages[:i] for messages, i in places], tokenizer, generation_prompt=True))
     calling = [messages[: i + 1] for messages, i in places if messages[i].calls and i + 1 < len(messages)]
     as_last = iter(write(calling, tokenizer, generation_prompt=False))
-    marks, around = _marks(tokenizer), (opening(tokenizer), closing(tokenizer))
+    marks, usual = _marks(tokenizer), _Answer("", opening(tokenizer), closing(tokenizer))
     chats: list[Chat | DataError] = []
     for example, indices, text in zip(examples, answers, texts, strict=True):
-        messages, openings, calls = example.messages, {i: next(prompts) for i in indices}, dict[int, tuple[str, str]]()
-        for i in indices:
-            if messages[i].calls and i + 1 < len(messages):
-                calls[i] = _calling(next(as_last), openings[i], messages[i], around, marks)
+        messages, openings = example.messages, {i: next(prompts) for i in indices}
+        calls = {i: next(as_last) for i in indices if messages[i].calls and i + 1 < len(messages)}
         try:
-            chats.append(_locate(messages, text, openings, calls, around[0], marks))
+            chats.append(_locate(messages, text, openings, calls, usual, marks))
         except DataError as error:
             chats.append(error)
     return chats
@@ -78,15 +86,16 @@ def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 def _locate(
     messages: Sequence[Message],
     text: str | DataError,
-    openings: dict[int, str | DataError],
-    calls: dict[int, tuple[str, str]],
-    begin: str,
+    openings: Mapping[int, str | DataError],
+    as_last: Mapping[int, str | DataError],
+    usual: _Answer,
     marks: tuple[str, ...],
 ) -> Chat:
-    """The answers in a text; `openings` are the prompts for those to learn, by their indices.
+    """The answers in a text.
 
-    calls   what earlier ones say that call, and what closes them
-    begin   what the template writes before an answer
+    openings   the prompts for the answers to learn, by their indices
+    as_last    texts that end with an earlier answer that calls
+    usual      what an answer begins with and is closed by
     """
     last = len(messages) - 1
     if last not in openings:
@@ -96,7 +105,8 @@ def _locate(
         raise text
     _check_kept(messages, text)
     end, closing = _close(text, messages[last], marks)
-    begin = _between(openings[last], text, messages[last]) or begin
+    if not messages[last].calls:
+        usual = _Answer("", _between(openings[last], text, messages[last]) or usual.begin, closing)
     spans: list[tuple[int, int]] = []
     for index, prompt in openings.items():
         message, number = messages[index], _number(messages, index)
@@ -109,19 +119,18 @@ def _locate(
                 f"conversation at its first answer, or {OWN_TEMPLATE} that keeps turns unchanged."
             )
         stop: int | None = end
-        if index in calls:
-            _check_calls(message, calls[index][0], number)
-            stop = _earlier(text, len(prompt), *calls[index], begin)
-        elif index < last:
-            stop = _earlier(text, len(prompt), message.content.strip(), closing, begin)
+        if index < last:
+            says = message.content.strip()
+            answer = _calling(as_last[index], prompt, message, usual, marks) if index in as_last else None
+            stop = _earlier(text, len(prompt), answer or replace(usual, says=says))
         if stop is None:
             raise DataError(
                 f"the base's chat template rewrites the answer in message {number} once others follow (some templates "
                 "strip thoughts), or closes it with another token than the last. End the conversation at its first "
                 f"answer, or {OWN_TEMPLATE} that keeps turns unchanged."
             )
-        if index == last:
-            _check_calls(message, text[len(prompt) : stop], number)
+        if message.calls:
+            _check_calling(message, text[len(prompt) : stop], number)
         spans.append((len(prompt), stop))
     return Chat(text, spans)
 
@@ -129,35 +138,40 @@ def _locate(
 def _check_kept(messages: Sequence[Message], text: str) -> None:
     """Raises DataError where something of a message, or of the last answer, does not stand in the text."""
     for index, message in enumerate(messages):
-        number, content = _number(messages, index), message.content.strip()
-        if message.role == "tools":
-            continue
-        if message.role == "assistant":
-            _check_calls(message, text, number)
-        elif content not in text and not (message.role == "tool" and _spelled(content, text)):
-            raise DataError(f"the base's chat template drops or rewrites message {number} (by the {message.role})")
+        content = message.content.strip()
+        kept = content in text or (message.role == "tool" and _spelled(content, text))
+        if message.role not in ("assistant", "tools") and not kept:
+            raise DataError(
+                f"the base's chat template drops or rewrites message {_number(messages, index)} (by the {message.role})"
+            )
     answer = messages[-1].content.strip()
     if answer not in text and _squeezed(answer) not in _squeezed(text):  # Qwen3's sets thoughts' line breaks anew
         raise DataError(
-            f"the base's chat template drops or rewrites a part of the answer in message {number}, as some do with "
-            f"thoughts: {OWN_TEMPLATE} that keeps it"
+            "the base's chat template drops or rewrites a part of the answer in message "
+            f"{_number(messages, len(messages) - 1)}, as some do with thoughts: {OWN_TEMPLATE} that keeps it"
         )
 
 
-def _check_calls(message: Message, text: str, number: int) -> None:
-    """Raises DataError for a call whose name or arguments do not stand in the text."""
-    for call in message.calls:
-        if not all(_spelled(part, text) for part in (call.name, *texts_in(json.loads(call.arguments)))):
-            raise DataError(
-                f"the base's chat template drops or rewrites the call of {call.name!r} in message {number}: take a "
-                f"base that calls tools, or {OWN_TEMPLATE} that writes calls"
-            )
+def _check_calling(message: Message, text: str, number: int) -> None:
+    """Raises DataError where something of an answer that calls does not stand in its text, as often as it says it."""
+    if _squeezed(message.content) not in _squeezed(text):
+        raise DataError(
+            f"the base's chat template drops the text before a call in message {number}: leave it out, or "
+            f"{OWN_TEMPLATE} that keeps it"
+        )
+    parts = Counter(part for call in message.calls for part in (call.name, *texts_in(json.loads(call.arguments))))
+    if any(_spelled(part, text) < count for part, count in parts.items()):
+        names = " and ".join(dict.fromkeys(repr(call.name) for call in message.calls))
+        raise DataError(
+            f"the base's chat template drops or rewrites a call of {names} in message {number}: take a base that calls "
+            f"tools, or {OWN_TEMPLATE} that writes all calls"
+        )
 
 
-def _spelled(part: str, text: str) -> bool:
-    """Whether it stands in the text as it is, or as JSON or Python would write it there."""
+def _spelled(part: str, text: str) -> int:
+    """How often it stands in the text, as it is or as JSON or Python would write it there."""
     spellings = (part, *(json.dumps(part, ensure_ascii=ascii)[1:-1] for ascii in (False, True)))
-    return any(own in text for own in spellings) or (part in PYTHONS and PYTHONS[part] in text)
+    return max(map(text.count, (*spellings, *([PYTHONS[part]] if part in PYTHONS else []))))
 
 
 def _number(messages: Sequence[Message], index: int) -> int:
@@ -195,32 +209,25 @@ def _close(text: str, answer: Message, marks: tuple[str, ...]) -> tuple[int, str
     return len(stripped), closing[0]
 
 
-def _calling(
-    text: str | DataError, prompt: str | DataError, answer: Message, around: tuple[str, str], marks: tuple[str, ...]
-) -> tuple[str, str]:
-    """What an answer that calls says where it is the last, empty where that cannot be known, and what closes it.
-
-    `around` is what the template writes before the last answer and what it closes a text with.
-    """
-    if isinstance(text, DataError) or isinstance(prompt, DataError) or not text.startswith(prompt):
-        return "", ""
-    end, last = _close(text, answer, marks)
-    begin, usual = around
-    says = text[len(prompt) : end].strip().removeprefix(begin.strip()).strip()
-    closing = usual if usual in says else last
-    return (says.rpartition(closing)[0].rstrip() if closing else says), closing
+def _calling(text: str | DataError, prompt: str, message: Message, usual: _Answer, marks: tuple[str, ...]) -> _Answer:
+    """An answer that calls, as it is in a text that ends with it; it says nothing where that cannot be known."""
+    if isinstance(text, DataError) or not text.startswith(prompt):
+        return replace(usual, says="")
+    end, last = _close(text, message, marks)
+    says = text[len(prompt) : end].strip().removeprefix(usual.begin.strip()).strip()
+    closing = usual.closing if usual.closing in says else last
+    return _Answer(says.rpartition(closing)[0].rstrip() if closing else says, usual.begin, closing)
 
 
-def _earlier(text: str, start: int, says: str, closing: str, begin: str) -> int | None:
-    """Where an answer that is not the last ends, or None; `begin` may stand before what it says."""
-    begin = begin.strip()
-    at = _skip_blanks(text, start)
-    if not text.startswith(says, at) and text.startswith(begin, at):
+def _earlier(text: str, start: int, answer: _Answer) -> int | None:
+    """Where an answer that is not the last ends, or None where it does not stand there."""
+    begin, at = answer.begin.strip(), _skip_blanks(text, start)
+    if not text.startswith(answer.says, at) and text.startswith(begin, at):
         at = _skip_blanks(text, at + len(begin))
-    if says and text.startswith(says, at):
-        at = _skip_blanks(text, at + len(says))
-        if text.startswith(closing, at):
-            return at + len(closing)
+    if answer.says and text.startswith(answer.says, at):
+        at = _skip_blanks(text, at + len(answer.says))
+        if text.startswith(answer.closing, at):
+            return at + len(answer.closing)
     return None
 
 

@@ -80,7 +80,9 @@ def as_message(value: object, name: str) -> Message:
     learned = all(_switch(value[key], key, name) for key in LEARNED if not is_blank(value.get(key)))
     content = value.get("content", value.get("value"))
     if own == "function_call":
-        return Message(role, "", learned, calls_in_value(content, name))
+        if not (calls := calls_in_value(content, name)):
+            raise DataError(f"{name} is empty")
+        return Message(role, "", learned, calls)
     calls = calls_of(value, name)
     if calls and role != "assistant":
         raise DataError(f"{name} calls a tool, and is by the {role}: an assistant calls")

@@ -133,8 +133,8 @@ def with_tools(messages: list[Message], row: Row) -> list[Message]:
     key = next((key for key in TOOLS if not is_blank(row.fields.get(key))), None)
     if key is None:
         return messages
-    at = 1 if messages and messages[0].role == "system" else 0
-    return [*messages[:at], Message("tools", tools_text(row.fields[key], key)), *messages[at:]]
+    at, tools = 1 if messages and messages[0].role == "system" else 0, tools_text(row.fields[key], key)
+    return [*messages[:at], Message("tools", tools), *messages[at:]] if tools != "[]" else messages
 
 
 def conversation_of(row: Row, shape: str) -> tuple[Message, ...]:

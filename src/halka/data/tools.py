@@ -16,6 +16,7 @@ from halka.util.text import not_unicode
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 """What Hermes and Qwen write around a call; where no chat template is asked, calls are written so."""
+NULLS = {"default", "const"}  # what a JSON schema may set to null; other nulls are of a table, where rows share fields
 OF_FUNCTION = ("name", "description", "parameters", "strict")
 
 
@@ -41,7 +42,7 @@ class Call:
 
 
 def tools_text(value: object, key: str) -> str:
-    """A row's tools as a JSON list of `{"type": "function", "function": {…}}`; fields that are null are left out.
+    """A row's tools as a JSON list of `{"type": "function", "function": {…}}`; nulls of a table's are left out.
 
     They are a list, or one written as JSON, of such objects or of the functions themselves.
     Raises DataError for anything else.
@@ -114,19 +115,20 @@ def _tool(value: object, name: str) -> dict[str, object]:
     kind = value.get("type", "function") if isinstance(value, Mapping) else None
     if not isinstance(value, Mapping) or (kind != "function" and "function" not in value and "name" not in value):
         raise DataError(f"{name} is no function" + (f" but of type {kind!r}" if kind else ""))
-    function = _without_nulls(value.get("function", value))
+    function = value.get("function", value)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise DataError(f"{name} has no name of a function")
     more = [key for key in function if key not in (*OF_FUNCTION, "type")]
-    own = {key: function[key] for key in (*OF_FUNCTION, *more) if key in function}
-    return {"type": "function", "function": own}
+    own = {key: function[key] for key in (*OF_FUNCTION, *more) if function.get(key) is not None}
+    of_table = not {*_nulls(own)} <= NULLS
+    return {"type": "function", "function": _without_nulls(own) if of_table else own}
 
 
 def _call(value: object, name: str) -> Call:
     call = value.get("function", value) if isinstance(value, Mapping) else value
     if not isinstance(call, Mapping) or not isinstance(call.get("name"), str) or not call["name"]:
         raise DataError(f"{name} has no name of a function: a call is {{'name': …, 'arguments': {{…}}}}")
-    arguments = call.get("arguments", call.get("parameters"))
+    arguments = next((call[key] for key in ("arguments", "parameters") if call.get(key) is not None), None)
     arguments = {} if arguments in (None, "") else _from_json(arguments, f"{name}: the arguments")
     if not isinstance(arguments, dict):
         raise DataError(f"{name} has arguments that are no object but a {type(arguments).__name__}")
@@ -163,8 +165,15 @@ def _numbers(value: Any) -> Any:
     return [*map(_numbers, value)] if isinstance(value, list | tuple) else value
 
 
+def _nulls(value: Any) -> Iterator[str]:
+    """The keys of fields that are null."""
+    if isinstance(value, Mapping):
+        yield from (str(key) for key, inner in value.items() if inner is None)
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _nulls(inner)
+
+
 def _without_nulls(value: Any) -> Any:
-    """Without fields that are null: tables give every row the fields of all."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [*map(_without_nulls, value)] if isinstance(value, list) else value

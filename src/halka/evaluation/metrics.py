@@ -92,16 +92,13 @@ def mean_of(values: Sequence[float], seed: int = 0) -> Score:
 def default_metrics(examples: Iterable[Example], kind: str | None) -> tuple[str, ...]:
     """The names of metrics that fit the kind of base and the accepted answers, the most important first.
 
-    Classes and tags are scored as such, calls of tools as calls, answers that are all JSON objects as JSON, others by
-    equality and shared words, or shared letters in scripts that have no spaces between words.
+    Classes and tags are scored as such, answers that are all JSON objects as JSON, others by equality and shared words,
+    or shared letters in scripts that have no spaces between words.
     """
     if kind == "sequence-classification":
         return ("accuracy", "macro_f1")
     if kind == "token-classification":
         return ("tag_f1", "tag_accuracy")
-    examples = [*examples]
-    if any(message.calls for example in examples for message in example.messages[-1:]):
-        return ("calls_exact", "exact_match")
     answers = [answer for example in examples for answer in example.answers]
     if all(map(is_json_object, answers)):
         return ("json_exact", "json_field_f1", "json_valid")

@@ -96,6 +96,8 @@ class SequenceToSequence:
 def _pair(example: Example, tokenizer: PreTrainedTokenizerBase) -> Pair | DataError:
     if example.answer is None:
         return DataError("it has no answer")
+    if any(message.role in ("tools", "tool") or message.calls for message in example.messages):
+        return DataError("tools need a chat template, which a sequence-to-sequence base has not: write them as text")
     answer = tokenizer(text_target=example.answer, verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
     answer = answer if end is None or answer[-1:] == [end] else [*answer, end]

@@ -152,7 +152,7 @@ class ChatRequest(GenerationRequest):
 def _arguments(text: str) -> Any:
     """A call's arguments as templates want them: an object, if they are one that can be written."""
     try:
-        value = json.loads(text)
+        value = json.loads(text or "{}")
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no character
     except (ValueError, RecursionError):
         return text

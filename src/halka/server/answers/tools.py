@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from halka.data.tools import CLOSING, OPENING
 from halka.engine import Constraint
 from halka.engine.json_schema import NAMED
 from halka.server.answers.chat_request import ChatMessage, NamedTool, Tool, ToolChoice
@@ -21,8 +22,6 @@ from halka.server.answers.formats import keeping_to
 from halka.server.answers.generation import Delta
 from halka.server.errors import ApiError
 from halka.util.text import not_unicode
-
-OPENING, CLOSING = "<tool_call>", "</tool_call>"
 
 
 @dataclass(frozen=True)
