@@ -35,6 +35,7 @@ from halka.cli import main
 from halka.data.examples import Example, Message
 from halka.data.task import load_task
 from halka.data.tokens import encode, encode_prompt
+from halka.data.tools import Call
 from halka.estimating import Setup, dry_run
 from halka.estimating.devices import Device
 from halka.estimating.hardware import CONTEXT, PROCESS, Hardware
@@ -43,7 +44,7 @@ from halka.rag.passages import Passage
 from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
 from halka.util.files import locked
 from tiny import tiny
-from tokenizers_for_tests import chatml_tokenizer
+from tokenizers_for_tests import HERMES, chatml_tokenizer
 
 COLOURS = ("red", "green", "blue")
 
@@ -344,11 +345,21 @@ def test_answers_to_many_prompts_are_those_to_each_alone(probed):
     assert probed.answers(None, asked) == [probed.answers(None, [each])[0] for each in asked]
 
 
+def test_calls_of_tools_are_compared_in_the_form_that_the_base_writes_them(probed):
+    call = Message("assistant", "", calls=(Call("clock", '{"at": "noon"}'),))
+    probed.model.tokenizer.chat_template = HERMES.replace("tool_call>", "call>")
+    base = replace(probed, held_out=(Example((Message("user", "What time?"), call)),), metric="exact_match")
+    text = '<call>\n{"name": "clock", "arguments": {"at": "noon"}}\n</call>'
+    assert base.values([text]) == (1,)
+    assert base.values([call.written]) == (0,)
+
+
 @pytest.mark.parametrize(
     ("answers", "metric"),
     [
         (["red", "blue", "red"] * 9, "accuracy"),
         (['{"a": 1}', '{"a": 2}'], "exact_match"),
+        ([Call("clock", f'{{"n": {n}}}').written for n in range(9)], "exact_match"),
         ([f"word{n}" for n in range(9)], "squad_exact"),
         ([f"a whole sentence about the number {n}" for n in range(9)], "token_f1"),
         ([f"第{n}号包裹" for n in range(9)], "squad_exact"),

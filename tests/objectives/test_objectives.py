@@ -15,7 +15,9 @@ import halka
 from classifiers import CLASSES, LABELS, TAGS, TEXTS, classifier, example, examples, logits
 from contract import disturb
 from halka.data.batches import IGNORE_INDEX
+from halka.data.examples import Example, Message
 from halka.data.labels import classes_in
+from halka.data.tools import Call
 from halka.evaluation.evaluating import evaluate
 from halka.evaluation.generation import iter_answers
 from halka.models import pad_id
@@ -25,6 +27,7 @@ from halka.objectives import objective_of
 from halka.objectives.tagging import Tagging
 from halka.storage.card import read_card
 from halka.training import Job, TrainConfig, as_tokens, mean_loss, train, train_many
+from halka.util.errors import DataError
 from tiny import tiny
 from tokenizers_for_tests import plain_tokenizer
 
@@ -521,6 +524,13 @@ def translator(method=LORA):
     model.add("a", method)
     disturb(model, "a")
     return model
+
+
+def test_tools_are_not_for_a_base_that_has_no_chat_template():
+    call = Message("assistant", "", calls=(Call("clock"),))
+    for answered in ((call,), (call, Message("tool", "12"), Message("assistant", "Noon."))):
+        with pytest.raises(DataError, match="tools need a chat template, which a sequence-to-sequence base has not"):
+            as_tokens(translator(), [Example((Message("user", "What time?"), *answered))], CONFIG, "a")
 
 
 PAIRS = [example("What is the capital?", "Paris."), example("Yes. No.", "Perhaps, 42."), example("Reset", "Open it.")]
