@@ -25,6 +25,7 @@ import pytest
 from halka.evaluation.metrics import resampled
 from halka.evaluation.metrics import score as scored
 from halka.report.axes import banded, spread_out
+from halka.report.findings import quality_takeaway
 from halka.report.html import render, side_by_side, write_report
 from halka.report.intervals import T_975, Estimate, Interval, apart, difference, estimate, gap, ratio, share
 from halka.report.plots import draw_plots
@@ -348,6 +349,23 @@ def test_the_headline_says_when_light_is_behind() -> None:
     assert re.search(r"it is behind by 4\d points, more than chance explains\.$", summarise(runs).headline)
 
 
+def test_one_seed_tells_no_methods_apart() -> None:
+    """Neither in the headline, nor by bold, nor in the plot's sentence; the base needs no seeds."""
+    unknown = "more than the test items explain; other seeds are not known"
+    runs = [run for run in small(measurements(seeds=1)) if run["method"]["label"] in ("Full", "Prompt")]
+    summary = summarise(runs)
+    assert re.search(rf"it is behind by 4\d points, {unknown}\.$", summary.headline)
+    assert not any(cell.best for c in columns(summary) if c.key == "score" for cell in cells(summary, c))
+    assert quality_takeaway(summary.rows, summary.primary).endswith(f"Prompt lighter is behind by {unknown}.")
+    assert "intervals over the test items alone (one run);" in caption(summary)
+
+    base = small(measurements(seeds=1))[0]
+    base["scores"]["exact_match"] = score(0.5, 0.06)
+    assert about(summarise([base, *runs]), "Prompt did worse than base (no tuning), with one seed.")
+    three = of(small(measurements()), "Full")
+    assert summarise([*three, *of(runs, "Prompt")]).headline.endswith(f"{unknown}.")
+
+
 def test_the_headline_turns_round_where_lower_is_better() -> None:
     said = summarise(small(perplexities())).headline
     assert re.match(r"LoRA r16's perplexity is 1\.03 \[0\.\d\d–1\.\d\d\] times that of full fine-tuning", said)
@@ -627,9 +645,9 @@ def test_markdown_has_the_figures_in_human_units() -> None:
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
     assert "200 test items" in text
     assert "commit 7e66daf" in text
-    assert "intervals over seeds and items" in text
+    assert "intervals over 3 seeds and the test items;" in text
     one_seed = [run for run in small(measurements()) if run.get("seed") in (0, None)]
-    assert "intervals over items;" in to_markdown(summarise(one_seed))
+    assert "intervals over the test items alone (one run);" in to_markdown(summarise(one_seed))
 
 
 def test_a_copys_latency_beside_the_base_is_not_that_of_a_model_of_its_own() -> None:

@@ -33,7 +33,7 @@ from halka.studies.ablation.runs import runner, runs_of
 from halka.studies.ablation.scores import Answered, answer_in, scored
 from halka.studies.ablation.searched import changed_facts
 from halka.studies.ablation.settings import Lessons, collection_of, matcher
-from halka.studies.ablation.summary import headline, to_html, to_markdown
+from halka.studies.ablation.summary import caption, headline, to_html, to_markdown
 from halka.studies.experiment import Entry
 from halka.training.run_folder import RunFolder
 from staged_runs import staged
@@ -272,7 +272,9 @@ def test_full_fine_tuning_stands_beside_the_adapter_where_the_ablation_wants_it(
     assert full["method"] == {"name": "full", "label": "full", "lr": 1e-4, "fields": {}}
     assert full["train"]["parameters"] == tuned["train"]["parameters"] > 10_000
     assert ("alone" in full, "alone" in tuned) == (True, False)
-    assert [way.label for way in summarise([full, tuned]).ways] == ["full", "full + passages", "tuned full + passages"]
+    summary = summarise([full, tuned])
+    assert [way.label for way in summary.ways] == ["full", "full + passages", "tuned full + passages"]
+    assert "in brackets 95 % intervals over the test items alone (one run);" in caption(summary)
     assert {path.parent.name for path in (tmp_path / "out" / "work").rglob("*.safetensors")} == {"adapter"}
 
 

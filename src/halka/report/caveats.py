@@ -111,9 +111,12 @@ def no_better_than_base(evidence: Evidence) -> list[str]:
         if not apart(score, floor):
             same.append(row.label)
         elif evidence.metric.sign(score.value) < evidence.metric.sign(floor.value):
-            worse.append(row.label)
+            worse.append(row)
     sentences = [f"{listed(same)} cannot be told apart from {base.label}: no gain is shown."] if same else []
-    return sentences + ([f"{listed(worse)} did worse than {base.label}."] if worse else [])
+    for single, end in ((False, "."), (True, ", with one seed.")):
+        if labels := [row.label for row in worse if row.one_seed(evidence.metric.name) == single]:
+            sentences.append(f"{listed(labels)} did worse than {base.label}{end}")
+    return sentences
 
 
 def few_seeds(evidence: Evidence) -> list[str]:

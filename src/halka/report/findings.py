@@ -12,6 +12,7 @@ from halka.util.text import plural
 
 FULL = "full fine-tuning"
 TASKS = 100  # for which the storage is compared
+SEEDS_UNKNOWN = "more than the test items explain; other seeds are not known"
 
 
 def headline(rows: Sequence[Row], metric: MetricInfo, finished: int, failed: int) -> str:
@@ -61,7 +62,9 @@ def _against_full(row: Row, full: Row, metric: MetricInfo) -> str:
     if not apart(mine, theirs):
         return f"{finding}{cost}; the two scores cannot be told apart here."
     ahead = "ahead" if metric.sign(between.value) > 0 else "behind"
-    return f"{finding}{cost}; it is {ahead} by {metric.gap(between.value)}, more than chance explains."
+    unknown = row.one_seed(metric.name) or full.one_seed(metric.name)
+    explained = SEEDS_UNKNOWN if unknown else "more than chance explains"
+    return f"{finding}{cost}; it is {ahead} by {metric.gap(between.value)}, {explained}."
 
 
 def quality_takeaway(rows: Sequence[Row], metric: MetricInfo) -> str:
@@ -79,7 +82,8 @@ def quality_takeaway(rows: Sequence[Row], metric: MetricInfo) -> str:
     trained = f"{count(lightest.trainable or 0)} trained parameters{share}"
     if lightest is best:
         behind = [row for row in scored if row is not best and (row.trainable or 0) < (best.trainable or 0)]
-        rest = f"; {'everything' if len(behind) > 1 else behind[0].label} lighter is behind" if behind else ""
+        unknown = f" by {SEEDS_UNKNOWN}" if any(row.one_seed(metric.name) for row in (best, *behind)) else ""
+        rest = f"; {'everything' if len(behind) > 1 else behind[0].label} lighter is behind{unknown}" if behind else ""
         return f"{best.label} scores best, {score_text(best, metric)}, with {trained}{rest}."
     return f"{lightest.label}, with {trained}, is the lightest that cannot be told apart from the best, {best.label}."
 

@@ -132,6 +132,12 @@ def _how(seeds: int, seed: float | None, item: float | None) -> str:
     return "the test items alone (one run)" if item is not None else "no interval measured"
 
 
+def covered(estimates: Iterable[Estimate]) -> str:
+    """What the intervals cover, in the words of the estimate with the most seeds; nothing where there is none."""
+    having = [estimate for estimate in estimates if estimate.interval]
+    return max(having, key=lambda estimate: estimate.seeds).how if having else ""
+
+
 def difference(a: Interval, b: Interval) -> Interval:
     """a - b with its 95 % interval, as if the two were independent (MOVER)."""
     value = a.value - b.value
@@ -166,7 +172,10 @@ def share(a: Estimate, b: Estimate) -> Interval | None:
 
 
 def apart(a: Estimate | None, b: Estimate | None) -> bool:
-    """Whether two estimates differ significantly: the interval of their difference excludes zero."""
+    """Whether the interval of two estimates' difference excludes zero.
+
+    Of one seed that is a difference on these items: how another seed would score is unknown.
+    """
     between = None if a is None or b is None else gap(a, b)
     return between is not None and (between.low > 0 or between.high < 0)
 

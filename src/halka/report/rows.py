@@ -103,6 +103,10 @@ class Row:
     def is_base(self) -> bool:
         return self.name == "base"
 
+    def one_seed(self, metric: str) -> bool:
+        """Whether another seed's effect on that score is unknown. The base has no seeds: it would score the same."""
+        return not self.is_base and self.scores[metric].seeds < 2
+
     @property
     def at_edge(self) -> bool:
         """Whether the rate that was best is the lowest or the highest of several that were tried."""

@@ -30,9 +30,9 @@ INTERVALS = (
     "95 % intervals join two sources of variation: Student's t over the seeds, and each run's bootstrap over the test "
     "items, averaged over the seeds; the two half-widths add as the root of the sum of their squares (MOVER, Zou and "
     "Donner 2008). All seeds answer the same items, so more seeds do not shrink the items' part. With one seed only "
-    "the items' part is known. Two methods count as told apart when the interval of their difference leaves zero out; "
-    "its items' part is of the difference itself where the runs keep their scores on each drawn set of items, else as "
-    "if the methods were independent."
+    "the items' part is known, and no difference is more than chance explains. Two methods count as told apart when "
+    "the interval of their difference leaves zero out; its items' part is of the difference itself where the runs keep "
+    "their scores on each drawn set of items, else as if the methods were independent."
 )
 
 

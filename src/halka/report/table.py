@@ -1,8 +1,8 @@
 """A `Summary` as a table: one definition of its columns for Markdown, terminal and HTML report.
 
 A cell is marked best only if the difference is significant: a score if the interval of its difference to every other
-excludes zero; a measured figure if its runs, two at least, are all better than all runs of every other method; an exact
-figure (parameters, bytes on disk) if it is less than every other.
+excludes zero and both have two seeds or more; a measured figure if its runs, two at least, are all better than all runs
+of every other method; an exact figure (parameters, bytes on disk) if it is less than every other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from halka.report.intervals import Spread, apart
+from halka.report.intervals import Spread, apart, covered
 from halka.report.rows import MetricInfo, Row
 from halka.report.summary import Summary
 from halka.report.units import (
@@ -167,14 +167,14 @@ def caption(summary: Summary) -> str:
     """One line: task, base, seeds, test items, the meaning of brackets and bold, rates at an edge, commit."""
     scores = [row.scores[summary.primary.name] for row in summary.rows if summary.primary.name in row.scores]
     items = sorted({score.items for score in scores if score.items is not None})
-    intervals = [score for score in scores if score.interval]
+    over = covered(scores)
     seeds = max((row.runs for row in summary.rows if row.final and not row.is_base), default=0)
     edge = [row.label for row in summary.rows if row.at_edge]
     parts = [
         f"{summary.task} on {summary.base}",
         f"up to {plural(seeds, 'seed')} a method" if seeds else "",
         f"{items[0]} test items" if len(items) == 1 else "",
-        f"in brackets 95 % intervals over {'seeds and items' if seeds > 1 else 'items'}" if intervals else "",
+        f"in brackets 95 % intervals over {over}" if over else "",
         "bold where the best can be told apart" if seeds else "",
         f"of the rates tried the highest or lowest was best for {listed(edge)}" if edge else "",
         f"commit {summary.provenance.commits[0]}" if len(summary.provenance.commits) == 1 else "",
@@ -209,6 +209,8 @@ def _score(key: str, metric: MetricInfo) -> Column:
         return Cell(metric.text(score.value), score.value, aside, note)
 
     def beats(a: Row, b: Row) -> bool:
+        if a.one_seed(metric.name) or b.one_seed(metric.name):
+            return False
         mine, theirs = a.scores[metric.name], b.scores[metric.name]
         return apart(mine, theirs) and metric.sign(mine.value) > metric.sign(theirs.value)
 

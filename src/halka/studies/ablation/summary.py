@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from halka.evaluation.metrics import mean_of
 from halka.report.caveats import evaluations_since
-from halka.report.intervals import Estimate, Interval, difference, estimate
+from halka.report.intervals import Estimate, Interval, covered, difference, estimate
 from halka.report.page import render
 from halka.report.units import bounds, count, duration
 from halka.studies.ablation.scores import MEASURES, from_row, scored
@@ -261,12 +261,13 @@ def sentences(summary: Summary) -> list[str]:
 
 def caption(summary: Summary) -> str:
     """One line on the questions, documents, method and seeds."""
+    over = covered(score for way in summary.ways for score in way.scores.values())
     parts = [
         f"{plural(summary.questions, 'question')} ({summary.unanswerable} of them of what the documents do not hold)",
         f"{plural(summary.documents, 'document')}, {plural(summary.passages, 'passage')} in a prompt",
         f"{summary.method}, {count(summary.parameters)} parameters" if summary.parameters else summary.method,
         f"form {summary.form!r}",
-        f"{plural(len(summary.seeds), 'seed')}, in brackets 95 % intervals over seeds and questions",
+        f"in brackets 95 % intervals over {over}" if over else plural(len(summary.seeds), "seed"),
         f"commit {summary.commits[0]}" if len(summary.commits) == 1 else "",
     ]
     return f"{summary.name} on {summary.base}: {'; '.join(part for part in parts if part)}."
