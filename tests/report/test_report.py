@@ -633,7 +633,10 @@ def test_the_scores_on_the_way_are_drawn_where_they_were_followed() -> None:
     assert "LoRA r16 after 300 steps (2 of 3 runs)" in plot.takeaway
     nothing = followed(measurements(), {label: [0.0, 0.0] for label in scores})
     [plot] = [plot for plot in draw_plots(summarise(nothing), nothing) if plot.name == "progress"]
-    assert plot.takeaway.startswith("No method's score came to 95 %")
+    assert plot.takeaway.startswith("Full fine-tuning was not followed, or scored nothing")
+    alone = without(runs, "Full")
+    [plot] = [plot for plot in draw_plots(summarise(alone), alone) if plot.name == "progress"]
+    assert plot.takeaway.startswith("Full fine-tuning was not followed")
     assert "progress" not in [plot.name for plot in draw_plots(summarise(measurements()), measurements())]
 
 

@@ -37,7 +37,11 @@ def progress(summary: Summary, measurements: Sequence[Measurement]) -> Drawing |
     at_the_right(axes, names)
     better = "" if metric.higher_is_better else " (lower is better)"
     name_axes(axes, "steps", f"{metric.title} on validation examples{better}")
-    return figure, "Scores on the way", _takeaway(summary, [row for row, _ in lines])
+    if target is None:
+        takeaway = "Full fine-tuning was not followed, or scored nothing, so there is no score to come near to."
+    else:
+        takeaway = _takeaway(summary, [row for row, _ in lines])
+    return figure, "Scores on the way", takeaway
 
 
 def _together(runs: Sequence[Measurement]) -> list[Banded]:
