@@ -44,7 +44,7 @@ from halka.rag.passages import Passage
 from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
 from halka.util.files import locked
 from tiny import tiny
-from tokenizers_for_tests import HERMES, chatml_tokenizer
+from tokenizers_for_tests import HERMES, THOUGHTS, chatml_tokenizer
 
 COLOURS = ("red", "green", "blue")
 
@@ -719,6 +719,19 @@ def test_a_row_in_which_nobody_asks_is_left_out_and_told(base, tmp_path):
     assert found.missing["examples"].startswith(told)
     with pytest.raises(HalkaError, match=r"none of 2 examples can be used\. data:99: no user message"):
         run(replace(given, train=(silent, silent)), tmp_path)
+
+
+@pytest.mark.parametrize("answer", ["<think>Let me see.</think>It is {}", "{}"])
+def test_worked_examples_that_the_template_rewrites_do_not_end_the_advice(tmp_path, answer):
+    base = save_base(tmp_path / "base", chat_template=THOUGHTS)
+    rows = tuple(
+        Example((Message("user", f"{n}?"), Message("assistant", answer.format(COLOURS[n % 3]))), where=f"data:{n}")
+        for n in range(16)
+    )
+    evidence = run(request_for(base, train=rows), tmp_path / "out", skip=("fit", "learnability"))
+    assert evidence.strength is not None
+    rewritten = evidence.missing.get("worked examples", "")
+    assert rewritten.startswith("the base's chat template rewrites them as earlier answers: ") == ("think" in answer)
 
 
 def test_documents_that_hold_nothing_are_told(base, tmp_path):

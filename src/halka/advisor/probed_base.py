@@ -6,6 +6,7 @@ There are four ways to prompt it: the question alone, after worked examples, wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -113,7 +114,10 @@ class ProbedBase:
     # ── prompts ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def prompt(self, example: Example, condition: str) -> Example:
-        """The example as it is prompted, with as many worked examples, and then passages, as fit into the context."""
+        """The example as it is prompted, with as many worked examples, and then passages, as fit into the context.
+
+        Worked examples that the chat template rewrites as earlier answers are left out, too.
+        """
         shots = self.train[: SHOTS[condition]]
         passages = self.retrieve(question_of(example)) if self.retrieve and condition in (DOCUMENTS, BOTH) else None
         ways = [(count, passages) for count in range(len(shots), 0, -1)]
@@ -121,8 +125,9 @@ class ProbedBase:
         prompt = example
         for count, shown in ways:
             prompt = self._prompt(example, shots[:count], shown)
-            if self.fits(prompt):
-                break
+            with suppress(DataError):
+                if self.fits(prompt):
+                    break
         return prompt
 
     def prompts(self, condition: str) -> list[Example]:
@@ -324,6 +329,7 @@ def open_base(
     new = _answer_room(model, held_out, request.max_new_tokens, missing)
     base = ProbedBase(model, train, held_out, sample.metric, new, retrieve, request.passages if retrieve else 0)
     base = _within_context(base, missing)
+    _try_worked_examples(base, missing)
     progress("base", "first answers")  # for which kernels are compiled, and the embedder is loaded
     answers_of(model, None, sorted(base.held_out, key=lambda example: len(base.tokens(example)))[:2], max_new_tokens=4)
     if retrieve is not None:
@@ -364,6 +370,14 @@ def _within_context(base: ProbedBase, missing: dict[str, str]) -> ProbedBase:
             "shorten them, or lower max_new_tokens"
         )
     return replace(base, held_out=held_out)
+
+
+def _try_worked_examples(base: ProbedBase, missing: dict[str, str]) -> None:
+    """Report where the chat template does not keep worked examples' answers: it may drop thoughts, or a blank one."""
+    try:
+        base.tokens(build_prompt(base.model, base.held_out[0], base.train[: max(SHOTS.values())]))
+    except DataError as error:
+        missing["worked examples"] = f"the base's chat template rewrites them as earlier answers: {error}"
 
 
 def _retrieval(
