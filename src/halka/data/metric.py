@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import CodeType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 Counts = Mapping[Hashable, float]
 Sums = Mapping[Hashable, FloatArray]
+CONSTANTS = str | bytes | int | float | complex | None | re.Pattern
+COLLECTIONS = dict | list | set | frozenset | tuple
 
 
 @dataclass(frozen=True)
@@ -58,20 +61,50 @@ class Metric:
         )
 
     def code(self) -> str:
-        """Twelve letters of a hash of its functions' source, and of the functions and constants that they name."""
+        """Twelve letters of a hash of its functions' source, and of the functions, constants and collections they name.
+
+        Left out is what they reach otherwise: through modules, classes and other objects, and as parameters' defaults.
+        """
         waiting: list[object] = [self.per_item, self.aggregate]
         sources: dict[object, str] = {}
         while waiting:
             value = waiting.pop()
             if isinstance(value, partial):
                 waiting += [value.func, *value.args, *value.keywords.values()]
-            elif isinstance(value, str | int | float | tuple | re.Pattern):
-                sources[repr(value)] = repr(value)
+            elif isinstance(value, CONSTANTS | COLLECTIONS):
+                text = repr(_plain(value, waiting))
+                sources[text] = text
             elif inspect.isfunction(function := inspect.unwrap(value)) and function not in sources:  # pyright: ignore
                 used = inspect.getclosurevars(function)
                 waiting += [*used.nonlocals.values(), *used.globals.values()]
+                names = {name for code in _nested(function.__code__) for name in code.co_names}
+                waiting += [function.__globals__[name] for name in names & function.__globals__.keys()]
                 sources[function] = _source(function)
         return hashlib.sha256(repr(sorted(sources.values())).encode()).hexdigest()[:12]
+
+
+def _nested(code: CodeType) -> list[CodeType]:
+    """The code of comprehensions, lambdas and functions within."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return [*inner, *(deeper for own in inner for deeper in _nested(own))]
+
+
+def _plain(value: object, named: list[object]) -> object:
+    """A constant or collection as one whose text is the same in every process.
+
+    Of another object in it there is the name, and it is added to `named`.
+    """
+    if isinstance(value, dict):
+        return [(_plain(key, named), _plain(part, named)) for key, part in value.items()]
+    if isinstance(value, set | frozenset):
+        return sorted(repr(_plain(part, named)) for part in value)
+    if isinstance(value, list | tuple):
+        parts = [_plain(part, named) for part in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    if isinstance(value, CONSTANTS):
+        return value
+    named.append(value)
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _source(function: Callable[..., object]) -> str:
