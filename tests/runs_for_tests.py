@@ -35,9 +35,9 @@ def base_and_task(folder: Path) -> Path:
     return folder
 
 
-def written_task(folder: Path, **settings) -> Path:
-    """A task's file, and beside it the same twelve sums for each split."""
-    rows = [{"prompt": f"What is {i} + 1?", "completion": f"It is {i + 1}."} for i in range(12)]
+def written_task(folder: Path, rows: list[dict[str, str]] | None = None, **settings) -> Path:
+    """A task's file, and beside it the same rows, or twelve sums, for each split."""
+    rows = rows or [{"prompt": f"What is {i} + 1?", "completion": f"It is {i + 1}."} for i in range(12)]
     splits = {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
     for name in splits.values():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 import halka
+from classifiers import TEXTS, classifier
 from halka.methods import build_method
 from halka.studies.measure import BASE, Spec, main, measure, search_together
 from halka.util.errors import HalkaError
 from halka.util.machine import commit
-from runs_for_tests import a_run, base_and_task
+from runs_for_tests import a_run, base_and_task, written_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* accepted answers are longer")  # its task has room for three tokens
 
@@ -175,6 +176,18 @@ def test_where_no_rate_is_set_it_is_the_methods_at_the_width_of_the_base(made, t
     assert json.loads((tmp_path / "adapter" / "halka.json").read_text())["training"]["lr"] == found["lr"]
     set_so = a_run(made, train={"steps": 2, "batch_size": 4, "lr": found["lr"], "seed": 0})
     assert measure(set_so, tmp_path / "set")["train"]["curve"] == found["train"]["curve"]
+
+
+def test_a_classifiers_draws_are_of_the_metric_that_its_score_is_of(tmp_path):
+    labels = ("yes", "Yes", "YES")  # one to a language model's metric, three to a classifier's
+    model = classifier(labels=labels)
+    model.base.save_pretrained(tmp_path / "base")
+    model.tokenizer.save_pretrained(tmp_path / "base")
+    rows = [{"prompt": text, "completion": labels[number % 3]} for number, text in enumerate([*TEXTS] * 3)]
+    written_task(tmp_path, rows, metrics="accuracy")
+    result = measure(a_run(tmp_path, BASE, train={"lr": None, "seed": 0, "batch_size": 4}), tmp_path / "out")
+    assert result["scores"]["accuracy"]["value"] < 1
+    assert sum(result["draws"]) / 1000 == pytest.approx(result["scores"]["accuracy"]["value"], abs=0.05)
 
 
 def test_the_bare_base_is_not_trained_and_forgets_nothing(made, tmp_path):

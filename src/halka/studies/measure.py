@@ -42,7 +42,7 @@ from halka.storage.save_load import save
 from halka.studies.hosts import Result
 from halka.studies.notes import Notes
 from halka.studies.runner import now, origin, report_step, serve
-from halka.training import Job, Step, TrainConfig, as_tokens, batch_plan, mean_loss, train_many
+from halka.training import Job, Step, TrainConfig, TrainResult, as_tokens, batch_plan, mean_loss, train_many
 from halka.training.jobs import EncodedJob, encoded
 from halka.training.run_folder import RunFolder
 from halka.util import machine
@@ -170,7 +170,7 @@ def measure(run: Spec, folder: Path) -> Result:
     evaluation = evaluate(model, name, task.test, task.metrics, max_new_tokens=task.max_new_tokens)
     result |= {
         "scores": {metric: asdict(score) for metric, score in evaluation.scores.items()},
-        "draws": _draws(evaluation, task),
+        "draws": _draws(evaluation, primary_metric(task, kind_of(model.base))),
         "samples": [
             {"prompt": answer.prompt, "references": [*answer.references], "prediction": answer.prediction}
             for answer in evaluation.predictions[:5]
@@ -364,30 +364,30 @@ def _train(model: AdaptedModel, run: Spec, task: Task, config: TrainConfig, fold
     }
 
 
-def _draws(evaluation: Evaluation, task: Task) -> list[float]:
-    """The primary score on each set of test items that is drawn, the same sets in every run."""
+def _draws(evaluation: Evaluation, metric: Metric) -> list[float]:
+    """The score on each set of test items that is drawn, the same sets in every run."""
     predictions = [answer.prediction for answer in evaluation.predictions]
-    return [round(value, 5) for value in resampled(predictions, evaluation.accepted, primary_metric(task, task.kind))]
+    return [round(value, 5) for value in resampled(predictions, evaluation.accepted, metric)]
 
 
 def _training(model: AdaptedModel, name: str, steps: Sequence[Step], examples: int) -> Result:
     """What the steps came to: curves, speed, the best step and its validation loss."""
     validated = [step for step in steps if step.validation is not None]
-    best, last = next(step for step in reversed(steps) if step.best), steps[-1]
+    result = TrainResult.of(steps, model.adapter(name).count())
     return {
         "train": {
-            "steps": last.step,
-            "best_step": best.step,
+            "steps": result.steps,
+            "best_step": result.best_step,
             "examples": examples,
-            "tokens": last.tokens,
-            "seconds": last.seconds,
+            "tokens": result.tokens,
+            "seconds": result.seconds,
             "tokens_per_second": statistics.median(step.tokens_per_second for step in steps),
             "curve": [{"step": step.step, "loss": step.loss} for step in steps],
             "validation": [{"step": step.step, "loss": step.validation} for step in validated],
         },
-        "validation_loss": best.validation,
+        "validation_loss": result.validation_loss,
         "parameters": {
-            "trainable": model.adapter(name).count(),
+            "trainable": result.parameters,
             "total": parameter_count(model.base),
         },
     }

@@ -38,7 +38,7 @@ from halka.studies.ablation.settings import FULL, Ablation, Lessons, Questions, 
 from halka.studies.experiment import Entry
 from halka.studies.hosts import Result
 from halka.studies.runner import origin, report, report_step, serve
-from halka.training import TrainConfig, train
+from halka.training import TrainConfig, TrainResult, train
 from halka.training.run_folder import RunFolder
 from halka.util.dtypes import dtype_name
 from halka.util.errors import HalkaError
@@ -113,19 +113,19 @@ def _train(subject: Subject, run: Run, folder: Path, number: int) -> tuple[float
     for step in train(model, NAME, examples, config, validation=held_out, folder=folder):
         report_step(step, number)
     steps = RunFolder(folder).steps()  # those of an earlier process, too
-    last, best = steps[-1], next((step for step in reversed(steps) if step.best), steps[-1])
-    training = {**asdict(config), "steps": last.step, "best_step": best.step, "examples": len(examples)}
+    result = TrainResult.of(steps, adapter.count())
+    training = {**asdict(config), "steps": result.steps, "best_step": result.best_step, "examples": len(examples)}
     save(model, NAME, folder / "adapter", training=training)
     return rate, {
-        "steps": last.step,
-        "best_step": best.step,
-        "seconds": last.seconds,
-        "tokens": last.tokens,
-        "computed": last.computed,
-        "validation": best.validation,
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "seconds": result.seconds,
+        "tokens": result.tokens,
+        "computed": steps[-1].computed,
+        "validation": result.validation_loss,
         "curve": [{"step": step.step, "validation": step.validation} for step in steps if step.validation is not None],
         "examples": len(examples),
-        "parameters": adapter.count(),
+        "parameters": result.parameters,
     }
 
 
