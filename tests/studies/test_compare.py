@@ -753,6 +753,25 @@ def test_what_a_metric_scored_before_its_code_changed_is_counted(tmp_path):
     assert [run.key for runs in Plan(own).due({})[0] for run in runs]  # their work is the same
 
 
+def test_a_primary_metric_that_is_none_of_the_tasks_costs_no_training(tmp_path):
+    (path := tmp_path / "own.py").write_text(OWN_METRIC.replace(', "length")', ', "longth")'))
+    with pytest.raises(HalkaError, match="task own: primary is 'longth': name one of its metrics "):
+        Plan(experiment(IA3, task=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("train", "own", "together"),
+    [
+        ({"steps": 8}, {"epochs": 2}, {"epochs": 2}),
+        ({"warmup": 0.1}, {"warmup_steps": 2}, {"warmup_steps": 2}),
+        ({"epochs": 2}, {"steps": 8}, {"epochs": 2, "steps": 8}),
+    ],
+)
+def test_a_methods_own_training_takes_the_place_of_the_experiments(train, own, together):
+    planned = experiment({**IA3, "train": own}, train=train)
+    assert planned.train_of(planned.methods[0]) == together
+
+
 def test_other_weights_in_the_bases_folder_are_other_work(stage, tmp_path):
     (base := tmp_path / "base").mkdir()
     (base / "config.json").write_text("{}")

@@ -16,6 +16,7 @@ from halka.methods import Joint, all_methods, build_method, method_named, primar
 from halka.methods.prompt import check_start
 from halka.storage.adapter_folder import AdapterFolder
 from halka.training import TrainConfig
+from halka.training.config import laid_over
 from halka.util.base_folders import is_base_folder
 from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
@@ -230,22 +231,11 @@ def read_many(file: Path, flags: Mapping[str, Any], environment: Mapping[str, st
     return plans
 
 
-INSTEAD_OF = {
-    "train.epochs": "train.steps",  # which would win
-    "train.warmup": "train.warmup_steps",
-    "train.warmup_steps": "train.warmup",
-}
-"""Settings, and that which a layer with one of them takes away from those before it."""
-
-
 def _laid(*layers: Mapping[str, Entry]) -> dict[str, Entry]:
     """Layers of settings, each over those before it, where these have the same under another name, too."""
     merged: dict[str, Entry] = {}
     for layer in layers:
-        for path, other in INSTEAD_OF.items():
-            if path in layer and other not in layer:
-                merged.pop(other, None)
-        merged |= layer
+        merged = laid_over(merged, layer, prefix="train.")
     return merged
 
 

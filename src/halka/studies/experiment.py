@@ -21,6 +21,7 @@ from halka.models.loading import place_of
 from halka.report.units import listed
 from halka.studies.measure import BASE, NEW_DEFAULTS
 from halka.training import TrainConfig
+from halka.training.config import laid_over
 from halka.util.base_folders import is_base_folder
 from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
@@ -206,7 +207,7 @@ class Experiment(Settings):
 
     def train_of(self, entry: Entry) -> dict[str, Any]:
         """TrainConfig's fields of the entry's runs, without lr and seed."""
-        return {**self.train, **entry.train}
+        return laid_over(self.train, entry.train)
 
     def _sweeps(self) -> None:
         fields, of_finals = type(self).model_fields, ("search_steps", "score_every", "best_by")
@@ -254,7 +255,7 @@ def task_of(experiment: Experiment) -> Task:
     """Load the experiment's task, with as many examples of each split as it wants.
 
     Raises HalkaError for what would otherwise end every run after its training: a split without examples, test examples
-    without answers, and a metric that is unknown or that cannot score these.
+    without answers, a metric that is unknown or that cannot score these, and a primary metric that is none of them.
     """
     task = limit(load_task(experiment.task), **experiment.examples)
     for split in ("train", "validation", "test"):
@@ -262,7 +263,10 @@ def task_of(experiment: Experiment) -> Task:
             raise HalkaError(f"task {task.name} has no {split} examples: a run needs train, validation and test")
     check_answered(task.test)
     golds = [example.answers for example in task.test]
-    score([answers[0] for answers in golds], golds, task.metrics, resamples=1)
+    scores = score([answers[0] for answers in golds], golds, task.metrics, resamples=1)
+    if task.primary not in scores:
+        metrics = ", ".join(scores)
+        raise HalkaError(f"task {task.name}: primary is {task.primary!r}: name one of its metrics ({metrics})")
     return task
 
 

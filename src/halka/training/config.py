@@ -128,6 +128,19 @@ def config_of(config: TrainConfig | Mapping[str, Any] | None) -> TrainConfig:
     return TrainConfig(**converted(settings_of(TrainConfig), config or {}))
 
 
+INSTEAD_OF = {"epochs": "steps", "warmup": "warmup_steps", "warmup_steps": "warmup"}
+"""Fields of TrainConfig, and that which one of them takes the place of: `steps` would win over `epochs`."""
+
+
+def laid_over(before: Mapping[str, T], layer: Mapping[str, T], prefix: str = "") -> dict[str, T]:
+    """Both layers of settings, the second over the first, without what fields of the second take the place of.
+
+    prefix  before TrainConfig's fields in the settings' names
+    """
+    replaced = {prefix + other for name, other in INSTEAD_OF.items() if prefix + name in layer}
+    return {name: value for name, value in before.items() if name not in replaced} | dict(layer)
+
+
 def learning_rate(step: int, steps: int, peak: float, config: TrainConfig) -> float:
     """The learning rate of step `step` (from 1) of `steps`: linear warm-up, then as the schedule says.
 
