@@ -587,6 +587,8 @@ def test_a_folder_of_something_else_is_left_alone(base, tmp_path):
     with pytest.raises(HalkaError, match="is not empty and holds no advice"):
         run(request_for(base), tmp_path)
     assert (tmp_path / "pilot" / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(HalkaError, match=r"thesis\.txt is a file: name a folder"):
+        run(request_for(base), tmp_path / "pilot" / "thesis.txt")
 
 
 def test_a_file_that_was_spoilt_counts_as_not_there(base, advised):

@@ -753,6 +753,12 @@ def test_what_a_metric_scored_before_its_code_changed_is_counted(tmp_path):
     assert [run.key for runs in Plan(own).due({})[0] for run in runs]  # their work is the same
 
 
+def test_a_file_as_a_studys_folder_is_refused(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(HalkaError, match="out is a file: name a folder"):
+        next(run(experiment(IA3), tmp_path / "out"))
+
+
 def test_a_primary_metric_that_is_none_of_the_tasks_costs_no_training(tmp_path):
     (path := tmp_path / "own.py").write_text(OWN_METRIC.replace(', "length")', ', "longth")'))
     with pytest.raises(HalkaError, match="task own: primary is 'longth': name one of its metrics "):

@@ -69,6 +69,11 @@ def test_a_folder_has_settings_metrics_and_the_adapter(tmp_path):
     losses = [{"step": step.step, "loss": step.loss, "validation": step.validation} for step in folder.steps()]
     assert card["training"]["curve"] == losses
     assert card["measurements"] == {"validation_loss": result.validation_loss}
+    with (folder.path / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 7, "lo')  # a crash, or a full disk
+    assert len(folder.steps()) == 6
+    with pytest.raises(halka.HalkaError, match=r"deep has no metrics\.jsonl: name the folder of a training run"):
+        RunFolder(tmp_path / "deep").steps()
     other = halka.adapt(model_for().base)
     halka.load(other, folder.adapter, name="a")
     assert same(weights(other), weights(model))

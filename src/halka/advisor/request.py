@@ -37,7 +37,7 @@ from halka.evaluation.text_metrics import as_label, without_spaces
 from halka.rag.sources import digest_of
 from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import DataError, HalkaError
-from halka.util.files import write_text
+from halka.util.files import check_no_file, write_text
 
 MOST_HELD_OUT, MOST_TRAIN = 48, 512
 HELD_OUT_SHARE = 0.25  # share of the training examples that is held out where there are no validation examples
@@ -278,10 +278,11 @@ class ProbePlan:
 
 
 class AdviceFolder:
-    """The folder, made if it does not exist. Raises HalkaError for one with other contents."""
+    """The folder, made if it does not exist. Raises HalkaError for a file, and for a folder with other contents."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        check_no_file(self.path)
         if self.path.exists() and any(self.path.iterdir()) and not (self.path / PLAN).exists():
             raise HalkaError(f"{self.path} is not empty and holds no advice: name a new folder")
         self.path.mkdir(parents=True, exist_ok=True)

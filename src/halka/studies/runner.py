@@ -54,7 +54,10 @@ class Event:
 
 
 def alone_in(folder: Path) -> AbstractContextManager[None]:
-    """Keep other processes out of a study's folder, which is made. Raises HalkaError where one is at work."""
+    """Keep other processes out of a study's folder, which is made.
+
+    Raises HalkaError where one is at work, and for a file.
+    """
     return locked(folder, f"another process runs a study in {folder}: wait for it, or name another folder")
 
 

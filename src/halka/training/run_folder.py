@@ -46,7 +46,7 @@ from halka.training.checkpoint import (
 from halka.training.config import Step, TrainConfig, TrainResult
 from halka.util.divided import checked_by_first
 from halka.util.errors import HalkaError
-from halka.util.files import flush, full_disk_named, locked, write_text
+from halka.util.files import check_no_file, flush, full_disk_named, locked, write_text
 from halka.util.tensor_file import iter_tensors
 
 RUN, METRICS = "run.yaml", "metrics.jsonl"
@@ -114,19 +114,14 @@ class RunFolder:
 
     def check(self) -> None:
         """Raises HalkaError for a file, and for a folder that holds something else than a run."""
-        self._check_no_file()
+        check_no_file(self.path)
         others = self.path.is_dir() and any(not file.name.startswith(".") for file in self.path.iterdir())
         if others and not (self.path / RUN).exists():
             raise HalkaError(f"{self.path} exists and holds no training run: choose another folder")
 
     def locked(self) -> AbstractContextManager[None]:
         """Keeps others from training here; makes the folder. Raises HalkaError where another does, and for a file."""
-        self._check_no_file()
         return locked(self.path, f"another process is training in {self.path}: choose another folder")
-
-    def _check_no_file(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise HalkaError(f"{self.path} is a file: name a folder")
 
     def check_unfinished(self) -> None:
         """Raises HalkaError for a finished run."""
@@ -248,8 +243,13 @@ class RunFolder:
             file.write(json.dumps(asdict(step)) + "\n")
 
     def steps(self) -> list[Step]:
-        """The steps in the metrics."""
-        lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
+        """The steps in the metrics, without a last one that was cut short. Raises HalkaError where there are none."""
+        metrics = self.path / METRICS
+        if not metrics.is_file():
+            raise HalkaError(f"{self.path} has no {METRICS}: name the folder of a training run")
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+        if lines and _step_number(lines[-1], metrics) == math.inf:
+            lines.pop()
         return [Step(**json.loads(line)) for line in lines]
 
     def written(self) -> datetime | None:

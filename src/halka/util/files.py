@@ -34,6 +34,12 @@ def check_writable(path: Path) -> None:
         raise HalkaError(f"{path} cannot be created, because {parent} is read-only: choose another path")
 
 
+def check_no_file(folder: Path) -> None:
+    """Raises HalkaError for a file where a folder is to be."""
+    if folder.exists() and not folder.is_dir():
+        raise HalkaError(f"{folder} is a file: name a folder")
+
+
 @contextmanager
 def full_disk_named(path: Path) -> Iterator[None]:
     """Names `path` in the error of a full disk, where the system names no file: it does not when it writes."""
@@ -99,8 +105,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 def locked(folder: Path, otherwise: str) -> Iterator[None]:
     """Keep other processes out of a folder, which is made; the system releases the lock of a process that dies.
 
-    Raises HalkaError with the message `otherwise` where another process holds the lock.
+    Raises HalkaError with the message `otherwise` where another process holds the lock, and for a file.
     """
+    check_no_file(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
