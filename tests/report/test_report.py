@@ -32,7 +32,7 @@ from halka.report.plots import draw_plots
 from halka.report.summary import Summary, summarise
 from halka.report.svg import MARKERS, SERIES, THEME, looks
 from halka.report.table import caption, cells, columns, to_markdown, to_rich
-from halka.report.units import bytes_said, count, duration, learning_rate, listed, percent, signed, size
+from halka.report.units import bounds, bytes_said, count, duration, learning_rate, listed, percent, signed, size
 from halka.util.plain import plain
 from halka.util.text import plural
 from measurements_for_tests import HELD, METHODS, PROMPTS, WEIGHTS, measurements, perplexities
@@ -692,6 +692,8 @@ def test_names_cannot_break_a_table() -> None:
         *((percent(0.036), "3.6 %"), (percent(0.98), "98 %"), (percent(0.00014), "0.014 %"), (percent(0), "0 %")),
         *((signed(0.09), "+9.0 %"), (signed(-0.021), "−2.1 %"), (learning_rate(2e-3), "2e-3")),
         *((learning_rate(1.5e-4), "1.5e-4"), (learning_rate(1.0), "1"), (duration(61.2), "61 s")),
+        *((bounds(0.53, 0.781), "[53–78]"), (bounds(0.124, 0.306, 2), "[0.12–0.31]")),
+        *((bounds(0.0003, 0.0009, 2), "[0.0003–0.0009]"), (bounds(0.5, 0.5, 2), "[0.50–0.50]")),
         *((duration(754), "13 min"), (duration(12_000), "3.3 h"), (listed(["a", "b", "c"]), "a, b and c")),
     ],
 )

@@ -67,8 +67,13 @@ def signed(value: float) -> str:
 
 
 def bounds(low: float, high: float, places: int | None = None) -> str:
-    """An interval in brackets: [53–78] of shares, as percentages; [0.12–0.31] of others, with `places` figures."""
+    """An interval in brackets: [53–78] of shares, as percentages; [0.12–0.31] of others, with `places` figures.
+
+    A narrow one has as many more as tell its ends apart: [0.0003–0.0009].
+    """
     scale = 100 if places is None else 1
+    if places is not None and high > low:
+        places = min(max(places, -math.floor(math.log10(high - low))), 8)
     return f"[{scale * low:.{places or 0}f}–{scale * high:.{places or 0}f}]".replace("-", MINUS)
 
 
