@@ -94,11 +94,9 @@ def test_a_process_that_died_counts_until_its_time_is_over(tmp_path):
         assert dead.exists() == there
 
 
-def test_a_process_counts_for_some_seconds_after_each_step(tmp_path, monkeypatch):
+def test_a_process_counts_for_some_seconds_after_each_step(tmp_path):
     now = 1e9  # on a clock of its own: a step takes as long as is written here
-    clock = SimpleNamespace(time=lambda: now, monotonic=lambda: now, monotonic_ns=time.monotonic_ns)
-    monkeypatch.setattr("halka.util.core_share.time", clock)
-    share = CoreShare(tmp_path, 4)
+    share = CoreShare(tmp_path, 4, clock=SimpleNamespace(time=lambda: now, monotonic=lambda: now))
     share.take()
     (own,) = tmp_path.iterdir()
     assert own.stat().st_mtime - now > LEAST, "its first step may be long"

@@ -22,6 +22,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,10 +43,14 @@ class CoreShare:
     bound   the cores that it may use, as bits; other processes count if they may use one of these
     fixed   the threads that it keeps, which the others leave to it; 0: it shares
     often   seconds: so far apart at least are two looks at the others
+    clock   tells the time, as the module `time` does
     """
 
-    def __init__(self, folder: Path, cores: int, *, bound: int = 1, fixed: int = 0, often: float = OFTEN):
+    def __init__(
+        self, folder: Path, cores: int, *, bound: int = 1, fixed: int = 0, often: float = OFTEN, clock: Any = time
+    ):
         self.folder, self.cores, self.bound, self.fixed, self.often = folder, cores, bound, fixed, often
+        self._clock = clock
         self._own = folder / f"{os.getpid()}-{time.monotonic_ns()}-{fixed}-{bound:x}"
         self._lock = threading.Lock()  # loop and engine may compute in two threads
         self._taken = self._looked = 0.0  # when, by the monotonic clock; 0 while it does not compute
@@ -59,7 +64,7 @@ class CoreShare:
         share where kernels shall give the same bits each time, which depend on the threads.
         """
         with self._lock:
-            now = time.monotonic()
+            now = self._clock.monotonic()
             if self._taken:
                 self._step = max(now - self._taken, self._step / 2)
             if now - self._looked >= self.often:
@@ -88,7 +93,7 @@ class CoreShare:
 
     def _share(self) -> int:
         """This process's share now; its file gets its time."""
-        now = time.time()
+        now = self._clock.time()
         ends = now + min(max(3 * self._step, LEAST if self._step else FIRST), MOST)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if hasattr(os, "getuid") and self.folder.stat().st_uid != os.getuid():
