@@ -128,6 +128,47 @@ def test_new_folder_takes_the_place_of_what_was_there(tmp_path, old):
     ]
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_a_link_stays_and_the_folder_that_it_leads_to_is_replaced(tmp_path, old):
+    path, link = tmp_path / "elsewhere" / "folder", tmp_path / "link"
+    path.parent.mkdir()
+    if old:
+        path.mkdir()
+        (path / "old").write_text("old")
+    link.symlink_to(path)
+    with new_folder(link) as beside:
+        (beside / "new").write_text("new")
+    assert link.is_symlink()
+    assert [str(each.relative_to(tmp_path)) for each in sorted(tmp_path.rglob("*"))] == [
+        "elsewhere",
+        "elsewhere/folder",
+        "elsewhere/folder/new",
+        "link",
+    ]
+
+
+def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path):
+    path = tmp_path / "folder [1]"
+    hours = {"0123abcd": 25, "0123abce": 1, "settings": 25, "0123abcf.old": 25}
+    for end, age in hours.items():
+        folder = tmp_path / f".folder [1].{end}"
+        (folder / "deeper").mkdir(parents=True)
+        (folder / "file").write_text("half")
+        for entry in (folder / "deeper", folder / "file", folder):
+            os.utime(entry, (time.time() - 3600 * 25,) * 2)
+        if age < 24:
+            os.utime(folder / "file")
+    path.mkdir()
+    with new_folder(path):
+        pass
+    assert {each.name for each in tmp_path.iterdir()} == {
+        "folder [1]",
+        ".folder [1].0123abce",
+        ".folder [1].settings",
+        ".folder [1].0123abcf.old",
+    }
+
+
 def test_an_error_while_filling_leaves_the_old_folder(tmp_path):
     path = tmp_path / "folder"
     path.mkdir()

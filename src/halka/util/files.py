@@ -9,6 +9,7 @@ import mmap
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the system's errors that say that there is no room for a file."""
 DEVICE = r"(?i:con|nul|aux|prn|com[1-9]|lpt[1-9])(?:\.|\Z)"  # to Windows, in every folder
+ABANDONED = 24 * 3600  # seconds without a write, after which nobody fills a hidden folder any more
 PORTABLE = re.compile(rf"(?!{DEVICE})[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}")
 
 
@@ -79,11 +81,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill beside `path`, which it replaces at the block's end; an error leaves `path` as it was.
 
+    Where `path` is a link, the folder that it leads to is replaced. What a killed process left is removed after a day.
     On a file system that cannot swap folders, such as NFS, there is a moment without `path`: a crash then leaves the
     older folder under a hidden name, from which the next call brings it back.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     _bring_back(path)
+    _remove_abandoned(path)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     beside.mkdir()
     try:
@@ -225,6 +230,15 @@ def _bring_back(path: Path) -> None:
             left = path.parent.glob(f".{glob.escape(path.name)}.????????.old")
             for aside in sorted(left, key=lambda folder: folder.stat().st_mtime)[-1:]:
                 os.rename(aside, path)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the folders that killed processes were filling for `path`."""
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}"):
+        with suppress(OSError):  # its writer, or another process, has removed it
+            written = max(entry.lstat().st_mtime for entry in (folder, *folder.rglob("*")))
+            if folder.is_dir() and time.time() - written > ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def flush(path: Path) -> None:
