@@ -100,6 +100,18 @@ def test_it_writes_every_form(form, made_there, run):
         assert (card.task, card.training, card.measurements) == ("sums", {"lr": 0.1}, {"loss": 2.0})
 
 
+def test_it_never_writes_over_an_adapter_that_it_reads_and_over_others_where_forced(run, adapters_and_task):
+    before = {path: path.read_bytes() for name in ("a", "b") for path in (adapters_and_task / name).iterdir()}
+    for force in ("", "--force"):
+        told = run(f"a=a two=b --combine cat --into b --as peft {force}", code=2)
+        assert "--into b is the folder of two, which is read: choose another" in told.stderr
+    assert "b holds an adapter, and does not say whether it was trained" in run("a --into b --as peft", code=2).stderr
+    assert {path: path.read_bytes() for path in before} == before
+    run("a --into x --as peft")
+    run("b --into x --as peft --force")
+    assert json.loads(Path("x", "adapter_config.json").read_text())["r"] == 5
+
+
 def test_vllm_gets_the_rank_that_it_takes_where_asked(run):
     for folder, option, rank in (("x", "", 3), ("y", "--pad-rank", 8)):
         run(f"a --into {folder} --as vllm --dtype float32 {option}")

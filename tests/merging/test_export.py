@@ -15,7 +15,7 @@ from classifiers import CLASSES, LABELS, TAGS, classifier
 from contract import disturb, ids
 from halka.data.tokens import Tokens
 from halka.merging.error import difference
-from halka.merging.exporting import FORMATS, whole_weights
+from halka.merging.exporting import FORMATS, check_destination, whole_weights
 from halka.merging.precision import in_precision
 from halka.models.quantised import quantise
 from halka.storage.card import read_card
@@ -338,6 +338,28 @@ def test_pefts_folder_is_the_one_that_save_writes(tmp_path):
     halka.export(model, "lora", tmp_path / "exported", format="peft")
     halka.load(model, tmp_path / "exported", name="again")
     assert torch.equal(logits(model, "again"), logits(model, "lora"))
+
+
+@pytest.mark.parametrize(("form", "pad_rank"), [("peft", False), ("vllm", False), ("vllm", True)])
+def test_an_adapter_that_is_there_is_written_over_where_forced(form, pad_rank, tmp_path):
+    model = model_with()
+    for name in ("a", "b"):
+        model.add(name, halka.LoRA(rank=3))
+    folder = halka.save(model, "a", tmp_path / "a", task="sums")
+    (folder / "README.md").write_text("mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(halka.HalkaError, match="a holds an adapter, and does not say whether it was trained"):
+        halka.export(model, "b", folder, format=form, pad_rank=pad_rank)
+    with pytest.raises(halka.HalkaError, match="a holds an adapter, and does not say whether it was trained"):
+        check_destination(folder, form, "base", force=False)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [*model.adapters] == ["a", "b"]
+    check_destination(folder, form, "base", force=True)
+    halka.export(model, "b", folder, format=form, pad_rank=pad_rank, force=True)
+    assert read_card(folder).task == ""
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "README.md").write_text("mine")
+    halka.export(model, "b", tmp_path / "b", format=form, pad_rank=pad_rank)
 
 
 @pytest.mark.parametrize(("form", "pad_rank"), [("peft", False), ("vllm", False), ("vllm", True)])

@@ -72,7 +72,9 @@ def merge(
     limit: Annotated[
         float, typer.Option(metavar="X", min=0.0, help="the largest KL of the error, as a share of the effect's")
     ] = 0.05,
-    force: Annotated[bool, typer.Option("--force", help="write even past the limit, and over a .gguf file")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="write even past the limit, and over a .gguf file or an adapter")
+    ] = False,
     *,
     loading: Loading,
     json: Json = False,
@@ -103,6 +105,8 @@ def merge(
         from halka.merging.exporting import check_destination, checked_precision
 
         checked_precision(format or "safetensors", to_dtype, pad_rank)
+        if source := next((name for name in adapters.named if _is_same(into, adapters.folder(name).path)), None):
+            raise HalkaError(f"--into {into} is the folder of {source}, which is read: choose another")
         check_destination(into, format or "safetensors", base, force)
     model = open_model(base, adapters, adapters.named, loading)
     result: dict[str, Any] = {"base": base, "adapters": factors}
@@ -157,6 +161,10 @@ def merge(
         return emit(result)
     if into is not None:
         show(f"written to {into}")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.exists() and one.samefile(other)
 
 
 def _scorable(name: str) -> Task:

@@ -22,7 +22,7 @@ from halka.storage.formats.gguf.lora import write_gguf_lora
 from halka.storage.formats.gguf.model import as_stored, check_whole, write_gguf
 from halka.storage.formats.model_folder import stranger, write_model
 from halka.storage.formats.peft.experts import confused
-from halka.storage.save_load import check_adapter_folder, save
+from halka.storage.save_load import README, check_adapter_folder, save
 from halka.storage.tensors import check_finite
 from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import HalkaError
@@ -85,7 +85,8 @@ def export(
     card        for peft and vllm: task, training and measurements, as `save` takes them
     probes      texts on which the merged model and the adapter are compared; default: a neutral text
     limit       of the error's KL, as a share of the effect's KL, measured on the weights as they will be written
-    force       write even past the limit, where the error cannot be measured, and over a .gguf file that exists
+    force       write even past the limit, where the error cannot be measured, and over a .gguf file or an adapter's
+                folder that exists
     on_error    called with the measured error; without it, a forced export measures nothing
 
     The name None exports the base's own weights. Raises UnknownAdapterError for another name; HalkaError for an adapter
@@ -120,7 +121,7 @@ def check_destination(to: Path, format: ExportFormat, base: str, force: bool) ->
     elif format == "safetensors":
         _check_folder(to, {base}, ["*"])  # the tokenizer says later which of a marked folder's files are its own
     else:
-        check_adapter_folder(to)
+        _check_adapter_folder(to, force)
 
 
 def whole_weights(model: AdaptedModel, name: str | None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -240,7 +241,7 @@ def _peft(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
         raise HalkaError(
             f"peft has no form for this adapter, {adapter.method.name}: halka.save writes it for Halka alone to read"
         )
-    save(model, name, to, format="peft", **options.card)
+    _save(model, name, to, options)
 
 
 def check_served(model: AdaptedModel, name: str) -> LoRA:
@@ -269,7 +270,7 @@ def _vllm(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
     adapter, method = model.adapter(name), check_served(model, name)
     rank = next(rank for rank in RANKS if rank >= method.rank)
     if not options.pad_rank or rank == method.rank:
-        save(model, name, to, format="peft", **options.card)
+        _save(model, name, to, options)
         return
     wider = replace(method, rank=rank, alpha=method.scale * rank, scaling="rank")
     missing = rank - method.rank
@@ -281,9 +282,24 @@ def _vllm(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
     padded = f"{name}, its rank padded to {rank}"
     model.add(padded, wider, state=state)
     try:
-        save(model, padded, to, format="peft", **options.card)
+        _save(model, padded, to, options)
     finally:
         model.remove(padded)
+
+
+def _save(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
+    _check_adapter_folder(to, options.force)
+    save(model, name, to, format="peft", **options.card)
+
+
+def _check_adapter_folder(to: Path, force: bool) -> None:
+    """Raises HalkaError for a folder that holds something else than an adapter, and unless forced for one that does."""
+    check_adapter_folder(to)
+    if not force and any(path.name != README for path in to.glob("*")):
+        raise HalkaError(
+            f"{to} holds an adapter, and does not say whether it was trained or exported: choose another folder, or "
+            "force"
+        )
 
 
 def _file(to: Path, force: bool) -> Path:

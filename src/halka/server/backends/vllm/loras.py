@@ -170,7 +170,7 @@ class Loras:
             self.folder.mkdir(parents=True, exist_ok=True)
             check_served(model, version.key)
             if not self._link(adapter, version.key, to):
-                export(model, version.key, to, format="vllm")
+                export(model, version.key, to, format="vllm", force=True)  # over the same content
         except HalkaError as error:
             self._declined[version.id] = str(error)
         return version.id
