@@ -144,6 +144,38 @@ def test_after_loading_the_id_needs_no_file(model, tmp_path):
     assert folder.id == expected
 
 
+def test_what_replaced_an_opened_folder_is_not_loaded_as_what_it_was(model, tmp_path):
+    """Its values would be used with the older adapter's scale."""
+    folder = halka.AdapterFolder.open(halka.save(model, "a", tmp_path / "a"))
+    before = folder.id
+    with model.own_weights():
+        state = model.adapter("a").state_dict()
+    other = halka.adapt(model.base, model.tokenizer)
+    other.add("a", halka.LoRA(rank=3, alpha=48.0), state={key: tensor + 1 for key, tensor in state.items()})
+    halka.save(other, "a", tmp_path / "a")
+    for use in (folder.check, folder.verify, lambda: halka.load(model, folder, name="new")):
+        with pytest.raises(halka.DamagedFolderError, match="a was replaced since it was opened: open it again"):
+            use()
+    assert [*model.adapters] == ["a"]
+    assert folder.id == before != identity(tmp_path / "a")
+    halka.save(model, "a", tmp_path / "a")
+    assert folder.check() is None  # the same content as before
+
+
+def test_without_a_card_configuration_and_tensors_are_those_that_are_there_now(model, tmp_path):
+    halka.save(model, "a", tmp_path / "a")
+    (tmp_path / "a" / "halka.json").unlink()
+    folder = halka.AdapterFolder.open(tmp_path / "a")
+    assert folder.id == identity(tmp_path / "a")
+    other = halka.adapt(model.base, model.tokenizer)
+    other.add("a", halka.LoRA(rank=3, alpha=48.0), state=model.adapter("a").state_dict())
+    halka.save(other, "a", tmp_path / "a")
+    (tmp_path / "a" / "halka.json").unlink()
+    halka.load(other, folder, name="again")
+    assert torch.equal(logits(other, "again"), logits(other, "a"))
+    assert not torch.equal(logits(other, "again"), logits(model, "a"))
+
+
 # ── what is refused ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 

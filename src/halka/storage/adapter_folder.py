@@ -1,4 +1,4 @@
-"""`AdapterFolder`: one adapter on disk. Its configuration and Card are read once, its tensors on each `read()`."""
+"""`AdapterFolder`: one adapter on disk. `open` reads its configuration and Card, `read()` what is to be computed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,9 @@ class AdapterFolder:
 
     `name` is the adapter's default name: its folder's, its run's for `runs/support/adapter`, or its name on the hub.
     `card` is None where another tool wrote the folder. `config` is the format's own configuration.
+    Both are as they were when it was opened, and so is what follows from them, and `id` as when it was first asked for.
+    `read`, `check`, `digests` and the sizes are of the files that are there now: another adapter that was written
+    there since does not match the Card.
     """
 
     path: Path
@@ -42,6 +45,10 @@ class AdapterFolder:
     weights: Path  # the file that holds the tensors
     allow_pickle: bool
     with_head: bool  # whether to read a head that was saved beside the adapter
+    # The SHA-256 of its files by name, each with the state of the file that was hashed
+    _hashed: dict[str, tuple[object, str]] = field(
+        default_factory=dict[str, tuple[object, str]], init=False, repr=False
+    )
 
     @classmethod
     def open(
@@ -154,7 +161,8 @@ class AdapterFolder:
         if files is not None:
             weights = _weights_file(self.path, files, allow_pickle=self.allow_pickle)
             head = Contents(_read_json(self.path / files.config), tensors.read_tensors(weights))
-        return Contents(self.config, tensors.read_tensors(self.weights), head)
+        config = _read_json(self.path / self.format.FILES.config)
+        return Contents(config, tensors.read_tensors(self.weights), head)
 
     @property
     def own_files(self) -> list[str]:
@@ -164,10 +172,19 @@ class AdapterFolder:
         names = dict.fromkeys((*self.format.FILES.names(), self.weights.name, *pickled))
         return [name for name in names if (self.path / name).is_file()]
 
-    @cached_property
+    @property
     def digests(self) -> dict[str, str]:
-        """The SHA-256 of these files, by name."""
-        return {name: _sha256(self.path / name) for name in self.own_files}
+        """The SHA-256 of these files, by name; once all are removed, of those that were hashed before.
+
+        A file is hashed again where its inode, size or time changed.
+        """
+        names = self.own_files
+        for name in names:
+            file = (self.path / name).stat()
+            state = file.st_ino, file.st_size, file.st_mtime_ns
+            if name not in self._hashed or self._hashed[name][0] != state:
+                self._hashed[name] = state, _sha256(self.path / name)
+        return {name: self._hashed[name][1] for name in names or [*self._hashed]}
 
     @cached_property
     def id(self) -> str:
@@ -178,18 +195,23 @@ class AdapterFolder:
         """
         self.check()
         head = () if (files := self._head_files) is None else (*files.names(), files.pickle)
+        digests = self.digests
         content = {
-            "config": self.digests[self.format.FILES.config],
-            "weights": self.digests[self.weights.name],
-            "head": [self.digests[name] for name in head if name in self.digests],
+            "config": digests[self.format.FILES.config],
+            "weights": digests[self.weights.name],
+            "head": [digests[name] for name in head if name in digests],
             "base": None if self.card is None else [self.card.base.get("fingerprint"), self.card.base.get("head")],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def check(self) -> None:
-        """Raises DamagedFolderError if the files do not match the hashes in the Card."""
-        written: Mapping[str, str] = {} if self.card is None else self.card.files
-        if different := [name for name, digest in written.items() if self.digests.get(name) != digest]:
+        """Raises DamagedFolderError if the files that are there now do not match the hashes in the Card."""
+        if self.card is None:
+            return
+        digests = self.digests
+        if different := [name for name, digest in self.card.files.items() if digests.get(name) != digest]:
+            if read_card(self.path) != self.card:
+                raise DamagedFolderError(f"{self} was replaced since it was opened: open it again")
             raise DamagedFolderError(
                 f"{self}: {' and '.join(different)} changed since {CARD} was written: the copy is damaged, or another "
                 f"tool wrote there. Copy it again; if the change is meant, remove {CARD}"
