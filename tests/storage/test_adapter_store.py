@@ -90,8 +90,34 @@ def test_a_name_has_versions_of_which_the_newest_counts(store, model):
     assert not torch.equal(found[0], found[1])
     assert torch.equal(found[2], found[0])
     assert torch.equal(found[3], found[1])
+
+
+def test_a_removed_version_s_number_is_not_used_again(store, model):
+    """Who has written down `a@2` means what was saved then."""
+    for _ in range(3):
+        folder = store.save(model, "a").folder
+    store.remove("a", 3)
     store.remove("a", 2)
     assert store.get("a").version == 1
+    assert store.save(model, "a").version == 4
+    store.remove("a", 4)
+    assert store.add(store.folder / "a" / "1", "a").version == 5
+    assert store.versions("a") == [1, 5]
+    assert hidden(store) == []
+    (store.folder / "a" / "last_version.json").write_text("x")
+    with pytest.raises(DamagedFolderError, match="write the highest number there was into it"):
+        store.save(model, "a")
+    store.remove("a")
+    assert not (store.folder / "a").exists()
+    assert store.save(model, "a").folder == folder.with_name("1")
+
+
+@pytest.mark.parametrize("name", ["007", "0", "٣", "9" * 12])
+def test_a_folder_whose_name_is_no_version_is_none(store, model, name):
+    store.save(model, "a")
+    (store.folder / "a" / name).mkdir()
+    assert store.versions("a") == [1]
+    assert [stored.version for stored in store.list()] == [1]
     assert store.save(model, "a").version == 2
 
 

@@ -4,6 +4,7 @@
       store.json            the base's fingerprint, from the first adapter that was saved
       support/1/ … 4/       adapter folders, as `save` writes them; the highest number is the current version
       support/tags.json     its tags
+      support/last_version.json  its highest number, once that version was removed
       .locks/support        locked while a process writes under that name, in small letters
 
 One rename adds a version and one rename removes it, so a crash at any moment leaves it whole or absent, and readers
@@ -38,9 +39,10 @@ from halka.util.errors import DamagedFolderError, HalkaError, UnknownAdapterErro
 from halka.util.files import flush, is_portable_name, new_folder, portable_name, write_text
 from halka.util.spelling import check_new_name, is_spelled
 
-BASE, TAGS, LOCKS = "store.json", "tags.json", ".locks"
-VERSIONED = re.compile(r"(.+)@([1-9][0-9]{0,8})")
-LEFTOVER = re.compile(rf"\.(?:\d+|{re.escape(TAGS)})\.\w+")  # what a killed writer leaves beside versions
+BASE, TAGS, LAST, LOCKS = "store.json", "tags.json", "last_version.json", ".locks"
+VERSION = re.compile(r"[1-9][0-9]{0,8}")
+VERSIONED = re.compile(rf"(.+)@({VERSION.pattern})")
+LEFTOVER = re.compile(rf"\.(?:\d+|{re.escape(TAGS)}|{re.escape(LAST)})\.\w+")  # of a killed writer
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class AdapterStore:
         ):  # the last two in this order, since a thread that holds the model's lock may save too
             self.check_new(stored_as)
             _check_own(folder)
-            version = max(_versions(folder), default=0) + 1
+            version = _last(folder) + 1
             save(model, name, folder / str(version), **card)
         return self.get(stored_as, version)
 
@@ -200,7 +202,7 @@ class AdapterStore:
         with claim, self._writing(name) as place:
             self.check_new(name)
             _check_own(place)
-            version = max(_versions(place), default=0) + 1
+            version = _last(place) + 1
             with new_folder(place / str(version)) as beside:
                 for file in (*adapter.own_files, CARD, README):  # a run's checkpoints may lie beside them
                     if (adapter.path / file).is_file():
@@ -216,11 +218,16 @@ class AdapterStore:
         return self._retag(name, lambda _: {*tags})
 
     def remove(self, name: str, version: int | None = None) -> None:
-        """Remove one version, or the name with all of them. Raises UnknownAdapterError if it is not in the store."""
+        """Remove one version, or the name with all of them. Raises UnknownAdapterError if it is not in the store.
+
+        No later version gets the number of a removed one, as long as the name has others.
+        """
         versions = self.versions(name)
         if version is not None:
             _check_version(name, version, versions)
         with self._writing(name) as folder:
+            if version is not None and version == _last(folder):
+                write_text(folder / LAST, f"{version}\n")
             for number in versions if version is None else [version]:
                 if (folder / str(number)).exists():  # else another process has removed it
                     (folder / str(number)).rename(folder / f".{number}.{uuid.uuid4().hex[:8]}")
@@ -350,6 +357,7 @@ class AdapterStore:
                 if not _versions(folder):
                     with suppress(OSError):  # what somebody else has put there stays
                         (folder / TAGS).unlink(missing_ok=True)
+                        (folder / LAST).unlink(missing_ok=True)
                         folder.rmdir()
 
 
@@ -373,14 +381,20 @@ def _check_version(name: str, version: int, versions: Sequence[int]) -> None:
 
 def _versions(folder: Path) -> list[int]:
     try:
-        return sorted(int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdigit())
+        return sorted(int(path.name) for path in folder.iterdir() if VERSION.fullmatch(path.name))
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
+def _last(folder: Path) -> int:
+    """The highest version that a name has or had; 0 before its first."""
+    removed = _read(folder / LAST, lambda number: type(number) is int, "write the highest number there was into it")
+    return max([removed or 0, *_versions(folder)])
+
+
 def _check_own(folder: Path) -> None:
     """Raises HalkaError where a folder without versions holds something else, so that it is no adapter's."""
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name != TAGS)
+    names = sorted(path.name for path in folder.iterdir() if path.name[0] != "." and path.name not in (TAGS, LAST))
     if names and not _versions(folder):
         raise HalkaError(f"{folder} holds {names[0]}, which is no adapter's version: store it under another name")
 
