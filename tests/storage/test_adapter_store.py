@@ -345,6 +345,26 @@ def test_a_first_adapter_that_is_not_written_leaves_the_store_to_any_base(store,
     assert store.base() is not None
 
 
+def test_a_first_adapter_that_is_not_written_leaves_the_base_to_another_writer(store, model):
+    """Both begin in an empty store, and the one whose adapter is not finite fails first."""
+    failing = adapted(halka.LoRA(rank=4))
+    failing.parameters("a")[0].data.fill_(torch.nan)
+    first, second = (FileLock(store.folder / ".locks" / name) for name in ("a", "b"))
+    (store.folder / ".locks").mkdir(parents=True)
+    with ThreadPoolExecutor(2) as pool, second:
+        with first:
+            fails = pool.submit(store.save, failing, "a")
+            while store.base() is None:
+                time.sleep(0.01)
+            saves = pool.submit(AdapterStore(store.folder).save, model, "b")
+            time.sleep(0.3)
+        with pytest.raises(HalkaError, match="not finite"):
+            fails.result()
+        second.release()
+        assert saves.result().version == 1
+    assert store.base() is not None
+
+
 @pytest.mark.parametrize("method", [{}, {"name": "lora"}, {"name": 5, "fields": {}}, {"name": "lora", "fields": []}])
 def test_a_card_without_its_method_damages_its_own_adapter_alone(store, model, method):
     store.save(model, "b")

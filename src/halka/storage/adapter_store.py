@@ -171,10 +171,10 @@ class AdapterStore:
         stored_as = _named(name if stored_as is None else stored_as)
         otherwise = f"the adapters in {self.folder} are of another base: use another folder"
         with (
-            self._claiming(own_fingerprint(model), base_name(model.base), otherwise),
             model.lock,
+            self._claiming(own_fingerprint(model), base_name(model.base), otherwise),
             self._writing(stored_as) as folder,
-        ):  # the last two in this order, since a thread that holds the model's lock may save too
+        ):  # the model's lock first, since a thread that holds it may save too
             self.check_new(stored_as)
             _check_own(folder)
             version = _last(folder) + 1
@@ -318,13 +318,13 @@ class AdapterStore:
     def _claiming(self, fingerprint: Mapping[str, Any], name: str, otherwise: str) -> Generator[None]:
         """Record the base of the first adapter, which the block writes; if that fails, the store is nobody's again.
 
+        Others wait until the first is written, so that nobody is at work under a base that is taken back.
         A Card may have a part of the fingerprint: what both have is compared, and what is new is recorded.
         Raises WrongBaseError with the message `otherwise` where the store is of another base.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / LOCKS).mkdir(exist_ok=True)
-        lock = FileLock(self.folder / LOCKS / ".store")
-        with lock:
+        with FileLock(self.folder / LOCKS / ".store"):
             before = self.base()
             recorded = before or {}
             if any(recorded.get(key, value) != value for key, value in fingerprint.items()):
@@ -332,13 +332,15 @@ class AdapterStore:
             if fingerprint.keys() - recorded.keys():
                 content = {"base": name, "fingerprint": {**recorded, **fingerprint}}
                 write_text(self.folder / BASE, json.dumps(content, indent=2) + "\n")
-        try:
-            yield
-        except BaseException:
-            with lock:
-                if before is None and not self.names():
-                    (self.folder / BASE).unlink(missing_ok=True)
-            raise
+            if before is None:
+                try:
+                    yield
+                except BaseException:
+                    if not self.names():
+                        (self.folder / BASE).unlink(missing_ok=True)
+                    raise
+                return
+        yield
 
     @contextmanager
     def _writing(self, name: str, wait: float = -1) -> Generator[Path]:
