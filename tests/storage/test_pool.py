@@ -220,6 +220,20 @@ def test_what_is_stored_anew_may_be_larger(made, tmp_path):
         pool.forget("a")
 
 
+def test_a_smaller_version_is_used_where_the_one_before_was_over_the_budget(made, tmp_path):
+    model, store, source = halka.adapt(tiny()), AdapterStore(tmp_path), halka.adapt(tiny())
+    pool = AdapterPool(model, store, budget=made[2])
+    for rank in (64, 2):
+        source.add("a", halka.LoRA(rank=rank))
+        store.save(source, "a")
+        source.remove("a")
+        if rank == 64:
+            with pytest.raises(HalkaError, match="over the pool's budget"):
+                pool.ready(["a"])
+    pool.ready(["a"])
+    assert model.adapter("a").method.rank == 2
+
+
 def test_what_is_trained_is_the_models_own(made, tmp_path):
     """The engine answers with it, not with what is in the store, and it is not evicted for others."""
     store, expected, size = made

@@ -35,7 +35,7 @@ class AdapterPool:
         self.model, self.store, self.budget, self.allowed = model, store, budget, allowed
         self.sizes: OrderedDict[str, int] = OrderedDict()  # bytes of the adapters in the model, most recently used last
         self.loads = 0
-        self._costs: dict[str, int] = {}  # bytes that adapters not yet loaded will take
+        self._costs: dict[str, int] = {}  # bytes that adapters not yet loaded will take, until the next `ready`
         model.pool = self
 
     @property
@@ -51,6 +51,7 @@ class AdapterPool:
         """
         wanted = [*dict.fromkeys(names)]
         with self.model.lock:
+            self._costs.clear()  # there may be newer versions
             if not self.fits(wanted):
                 raise HalkaError(
                     f"{', '.join(wanted)} take {self._cost(wanted):,} bytes together, over the pool's budget of "
@@ -79,9 +80,7 @@ class AdapterPool:
         self.sizes.pop(name, None)
 
     def _read(self, name: str) -> None:
-        stored = self._stored(name)
-        self._costs.pop(name, None)
-        adapter = load(self.model, stored.folder, name=name, **self.allowed)
+        adapter = load(self.model, self._stored(name).folder, name=name, **self.allowed)
         self.loads += 1
         self.sizes[name] = sum(tensor.numel() * tensor.element_size() for tensor in adapter.state_dict().values())
 
@@ -101,10 +100,10 @@ class AdapterPool:
             if name in self.sizes:
                 cost += self.sizes[name]
             elif name not in self.model.adapters:
-                if name not in self._costs:
+                if (bytes := self._costs.get(name)) is None:
                     allowed = self.allowed.get("allow_pickle", False)
-                    self._costs[name] = self._stored(name).open(allow_pickle=allowed).memory
-                cost += self._costs[name]
+                    bytes = self._costs[name] = self._stored(name).open(allow_pickle=allowed).memory
+                cost += bytes
         return cost
 
     def _make_room(self, bytes: int, wanted: list[str]) -> None:
