@@ -402,6 +402,21 @@ def test_lm_eval_takes_a_packed_base(places):
     assert quantization_of(lm.model) == "int8"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_lm_eval_takes_the_base_that_the_adapter_names(places):
+    from halka.interop.lm_eval import HalkaLM
+
+    adapter, card = str(places["adapter"]), places["adapter"] / "halka.json"
+    with pytest.raises(halka.HalkaError, match="there is no base, and there is no adapter to name one: give base=NAME"):
+        HalkaLM()
+    with pytest.raises(halka.HalkaError, match=r"there is no base, and .*adapter does not say which: give base=NAME"):
+        HalkaLM(adapter=adapter)
+    content = json.loads(card.read_text())
+    card.write_text(json.dumps(content | {"base": content["base"] | {"name": str(places["base"])}}))
+    lm = HalkaLM(adapter=adapter, dtype="float32", device="cpu")
+    assert lm.model.config.name_or_path == str(places["base"])
+
+
 def test_the_command_scores_an_adapter(places, tmp_path, monkeypatch):
     import lm_eval.tasks
 

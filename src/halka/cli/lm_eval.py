@@ -24,7 +24,8 @@ def lm_eval(
     """Score an adapter by lm-eval's tasks.
 
     `--model_args` names the base (a short name, folder or hub name) and the adapter's folder; without an adapter the
-    bare base is scored. It also takes dtype, device, quantize, max_length and the like.
+    bare base is scored, without a base the adapter on its own base. It also takes dtype, device, quantize,
+    max_length and the like.
     """
     if not arguments:
         raise HalkaError("lm-eval needs arguments: give at least --model_args base=NAME and --tasks NAME")

@@ -18,6 +18,7 @@ from halka.core import AdaptedModel
 from halka.interop.views import view
 from halka.models import adapt, context
 from halka.models.loading import load_base
+from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import load
 from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
@@ -36,14 +37,14 @@ OF_LOADING = {
 class HalkaLM(HFLM):
     """lm-eval's model of a base (name, folder) with an adapter's folder, or of an adapted model with an adapter's name.
 
-    Without an adapter it is the bare base. Options are those of lm-eval's own `hf` that apply to a loaded model, such
-    as `batch_size`.
+    Without a base it is the one that the adapter's folder names, without an adapter the bare base. Options
+    are those of lm-eval's own `hf` that apply to a loaded model, such as `batch_size`.
     Raises HalkaError as `halka.load_base` and `halka.load` do, and for an option that would have no effect.
     """
 
     def __init__(
         self,
-        base: str | AdaptedModel,
+        base: str | AdaptedModel | None = None,
         adapter: str | None = None,
         *,
         dtype: Dtype | Literal["auto"] = "bfloat16",
@@ -63,6 +64,8 @@ class HalkaLM(HFLM):
                 )
             model = base
         else:
+            if base is None:
+                base = _base_of(adapter, allow_pickle)
             exists = device is None or torch.cuda.is_available() or not device.startswith("cuda")
             place = device if exists else None  # cuda:0 is lm-eval's default
             model = adapt(*load_base(base, dtype=dtype, device=place, quantize=quantize))
@@ -80,6 +83,15 @@ class HalkaLM(HFLM):
         options.setdefault("max_length", context(model, name))
         options |= {"pretrained": view(model, name), "tokenizer": model.tokenizer}
         super().__init__(**options)
+
+
+def _base_of(adapter: str | None, allow_pickle: bool) -> str:
+    """The base that an adapter's folder names. Raises HalkaError where there is none."""
+    name = None if adapter is None else AdapterFolder.open(adapter, allow_pickle=allow_pickle).base_name
+    if name is None:
+        why = "there is no adapter to name one" if adapter is None else f"{adapter} does not say which"
+        raise HalkaError(f"there is no base, and {why}: give base=NAME in --model_args")
+    return name
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
