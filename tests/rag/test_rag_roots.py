@@ -95,6 +95,33 @@ def test_rights_are_taken_away_from_what_cannot_be_read_now(tmp_path, at, docs):
     assert {each.tags for each in collection.documents()} == {()}
 
 
+def test_a_text_below_a_path_keeps_the_readers_that_it_was_put_for(tmp_path, at, docs):
+    collection = Collection(tmp_path / "faq", WordEmbedder(), at=at)
+    (docs / "scan.md").write_bytes(b"\xff\xfe")
+    assert ("skipped", "scan.md") in told(collection.add([docs]))
+    private = [(str(docs / "scan.md"), "The salary of Bob."), (str(docs / "no_file"), "The salary of Eve.")]
+    assert {what for what, _ in told(collection.put(private, readers=["hr"], tags=["x"]))} == {"added"}
+    for events in (collection.refresh(), collection.add([docs]), collection.add([docs / "scan.md"])):
+        assert {what for what, _ in told(events)} <= {"unchanged", "skipped"}
+        assert seen(collection, Scope()) == ["note.md", "open.md", "pay.md"]
+        assert seen(collection, Scope(frozenset(["hr"]), tags=frozenset(["x"]))) == ["no_file", "scan.md"]
+    assert {what for what, _ in told(collection.put(private, readers=["hr"], tags=["x"]))} == {"unchanged"}
+    collection.remove([docs / "scan.md"])
+    [*collection.put(private, readers=["hr"])]
+    assert told(collection.refresh()) == [("unchanged", name) for name in ("open.md", "pay.md", "note.md")]
+    assert seen(collection, HR) == ["no_file", "note.md", "open.md", "pay.md", "scan.md"]
+
+
+def test_a_file_takes_the_place_of_a_text_of_its_name(collection, docs):
+    [*collection.add([docs], readers=["hr"])]
+    [*collection.put([(str(docs / "pay.md"), "The salary of Ada.")])]
+    assert seen(collection, Scope()) == ["pay.md"]
+    assert ("changed", "pay.md") in told(collection.refresh())
+    assert seen(collection, Scope()) == []
+    (docs / "pay.md").unlink()
+    assert ("removed", "pay.md") in told(collection.refresh())
+
+
 def test_rights_are_taken_away_by_a_text_that_is_none(collection):
     [*collection.put([("a", "The salary."), ("b", "Open.")])]
     assert told(collection.put([("a", "")], readers=["hr"])) == [("skipped", "a")]

@@ -91,3 +91,13 @@ def test_what_was_named_below_a_folder_or_left_out_of_it_once_is_there_again(col
     for _ in collection.add([docs]):
         pass
     assert {Path(document.name).name for document in collection.documents()} == {"a.md"}
+
+
+def test_a_text_that_was_put_below_a_folder_goes_with_the_next_list(collection, docs):
+    """As one that stood in place of a file for a while."""
+    for _ in taken_in(collection, *listed([str(docs)])):
+        pass
+    for _ in collection.put([(str(docs / "a.md"), "Changed."), (str(docs / "gone.md"), "Changed, too.")]):
+        pass
+    assert told(taken_in(collection, *listed([str(docs)]))) == [("added", "a.md")]
+    assert [Path(document.name).name for document in collection.documents()] == ["a.md"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from halka.rag.collection_folder import CollectionFolder, collection_folder, col
 from halka.rag.embed import DEFAULT, Embedder, SentenceEmbedder, about_embedder, is_own
 from halka.rag.passages import Cutter, Passage
 from halka.rag.roots import Input, LeftOut, Root, Roots, located, text_of
-from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore, named, within
+from halka.rag.store import EVERYONE, PUT, Document, Entry, Scope, VectorStore, named, within
 from halka.rag.stores import checked_address, new_key, store_at
 from halka.rag.texts import Text, Unreadable, check_unicode, read_as
 from halka.util.errors import HalkaError
@@ -187,7 +188,11 @@ class Collection:
     def put(
         self, texts: Iterable[tuple[str, str]], *, readers: Sequence[str] = (EVERYONE,), tags: Sequence[str] = ()
     ) -> Iterator[Event]:
-        """Add pairs of a name and a Markdown text; each replaces an older text of that name."""
+        """Add pairs of a name and a Markdown text; each replaces an older text of that name.
+
+        `readers` and `tags` stay as they are here, also of a name below a path that was added, until a file of that
+        name is read in place of the text.
+        """
         access = tuple(sorted(named(readers))), tuple(sorted(named(tags)))
         yield from self._take_in(
             Input(name, partial(text.encode, errors="surrogatepass"), partial(text_of, name, text), *access)
@@ -220,10 +225,10 @@ class Collection:
         If a folder that was added is missing, its disk may be unmounted: its documents stay, and an event says so.
         """
         roots, current = self._folder.roots(), self._current()
-        suspects = [name for name in current if roots.lost(name)]  # of all files, so whoever opens it must not wait
+        suspects = _lost(current.values(), roots)  # of all files, so whoever opens it must not wait
         with self._lock:
-            roots = self._folder.roots()
-            gone = [name for name in suspects if roots.lost(name)]
+            roots, current = self._folder.roots(), self._current()
+            gone = _lost((current[name] for name in suspects if name in current), roots)
             self.store.remove(gone)
             events = self._set_access(roots)
         yield from (Event("removed", name, current[name].passages) for name in gone)
@@ -313,7 +318,9 @@ class Collection:
             name = source.name
             try:
                 check_unicode(name)
-                document = Document(name, hashlib.sha256(source.content()).hexdigest(), source.readers, source.tags)
+                mark = PUT if os.path.isabs(name) and not source.rooted else ""
+                digest = mark + hashlib.sha256(source.content()).hexdigest()
+                document = Document(name, digest, source.readers, source.tags)
                 before = current.get(name)
                 if before is not None and replace(document, added=before.added, passages=before.passages) == before:
                     waiting.pop(name, None)
@@ -380,10 +387,10 @@ class Collection:
         return Entry(replace(document, passages=len(passages)), tuple(passages), np.concatenate(vectors))
 
     def _set_access(self, roots: Roots) -> list[Event]:
-        """Set every document's readers and tags to those of its root. The caller holds the lock."""
+        """Set every file's readers and tags to those of its root. The caller holds the lock."""
         changes: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Document]] = {}
         for document in self.store.documents():
-            root = roots.root(document.name)
+            root = None if document.was_put else roots.root(document.name)
             if root is not None and (root.readers, root.tags) != (document.readers, document.tags):
                 changes.setdefault((root.readers, root.tags), []).append(document)
         for (readers, tags), documents in changes.items():
@@ -398,6 +405,11 @@ class Collection:
 
     def _current(self) -> dict[str, Document]:
         return {document.name: document for document in self.store.documents()}
+
+
+def _lost(documents: Iterable[Document], roots: Roots) -> list[str]:
+    """The names of the files among the documents that no longer exist, or were removed from the collection."""
+    return [document.name for document in documents if not document.was_put and roots.lost(document.name)]
 
 
 def _skipped(name: str, error: OSError) -> Event:

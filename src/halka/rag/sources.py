@@ -34,8 +34,12 @@ def taken_in(
     leave_out   a folder below `files` to leave out
     """
     roots = [root.path for root in collection.roots if root.path not in files]
-    names = [document.name for document in collection.documents() if document.name not in texts]
-    rows = [name for name in names if not any(Path(name).is_relative_to(path) for path in (*files, *roots))]
+    rows = [
+        document.name
+        for document in collection.documents()
+        if document.name not in texts
+        and (document.was_put or not any(Path(document.name).is_relative_to(path) for path in (*files, *roots)))
+    ]
     if roots or rows:
         collection.remove([*roots, *rows])
     yield from collection.put(texts.items())

@@ -18,6 +18,7 @@ from halka.rag.passages import Passage
 from halka.util.errors import HalkaError
 
 EVERYONE = "*"
+PUT = "put:"
 BM25_K1, BM25_B = 1.2, 0.75  # the defaults of Lucene and LanceDB
 INDEX_FROM = 100_000  # passages from which vectors have an index: exact searches take about a tenth of a second there
 NARROW = 20_000  # passages of a scope that are compared one by one though there is an index
@@ -78,7 +79,8 @@ class Document:
     """A document of a collection.
 
     name      its path, or the name that its text was put under
-    digest    the hash of its bytes: a document with the same digest is not read again
+    digest    the hash of its bytes: a document with the same digest is not read again; behind `PUT` if it was put
+              under a path, whose file it is not
     readers   who may read it: names, groups, or everyone
     passages  the number of passages that it was cut into
     """
@@ -89,6 +91,11 @@ class Document:
     tags: tuple[str, ...] = ()
     added: str = ""
     passages: int = 0
+
+    @property
+    def was_put(self) -> bool:
+        """Whether it was put under a path: a path that was added above it does not set its readers, nor remove it."""
+        return self.digest.startswith(PUT)
 
 
 @dataclass(frozen=True)
