@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from halka.rag.collection import Collection, collection_folder
 from halka.rag.evaluate import Queries, evaluate
 from halka.rag.retrieve import Hit, Retriever, joined
 from halka.rag.store import Found, Scope
-from halka.util.errors import HalkaError
+from halka.util.errors import DamagedFolderError, HalkaError
 
 
 @pytest.fixture
@@ -223,6 +225,75 @@ def test_a_removal_that_was_ended_leaves_room_for_a_new_collection(tmp_path, mon
     again = Collection(tmp_path / "faq", WordEmbedder())
     assert told(again.put([("new.md", "New.")])) == [("added", "new.md")]
     assert [document.name for document in again.documents()] == ["new.md"]
+
+
+def test_a_collection_that_is_made_anew_while_an_older_one_is_removed_stays(tmp_path, monkeypatch):
+    collection, remove = Collection(tmp_path / "faq", WordEmbedder()), shutil.rmtree
+
+    def make_anew() -> None:
+        [*Collection(tmp_path / "faq", WordEmbedder()).put([("new.md", "New.")])]
+
+    def late(folder: Path) -> None:
+        monkeypatch.setattr("shutil.rmtree", remove)
+        with ThreadPoolExecutor(1) as other:
+            other.submit(make_anew).result()
+        remove(folder)
+
+    monkeypatch.setattr("shutil.rmtree", late)
+    collection.delete()
+    assert texts(Collection(tmp_path / "faq", WordEmbedder()), "new") == ["New."]
+    assert [path.name for path in tmp_path.iterdir()] == ["faq"]
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_whoever_opened_a_collection_before_it_was_removed_is_told(collection, documents, at, made_anew):
+    [*collection.add([documents])]
+    Collection(collection.folder, WordEmbedder()).delete()
+    if made_anew:
+        [*Collection(collection.folder, WordEmbedder(), at=at).put([("new.md", "Parcels.")])]
+    for use in (
+        lambda: texts(collection, "parcels"),
+        lambda: [*collection.put([("late.md", "Late.")])],
+        lambda: [*collection.add([documents])],
+        lambda: [*collection.refresh()],
+        lambda: collection.remove([documents]),
+        lambda: collection.documents(),
+        lambda: collection.delete(),
+        lambda: collection.embedded_by,
+    ):
+        with pytest.raises(HalkaError, match="removed meanwhile"):
+            use()
+    assert collection.folder.exists() == made_anew
+    if made_anew:
+        assert [document.name for document in Collection(collection.folder, WordEmbedder()).documents()] == ["new.md"]
+
+
+def test_a_collection_without_a_key_is_opened_and_is_not_one_that_is_made_anew(collection):
+    """As they were in their folders before 2026-12-01."""
+    if collection.at is not None:
+        pytest.skip("had a key then")
+    [*collection.put([("old.md", "Old.")])]
+    file = collection.folder / "collection.json"
+    settings = json.loads(file.read_text())
+    del settings["key"]
+    file.write_text(json.dumps(settings))
+    old = Collection(collection.folder, WordEmbedder())
+    assert texts(old, "old") == ["Old."]
+    Collection(collection.folder, WordEmbedder()).delete()
+    Collection(collection.folder, WordEmbedder())
+    with pytest.raises(HalkaError, match="removed meanwhile"):
+        old.documents()
+
+
+@pytest.mark.parametrize("kind", ["data/*.lance", "_versions/*.manifest"])
+def test_a_damaged_file_of_passages_is_told_with_a_way_out(tmp_path, kind):
+    collection = Collection(tmp_path / "faq", WordEmbedder())
+    [*collection.put([("a", "Parcels.")])]
+    for file in (tmp_path / "faq" / "passages.lance").glob(kind):
+        file.write_bytes(file.read_bytes()[:10])
+    for use in (lambda: Collection(tmp_path / "faq", WordEmbedder()).documents(), lambda: texts(collection, "parcels")):
+        with pytest.raises(DamagedFolderError, match=r"passages.lance cannot be read.*add the documents to a new"):
+            use()
 
 
 def test_nobody_finds_what_is_not_theirs(collection):

@@ -158,7 +158,7 @@ def test_an_older_refresh_undoes_nothing(collection, docs, change):
         assert seen(other, HR) == ["note.md", "open.md", "pay.md"]
     elif change == "delete":
         other.delete()
-        with pytest.raises(ValueError, match="is no collection any more"):
+        with pytest.raises(ValueError, match="was removed meanwhile"):
             told(refreshing)
     else:
         if change == "delete file":

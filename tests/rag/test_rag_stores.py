@@ -576,7 +576,7 @@ def test_a_collection_stays_exact_until_it_is_set_otherwise(kept, tmp_path, post
     at, folder = postgres if kept == "postgres" else None, tmp_path / "faq"
     collection = Collection(folder, EMBEDDER, at=at)
     [*collection.put([("a", "Parcels are sent.")])]
-    key = json.loads((folder / "collection.json").read_text()).get("key", "faq")
+    key = json.loads((folder / "collection.json").read_text())["key"] if at else "faq"
     indexing(at, tmp_path, key, index_from=1).tidy()
     assert rows_indexed(at, tmp_path, key) == 1
     Collection(folder, EMBEDDER, exact=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -91,17 +91,19 @@ class Collection:
         self._lock = FileLock(self.folder / ".lock")
         with self._lock:
             if settings:
-                self._folder.roots()  # which a removal meanwhile has taken
+                settings = self._folder.settings_of(settings.get("key"))
                 if about and about["embedder"] != settings["embedder"]:  # its folder was moved
-                    self._folder.write(self._folder.settings() | about)
+                    self._folder.write(settings | about)
             elif not self._folder.exists:
-                where = {} if at is None else {"at": at, "key": new_key(self.folder.name)}
+                where = {"key": new_key(self.folder.name)}
                 if at is not None:  # first, so that no collection is created at a place that does not open
+                    where["at"] = at
                     store = store_at(at, where["key"], self.folder, about["width"], exact=bool(exact))
                 self._folder.write({**about, **where, "roots": []})
+            self._key = self._folder.settings().get("key")
             if exact is not None:
                 self._folder.write(self._folder.settings() | {"exact": exact})
-            self.store: VectorStore = self._open_store() if store is None else store
+            self._store = self._open_store() if store is None else store
         self._at_once = at_once
 
     @cached_property
@@ -123,19 +125,25 @@ class Collection:
         return Cutter(self.embedder.tokenizer, self.embedder.limit)
 
     @property
+    def store(self) -> VectorStore:
+        """What keeps the passages. Raises HalkaError if the collection was removed meanwhile."""
+        self._folder.settings_of(self._key)
+        return self._store
+
+    @property
     def embedded_by(self) -> str:
         """The embedder's name; nothing is loaded."""
-        return self._folder.settings()["embedder"]
+        return self._folder.settings_of(self._key)["embedder"]
 
     @property
     def at(self) -> str | None:
         """The place of the passages; None if that is the collection's folder."""
-        return self._folder.settings().get("at")
+        return self._folder.settings_of(self._key).get("at")
 
     @property
     def roots(self) -> list[Root]:
         """The paths that were added."""
-        return [*self._folder.roots()]
+        return [*self._roots()]
 
     # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -166,8 +174,8 @@ class Collection:
                 raise HalkaError(f"there is no file or folder {path}: check the path, relative to {Path.cwd()}")
             check_unicode(str(resolved))
             added.append(Root(str(resolved), tuple(sorted(named(readers))), tuple(sorted(named(tags)))))
-        with self._lock:
-            roots = self._folder.roots().adding(added, removed_too=removed_too)
+        with self._locked() as roots:
+            roots = roots.adding(added, removed_too=removed_too)
             if out is not None:
                 roots = roots.removing(out)
             self._folder.write(self._folder.settings() | roots.settings())
@@ -224,10 +232,9 @@ class Collection:
 
         If a folder that was added is missing, its disk may be unmounted: its documents stay, and an event says so.
         """
-        roots, current = self._folder.roots(), self._current()
-        suspects = _lost(current.values(), roots)  # of all files, so whoever opens it must not wait
-        with self._lock:
-            roots, current = self._folder.roots(), self._current()
+        suspects = _lost(self.documents(), self._roots())  # of all files, so whoever opens it must not wait
+        with self._locked() as roots:
+            current = self._current()
             gone = _lost((current[name] for name in suspects if name in current), roots)
             self.store.remove(gone)
             events = self._set_access(roots)
@@ -269,8 +276,8 @@ class Collection:
         They stay away, also from `refresh`, until they are added by their own path.
         Raises HalkaError for a name or path without documents.
         """
-        with self._lock:
-            current, roots = self._current(), self._folder.roots()
+        with self._locked() as roots:
+            current = self._current()
             left, doomed = roots, {}
             for name in names:
                 path, documents = roots.meant(name, current)
@@ -280,11 +287,13 @@ class Collection:
         return [Event("removed", name, current[name].passages) for name in doomed]
 
     def delete(self) -> None:
-        """Remove the collection with all that is in it, from the disk and from the place of its passages."""
-        with self._lock:
+        """Remove the collection with all that is in it, from the disk and from the place of its passages.
+
+        Raises HalkaError if it was removed already.
+        """
+        with self._locked():
             self.store.drop()
             self._folder.end()
-        shutil.rmtree(self.folder)
 
     # ── contents ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -306,6 +315,16 @@ class Collection:
         return len(documents), sum(document.passages for document in documents)
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _roots(self) -> Roots:
+        return Roots.of_settings(self._folder.settings_of(self._key))
+
+    @contextmanager
+    def _locked(self) -> Iterator[Roots]:
+        """Hold the collection's lock, and yield its roots. Raises HalkaError if it was removed meanwhile."""
+        self._roots()  # first, since the lock would make the folder anew
+        with self._lock:
+            yield self._roots()
 
     def _take_in(
         self, inputs: Iterable[Input], reported: Container[str] = (), check: Callable[[], object] = lambda: None
@@ -333,7 +352,7 @@ class Collection:
             except Unreadable as error:
                 if name in current and not source.rooted:  # the older text stays, for the readers given now
                     current[name] = replace(current[name], readers=source.readers, tags=source.tags)
-                    with self._lock:
+                    with self._locked():
                         self.store.set_access([name], source.readers, source.tags)
                 yield Event("skipped", printable(name), reason=str(error))
             if sum(len(text.text) for _, _, text in waiting.values()) > self._at_once:
@@ -360,8 +379,7 @@ class Collection:
             (source, self._entry(replace(document, added=added), text, check)) for source, document, text in texts
         ]
         entries, events = [], []
-        with self._lock:
-            roots = self._folder.roots()
+        with self._locked() as roots:
             for source, entry in embedded:
                 root = roots.root(source.name)
                 if source.rooted and (root is None or roots.lost(source.name)):

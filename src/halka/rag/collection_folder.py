@@ -2,7 +2,7 @@
 
 collections/faq/
   collection.json   the embedder, with the width and a sample of its vectors, the paths that were added, with their
-                    readers, what was removed below them, and where the passages are
+                    readers, what was removed below them, where the passages are, and a key that no other has
   passages.lance/   the passages, unless they are in PostgreSQL or Qdrant (`stores`)
 """
 
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halka.rag.roots import REQUIRED, SETTINGS, Roots
+from halka.rag.roots import REQUIRED, SETTINGS
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import portable_name, write_text
 from halka.util.spelling import check_new_name
@@ -56,20 +58,25 @@ class CollectionFolder:
             "collection"
         )
 
-    def roots(self) -> Roots:
-        """The paths that were added. Raises HalkaError if the collection was removed meanwhile."""
+    def settings_of(self, key: str | None) -> dict[str, Any]:
+        """The settings of the collection with this key. Raises HalkaError if it was removed meanwhile.
+
+        The key is None in collections of before 2026-12-01, unless they keep their passages elsewhere.
+        """
         settings = self.settings()
-        if not settings:
-            raise HalkaError(f"{self.path} is no collection any more: it was removed meanwhile")
-        return Roots.of_settings(settings)
+        if not settings or settings.get("key") != key:
+            raise HalkaError(f"the collection in {self.path} was removed meanwhile: if there is a new one, open that")
+        return settings
 
     def write(self, settings: dict[str, Any]) -> None:
         """Replace the settings, whole or not at all."""
         write_text(self.path / SETTINGS, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
 
     def end(self) -> None:
-        """Remove the settings, and with them the collection."""
+        """Remove the collection. What is left of its folder is set aside first: a new one may be there at once."""
         (self.path / SETTINGS).unlink()
+        aside = self.path.rename(self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}"))
+        shutil.rmtree(aside)
 
 
 def collection_folder(name: str, among: Path) -> Path:

@@ -12,7 +12,8 @@ table or delete files that no version of it has, as the new index's are: who mak
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from filelock import FileLock, Timeout
 from halka.rag.passages import Passage
 from halka.rag.store import INDEX_FROM, NARROW, Document, Entry, Found, Scope, last_of_each
 from halka.rag.stores.lance_filters import array, one_of, quoted, where_of
-from halka.util.errors import HalkaError
+from halka.util.errors import DamagedFolderError, HalkaError
 
 T = TypeVar("T")
 TABLE = "passages"
@@ -70,7 +71,8 @@ class LanceStore:
         narrow      passages in a scope that is searched exactly in spite of the index
         unindexed   passages that wait for `tidy` to be taken into the indexes; where there are more, `put` does it
 
-        Raises HalkaError if the extra `rag` is missing, and for a table with vectors of another width.
+        Raises HalkaError if the extra `rag` is missing, and for a table with vectors of another width;
+        DamagedFolderError, as every query does, for files that cannot be read.
         """
         try:
             import lancedb
@@ -93,7 +95,8 @@ class LanceStore:
 
         with self._lock:
             if TABLE in self._database.list_tables().tables:
-                table = self._database.open_table(TABLE)
+                with self._readable():
+                    table = self._database.open_table(TABLE)
             else:
                 table = self._database.create_table(TABLE, schema=self._schema)
             if not table.schema.field("id").metadata:
@@ -280,13 +283,28 @@ class LanceStore:
 
     def _ask(self, query: Callable[[], T]) -> T:
         """The answer of a query; repeats it if another process removed the version that it was reading."""
-        for _ in range(TRIES - 1):
-            try:
-                return query()
-            except (OSError, RuntimeError, ValueError) as error:
-                if "not found" not in str(error).lower():
-                    raise
-        return query()
+        with self._readable():
+            for _ in range(TRIES - 1):
+                try:
+                    return query()
+                except (OSError, RuntimeError, ValueError) as error:
+                    if "not found" not in str(error).lower():
+                        raise
+            return query()
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Raises DamagedFolderError for files that LanceDB cannot read; its own errors name lines of its code."""
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
+            if "not found" not in str(error).lower() and "LanceError(IO)" not in str(error):
+                raise
+            raise DamagedFolderError(
+                f"{self.folder / TABLE}.lance cannot be read: the collection was removed meanwhile, or a file there is "
+                "missing, damaged or closed to you. Restore it, or remove the folder and add the documents to a new "
+                "collection"
+            ) from error
 
 
 def _index_of(width: int) -> Any:
