@@ -14,7 +14,7 @@ import pytest
 
 from embedder_for_tests import PiecesEmbedder, WordEmbedder
 from halka.rag import texts
-from halka.rag.passages import Cutter, Passage, joined
+from halka.rag.passages import Cutter, Passage, _headings, joined
 from halka.rag.roots import text_of
 from halka.rag.texts import Text, Unreadable, is_readable, read_text
 
@@ -293,8 +293,10 @@ def test_spaces_are_no_reason_to_cut():
         "# " + "a" * 500_000 + "\n\n" + "\n\n".join(f"## {number}\n\nText." for number in range(2_000)),
         "".join(chr(0x4E00 + number % 5_000) for number in range(100_000)),
         "\n\n".join(f"```\n# {number}\n```\n\n# {number}" for number in range(4_000)),
+        "\n\n".join(f"- ~~~{number}\n\n# {number}" for number in range(4_000)),
+        "- " * 50_000 + "`" * 100_000 + "a`",
     ],
-    ids=["words", "spaces", "signs", "headings", "giant", "characters", "fences"],
+    ids=["words", "spaces", "signs", "headings", "giant", "characters", "fences", "unclosed", "items"],
 )
 def test_no_line_stalls_the_cutting(text):
     started = time.process_time()
@@ -318,6 +320,26 @@ def test_no_line_stalls_the_cutting(text):
 def test_a_headings_title_is_without_its_signs(line, title):
     (passage,) = cutter().cut("d", Text(f"{line}\nText.", markdown=True), ("*",))
     assert passage.heading == title
+
+
+@pytest.mark.parametrize(
+    ("text", "titles"),
+    [
+        ("````\n```\n# no\n```\n# no\n````\n# A", ["A"]),
+        ("```\n# no\n\n# no", []),
+        ("   ```\n# no\n   ```\n# A", ["A"]),
+        ("    ```\n# A", ["A"]),
+        ("- item\n\n    ```\n# no\n    ```\n# A", ["A"]),
+        ("1. - ```sh\n# no\n     ```\n# A", ["A"]),
+        ("- ```\n  code\n\n# A", ["A"]),
+        ("```one``` inline\n\n# A\n\n```\n# no\n```\n# B", ["A", "B"]),
+        ("~~~ a`b`\n# no\n```\n# no\n~~~ no\n# no\n~~~~ \t\n# A", ["A"]),
+        ("```\n# no\n    ```\n# no\n``` \n# A", ["A"]),
+    ],
+)
+def test_what_is_fenced_is_no_heading(text, titles):
+    headings = _headings(Text(text, markdown=True), lambda heading: heading)
+    assert [heading.rpartition(" › ")[2] for _, heading in headings] == titles
 
 
 def test_passages_joined_are_their_text_but_for_the_white_space_between_them():

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 HEADING = re.compile(r"^(#{1,6})[ \t]+([^ \t\n].*)$", re.MULTILINE)  # with the #s at its end
-FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
+ITEM = re.compile(r" {0,3}(?:[-+*]|\d{1,9}[.)])(?: {1,4}(?! )|$)")  # the beginning of a list's item
 HEADING_TOKENS = 24  # tokens of a passage reserved for its headings
 CHARACTERS = 16  # the most characters, without spaces, for each token, since a long run may be one token
 RUN = 10_000  # characters of such a run to cut at a time, since the splitter's time is quadratic
@@ -145,7 +146,7 @@ class Cutter:
 
 def _headings(text: Text, short: Callable[[str], str]) -> list[tuple[int, str]]:
     """The offsets of headings, each with the path of titles to it, shortened: `Guide › Install`."""
-    code = [match.span() for match in FENCE.finditer(text.text)]
+    code = _code_blocks(text.text)
     headings: list[tuple[int, str]] = []
     path: list[tuple[int, str]] = []
     for match in HEADING.finditer(text.text):
@@ -156,6 +157,34 @@ def _headings(text: Text, short: Callable[[str], str]) -> list[tuple[int, str]]:
         path = [(depth, above) for depth, above in path if depth < level] + [(level, _tail(title))]
         headings.append((match.start(), short(" › ".join(title for _, title in path if title))))
     return headings
+
+
+def _code_blocks(text: str) -> list[tuple[int, int]]:
+    """The spans of fenced code, as CommonMark has it, but that code in a list may be indented less than its item.
+
+    A block that is not closed goes to the end of the text, or of the item.
+    """
+    blocks, items = list[tuple[int, int]](), [0]  # the columns where the contents of open items begin
+    fence, start, at, end = "", 0, 0, len(text)
+    for line in text.split("\n"):
+        flat = line.expandtabs(4)
+        body = flat.strip(" ")
+        indent = len(flat) - len(flat.lstrip(" "))
+        if fence:
+            if len(body) >= len(fence) and {*body} == {fence[0]} and indent <= items[-1] + 3:
+                blocks.append((start, at))
+                fence = ""
+            elif body and indent < items[-1]:
+                end = min(end, at)
+        elif body:
+            while indent < items[-1]:
+                items.pop()
+            while item := ITEM.match(flat, items[-1]):
+                items.append(item.end())
+            if opening := FENCE.match(flat, items[-1]):
+                fence, start, end = opening[1], at, len(text)
+        at += len(line) + 1
+    return [*blocks, (start, end)] if fence else blocks
 
 
 def _stretches(text: str) -> Iterator[tuple[int, str]]:
