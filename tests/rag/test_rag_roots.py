@@ -258,6 +258,15 @@ def test_a_text_that_was_put_in_is_not_a_path(collection, docs, monkeypatch):
     assert told(collection.remove(["deep"])) == [("removed", "note.md")]
 
 
+def test_a_text_whose_name_is_no_path_can_be_removed(collection, docs):
+    [*collection.add([docs])]
+    [*collection.put([(name, "A text.") for name in ("/a//b", "/a/./c", "/a", str(docs.parent / "alone"))])]
+    for name in ("/a//b", "/a", str(docs.parent / "alone")):
+        assert [event.document for event in collection.remove([name])] == [name]
+    assert [event.document for event in collection.remove(["/a"])] == ["/a/./c"]
+    assert seen(collection) == ["note.md", "open.md", "pay.md"]
+
+
 def test_on_a_mac_a_path_is_one_however_it_is_spelled(collection, docs, tmp_path, monkeypatch):
     ignore_spelling(monkeypatch)
     [*collection.add([docs / "DEEP"], readers=["hr"])]

@@ -103,10 +103,11 @@ class Roots:
     def meant(self, name: str, documents: Iterable[str]) -> tuple[str, list[str]]:
         """The path, or the name of a text, that `name` means, and those of `documents` at it or below it.
 
+        A document's exact name means it alone, unless it is below a path that was added.
         If the path goes through links, documents under the path itself are preferred to those under its target.
         Raises HalkaError for a path that was not added and has no documents.
         """
-        if name in documents and not os.path.isabs(name):
+        if name in documents and self.root(name) is None:
             return name, [name]
         plain = spelled(os.path.abspath(_expanded(name)))
         for path in (str(plain), str(located(plain))):
