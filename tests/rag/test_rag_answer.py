@@ -450,3 +450,10 @@ def test_a_row_without_question_or_answer_is_told(row):
 
 def test_an_empty_cell_names_no_document():
     assert asked_in({"question": "a", "answer": "b", "document": ""}, "x:1").document is None
+
+
+def test_an_empty_cell_of_answers_leaves_the_answer():
+    """As tables write rows of which some have one and some several."""
+    assert asked_in({"question": "a", "answer": "b", "answers": None}, "x:1").answers == ("b",)
+    assert asked_in({"question": "a", "answer": None, "answers": ["b", "c"]}, "x:1").answers == ("b", "c")
+    assert asked_in({"question": "a", "answer": "b", "answers": []}, "x:1").answers == ()

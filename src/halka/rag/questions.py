@@ -39,7 +39,8 @@ def asked_in(row: Mapping[str, Any], where: str) -> Asked:
 
     Raises DataError, which begins with `where`, for a row without a question, or without `answer` and `answers`.
     """
-    question, answers = row.get("question"), row.get("answers", row.get("answer"))
+    question, answers = row.get("question"), row.get("answers")
+    answers = row.get("answer") if answers is None else answers  # null is an empty cell
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(question, str) or not question.strip():
         raise DataError(f'{where}: no question: a row has "question": a text')
