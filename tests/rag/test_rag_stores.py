@@ -995,4 +995,4 @@ def test_a_collections_key_is_short_and_its_own(tmp_path):
     assert len(one) < 50
     assert one.isascii()
     settings = Collection(Path(tmp_path) / "faq", EMBEDDER).folder / "collection.json"
-    assert set(json.loads(settings.read_text())) == {"embedder", "width", "roots"}
+    assert set(json.loads(settings.read_text())) == {"embedder", "key", "width", "roots"}
