@@ -80,7 +80,8 @@ FAMILIES: dict[str, Method] = {
 OWN = ("lora", "prompt", "full")  # families that the model has itself, as `own-…`
 PUT = ("lora", "prefix")  # those that are put into the engine, as `put-…`
 CHANGED = "was changed or removed while"
-EXPECTED = (CHANGED, "was replaced while", "holds no adapter", "changed since", "not there")
+REMOVED = "was removed before it was loaded"
+EXPECTED = (CHANGED, REMOVED, "was replaced while", "holds no adapter", "changed since", "not there")
 CONTENTS = 3  # that a name means in turn
 
 
@@ -229,7 +230,7 @@ class Run:
         elif what == "put":
             family = self.draw.choice(PUT)
             self.engine.put(f"put-{family}", self.contents.folders[family, number])
-        elif what == "renumbered":  # another content under the number of one that was removed
+        elif what == "renumbered":  # another content in place of the newest, under the next number
             self.store.remove(family, self.store.versions(family)[-1])
             self.store.add(folder, family)
         elif what == "removed":

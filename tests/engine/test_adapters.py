@@ -94,7 +94,7 @@ def test_an_adapter_gets_room_though_others_are_always_asked_for(model, store):
 
 
 def test_a_new_version_under_an_old_name_is_atomic(model, store, tmp_path):
-    """In the store, by `put`, and in a folder or under a number that had another."""
+    """In the store, by `put`, and in place of one that was removed."""
     before = single(model, store.get("lora-0").folder)
     with Engine(model, store) as engine:
         first, second = (engine.submit(request("lora-0", count))[0] for count in (6, 6))
@@ -106,7 +106,7 @@ def test_a_new_version_under_an_old_name_is_atomic(model, store, tmp_path):
         assert third.tokens == single(model, store.get("lora-0").folder) != before
         store.remove("lora-0", 2)
         save(model, store, "lora-0", 200)
-        assert store.versions("lora-0") == [1, 2]
+        assert store.versions("lora-0") == [1, 3]
         (fourth,) = engine.submit(request("lora-0"))
         engine.put("lora-0", store.get("lora-3").folder)
         (fifth,) = engine.submit(request("lora-0"))
