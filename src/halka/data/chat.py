@@ -120,14 +120,9 @@ def _tools(messages: Sequence[Message]) -> str:
 def _turn(message: Message, form: str) -> dict[str, Any]:
     """A message as chat templates read it; by `form` arguments are JSON text."""
     calls = [
-        {
-            **({"id": call.id} if call.id else {}),
-            "type": "function",
-            "function": {
-                "name": call.name,
-                "arguments": call.arguments if form == "text" else json.loads(call.arguments),
-            },
-        }
+        call.plain
+        if form == "text"
+        else {**call.plain, "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
         for call in message.calls
     ]
     own = {"tool_calls": calls, "name": message.name, "tool_call_id": message.call_id}
