@@ -14,7 +14,7 @@ from evidence_parts.convergence import REACHED
 from evidence_parts.figure import figure, final_seeds
 from evidence_parts.part import Block, Missing, Notes, Part, table
 from evidence_parts.results import Results, Study, is_settled
-from halka.report.intervals import Estimate, Interval, gap, share
+from halka.report.intervals import Interval, ScoreEstimate, gap, share
 from halka.report.progress import progress
 from halka.report.rows import Row, label_of
 from halka.report.summary import summarise
@@ -70,7 +70,7 @@ def _shares(study: Study) -> dict[str, tuple[float, Interval | None]]:
     }
 
 
-def _gain(score: Estimate, base: Estimate) -> Estimate:
+def _gain(score: ScoreEstimate, base: ScoreEstimate) -> ScoreEstimate:
     """The score less the base's, which has one run: of its interval only the items' part is known."""
     between = gap(score, base)
     pairs = zip(score.draws, base.draws, strict=True) if len(score.draws) == len(base.draws) else ()

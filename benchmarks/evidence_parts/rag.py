@@ -10,7 +10,7 @@ from evidence_parts.figure import figure, too_few
 from evidence_parts.part import Block, Missing, Notes, Part, table
 from evidence_parts.results import Results, compare, settings
 from halka.report.axes import bar_axes, interval, value_at
-from halka.report.intervals import Estimate, apart, gap
+from halka.report.intervals import ScoreEstimate, apart, gap
 from halka.report.svg import Drawing, colour, grid, name_axes
 
 SETS = {"rag_nq_oracle_converged": "Natural Questions", "rag_tofu_converged": "TOFU's invented authors"}
@@ -50,7 +50,7 @@ def _trained(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(run["who"] for run in runs if run["who"] != "base"))
 
 
-def _joint(exact: dict[str, Estimate]) -> list[str]:
+def _joint(exact: dict[str, ScoreEstimate]) -> list[str]:
     """How the tuned adapter with passages stands beside passages alone and the adapter alone."""
     if BOTH not in exact:
         return []
@@ -65,7 +65,7 @@ def _joint(exact: dict[str, Estimate]) -> list[str]:
     return [f"Exact answers, {BOTH} ({100 * both.value:.1f} %): {', '.join(parts)}."] if parts else []
 
 
-def ways(title: str, exact: dict[str, Estimate]) -> Drawing | None:
+def ways(title: str, exact: dict[str, ScoreEstimate]) -> Drawing | None:
     """Exact answers of each way, with 95 % intervals."""
     if not exact:
         return None

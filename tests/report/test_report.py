@@ -27,7 +27,7 @@ from halka.evaluation.metrics import score as scored
 from halka.report.axes import banded, spread_out
 from halka.report.findings import quality_takeaway
 from halka.report.html import render, side_by_side, write_report
-from halka.report.intervals import T_975, Estimate, Interval, apart, difference, estimate, gap, ratio, share
+from halka.report.intervals import T_975, Interval, ScoreEstimate, apart, difference, estimate, gap, ratio, share
 from halka.report.plots import draw_plots
 from halka.report.summary import Summary, summarise
 from halka.report.svg import MARKERS, SERIES, THEME, looks
@@ -155,7 +155,7 @@ def test_a_share_of_nearly_nothing_has_bounds(a) -> None:
     assert found.low < a / 0.5 < found.high < 0.5
 
 
-def answered(right: list[list[bool]]) -> Estimate:
+def answered(right: list[list[bool]]) -> ScoreEstimate:
     """The estimate of runs of which each item is right or wrong, as `halka.studies.measure` leaves them."""
     runs = []
     for items in right:
@@ -258,7 +258,7 @@ def test_a_share_of_what_may_be_nothing_has_no_bounds() -> None:
 
 
 def test_apart_only_when_the_difference_leaves_zero_out() -> None:
-    def about(value: float, half: float) -> Estimate:
+    def about(value: float, half: float) -> ScoreEstimate:
         found = estimate([score(value, half)], UNIT)
         assert found is not None
         return found
@@ -487,6 +487,11 @@ def test_care_sees_a_choice_against_the_search() -> None:
     for run in of(runs, "IA3", "search"):
         run["validation_loss"] = 0.5 if run["lr"] == 3e-3 else 0.6
     assert about(summarise(runs), "IA3 ran at 1e-2, though 3e-3 had the lower validation loss")
+    again = [
+        {**run, "seed": run["seed"] + 1, "validation_loss": 1.4 if run["lr"] == 3e-3 else 0.6}
+        for run in of(runs, "IA3", "search")
+    ]
+    assert not about(summarise([*runs, *again]), "had the lower validation loss")  # on average it had not
 
 
 def test_care_sees_training_cut_short() -> None:
@@ -694,6 +699,9 @@ def test_names_cannot_break_a_table() -> None:
         *((learning_rate(1.5e-4), "1.5e-4"), (learning_rate(1.0), "1"), (duration(61.2), "61 s")),
         *((bounds(0.53, 0.781), "[53–78]"), (bounds(0.124, 0.306, 2), "[0.12–0.31]")),
         *((bounds(0.0003, 0.0009, 2), "[0.0003–0.0009]"), (bounds(0.5, 0.5, 2), "[0.50–0.50]")),
+        *((bounds(47.73, 58.66, 2), "[47.7–58.7]"), (bounds(-3.1, 120, 2), "[−3–120]")),
+        *((bounds(0.001, 0.004), "[0.1–0.4]"), (bounds(0.9957, 0.9991), "[99.6–99.9]"), (bounds(1, 1), "[100–100]")),
+        *((duration(9.97), "10 s"), (duration(149), "2.5 min"), (duration(598), "10 min")),
         *((duration(754), "13 min"), (duration(12_000), "3.3 h"), (listed(["a", "b", "c"]), "a, b and c")),
     ],
 )

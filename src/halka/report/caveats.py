@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
-from halka.report.intervals import Estimate, apart, spread
+from halka.report.intervals import ScoreEstimate, apart, spread
 from halka.report.rows import Measurement, MetricInfo, Row, counting_runs, entry, is_done, label_of, name_of, number
 from halka.report.units import learning_rate, listed, percent
 from halka.util.text import one_line, plural
@@ -40,7 +40,7 @@ class Evidence:
         rows = [row for row in self.tuned if self.score(row) is not None]
         return sorted(rows, key=lambda row: -self.metric.sign(row.scores[self.metric.name].value))
 
-    def score(self, row: Row) -> Estimate | None:
+    def score(self, row: Row) -> ScoreEstimate | None:
         return row.scores.get(self.metric.name)
 
 
@@ -197,13 +197,14 @@ def narrow_search(evidence: Evidence) -> list[str]:
 def not_the_best_rate(evidence: Evidence) -> list[str]:
     sentences = []
     for row in evidence.scored:
-        tried: dict[float, float] = {}
+        losses: dict[float, list[float]] = {}
         for run in evidence.runs(row):
             lr, loss = number(run, "lr"), number(run, "validation_loss")
             if is_done(run) and run.get("purpose") == "search" and lr is not None and loss is not None:
-                tried[lr] = min(loss, tried.get(lr, loss))
-        if row.lr not in tried:
+                losses.setdefault(lr, []).append(loss)
+        if row.lr not in losses:
             continue
+        tried = {lr: mean(seeds) for lr, seeds in losses.items()}
         best = min(tried, key=lambda lr: tried[lr])
         if tried[best] < tried[row.lr]:
             sentences.append(

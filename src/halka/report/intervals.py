@@ -45,7 +45,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ScoreEstimate:
     """A score's mean over `seeds` runs; `low` and `high` are None where no source of variation was measured.
 
     `item_part` and `seed_part` are the half-widths that the test items (the wider side) and the seeds contribute, `how`
@@ -87,8 +87,8 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     return Spread(mean(present), min(present), max(present), len(present)) if present else None
 
 
-def estimate(scores: Sequence[Mapping[str, Any]], bounds: tuple[float, float]) -> Estimate | None:
-    """One method's runs, each `{"value", "low", "high", "n"}`, as an `Estimate` by the rule above; None without runs.
+def estimate(scores: Sequence[Mapping[str, Any]], bounds: tuple[float, float]) -> ScoreEstimate | None:
+    """A method's runs, each `{"value", "low", "high", "n"}`, as a `ScoreEstimate` by the rule above; None without any.
 
     A run's `draws` are its scores on each drawn set of items. The interval is kept within `bounds`, the least and
     greatest value that the metric can take.
@@ -114,7 +114,7 @@ def estimate(scores: Sequence[Mapping[str, Any]], bounds: tuple[float, float]) -
     item = None if down is None or up is None else max(down, up)
     draws, n = _mean_draws([score.get("draws") or () for score in scores]), min(items, default=None)
     rare = (1 - 0.025 ** (1 / n)) * (bounds[1] - bounds[0]) if n and math.isfinite(bounds[1] - bounds[0]) else 0.0
-    return Estimate(value, low, high, count, n, item, _how(count, seed, item), seed, draws, rare)
+    return ScoreEstimate(value, low, high, count, n, item, _how(count, seed, item), seed, draws, rare)
 
 
 def _mean_draws(runs: Sequence[Sequence[float | None]]) -> tuple[float, ...]:
@@ -132,7 +132,7 @@ def _how(seeds: int, seed: float | None, item: float | None) -> str:
     return "the test items alone (one run)" if item is not None else "no interval measured"
 
 
-def covered(estimates: Iterable[Estimate]) -> str:
+def covered(estimates: Iterable[ScoreEstimate]) -> str:
     """What the intervals cover, in the words of the estimate with the most seeds; nothing where there is none."""
     having = [estimate for estimate in estimates if estimate.interval]
     return max(having, key=lambda estimate: estimate.seeds).how if having else ""
@@ -148,7 +148,7 @@ def difference(a: Interval, b: Interval) -> Interval:
     )
 
 
-def gap(a: Estimate, b: Estimate) -> Interval | None:
+def gap(a: ScoreEstimate, b: ScoreEstimate) -> Interval | None:
     """a - b of two methods with its 95 % interval; None where one of them has none."""
     if a.interval is None or b.interval is None:
         return None
@@ -159,7 +159,7 @@ def gap(a: Estimate, b: Estimate) -> Interval | None:
     return _joined(a.value - b.value, items, (others, others))
 
 
-def share(a: Estimate, b: Estimate) -> Interval | None:
+def share(a: ScoreEstimate, b: ScoreEstimate) -> Interval | None:
     """a / b of two methods with its 95 % interval; None where one of them has none, or the ratio no bounds."""
     whole = ratio(a.interval, b.interval) if a.interval and b.interval else None
     items = _quantiles(a, b, operator.truediv)
@@ -171,7 +171,7 @@ def share(a: Estimate, b: Estimate) -> Interval | None:
     return _joined(whole.value, items, (math.hypot(down, rare), math.hypot(up, rare)))
 
 
-def apart(a: Estimate | None, b: Estimate | None) -> bool:
+def apart(a: ScoreEstimate | None, b: ScoreEstimate | None) -> bool:
     """Whether the interval of two estimates' difference excludes zero.
 
     Of one seed that is a difference on these items: how another seed would score is unknown.
@@ -180,7 +180,9 @@ def apart(a: Estimate | None, b: Estimate | None) -> bool:
     return between is not None and (between.low > 0 or between.high < 0)
 
 
-def _quantiles(a: Estimate, b: Estimate, compare: Callable[[float, float], float]) -> tuple[float, float] | None:
+def _quantiles(
+    a: ScoreEstimate, b: ScoreEstimate, compare: Callable[[float, float], float]
+) -> tuple[float, float] | None:
     """The least and greatest of 95 % of the drawn sets' comparisons; None where the sets are not the same ones."""
     if not a.draws or len(a.draws) != len(b.draws) or a.items != b.items:
         return None
@@ -191,7 +193,7 @@ def _quantiles(a: Estimate, b: Estimate, compare: Callable[[float, float], float
     return cuts[0], cuts[-1]
 
 
-def _by_seeds(a: Estimate) -> Interval:
+def _by_seeds(a: ScoreEstimate) -> Interval:
     """The mean with the interval of the seeds alone."""
     half = a.seed_part or 0.0
     return Interval(a.value, a.value - half, a.value + half)

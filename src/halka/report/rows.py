@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from halka.report.intervals import Estimate, Interval, Spread, estimate, finite, share, spread
+from halka.report.intervals import Interval, ScoreEstimate, Spread, estimate, finite, share, spread
 from halka.report.units import decimals, percent
 from halka.util.errors import HalkaError
 from halka.util.text import one_line
@@ -80,7 +80,7 @@ class Row:
     seeds: tuple[int, ...]
     runs: int
     final: bool
-    scores: dict[str, Estimate]
+    scores: dict[str, ScoreEstimate]
     relative: float | None
     relative_interval: Interval | None
     validation_loss: Spread | None

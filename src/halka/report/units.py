@@ -69,12 +69,13 @@ def signed(value: float) -> str:
 def bounds(low: float, high: float, places: int | None = None) -> str:
     """An interval in brackets: [53–78] of shares, as percentages; [0.12–0.31] of others, with `places` figures.
 
-    A narrow one has as many more as tell its ends apart: [0.0003–0.0009].
+    From 10 on it has one figure fewer, from 100 on two: [47.7–58.7]. A narrow one has as many more as tell its ends
+    apart: [0.0003–0.0009], [99.6–99.9].
     """
-    scale = 100 if places is None else 1
-    if places is not None and high > low:
-        places = min(max(places, -math.floor(math.log10(high - low))), 8)
-    return f"[{scale * low:.{places or 0}f}–{scale * high:.{places or 0}f}]".replace("-", MINUS)
+    scale, places = (100, 0) if places is None else (1, max(places - _tens(max(abs(low), abs(high))), 0))
+    if high > low:
+        places = min(max(places, -math.floor(math.log10(scale * (high - low)))), 8)
+    return f"[{scale * low:.{places}f}–{scale * high:.{places}f}]".replace("-", MINUS)
 
 
 def learning_rate(value: float) -> str:
@@ -85,9 +86,11 @@ def learning_rate(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """8.2 s, 61 s, 12 min, 3.4 h."""
+    """8.2 s, 61 s, 2.4 min, 12 min, 3.4 h."""
     if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    if seconds < 597:
+        return f"{seconds / 60:.1f} min"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
@@ -109,6 +112,11 @@ def listed(names: Sequence[str], join: str = "and") -> str:
 def shortened(text: str, length: int = 22) -> str:
     """At most `length` characters, the last one an ellipsis where something was cut."""
     return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
+
+
+def _tens(value: float) -> int:
+    """The power of ten in a value, 0 below 10."""
+    return math.floor(math.log10(max(value, 1)))
 
 
 def _scaled(value: float) -> str:

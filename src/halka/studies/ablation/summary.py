@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from halka.evaluation.metrics import mean_of
 from halka.report.caveats import evaluations_since
-from halka.report.intervals import Estimate, Interval, covered, difference, estimate
+from halka.report.intervals import Interval, ScoreEstimate, covered, difference, estimate
 from halka.report.page import render
 from halka.report.units import bounds, count, duration
 from halka.studies.ablation.scores import MEASURES, from_row, scored
@@ -41,16 +41,16 @@ class Way:
     in documents of its right answers that it followed."""
 
     label: str
-    scores: dict[str, Estimate]
-    obeyed: Estimate | None
-    follows: Estimate | None
+    scores: dict[str, ScoreEstimate]
+    obeyed: ScoreEstimate | None
+    follows: ScoreEstimate | None
 
 
 @dataclass(frozen=True)
 class Changes:
     """Facts changed in their documents: how many answers followed, and the seconds of a change and of a training."""
 
-    follows: Estimate
+    follows: ScoreEstimate
     seconds: float
     training_seconds: float
 
@@ -163,13 +163,13 @@ def _changes_asked(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     return [run["changes"] for run in runs if run.get("changes") and run["changes"]["asked"]]
 
 
-def _followed(runs: Sequence[Mapping[str, Any]]) -> Estimate | None:
+def _followed(runs: Sequence[Mapping[str, Any]]) -> ScoreEstimate | None:
     """The share of changes that the runs' answers followed."""
     by_run = [[float(answer["follows"]) for answer in changes["asked"]] for changes in _changes_asked(runs)]
     return _over([asdict(mean_of(followed)) for followed in by_run])
 
 
-def _over(scores: Sequence[Mapping[str, Any]]) -> Estimate | None:
+def _over(scores: Sequence[Mapping[str, Any]]) -> ScoreEstimate | None:
     return estimate(scores, (0.0, 1.0))
 
 
@@ -273,7 +273,7 @@ def caption(summary: Summary) -> str:
     return f"{summary.name} on {summary.base}: {'; '.join(part for part in parts if part)}."
 
 
-def _cell(score: Estimate | None) -> str:
+def _cell(score: ScoreEstimate | None) -> str:
     if score is None:
         return NOTHING
     if score.low is None or score.high is None:
@@ -281,5 +281,5 @@ def _cell(score: Estimate | None) -> str:
     return f"{_share(score)} {bounds(score.low, score.high)}"
 
 
-def _share(score: Estimate) -> str:
+def _share(score: ScoreEstimate) -> str:
     return f"{100 * score.value:.1f} %"
