@@ -8,7 +8,7 @@ import pytest
 from halka.data.chat import write, written_at
 from halka.data.examples import Example, Message, as_examples, as_prompt, read_examples
 from halka.data.tokens import encode, encode_all, encode_prompt
-from halka.data.tools import Call, calls_in
+from halka.data.tools import ToolCall, calls_in
 from halka.util.errors import DataError
 from tokenizers_for_tests import (
     DEEPSEEK,
@@ -71,7 +71,7 @@ def test_a_conversation_has_its_tools_calls_and_results():
         "assistant",
     ]
     assert example.messages[1] == TOOLS
-    assert example.messages[3].calls == (Call("weather", '{"city": "Paris", "days": 2}', "call_1"),)
+    assert example.messages[3].calls == (ToolCall("weather", '{"city": "Paris", "days": 2}', "call_1"),)
     assert example.messages[4] == Message("tool", '{"degrees": 31}', call_id="call_1")
     assert example_of({"messages": [Message("system", "Be brief."), ASKED, CALLED, RESULT, ANSWER]} | ROW) != example
 
@@ -104,7 +104,7 @@ def test_others_forms_are_one(row, tmp_path):
         (
             TOOLS,
             Message("user", ASKED["content"]),
-            Message("assistant", "", calls=(Call("weather", json.dumps(CALL["arguments"])),)),
+            Message("assistant", "", calls=(ToolCall("weather", json.dumps(CALL["arguments"])),)),
         )
     )
     file = tmp_path / "rows.jsonl"

@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from halka.data.messages import Message
-from halka.data.tools import Call
+from halka.data.tools import ToolCall
 from halka.util.errors import DataError
 
 CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")  # how templates write the present time
@@ -25,7 +25,7 @@ TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeE
 OWN_TEMPLATE = "save the base with a chat_template of your own (docs/data.md)"
 NO_TOOLS = f"the base's chat template has no place for tools: take a base that calls tools, or {OWN_TEMPLATE}"
 NO_CALLS = f"the base's chat template drops calls of tools: take a base that calls tools, or {OWN_TEMPLATE}"
-PROBE_CALL = Call("probe", '{"zq": [7, true]}', "abcdefg12")  # Mistral's ids have nine letters and digits
+PROBE_CALL = ToolCall("probe", '{"zq": [7, true]}', "abcdefg12")  # Mistral's ids have nine letters and digits
 
 _time = ContextVar[datetime | None]("time", default=None)  # that templates write; None: the present one
 

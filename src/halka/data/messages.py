@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from halka.data.tools import Call, calls_in_value, calls_of
+from halka.data.tools import ToolCall, calls_in_value, calls_of
 from halka.util.errors import DataError
 from halka.util.text import not_unicode
 
@@ -43,7 +43,7 @@ class Message:
     role: Role
     content: str
     learned: bool = True
-    calls: tuple[Call, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
     name: str = ""
     call_id: str = ""
 

@@ -21,7 +21,7 @@ OF_FUNCTION = ("name", "description", "parameters", "strict")
 
 
 @dataclass(frozen=True)
-class Call:
+class ToolCall:
     """A function that an assistant calls; `arguments` are a JSON object as text, `id` is what a result calls it by."""
 
     name: str
@@ -53,7 +53,7 @@ def tools_text(value: object, key: str) -> str:
     return _as_json([_tool(item, f"{key}[{index}]") for index, item in enumerate(items)], repr(key))
 
 
-def calls_of(message: Mapping[Any, object], name: str) -> tuple[Call, ...]:
+def calls_of(message: Mapping[Any, object], name: str) -> tuple[ToolCall, ...]:
     """The calls of an assistant's message: `tool_calls`, or the older `function_call`.
 
     Raises DataError, which calls the message `name`, for a call that is no function's.
@@ -64,7 +64,7 @@ def calls_of(message: Mapping[Any, object], name: str) -> tuple[Call, ...]:
     return calls_in_value(several, f"{name}: 'tool_calls'")
 
 
-def calls_in_value(value: object, name: str) -> tuple[Call, ...]:
+def calls_in_value(value: object, name: str) -> tuple[ToolCall, ...]:
     """One call or a list of them, or the same written as JSON. Raises DataError, which calls the value `name`."""
     items = _from_json(value, name)
     calls = items if isinstance(items, list) else [items]
@@ -124,7 +124,7 @@ def _tool(value: object, name: str) -> dict[str, object]:
     return {"type": "function", "function": _without_nulls(own) if of_table else own}
 
 
-def _call(value: object, name: str) -> Call:
+def _call(value: object, name: str) -> ToolCall:
     call = value.get("function", value) if isinstance(value, Mapping) else value
     if not isinstance(call, Mapping) or not isinstance(call.get("name"), str) or not call["name"]:
         raise DataError(f"{name} has no name of a function: a call is {{'name': …, 'arguments': {{…}}}}")
@@ -133,7 +133,7 @@ def _call(value: object, name: str) -> Call:
     if not isinstance(arguments, dict):
         raise DataError(f"{name} has arguments that are no object but a {type(arguments).__name__}")
     id = value.get("id") if isinstance(value, Mapping) else None
-    return Call(call["name"], _as_json(arguments, f"{name}: the arguments"), str(id or ""))
+    return ToolCall(call["name"], _as_json(arguments, f"{name}: the arguments"), str(id or ""))
 
 
 def _from_json(value: object, name: str) -> Any:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from halka.training import Step
 
 Kind = Literal["started", "step", "lost", "done", "failed", "skipped"]
-Plan = Callable[[Mapping[str, Result]], tuple[Sequence[Sequence[R]], int]]
+Due = Callable[[Mapping[str, Result]], tuple[Sequence[Sequence[R]], int]]
 """From the results so far, by key: all runs that are due, those of one list in one process, and how many may follow."""
 
 
@@ -78,7 +78,7 @@ class Runner(Generic[R]):
         path = self._path(run)
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    def go(self, plan: Plan[R]) -> Iterator[Event]:
+    def go(self, plan: Due[R]) -> Iterator[Event]:
         """Run what `plan` says until nothing is due, and yield what happens.
 
         Runs that share a process and have no result when it ends are run again, each in a process of its own.
