@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from commands import failure, halka, parsed
@@ -24,6 +26,30 @@ def test_adapters_show(here):
     shown = halka("adapters show run/adapter").stdout
     for told in ("lora (rank 4", "data", "steps 6", "validation_loss", "4 × 64"):
         assert told in shown
+
+
+def test_an_adapters_readme_is_a_model_card(here):
+    folder = Path(shutil.copytree("run", "published"), "adapter")
+    assert Path(parsed("adapters readme published --name acme/support --json")["file"]) == folder / "README.md"
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag, card.data.base_model) == ("peft", "text-generation", None)
+    assert card.data.tags == ["halka", "lora"]
+    for part in ('halka.open("acme/support", base="…")', "| rank | 4 |", "| steps | 6 |", "| validation\\_loss |"):
+        assert part in card.text
+    assert "from peft" not in card.text  # the hub could not find the base, which was a folder
+    assert f"{folder / 'README.md'} is there: pass --force" in failure("adapters readme published")
+    assert "--name support is no name of the hub's: write ORG/NAME" in failure(
+        "adapters readme published --name support --force"
+    )
+
+    record = json.loads((folder / "halka.json").read_text())
+    record["base"]["name"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    (folder / "halka.json").write_text(json.dumps(record))
+    halka("adapters readme published --force")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    for part in ('halka.open("ORG/published")', 'AutoPeftModelForCausalLM.from_pretrained("ORG/published")'):
+        assert part in card.text
 
 
 def test_adapters_convert_to_another_tools_folder_and_back(here):

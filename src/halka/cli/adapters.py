@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +18,6 @@ from halka.util.text import columns, plural
 if TYPE_CHECKING:
     from halka.storage.adapter_folder import AdapterFolder
     from halka.storage.adapter_store import AdapterStore
-
-SHOWN = ("lr", "steps", "best_step", "batch_size", "batch_tokens", "seed", "examples", "tokens", "loss")
 
 app = group(
     "Adapter folders: look into one, or keep many in a store.",
@@ -61,6 +60,35 @@ def show_(
         emit(describe(adapter))
     else:
         _show(describe(adapter))
+
+
+@app.command(
+    "readme",
+    cls=Command,
+    epilog=examples("halka adapters readme runs/support/adapter --name ORG/support"),
+)
+def readme(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="an adapter's folder, or a run's")],
+    name: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="what the hub is to call it")] = None,
+    force: Annotated[bool, typer.Option("--force", help="write over a README.md that is there")] = False,
+    json: Json = False,
+) -> None:
+    """Write an adapter's model card, its README.md, as the hub shows it.
+
+    A licence is yours to add.
+    """
+    from halka.report.model_card import model_card
+    from halka.storage.save_load import README
+    from halka.util.files import write_text
+
+    adapter = open_adapter(existing_folder(folder, "FOLDER"), "FOLDER")
+    if name is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
+        raise HalkaError(f"--name {name} is no name of the hub's: write ORG/NAME")
+    file = adapter.path / README
+    if file.exists() and not force:
+        raise HalkaError(f"{file} is there: pass --force to write over it")
+    write_text(file, model_card(adapter, name or f"ORG/{adapter.name}"))
+    emit({"file": file}) if json else show(f"{file}: add a licence, then upload the folder")
 
 
 @app.command(
@@ -221,6 +249,7 @@ def _last_name(key: str) -> str:
 
 
 def _show(about: dict[str, Any]) -> None:
+    from halka.report.model_card import TRAINING
     from halka.report.units import count, size
     from halka.storage.formats import json_object
 
@@ -239,7 +268,7 @@ def _show(about: dict[str, Any]) -> None:
             "method": f"{card.method['name']} ({_pairs(card.method['fields'])})",
             "task": card.task,
             "chat template": card.chat_template,
-            "training": _pairs({key: card.training.get(key) for key in SHOWN}),
+            "training": _pairs({key: card.training.get(key) for key in TRAINING}),
             "system message": card.training.get("system") or "",
             "scores": _pairs(card.measurements),
             "made": f"{card.created} with {_pairs(card.versions)}",
