@@ -118,15 +118,29 @@ def test_a_module_trained_whole_takes_the_place_of_the_base_s():
     torch.testing.assert_close(logits(model, "a"), expected, rtol=0, atol=1e-5)
 
 
-def test_modules_with_hooks_are_copied_without_what_is_behind_these():
-    """Both of a copied base, whose hooks still are the model's, and of a part that has a copy of its module."""
+@pytest.mark.parametrize(
+    "method",
+    [
+        halka.Modules((NORM, "head")),
+        halka.LoRA(rank=4),
+        halka.Bottleneck(width=4),
+        halka.Prefix(length=3),
+        halka.Prompt(length=3),
+        halka.Full(),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_a_copy_of_a_base_has_no_adapters(method):
+    """Whatever is in use beside it: references of TRL's and of distillations are such copies."""
     model = halka.adapt(tiny())
-    for name in ("a", "b"):
-        model.add(name, halka.Modules((NORM, "head")))
-        disturb(model, name)
+    for name in ("a", "b"):  # the second copies modules that have hooks of the first
+        model.add(name, method)
+        disturb(model, name, by=0.5)
     copied = copy.deepcopy(model.base)
+    assert (logits(model, "b") - bare(model)).abs().max() > 0.01
     with torch.no_grad(), model.use("b"):
-        torch.testing.assert_close(copied(ids()).logits, model.base(ids()).logits, rtol=0, atol=0)
+        torch.testing.assert_close(copied(ids()).logits, tiny()(ids()).logits, rtol=0, atol=0)
+    torch.testing.assert_close(copied(ids()).logits, tiny()(ids()).logits, rtol=0, atol=0)
 
 
 def test_a_module_without_parameters_cannot_be_trained_whole():

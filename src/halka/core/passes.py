@@ -17,6 +17,7 @@ from halka.core.targets import Target
 from halka.util.calls import argument_of, received
 from halka.util.compiled import see_hooks
 from halka.util.errors import HalkaError
+from halka.util.own_hook import own_hook
 from halka.util.parameter_swap import ParameterSwap
 from halka.util.rows import repeats
 from halka.util.transfer import device_of
@@ -175,23 +176,22 @@ class _Hooks:
     def register(self) -> None:
         """Anew: what comes is remembered, then edited; a sublayer is edited after its last module, whoever is first."""
         self.remove()
-        before, after = self._target.module.register_forward_pre_hook, self._target.module.register_forward_hook
+        module = self._target.module
         own = self._target.source is None and self._target.role != "mlp"  # that of a mixture is a sublayer's
         if self._target.experts or self._place[1] == "input":
             edit = self._edit_experts if self._target.experts else self._edit_input
-            self._handles = [before(edit, with_kwargs=True)]
+            self._handles = [module.register_forward_pre_hook(own_hook(module, edit), with_kwargs=True)]
         else:
-            self._handles = [after(self._edit_output, with_kwargs=True, prepend=own)]
+            edit = own_hook(module, self._edit_output)
+            self._handles = [module.register_forward_hook(edit, with_kwargs=True, prepend=own)]
         if self._target.source is not None:
             source = self._passes.modules[self._target.source]
-            self._handles += [source.register_forward_pre_hook(self._remember, with_kwargs=True, prepend=True)]
+            remember = own_hook(source, self._remember)
+            self._handles += [source.register_forward_pre_hook(remember, with_kwargs=True, prepend=True)]
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
-
-    def __deepcopy__(self, memo: object) -> _Hooks:
-        return self  # a copy of the module has the same hooks, as if they were functions
 
     def _edit_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         if (edits := self._passes.edits(self._place)) is None:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from halka.util.own_hook import own_hook
+
 
 class Flow(NamedTuple):
     """Who computes: a thread, or one of the coroutines that share it."""
@@ -122,11 +124,14 @@ class Turns:
         if wanted and not self._hooks:
             self._begun.clear()
             self._installed = self._count
-            eager: Any = torch.compiler.disable  # compiled code would check but once
+
+            def own(module: nn.Module, hook: Callable[..., Any]) -> Any:
+                return torch.compiler.disable(own_hook(module, hook))  # compiled code would check but once
+
             self._hooks = [
-                *(entry.register_forward_pre_hook(eager(self._before), with_kwargs=True) for entry in self._entries),
-                *(entry.register_forward_hook(eager(self._finished), with_kwargs=True) for entry in self._entries),
-                *(module.register_forward_hook(eager(self._after)) for module in {*self._entries, self._base}),
+                *(it.register_forward_pre_hook(own(it, self._before), with_kwargs=True) for it in self._entries),
+                *(it.register_forward_hook(own(it, self._finished), with_kwargs=True) for it in self._entries),
+                *(it.register_forward_hook(own(it, self._after)) for it in {*self._entries, self._base}),
             ]
         elif not wanted:
             while self._hooks:
