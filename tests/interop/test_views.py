@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import pickle
 import threading
 
 import pytest
@@ -375,3 +376,25 @@ def test_what_was_compiled_without_an_adapter_does_not_serve_one(compiler):
         late = torch.compile(halka.view(first, "head"), backend="eager")
         torch.testing.assert_close(late(ids()).logits, logits(first, "head"), rtol=0, atol=1e-5)
         torch.testing.assert_close(compiled(ids()).logits, logits(first, "ia3"), rtol=0, atol=1e-5)
+
+
+def test_a_cast_is_the_base_s_and_leaves_the_adapters_in_fp32():
+    model = model_with("lora")
+    view, before = halka.view(model, "lora"), copy.deepcopy(model.adapter("lora").state_dict())
+    for cast in (view.bfloat16, lambda: view.to(torch.float16), view.half, view.double):
+        assert cast() is view
+        assert {parameter.dtype for parameter in model.base.parameters()} == {view.dtype}
+        assert all(torch.equal(tensor, before[key]) for key, tensor in model.adapter("lora").state_dict().items())
+        assert {parameter.dtype for parameter in view.parameters()} == {torch.float32}
+    view.float()
+    assert torch.equal(view(ids()).logits, logits(model, "lora"))
+
+
+def test_what_cannot_be_copied_or_pickled_says_what_can():
+    model = model_with("lora")
+    for one in (model, halka.view(model, "lora"), model.adapter("lora"), model.base):
+        with pytest.raises(halka.HalkaError, match=r"neither pickled nor copied: halka\.save and halka\.load keep"):
+            pickle.dumps(one)
+    for one in (model, halka.view(model, "lora")):
+        with pytest.raises(halka.HalkaError, match="neither pickled nor copied"):
+            copy.deepcopy(one)

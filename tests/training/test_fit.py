@@ -8,6 +8,7 @@ import warnings
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 import yaml
 from filelock import FileLock
 
@@ -110,6 +111,31 @@ def test_a_folder_that_is_no_run_or_in_use_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(halka.HalkaError, match="another process is training"):
         fit(model_for(), "a", items(), SHORT, folder=tmp_path / "run")
+
+
+def test_fit_goes_on_with_a_run_of_train(tmp_path):
+    result = fit(whole := model_for(), "a", items(), SHORT)
+    steps = train(model_for(), "a", items(), replace(SHORT, save_every=1), folder=tmp_path)
+    assert [next(steps).step, next(steps).step, next(steps).step] == [1, 2, 3]
+    steps.close()
+    model, seen = model_for(), []
+    again = fit(model, "a", items(), replace(SHORT, save_every=1), folder=tmp_path, on_step=seen.append)
+    assert seen[0].step == 4
+    assert (again.steps, again.loss) == (result.steps, result.loss)
+    assert same(weights(model), weights(whole))
+    assert (tmp_path / "run.yaml").exists()
+
+
+def test_gradients_are_computed_where_they_are_switched_off():
+    with torch.no_grad():
+        assert fit(model_for(), "a", items(), SHORT).loss == fit(model_for(), "a", items(), SHORT).loss
+    with torch.inference_mode(), pytest.raises(halka.HalkaError, match=r"inference_mode\(\) computes no gradients"):
+        fit(model_for(), "a", items(), SHORT)
+    model = model_for()
+    for parameter in model.parameters("a"):
+        parameter.requires_grad_(False)
+    with pytest.raises(halka.HalkaError, match="nothing of adapter 'a' trains: something set requires_grad=False"):
+        fit(model, "a", items(), SHORT)
 
 
 def test_the_settings_are_read_by_the_command(tmp_path):
@@ -338,6 +364,12 @@ def test_tokens_that_the_base_has_no_rows_for_are_named():
     again = halka.adapt(model.base, tokenizer)
     again.add("a", halka.LoRA(rank=4))
     assert fit(again, "a", rows, SHORT).steps == 6
+
+    tokenizer.add_tokens(["<more>"])
+    pairs = halka.adapt(tiny("t5", vocab_size=len(tokenizer) - 1), tokenizer)  # whose answers are texts of their own
+    pairs.add("a", halka.LoRA(rank=4))
+    with pytest.raises(ValueError, match=r"have token \d+ '<more>', and this base has rows for"):
+        fit(pairs, "a", [{"prompt": "Why?", "completion": "<more> So."}], SHORT)
 
 
 def test_a_curve_has_some_points_and_every_validation():

@@ -17,7 +17,7 @@ from halka.core.targets import Target
 from halka.util.calls import argument_of, received
 from halka.util.compiled import see_hooks
 from halka.util.errors import HalkaError
-from halka.util.own_hook import own_hook
+from halka.util.own_hook import OwnHook
 from halka.util.parameter_swap import ParameterSwap
 from halka.util.rows import repeats
 from halka.util.transfer import device_of
@@ -180,13 +180,13 @@ class _Hooks:
         own = self._target.source is None and self._target.role != "mlp"  # that of a mixture is a sublayer's
         if self._target.experts or self._place[1] == "input":
             edit = self._edit_experts if self._target.experts else self._edit_input
-            self._handles = [module.register_forward_pre_hook(own_hook(module, edit), with_kwargs=True)]
+            self._handles = [module.register_forward_pre_hook(OwnHook(module, edit), with_kwargs=True)]
         else:
-            edit = own_hook(module, self._edit_output)
+            edit = OwnHook(module, self._edit_output)
             self._handles = [module.register_forward_hook(edit, with_kwargs=True, prepend=own)]
         if self._target.source is not None:
             source = self._passes.modules[self._target.source]
-            remember = own_hook(source, self._remember)
+            remember = OwnHook(source, self._remember)
             self._handles += [source.register_forward_pre_hook(remember, with_kwargs=True, prepend=True)]
 
     def remove(self) -> None:

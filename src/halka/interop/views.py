@@ -1,14 +1,15 @@
 """`view`: a base with one of its adapters as a transformers model, for Trainer, pipelines, TRL and torch.compile.
 
-A view has the base's own class, so that other tools' checks pass, and shares its modules; every forward pass runs
-within `model.use(name)`. Its `parameters()` and its `state_dict` are the adapter's alone.
+A view has the base's own class, so that other tools' checks pass, and shares its modules: a cast of one view, or a
+move, is the base's. Every forward pass runs within `model.use(name)`. Its `parameters()` and its `state_dict` are the
+adapter's alone.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ from halka.storage.save_load import save
 from halka.util.cached import Changes
 from halka.util.errors import HalkaError
 from halka.util.mode import in_mode
+from halka.util.own_hook import NotPickledError
 
 ADAPTER = "adapter"  # the submodule that holds the adapter's parts, by their paths with "/" for "."
 VALUES = "model.safetensors"  # what Trainer resumes from, by the view's own names
@@ -120,6 +122,22 @@ class View(nn.Module):
         """Set the view's own mode; the base and the adapter take it while the view computes."""
         self.training = mode
         return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> View:
+        """What `.to()`, `.half()` and their like do: the base, which all views share, takes precision and device.
+
+        The adapter takes the device alone: its parameters stay fp32, whatever trains or evaluates the view.
+        """
+        base: Any = self._model.base
+        base._apply(fn, recurse)
+        self._parameters.update(base._parameters)
+        self._buffers.update(base._buffers)
+        self.adapter._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+        return self
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Raises HalkaError."""
+        raise NotPickledError
 
     def enable_input_require_grads(self) -> None:
         """Do nothing: a view's checkpoints are not re-entrant, and need no gradients of their inputs."""

@@ -14,6 +14,7 @@ from halka.models import context
 from halka.models.kinds import kind_of
 from halka.objectives import objective_of
 from halka.objectives.language_modelling import LanguageModelling
+from halka.objectives.sequence_to_sequence import Pair
 from halka.training.config import TrainConfig
 from halka.util.errors import DataError, HalkaError
 from halka.util.text import plural
@@ -69,7 +70,8 @@ def _check_rows(model: AdaptedModel, items: Sequence[Item]) -> None:
     """Raises DataError for tokens beyond the embedding's rows, such as those that a tokenizer was given later."""
     base: Any = model.base
     rows = base.get_input_embeddings().weight.shape[0]
-    most = max((max(item.ids, default=0) for item in items), default=0)
+    written = (ids for item in items for ids in (item.ids, item.answer if isinstance(item, Pair) else ()))
+    most = max((max(ids, default=0) for ids in written), default=0)
     if most >= rows:
         shown = "" if model.tokenizer is None else f" {model.tokenizer.convert_ids_to_tokens(most)!r}"
         raise DataError(

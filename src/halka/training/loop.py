@@ -35,7 +35,7 @@ from halka.training.run import Run, batch_plan, packs_batches
 from halka.training.saving import resume_together, save_together
 from halka.training.sharing import Pass, own_passes
 from halka.util.core_share import give_cores_back, take_cores
-from halka.util.errors import DivergedError, LostRankError, OutOfMemoryError, TrainingError
+from halka.util.errors import DivergedError, HalkaError, LostRankError, OutOfMemoryError, TrainingError
 from halka.util.files import FULL
 from halka.util.machine import returning_memory
 from halka.util.mode import in_mode
@@ -70,6 +70,8 @@ def loop(
     model: AdaptedModel, runs: list[Run], observer: Observer, ranks: Ranks
 ) -> Generator[dict[str, Step | TrainingError], None, None]:
     """Train the runs together until each is over; yields by name the step of each, or the error that ends it."""
+    if torch.is_inference_mode_enabled():
+        raise HalkaError("torch.inference_mode() computes no gradients: train outside of it")
     resume_together(runs, ranks)
     device = next(model.base.parameters()).device
     before: dict[Run, int] = {}  # of the step under way: after how many steps its runs were
@@ -231,6 +233,7 @@ def _forward_backward(
     groups, packed = _groups(shared), _packed(shared)
     names = [*groups] if packed else [run.name for run, items in shared.items() for _ in items]
     with (
+        torch.enable_grad(),
         _memory_errors(shared),
         model.use(names if len(groups) > 1 else names[0]),
     ):

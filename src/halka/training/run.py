@@ -88,6 +88,8 @@ class Run:
         self.folder = None if folder is None else RunFolder(folder)
         self.model, self.name, self.items, self.held_out, self.config = model, name, items, held_out, config
         self.adapter = model.adapter(name)
+        if not any(parameter.requires_grad for parameter in self.adapter.parameters()):
+            raise HalkaError(f"nothing of adapter {name!r} trains: something set requires_grad=False on its parameters")
         if model.pool is not None:
             model.pool.removed(name)  # from now on it is the model's own: not what is in the store, and not evicted
         self.objective = objective_of(model)

@@ -116,7 +116,7 @@ class RunFolder:
         """Raises HalkaError for a file, and for a folder that holds something else than a run."""
         check_no_file(self.path)
         others = self.path.is_dir() and any(not file.name.startswith(".") for file in self.path.iterdir())
-        if others and not (self.path / RUN).exists():
+        if others and not (self.path / RUN).exists() and not self.resumable:
             raise HalkaError(f"{self.path} exists and holds no training run: choose another folder")
 
     def locked(self) -> AbstractContextManager[None]:
@@ -129,8 +129,8 @@ class RunFolder:
             raise HalkaError(f"{self.path} holds a finished run: load its adapter, or choose another folder")
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Write the settings, plain data, to run.yaml; those of a run to be resumed stay."""
-        if not self.resumable:
+        """Write the settings, plain data, to run.yaml; those of a run to be resumed stay, if it has any."""
+        if not (self.resumable and (self.path / RUN).exists()):
             write_text(self.path / RUN, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
 
     def begin_anew(self, settings: Mapping[str, Any]) -> None:

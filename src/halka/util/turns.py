@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from halka.util.own_hook import own_hook
+from halka.util.own_hook import NotPickledError, OwnHook
 
 
 class Flow(NamedTuple):
@@ -66,6 +66,10 @@ class Turns:
         self._installed = 0  # that count when the hooks were put there
         self._always = False
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Raises HalkaError, also of whatever holds turns: an adapted model, its adapters, its views."""
+        raise NotPickledError
 
     @contextmanager
     def take(self) -> Iterator[None]:
@@ -126,7 +130,7 @@ class Turns:
             self._installed = self._count
 
             def own(module: nn.Module, hook: Callable[..., Any]) -> Any:
-                return torch.compiler.disable(own_hook(module, hook))  # compiled code would check but once
+                return OwnHook(module, torch.compiler.disable(hook))  # compiled code would check but once
 
             self._hooks = [
                 *(it.register_forward_pre_hook(own(it, self._before), with_kwargs=True) for it in self._entries),
