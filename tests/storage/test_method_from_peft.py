@@ -78,7 +78,11 @@ def test_values_are_taken_over():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (peft.LoraConfig(**LORA), "target_modules names no module"),
+        (peft.LoraConfig(**LORA), "target_modules is left out, and peft then chooses by the architecture"),
+        (
+            peft.LoraConfig(**LORA, target_modules=["q_proj"], layers_to_transform=[9]),
+            "target_modules, within layers_to_transform, names no module of this base",
+        ),
         (peft.LoraConfig(**LORA, target_modules=["k"]), "target_modules names k, and this base has no such layer"),
         (peft.LoraConfig(**LORA, target_modules=["q_proj"], bias="all"), "use halka.Joint with halka.BitFit"),
         (peft.LoraConfig(**LORA, target_modules=["q_proj"], init_lora_weights="pissa"), "init_lora_weights"),

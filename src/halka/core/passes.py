@@ -179,15 +179,14 @@ class _Hooks:
         module = self._target.module
         own = self._target.source is None and self._target.role != "mlp"  # that of a mixture is a sublayer's
         if self._target.experts or self._place[1] == "input":
-            edit = self._edit_experts if self._target.experts else self._edit_input
-            self._handles = [module.register_forward_pre_hook(OwnHook(module, edit), with_kwargs=True)]
+            hook = OwnHook(module, self._edit_experts if self._target.experts else self._edit_input)
+            self._handles = [module.register_forward_pre_hook(hook, with_kwargs=True)]
         else:
-            edit = OwnHook(module, self._edit_output)
-            self._handles = [module.register_forward_hook(edit, with_kwargs=True, prepend=own)]
+            hook = OwnHook(module, self._edit_output)
+            self._handles = [module.register_forward_hook(hook, with_kwargs=True, prepend=own)]
         if self._target.source is not None:
-            source = self._passes.modules[self._target.source]
-            remember = OwnHook(source, self._remember)
-            self._handles += [source.register_forward_pre_hook(remember, with_kwargs=True, prepend=True)]
+            hook = OwnHook(source := self._passes.modules[self._target.source], self._remember)
+            self._handles += [source.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)]
 
     def remove(self) -> None:
         for handle in self._handles:

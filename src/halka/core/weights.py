@@ -79,7 +79,8 @@ def _merged(adapter: Adapter, paths: Sequence[str], dtype: torch.dtype | None) -
                 changed |= {f"{target.name}.{name}": tensor.detach() for name, tensor in part.named_parameters()}
                 continue
             if not isinstance(part, ModulePart) or not target.d_in:
-                raise HalkaError(f"{method} acts on {target.role}, which is no weight: not mergeable")
+                where = target.role.replace("module", target.name)
+                raise HalkaError(f"{method} acts on {where}, which is no weight: not mergeable")
             if isinstance(target.module, Quantized):
                 raise HalkaError(
                     f"{target.name} is quantised to {target.module.quantization}: what is added would be rounded away "

@@ -126,8 +126,14 @@ def _layers(options: Mapping[str, Any], model: AdaptedModel) -> dict[str, tuple[
     """The widths, in and out, and the module of each layer that the configuration selects, by its path."""
     heads = [target.name for target in model.targets if target.role == "head"]
     paths = selected(options, base_of(model.targets), heads)
+    if paths is None:
+        raise HalkaError(
+            'target_modules is left out, and peft then chooses by the architecture: name some, or "all-linear"'
+        )
     if not paths:
-        raise HalkaError('target_modules names no module of this base: name some, or "all-linear"')
+        limits = [key for key in ("layers_to_transform", "exclude_modules", "modules_to_save") if options.get(key)]
+        left = f", within {' and '.join(limits)}," if limits else ""
+        raise HalkaError(f'target_modules{left} names no module of this base: name others, or "all-linear"')
     by_name: dict[str, Target] = {target.name: target for target in model.targets if target.d_in}
     layers: dict[str, tuple[int, int, nn.Module]] = {}
     base = base_of(model.targets)
