@@ -101,17 +101,37 @@ def test_the_next_version_of_a_pinned_adapter_takes_its_place(model, store):
 
 
 def test_an_older_version_that_is_loaded_later_leaves_the_pin_to_the_newer(model, store):
-    adapters = Adapters(model)
-    adapters.residents.pin("pinned")
-    versions = []
+    adapters, versions = Adapters(model), []
     for number in range(2):
         adapters.put("pinned", store.get(f"lora-{number}").folder)
+        adapters.pin("pinned")
         versions.append(adapters.version("pinned"))
     for version in reversed(versions):
         while not version.here:
             adapters.prepare([version])
     assert [version.pinned for version in versions] == [False, True]
     adapters.close()
+
+
+def test_a_pin_goes_back_with_its_name_to_the_version_before(model, store):
+    with Engine(model, store) as engine:
+        engine.adapters.pin("lora-0")
+        before = answer(engine, "lora-0")
+        save(model, store, "lora-0", 9)
+        after = answer(engine, "lora-0")
+        (waiting,) = engine.submit(Request([5, 6, 7], "lora-0", stopping=Stopping(2)))
+        store.remove("lora-0", 2)
+        engine.adapters.evict_removed("lora-0")
+        residents = engine.adapters.residents
+        pinned = {version.id: version.pinned for version in residents.versions}
+        assert pinned == {before.adapter_id: True, after.adapter_id: False}, "a request has it"
+        run(engine)
+        assert waiting.adapter_id == after.adapter_id
+        engine.adapters.evict_removed("lora-0")
+        assert [version.id for version in residents.versions] == [before.adapter_id]
+        store.remove("lora-0")
+        engine.adapters.evict_removed("lora-0")
+        assert (residents.versions, residents.pins) == ([], {})
 
 
 def test_an_adapter_is_unloaded_only_when_nobody_uses_it(model, store):

@@ -119,6 +119,22 @@ def test_an_adapter_that_is_removed_underneath_is_pinned_no_more(client, server,
     assert (left.name, left.pinned) == ("main/prefix", True)
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_pin_goes_back_with_its_name_to_the_version_before(client, server, store, by_hand):
+    body = {"model": "lora", "max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
+    adapters = AdapterStore(store)
+    assert pin(server, "lora", {}).json()["pinned"]
+    adapters.add(store / "prefix" / "1", "lora")
+    assert client.post("/v1/chat/completions", json=body).status_code == 200
+    if by_hand:  # as `halka adapters remove` does it
+        adapters.remove("lora", 2)
+        assert pin(server, "lora", {}).json()["pinned"]
+    else:
+        assert client.delete("/v1/adapters/lora", params={"version": 2}).status_code == 200
+    (left,) = server.service.adapters.residents.versions
+    assert (left.folder.path, left.pinned) == (store / "lora" / "1", True)
+
+
 @pytest.mark.parametrize(("places", "own", "together"), [(4, 2, 2), (5, 2, 2), (2, 1, 1), (1, 0, 0)])
 def test_pins_leave_the_others_places_too_where_memory_has_few(base, store, tmp_path, places, own, together):
     with InProcess.open(base, store, tmp_path / "data", adapters_in_memory=places) as server:

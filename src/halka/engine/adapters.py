@@ -85,6 +85,7 @@ class Adapters:
             raise UnknownAdapterError(f"no adapter {name!r} here (there are: {names}): `add` or `load` it first")
         if (error := self.error(version)) is not None:
             raise error
+        self.residents.follow(version)
         return version
 
     def error(self, version: Version) -> Exception | None:
@@ -190,13 +191,12 @@ class Adapters:
         return loading
 
     def pin(self, name: str, fits: Fits = lambda _: True) -> None:
-        """Never evict this adapter once it is loaded, nor its next versions as long as they fit.
+        """Never evict what this name means once it is loaded, nor what it means later as long as that fits.
 
         Raises UnknownAdapterError for one that nobody has.
         """
         with self.model.lock:
-            self.version(name)
-            self.residents.pin(name, fits)
+            self.residents.pin(self.version(name), fits)
 
     def unpin(self, name: str) -> None:
         """Evict it by use again."""
@@ -207,6 +207,21 @@ class Adapters:
         """Evict an adapter now, also one that is pinned. Raises HalkaError while requests use it."""
         with self.model.lock:
             self.residents.unload(name)
+
+    def evict_removed(self, name: str) -> None:
+        """Evict the versions of this name whose folders are removed, unless requests have them: then by use.
+
+        A pin goes over to the version that the name means now, and ends where there is none.
+        """
+        with self.model.lock:
+            if name in self.residents.pins:
+                try:
+                    self.version(name)
+                except UnknownAdapterError:
+                    self.residents.unpin(name)
+                except (HalkaError, OSError):
+                    pass  # what is wrong with it, its requests hear
+            self.residents.evict_removed(name)
 
     def _end_loading(self) -> None:
         for loading, version in [*self.loading.items()]:

@@ -63,6 +63,7 @@ class Residents:
     budget     bytes that they may take; most: how many they may be, None: as many as fit
     loads      how many were loaded, and evictions how many left for others
     changed    one has come or gone, since somebody set it to False
+    pins       for each pinned name the version that it means, which stays once it is loaded, if it fits
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Residents:
         self.versions: list[Version] = []
         self.loads, self.evictions, self.changed = 0, 0, False
         self._of_pass = of_pass
-        self._pins: dict[str, Fits] = {}  # names whose newest version stays, if it fits
+        self.pins: dict[str | None, tuple[Version, Fits]] = {}
         self._reader = _reader()
         base: Any = model.base
         self._copies = 1 if base.device.type == "cpu" else COPIES
@@ -107,15 +108,19 @@ class Residents:
             self.versions.remove(version)
             self.versions.append(version)
 
-    def pin(self, name: str, fits: Fits = lambda _: True) -> None:
-        """From now on the newest version under this name stays once it is loaded; one that does not fit ends that."""
-        self._pins[name] = fits
-        for version in self._of(name)[-1:]:
-            version.pinned = True
+    def pin(self, version: Version, fits: Fits = lambda _: True) -> None:
+        """From now on this version stays once it is loaded, alone of its name; one that does not fit ends that."""
+        self.pins[version.name] = version, fits
+        self._mark(version.name)
 
-    def unpin(self, name: str) -> None:
+    def follow(self, version: Version) -> None:
+        """Its name means this version now: where the name is pinned, so is this version instead of the one before."""
+        if version.name in self.pins and self.pins[version.name][0] is not version:
+            self.pin(version, self.pins[version.name][1])
+
+    def unpin(self, name: str | None) -> None:
         """It is evicted by use again."""
-        self._pins.pop(name, None)
+        self.pins.pop(name, None)
         for version in self._of(name):
             version.pinned = False
 
@@ -126,6 +131,14 @@ class Residents:
         self.unpin(name)
         for version in self._of(name):
             self._evict(version)
+
+    def evict_removed(self, name: str) -> None:
+        """Evict the versions under this name whose folders are removed; those that requests have by use."""
+        for version in self._of(name):
+            if version.folder is not None and _gone(version.folder.path):
+                version.pinned = False
+                if not version.users:
+                    self._evict(version)
 
     def forget(self, version: Version) -> None:
         """It is in the model no more."""
@@ -145,9 +158,19 @@ class Residents:
         for version in [*self.versions]:
             self._evict(version)
 
-    def _of(self, name: str) -> list[Version]:
-        """The versions under a name, the newest last, whichever was loaded first."""
-        return sorted((v for v in self.versions if v.name == name), key=lambda version: version.number)
+    def _of(self, name: str | None) -> list[Version]:
+        return [version for version in self.versions if version.name == name]
+
+    def _mark(self, name: str | None) -> None:
+        """Pin what a pinned name means, in place of the version before, once it is loaded."""
+        if name not in self.pins or self.pins[name][0] not in self.versions:
+            return
+        version, fits = self.pins[name]
+        if not fits(version):
+            self.unpin(name)
+        else:
+            for other in self._of(name):
+                other.pinned = other is version
 
     # ── loading ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -197,12 +220,7 @@ class Residents:
         self.loads += 1
         version.here, version.waited, self.changed = True, 0, True
         self.versions.append(version)
-        if version.name is not None and (fits := self._pins.get(version.name)) is not None:
-            own = self._of(version.name)
-            if not fits(own[-1]):
-                self.unpin(version.name)
-            for other in own if version.name in self._pins else ():
-                other.pinned = other is own[-1]
+        self._mark(version.name)
         return True
 
     def _reopen(self, version: Version) -> bool:

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,6 @@ class Version:
     company   what can share a step with it: the same, or by itself if it does not act token by token
     adapter   itself, while it is in the model; parameters: its own, if somebody else may change them
     written   the part of `state` that tells what was written into these by hand
-    number    larger than those of all that came before
     reading   the read of its files in the background, done once they were read; None: not begun
     """
 
@@ -71,7 +69,6 @@ class Version:
     adapter: Adapter | None = field(default=None, repr=False)
     parameters: list[nn.Parameter] = field(default_factory=list[nn.Parameter], repr=False)
     written: list[int] = field(default_factory=list[int], repr=False)
-    number: int = field(default_factory=count().__next__, repr=False)
     reading: Future[None] | None = field(default=None, repr=False)
     _itself: object = field(default_factory=object, repr=False)
 

@@ -36,7 +36,7 @@ from halka.server.resources.adapter_files import (
 )
 from halka.server.resources.adapter_list import page_of
 from halka.server.resources.adapter_views import missing_is_404, view_of
-from halka.server.resources.residency import check_successor, evict_if_removed
+from halka.server.resources.residency import check_successor, evict_removed
 from halka.server.resources.uploads import UploadRoute, file_names, save, staging
 from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
@@ -165,7 +165,7 @@ async def delete_adapter(name: str, service: ServiceDep, caller: ManagerDep, ver
     try:
         await service.threads.manage(remove)
     finally:  # also where `halka adapters remove` was first
-        await evict_if_removed(service, tenant, name)
+        await evict_removed(service, tenant, name)
     return Json({"id": name, "object": "adapter", "version": version, "deleted": True})
 
 

@@ -6,7 +6,6 @@ What a tenant pins, nobody else's adapters get: all tenants together pin no more
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 from fastapi import APIRouter
@@ -53,17 +52,9 @@ async def unload_adapter(name: str, service: ServiceDep, caller: ManagerDep) -> 
     return await _change(service, caller, name, service.adapters.unload)
 
 
-async def evict_if_removed(service: Service, tenant: Tenant, name: str) -> None:
-    """Evict an adapter that the store does not have any more, unless requests have it: then by use."""
-    engine_name = tenant.engine_name(name)
-
-    def evict() -> None:
-        service.adapters.unpin(engine_name)
-        with suppress(HalkaError):
-            service.adapters.unload(engine_name)
-
-    if not await service.threads.manage(tenant.store.__contains__, name):
-        await service.engine.call(evict)
+async def evict_removed(service: Service, tenant: Tenant, name: str) -> None:
+    """Evict the versions of an adapter that its store has no more, unless requests have them: then by use."""
+    await service.engine.call(partial(service.adapters.evict_removed, tenant.engine_name(name)))
 
 
 def check_successor(service: Service, caller: Caller, name: str, bytes: int) -> None:
@@ -86,7 +77,7 @@ async def _change(
 ) -> Response:
     """Change what the engine has of an adapter, on the engine's thread; the response describes it."""
     tenant = service.tenants.of(caller.tenant)
-    await evict_if_removed(service, tenant, name)  # it may be pinned still
+    await evict_removed(service, tenant, name)  # it may be pinned still
     with missing_is_404(name):
         await service.threads.manage(stored_inside, tenant.store, name)
     engine_name = tenant.engine_name(name)
@@ -106,10 +97,10 @@ async def _change(
 
 def _pin(service: Service, caller: Caller, name: str) -> None:
     """Never evict an adapter that is loaded. Raises ApiError where it is over the share."""
-    sizes = [version.bytes for version in service.adapters.residents.versions if version.name == name]
-    if not sizes:
+    version = service.adapters.version(name)
+    if not version.here:
         raise ApiError(409, "the adapter was evicted at once: try again", code="wrong_status")
-    _check_share(service, caller, name, max(sizes))
+    _check_share(service, caller, name, version.bytes)
     service.adapters.pin(name, lambda version: _over_share(service, caller, name, version.bytes) is None)
 
 
