@@ -18,7 +18,7 @@ from halka.engine.forward import TransformersForward
 from halka.engine.line import Forward, Line
 from halka.engine.llama.line_adapters import RowAdapters
 from halka.engine.llama.open_weights import close_weights, open_weights
-from halka.engine.llama.row_adapter import COPIED
+from halka.engine.llama.row_adapter import elements_of
 from halka.engine.llama.weights import PLACES, obstacle
 from halka.kernels import unusable
 
@@ -47,8 +47,8 @@ class LlamaForward:
             for number, layer in enumerate(weights.layers)
             for place, (role, edits) in enumerate(PLACES)
         }
-        self._itemsize = weights.embed.dtype.itemsize
-        self._adapters = RowAdapters(model, places, len(weights.layers), weights.embed.dtype)
+        self._dtype = weights.embed.dtype
+        self._adapters = RowAdapters(model, places, len(weights.layers), self._dtype)
 
     def __call__(self, line: Line) -> Tensor:
         step = self._step
@@ -76,8 +76,7 @@ class LlamaForward:
             return self._step is not None and self._step.watched.all_intact()
 
     def bytes_of(self, adapter: Adapter) -> int:
-        own = (part for part in adapter.parts.values() if type(part) in COPIED)
-        return self._itemsize * sum(tensor.numel() for part in own for tensor in part.parameters())
+        return self._dtype.itemsize * sum(elements_of(part, self._dtype) for part in adapter.parts.values())
 
     def forget(self) -> None:
         self._adapters.forget()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from halka.core import Adapter, ModulePart, VirtualPart
+from halka.core import Adapter, ModulePart, Part, VirtualPart
 from halka.core.routing import Place
 from halka.engine.llama.weights import PLACES, PRODUCTS, ROLES
 from halka.kernels.shared import array_of
@@ -70,6 +70,13 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
             yield from _tensors(child)
 
 
+def elements_of(part: Part, dtype: torch.dtype) -> int:
+    """How many elements a `RowAdapter` copies of a part, the padding of LoRA's R included."""
+    if type(part) is LoRAPart:
+        return padded_rank(len(part.lora_A), dtype) * (part.lora_A.shape[1] + len(part.lora_B))
+    return sum(tensor.numel() for tensor in part.parameters()) if type(part) in COPIED else 0
+
+
 class RowAdapter:
     """An adapter's parts, each in one of these.
 
@@ -119,8 +126,7 @@ class RowAdapter:
             (slot, part.lora_A.float().contiguous(), part.lora_B.float().contiguous(), part.scale)
             for slot, part in sorted(loras, key=itemgetter(0))
         ]
-        size = sum(padded_rank(len(A), dtype) * (A.shape[1] + len(B)) for _, A, B, _ in own)
-        self._storage = huge_pages.empty(size, dtype=dtype)
+        self._storage = huge_pages.empty(sum(elements_of(part, dtype) for _, part in loras), dtype=dtype)
         offset = 0
 
         def room(*shape: int) -> Tensor:
