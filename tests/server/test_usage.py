@@ -45,6 +45,18 @@ def test_a_tenant_sees_its_own(server):
     assert "lora" not in str(other)
 
 
+def test_a_cached_prompt_counts_once_however_many_answers_it_has(server):
+    """The first of them reads it, which the others find in the cache."""
+    long = [{"role": "user", "content": "Hello " * 20}]
+    ask(server, {}, "lora", n=4, messages=long)
+    (lora,) = server.client.get("/v1/usage").json()["adapters"]
+    assert (lora["prompt_tokens"] > 20, lora["cached_tokens"]) == (True, 0)
+    assert 'halka_tokens_total{adapter="lora",kind="cached"} 0.0' in server.client.get("/metrics").text
+    again = ask(server, {}, "lora", n=4, messages=long)
+    (lora,) = server.client.get("/v1/usage").json()["adapters"]
+    assert 0 < lora["cached_tokens"] == again["prompt_tokens_details"]["cached_tokens"] <= again["prompt_tokens"]
+
+
 def test_what_is_refused_is_not_counted(server):
     key = server.key("main", "user", limits=Limits(tokens=2000))
     before = server.client.get("/v1/usage", headers=key).json()["adapters"]

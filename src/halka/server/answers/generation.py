@@ -14,6 +14,7 @@ from halka.engine import Answer, Request
 from halka.engine.logprobs import TokenLogprob
 from halka.server.errors import ApiError, unknown_model
 from halka.server.guards.access import Caller
+from halka.server.guards.usage import cached_tokens
 from halka.server.service import Service
 from halka.util.errors import UnknownAdapterError
 
@@ -144,12 +145,9 @@ def usage(requests: Sequence[Request], answers: Collection[Answer]) -> dict[str,
     """How many tokens were read and written; a prompt counts once, however many answers it has."""
     read = sum(len(request.prompt) for request in requests)
     written = sum(len(answer.tokens) for answer in answers)
-    cached: dict[int, int] = {}
-    for answer in answers:
-        cached.setdefault(id(answer.request), answer.cached)
     return {
         "prompt_tokens": read,
         "completion_tokens": written,
         "total_tokens": read + written,
-        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
+        "prompt_tokens_details": {"cached_tokens": cached_tokens(answers)},
     }

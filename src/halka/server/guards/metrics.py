@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from halka.server.guards.usage import OTHER, Usage
+from halka.server.guards.usage import OTHER, Usage, cached_tokens
 
 if TYPE_CHECKING:
     from halka.engine import Answer, Engine, Request
@@ -151,12 +151,12 @@ class Metrics:
         self.usage.count(tracked.request, tracked.n, tracked.answers)
         label = self.label(tracked.request.adapter)
         self._tokens.labels(label, "prompt").inc(len(tracked.request.prompt))
+        self._tokens.labels(label, "cached").inc(cached_tokens(tracked.answers))
         self._answers.labels(label, "cancelled").inc(tracked.n - len(tracked.answers))
         for answer in tracked.answers:
             times = answer.times
             self._answers.labels(label, answer.finish or "cancelled").inc()
             self._by_backend.labels(answer.backend or ENGINE, answer.finish or "cancelled").inc()
-            self._tokens.labels(label, "cached").inc(answer.cached)
             self._tokens.labels(label, "completion").inc(len(answer.tokens))
             if times.begun is not None:
                 self._queue.labels(label).observe(times.begun - tracked.since)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,14 @@ class Used:
     answers: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FINISHES, 0))
 
 
+def cached_tokens(answers: Iterable[Answer]) -> int:
+    """Tokens of prompts that the cache had, counted as prompts are: once a request, by its first answer."""
+    cached: dict[int, int] = {}
+    for answer in answers:
+        cached.setdefault(id(answer.request), answer.cached)
+    return sum(cached.values())
+
+
 class Usage:
     """Counts what has ended. adapters: the most of a tenant that are counted by their names."""
 
@@ -37,10 +45,10 @@ class Usage:
         used = self._used(request.tenant, request.adapter and request.adapter.partition("/")[2])
         used.requests += 1
         used.prompt_tokens += len(request.prompt)
+        used.cached_tokens += cached_tokens(answers)
         used.answers["cancelled"] += n - len(answers)
         for answer in answers:
             used.answers[answer.finish or "cancelled"] += 1
-            used.cached_tokens += answer.cached
             used.completion_tokens += len(answer.tokens)
 
     def of(self, tenant: str) -> list[dict[str, Any]]:
