@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from halka.server.errors import public
+from halka.server.errors import public, refusal
 from halka.server.guards.access import Caller
+from halka.util.errors import HalkaError, OutOfMemoryError, PinnedFullError
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
@@ -109,6 +110,19 @@ def test_a_damaged_adapter_fails_its_own_requests_and_names_no_folder(server, st
     assert str(store) not in error["message"]
     assert "/" not in error["message"]
     assert server.client.post("/v1/chat/completions", json=CHAT | {"model": "prefix"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "code"),
+    [
+        (HalkaError, 409, "wrong_status"),
+        (OutOfMemoryError, 503, "out_of_memory"),
+        (PinnedFullError, 503, "adapters_pinned"),
+    ],
+)
+def test_memory_that_is_full_is_no_fault_of_what_was_asked_for(kind, status, code):
+    refused = refusal(kind("no room"), 409, param="name", code="wrong_status")
+    assert (refused.status, refused.code, refused.message) == (status, code, "no room")
 
 
 def test_paths_and_tenants_leave_messages():

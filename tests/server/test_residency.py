@@ -162,7 +162,12 @@ def test_what_pinned_adapters_leave_no_room_for_is_no_fault_of_the_request(base,
         main = server.key("main", "admin")
         assert pin(server, "lora", main).json()["pinned"]
         body = {"model": "prefix", "max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
-        refusals = [server.client.post("/v1/chat/completions", json=body, headers=main), pin(server, "prefix", main)]
+        upload = {"data": {"name": "prefix"}, "files": files_of(store / "prefix" / "1")}
+        refusals = [
+            server.client.post("/v1/chat/completions", json=body, headers=main),
+            pin(server, "prefix", main),
+            server.client.post("/v1/adapters", **upload, headers=main),
+        ]
         for refused in refusals:
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "adapters_pinned")
             assert "adapter 'prefix' has no room: all 1 in memory are pinned" in refused.json()["error"]["message"]

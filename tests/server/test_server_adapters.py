@@ -496,7 +496,7 @@ def test_who_leaves_in_the_middle_leaves_nothing(server, store):
             (staged / "file").write_text("half")
             with anyio.CancelScope() as scope:
                 scope.cancel()
-                await verify(server.service, folder)
+                await verify(server.service, "lora", folder)
         with anyio.CancelScope() as scope:
             async with staging(server.service):
                 scope.cancel()

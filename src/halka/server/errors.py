@@ -83,17 +83,26 @@ def unknown_model(name: str) -> ApiError:
 
 
 def refusal(
-    error: HalkaError,
+    error: Exception,
     status: int = 400,
     *,
     caller: Caller | None = None,
     param: str | None = None,
     code: str | None = None,
+    message: str = "",
 ) -> ApiError:
-    """Halka's error as this caller may read it."""
+    """An error as this caller may read it, with its own message or this one.
+
+    Memory that is full has a status and code of its own: what was asked for is right, and may be done later.
+    """
     if isinstance(error, ContextLengthError):
         code = "context_length_exceeded"
-    return ApiError(status, public(str(error), caller), param=param, code=code)
+    if isinstance(error, OutOfMemoryError):
+        log.error("memory ran out", exc_info=error, extra={"fields": {"request": caller and caller.request}})
+        status, param, code = 503, None, "out_of_memory"
+    if isinstance(error, PinnedFullError):
+        status, param, code = 503, None, "adapters_pinned"
+    return ApiError(status, public(message or str(error), caller), param=param, code=code)
 
 
 def api_error(error: BaseException, caller: Caller | None = None) -> ApiError:
@@ -104,11 +113,6 @@ def api_error(error: BaseException, caller: Caller | None = None) -> ApiError:
         return error
     if isinstance(error, UnknownAdapterError):
         return refusal(error, 404, caller=caller, param="model", code="model_not_found")
-    if isinstance(error, OutOfMemoryError):
-        log.error("memory ran out", exc_info=error, extra={"fields": {"request": caller and caller.request}})
-        return refusal(error, 503, caller=caller, code="out_of_memory")
-    if isinstance(error, PinnedFullError):
-        return refusal(error, 503, caller=caller, code="adapters_pinned")
     if isinstance(error, HalkaError):
         return refusal(error, caller=caller)
     if isinstance(error, RequestValidationError):

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Form, Query, UploadFile
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
-from halka.server.errors import ApiError, api_error, public
+from halka.server.errors import ApiError, api_error, refusal
 from halka.server.guards.access import Caller, CallerDep, ManagerDep
 from halka.server.requests import Body, Count, Labels, Name
 from halka.server.resources.adapter_files import (
@@ -197,7 +197,7 @@ async def _verify_and_add(service: Service, caller: Caller, name: str, folder: P
         raise ApiError(400, f"{name!r} is the name of the base or the embedder: choose another", param="name")
     check_inside(tenant.store, name)
     await service.threads.manage(tenant.store.check_new, name)
-    size = await verify(service, folder)
+    size = await verify(service, name, folder)
     await service.engine.call(lambda: check_successor(service, caller, tenant.engine_name(name), size))
     try:
         stored = await service.threads.manage(tenant.store.add, folder, name)
@@ -206,27 +206,30 @@ async def _verify_and_add(service: Service, caller: Caller, name: str, folder: P
     return Json(await service.threads.manage(view_of, service, caller, name, stored.version), 201)
 
 
-async def verify(service: Service, folder: Path) -> int:
+async def verify(service: Service, name: str, folder: Path) -> int:
     """Let the engine load the adapter, and take it back; returns its bytes in memory. Raises ApiError with what is
-    wrong with it.
+    wrong with it, or with the room for it.
     """
-    engine, name = service.engine.engine, f"upload {uuid.uuid4().hex}"
+    engine, upload = service.engine.engine, f"upload {uuid.uuid4().hex}"
     try:
         try:
-            await service.engine.call(lambda: engine.put(name, folder))
-            await service.engine.load(name)
+            await service.engine.call(lambda: engine.put(upload, folder))
+            await service.engine.load(upload)
             loaded = service.adapters.residents.versions
-            return await service.engine.call(lambda: sum(version.bytes for version in loaded if version.name == name))
+            return await service.engine.call(lambda: sum(version.bytes for version in loaded if version.name == upload))
         finally:
             with CancelScope(shield=True):  # also where the client has left
-                await service.engine.call(lambda: _remove_upload(service, name))
+                await service.engine.call(lambda: _remove_upload(service, upload))
     except (HalkaError, OSError) as error:
-        raise _refused(error, folder) from None
+        raise _refused(error, folder, (upload, name)) from None
 
 
-def _refused(error: Exception, folder: Path) -> ApiError:
-    """What is wrong with an adapter that came into this folder, of which nobody knows."""
-    return ApiError(400, public(str(error).replace(f"{folder}/", "").replace(str(folder), "the adapter")))
+def _refused(error: Exception, folder: Path, *names: tuple[str, str]) -> ApiError:
+    """What is wrong with an adapter that came into this folder, of which nobody knows; `names` are replaced, too."""
+    message = str(error)
+    for own, public_name in ((f"{folder}/", ""), (str(folder), "the adapter"), *names):
+        message = message.replace(own, public_name)
+    return refusal(error, message=message)
 
 
 def _remove_upload(service: Service, name: str) -> None:

@@ -19,7 +19,7 @@ from halka.server.service import Service, ServiceDep
 from halka.server.settings import GB
 from halka.server.tenants import MAIN, Tenant
 from halka.server.wire import Json
-from halka.util.errors import HalkaError, PinnedFullError, UnknownAdapterError
+from halka.util.errors import HalkaError, UnknownAdapterError
 
 router = APIRouter(tags=["adapters"])
 
@@ -88,7 +88,7 @@ async def _change(
             await (service.backend if change is None else service.engine).load(engine_name)
         if change is not None:
             await service.engine.call(partial(change, engine_name))
-    except (UnknownAdapterError, PinnedFullError):
+    except UnknownAdapterError:
         raise
     except HalkaError as error:
         raise refusal(error, 409, caller=caller, code="wrong_status") from None
