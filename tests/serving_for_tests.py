@@ -20,6 +20,7 @@ from commands import process
 from embedder_for_tests import WordEmbedder
 from engine_for_tests import filled
 from halka.engine import Answer, AsyncEngine, Request
+from halka.engine.logprobs import TokenLogprob
 from halka.server import ServerSettings, create_app, uvicorn_server
 from halka.server.one_at_a_time import OneAtATime
 from halka.server.previews.looks import Looks
@@ -134,6 +135,8 @@ class Scripted:
             for start in range(0, len(letters), self._pace):
                 answer.text += letters[start : start + self._pace]
                 answer.tokens.append(start)
+                if request.logprobs is not None:
+                    answer.logprobs.append(TokenLogprob(5, -float(start)))
                 yield answer
             if isinstance(text, Exception):
                 raise text

@@ -117,6 +117,23 @@ def test_calls_are_items_of_their_own(tmp_path):
         assert "25 degrees" in prompt
 
 
+@pytest.mark.parametrize(
+    ("says", "kinds"),
+    [(PARIS, ["function_call"]), (f"<to do {PARIS}", ["message", "function_call"]), (" ", ["message"])],
+    ids=["a call alone", "after words that could begin one", "nothing"],
+)
+def test_log_probabilities_of_a_call_make_no_message(tmp_path, says, kinds):
+    base = make_base(tmp_path / "hermes", hermes_tokenizer())
+    with InProcess.open(base, None, tmp_path / "data", says=[says]) as server:
+        more = {"model": "hermes", "tools": [FLAT], "include": ["message.output_text.logprobs"]}
+        output = respond(server.client, **more)["output"]
+        assert [item["type"] for item in output] == kinds
+        for item in output[: kinds.count("message")]:
+            assert item["content"][0]["logprobs"][0]["logprob"] == 0, "the first token's, whose text came later"
+        added = [event for event in events(server.client, **more) if event["type"] == "response.output_item.added"]
+        assert [event["item"]["type"] for event in added] == kinds
+
+
 def test_a_format_is_enforced(base, tmp_path):
     schema = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required": ["yes"]}
     with InProcess.open(base, None, tmp_path / "data", says=["{}"]) as server:

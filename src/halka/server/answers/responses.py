@@ -61,6 +61,7 @@ class ResponseWriter:
     id: str = field(default_factory=lambda: _id("resp"))
     created: int = field(default_factory=lambda: int(time.time()))
     _open: bool = False  # the last item is a message that goes on
+    _logprobs: list[Any] = field(default_factory=list[Any])  # of tokens before a message, which have no text of it yet
     _numbers: Iterator[int] = field(default_factory=count)
 
     async def whole(self) -> Event:
@@ -93,25 +94,30 @@ class ResponseWriter:
 
     def _events_of(self, delta: Delta) -> Iterator[Event]:
         if delta.call is not None:
+            self._logprobs.clear()  # its own, which no item has
             yield from self._close_message()
             yield from self._add_call(delta.call)
         elif delta.finish is None:
-            yield from self._add_text(delta)
+            if self.chat.body.alternatives is not None:
+                self._logprobs += self.chat.service.token_texts.for_chat(delta.logprobs)
+            if delta.text or self._open:
+                yield from self._add_text(delta.text)
         else:
             if not self.items:
-                yield from self._open_message()
+                yield from self._add_text("") if self._logprobs else self._open_message()
             status = "incomplete" if delta.finish == "length" else "completed"
             yield from self._close_message(status)
             yield {"type": f"response.{status}", "response": self._response(status, delta.answer)}
 
-    def _add_text(self, delta: Delta) -> Iterator[Event]:
+    def _add_text(self, text: str) -> Iterator[Event]:
+        """The message goes on, with the log probabilities of all tokens since."""
         if not self._open:
             yield from self._open_message()
         part = self.items[-1]["content"][0]
-        logprobs = [] if self.chat.body.alternatives is None else self.chat.service.token_texts.for_chat(delta.logprobs)
-        part["text"] += delta.text
+        logprobs, self._logprobs = self._logprobs, []
+        part["text"] += text
         part["logprobs"] += logprobs
-        yield self._at("response.output_text.delta", content_index=0, delta=delta.text, logprobs=logprobs)
+        yield self._at("response.output_text.delta", content_index=0, delta=text, logprobs=logprobs)
 
     def _open_message(self) -> Iterator[Event]:
         """A message begins."""
