@@ -135,6 +135,24 @@ def test_a_pin_goes_back_with_its_name_to_the_version_before(client, server, sto
     assert (left.folder.path, left.pinned) == (store / "lora" / "1", True)
 
 
+def test_a_version_by_its_number_has_a_place_in_memory_of_its_own(client, server, store):
+    AdapterStore(store).add(store / "prefix" / "1", "lora")
+    shown = pin(server, "lora@1", {}).json()
+    assert (shown["id"], shown["version"], shown["pinned"]) == ("lora", 1, True)
+    assert client.get("/v1/adapters/lora@1").json()["pinned"]
+    assert not client.get("/v1/adapters/lora").json()["loaded"]
+    assert not pin(server, "lora@1", {}, "unpin").json()["pinned"]
+    assert not pin(server, "lora@1", {}, "unload").json()["loaded"]
+    assert pin(server, "lora@2", {}, "load").json()["loaded"]
+    assert pin(server, "lora@1", {}).json()["pinned"]
+    assert pin(server, "lora@3", {}).status_code == 404
+    assert client.delete("/v1/adapters/lora", params={"version": 1}).status_code == 200
+    (left,) = server.service.adapters.residents.versions
+    assert (left.name, server.service.adapters.residents.pins) == ("main/lora@2", {})
+    assert client.delete("/v1/adapters/lora").status_code == 200
+    assert not server.service.adapters.residents.versions
+
+
 @pytest.mark.parametrize(("places", "own", "together"), [(4, 2, 2), (5, 2, 2), (2, 1, 1), (1, 0, 0)])
 def test_pins_leave_the_others_places_too_where_memory_has_few(base, store, tmp_path, places, own, together):
     with InProcess.open(base, store, tmp_path / "data", adapters_in_memory=places) as server:

@@ -18,7 +18,7 @@ from halka.engine.residents import BUDGET, BytesOf, Fits, Residents
 from halka.engine.version import Version, content_id, describe, opened, removed, see_values, state_of_files
 from halka.models import context
 from halka.storage.adapter_folder import AdapterFolder
-from halka.storage.adapter_store import Stored
+from halka.storage.adapter_store import Stored, name_and_version
 from halka.storage.pool import AdapterPool
 from halka.storage.save_load import Allowed
 from halka.util.cached import Changes
@@ -209,19 +209,21 @@ class Adapters:
             self.residents.unload(name)
 
     def evict_removed(self, name: str) -> None:
-        """Evict the versions of this name whose folders are removed, unless requests have them: then by use.
+        """Evict what was loaded under this name, or NAME@VERSION, and whose folder is removed; what is in use by use.
 
-        A pin goes over to the version that the name means now, and ends where there is none.
+        A pin goes over to the version that its name means now, and ends where there is none.
         """
         with self.model.lock:
-            if name in self.residents.pins:
-                try:
-                    self.version(name)
-                except UnknownAdapterError:
-                    self.residents.unpin(name)
-                except (HalkaError, OSError):
-                    pass  # what is wrong with it, its requests hear
-            self.residents.evict_removed(name)
+            here = {*self.residents.pins, *(version.name for version in self.residents.versions)}
+            for own in [other for other in here if other is not None and name_and_version(other)[0] == name]:
+                if own in self.residents.pins:
+                    try:
+                        self.version(own)
+                    except UnknownAdapterError:
+                        self.residents.unpin(own)
+                    except (HalkaError, OSError):
+                        pass  # what is wrong with it, its requests hear
+                self.residents.evict_removed(own)
 
     def _end_loading(self) -> None:
         for loading, version in [*self.loading.items()]:

@@ -12,6 +12,7 @@ from halka.server.errors import ApiError, api_error
 from halka.server.guards.access import Caller
 from halka.server.resources.adapter_files import folder_inside
 from halka.server.service import Service
+from halka.storage.adapter_store import name_and_version
 from halka.storage.card import Card
 from halka.util.errors import DamagedFolderError, UnknownAdapterError
 
@@ -20,9 +21,15 @@ HIGHEST = 1e300  # of losses whose sum is a number, too
 
 
 def view_of(service: Service, caller: Caller, name: str, version: int | None = None) -> dict[str, Any]:
-    """A version of an adapter, by default the newest. One that is damaged has the reason as its `error`."""
+    """A version of an adapter, by default the newest. One that is damaged has the reason as its `error`.
+
+    The name may be NAME@VERSION, which has a place of its own in memory.
+    """
     tenant, stored, damage = service.tenants.of(caller.tenant), None, {}
+    engine_name = tenant.engine_name(name)
     with missing_is_404(name, version):
+        if version is None:
+            name, version = name_and_version(name)
         folder = folder_inside(tenant.store, name, version)
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
         versions, created = tenant.store.versions(name), int(folder.stat().st_mtime)
@@ -32,7 +39,7 @@ def view_of(service: Service, caller: Caller, name: str, version: int | None = N
             raise
         except (DamagedFolderError, OSError) as error:
             damage = {"error": api_error(error, caller).message}
-    card, engine_name = stored and stored.card, tenant.engine_name(name)
+    card = stored and stored.card
     return {
         "id": name,
         "object": "adapter",

@@ -19,6 +19,7 @@ from halka.server.service import Service, ServiceDep
 from halka.server.settings import GB
 from halka.server.tenants import MAIN, Tenant
 from halka.server.wire import Json
+from halka.storage.adapter_store import name_and_version
 from halka.util.errors import HalkaError, UnknownAdapterError
 
 router = APIRouter(tags=["adapters"])
@@ -75,11 +76,11 @@ async def _change(
     *,
     load: bool = False,
 ) -> Response:
-    """Change what the engine has of an adapter, on the engine's thread; the response describes it."""
-    tenant = service.tenants.of(caller.tenant)
-    await evict_removed(service, tenant, name)  # it may be pinned still
+    """Change what the engine has of an adapter, or of NAME@VERSION, on its thread; the response describes it."""
+    tenant, (adapter, version) = service.tenants.of(caller.tenant), name_and_version(name)
+    await evict_removed(service, tenant, adapter)  # it may be pinned still
     with missing_is_404(name):
-        await service.threads.manage(stored_inside, tenant.store, name)
+        await service.threads.manage(stored_inside, tenant.store, adapter, version)
     engine_name = tenant.engine_name(name)
     try:
         if change is not None and service.settings.on is not None:
