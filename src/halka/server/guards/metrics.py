@@ -104,7 +104,7 @@ class Metrics:
         self._tokens = self._counter("halka_tokens", "Tokens: prompt, cached of these, completion", "adapter", "kind")
         self._first = self._histogram("halka_time_to_first_token_seconds", "From request to first token", "adapter")
         self._between = self._histogram("halka_time_between_tokens_seconds", "Mean of each answer", "adapter")
-        self._queue = self._histogram("halka_queue_seconds", "From request to row", "adapter")
+        self._queue = self._histogram("halka_queue_seconds", "From request to row, of this process's engine", "adapter")
         self.registry.register(_Gauges(self, engine, rows))
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -183,8 +183,8 @@ class _Gauges(Collector):
 
     def collect(self) -> Iterator[Metric]:
         running, waiting = self.metrics.under_way()
-        yield _gauge("halka_answers_running", "Answers that have begun", running)
-        yield _gauge("halka_answers_waiting", "Answers that have no token yet", waiting)
+        yield _gauge("halka_answers_running", "Answers that have a token, and have not ended", running)
+        yield _gauge("halka_answers_waiting", "Answers that have no token yet, with a row or without", waiting)
         residents, loaded = self.engine.adapters.residents, Tally[str]()
         for version in [*residents.versions]:
             if "/" in (version.name or ""):  # not an upload that is verified
