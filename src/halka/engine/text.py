@@ -197,7 +197,8 @@ class Text:
     def forget(self) -> None:
         """Have no blocks, whoever else has them now."""
         self._rereads = self.begun
-        self.answer.cached *= self.begun
+        if not self.begun:  # it got no row: what it finds in the cache next time counts
+            self.answer.cached = 0
         self.blocks, self.done, self._first = [], 0, 0
 
     @property
