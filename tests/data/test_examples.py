@@ -72,6 +72,14 @@ def test_a_rows_prompt_needs_no_answer(shape):
     assert prompt_of(row_of("x", asked)) == prompt_of(row_of("x", ROWS[shape])) == [PAIR[0]]
 
 
+@pytest.mark.parametrize("shape", ["question", "alpaca"])
+def test_a_rows_prompt_is_the_one_that_is_trained_on(write, shape):
+    row = {**ROWS[shape], "prompt": "All of it: 2 + 2? 4"}
+    assert prompt_of(row_of("x", row)) == list(read_examples(write([row])).examples[0].prompt) == [PAIR[0]]
+    with_text = {"prompt": "2 + 2?", "text": "All of it: 2 + 2? 4"}
+    assert prompt_of(row_of("x", with_text)) == [PAIR[0]]
+
+
 def test_a_row_without_a_prompt_is_named():
     with pytest.raises(DataError, match='a row has one of "messages", "prompt", "question", "instruction"'):
         prompt_of(row_of("x", {"answer": "4"}))

@@ -53,16 +53,9 @@ def detect_shape(source: str, rows: Sequence[Row | Problem]) -> str:
 
     Raises DataError if none has a known one, or two shapes fit equally well.
     """
-    keys_of_rows = [
-        {key for key, value in row.fields.items() if value is not None} for row in rows if isinstance(row, Row)
-    ]
-    fits = Counter(
-        name
-        for keys in keys_of_rows
-        for name, shape in SHAPES.items()
-        if keys.issuperset(shape.keys) and name != "text"
-    ).most_common(2)
-    if not fits and all(row.fields.keys() == {"text"} for row in rows if isinstance(row, Row)) and keys_of_rows:
+    readable = [row for row in rows if isinstance(row, Row)]
+    fits = Counter(name for row in readable for name in _fitting(row)).most_common(2)
+    if not fits and readable and all(row.fields.keys() == {"text"} for row in readable):
         return "text"
     if not fits:
         raise DataError(f"{source}: no row has a known shape; {_misfit(rows)}")
@@ -72,6 +65,12 @@ def detect_shape(source: str, rows: Sequence[Row | Problem]) -> str:
             "by --shape, by `shape` in a task file or of read_examples, or remove the other's columns."
         )
     return fits[0][0]
+
+
+def _fitting(row: Row) -> list[str]:
+    """The shapes all of whose keys the row has a value for; "text" is none, since a text may be part of anything."""
+    keys = {key for key, value in row.fields.items() if value is not None}
+    return [name for name, shape in SHAPES.items() if keys.issuperset(shape.keys) and name != "text"]
 
 
 def _misfit(rows: Sequence[Row | Problem]) -> str:
@@ -173,12 +172,16 @@ def conversation_of(row: Row, shape: str) -> tuple[Message, ...]:
 
 
 def prompt_of(row: Row) -> list[Message]:
-    """The row's messages before its answer, which it need not have. Raises DataError, without its place, for none."""
+    """The row's messages before its answer, which it need not have. Raises DataError, without its place, for none.
+
+    The row is read as in training where it has all keys of a shape, else as the first shape whose prompt it has.
+    """
     check_readable(row)
-    shape = next((shape for shape in SHAPES.values() if row.fields.get(shape.keys[0]) is not None), None)
-    if shape is None:
+    begun = [name for name, shape in SHAPES.items() if row.fields.get(shape.keys[0]) is not None]
+    if not begun:
         names = ", ".join(dict.fromkeys(f'"{shape.keys[0]}"' for shape in SHAPES.values()))
         raise DataError(f"no prompt: a row has one of {names}")
+    shape = SHAPES[[*_fitting(row), *begun][0]]
     messages = with_tools(with_system(shape.prompt(row.fields), row), row)
     if not any(message.role != "tools" for message in messages):
         raise DataError("no message to answer")
