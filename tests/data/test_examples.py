@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import halka
-from halka.data.examples import Example, Message, as_examples, read_examples
+from halka.data.examples import Example, Message, as_examples, as_prompts, read_examples
 from halka.data.readers import Problem, _distinct, row_of
 from halka.data.shapes import SHAPES, prompt_of
 from halka.util.errors import DataError
@@ -607,6 +607,13 @@ def test_what_read_examples_returns_are_examples(write):
 def test_a_row_in_memory_that_is_no_example_is_named(examples, message):
     with pytest.raises(halka.DataError, match=message):
         as_examples(examples)
+
+
+def test_a_table_is_no_list_of_prompts():
+    table = pytest.importorskip("pandas").DataFrame([ROWS["prompt"]])
+    with pytest.raises(DataError, match="prompts are of type DataFrame: give a list of prompts"):
+        as_prompts(table)
+    assert [example.prompt for example in as_prompts(table["prompt"])] == [PAIR[:1]]
 
 
 def test_columns_are_compared_with_their_likes_alone():

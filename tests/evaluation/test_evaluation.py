@@ -480,6 +480,9 @@ def test_a_temperature_samples_and_none_is_greedy():
     ("prompts", "message"),
     [
         ("Why?", "prompts is one text: give a list"),
+        ({"prompt": "Why?"}, "prompts are of type dict: give a list"),
+        (EXAMPLES[0], "prompts are of type Example: give a list"),
+        (["Why?", None], r"prompts\[1\] is a NoneType: give a text, a conversation or a row"),
         (["Why?", " "], r"prompts\[1\] is empty"),
         ([{"role": "user", "content": "Why?"}], r"prompts\[0\] is one message: a conversation is a list"),
         (

@@ -33,6 +33,7 @@ __all__ = [
     "Prompt",
     "as_examples",
     "as_prompt",
+    "as_prompts",
     "examples_and_items",
     "read_examples",
 ]
@@ -248,6 +249,15 @@ Prompt = str | Example | Sequence[Message | Mapping[str, object]] | Mapping[str,
 """A text, which is a user's message; a conversation; an example or a row of a file, whose answer is not read."""
 
 
+def as_prompts(prompts: Sequence[Prompt]) -> list[Example]:
+    """Prompts as examples to be answered, which errors call "prompts[0]" and so on. Raises DataError as `as_prompt`."""
+    if isinstance(prompts, str):
+        raise DataError("prompts is one text: give a list of prompts, such as [prompt]")
+    if isinstance(prompts, Mapping | Example | Message) or hasattr(prompts, "columns"):  # a table iterates over these
+        raise DataError(f"prompts are of type {type(prompts).__name__}: give a list of prompts, such as a list of rows")
+    return [as_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
+
+
 def as_prompt(prompt: Prompt, place: str) -> Example:
     """A prompt as an example to be answered, which errors call `place`.
 
@@ -267,6 +277,8 @@ def as_prompt(prompt: Prompt, place: str) -> Example:
             return Example((*prompt_of(row),), where=place)
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
+    if not isinstance(prompt, Iterable):
+        raise DataError(f"{place} is a {type(prompt).__name__}: give a text, a conversation or a row")
     messages = tuple(as_message(message, f"{place}: message {n}") for n, message in enumerate(prompt, start=1))
     example = Example(messages, where=place)
     if not example.prompt:

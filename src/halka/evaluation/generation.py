@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from halka.core import AdaptedModel
-from halka.data.examples import Example, Prompt, as_prompt
+from halka.data.examples import Example, Prompt, as_prompts
 from halka.engine.constraint import Constraint
 from halka.evaluation.by_engine import DRAWN, answers_by_engine, check_room, fitted, form_of, pieces_by_engine
 from halka.models import context, without_dropout
@@ -20,7 +20,7 @@ from halka.models.float32_products import float32_products
 from halka.models.layouts import layout_of
 from halka.objectives import objective_of
 from halka.storage.pool import AdapterPool
-from halka.util.errors import DataError, HalkaError
+from halka.util.errors import HalkaError
 
 AdapterNames = str | None | Sequence[str | None]
 """One adapter for all prompts, or one for each; None is the bare base."""
@@ -55,11 +55,9 @@ def generate(
         HalkaError: a constraint that cannot be enforced, or with what the engine does not answer by; several answers
             to a prompt.
     """
-    if isinstance(prompts, str):
-        raise DataError("prompts is one text: give a list of prompts, such as [prompt]")
     if several := [option for option in ("num_return_sequences", "return_dict_in_generate") if options.get(option)]:
         raise HalkaError(f"{several[0]} is not for texts, of which each prompt gets one: repeat the prompt instead")
-    examples = [as_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
+    examples = as_prompts(prompts)
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, **_with_sampling(options)}
     return answers_of(model, adapters, examples, constraint=constraint, **options)
 
