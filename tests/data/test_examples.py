@@ -448,19 +448,24 @@ def test_a_json_array_has_true_line_numbers(write):
 @pytest.mark.parametrize(
     ("after", "reason"),
     [
-        (', {"prompt" 4}]', r"data\.json:2: not valid JSON: .* nothing after this place was read"),
+        (', {"prompt" 4}]', r"data\.json:2: not valid JSON: .*\. Mend the file, or write JSONL"),
         (" 4]", r"data\.json:1: no comma or closing bracket after this row"),
         ("", r"data\.json:1: no comma or closing bracket after this row"),
         (",", r"data\.json:1: not valid JSON"),
-        ("] x", r"data\.json:1: text follows the end"),
+        ("] x", r"data\.json:1: text follows the end of the array"),
     ],
 )
-def test_a_broken_array_keeps_what_comes_before_the_fault(write, after, reason):
+def test_a_broken_array_is_refused_with_the_place(write, after, reason):
     row = json.dumps(ROWS["prompt"])
-    rows = read_examples(write(f"[{row}{after.replace(' {', chr(10) + '{')}", "data.json"))
-    assert len(rows.examples) == 1
-    assert len(rows.problems) == 1
-    assert re.search(reason, reasons(rows)[0])
+    with pytest.raises(DataError, match=reason):
+        read_examples(write(f"[{row}{after.replace(' {', chr(10) + '{')}", "data.json"))
+
+
+def test_a_broken_object_is_refused_with_the_place(write):
+    with pytest.raises(DataError, match=r"data\.json: not valid JSON: Expecting ':' delimiter at line 3 column 14"):
+        read_examples(write('{\n"prompt": "2 + 2?",\n"completion" 4}\n', "data.json"))
+    rows = read_examples(write([ROWS["prompt"], '{"prompt" 4}\n', ROWS["prompt"]], "data.json"))
+    assert (len(rows), [problem.where for problem in rows.problems]) == (2, ["data.json:2"])
 
 
 def test_a_json_file_may_be_one_object_or_lines(write):
@@ -525,6 +530,12 @@ def test_parquet_numbers_and_bytes(tmp_path):
         read_examples(path)
     path.write_bytes(b"PAR1 no")
     with pytest.raises(ValueError, match="not a whole Parquet file"):
+        read_examples(path)
+    pq.write_table(pa.table({"prompt": ["a"] * 1000, "completion": ["b"] * 1000}), path)
+    damaged = bytearray(path.read_bytes())
+    damaged[4:24] = bytes(20)
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"data\.parquet: not a whole Parquet file"):
         read_examples(path)
 
 

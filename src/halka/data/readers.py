@@ -49,8 +49,8 @@ def read_rows(path: str | Path) -> list[Row | Problem]:
     """All rows of a JSONL, JSON, CSV, TSV, Parquet or CoNLL file in order; text may be gzipped (`.jsonl.gz`).
 
     A `.txt` or `.md` file is one row, with all of it as `text`. Elsewhere blank lines are skipped. A JSON file may
-    be one array, one object, or objects line by line. Bytes that are not UTF-8 become lone surrogates, which `shapes`
-    refuses.
+    be one array or one object, whose syntax errors are the file's, or objects line by line. Bytes that are not UTF-8
+    become lone surrogates, which `shapes` refuses.
 
     Raises:
         DataError: the file's kind is unknown, or the file as a whole cannot be read.
@@ -135,12 +135,19 @@ def _json(text: str, name: str) -> Iterator[Row | Problem]:
         return
     try:
         yield _row(f"{name}:1", _decoder().decode(text))
-    except (json.JSONDecodeError, RecursionError):
-        yield from _json_lines(text, name)
+    except (json.JSONDecodeError, RecursionError) as error:
+        rows = list(_json_lines(text, name))
+        if isinstance(next(iter(rows), None), Problem):  # these are no lines, but one object that is broken
+            raise _broken(name, _json_reason(error)) from None
+        yield from rows
+
+
+def _broken(place: str, reason: str) -> DataError:
+    return DataError(f"{place}: {reason}. Mend the file, or write JSONL, of which one broken row loses no other.")
 
 
 def _json_array(text: str, name: str) -> Iterator[Row | Problem]:
-    """Element by element, so that each has its line number and an error loses only what follows it."""
+    """Element by element, so that each has its line number."""
     decoder = _decoder()
     line, counted = 1, 0
     at = _next(text, text.index("[") + 1)
@@ -151,17 +158,15 @@ def _json_array(text: str, name: str) -> Iterator[Row | Problem]:
         try:
             value, end = decoder.raw_decode(text, at)
         except (json.JSONDecodeError, RecursionError) as error:
-            yield Problem(where, f"{_json_reason(error)}; nothing after this place was read")
-            return
+            raise _broken(where, _json_reason(error)) from None
         yield _row(where, value)
         at = _next(text, end)
         closed = text[at : at + 1] == "]"
         if not closed and text[at : at + 1] != ",":
-            yield Problem(where, "no comma or closing bracket after this row; nothing after it was read")
-            return
+            raise _broken(where, "no comma or closing bracket after this row")
         at = at if closed else _next(text, at + 1)
     if text[at + 1 :].strip():
-        yield Problem(f"{name}:{line}", "text follows the end of the array; it was not read")
+        raise _broken(f"{name}:{line}", "text follows the end of the array that begins the file")
 
 
 def _next(text: str, at: int) -> int:
@@ -251,7 +256,9 @@ def _parquet(path: Path) -> Iterator[Row | Problem]:
     try:
         with pq.ParquetFile(path) as file:
             batches = list(file.iter_batches())
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise DataError(f"{path}: not a whole Parquet file ({error}). Write it again.") from error
     name = printable(path.name)
     if batches:
