@@ -612,6 +612,7 @@ def test_what_read_examples_returns_are_examples(write):
         ([{**ROWS["question"], **ROWS["prompt"]}], "1 rows fit 'prompt' and as many fit 'question'"),
         ([PAIR], r"examples\[0\] is a tuple, neither a dictionary nor a halka\.Example"),
         ({"train": [ROWS["question"]], "test": []}, r"examples\[0\] is a str.* one split of a dataset"),
+        (iter([]), "an iterator that yields nothing, .*: give a list"),
         ("train.jsonl", r"read_examples\('train\.jsonl'\)"),
     ],
 )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from halka.data.examples import Example, Message
+from halka.data.examples import Example, Message, read_examples
 from halka.data.labels import classes_in, label_index
 from halka.data.task import Task, hold_out, limit, load_task, overlaps
 
@@ -100,6 +100,17 @@ def test_dialogues_that_only_begin_alike_are_apart():
     greeting = (Message("user", "Hi"), Message("assistant", "Hello!"))
     rows = [Example((*greeting, *example(f"p{number}").messages)) for number in range(20)]
     assert len(hold_out(rows, 0.1)[1]) == 2
+
+
+def test_rows_and_what_read_examples_returns_are_held_out_as_examples(write):
+    rows = [{"prompt": f"p{number}", "completion": "c"} for number in range(20)]
+    train, validation = hold_out(rows, 0.1)
+    assert (len(train), len(validation)) == (18, 2)
+    read = read_examples(write("").parent / "train.jsonl")
+    with pytest.warns(UserWarning, match="1 row cannot be used"):
+        train, validation = hold_out(read, 0.1)
+    assert (len(train), len(validation)) == (36, 4)
+    assert (read[0], read[:2]) == (read.examples[0], read.examples[:2])
 
 
 def test_files_for_bases_of_different_kinds_need_a_kind(write):

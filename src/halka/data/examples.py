@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import overload
 
 from halka.data.messages import Message, as_message
 from halka.data.readers import Problem, Row, read_rows, row_of
@@ -136,6 +137,13 @@ class FileExamples:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        return self.examples[index]
+
 
 def read_examples(path: str | Path, shape: str | None = None) -> FileExamples:
     """Read a JSONL, JSON, CSV, TSV, Parquet, CoNLL or text file (see `readers.read_rows`) into examples.
@@ -226,6 +234,8 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
                 f"examples[{index}] is a {type(value).__name__}, neither a dictionary nor a halka.Example: give a list "
                 "of them, or one split of a dataset"
             )
+    if isinstance(examples, Iterator) and not (values or items):
+        raise DataError("the examples are an iterator that yields nothing, as one that was read before: give a list")
     rows = [value for value in values if isinstance(value, Row)]
     shape = detect_shape("examples", rows) if rows else ""
     own = examples if isinstance(examples, FileExamples) else FileExamples([], shape, [], rows)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from halka.data.duplicates import Duplicate, between, dialogue_key
-from halka.data.examples import Example, FileExamples, read_examples
+from halka.data.examples import Example, Examples, FileExamples, as_examples, read_examples
 from halka.data.labels import classes_in, tags_in
 from halka.data.metric import Metric
 from halka.data.readers import Problem
@@ -284,8 +284,12 @@ def split_off(examples: Sequence[Example], count: int, seed: str) -> tuple[list[
     return rest, [examples[index] for index in sorted(chosen)]
 
 
-def hold_out(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
-    """Hold a share of a file's examples out for validation: (to train on, held out); always the same ones."""
+def hold_out(examples: Examples, share: float) -> tuple[list[Example], list[Example]]:
+    """Hold a share of examples or rows out for validation: (to train on, held out); always the same ones.
+
+    Raises DataError for a row that is no example.
+    """
+    examples = as_examples(examples)
     return split_off(examples, round(share * len(examples)), "0/validation")
 
 
