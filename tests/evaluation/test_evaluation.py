@@ -412,6 +412,11 @@ def test_a_metrics_name_alone_is_no_list():
         evaluate(model_that_reads(), None, EXAMPLES, "exact_match")
 
 
+def test_metrics_may_be_a_generator():
+    result = evaluate(model_that_reads(), None, EXAMPLES[:1], (name for name in ["exact_match"]))
+    assert [*result.scores] == ["exact_match"]
+
+
 def test_no_examples_give_no_answers():
     assert list(iter_answers(model_that_reads(), None, [])) == []
 

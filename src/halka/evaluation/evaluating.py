@@ -90,7 +90,10 @@ def evaluate(
     accepted = accepted_answers(model, examples)
     references = texts_of(accepted)
     kind = kind_of(model.base)
-    metrics = default_metrics(examples, kind) if metrics is None else metrics
+    if metrics is None:
+        metrics = default_metrics(examples, kind)
+    elif not isinstance(metrics, str):  # which `score` refuses
+        metrics = [*metrics]
     score([own[0] for own in references], references, metrics, resamples=1)
     metrics = [find_metric(metric, kind) for metric in metrics]
     places = {name: [index for index, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
