@@ -129,6 +129,19 @@ def test_new_folder_takes_the_place_of_what_was_there(tmp_path, old):
 
 
 @pytest.mark.parametrize("old", [False, True])
+def test_a_link_stays_and_the_file_that_it_leads_to_is_replaced(tmp_path, old):
+    path, link = tmp_path / "elsewhere" / "file", tmp_path / "link"
+    path.parent.mkdir()
+    if old:
+        path.write_text("old")
+    link.symlink_to(path)
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert path.read_text() == "new"
+    assert [each.name for each in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("old", [False, True])
 def test_a_link_stays_and_the_folder_that_it_leads_to_is_replaced(tmp_path, old):
     path, link = tmp_path / "elsewhere" / "folder", tmp_path / "link"
     path.parent.mkdir()

@@ -54,7 +54,11 @@ def full_disk_named(path: Path) -> Iterator[None]:
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then rename it: a crash leaves the old file or the new one."""
+    """Let `write` fill a file beside `path`, then rename it: a crash leaves the old file or the new one.
+
+    Where `path` is a link, the file that it leads to is replaced.
+    """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
