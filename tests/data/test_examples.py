@@ -242,6 +242,18 @@ def test_missing_values_of_a_table_are_none():
     assert as_examples([{**row, "input": pandas.NA, "system": pandas.NaT}]) == [Example(PAIR, where="examples[0]")]
 
 
+def test_a_field_that_is_there_twice_is_a_problem(write):
+    twice = ['{"prompt": "a", "prompt": "b", "completion": "c"}\n', {"Prompt": "a", "prompt ": "b", "completion": "c"}]
+    nobodys = '{"prompt": "a", "completion": "b", "more": {"x": 1, "x": 2}}\n'
+    rows = read_examples(write([ROWS["prompt"], *twice, nobodys]))
+    reason = "two fields are called 'prompt': rename or remove one"
+    assert (len(rows), reasons(rows)) == (2, [f"data.jsonl:2: {reason}", f"data.jsonl:3: {reason}"])
+    with pytest.raises(DataError, match=rf"examples\[0\]: {reason}"):
+        as_examples([twice[1]])
+    with pytest.raises(DataError, match=rf"prompts\[0\]: {reason}"):
+        as_prompts([twice[1]])
+
+
 def test_an_array_in_a_field_that_nobody_reads_is_no_matter():
     with pytest.warns(UserWarning, match="^not read: embedding$"):
         assert len(as_examples([{**ROWS["question"], "embedding": numpy.zeros(3)}])) == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import overload
 
 from halka.data.messages import Message, as_message
-from halka.data.readers import Problem, Row, read_rows, row_of
+from halka.data.readers import Problem, Row, read_row, read_rows, row_of
 from halka.data.shapes import (
     SHAPES,
     conversation_of,
@@ -222,13 +222,13 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
             f"the examples are of type {type(examples).__name__}, which has no length and may have no end, and all are "
             "held in memory: give a list, such as `list(examples.take(10_000))`"
         )
-    values: list[Example | Row] = []
+    values: list[Example | Row | Problem] = []
     items: list[Item] = []
     for index, value in enumerate(examples):
         if isinstance(value, Item):
             items.append(value)
         elif isinstance(value, Example | Mapping):
-            values.append(value if isinstance(value, Example) else row_of(f"examples[{index}]", value))
+            values.append(value if isinstance(value, Example) else read_row(f"examples[{index}]", value))
         else:
             raise DataError(
                 f"examples[{index}] is a {type(value).__name__}, neither a dictionary nor a halka.Example: give a list "
@@ -241,7 +241,7 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
     own = examples if isinstance(examples, FileExamples) else FileExamples([], shape, [], rows)
     if unread := own.unread:
         warnings.warn(f"not read: {', '.join(unread)}", stacklevel=2)
-    result = [value if isinstance(value, Example) else _example(value, shape) for value in values]
+    result = [_example(value, shape) if isinstance(value, Row) else value for value in values]
     if problems := [value for value in result if isinstance(value, Problem)]:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}")
@@ -282,9 +282,8 @@ def as_prompt(prompt: Prompt, place: str) -> Example:
     if isinstance(prompt, Message) or (isinstance(prompt, Mapping) and "role" in prompt):
         raise DataError(f"{place} is one message: a conversation is a list of messages, and prompts a list of those")
     if isinstance(prompt, Mapping):
-        row = row_of(place, prompt)
         try:
-            return Example((*prompt_of(row),), where=place)
+            return Example((*prompt_of(row_of(place, prompt)),), where=place)
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
     if not isinstance(prompt, Iterable):

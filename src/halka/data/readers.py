@@ -7,7 +7,7 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,34 @@ def _text(path: Path, zipped: bool) -> str:
 
 
 def row_of(where: str, fields: Mapping[str, object]) -> Row:
-    """A row with its keys stripped and in lower case; NaN, pandas' missing value, is None."""
-    return Row(where, {str(key).strip().lower(): None if _is_nan(value) else value for key, value in fields.items()})
+    """A row with its keys stripped and in lower case; NaN, pandas' missing value, is None.
+
+    Raises DataError, without the row's place, for two keys that differ in blanks and capitals only.
+    """
+    row = Row(where, {str(key).strip().lower(): None if _is_nan(value) else value for key, value in fields.items()})
+    keys = fields.keys_written if isinstance(fields, _Repeating) else fields
+    if len(row.fields) < len(keys) and (twice := _twice(map(str, keys))):
+        raise DataError(f"two fields are called {twice!r}: rename or remove one")
+    return row
+
+
+class _Repeating(dict[str, object]):
+    """A JSON object in which keys are written twice, of which the last counts."""
+
+    def __init__(self, pairs: list[tuple[str, object]]):
+        super().__init__(pairs)
+        self.keys_written = [key for key, _ in pairs]
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    return fields if len(fields) == len(pairs) else _Repeating(pairs)
+
+
+def _twice(keys: Iterable[str]) -> str | None:
+    """The first key, without blanks and in lower case, that two are written as."""
+    counts = Counter(key.strip().lower() for key in keys)
+    return next((key for key, count in counts.items() if key and count > 1), None)
 
 
 def _is_nan(value: object) -> bool:
@@ -101,13 +127,21 @@ def _is_nan(value: object) -> bool:
     return (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in ("NAType", "NaTType")
 
 
-def _row(where: str, value: object) -> Row | Problem:
-    return row_of(where, value) if isinstance(value, dict) else Problem(where, f"not an object but {str(value)[:40]!r}")
+def read_row(where: str, value: object) -> Row | Problem:
+    """`row_of` a mapping, with its error as a problem."""
+    if not isinstance(value, Mapping):
+        return Problem(where, f"not an object but {str(value)[:40]!r}")
+    try:
+        return row_of(where, value)
+    except DataError as error:
+        return Problem(where, str(error))
 
 
 def _decoder() -> json.JSONDecoder:
     """Numbers stay text, as the file writes them; NaN and Infinity are missing values."""
-    return json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=lambda _: None)
+    return json.JSONDecoder(
+        parse_int=Number, parse_float=Number, parse_constant=lambda _: None, object_pairs_hook=_object
+    )
 
 
 def _json_reason(error: Exception) -> str:
@@ -124,7 +158,7 @@ def _json_lines(text: str, name: str) -> Iterator[Row | Problem]:
             continue
         where = f"{name}:{number}"
         try:
-            yield _row(where, decode(line))
+            yield read_row(where, decode(line))
         except (json.JSONDecodeError, RecursionError) as error:
             yield Problem(where, _json_reason(error))
 
@@ -134,7 +168,7 @@ def _json(text: str, name: str) -> Iterator[Row | Problem]:
         yield from _json_array(text, name)
         return
     try:
-        yield _row(f"{name}:1", _decoder().decode(text))
+        yield read_row(f"{name}:1", _decoder().decode(text))
     except (json.JSONDecodeError, RecursionError) as error:
         rows = list(_json_lines(text, name))
         if isinstance(next(iter(rows), None), Problem):  # these are no lines, but one object that is broken
@@ -159,7 +193,7 @@ def _json_array(text: str, name: str) -> Iterator[Row | Problem]:
             value, end = decoder.raw_decode(text, at)
         except (json.JSONDecodeError, RecursionError) as error:
             raise _broken(where, _json_reason(error)) from None
-        yield _row(where, value)
+        yield read_row(where, value)
         at = _next(text, end)
         closed = text[at : at + 1] == "]"
         if not closed and text[at : at + 1] != ",":
@@ -238,13 +272,12 @@ def _csv_records(reader: Any, name: str) -> Iterator[Row | Problem]:
         elif len(record) != len(header):
             yield Problem(where, f"{len(record)} fields where the header has {len(header)}")
         else:
-            yield _row(where, dict(zip(header, record, strict=True)))
+            yield read_row(where, dict(zip(header, record, strict=True)))
 
 
 def _distinct(columns: list[str], name: str) -> list[str]:
     """The column names. Raises DataError for two that differ in blanks and capitals only."""
-    counts = Counter(column.strip().lower() for column in columns)
-    if duplicate := next((column for column, count in counts.items() if column and count > 1), None):
+    if duplicate := _twice(columns):
         raise DataError(f"{name}: two columns are called {duplicate!r}: rename or remove one")
     return columns
 
@@ -269,6 +302,6 @@ def _parquet(path: Path) -> Iterator[Row | Problem]:
             number += 1
             where = f"{name}:row {number}"
             try:
-                yield _row(where, {key: batch.column(key)[index].as_py() for key in batch.schema.names})
+                yield read_row(where, {key: batch.column(key)[index].as_py() for key in batch.schema.names})
             except (ValueError, OverflowError) as error:
                 yield Problem(where, f"not readable: {error}")
