@@ -487,6 +487,15 @@ def test_a_json_file_may_be_one_object_or_lines(write):
         read_examples(write("[ ]", "data.json"))
 
 
+def test_a_word_of_conll_keeps_what_follows_a_space_that_does_not_break(write):
+    rows = read_examples(write("The\tX\tO\r\nend  O\n\n10\u00a0000\tB-NUM\n\n10 000\tB-NUM\n", "data.conll"))
+    assert [example.prompt[0].content for example in rows] == ["The end"]
+    assert reasons(rows) == [
+        "data.conll:4: 'words' holds '10\\xa0000', which is not one word",
+        "data.conll:6: 'words' holds '10 000', which is not one word",
+    ]
+
+
 def test_csv_fields_over_many_lines_keep_the_lines_true(write):
     table = 'prompt,completion\n"one\n\ntwo",1\n\n,2\nthree,3,4\n"a "" b",5\n"x"y,6\nlast,7\n'
     rows = read_examples(write(table, "data.csv"))

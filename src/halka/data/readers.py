@@ -217,12 +217,13 @@ def _whole(text: str, name: str) -> Iterator[Row]:
 def _conll(text: str, name: str) -> Iterator[Row | Problem]:
     """A row for each sentence: a word a line, its tag in the last column; an empty line ends the sentence.
 
-    Before a sentence `# key = value` is a comment, as in CoNLL-U and MultiCoNER.
+    Columns are separated by tabs, in a line without one by blanks. Before a sentence `# key = value` is a
+    comment, as in CoNLL-U and MultiCoNER.
     """
     sentence: list[list[str]] = []
     first = 0
     for number, line in enumerate([*text.split("\n"), ""], start=1):
-        columns = line.split()
+        columns = [column for part in line.split("\t" if "\t" in line else " ") if (column := part.strip())]
         if not sentence and line.startswith("# ") and "=" in line:
             continue
         if columns and columns[0] != "-DOCSTART-":
@@ -235,7 +236,7 @@ def _conll(text: str, name: str) -> Iterator[Row | Problem]:
 
 def _tagged(where: str, sentence: list[list[str]]) -> Row | Problem:
     if untagged := [columns[0] for columns in sentence if len(columns) < 2]:
-        return Problem(where, f"the word {untagged[0]!r} has no tag: a line is a word and its tag, separated by blanks")
+        return Problem(where, f"the word {untagged[0]!r} has no tag: a line is a word, a tab or blanks, and its tag")
     return Row(where, {"words": [columns[0] for columns in sentence], "tags": [columns[-1] for columns in sentence]})
 
 
