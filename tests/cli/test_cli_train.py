@@ -261,7 +261,7 @@ def test_training_that_cannot_go_on_is_a_failure(here):
 def test_two_processes_do_not_train_in_one_folder(here):
     Path("new").mkdir()
     with FileLock("new/.lock"):
-        assert "another process is training in new: choose another folder" in failure(f"train {TRAIN} --steps 2 -o new")
+        assert "a training is under way in new: wait for its end" in failure(f"train {TRAIN} --steps 2 -o new")
     halka(f"train {TRAIN} --steps 2 -o new")
 
 

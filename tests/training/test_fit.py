@@ -109,7 +109,7 @@ def test_a_folder_that_is_no_run_or_in_use_is_refused(tmp_path):
     with pytest.raises(halka.HalkaError, match="holds no training run"):
         fit(model_for(), "a", items(), SHORT, folder=tmp_path / "full")
     (tmp_path / "run").mkdir()
-    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(halka.HalkaError, match="another process is training"):
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(halka.HalkaError, match="a training is under way in"):
         fit(model_for(), "a", items(), SHORT, folder=tmp_path / "run")
 
 
@@ -198,7 +198,7 @@ def test_the_folder_is_looked_at_before_the_examples(tmp_path):
 
     with pytest.raises(halka.HalkaError, match="holds a finished run"):
         fit(model_for(), "a", never(), SHORT, folder=tmp_path)
-    with FileLock(tmp_path / ".lock"), pytest.raises(halka.HalkaError, match="another process is training"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(halka.HalkaError, match="a training is under way in"):
         fit(model_for(), "a", never(), SHORT, folder=tmp_path)  # also where it finishes meanwhile
 
 

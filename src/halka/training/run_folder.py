@@ -121,7 +121,8 @@ class RunFolder:
 
     def locked(self) -> AbstractContextManager[None]:
         """Keeps others from training here; makes the folder. Raises HalkaError where another does, and for a file."""
-        return locked(self.path, f"another process is training in {self.path}: choose another folder")
+        way_out = "wait for its end, close its steps where this process has them, or choose another folder"
+        return locked(self.path, f"a training is under way in {self.path}: {way_out}")
 
     def check_unfinished(self) -> None:
         """Raises HalkaError for a finished run."""
