@@ -642,6 +642,25 @@ def test_a_row_in_memory_that_is_no_example_is_named(examples, message):
         as_examples(examples)
 
 
+@pytest.mark.parametrize(
+    ("example", "reason"),
+    [
+        (Example((TURNS[1], PAIR[1])), r"examples\[0\]: message 1 is a dict: make it a halka\.Message"),
+        (Example((Message("human", "?"), PAIR[1])), r"message 1 has the role 'human'; .* one of system, user"),
+        (Example((Message("user", 4), PAIR[1])), "message 1 is not text but a int"),
+        (Example((Message("user", "a\udcff"), PAIR[1]), where="x:7"), "^x:7: message 1 is not UTF-8: it has the byte"),
+        (Example(PAIR[1:]), "no message to answer"),
+        (Example(PAIR, "xy"), r"references are one text: give a tuple of texts, such as \('xy',\)"),
+        (Example(PAIR, ("4", None)), "a reference is missing"),
+    ],
+)
+def test_an_example_that_is_none_is_named(example, reason):
+    with pytest.raises(DataError, match=reason):
+        as_examples([example])
+    with pytest.raises(DataError, match=reason.replace("examples", "prompts")):
+        as_prompts([example])
+
+
 def test_a_table_is_no_list_of_prompts():
     table = pytest.importorskip("pandas").DataFrame([ROWS["prompt"]])
     with pytest.raises(DataError, match="prompts are of type DataFrame: give a list of prompts"):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
 
-from halka.data.messages import Message, as_message
+from halka.data.messages import Message, as_message, check_message, text_of
 from halka.data.readers import Problem, Row, read_row, read_rows, row_of
 from halka.data.shapes import (
     SHAPES,
@@ -228,7 +228,8 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
         if isinstance(value, Item):
             items.append(value)
         elif isinstance(value, Example | Mapping):
-            values.append(value if isinstance(value, Example) else read_row(f"examples[{index}]", value))
+            place = f"examples[{index}]"
+            values.append(_checked(value, place) if isinstance(value, Example) else read_row(place, value))
         else:
             raise DataError(
                 f"examples[{index}] is a {type(value).__name__}, neither a dictionary nor a halka.Example: give a list "
@@ -246,6 +247,22 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}")
     return [value for value in result if isinstance(value, Example)], items
+
+
+def _checked(example: Example, place: str) -> Example:
+    """The example, which anybody may have made. Raises DataError, which names it, for fields of another kind."""
+    try:
+        for number, message in enumerate(example.messages, start=1):
+            check_message(message, f"message {number}")
+        if isinstance(example.references, str):
+            raise DataError(f"references are one text: give a tuple of texts, such as ({example.references!r},)")
+        for reference in example.references:
+            text_of(reference, "a reference")
+        if not (example.prompt or example.is_text):
+            raise DataError("no message to answer")
+    except DataError as error:
+        raise DataError(f"{example.where or place}: {error}") from None
+    return example
 
 
 def _example(row: Row, shape: str) -> Example | Problem:
@@ -274,7 +291,7 @@ def as_prompt(prompt: Prompt, place: str) -> Example:
     Raises DataError for what is no prompt.
     """
     if isinstance(prompt, Example):
-        return prompt
+        return _checked(prompt, place)
     if isinstance(prompt, str):
         if not prompt.strip():
             raise DataError(f"{place} is empty")

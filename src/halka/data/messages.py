@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from halka.data.tools import ToolCall, calls_in_value, calls_of
 from halka.util.errors import DataError
@@ -93,6 +93,18 @@ def as_message(value: object, name: str) -> Message:
     of = (value.get(key) for key in OF_RESULTS)
     call_id, function = ("" if is_blank(item) else text_of(item, name) for item in of)
     return Message(role, text, learned, name=function, call_id=call_id)
+
+
+def check_message(message: object, name: str) -> None:
+    """Raises DataError, which calls the message `name`, for one whose fields are not what `Message` says."""
+    if not isinstance(message, Message):
+        raise DataError(f"{name} is a {type(message).__name__}: make it a halka.Message, or the example a row")
+    if message.role not in get_args(Role):
+        raise DataError(f"{name} has the role {message.role!r}; a halka.Message has one of {', '.join(get_args(Role))}")
+    if not isinstance(message.content, str):
+        raise DataError(f"{name} is not text but a {type(message.content).__name__}")
+    if fault := not_unicode(message.content):
+        raise DataError(f"{name} {fault}")
 
 
 def role_of(message: Mapping[Any, object]) -> Role | None:
