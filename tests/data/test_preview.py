@@ -175,6 +175,15 @@ def test_rendering_shows_everything_plainly(write):
     assert "\x1b" not in text
 
 
+def test_no_name_reaches_the_terminal_as_it_is(write):
+    rows = [{"prompt": "What?", "completion": "No.\x9b31m", "bad\x1b]0;owned": "x"}]
+    text = printed(preview(write(rows, "a\x1bb.jsonl"), CHATML))
+    assert "not read: bad␛]0;owned" in text
+    assert "No.\\x9b31m" in text
+    assert "a␛b.jsonl: 1 examples" in text
+    assert not {"\x1b", "\x9b"} & {*text}
+
+
 def test_rendering_colours_what_carries_loss(write):
     text = printed(preview(write(ROWS[:1]), CHATML), force_terminal=True, color_system="standard")
     assert "\x1b[32mParis.↵" in text

@@ -21,9 +21,9 @@ def render(preview: Preview, console: Console) -> None:
 def _lines(preview: Preview) -> list[Text]:
     lengths = preview.lengths
     lines = [
-        Text.assemble((preview.name, "bold"), f": {preview.examples:,} examples, read as {preview.shape}"),
+        Text.assemble((_visible(preview.name), "bold"), f": {preview.examples:,} examples, read as {preview.shape}"),
         Text(f"chat template {preview.chat_template}"),
-        *([Text(f"not read: {', '.join(preview.unread)}", style="yellow")] if preview.unread else []),
+        *([Text(_visible(f"not read: {', '.join(preview.unread)}"), style="yellow")] if preview.unread else []),
         Text(
             f"{lengths.total:,} tokens, {preview.loss_share:.0%} of them with loss; an example has "
             f"{lengths.shortest:,} to {lengths.longest:,}, half of them at most {lengths.median:,.0f}"
@@ -45,13 +45,14 @@ def _lines(preview: Preview) -> list[Text]:
         )
     if preview.packing is not None and preview.packing.useful:
         lines.append(Text(_saved(preview.packing)))
-    lines += [Text(note, style="yellow") for note in preview.notes]
+    lines += [Text(_visible(note), style="yellow") for note in preview.notes]
     lines += _listing("rows that cannot be used", [str(problem) for problem in preview.problems], "red")
     lines += _listing("examples that occur twice", [_pair(duplicate) for duplicate in preview.repeated], "yellow")
     for other, duplicates in preview.shared.items():
-        lines += _listing(f"prompts that occur in {other} too", list(map(_pair, duplicates)), "yellow")
+        lines += _listing(f"prompts that occur in {_visible(other)} too", list(map(_pair, duplicates)), "yellow")
     for shown in preview.shown:
-        lines += [Text(), Text(f"{shown.where or 'example'} ({shown.tokens:,} tokens)", style="bold"), _shown(shown)]
+        title = _visible(f"{shown.where or 'example'} ({shown.tokens:,} tokens)")
+        lines += [Text(), Text(title, style="bold"), _shown(shown)]
     return lines
 
 
@@ -84,6 +85,7 @@ def _shown(shown: Shown) -> Text:
 
 
 def _visible(text: str) -> str:
-    """With a sign before each line break, and other control characters as Unicode's pictures of them."""
+    """With a sign before each line break, and other control characters as Unicode's pictures or escapes of them."""
     pictures = {code: chr(0x2400 + code) for code in range(32)} | {127: "␡", 10: "↵\n", 9: "→\t"}
-    return text.translate(pictures)
+    escapes = {code: f"\\x{code:x}" for code in range(0x80, 0xA0)}
+    return text.translate(pictures | escapes)
