@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import typer
 
-from commands import failure, halka, process
+from commands import ROOT, failure, halka, process
 from halka.cli.command import Command, Commands, Failed, explain, say, show
 from halka.training import TrainConfig
 from halka.util import errors
@@ -33,6 +35,13 @@ def raising(error: BaseException) -> typer.Typer:
         raise error
 
     return failing
+
+
+@pytest.mark.parametrize("command", ["methods --json >&-", "methods --json <&- >&- 2>&-"])
+def test_a_stream_may_be_closed(command):
+    started = f'exec {sys.executable} -c "from halka.cli import main; main()" {command}'
+    done = subprocess.run(["sh", "-c", started], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")})
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("kind", ERRORS)

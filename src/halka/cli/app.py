@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from functools import partial
 from typing import Annotated
@@ -83,6 +84,9 @@ def main() -> None:
 
     Characters that the terminal's encoding lacks, and undecodable bytes of file names, are printed as escapes.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # whoever started the process closed it
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (as long as the process)
     quiet_process()
     share_cores()
     for stream in (sys.stdout, sys.stderr):

@@ -159,7 +159,7 @@ def prompts_from(prompt: str | None, file: Path | None, system: str | None) -> l
         if not prompts:
             raise HalkaError(f"--file: {file} has no rows")
         return addressed(prompts, rows)
-    if prompt is None and (sys.stdin is None or sys.stdin.isatty()):
+    if prompt is None and sys.stdin.isatty():
         raise HalkaError('there is no prompt: give one, such as "What is a light year?", or --file FILE')
     text = sys.stdin.read().strip() if prompt is None else prompt
     if not text.strip():
