@@ -1,12 +1,13 @@
 """Tasks come from YAML, Python or by name; splits are reproducible and never share a prompt that was split off."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from halka.data.examples import Example, Message, read_examples
 from halka.data.labels import classes_in, label_index
-from halka.data.task import Task, hold_out, limit, load_task, overlaps
+from halka.data.task import Task, files_of, hold_out, limit, load_task, overlaps
 
 
 def example(prompt: str, answer: str = "yes", where: str = "") -> Example:
@@ -53,6 +54,16 @@ def test_a_task_file_with_every_key(write):
     assert (task.max_new_tokens, task.licence, task.source) == (9, "MIT", "here")
     assert (len(task.train), len(task.validation), len(task.test)) == (40, 2, 2)
     assert [str(problem) for problem in task.problems] == ["train.jsonl:41: 'prompt' is empty"]
+
+
+def test_a_task_files_paths_may_begin_at_the_home_folder(write, monkeypatch):
+    path = write("train: ~/train.jsonl\nmetrics: exact_match\n")
+    monkeypatch.setenv("HOME", str(path.parent))
+    (path.parent / "deep").mkdir()
+    path = path.rename(path.parent / "deep" / path.name)
+    assert len(load_task(path).train) == 40
+    assert files_of(path) == [path, path.parents[1] / "train.jsonl"]
+    assert files_of(Path("support")) == []
 
 
 def test_what_a_task_file_leaves_out(write):

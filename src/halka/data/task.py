@@ -1,5 +1,6 @@
 """`Task`: examples by split and the metrics that score them; `load_task` reads one from a YAML or Python file."""
 
+import os
 import random
 import runpy
 from collections.abc import Callable, Iterable, Sequence
@@ -116,12 +117,14 @@ def is_task_file(path: Path) -> bool:
 
 
 def files_of(path: Path) -> list[Path]:
-    """A task file, and the files of examples that it names."""
-    if not is_task_file(path) or path.suffix == ".py":
+    """A task file, and the files of examples that it names; none for the name of a task."""
+    if not is_task_file(path):
+        return []
+    if path.suffix == ".py":
         return [path]
     values = _checked(path)
     named = [values[split] for split in SPLITS if not isinstance(values.get(split, 0.0), float)]
-    return [path, *(path.parent / file for value in named for file in _as_list(value))]
+    return [path, *(_beside(path, file) for value in named for file in _as_list(value))]
 
 
 def load_task(name_or_path: str | Path) -> Task:
@@ -179,7 +182,7 @@ def _read_task(path: Path) -> Task:
     values = _checked(path)
     named = {split: value for split in SPLITS if not isinstance(value := values.get(split, []), float)}
     read = {
-        split: [read_examples(path.parent / file, values.get("shape")) for file in _as_list(value)]
+        split: [read_examples(_beside(path, file), values.get("shape")) for file in _as_list(value)]
         for split, value in named.items()
     }
     every = [rows for of_split in read.values() for rows in of_split]
@@ -258,6 +261,11 @@ def _checked(path: Path) -> dict[str, Any]:
         if key not in values:
             raise DataError(f"{path}: {key}: missing; give {KEYS[key].description}")
     return values
+
+
+def _beside(path: Path, file: str) -> Path:
+    """A file that the task file at `path` names; ~ is the home folder."""
+    return path.parent / os.path.expanduser(file)
 
 
 def _as_list(value: str | list[str]) -> list[str]:
