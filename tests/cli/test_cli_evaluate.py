@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from commands import failure, halka, parsed
+from full_disk import file_limit
 from halka.cli.command import emit
 from halka.cli.evaluate import scores_file, task_of
 from tiny import tiny
@@ -46,6 +47,15 @@ def test_evaluate(here):
         *("base", "run/adapter"),
         {"base", "adapter", "change"},
     )
+
+
+def test_scores_are_shown_where_there_is_no_room_for_the_predictions(here):
+    with file_limit(100):
+        result = halka(f"{EVALUATE} --data data.jsonl --limit 4 -o p.jsonl", code=1)
+    assert "exact_match" in result.stdout
+    assert "predictions in" not in result.stdout
+    assert "Error: " in result.stderr
+    assert "p.jsonl: file too large: make room there" in result.stderr
 
 
 @pytest.mark.parametrize(

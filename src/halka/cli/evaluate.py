@@ -82,7 +82,7 @@ def evaluate(
     """
     from halka.data.task import files_of
 
-    task_to_score = None
+    task_to_score, predictions = None, list[dict[str, Any]]()
     if task or data or not perplexity:
         task_to_score = task_of(task, split, data, shape, metrics, limit, seed)
     else:
@@ -118,14 +118,20 @@ def evaluate(
     if task_to_score is not None:
         settings = {"max_new_tokens": max_new_tokens or task_to_score.max_new_tokens, "batch_size": batch_size}
         with show_warnings():
-            result |= _score(model, rows, names, task_to_score, out, with_base, seed=seed, **settings)
-    result |= measured
+            scored, predictions = _score(model, rows, names, task_to_score, with_base, seed=seed, **settings)
+        result |= scored
     if out is not None:
-        write_text(scores_file(out), jsonlib.dumps(plain(result), indent=1) + "\n")
+        result |= {"predictions": out, "scores_file": scores_file(out)}
+    result |= measured
     if json:
         emit(result)
     else:
         _show(result)
+    if out is not None:  # what was measured took its time: it is shown where no file can be written, too
+        write_text(out, "".join(f"{jsonlib.dumps(line, ensure_ascii=False)}\n" for line in predictions))
+        write_text(scores_file(out), jsonlib.dumps(plain(result), indent=1) + "\n")
+        if not json:
+            show(f"predictions in {out}, scores in {scores_file(out)}")
 
 
 def task_of(
@@ -181,11 +187,13 @@ def _score(
     rows: Sequence[Example],
     names: Sequence[str | None],
     task: Task,
-    out: Path | None,
     with_base: bool,
     **settings: Any,
-) -> dict[str, Any]:
-    """Scores overall (unless several adapters answered the same examples), by adapter, and of the bare base."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Scores overall (unless several adapters answered the same examples), by adapter, and of the bare base.
+
+    With them come the predictions, each with its adapter.
+    """
     evaluation = _answer(model, names, rows, task, "answers", settings)
     answered = [*zip(names, evaluation.predictions, strict=True)]
     result: dict[str, Any] = {"task": task.name, "examples": len(task.test)}
@@ -200,11 +208,7 @@ def _score(
         bare = _answer(model, None, task.test, task, "answers of the bare base", settings)
         answered += [(None, prediction) for prediction in bare.predictions]
         result["base_scores"] = bare.scores
-    if out is not None:
-        lines = ({**asdict(prediction), "adapter": name} for name, prediction in answered)
-        write_text(out, "".join(f"{jsonlib.dumps(line, ensure_ascii=False)}\n" for line in lines))
-        result |= {"predictions": out, "scores_file": scores_file(out)}
-    return result
+    return result, [{**asdict(prediction), "adapter": name} for name, prediction in answered]
 
 
 def _answer(
@@ -250,8 +254,6 @@ def _show(result: dict[str, Any]) -> None:
         show(table)
     if "examples" in result:
         show(f"over {plural(result['examples'], 'example')} of {result['task']}")
-    if "predictions" in result:
-        show(f"predictions in {result['predictions']}, scores in {result['scores_file']}")
     if "perplexity" in result:
         _show_perplexity(result["perplexity"])
 
