@@ -37,10 +37,15 @@ def raising(error: BaseException) -> typer.Typer:
     return failing
 
 
+def run_by_shell(command: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """A command in a process that a shell starts, after other commands of the shell."""
+    line = f'{before}exec {sys.executable} -c "from halka.cli import main; main()" {command}'
+    return subprocess.run(["sh", "-c", line], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")})
+
+
 @pytest.mark.parametrize("command", ["methods --json >&-", "methods --json <&- >&- 2>&-"])
 def test_a_stream_may_be_closed(command):
-    started = f'exec {sys.executable} -c "from halka.cli import main; main()" {command}'
-    done = subprocess.run(["sh", "-c", started], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")})
+    done = run_by_shell(command)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -90,6 +95,12 @@ def test_nothing_that_is_shown_steers_a_terminal(capsys):
     shown = capsys.readouterr()
     assert not any(control in shown.out + shown.err for control in "\x1b\x9b")
     assert "x[31my  z" in shown.out
+
+
+def test_a_working_folder_that_was_removed_is_named(tmp_path):
+    done = run_by_shell("evaluate --base base --data no.jsonl", f"cd {tmp_path} && rmdir {tmp_path} && ")
+    assert done.returncode == 2
+    assert done.stderr == "Error: the folder that the command runs in was removed: change to another one\n"
 
 
 def test_ctrl_c_is_one_line():

@@ -279,6 +279,8 @@ def explain(error: Any) -> tuple[str, int]:
         return f"{message}{' See' if message.endswith('?') else ': see'} `{command} --help`", 2
     if isinstance(error, HalkaError):
         return str(error), 1 if isinstance(error, TrainingError) else 2
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # of a path that is seen from there
+        return "the folder that the command runs in was removed: change to another one", 2
     if isinstance(error, OSError):
         reason = error.strerror.lower() if error.strerror else str(error) or type(error).__name__
         if full := error.errno in FULL:
