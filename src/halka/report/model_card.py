@@ -63,9 +63,9 @@ def model_card(adapter: AdapterFolder, repository: str) -> str:
 
 def _on_hub(base: str | None) -> str | None:
     """A base's name on the hub, without its revision; None for a folder."""
-    known = known_bases()
-    if base is None or base in known:
-        return known[base].hub_name if base else None
+    bases = known_bases()
+    if base is None or base in bases:
+        return bases[base].hub_name if base else None
     name = hub_parts(base)[0]
     return name if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not Path(base).exists() else None
 
