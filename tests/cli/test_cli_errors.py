@@ -70,6 +70,7 @@ def test_our_errors_are_said_as_they_are(kind):
         ),
         (MemoryError(), "out of memory (the machine has no more): choose a smaller base", 1),
         (FileNotFoundError(2, "No such file", "a.txt"), "a.txt: no such file", 2),
+        (FileNotFoundError("No such file: a.safetensors"), "No such file: a.safetensors", 1),
         (OSError("the disk of HF.co is gone"), "the disk of HF.co is gone", 1),
         (TimeoutError(), "TimeoutError", 1),
         (

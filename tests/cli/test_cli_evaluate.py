@@ -7,11 +7,13 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from commands import failure, halka, parsed
+from commands import ROOT, failure, halka, parsed
 from full_disk import file_limit
 from halka.cli.command import emit
 from halka.cli.evaluate import scores_file, task_of
@@ -26,6 +28,8 @@ def test_predictions_do_not_write_over_what_is_read(here):
     assert "--out: own.jsonl would overwrite an input" in told
     assert Path("own.jsonl").read_text() == before
     assert "nothing can be written to /proc" in failure("evaluate --base base --data own.jsonl -o /proc/x.jsonl")
+    Path("link.jsonl").symlink_to("/proc/x.jsonl")
+    assert "nothing can be written to /proc" in failure("evaluate --base base --data own.jsonl -o link.jsonl")
     Path("latin.txt").write_bytes("café".encode("latin-1"))
     assert "--perplexity: latin.txt is not UTF-8" in failure("evaluate --base base --perplexity latin.txt")
     assert "--split train is for --task" in failure("evaluate --base base --data own.jsonl --split train")
@@ -56,6 +60,18 @@ def test_scores_are_shown_where_there_is_no_room_for_the_predictions(here):
     assert "predictions in" not in result.stdout
     assert "Error: " in result.stderr
     assert "p.jsonl: file too large: make room there" in result.stderr
+
+
+def test_predictions_are_kept_where_nobody_reads_what_is_shown(here):
+    """As behind `| head`, or on a log that is full."""
+    code = "from halka.cli import main; main()"
+    command = [sys.executable, "-c", code, *f"{EVALUATE} --data data.jsonl --limit 4 -o p.jsonl".split()]
+    own = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=own)
+    assert done.returncode == 1
+    assert len(Path("p.jsonl").read_text().splitlines()) == 4
+    assert "scores" in json.loads(Path("p.scores.json").read_text())
 
 
 @pytest.mark.parametrize(

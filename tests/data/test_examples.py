@@ -244,7 +244,7 @@ def test_missing_values_of_a_table_are_none():
 
 def test_a_field_that_is_there_twice_is_a_problem(write):
     twice = ['{"prompt": "a", "prompt": "b", "completion": "c"}\n', {"Prompt": "a", "prompt ": "b", "completion": "c"}]
-    nobodys = '{"prompt": "a", "completion": "b", "more": {"x": 1, "x": 2}}\n'
+    nobodys = '{"prompt": "a", "completion": "b", "id": 1, "ID": 2, "more": {"x": 1, "x": 2}}\n'
     rows = read_examples(write([ROWS["prompt"], *twice, nobodys]))
     reason = "two fields are called 'prompt': rename or remove one"
     assert (len(rows), reasons(rows)) == (2, [f"data.jsonl:2: {reason}", f"data.jsonl:3: {reason}"])
@@ -478,6 +478,8 @@ def test_a_broken_object_is_refused_with_the_place(write):
         read_examples(write('{\n"prompt": "2 + 2?",\n"completion" 4}\n', "data.json"))
     rows = read_examples(write([ROWS["prompt"], '{"prompt" 4}\n', ROWS["prompt"]], "data.json"))
     assert (len(rows), [problem.where for problem in rows.problems]) == (2, ["data.json:2"])
+    rows = read_examples(write(['{"prompt" 4}\n', ROWS["prompt"], ROWS["prompt"]], "data.json"))
+    assert (len(rows), [problem.where for problem in rows.problems]) == (2, ["data.json:1"])
 
 
 def test_a_json_file_may_be_one_object_or_lines(write):
@@ -488,12 +490,15 @@ def test_a_json_file_may_be_one_object_or_lines(write):
 
 
 def test_a_word_of_conll_keeps_what_follows_a_space_that_does_not_break(write):
-    rows = read_examples(write("The\tX\tO\r\nend  O\n\n10\u00a0000\tB-NUM\n\n10 000\tB-NUM\n", "data.conll"))
+    rows = read_examples(write("The\tX\tO\r\nend  O\t\n\n10\u00a0000\tB-NUM\n\nEU NNP\tB-ORG\n", "data.conll"))
+    assert [example.prompt[0].content for example in rows] == ["The end", "EU"]
+    assert reasons(rows) == ["data.conll:4: 'words' holds '10\\xa0000', which is not one word"]
+
+
+def test_a_blank_in_a_table_of_tabs_is_part_of_a_word(write):
+    rows = read_examples(write("-DOCSTART- -X- O\n\nThe \tO\r\nend\tO\n\n10 000\tB-NUM\n", "data.conll"))
     assert [example.prompt[0].content for example in rows] == ["The end"]
-    assert reasons(rows) == [
-        "data.conll:4: 'words' holds '10\\xa0000', which is not one word",
-        "data.conll:6: 'words' holds '10 000', which is not one word",
-    ]
+    assert reasons(rows) == ["data.conll:6: 'words' holds '10 000', which is not one word"]
 
 
 def test_csv_fields_over_many_lines_keep_the_lines_true(write):
@@ -650,8 +655,10 @@ def test_a_row_in_memory_that_is_no_example_is_named(examples, message):
         (Example((Message("user", 4), PAIR[1])), "message 1 is not text but a int"),
         (Example((Message("user", "a\udcff"), PAIR[1]), where="x:7"), "^x:7: message 1 is not UTF-8: it has the byte"),
         (Example(PAIR[1:]), "no message to answer"),
-        (Example(PAIR, "xy"), r"references are one text: give a tuple of texts, such as \('xy',\)"),
-        (Example(PAIR, ("4", None)), "a reference is missing"),
+        (Example(PAIR, "xy"), "references are 'xy': give a tuple of texts"),
+        (Example(PAIR, ("4", None)), "a reference is not text but a NoneType"),
+        (Example(PAIR, (4,)), "a reference is not text but a int"),
+        (Example(None), r"its messages are a NoneType: give a tuple of halka\.Message"),
     ],
 )
 def test_an_example_that_is_none_is_named(example, reason):
@@ -661,7 +668,13 @@ def test_an_example_that_is_none_is_named(example, reason):
         as_prompts([example])
 
 
+def test_an_example_needs_no_references():
+    assert as_examples([Example(PAIR, None)]) == [Example(PAIR)]
+
+
 def test_a_table_is_no_list_of_prompts():
+    with pytest.raises(DataError, match="prompts are None: give a list of prompts"):
+        as_prompts(None)
     table = pytest.importorskip("pandas").DataFrame([ROWS["prompt"]])
     with pytest.raises(DataError, match="prompts are of type DataFrame: give a list of prompts"):
         as_prompts(table)

@@ -128,6 +128,12 @@ def test_new_folder_takes_the_place_of_what_was_there(tmp_path, old):
     ]
 
 
+def test_a_link_that_leads_to_itself_is_replaced(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").read_text() == "new"
+
+
 @pytest.mark.parametrize("old", [False, True])
 def test_a_link_stays_and_the_file_that_it_leads_to_is_replaced(tmp_path, old):
     path, link = tmp_path / "elsewhere" / "file", tmp_path / "link"

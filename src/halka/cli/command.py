@@ -191,11 +191,13 @@ def new_file(path: Path, flag: str) -> Path:
         raise HalkaError(f"{flag}: {path} is a folder: name a file")
     if path.exists() and not path.is_file():  # a file would take the place of the device or pipe
         raise HalkaError(f"{flag}: {path} is no regular file: name one that can be written over")
+    folder = Path(os.path.realpath(path)).parent  # where a link leads, the file is written
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise HalkaError(f"{flag}: nothing can be written to {path.parent}: {error.strerror}") from None
+        shown = folder if path.is_symlink() else path.parent
+        raise HalkaError(f"{flag}: nothing can be written to {shown}: {error.strerror}") from None
     return path
 
 
@@ -268,6 +270,15 @@ class Failed(Exception):
     """The work failed, though the command was right; the message says why and what to do."""
 
 
+def _removed_under_us() -> bool:
+    """Whether the working folder, from which relative paths are seen, is there no more."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def explain(error: Any) -> tuple[str, int]:
     """An error's message to the user, and the exit code.
 
@@ -279,7 +290,7 @@ def explain(error: Any) -> tuple[str, int]:
         return f"{message}{' See' if message.endswith('?') else ': see'} `{command} --help`", 2
     if isinstance(error, HalkaError):
         return str(error), 1 if isinstance(error, TrainingError) else 2
-    if isinstance(error, FileNotFoundError) and error.filename is None:  # of a path that is seen from there
+    if isinstance(error, FileNotFoundError) and error.filename is None and _removed_under_us():
         return "the folder that the command runs in was removed: change to another one", 2
     if isinstance(error, OSError):
         reason = error.strerror.lower() if error.strerror else str(error) or type(error).__name__

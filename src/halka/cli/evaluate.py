@@ -123,15 +123,14 @@ def evaluate(
     if out is not None:
         result |= {"predictions": out, "scores_file": scores_file(out)}
     result |= measured
-    if json:
-        emit(result)
-    else:
-        _show(result)
-    if out is not None:  # what was measured took its time: it is shown where no file can be written, too
-        write_text(out, "".join(f"{jsonlib.dumps(line, ensure_ascii=False)}\n" for line in predictions))
-        write_text(scores_file(out), jsonlib.dumps(plain(result), indent=1) + "\n")
-        if not json:
-            show(f"predictions in {out}, scores in {scores_file(out)}")
+    try:
+        if out is not None:
+            write_text(out, "".join(f"{jsonlib.dumps(line, ensure_ascii=False)}\n" for line in predictions))
+            write_text(scores_file(out), jsonlib.dumps(plain(result), indent=1) + "\n")
+    finally:  # what was measured took its time: it is shown where no file can be written, too
+        emit(result) if json else _show(result)
+    if out is not None and not json:
+        show(f"predictions in {out}, scores in {scores_file(out)}")
 
 
 def task_of(

@@ -6,12 +6,12 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
 
 from halka.data.messages import Message, as_message, check_message, text_of
-from halka.data.readers import Problem, Row, read_row, read_rows, row_of
+from halka.data.readers import Problem, Row, read_rows, row_of
 from halka.data.shapes import (
     SHAPES,
     conversation_of,
@@ -222,14 +222,14 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
             f"the examples are of type {type(examples).__name__}, which has no length and may have no end, and all are "
             "held in memory: give a list, such as `list(examples.take(10_000))`"
         )
-    values: list[Example | Row | Problem] = []
+    values: list[Example | Row] = []
     items: list[Item] = []
     for index, value in enumerate(examples):
         if isinstance(value, Item):
             items.append(value)
         elif isinstance(value, Example | Mapping):
             place = f"examples[{index}]"
-            values.append(_checked(value, place) if isinstance(value, Example) else read_row(place, value))
+            values.append(_checked(value, place) if isinstance(value, Example) else row_of(place, value))
         else:
             raise DataError(
                 f"examples[{index}] is a {type(value).__name__}, neither a dictionary nor a halka.Example: give a list "
@@ -242,7 +242,7 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
     own = examples if isinstance(examples, FileExamples) else FileExamples([], shape, [], rows)
     if unread := own.unread:
         warnings.warn(f"not read: {', '.join(unread)}", stacklevel=2)
-    result = [_example(value, shape) if isinstance(value, Row) else value for value in values]
+    result = [value if isinstance(value, Example) else _example(value, shape) for value in values]
     if problems := [value for value in result if isinstance(value, Problem)]:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}")
@@ -251,18 +251,24 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
 
 def _checked(example: Example, place: str) -> Example:
     """The example, which anybody may have made. Raises DataError, which names it, for fields of another kind."""
+    messages: object = example.messages
+    references: object = () if example.references is None else example.references
     try:
-        for number, message in enumerate(example.messages, start=1):
+        if not isinstance(messages, Sequence) or isinstance(messages, str):
+            raise DataError(f"its messages are a {type(messages).__name__}: give a tuple of halka.Message")
+        for number, message in enumerate(messages, start=1):
             check_message(message, f"message {number}")
-        if isinstance(example.references, str):
-            raise DataError(f"references are one text: give a tuple of texts, such as ({example.references!r},)")
-        for reference in example.references:
+        if not isinstance(references, Sequence) or isinstance(references, str):
+            raise DataError(f"references are {references!r}: give a tuple of texts")
+        for reference in references:
+            if not isinstance(reference, str):
+                raise DataError(f"a reference is not text but a {type(reference).__name__}")
             text_of(reference, "a reference")
         if not (example.prompt or example.is_text):
             raise DataError("no message to answer")
     except DataError as error:
         raise DataError(f"{example.where or place}: {error}") from None
-    return example
+    return replace(example, references=()) if example.references is None else example
 
 
 def _example(row: Row, shape: str) -> Example | Problem:
@@ -282,6 +288,8 @@ def as_prompts(prompts: Sequence[Prompt]) -> list[Example]:
         raise DataError("prompts is one text: give a list of prompts, such as [prompt]")
     if isinstance(prompts, Mapping | Example | Message) or hasattr(prompts, "columns"):  # a table iterates over these
         raise DataError(f"prompts are of type {type(prompts).__name__}: give a list of prompts, such as a list of rows")
+    if not isinstance(prompts, Iterable):
+        raise DataError(f"prompts are {prompts!r}: give a list of prompts")
     return [as_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
 
 

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import math
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from halka.util.text import printable
 CONLL = (".conll", ".bio", ".iob")
 TEXTS = (".txt", ".md")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", *CONLL, *TEXTS)
+DOCUMENT = "-DOCSTART-"  # a line of CoNLL between documents
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,14 @@ class Number(str):
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a file. Keys are stripped and in lower case; JSON numbers are text, `Number`s."""
+    """One row of a file. Keys are stripped and in lower case; JSON numbers are text, `Number`s.
+
+    `repeated` are the keys that several fields of the row had, of which the last counts.
+    """
 
     where: str
     fields: dict[str, object]
+    repeated: tuple[str, ...] = ()
 
 
 def read_rows(path: str | Path) -> list[Row | Problem]:
@@ -92,15 +98,10 @@ def _text(path: Path, zipped: bool) -> str:
 
 
 def row_of(where: str, fields: Mapping[str, object]) -> Row:
-    """A row with its keys stripped and in lower case; NaN, pandas' missing value, is None.
-
-    Raises DataError, without the row's place, for two keys that differ in blanks and capitals only.
-    """
-    row = Row(where, {str(key).strip().lower(): None if _is_nan(value) else value for key, value in fields.items()})
+    """A row with its keys stripped and in lower case; NaN, pandas' missing value, is None."""
+    own = {str(key).strip().lower(): None if _is_nan(value) else value for key, value in fields.items()}
     keys = fields.keys_written if isinstance(fields, _Repeating) else fields
-    if len(row.fields) < len(keys) and (twice := _twice(map(str, keys))):
-        raise DataError(f"two fields are called {twice!r}: rename or remove one")
-    return row
+    return Row(where, own, _repeated(map(str, keys)) if len(own) < len(keys) else ())
 
 
 class _Repeating(dict[str, object]):
@@ -116,10 +117,10 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return fields if len(fields) == len(pairs) else _Repeating(pairs)
 
 
-def _twice(keys: Iterable[str]) -> str | None:
-    """The first key, without blanks and in lower case, that two are written as."""
+def _repeated(keys: Iterable[str]) -> tuple[str, ...]:
+    """The keys, without blanks around them and in lower case, that occur more than once."""
     counts = Counter(key.strip().lower() for key in keys)
-    return next((key for key, count in counts.items() if key and count > 1), None)
+    return tuple(key for key, count in counts.items() if key and count > 1)
 
 
 def _is_nan(value: object) -> bool:
@@ -127,14 +128,8 @@ def _is_nan(value: object) -> bool:
     return (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in ("NAType", "NaTType")
 
 
-def read_row(where: str, value: object) -> Row | Problem:
-    """`row_of` a mapping, with its error as a problem."""
-    if not isinstance(value, Mapping):
-        return Problem(where, f"not an object but {str(value)[:40]!r}")
-    try:
-        return row_of(where, value)
-    except DataError as error:
-        return Problem(where, str(error))
+def _row(where: str, value: object) -> Row | Problem:
+    return row_of(where, value) if isinstance(value, dict) else Problem(where, f"not an object but {str(value)[:40]!r}")
 
 
 def _decoder() -> json.JSONDecoder:
@@ -158,7 +153,7 @@ def _json_lines(text: str, name: str) -> Iterator[Row | Problem]:
             continue
         where = f"{name}:{number}"
         try:
-            yield read_row(where, decode(line))
+            yield _row(where, decode(line))
         except (json.JSONDecodeError, RecursionError) as error:
             yield Problem(where, _json_reason(error))
 
@@ -168,10 +163,11 @@ def _json(text: str, name: str) -> Iterator[Row | Problem]:
         yield from _json_array(text, name)
         return
     try:
-        yield read_row(f"{name}:1", _decoder().decode(text))
+        yield _row(f"{name}:1", _decoder().decode(text))
     except (json.JSONDecodeError, RecursionError) as error:
         rows = list(_json_lines(text, name))
-        if isinstance(next(iter(rows), None), Problem):  # these are no lines, but one object that is broken
+        first = text.lstrip().partition("\n")[0].rstrip()
+        if isinstance(next(iter(rows), None), Problem) and not first.endswith("}"):  # no lines, but one broken object
             raise _broken(name, _json_reason(error)) from None
         yield from rows
 
@@ -193,7 +189,7 @@ def _json_array(text: str, name: str) -> Iterator[Row | Problem]:
             value, end = decoder.raw_decode(text, at)
         except (json.JSONDecodeError, RecursionError) as error:
             raise _broken(where, _json_reason(error)) from None
-        yield read_row(where, value)
+        yield _row(where, value)
         at = _next(text, end)
         closed = text[at : at + 1] == "]"
         if not closed and text[at : at + 1] != ",":
@@ -217,16 +213,19 @@ def _whole(text: str, name: str) -> Iterator[Row]:
 def _conll(text: str, name: str) -> Iterator[Row | Problem]:
     """A row for each sentence: a word a line, its tag in the last column; an empty line ends the sentence.
 
-    Columns are separated by tabs, in a line without one by blanks. Before a sentence `# key = value` is a
-    comment, as in CoNLL-U and MultiCoNER.
+    Columns are separated by tabs where each word's line has as many, else by blanks and tabs; other spaces, as one
+    that does not break, are part of a word. Before a sentence `# key = value` is a comment, as in CoNLL-U.
     """
+    lines = [line.strip(" \t\r") for line in text.split("\n")]
+    tabs = {line.count("\t") for line in lines if line and not line.startswith(("# ", DOCUMENT))}
+    between = re.compile(r" *\t *" if len(tabs) == 1 and tabs != {0} else r"[ \t]+")
     sentence: list[list[str]] = []
     first = 0
-    for number, line in enumerate([*text.split("\n"), ""], start=1):
-        columns = [column for part in line.split("\t" if "\t" in line else " ") if (column := part.strip())]
+    for number, line in enumerate([*lines, ""], start=1):
+        columns = between.split(line) if line else []
         if not sentence and line.startswith("# ") and "=" in line:
             continue
-        if columns and columns[0] != "-DOCSTART-":
+        if columns and not line.startswith(DOCUMENT):
             first = first if sentence else number
             sentence.append(columns)
         elif sentence:
@@ -236,7 +235,7 @@ def _conll(text: str, name: str) -> Iterator[Row | Problem]:
 
 def _tagged(where: str, sentence: list[list[str]]) -> Row | Problem:
     if untagged := [columns[0] for columns in sentence if len(columns) < 2]:
-        return Problem(where, f"the word {untagged[0]!r} has no tag: a line is a word, a tab or blanks, and its tag")
+        return Problem(where, f"the word {untagged[0]!r} has no tag: a line is a word and its tag, separated by blanks")
     return Row(where, {"words": [columns[0] for columns in sentence], "tags": [columns[-1] for columns in sentence]})
 
 
@@ -273,13 +272,13 @@ def _csv_records(reader: Any, name: str) -> Iterator[Row | Problem]:
         elif len(record) != len(header):
             yield Problem(where, f"{len(record)} fields where the header has {len(header)}")
         else:
-            yield read_row(where, dict(zip(header, record, strict=True)))
+            yield _row(where, dict(zip(header, record, strict=True)))
 
 
 def _distinct(columns: list[str], name: str) -> list[str]:
     """The column names. Raises DataError for two that differ in blanks and capitals only."""
-    if duplicate := _twice(columns):
-        raise DataError(f"{name}: two columns are called {duplicate!r}: rename or remove one")
+    if repeated := _repeated(columns):
+        raise DataError(f"{name}: two columns are called {repeated[0]!r}: rename or remove one")
     return columns
 
 
@@ -288,7 +287,7 @@ def _parquet(path: Path) -> Iterator[Row | Problem]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as source, pq.ParquetFile(source) as file:
             batches = list(file.iter_batches())
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -303,6 +302,6 @@ def _parquet(path: Path) -> Iterator[Row | Problem]:
             number += 1
             where = f"{name}:row {number}"
             try:
-                yield read_row(where, {key: batch.column(key)[index].as_py() for key in batch.schema.names})
+                yield _row(where, {key: batch.column(key)[index].as_py() for key in batch.schema.names})
             except (ValueError, OverflowError) as error:
                 yield Problem(where, f"not readable: {error}")

@@ -96,13 +96,18 @@ def _is_table(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
+def _own(shape: str) -> set[str]:
+    """The keys that rows of a shape are read by."""
+    return {*SHAPES[shape].keys, *SHAPES[shape].optional, *OPTIONAL}
+
+
 def keys_read(rows: Sequence[Row], shape: str) -> tuple[list[str], list[str]]:
     """The keys that rows have a value for, in their order: those that are read, and those that are not.
 
     Of the latter, those of messages come last, as "messages.name", and a column without a name is left out.
     """
     keys = dict.fromkeys(key for row in rows for key, value in row.fields.items() if key and not is_blank(value))
-    own = {*SHAPES[shape].keys, *SHAPES[shape].optional, *OPTIONAL}
+    own = _own(shape)
     read = [key for key in keys if key in own]
     more = dict.fromkeys(f"{key}.{inner}" for key in read for row in rows for inner in _unread_of(row.fields.get(key)))
     return read, [*(key for key in keys if key not in own), *more]
@@ -145,6 +150,7 @@ def conversation_of(row: Row, shape: str) -> tuple[Message, ...]:
     if missing:
         raise DataError(f"no {' and no '.join(map(repr, missing))}, which a row of shape {shape!r} has")
     check_readable(row)
+    _check_once(row, shape)
     if shape not in ("labelled", "tagged", "text"):  # they have no place for a thought, and a label is none of KTO's
         _check_thoughts(row.fields, "the row")
         _check_accepted(row.fields)
@@ -181,8 +187,9 @@ def prompt_of(row: Row) -> list[Message]:
     if not begun:
         names = ", ".join(dict.fromkeys(f'"{shape.keys[0]}"' for shape in SHAPES.values()))
         raise DataError(f"no prompt: a row has one of {names}")
-    shape = SHAPES[[*_fitting(row), *begun][0]]
-    messages = with_tools(with_system(shape.prompt(row.fields), row), row)
+    shape = [*_fitting(row), *begun][0]
+    _check_once(row, shape)
+    messages = with_tools(with_system(SHAPES[shape].prompt(row.fields), row), row)
     if not any(message.role != "tools" for message in messages):
         raise DataError("no message to answer")
     return messages
@@ -201,6 +208,13 @@ def check_readable(row: Row) -> None:
     """Raises DataError for a row that has more than text, without which its text means something else."""
     if unread := next((key for key in UNREADABLE if not is_blank(row.fields.get(key))), None):
         raise DataError(f"the row has {unread!r}, and only text is read")
+
+
+def _check_once(row: Row, shape: str) -> None:
+    """Raises DataError for a row that has a key twice by which rows of this shape are read."""
+    own = _own(shape)
+    if twice := next((key for key in row.repeated if key in own), None):
+        raise DataError(f"two fields are called {twice!r}: rename or remove one")
 
 
 def listed(value: object) -> list[Any] | None:

@@ -29,7 +29,7 @@ PORTABLE = re.compile(rf"(?!{DEVICE})[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}")
 
 def check_writable(path: Path) -> None:
     """Raises HalkaError where `path` cannot be created: its nearest parent that exists is a file, or read-only."""
-    parent = next((parent for parent in path.absolute().parents if parent.exists()), path)
+    parent = next((parent for parent in Path(os.path.realpath(path)).parents if parent.exists()), path)
     if not parent.is_dir():
         raise HalkaError(f"{path} cannot be created, because {parent} is a file: choose another path")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -56,9 +56,9 @@ def full_disk_named(path: Path) -> Iterator[None]:
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then rename it: a crash leaves the old file or the new one.
 
-    Where `path` is a link, the file that it leads to is replaced.
+    Where `path` is a link, the file that it leads to is replaced; one that leads to itself is replaced.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
