@@ -7,6 +7,7 @@ import copy
 import inspect
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -392,9 +393,21 @@ def test_a_cast_is_the_base_s_and_leaves_the_adapters_in_fp32():
 
 def test_what_cannot_be_copied_or_pickled_says_what_can():
     model = model_with("lora")
-    for one in (model, halka.view(model, "lora"), model.adapter("lora"), model.base):
-        with pytest.raises(halka.HalkaError, match=r"neither pickled nor copied: halka\.save and halka\.load keep"):
-            pickle.dumps(one)
+    with pytest.raises(halka.HalkaError, match=r"neither pickled nor copied: halka\.save and halka\.load keep"):
+        pickle.dumps(model)
     for one in (model, halka.view(model, "lora")):
         with pytest.raises(halka.HalkaError, match="neither pickled nor copied"):
             copy.deepcopy(one)
+    kept, expected = pickle.loads(pickle.dumps(model.base)), bare(model)
+    with torch.no_grad(), model.use("lora"):
+        assert torch.equal(kept(ids()).logits, expected)
+
+
+def test_replicas_of_a_base_are_refused_within_a_block():
+    """Those of DataParallel, which compute in threads of their own: bare they would be wrong, and nobody would know."""
+    model = model_with("lora")
+    with model.use("lora"), ThreadPoolExecutor(1) as threads:
+        copied = model.base._replicate_for_data_parallel()
+        assert copied._is_replica
+        with pytest.raises(RuntimeError, match="the base was called outside of"):
+            threads.submit(copied, ids()).result()

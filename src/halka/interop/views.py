@@ -25,7 +25,6 @@ from halka.storage.save_load import save
 from halka.util.cached import Changes
 from halka.util.errors import HalkaError
 from halka.util.mode import in_mode
-from halka.util.own_hook import NotPickledError
 
 ADAPTER = "adapter"  # the submodule that holds the adapter's parts, by their paths with "/" for "."
 VALUES = "model.safetensors"  # what Trainer resumes from, by the view's own names
@@ -134,10 +133,6 @@ class View(nn.Module):
         self._buffers.update(base._buffers)
         self.adapter._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
         return self
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        """Raises HalkaError."""
-        raise NotPickledError
 
     def enable_input_require_grads(self) -> None:
         """Do nothing: a view's checkpoints are not re-entrant, and need no gradients of their inputs."""

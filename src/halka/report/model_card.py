@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from halka.models.fetching import known_bases
-from halka.models.loading import hub_parts
+from halka.models.loading import HUB_NAME, hub_parts
 from halka.report.units import count, size
 from halka.storage.adapter_folder import AdapterFolder
 from halka.util.kinds import Kind
@@ -28,7 +28,7 @@ USES: Mapping[Kind, tuple[str, str]] = {
 def model_card(adapter: AdapterFolder, repository: str) -> str:
     """The text of an adapter's model card, which the hub is to have as `repository`: `org/name`.
 
-    A licence is its author's to add. A base that was a folder is not named, as the hub could not find it.
+    A licence is its author's to add. A base that is a folder here is not named, as the hub could not find it.
     """
     from huggingface_hub import ModelCardData
 
@@ -39,14 +39,16 @@ def model_card(adapter: AdapterFolder, repository: str) -> str:
     metadata = ModelCardData(base_model=base, library_name=library, pipeline_tag=task, tags=["halka", method])
     name = repository.rpartition("/")[2]
     own_base = "" if base else ', base="…"'
-    use = f'import halka\n\nbase, tokenizer, model = halka.open("{repository}"{own_base})\n'
+    use = f'import halka\n\nbase, tokenizer, model = halka.open("{repository}"{own_base})'
+    if adapter.kind != "masked-lm":  # which answers nothing
+        use += f'\nprint(halka.generate(model, ["…"], "{name}"))'
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
         f"# {_inline(name)}",
         _what(adapter, method, base),
         "## Use",
         "With Halka (`pip install halka`):",
-        _fenced(f'{use}print(halka.generate(model, ["…"], "{name}"))', "python"),
+        _fenced(use, "python"),
     ]
     if library == "peft" and base:
         use = f'from peft import {class_}\n\nmodel = {class_}.from_pretrained("{repository}")'
@@ -62,12 +64,19 @@ def model_card(adapter: AdapterFolder, repository: str) -> str:
 
 
 def _on_hub(base: str | None) -> str | None:
-    """A base's name on the hub, without its revision; None for a folder."""
+    """A base's name on the hub, without its revision; None for a folder.
+
+    A name of one word, as `gpt2`, may be a folder's, seen from where it was: it counts if the hub's cache has it.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
     bases = known_bases()
     if base is None or base in bases:
         return bases[base].hub_name if base else None
     name = hub_parts(base)[0]
-    return name if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not Path(base).exists() else None
+    if Path(base).exists() or not HUB_NAME.fullmatch(name):
+        return None
+    return name if "/" in name or isinstance(try_to_load_from_cache(name, "config.json"), str) else None
 
 
 def _what(adapter: AdapterFolder, method: str, base: str | None) -> str:

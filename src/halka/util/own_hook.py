@@ -7,35 +7,22 @@ from typing import Any
 
 from torch import nn
 
-from halka.util.errors import HalkaError
-
 
 class OwnHook:
     """A forward hook that calls `hook` where `module` itself is called.
 
-    `copy.deepcopy` copies a module with its hooks: those of an adapted base would act on its copy, of which a reference
-    model is made, as if that had the adapters, too.
+    Copies of a module have its hooks, too: those of an adapted base would act on a copy, such as a reference model, as
+    if that had the adapters. So a copy, and what was pickled, has a hook that does nothing and holds nothing.
     """
 
-    def __init__(self, module: nn.Module, hook: Callable[..., Any]):
+    def __init__(self, module: nn.Module | None, hook: Callable[..., Any] | None):
         self._module, self._hook = module, hook
 
     def __call__(self, module: nn.Module, *arguments: Any) -> Any:
-        return self._hook(module, *arguments) if module is self._module else None
+        replica = getattr(module, "_is_replica", False)  # DataParallel's, which `Turns` refuses
+        if self._hook is not None and (module is self._module or replica):
+            return self._hook(module, *arguments)
+        return None
 
-    def __deepcopy__(self, memo: object) -> OwnHook:
-        return self  # as it is, without a copy of what is behind it
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        """Raises HalkaError."""
-        raise NotPickledError
-
-
-class NotPickledError(HalkaError):
-    """What holds adapters in memory was to be pickled, or an adapted model copied."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "a base with adapters, its adapters and its views are neither pickled nor copied: halka.save and "
-            "halka.load keep an adapter; copy.deepcopy(model.base) is the bare base"
-        )
+    def __reduce__(self) -> tuple[type[OwnHook], tuple[None, None]]:
+        return OwnHook, (None, None)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from halka.util.own_hook import NotPickledError, OwnHook
+from halka.util.errors import HalkaError
+from halka.util.own_hook import OwnHook
 
 
 class Flow(NamedTuple):
@@ -68,8 +69,11 @@ class Turns:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        """Raises HalkaError, also of whatever holds turns: an adapted model, its adapters, its views."""
-        raise NotPickledError
+        """Raises HalkaError, as whatever holds turns does: an adapted model."""
+        raise HalkaError(
+            "an adapted model is neither pickled nor copied: halka.save and halka.load keep an adapter, and outside of "
+            "`use` copy.deepcopy(model.base) is the base without any"
+        )
 
     @contextmanager
     def take(self) -> Iterator[None]:
