@@ -35,7 +35,7 @@ from halka.cli import main
 from halka.data.examples import Example, Message
 from halka.data.task import load_task
 from halka.data.tokens import encode, encode_prompt
-from halka.data.tools import Call
+from halka.data.tools import ToolCall
 from halka.estimating import Setup, dry_run
 from halka.estimating.devices import Device
 from halka.estimating.hardware import CONTEXT, PROCESS, Hardware
@@ -346,7 +346,7 @@ def test_answers_to_many_prompts_are_those_to_each_alone(probed):
 
 
 def test_calls_of_tools_are_compared_in_the_form_that_the_base_writes_them(probed):
-    call = Message("assistant", "", calls=(Call("clock", '{"at": "noon"}'),))
+    call = Message("assistant", "", calls=(ToolCall("clock", '{"at": "noon"}'),))
     probed.model.tokenizer.chat_template = HERMES.replace("tool_call>", "call>")
     base = replace(probed, held_out=(Example((Message("user", "What time?"), call)),), metric="exact_match")
     text = '<call>\n{"name": "clock", "arguments": {"at": "noon"}}\n</call>'
@@ -359,7 +359,7 @@ def test_calls_of_tools_are_compared_in_the_form_that_the_base_writes_them(probe
     [
         (["red", "blue", "red"] * 9, "accuracy"),
         (['{"a": 1}', '{"a": 2}'], "exact_match"),
-        ([Call("clock", f'{{"n": {n}}}').written for n in range(9)], "exact_match"),
+        ([ToolCall("clock", f'{{"n": {n}}}').written for n in range(9)], "exact_match"),
         ([f"word{n}" for n in range(9)], "squad_exact"),
         ([f"a whole sentence about the number {n}" for n in range(9)], "token_f1"),
         ([f"第{n}号包裹" for n in range(9)], "squad_exact"),

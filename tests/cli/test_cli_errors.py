@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def raising(error: BaseException) -> typer.Typer:
 
 def run_by_shell(command: str, before: str = "") -> subprocess.CompletedProcess[str]:
     """A command in a process that a shell starts, after other commands of the shell."""
-    line = f'{before}exec {sys.executable} -c "from halka.cli import main; main()" {command}'
+    line = f'{before}exec {shlex.quote(sys.executable)} -c "from halka.cli import main; main()" {command}'
     return subprocess.run(["sh", "-c", line], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")})
 
 
@@ -99,7 +100,8 @@ def test_nothing_that_is_shown_steers_a_terminal(capsys):
 
 
 def test_a_working_folder_that_was_removed_is_named(tmp_path):
-    done = run_by_shell("evaluate --base base --data no.jsonl", f"cd {tmp_path} && rmdir {tmp_path} && ")
+    folder = shlex.quote(str(tmp_path))
+    done = run_by_shell("evaluate --base base --data no.jsonl", f"cd {folder} && rmdir {folder} && ")
     assert done.returncode == 2
     assert done.stderr == "Error: the folder that the command runs in was removed: change to another one\n"
 

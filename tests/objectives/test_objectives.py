@@ -17,7 +17,7 @@ from contract import disturb
 from halka.data.batches import IGNORE_INDEX
 from halka.data.examples import Example, Message
 from halka.data.labels import classes_in
-from halka.data.tools import Call
+from halka.data.tools import ToolCall
 from halka.evaluation.evaluating import evaluate
 from halka.evaluation.generation import iter_answers
 from halka.models import pad_id
@@ -527,7 +527,7 @@ def translator(method=LORA):
 
 
 def test_tools_are_not_for_a_base_that_has_no_chat_template():
-    call = Message("assistant", "", calls=(Call("clock"),))
+    call = Message("assistant", "", calls=(ToolCall("clock"),))
     for answered in ((call,), (call, Message("tool", "12"), Message("assistant", "Noon."))):
         with pytest.raises(DataError, match="tools need a chat template, which a sequence-to-sequence base has not"):
             as_tokens(translator(), [Example((Message("user", "What time?"), *answered))], CONFIG, "a")
