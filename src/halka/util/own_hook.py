@@ -19,10 +19,8 @@ class OwnHook:
         self._module, self._hook = module, hook
 
     def __call__(self, module: nn.Module, *arguments: Any) -> Any:
-        replica = getattr(module, "_is_replica", False)  # DataParallel's, which `Turns` refuses
-        if self._hook is not None and (module is self._module or replica):
-            return self._hook(module, *arguments)
-        return None
+        own = module is self._module or getattr(module, "_is_replica", False)  # DataParallel's, which `Turns` refuses
+        return self._hook(module, *arguments) if own and self._hook is not None else None
 
     def __reduce__(self) -> tuple[type[OwnHook], tuple[None, None]]:
         return OwnHook, (None, None)
