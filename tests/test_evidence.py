@@ -316,6 +316,9 @@ def test_facts_that_no_rank_learns_and_form_that_some_do(pages, results):
     shown = text(pages, pages["facts"].part(results))
     assert "Facts, less than 97 % of full's gain: LoRA r1, LoRA r4, LoRA r16, LoRA r64." in shown
     assert "Not enough for new facts, though not shown to be too little for new form: LoRA r16 and LoRA r64." in shown
+    assert "or retrieval; LoRA r16 and LoRA r64 learned too little of them" in text(
+        pages, pages["advice"].part(results)
+    )
     assert "| LoRA r16 | 50.0 % | 60 % [" in shown
 
 

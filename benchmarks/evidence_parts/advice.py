@@ -7,6 +7,7 @@ Every sentence follows from result files by a rule:
 - rate: the one that the search chose for LoRA r16, and that by full fine-tuning's;
 - steps: where validation was best, in the mean over seeds, and as passes over the examples; "at least", where runs had
   not converged;
+- knowledge: the ranks that learn less of new facts than 97 % of what full fine-tuning does;
 - α, layers and batches: by the laws that held.
 
 Three seeds of a method are the fewest that count, and two light methods. What is best for other kinds and amounts of
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evidence_parts.convergence import SETS, best_of, level_with_best, side_of
+from evidence_parts.facts import too_little_for_facts
 from evidence_parts.part import Block, Missing, Notes, Part, table
 from evidence_parts.results import LEAST_SEEDS, Results, Study, is_settled, mean_step
 from halka.report.caveats import cut_off
@@ -81,7 +83,7 @@ def part(results: Results) -> Part:
     advised = [advice for study in studies if (advice := advised_by(study)) is not None]
     blocks: list[Block] = []
     if advised:
-        blocks += [Notes((*sentences(advised), *by_laws(results))), _table(advised)]
+        blocks += [Notes((*sentences(advised), *_knowledge(results), *by_laws(results))), _table(advised)]
     waiting = [study for study in studies if study.missing]
     if waiting:
         names = listed([SHORT[study.name] for study in waiting])
@@ -210,6 +212,12 @@ def _rank(advised: list[Advised]) -> list[str]:
     lower = "; lower ones are not measured" if most == tried[0] > 1 else ""
     among = f"of ranks {listed([*map(str, tried)])} the least that cannot be told apart from the best is {per}"
     return [f"Rank: begin with {most}; {among}{lower}{_not_equal(ranked)}."]
+
+
+def _knowledge(results: Results) -> list[str]:
+    if not (lacking := too_little_for_facts(results)):
+        return []
+    return [f"Facts that are new: a higher rank, or retrieval; {listed(lacking)} learned too little of them (below)."]
 
 
 def _not_equal(ranked: list[Advised]) -> str:

@@ -123,8 +123,7 @@ def _findings(
         parts = [f"{side} {percent(REACHED)} of full's gain: {', '.join(own[side])}" for side in SIDES if own[side]]
         sentences += [f"{KINDS[name].capitalize()}, {'; '.join(parts)}."] if parts else []
     both = [label for label in sides["facts"] if label in sides["snips"]]
-    lacking = [label for label in both if sides["facts"][label] == BELOW and sides["snips"][label] != BELOW]
-    if lacking:
+    if lacking := _lacking(sides):
         sentences.append(
             f"Not enough for new facts, though not shown to be too little for new form: {listed(lacking)}."
         )
@@ -134,6 +133,17 @@ def _findings(
     return sentences + (
         [f"Steps to 95 % of full's score on facts, by those on form: {listed(times)}."] if times else []
     )
+
+
+def too_little_for_facts(results: Results) -> list[str]:
+    """The ranks that are not enough for new facts, though not shown to be too little for new form."""
+    studies = {name: results.study(name) for name in KINDS}
+    return _lacking({name: _sides(study, _shares(study)) for name, study in studies.items()})
+
+
+def _lacking(sides: Mapping[str, Mapping[str, str]]) -> list[str]:
+    form = sides["snips"]
+    return [label for label, side in sides["facts"].items() if side == BELOW and form.get(label, BELOW) != BELOW]
 
 
 def _sides(study: Study, shares: Mapping[str, tuple[float, Interval | None]]) -> dict[str, str]:
