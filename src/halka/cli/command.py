@@ -24,7 +24,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from halka.util.errors import HalkaError, TrainingError
-from halka.util.files import FULL
+from halka.util.files import FULL, place_of
 from halka.util.plain import plain
 from halka.util.suggest import instead, suggest
 from halka.util.text import one_line
@@ -191,7 +191,7 @@ def new_file(path: Path, flag: str) -> Path:
         raise HalkaError(f"{flag}: {path} is a folder: name a file")
     if path.exists() and not path.is_file():  # a file would take the place of the device or pipe
         raise HalkaError(f"{flag}: {path} is no regular file: name one that can be written over")
-    folder = Path(os.path.realpath(path)).parent  # where a link leads, the file is written
+    folder = place_of(path).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

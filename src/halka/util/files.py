@@ -27,9 +27,14 @@ ABANDONED = 24 * 3600  # seconds without a write, after which nobody fills a hid
 PORTABLE = re.compile(rf"(?!{DEVICE})[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}")
 
 
+def place_of(path: Path) -> Path:
+    """Where what is written as `path` stands: where a link leads, if that leads anywhere but to itself."""
+    return Path(os.path.realpath(path))
+
+
 def check_writable(path: Path) -> None:
     """Raises HalkaError where `path` cannot be created: its nearest parent that exists is a file, or read-only."""
-    parent = next((parent for parent in Path(os.path.realpath(path)).parents if parent.exists()), path)
+    parent = next((parent for parent in place_of(path).parents if parent.exists()), path)
     if not parent.is_dir():
         raise HalkaError(f"{path} cannot be created, because {parent} is a file: choose another path")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -58,7 +63,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
     Where `path` is a link, the file that it leads to is replaced; one that leads to itself is replaced.
     """
-    path = Path(os.path.realpath(path))
+    path = place_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
