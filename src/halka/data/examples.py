@@ -227,6 +227,8 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
     for index, value in enumerate(examples):
         if isinstance(value, Item):
             items.append(value)
+        elif isinstance(value, Example) and isinstance(examples, FileExamples):
+            values.append(value)  # made of a row, which was checked
         elif isinstance(value, Example | Mapping):
             place = f"examples[{index}]"
             values.append(_checked(value, place) if isinstance(value, Example) else row_of(place, value))
