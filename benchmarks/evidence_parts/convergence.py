@@ -94,7 +94,7 @@ def headline(results: Results, name: str) -> Part:
     study = replace(study, every=[run for run in study.every if label_of(run) in settled])
     runs = [run for row in study.scored for run in study.finals(row.label)]
     caption = (
-        f"{_size(study)} {sum(map(cut_off, runs))} of {len(runs)} runs had not converged by then. At least "
+        f"{sum(map(cut_off, runs))} of {len(runs)} runs had not converged at the most steps. {_size(study)} At least "
         f"{LEAST_SEEDS} seeds of each method; in brackets 95 % intervals over seeds and test items; bold where the "
         f"best can be told apart. {_paced(study)} Forgetting is the change of perplexity on other text, its mean with "
         f"the least and the most. {' '.join(machines(study))}"
