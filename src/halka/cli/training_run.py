@@ -29,7 +29,8 @@ from halka.models.rates import own_rate
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import load
 from halka.training import Job, Ranks, RunFolder, Step
-from halka.training.jobs import Steps, encoded, train_locked
+from halka.training.fitting import Steps, train_locked
+from halka.training.job import encoded
 from halka.training.run_folder import RUN, help_finish
 from halka.util.divided import checked_by_first
 from halka.util.errors import HalkaError, TrainingError

@@ -43,7 +43,7 @@ from halka.studies.hosts import Result
 from halka.studies.notes import Notes
 from halka.studies.runner import now, origin, report_step, serve
 from halka.training import Job, Step, TrainConfig, TrainResult, as_tokens, batch_plan, mean_loss, train_many
-from halka.training.jobs import EncodedJob, encoded
+from halka.training.job import EncodedJob, encoded
 from halka.training.run_folder import RunFolder
 from halka.util import machine
 from halka.util.base_folders import folder_digest

@@ -2,7 +2,8 @@
 
 from halka.training.config import Step, TrainConfig, TrainResult
 from halka.training.data import as_tokens
-from halka.training.jobs import Job, fit, train, train_many
+from halka.training.fitting import fit, train, train_many
+from halka.training.job import Job
 from halka.training.loop import Observer, mean_loss
 from halka.training.ranks import Ranks, joined_ranks
 from halka.training.run import batch_plan

@@ -1,7 +1,7 @@
 """The training loop: data, forward, loss, backward, step, evaluate, record; the same for every method and objective.
 
 It trains several adapters on one base together: rows of all of them go through the base in one pass, each with its own
-adapter, loss, gradients and optimiser. One adapter is the simplest case. `jobs.py` holds the functions that start it.
+adapter, loss, gradients and optimiser. One adapter is the simplest case. `fitting.py` has the functions that start it.
 Where several processes train together (`ranks.py`), each makes its share of a step's passes.
 """
 

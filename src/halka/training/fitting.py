@@ -5,24 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from halka.core import AdaptedModel, quantization_of
-from halka.data.chat import writes_time, written_at
 from halka.data.duplicates import between
-from halka.data.examples import ExamplesOrItems, Item, common_system, examples_and_items
+from halka.data.examples import ExamplesOrItems, examples_and_items
 from halka.methods import described
 from halka.models.heads import own_methods
 from halka.models.kinds import kind_of
 from halka.models.loading import base_name
-from halka.storage.adapter_folder import AdapterFolder
 from halka.training.config import Step, TrainConfig, TrainResult, config_of
-from halka.training.data import as_tokens
+from halka.training.job import EncodedJob, Job, encoded
 from halka.training.loop import Observer, loop
 from halka.training.ranks import Ranks
 from halka.training.run import Run
@@ -115,37 +112,6 @@ def _take(folder: RunFolder, locks: ExitStack) -> None:
     folder.check_unfinished()
 
 
-@dataclass(frozen=True)
-class Job:
-    """One of the adapters that `train_many` trains: the arguments of `train`; `config` may be a dict there, too.
-
-    written   when texts are, or were, written, where the chat template writes the time; None: when the run in the
-              folder began, if one is under way there, else now
-    start     the adapter that was loaded under `name`, which the run and its Card remember
-    """
-
-    name: str
-    examples: ExamplesOrItems
-    config: TrainConfig = field(default_factory=TrainConfig)
-    validation: ExamplesOrItems = ()
-    folder: str | Path | None = None
-    score: Callable[[], float] | None = None
-    written: datetime | None = None
-    start: AdapterFolder | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "config", config_of(self.config))
-
-
-@dataclass(frozen=True)
-class EncodedJob(Job):
-    """A job whose examples are tokens; `system` is the message that all of them began with."""
-
-    examples: list[Item]
-    validation: list[Item] = field(default_factory=list[Item])
-    system: str = ""
-
-
 def train_many(
     model: AdaptedModel, jobs: Sequence[Job], *, observe: Observer | None = None
 ) -> Steps[dict[str, Step | TrainingError]]:
@@ -227,24 +193,6 @@ def _read(job: Job) -> Job:
             stacklevel=2,
         )
     return replace(job, examples=[*items, *examples], validation=[*held_out_items, *held_out])
-
-
-def encoded(model: AdaptedModel, job: Job) -> EncodedJob:
-    """The job with its examples as tokens. Where several processes train together, all call this.
-
-    Raises as `as_tokens` does, and as the folder does.
-    """
-    ranks, written = Ranks.here(), job.written
-    if written is None and job.folder is not None:
-        written = ranks.from_first(checked_by_first(RunFolder(job.folder).written))
-    written = written or ranks.from_first(datetime.now())
-    with written_at(written):
-        items = as_tokens(model, job.examples, job.config, job.name)
-        held_out = as_tokens(model, job.validation, job.config, job.name) if job.validation else []
-    dated = model.tokenizer is not None and writes_time(model.tokenizer)
-    system = common_system(job.examples)
-    when = written if dated else None
-    return EncodedJob(job.name, items, job.config, held_out, job.folder, job.score, when, job.start, system)
 
 
 def _settings(run: Run) -> dict[str, Any]:
