@@ -30,6 +30,7 @@ from halka.objectives.classification import Labelled
 from halka.objectives.sequence_to_sequence import Pair
 from halka.training import Step
 from halka.training.checkpoint import Progress
+from halka.training.job import EncodedJob
 from halka.training.ranks import Ranks
 from halka.training.run import Run
 from tiny import tiny
@@ -233,7 +234,7 @@ def test_parts_are_where_their_targets_compute():
 def test_best_weights_wait_on_the_processor():
     model = halka.adapt(base_on(FIRST))
     model.add("a", halka.LoRA(rank=4))
-    run = Run(model, "a", [*items()], [*items()], halka.TrainConfig(steps=1), None)
+    run = Run(model, EncodedJob("a", [*items()], halka.TrainConfig(steps=1), [*items()]))
     run.resume(Ranks())
     run.progress = Progress(step=1)
     run.validated(Step(1, 1, 1.0, 1e-3, 0.1, 1, 1.0, 1.0, 0), loss=1.0)

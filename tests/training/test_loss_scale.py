@@ -10,6 +10,7 @@ import torch
 
 import halka
 from halka.training.checkpoint import Progress
+from halka.training.job import EncodedJob
 from halka.training.loss_scale import GROWTH, LEAST, after_step
 from halka.training.run import Run
 from tiny import tiny
@@ -67,7 +68,7 @@ def test_the_scale_halves_at_once_and_doubles_after_many_steps():
 def test_a_scale_that_fell_to_one_falls_further_and_grows_again():
     model = halka.adapt(tiny("llama").half())
     model.add("a", halka.LoRA(rank=4))
-    run = Run(model, "a", items(), [], halka.TrainConfig(lr=1e-3, steps=9), None)
+    run = Run(model, EncodedJob("a", items(), halka.TrainConfig(lr=1e-3, steps=9)))
     overflow, fine = {"loss": 1.0, "norm": math.inf}, {"loss": 1.0, "norm": 1.0}
     run.progress = replace(run.progress, scale=2.0)
     for norms, scale, steady in [(overflow, 1.0, 0), (fine, 1.0, 1), (overflow, 0.5, 0), (fine, 0.5, 1)]:
@@ -82,4 +83,4 @@ def test_a_scale_that_fell_to_one_falls_further_and_grows_again():
 def test_other_precisions_have_no_scale(dtype):
     model = halka.adapt(tiny("llama").to(dtype))
     model.add("a", halka.LoRA(rank=4))
-    assert Run(model, "a", items(), [], halka.TrainConfig(steps=1), None).scale == 1
+    assert Run(model, EncodedJob("a", items(), halka.TrainConfig(steps=1))).scale == 1

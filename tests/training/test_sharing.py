@@ -6,6 +6,7 @@ import pytest
 
 import halka
 from halka.training import Ranks, TrainConfig
+from halka.training.job import EncodedJob
 from halka.training.run import Run
 from halka.training.sharing import own_passes
 from training_for_tests import items, model_for
@@ -13,7 +14,7 @@ from training_for_tests import items, model_for
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return Run(model_for(halka.LoRA(rank=2)), "a", [*items(12)], [], TrainConfig(batch_size=3), None)
+    return Run(model_for(halka.LoRA(rank=2)), EncodedJob("a", [*items(12)], TrainConfig(batch_size=3)))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -29,7 +30,7 @@ def test_every_example_counts_once_and_ranks_make_as_many_passes(run: Run, passe
 
 
 def test_ranks_make_passes_of_the_same_runs_at_a_time(run: Run):
-    other = Run(run.model, "a", run.items, [], run.config, None)
+    other = Run(run.model, EncodedJob("a", run.items, run.config))
     step = [{run: items(9)}, {other: items(2)}, {run: items(1), other: items(1)}, {other: items(3), run: items(3)}]
     dealt = [[{*shared} for shared, _ in own_passes(step, Ranks(rank, 2))] for rank in range(2)]
     assert dealt[0] == dealt[1] == [{run}, {other}, {run, other}]

@@ -179,8 +179,7 @@ def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:
         begun, lowest = RunFolder(job.folder), model.adapter(job.name).method.lr
         old = checked_by_first(lambda: begun.with_settings_of_old(config, lowest))
         config = cast(TrainConfig, ranks.from_first(old))
-    folder = job.folder if ranks.first else None
-    return Run(model, job.name, job.examples, job.validation, config, folder, job.score, job.written, job.start)
+    return Run(model, replace(job, config=config, folder=job.folder if ranks.first else None))
 
 
 def _read(job: Job) -> Job:

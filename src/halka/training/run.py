@@ -6,9 +6,8 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +25,6 @@ from halka.models.fingerprint import own_fingerprint
 from halka.models.rates import own_rate
 from halka.models.rotary import changing_rotary
 from halka.objectives import objective_of, packs
-from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import help_save
 from halka.training.checkpoint import (
     BEST_BY,
@@ -40,6 +38,7 @@ from halka.training.checkpoint import (
     save_checkpoint,
 )
 from halka.training.config import Step, TrainConfig, learning_rate
+from halka.training.job import EncodedJob
 from halka.training.loss_scale import LEAST, after_step, unscale
 from halka.training.memory_errors import SMALLER_SCORE, memory_errors
 from halka.training.ranks import Ranks
@@ -55,38 +54,26 @@ EVALUATIONS = 10  # of a run that does not say how often, evenly apart; of a sho
 class Run:
     """One adapter's training run: the batches of its next step, and what is done with the gradients.
 
-    items, held_out   training and validation examples, encoded
+    items, held_out   the job's training and validation examples
     alone             whether its batches share no pass with another adapter's: it does not act token by token, or on
                       a head that is called without whole rows, or texts change each other (`models/rotary.py`)
     packed            whether its batches are packed
     room              the positions for text beside the adapter's virtual tokens
-    score             decides which evaluation is the best instead of the validation loss; more is better
-    written           when the texts were, where the chat template writes the time
-    start             the adapter that it begins as, where one was loaded
     divided           whether each process holds a part of the adapter; then all of them write files together
     """
 
-    def __init__(
-        self,
-        model: AdaptedModel,
-        name: str,
-        items: list[Item],
-        held_out: list[Item],
-        config: TrainConfig,
-        folder: str | Path | None,
-        score: Callable[[], float] | None = None,
-        written: datetime | None = None,
-        start: AdapterFolder | None = None,
-    ):
-        if score is not None and not held_out:
+    def __init__(self, model: AdaptedModel, job: EncodedJob):
+        name, config = job.name, job.config
+        if job.score is not None and not job.validation:
             raise HalkaError("a score is made at evaluations, and there are none: give validation examples")
-        if config.patience is not None and not held_out:
+        if config.patience is not None and not job.validation:
             raise HalkaError(
                 "patience counts evaluations, and there are none: give validation examples, or leave it out"
             )
-        self.score, self._written, self._start = score, written, start
-        self.folder = None if folder is None else RunFolder(folder)
-        self.model, self.name, self.items, self.held_out, self.config = model, name, items, held_out, config
+        self.model, self.name, self.config = model, name, config
+        self.items, self.held_out = job.examples, job.validation
+        self.folder = None if job.folder is None else RunFolder(job.folder)
+        self._score, self._written, self._start = job.score, job.written, job.start
         self.adapter = model.adapter(name)
         if not any(parameter.requires_grad for parameter in self.adapter.parameters()):
             raise HalkaError(f"nothing of adapter {name!r} trains: something set requires_grad=False on its parameters")
@@ -241,11 +228,11 @@ class Run:
 
         Raises TrainingError for what is no number.
         """
-        if self.score is None:
+        if self._score is None:
             return None
         scoring = memory_errors(f"in the score after step {self.progress.step}", SMALLER_SCORE)
         with ranks.raised_in_all(), scoring:
-            value: Any = self.score()
+            value: Any = self._score()
         score, shown = ranks.from_first((_number(value), str(value)[:80]))  # of several, all decide by the first one's
         if score is None:
             raise TrainingError(
@@ -376,7 +363,7 @@ class Run:
             "quantize": quantization_of(self.model.base),
             "data": _digest(_plain(self.items)),
             "validation": _digest(_plain(self.held_out)),
-            BEST_BY: "loss" if self.score is None else getattr(self.score, "name", "score"),
+            BEST_BY: "loss" if self._score is None else getattr(self._score, "name", "score"),
             PLAN: _digest(self._first_plan),
             "base": own_fingerprint(self.model)["weights"],
         }
