@@ -124,15 +124,27 @@ def loop(
     except BaseException as error:
         for run in runs:
             run.optimizer.zero_grad()
-        whole = isinstance(error, OutOfMemoryError | LostRankError | GeneratorExit)  # the last step is
-        full = isinstance(error, OSError) and error.errno in FULL
-        whole |= any(run.progress.unrecorded for run in runs) and not full
-        at_one_step = len({run.progress.step > before[run] for run in runs if run in before}) < 2
-        if whole and at_one_step and not any(run.divided for run in runs):  # of divided ones all processes have a part
-            save_together([run for run in runs if run.progress.step], Ranks())  # else there is nothing to go on with
+        _save_whole_step(runs, before, error)
         raise
     finally:
         give_cores_back()
+
+
+def _save_whole_step(runs: list[Run], before: Mapping[Run, int], error: BaseException) -> None:
+    """Write the runs' checkpoints if the error that ends them left their last step whole.
+
+    It does where memory did not suffice, another process is lost, or the caller stops; and any error does in an
+    evaluation, once all have taken the step. Nothing is written to a full disk, where some runs have taken the step
+    and others not, or of runs that are divided: of these all processes would have to write their parts.
+
+    before   after how many steps the runs were before the step under way
+    """
+    stops = isinstance(error, OutOfMemoryError | LostRankError | GeneratorExit)
+    full = isinstance(error, OSError) and error.errno in FULL
+    evaluating = any(run.progress.unrecorded for run in runs) and not full
+    at_one_step = len({run.progress.step > before[run] for run in runs if run in before}) < 2
+    if (stops or evaluating) and at_one_step and not any(run.divided for run in runs):
+        save_together([run for run in runs if run.progress.step], Ranks())  # else there is nothing to go on with
 
 
 def _evaluate_and_record(
