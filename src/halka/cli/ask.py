@@ -12,6 +12,7 @@ from halka.cli.generate import MaxNewTokens, Temperature, sampling
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.retrieval import Asking, Mode, Rerank, Tags, Under, retriever_of, scope_of
 from halka.cli.routing import AdapterNames, StoreFolder, given_adapters
+from halka.rag.prompt import PASSAGES
 from halka.util.errors import HalkaError
 from halka.util.text import one_line
 
@@ -31,7 +32,7 @@ def ask(
     collection: Annotated[str, typer.Option(metavar="NAME", help="the collection that holds the answer")],
     adapter: AdapterNames = None,
     store: StoreFolder = None,
-    passages: Annotated[int, typer.Option(metavar="N", min=1, help="the most passages in the prompt")] = 4,
+    passages: Annotated[int, typer.Option(metavar="N", min=1, help="the most passages in the prompt")] = PASSAGES,
     neighbours: Annotated[
         int,
         typer.Option(metavar="TOKENS", min=0, help="add the text around passages, up to so many tokens in all [0]"),

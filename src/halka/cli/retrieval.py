@@ -22,6 +22,7 @@ from halka.cli.command import (
     show,
 )
 from halka.cli.docs import HERE, Embedder, Name, Place, app, collection_named, open_or_begin, report
+from halka.rag.prompt import PASSAGES
 from halka.util.errors import HalkaError
 from halka.util.text import columns, one_line, plural
 
@@ -133,7 +134,7 @@ def examples_(
         Path, typer.Argument(metavar="FILE", help='rows with "question", "answer" or "answers", "document"')
     ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="write rows for training here, as JSONL")],
-    passages: Annotated[int, typer.Option(metavar="N", min=1, help="passages in a prompt")] = 4,
+    passages: Annotated[int, typer.Option(metavar="N", min=1, help="passages in a prompt")] = PASSAGES,
     without: Annotated[
         float, typer.Option(metavar="SHARE", help="questions whose passage is left out, to train abstaining")
     ] = 0.2,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from halka.rag.passages import Passage
-from halka.rag.prompt import ABSTAINED, Count, abstains, cited, fitting, prompted
+from halka.rag.prompt import ABSTAINED, PASSAGES, Count, abstains, cited, fitting, prompted
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
 from halka.util.errors import ContextLengthError, HalkaError
@@ -67,7 +67,7 @@ class Answerer:
     generate: Generate
     budget: int
     count: Count
-    passages: int = 4
+    passages: int = PASSAGES
     neighbours: int = 0
     floor: float | None = None
 
@@ -103,7 +103,7 @@ def passages_for(
     budget: int,
     count: Count,
     *,
-    passages: int = 4,
+    passages: int = PASSAGES,
     neighbours: int = 0,
     floor: float | None = None,
 ) -> list[Passage]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from halka.rag.changes import Alternatives, change_of
 from halka.rag.passages import Passage
-from halka.rag.prompt import ABSTAINED, ANSWER, in_form, prompted
+from halka.rag.prompt import ABSTAINED, ANSWER, PASSAGES, in_form, prompted
 from halka.rag.questions import Asked, holds, placed
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
@@ -44,7 +44,7 @@ class Raft:
     Raises HalkaError for a value that is out of range.
     """
 
-    passages: int = 4
+    passages: int = PASSAGES
     without: float = 0.2
     cite: bool = True
     form: str = ANSWER

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from halka.data.task import SPLITS
 from halka.rag.collection import Collection
 from halka.rag.embed import SentenceEmbedder
-from halka.rag.prompt import ANSWER
+from halka.rag.prompt import ANSWER, PASSAGES
 from halka.rag.questions import Asked, read_questions
 from halka.rag.raft import Distractors, Order, Raft
 from halka.studies.experiment import BySplit, Count, Entry, Precision, Rate, Seeds, Settings, TrainFields, read_settings
@@ -50,7 +50,7 @@ class Ablation(Settings):
     examples: BySplit = Field(default={})
     form: str = Field(default=ANSWER, description="how an answer is to look, with {answer} where it stands")
     instruction: str = Field(default="", description="the form in words, for the base, which has not learned it")
-    passages: Count = 4
+    passages: Count = PASSAGES
     without: Annotated[float, Field(ge=0, lt=1)] = 0.2
     lessons: Lessons = Field(default=Lessons(), description="how those that are tuned for passages are trained")
     method: Entry = Entry(method="lora", label="LoRA")
