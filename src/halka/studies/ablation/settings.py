@@ -24,7 +24,7 @@ FULL: tuple[Who, ...] = ("full", "tuned-full")
 
 
 class Lessons(Settings):
-    """How questions become training examples with passages: what `Raft` takes beside `without`."""
+    """How questions become training examples with passages (RAFT): what `Raft` takes beside `without`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
