@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import halka as halka_api
 from commands import TRAIN, failure, halka, parsed, stopped
-from halka.cli.examples import read_data
+from halka.cli.reading import read_data
 from halka.methods import IA3, Joint, LoRA, Modules, build_method
 from halka.storage.adapter_folder import AdapterFolder
 from tokenizers_for_tests import chatml_tokenizer

@@ -12,7 +12,7 @@ from huggingface_hub import errors
 
 import halka
 from contract import disturb, ids
-from halka.cli.routing import given_adapters
+from halka.cli.adapter_names import given_adapters
 from halka.models.description import describe_base
 from halka.models.fetching import pull
 from halka.models.fetching.hub import adapter_folder, adapter_parts

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halka.cli import convert
+from halka.cli.adapter_names import open_adapter
 from halka.cli.command import Command, Failed, Json, emit, examples, existing_folder, group, say, show
-from halka.cli.routing import open_adapter
 from halka.util.errors import HalkaError
 from halka.util.text import columns, plural
 

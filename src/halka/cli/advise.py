@@ -164,7 +164,7 @@ class _Data(NamedTuple):
 
 
 def _task_data(task: str, validation: Path | None, metric: str | None) -> _Data:
-    from halka.cli.examples import named_task
+    from halka.cli.reading import named_task
     from halka.data.metric import Metric
 
     if validation is not None:
@@ -182,7 +182,7 @@ def _task_data(task: str, validation: Path | None, metric: str | None) -> _Data:
 
 
 def _file_data(data: list[Path], validation: Path | None, shape: str | None) -> _Data:
-    from halka.cli.examples import data_rows, read_data
+    from halka.cli.reading import data_rows, read_data
     from halka.data.task import KIND_OF_SHAPE
 
     train: list[Example] = []

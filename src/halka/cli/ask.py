@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from halka.cli.adapter_names import AdapterNames, StoreFolder, given_adapters
 from halka.cli.command import CONTROLS, Json, emit, examples, show
 from halka.cli.docs import HERE, Place, collection_named
 from halka.cli.generate import MaxNewTokens, Temperature, sampling
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.retrieval import Asking, Mode, Rerank, Tags, Under, retriever_of, scope_of
-from halka.cli.routing import AdapterNames, StoreFolder, given_adapters
 from halka.rag.prompt import PASSAGES
 from halka.util.errors import HalkaError
 from halka.util.text import one_line

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from halka.cli.adapter_names import AdapterNames, StoreFolder, given_adapters, note_system
 from halka.cli.command import CONTROLS, Failed, examples, say
 from halka.cli.generate import MaxNewTokens, Seed, Temperature, TopP, sampling
 from halka.cli.opening import Loading, open_model, with_loading
 from halka.cli.remote import HERE, KEY, Aside, Server
-from halka.cli.routing import AdapterNames, StoreFolder, given_adapters, note_system
 from halka.util.errors import HalkaError
 from halka.util.text import not_unicode, one_line
 

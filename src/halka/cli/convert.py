@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from halka.cli.adapter_names import open_adapter
 from halka.cli.command import Json, emit, examples, say, show, show_warnings
 from halka.cli.opening import Device, Dtype, OtherBase, OtherTemplate, Pickle, load_for
-from halka.cli.routing import open_adapter
 from halka.util.errors import HalkaError
 
 EXAMPLES = examples(

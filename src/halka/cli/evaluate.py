@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from halka.cli.adapter_names import BARE, AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
 from halka.cli.command import Json, emit, examples, new_file, readable_text, show, show_warnings
-from halka.cli.examples import data_rows, named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
-from halka.cli.routing import BARE, AdapterNames, PoolSize, StoreFolder, addressed, given_adapters, route
+from halka.cli.reading import data_rows, named_task
 from halka.util.errors import HalkaError
 from halka.util.files import write_text
 from halka.util.plain import plain

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halka.cli.command import CONTROLS, Json, emit, examples, existing_file, show
-from halka.cli.opening import Base, Loading, open_model, with_loading
-from halka.cli.routing import (
+from halka.cli.adapter_names import (
     BARE,
     AdapterNames,
     PoolSize,
@@ -21,6 +19,8 @@ from halka.cli.routing import (
     note_system,
     route,
 )
+from halka.cli.command import CONTROLS, Json, emit, examples, existing_file, show
+from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.util.errors import DataError, HalkaError
 
 if TYPE_CHECKING:

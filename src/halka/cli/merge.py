@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from halka.cli.adapter_names import BARE, StoreFolder, given_adapters
 from halka.cli.command import Json, emit, examples, readable_text, say, show, show_warnings
-from halka.cli.examples import named_task
 from halka.cli.opening import Base, Loading, open_model, with_loading
-from halka.cli.routing import BARE, StoreFolder, given_adapters
+from halka.cli.reading import named_task
 from halka.util.errors import HalkaError
 from halka.util.text import columns
 

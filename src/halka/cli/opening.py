@@ -15,7 +15,7 @@ from halka.util.dtypes import dtype_name
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
-    from halka.cli.routing import Adapters
+    from halka.cli.adapter_names import Adapters
     from halka.core import AdaptedModel
     from halka.storage.adapter_folder import AdapterFolder
 

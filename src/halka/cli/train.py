@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from halka.cli.command import Failed, emit, examples, say, show
 from halka.cli.convert import note_peft
-from halka.cli.examples import data_rows, named_task, read_data, say_overlaps
 from halka.cli.opening import load_for
+from halka.cli.reading import data_rows, named_task, read_data, say_overlaps
 from halka.cli.setting_flags import Deferred, command_of, flag
 from halka.util.errors import HalkaError
 from halka.util.text import columns

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from halka.cli.routing import open_adapter
+from halka.cli.adapter_names import open_adapter
 from halka.cli.setting_flags import setting_flag
 from halka.core import Method
 from halka.data.task import is_task_file
