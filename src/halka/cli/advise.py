@@ -21,9 +21,15 @@ EXAMPLES = examples(
     "halka advise --base Qwen/Qwen2.5-7B --data train.jsonl --device rtx4090 --tasks 40 --skip learnability",
     "halka advise --base smollm2-135m --task support --on ray",
 )
+AGAIN = (
+    *("documents", "metric", "target", "tasks", "gpu_memory", "device", "max_new_tokens", "passages", "minutes"),
+    *("skip", "dtype", "quantize", "on", "out"),
+)
+"""The options that ask the same again, beside --full and those that name the base and its examples."""
 
 
 def advise(
+    ctx: typer.Context,
     base: Base,
     task: Annotated[str | None, typer.Option(metavar="NAME", help="a task: support, a .yaml or .py file")] = None,
     data: Annotated[
@@ -104,22 +110,6 @@ def advise(
     for path in documents or []:
         if not path.exists():
             raise HalkaError(f"--documents: {path} does not exist (seen from {Path.cwd()})")
-    others = {
-        "--documents": documents,
-        "--metric": metric,
-        "--target": target,
-        "--tasks": None if tasks == 1 else tasks,
-        "--gpu-memory": gpu_memory,
-        "--device": device,
-        "--max-new-tokens": max_new_tokens,
-        "--passages": None if passages == 3 else passages,
-        "--minutes": None if minutes == 10 else f"{minutes:g}",
-        "--skip": skip,
-        "--dtype": None if dtype == "bfloat16" else dtype,
-        "--quantize": quantize,
-        "--on": on,
-        "--out": None if str(out) == "advice" else out,
-    }
     request = Request(
         base=base,
         train=source.train,
@@ -137,7 +127,7 @@ def advise(
         passages=passages,
         data=source.name,
         flags=(*source.flags, *source.kind_flags),
-        again=(*source.flags, *_flags(others), *(["--full"] if full else [])),
+        again=(*source.flags, *_flags(_changed(ctx)), *(["--full"] if full else [])),
     )
     run = probe if on is None else partial(probe_on, on)
     evidence = run(request, out, minutes=minutes, skip=skip or (), progress=ProbesProgress())
@@ -201,10 +191,18 @@ def _file_data(data: list[Path], validation: Path | None, shape: str | None) -> 
     )
 
 
+def _changed(ctx: typer.Context) -> dict[str, Any]:
+    """The options of `AGAIN` by their flags, where they differ from their defaults."""
+    options = {option.name: option for option in ctx.command.params}
+    values = {options[name]: ctx.params[name] for name in AGAIN}
+    changed = {option.opts[0]: value for option, value in values.items() if value != option.get_default(ctx)}
+    return {flag: f"{value:g}" if flag == "--minutes" else value for flag, value in changed.items()}
+
+
 def _flags(values: Mapping[str, Any]) -> list[str]:
     """Flags with their values; those without one are left out, and those with a list repeated."""
     words = []
     for flag, value in values.items():
-        for item in value if isinstance(value, list) else [value]:
+        for item in value if isinstance(value, list | tuple) else [value]:
             words += [] if item is None else [flag, str(item)]
     return words
