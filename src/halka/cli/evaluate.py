@@ -80,29 +80,14 @@ def evaluate(
     Several adapters are each scored on all examples. If rows of --data have a field "adapter", the adapter that a row
     names answers it, with scores by adapter and overall.
     """
-    from halka.data.task import files_of
-
     task_to_score, predictions = None, list[dict[str, Any]]()
     if task or data or not perplexity:
         task_to_score = task_of(task, split, data, shape, metrics, limit, seed)
     else:
-        of_examples = {
-            "--out": out,
-            "--with-base": with_base,
-            "--metrics": metrics,
-            "--limit": limit,
-            "--split": split,
-            "--shape": shape,
-        }
-        if unused := [name for name, value in of_examples.items() if value]:
-            raise HalkaError(f"{unused[0]} is for examples: give --task NAME or --data FILE beside --perplexity")
+        _check_unused(out=out, with_base=with_base, metrics=metrics, limit=limit, split=split, shape=shape)
     text = readable_text(perplexity, "--perplexity") if perplexity else None
     if out is not None:
-        new_file(out, "--out")
-        own = files_of(Path(task)) if task else []
-        inputs = {path.resolve() for path in (data, perplexity, *own) if path}
-        if inputs & {out.resolve(), scores_file(out).resolve()}:
-            raise HalkaError(f"--out: {out} would overwrite an input: name another file")
+        _check_out(out, task, data, perplexity)
     adapters = given_adapters(adapter, store, loading.allow_pickle)
     rows, names = route(task_to_score.test if task_to_score else (), adapters)
     everyone = [*dict.fromkeys(names or adapters.named or (None,))]
@@ -179,6 +164,24 @@ def task_of(
             f"the task {chosen.name} has no {split or 'test'} examples: choose another --split, or give --data"
         )
     return limited(chosen, test=limit, seed=seed)
+
+
+def _check_unused(**of_examples: Any) -> None:
+    """Raises HalkaError for an option that is for examples, where there are none."""
+    if unused := [name for name, value in of_examples.items() if value]:
+        flag = f"--{unused[0].replace('_', '-')}"
+        raise HalkaError(f"{flag} is for examples: give --task NAME or --data FILE beside --perplexity")
+
+
+def _check_out(out: Path, task: str | None, *files: Path | None) -> None:
+    """Raises HalkaError where nothing can be written there, or the predictions or scores would overwrite an input."""
+    from halka.data.task import files_of
+
+    new_file(out, "--out")
+    own = files_of(Path(task)) if task else []
+    inputs = {path.resolve() for path in (*files, *own) if path}
+    if inputs & {out.resolve(), scores_file(out).resolve()}:
+        raise HalkaError(f"--out: {out} would overwrite an input: name another file")
 
 
 def _score(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from halka.cli.adapter_names import BARE, StoreFolder, given_adapters
+from halka.cli.adapter_names import BARE, Adapters, StoreFolder, given_adapters
 from halka.cli.command import Json, emit, examples, readable_text, say, show, show_warnings
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.reading import named_task
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from halka.core import AdaptedModel
     from halka.data.task import Task
     from halka.merging.error import MergeError
+    from halka.merging.exporting import ExportFormat
 
 EXAMPLES = examples(
     "halka merge runs/support/adapter --base smollm2-135m",
@@ -102,26 +103,19 @@ def merge(
 
         check_combination(combine, factors, density, rank)
     if into is not None:
-        from halka.merging.exporting import check_destination, checked_precision
+        from halka.merging.exporting import checked_precision
 
         checked_precision(format or "safetensors", to_dtype, pad_rank)
-        if source := next((name for name in adapters.named if _is_same(into, adapters.folder(name).path)), None):
-            raise HalkaError(f"--into {into} is the folder of {source}, which is read: choose another")
-        check_destination(into, format or "safetensors", base, force)
+        _check_into(into, format or "safetensors", base, adapters, force)
     model = open_model(base, adapters, adapters.named, loading)
     result: dict[str, Any] = {"base": base, "adapters": factors}
     name = adapters.named[0]
     card = adapters.folder(name).history
     if combine is not None:
-        from halka.merging.combining import combine as combined
-
-        name = COMBINED
-        while name in adapters.named:
-            name += "'"
-        combined(model, factors, combine, name=name, density=density, seed=seed, rank=rank)
-        result["combination"] = combine
         options = {"density": density, "rank": rank, "seed": seed}
+        name = _combined(model, factors, combine, **options)
         card = {"training": {"combined": factors, "by": combine, **options}}
+        result["combination"] = combine
     if tasks:
         everyone = dict.fromkeys((None, *adapters.named, name))
         with show_warnings():
@@ -163,8 +157,25 @@ def merge(
         show(f"written to {into}")
 
 
-def _is_same(one: Path, other: Path) -> bool:
-    return one.exists() and one.samefile(other)
+def _check_into(into: Path, format: ExportFormat, base: str, adapters: Adapters, force: bool) -> None:
+    """Raises HalkaError for the folder of an adapter that is read, and as `check_destination` does."""
+    from halka.merging.exporting import check_destination
+
+    folders = {name: adapters.folder(name).path for name in adapters.named}
+    if source := next((name for name, folder in folders.items() if into.exists() and into.samefile(folder)), None):
+        raise HalkaError(f"--into {into} is the folder of {source}, which is read: choose another")
+    check_destination(into, format, base, force)
+
+
+def _combined(model: AdaptedModel, weights: dict[str, float], how: str, **options: Any) -> str:
+    """Add the combination of the adapters to the model; returns its name, which is none of theirs."""
+    from halka.merging.combining import combine
+
+    name = COMBINED
+    while name in weights:
+        name += "'"
+    combine(model, weights, how, name=name, **options)
+    return name
 
 
 def _scorable(name: str) -> Task:
@@ -209,7 +220,10 @@ def scored(
         for name in names:
             with CountProgress(f"{name or BARE} on {task.name}", len(test)) as progress:
                 evaluation = evaluate(
-                    *(model, name, test, (metric,)),
+                    model,
+                    name,
+                    test,
+                    (metric,),
                     max_new_tokens=task.max_new_tokens,
                     seed=seed,
                     on_progress=progress.done,
