@@ -180,7 +180,9 @@ def _model_for(runs: list[TrainingRun], devices: Devices) -> AdaptedModel:
         shown = " and ".join(f"{name} a {kind or 'language model'}" for kind, name in kinds.items())
         raise HalkaError(f"runs: of their tasks {shown} is for: train them apart")
     model = load_for(
-        *(settings.base, next(iter(kinds)), max((labels for run in runs for labels in run.labels), key=len)),
+        settings.base,
+        kind=next(iter(kinds)),
+        labels=max((labels for run in runs for labels in run.labels), key=len),
         dtype=settings.dtype,
         device=device_of_rank(settings.device),
         quantize=settings.quantize,
@@ -265,7 +267,10 @@ def _show_all(results: list[dict[str, Any]]) -> None:
             continue
         best = [result["validation_loss"], *([result["score"]] if scored_too else [])]
         table.add_row(
-            *(str(result["folder"]), result["method"]["name"], str(result["steps"]), duration(result["seconds"])),
+            str(result["folder"]),
+            result["method"]["name"],
+            str(result["steps"]),
+            duration(result["seconds"]),
             f"{result['loss']:.4f}",
             *("" if value is None else f"{value:.4f}" for value in best),
             count(result["parameters"]),

@@ -95,7 +95,11 @@ class TrainingRun:
         anew = Ranks.here().from_first(datetime.now()) if self.overwrite else None
         start = self.plan.start
         job = Job(
-            *(self.name, self.task.train, self.plan.train, self.task.validation, self.folder.path),
+            name=self.name,
+            examples=self.task.train,
+            config=self.plan.train,
+            validation=self.task.validation,
+            folder=self.folder.path,
             written=anew,
             start=start,
         )
