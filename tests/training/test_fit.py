@@ -17,6 +17,7 @@ from halka.cli.train_settings import read
 from halka.data.examples import Example, Message
 from halka.methods import Joint
 from halka.training import Job, Observer, RunFolder, Step, TrainConfig, TrainResult, fit, train, train_many
+from halka.training.checkpoint import Progress
 from halka.training.run_folder import curve_of
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -98,6 +99,49 @@ def test_a_stopped_run_is_resumed_with_the_same_result(tmp_path):
     assert [step.step for step in seen] == [4, 5, 6]
     assert same(weights(model), weights(whole))
     assert replace(result, seconds=0, adapter=None) == replace(expected, seconds=0)
+
+
+def test_steps_that_were_lost_or_are_of_another_version_are_an_error(tmp_path):
+    folder = RunFolder(tmp_path)
+    fit(model_for(), "a", items(), SHORT, folder=tmp_path)
+    metrics = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "lo')
+    with pytest.raises(
+        halka.HalkaError, match=r"metrics\.jsonl has lost its steps: remove .*, or choose another folder"
+    ):
+        folder.steps()
+    (tmp_path / "metrics.jsonl").write_text(metrics.replace('"step"', '"more": 1, "step"'))
+    with pytest.raises(halka.HalkaError, match="has a line that is no step of this version of Halka"):
+        folder.steps()
+
+
+def test_progress_of_a_newer_version_is_an_error():
+    saved = asdict(Progress(step=3, tokens=5))
+    assert Progress.of(saved) == Progress(step=3, tokens=5)
+    with pytest.raises(halka.HalkaError, match=r"of another version of Halka \(.*'more'\): go on with that one"):
+        Progress.of({**saved, "more": 1})
+
+
+def test_train_leaves_a_folder_that_is_no_run_as_it_is(tmp_path):
+    (tmp_path / "parts-1").mkdir()
+    (tmp_path / "parts-1" / "data.csv").write_text("a,b")
+    (tmp_path / "best-7.safetensors").write_text("mine")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    before = sorted(file.name for file in tmp_path.rglob("*"))
+    with pytest.raises(halka.HalkaError, match="exists and holds no training run: choose another folder"):
+        list(train(model_for(), "a", items(), SHORT, folder=tmp_path))
+    with pytest.raises(halka.HalkaError, match="holds no training run"):
+        list(train_many(model_for(), [Job("a", items(), SHORT, folder=tmp_path)]))
+    assert sorted(file.name for file in tmp_path.rglob("*")) == before
+
+
+def test_train_begins_again_in_a_folder_of_its_own_without_a_checkpoint(tmp_path):
+    config = replace(SHORT, save_every=None)
+    first = [*train(model_for(), "a", items(), config, folder=tmp_path)]
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name[0] != ".") == ["metrics.jsonl"]
+    assert [step.loss for step in train(model_for(), "a", items(), config, folder=tmp_path)] == [
+        step.loss for step in first
+    ]
 
 
 def test_a_folder_that_is_no_run_or_in_use_is_refused(tmp_path):

@@ -33,7 +33,7 @@ from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens
 from halka.methods import all_methods
 from halka.models.rates import rate_at
-from halka.training import RunFolder, Step, TrainConfig, as_tokens, fit, mean_loss, train, train_many
+from halka.training import Job, RunFolder, Step, TrainConfig, as_tokens, fit, mean_loss, train, train_many
 from halka.training.checkpoint import Progress, identity_of
 from halka.training.run import after_evaluation
 from halka.util.errors import HalkaError, TrainingError
@@ -752,6 +752,20 @@ def test_the_best_weights_of_a_run_that_diverges_are_kept(what, on_disk, tmp_pat
         assert not (folder / "adapter-best").exists()
 
 
+def test_a_run_whose_validation_diverges_is_not_scored_then_and_the_others_go_on():
+    model = model_for()
+    model.add("b", halka.LoRA(rank=2))
+    config, scored = replace(SHORT, steps=2, evaluate_every=1), []
+    ruined = Job(
+        "a", items(), replace(config, lr=1e30, clip=0.0), items(2, seed=9), score=lambda: scored.append(1) or 1
+    )
+    steps = [*halka.train_many(model, [ruined, Job("b", items(), config)])]
+    assert [[*step] for step in steps] == [["a", "b"], ["b"]]
+    assert str(steps[0]["a"]).startswith("the validation loss became nan at step 1")
+    assert steps[1]["b"].step == 2
+    assert not scored
+
+
 def test_other_errors_stay_what_they_are():
     model = model_for()
     with raising(model, RuntimeError("size mismatch")), pytest.raises(RuntimeError, match=r"^size mismatch$"):
@@ -1069,11 +1083,12 @@ def test_two_do_not_train_in_one_folder_and_no_finished_run_is_begun_again(tmp_p
 
 
 def test_files_of_others_stay_what_they_are(tmp_path):
+    RunFolder(tmp_path).begin({})
     (tmp_path / "best-of-all.safetensors").write_text("another's")
     run(model_for(), RUN, validation=items(2, seed=9), folder=tmp_path)
     assert (tmp_path / "best-of-all.safetensors").read_text() == "another's"
     metrics = tmp_path / "other" / "metrics.jsonl"
-    metrics.parent.mkdir()
+    RunFolder(metrics.parent).begin({})
     for line in ('{"epoch": 3}', "[1, 2]"):
         metrics.write_text(f"{line}\n")
         with pytest.raises(HalkaError, match=r"metrics.jsonl has a line that is no step of a training \(.*\): choose"):

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +27,7 @@ from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.tensor_file import iter_shapes, iter_tensors, write_tensors
 
 STEP = "step"  # what the optimiser counts of each parameter; all else that it keeps is of the parameter's shape
+T = TypeVar("T")
 PADDED: dict[str, Any] = {"batches": "padded", "group_shared": False}
 """Settings of `TrainConfig` that a run had before there were others; its checkpoint does not name them."""
 SHARDS = "parts-"  # and a step: the name of a folder
@@ -63,11 +64,21 @@ class Progress:
 
     @staticmethod
     def of(saved: Mapping[str, Any]) -> Progress:
-        """Of a checkpoint's JSON, which may be of a version that counted and kept less."""
+        """Of a checkpoint's JSON, which may be of a version that counted and kept less.
+
+        Raises HalkaError for one of a version that keeps more.
+        """
         values = {"computed": saved["tokens"], **saved}
         if values.get("unrecorded") is not None:
-            values["unrecorded"] = Step(**values["unrecorded"])
-        return Progress(**values)
+            values["unrecorded"] = _of_fields(Step, values["unrecorded"])
+        return _of_fields(Progress, values)
+
+
+def _of_fields(kind: type[T], values: Mapping[str, Any]) -> T:
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise HalkaError(f"the checkpoint is of another version of Halka ({error}): go on with that one") from error
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def _evaluate_and_record(
             if run.evaluation_due and step.validation is None:
                 with memory_errors(f"in the evaluation after step {step.step}", SMALLER_BATCHES):
                     loss = mean_loss(model, run.name, run.held_out, run.config, ranks=ranks)
-                    score = run.scored(ranks)
+                    score = run.scored(ranks) if math.isfinite(loss) else None
                     with ranks.raised_in_all():
                         step = run.validated(step, loss, score)
             # record

@@ -80,7 +80,9 @@ class RunFolder:
         return self.path / NEXT_CHECKPOINT
 
     def keep_next(self) -> None:
-        """Put the next checkpoint in the place of the one before."""
+        """Put the next checkpoint in the place of the one before, once the metrics of its steps are on the disk."""
+        if (metrics := self.path / METRICS).exists():
+            flush(metrics)
         os.replace(self.next_checkpoint, self.checkpoint)
         flush(self.path)
 
@@ -116,8 +118,17 @@ class RunFolder:
         """Raises HalkaError for a file, and for a folder that holds something else than a run."""
         check_no_file(self.path)
         others = self.path.is_dir() and any(not file.name.startswith(".") for file in self.path.iterdir())
-        if others and not (self.path / RUN).exists() and not self.resumable:
+        if others and not ((self.path / RUN).exists() or self.resumable or self._has_steps()):
             raise HalkaError(f"{self.path} exists and holds no training run: choose another folder")
+
+    def _has_steps(self) -> bool:
+        """Whether the metrics begin with a step: a run without settings in its folder may have no checkpoint yet."""
+        metrics = self.path / METRICS
+        try:
+            with metrics.open(encoding="utf-8") as file:
+                return bool(_step(file.readline(), metrics))
+        except (OSError, ValueError):
+            return False
 
     def locked(self) -> AbstractContextManager[None]:
         """Keeps others from training here; makes the folder. Raises HalkaError where another does, and for a file."""
@@ -244,14 +255,19 @@ class RunFolder:
             file.write(json.dumps(asdict(step)) + "\n")
 
     def steps(self) -> list[Step]:
-        """The steps in the metrics, without a last one that was cut short. Raises HalkaError where there are none."""
+        """The steps in the metrics, one at least, without a last one that was cut short.
+
+        Raises HalkaError where there are none, and for metrics of something else or of a newer version.
+        """
         metrics = self.path / METRICS
         if not metrics.is_file():
             raise HalkaError(f"{self.path} has no {METRICS}: name the folder of a training run")
         lines = metrics.read_text(encoding="utf-8").splitlines()
         if lines and _step_number(lines[-1], metrics) == math.inf:
             lines.pop()
-        return [Step(**json.loads(line)) for line in lines]
+        if not lines:
+            raise HalkaError(f"{metrics} has lost its steps: remove {self.path}, or choose another folder")
+        return [_step(line, metrics) for line in lines]
 
     def written(self) -> datetime | None:
         """When an unfinished run's texts were written, where its base's chat template writes the time."""
@@ -314,6 +330,13 @@ def _step_number(line: str, metrics: Path) -> float:
     if not isinstance(step, dict) or "step" not in step:
         raise HalkaError(f"{metrics} has a line that is no step of a training ({line[:60]}): choose another folder")
     return cast(dict[str, Any], step)["step"]
+
+
+def _step(line: str, metrics: Path) -> Step:
+    try:
+        return Step(**json.loads(line))
+    except (TypeError, ValueError) as error:
+        raise HalkaError(f"{metrics} has a line that is no step of this version of Halka ({line[:60]})") from error
 
 
 def curve_of(steps: Sequence[Step]) -> list[dict[str, Any]]:
