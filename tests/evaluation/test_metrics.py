@@ -292,6 +292,34 @@ def test_all_alike_and_one_item_do_not_pretend_to_be_certain():
     assert one.low == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize(
+    ("metric", "answers", "references"),
+    [  # of a hundred items, the metric judges the first alone
+        ("json_field:b", ['{"b": 1}', "{}"], ['{"b": 1}', '{"a": 1}']),
+        ("json_field:b", ['{"b": 2}', "{}"], ['{"b": 1}', '{"a": 1}']),
+        ("json_field_f1:b", ['{"b": 1}', "{}"], ['{"b": 1}', '{"a": 1}']),
+        ("json_field_accuracy", ['{"b": 1}', '{"a": 1}'], ['{"b": 1}', "{}"]),
+        ("tag_f1", ["B-PER O", "O O"], ["B-PER O", "O O"]),
+    ],
+)
+def test_all_alike_is_as_certain_as_the_items_that_count(metric, answers, references):
+    alone = score(answers[:1], [references[:1]], [metric])[metric]
+    first, rest = answers[:1] + answers[1:] * 99, references[:1] + references[1:] * 99
+    among = score(first, [[text] for text in rest], [metric])[metric]
+    assert (among.value, among.low, among.high) == (alone.value, alone.low, alone.high)
+    assert alone.high - alone.low == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("metric", ["calls_exact", "macro_f1", "bleu", "json_field_f1", "exact_match"])
+def test_all_alike_of_metrics_that_count_every_item(metric):
+    call = '{"name": "weather", "arguments": {}}'
+    rest = "{}" if metric == "json_field_f1" else "It is not known to me."
+    among = score([call, *[rest] * 99], [[call], *[[rest]] * 99], [metric])[metric]
+    top = METRICS[metric].range[1]
+    assert among.value == pytest.approx(top)
+    assert among.low == pytest.approx(top * 0.05 ** (1 / 100))
+
+
 def test_the_interval_is_that_of_the_resampled_scores():
     whole = score(SAID, TRUE, ["bleu"], seed=3)["bleu"]
     drawn = resampled(SAID, TRUE, "bleu", seed=3)

@@ -25,7 +25,8 @@ COLLECTIONS = dict | list | set | frozenset | tuple
 class Metric:
     """A measure of answers against their references, kept as sufficient statistics.
 
-    `per_item(prediction, references)` gives the named counts of one answer; a count it does not name is 0.
+    `per_item(prediction, references)` gives the named counts of one answer; a count it does not name is 0, and
+    an answer whose counts are all 0 is not one of the items that an interval is based on.
     `aggregate(sums)` turns the counts' sums into scores: every sum has shape (R,), one entry for each
     sample of items, and so has the result, NaN where a sample leaves the score undefined. Since a sample's
     sums are all that a score needs, corpus measures (BLEU, F1) can be resampled exactly.

@@ -122,6 +122,11 @@ def _leaf_counts(path: str) -> Callable[[str, Sequence[str]], Counts]:
     return counts
 
 
+def _gold_counts(prediction: str, references: Sequence[str]) -> Counts:
+    counts = _leaf_counts("")(prediction, references)
+    return {"hit": counts["hit"], "gold": counts["gold"]}
+
+
 def _valid(prediction: str, references: Sequence[str]) -> float:
     return float(_parse(prediction) is not _MISSING)
 
@@ -146,7 +151,7 @@ JSON_METRICS: tuple[Metric, ...] = (
     Metric(
         "json_field_accuracy",
         "share of the references' (path, value) pairs that the JSON has",
-        _leaf_counts(""),
+        _gold_counts,
         lambda sums: ratio(sums["hit"], sums["gold"]),
     ),
     Metric(

@@ -46,7 +46,8 @@ def score(
     The interval is the percentile bootstrap over items: sets of n items are drawn with replacement and scored exactly,
     from sums of per-item counts. The draws depend on n and `seed` alone, so methods scored on the same items share
     them. Where every draw gives the same value (all right, all wrong, one item), the bootstrap says nothing of a larger
-    set; the interval then is the rule of three: with 95 % confidence less than 1 - 0.05^(1/n) of all items differ.
+    set; the interval then is the rule of three: with 95 % confidence less than 1 - 0.05^(1/k) of all items differ, of
+    which k have a count other than 0.
 
     Raises HalkaError for an unknown metric, lists of different lengths, no items, an item without references, a value
     that is no text, and a score that is undefined on these items.
@@ -192,7 +193,8 @@ def _interval(metric: Metric, keys: list[Any], table: FloatArray, drawn: FloatAr
     values = values[np.isfinite(values)]  # of few items that count, a drawn set may have none
     low, high = map(float, np.quantile(values, [0.025, 0.975])) if values.size else (value, value)
     if math.isclose(low, high, abs_tol=1e-12):
-        unseen = 1 - 0.05 ** (1 / n)
+        counted = max(1, np.count_nonzero(table.any(axis=1)))
+        unseen = 1 - 0.05 ** (1 / counted)
         floor, ceiling = (end if math.isfinite(end) else value for end in metric.range)
         low, high = value - unseen * (value - floor), value + unseen * (ceiling - value)
     return Score(value, min(low, value), max(high, value), n)
