@@ -649,6 +649,13 @@ def test_a_metric_that_the_gold_answers_do_not_satisfy_is_refused_before_anythin
         evaluate(model, None, EXAMPLES, [metric])
 
 
+def test_a_negative_seed_is_refused_before_the_work():
+    done = []
+    with pytest.raises(HalkaError, match="seed must be a whole number of at least 0, not -1"):
+        evaluate(model_that_reads(), None, EXAMPLES, ["exact_match"], seed=-1, on_progress=done.append)
+    assert done == []
+
+
 def test_an_example_without_an_answer_is_refused_by_its_place():
     unanswered = Example((Message("user", "Why?"),), where="test.jsonl:12")
     with pytest.raises(ValueError, match=r"test\.jsonl:12"):

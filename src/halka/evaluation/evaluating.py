@@ -76,7 +76,8 @@ def evaluate(
 
     Raises:
         DataError: there are no examples, or one has no answer or a label that the adapter does not know.
-        HalkaError: a metric is unknown, or the accepted answers themselves do not fit it (they lack its field, say).
+        HalkaError: a metric is unknown, or the accepted answers themselves do not fit it (they lack its field, say),
+            or the seed is negative.
     """
     examples = as_examples(examples)
     if not examples:
@@ -94,12 +95,12 @@ def evaluate(
         metrics = default_metrics(examples, kind)
     elif not isinstance(metrics, str):  # which `score` refuses
         metrics = [*metrics]
-    score([own[0] for own in references], references, metrics, resamples=1)
+    score([own[0] for own in references], references, metrics, seed, resamples=1)
     metrics = [find_metric(metric, kind) for metric in metrics]
     places = {name: [index for index, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
     for name, own in places.items() if len(places) > 1 else ():
         try:
-            score([references[i][0] for i in own], [references[i] for i in own], metrics, resamples=1)
+            score([references[i][0] for i in own], [references[i] for i in own], metrics, seed, resamples=1)
         except HalkaError as error:
             raise HalkaError(f"for {'the base' if name is None else f'adapter {name!r}'}: {error}") from None
     if max_new_tokens is None:

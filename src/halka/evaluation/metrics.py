@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,9 @@ def score(
     which k have a count other than 0.
 
     Raises HalkaError for an unknown metric, lists of different lengths, no items, an item without references, a value
-    that is no text, and a score that is undefined on these items.
+    that is no text, a negative seed, and a score that is undefined on these items.
     """
-    _check(predictions, references, resamples)
+    _check(predictions, references, seed, resamples)
     if isinstance(metrics, str):
         raise HalkaError(f"metrics is the text {metrics!r}: give a list of metrics, such as [{metrics!r}]")
     resolved = [find_metric(metric) for metric in metrics]
@@ -77,7 +78,7 @@ def resampled(
     Two methods' answers to the same items meet the same sets, so their difference has an interval of its own, which is
     narrower than the two scores' together. Raises HalkaError as `score` does.
     """
-    _check(predictions, references, resamples)
+    _check(predictions, references, seed, resamples)
     resolved = find_metric(metric)
     keys, table = _table(resolved, predictions, references)
     [sums_RK] = _resample([table], resamples, seed)
@@ -126,13 +127,15 @@ def find_metric(name: str | Metric, kind: str | None = None) -> Metric:
     raise HalkaError(f"unknown metric {name!r}{hint}; choose from {', '.join(choices)}")
 
 
-def _check(predictions: Sequence[str], references: Sequence[Sequence[str]], resamples: int) -> None:
+def _check(predictions: Sequence[str], references: Sequence[Sequence[str]], seed: int, resamples: int) -> None:
     if len(predictions) != len(references):
         raise HalkaError(f"{len(predictions)} predictions for {len(references)} lists of references")
     if not predictions:
         raise HalkaError("nothing to score: no predictions")
     if resamples < 1:
         raise HalkaError(f"resamples is {resamples}; an interval needs at least 1, and 1000 is usual")
+    if not isinstance(seed, Integral) or seed < 0:
+        raise HalkaError(f"seed must be a whole number of at least 0, not {seed!r}")
     for i, (prediction, accepted) in enumerate(zip(predictions, references, strict=True)):
         if isinstance(accepted, str):
             raise HalkaError(f"references of item {i} are one text; give a list of texts, such as [text]")
