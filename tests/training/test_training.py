@@ -219,6 +219,8 @@ def test_gradients_are_clipped_to_the_norm_and_reported_as_they_were(clip):
         *[("evaluate_every", 0), ("patience", 0), ("save_every", 0), ("lr", -1e-3), ("warmup", 1.0), ("warmup", -0.1)],
         ("schedule", "step"),
         ("warmup_steps", -1),
+        *[(name, math.inf) for name in ("epochs", "clip", "weight_decay")],
+        *[(name, math.nan) for name in ("lr", "epochs", "clip", "weight_decay", "warmup")],
         pytest.param("clip", -1.0),
         pytest.param("too_long", "cat"),
         pytest.param("weight_decay", -1.0),

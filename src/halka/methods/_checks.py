@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from inspect import Parameter, signature
 
@@ -22,8 +21,8 @@ def positive_int(name: str, value: int | None) -> None:
 
 
 def factor(name: str, value: float | None) -> None:
-    """A finite number other than 0, whose gradients would be 0 for ever, or None."""
-    if value is not None and not (math.isfinite(value) and value):
+    """A number other than 0, whose gradients would be 0 for ever, or None."""
+    if value == 0:
         raise HalkaError(f"{name} must be a finite number other than 0, not {value!r}")
 
 

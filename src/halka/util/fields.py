@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from numbers import Integral, Real
@@ -78,3 +79,5 @@ def _check(setting: Setting, place: str, value: Any) -> None:
             if not fits or (isinstance(item, bool) and kind in (int, float)):
                 none = " or None" if setting.optional else ""
                 raise HalkaError(f"{place} must be {WORDS[kind]}{none}, not {item!r}")
+            if isinstance(item, float) and not math.isfinite(item):
+                raise HalkaError(f"{place} must be a finite number, not {item!r}")
