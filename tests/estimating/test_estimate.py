@@ -349,6 +349,13 @@ def test_what_a_heap_holds_does_not_lead_astray():
     assert len(tried) <= 40
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 3])
+def test_the_way_back_is_short_where_an_allocator_holds_much(share):
+    rows, tried = search(28_003, lambda rows: 70 * rows, lambda rows: int(share * 70 * rows))
+    assert rows == int(27_873 / (70 * (1 + share)))
+    assert len(tried) <= 12
+
+
 def test_labels_are_no_surprise_to_transformers(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     config = config_of("bert")
@@ -684,6 +691,9 @@ def test_a_method_that_cannot_be_is_told_with_the_others(tmp_path):
         ({"dtype": torch.int8}, "dtype 'int8' is none of"),
         ({"quantize": "int3"}, "quantize 'int3' is none of"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"length": 16.0}, r"length must be a whole number, not 16.0"),
+        ({"memory": 2.5e9 + 0.5}, r"memory must be a whole number, not 2500000000.5"),
+        ({"memory": -1}, "memory must be at least 1, not -1"),
         ({"length": 2}, "length must be at least 3 tokens"),
         ({"length": 100_000}, "length must be at most the base's 128 positions, not 100,000"),
         ({"shared": -1}, "shared must be at least 0 and leave two tokens or more of the 8 of an example, not -1"),
@@ -787,6 +797,11 @@ def test_the_scores_of_a_softcap_are_counted_where_a_batch_keeps_them(gpu):
 def test_what_is_no_base_to_estimate_is_refused(base, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         halka.estimate(base(), ["lora"], length=8)
+
+
+def test_a_memory_may_be_a_whole_float():
+    estimate = halka.estimate(config_of(), "lora", length=8, batch_size=1, memory=1e6)
+    assert (type(estimate.memory), estimate.memory, estimate.rows[0].largest_batch) == (int, 10**6, 0)
 
 
 def test_a_single_method_is_one():

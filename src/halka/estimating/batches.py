@@ -44,9 +44,8 @@ def largest_batch(
 def most_rows(needs: Callable[[int], Memory], first: int, room: int, most: int = MOST) -> int:
     """The most rows, up to `most` (or `first`), that need at most `room` bytes: `first` is tried first, and none twice.
 
-    The bytes of tensors grow with the rows: the search begins with the most rows whose tensors fit, and on a GPU it
-    ends there. What a CPU's allocator holds beyond them goes up and down, so the search goes back from there until all
-    fits; of few rows, it tries each.
+    The bytes of tensors grow with the rows: the search begins with the most rows whose tensors fit. What the allocator
+    holds beyond them goes up and down, so the search goes back from there until all fits; of few rows, it tries each.
     """
     most, memories = max(most, first), dict[int, Memory]()
 
@@ -87,14 +86,14 @@ def _next(tensors: Mapping[int, int], room: int, most: int) -> int | None:
 def _go_back(needs: Callable[[int], int], memories: Mapping[int, Memory], most: int, room: int, grown: int) -> int:
     """The first number of rows from `most` down that fits; `grown` bytes are what `most` rows need.
 
-    A step back is half of what the excess asks for, and at most a `FEW`th of the rows, since what the allocator holds
-    goes up and down on the way.
+    A step back is half of what the excess asks for, since the allocator, too, holds less for fewer rows; of few rows it
+    is one, since what it holds goes up and down on the way.
     """
     rows, above = most, most + 1
     while rows and (over := needs(rows) - room) > 0:
         fits = max((fewer for fewer, memory in memories.items() if fewer < rows and memory.total <= room), default=0)
-        by_half = over * most // (2 * max(1, grown))
-        above, rows = rows, max(fits, rows - max(1, min(by_half, rows // FEW)))
+        by_half = over * most // (2 * max(1, grown)) if rows >= 2 * FEW else 1
+        above, rows = rows, max(fits, rows - max(1, by_half))
     while above - rows > 1:
         between = (rows + above) // 2
         rows, above = (between, above) if needs(between) <= room else (rows, between)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,10 @@ def estimate(
         quantize=quantize,
         labels=labels,
     )
-    at_least_one(tasks=tasks, **({} if steps is None else {"steps": steps}))
+    if isinstance(memory, float) and memory.is_integer():  # such as 24e9
+        memory = int(memory)
+    optional = {"steps": steps, "memory": memory}
+    at_least_one(tasks=tasks, **{name: value for name, value in optional.items() if value is not None})
     if steps is not None and device is None:
         raise HalkaError("steps take time by the speed of a device: name one, such as a100 or here")
     several = methods if isinstance(methods, Sequence) and not isinstance(methods, str) else [methods]
@@ -268,7 +272,9 @@ def row_of(method: Method, run: DryRun, setup: Setup, where: Hardware, tasks: in
 
 
 def at_least_one(**numbers: int) -> None:
-    """Raises HalkaError that names a number below 1."""
+    """Raises HalkaError that names what is no whole number, or below 1."""
     for name, value in numbers.items():
+        if not isinstance(value, Integral):
+            raise HalkaError(f"{name} must be a whole number, not {value!r}")
         if value < 1:
             raise HalkaError(f"{name} must be at least 1, not {value}")
