@@ -717,6 +717,16 @@ def test_a_classifier_has_no_perplexity():
         perplexity(classifier(), None, "Some text.")
 
 
+@pytest.mark.parametrize("make_tokenizer", [chatml_tokenizer, gemma_tokenizer])
+def test_a_window_without_a_token_that_carries_loss_is_refused(make_tokenizer):
+    tokenizer = make_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
+    for window in (-1, 0, 1):
+        with pytest.raises(HalkaError, match=f"window must be at least 2 tokens, not {window}"):
+            perplexity(model, None, TEXT, window=window)
+    assert perplexity(model, None, TEXT, window=2) > 1
+
+
 @pytest.mark.parametrize("text", ["", "."])
 def test_a_text_without_two_tokens_has_no_perplexity(text):
     with pytest.raises(ValueError, match="the text is too short for a perplexity"):

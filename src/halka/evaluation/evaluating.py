@@ -136,11 +136,14 @@ def perplexity(model: AdaptedModel, name: str | None, text: str, *, window: int 
     Each window begins with the tokenizer's beginning-of-sequence token, which some bases cannot read without, or if
     the tokenizer puts none in front, with a token that carries no loss.
     Compared before and after tuning on a text unrelated to the task, it measures forgetting. Raises DataError for a
-    text of fewer than two tokens, HalkaError for a base that is no causal language model.
+    text of fewer than two tokens, HalkaError for a base that is no causal language model and for a window of
+    fewer than two.
     """
     check_has_perplexity(model)
     ids = model.tokenizer.encode(text, add_special_tokens=False)
     begin = start_ids(model.tokenizer)
+    if window < 2:
+        raise HalkaError(f"window must be at least 2 tokens, not {window}: a window's first token carries no loss")
     window = min(window, context(model, name) or window) - len(begin)
     windows = [[*begin, *ids[start : start + window]] for start in range(0, len(ids), window)]
     items = [Tokens(part, [False, *[True] * (len(part) - 1)]) for part in windows if len(part) > 1]
