@@ -86,6 +86,13 @@ def test_classes():
     assert value("macro_f1", ["b"], [["a", "b"]]) == 1
 
 
+def test_a_star_is_a_mark_only_around_a_class():
+    for same in ("**A**", "*a*.", '"**A.**"'):
+        assert of("accuracy", same, "A") == of("macro_f1", same, "A") == 1, same
+    assert of("accuracy", "A", "A*") == of("accuracy", "A*", "A") == of("macro_f1", "A", "A*") == 0
+    assert of("accuracy", "**A***", "A*") == of("accuracy", "*", "*") == of("accuracy", "**", "**") == 1
+
+
 def test_joiners_are_a_matter_of_spelling():
     for name, best in (("exact_match", 1), ("token_f1", 1), ("rouge_l", 1), ("chrf", 100)):
         assert of(name, "র\u200d্যাব আছে", "র্যাব আছে") == pytest.approx(best)
@@ -153,6 +160,8 @@ def test_json_valid_wants_the_whole_answer_to_be_json():
         "{'a': 1}",
         '{"a": NaN}',
         "[Infinity]",
+        '{"a": 2, "a": 1}',
+        '[{"a": {"\u09df": 2, "\u09af\u09bc": 1}}]',
         "[" * 100_000,
         "[" + "9" * 9999 + "]",
     ]
@@ -166,6 +175,8 @@ def test_json_exact():
     for change in [("1974.0", '"1974"'), ("true", "1"), ('"x","y"', '"y","x"'), ("Runa", "runa")]:
         assert of("json_exact", same.replace(*change), TRUE_JSON) == 0, change
     assert of("json_exact", "Sure: " + TRUE_JSON, TRUE_JSON) == 0
+    for metric in ("json_exact", "json_field_f1", "json_field:a"):
+        assert of(metric, '{"a": 2, "a": 1}', '{"a": 1}') == 0, metric
     assert of("json_exact", '{"a": "\\u09dc"}', '{"a": "ড\u09bc"}') == 1
 
 
@@ -226,6 +237,14 @@ def test_unknown_names_give_the_choices():
     mine = Metric.mean("length", "mean length", lambda said, _: len(said), range=(0, math.inf))
     assert find_metric(mine) is mine
     assert value(mine, ["ab", "abcd"], [["x"], ["x"]]) == 3
+
+
+def test_a_function_is_to_be_wrapped_and_one_that_fails_names_its_metric_and_item():
+    with pytest.raises(HalkaError, match=r"<lambda>.* is no metric: .* Metric\.mean\(name, meaning, function\)"):
+        score(["a"], [["a"]], [lambda said, true: 1])
+    for function in (lambda said, true: {"1": 1}.get(said), lambda said, true: int(said)):
+        with pytest.raises(HalkaError, match=r"mine, item 1: .*(NoneType|invalid literal)"):
+            score(["1", "a"], [["a"], ["a"]], [Metric.mean("mine", "", function)])
 
 
 @pytest.mark.parametrize(
@@ -359,6 +378,9 @@ def test_a_thousand_resamples_of_every_metric_are_fast():
         ("B-A I-A O I-B", [("A", 0, 1), ("B", 3, 3)]),
         ("I-A I-B B-B E-B I-B", [("A", 0, 0), ("B", 1, 1), ("B", 2, 3), ("B", 4, 4)]),
         ("S-A S-A", [("A", 0, 0), ("A", 1, 1)]),
+        ("B-A I-A L-A U-A U-A O", [("A", 0, 2), ("A", 3, 3), ("A", 4, 4)]),
+        ("B-A M-A E-A S-A", [("A", 0, 2), ("A", 3, 3)]),
+        ("L M M U", [("L", 0, 0), ("M", 1, 2), ("U", 3, 3)]),
         ("PER PER O LOC-X DET NOUN", [("PER", 0, 1), ("LOC-X", 3, 3), ("DET", 4, 4), ("NOUN", 5, 5)]),
         ("B I O B", [("", 0, 1), ("", 3, 3)]),
     ],

@@ -57,10 +57,19 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object with its keys in Unicode's composed form. Raises ValueError for a key that stands in it twice."""
+    value = {unicodedata.normalize("NFC", key): child for key, child in pairs}
+    if len(value) < len(pairs):
+        raise ValueError("a key stands in an object twice")
+    return value
+
+
 def _parse(text: str) -> Any:
     """The whole text as a JSON object or array in comparable form, else `_MISSING`."""
     try:
-        value = json.loads(text, parse_constant=_refuse)  # Python would accept NaN and Infinity
+        # Python would accept NaN and Infinity, and keys that stand twice
+        value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
         return _comparable(value) if isinstance(value, dict | list) else _MISSING
     except (ValueError, RecursionError):
         return _MISSING
@@ -80,7 +89,7 @@ def _comparable(value: Any) -> Any:
 def _parse_reference(text: str) -> Any:
     value = _parse(text)
     if value is _MISSING:
-        raise HalkaError(f"the reference is not a JSON object or array: {text[:60]!r}")
+        raise HalkaError(f"the reference is not a JSON object or array, or has a key twice: {text[:60]!r}")
     return value
 
 

@@ -110,10 +110,12 @@ def default_metrics(examples: Iterable[Example], kind: str | None) -> tuple[str,
 def find_metric(name: str | Metric, kind: str | None = None) -> Metric:
     """The metric of that name for the kind of base; `family:path` builds one (see `FAMILIES`); a `Metric` is unchanged.
 
-    Raises HalkaError with the choices for an unknown name.
+    Raises HalkaError with the choices for an unknown name, and for what is neither a name nor a metric.
     """
     if isinstance(name, Metric):
         return name
+    if not isinstance(name, str):
+        raise HalkaError(f"{name!r} is no metric: name one, or wrap a function: Metric.mean(name, meaning, function)")
     if kind == "sequence-classification" and name in OF_CLASSIFIERS:
         return OF_CLASSIFIERS[name]
     if name in METRICS:
@@ -154,7 +156,7 @@ def _table(
     for i, (prediction, accepted) in enumerate(zip(predictions, references, strict=True)):
         try:
             row = metric.per_item(prediction, accepted)
-        except HalkaError as error:
+        except (TypeError, ValueError) as error:
             raise HalkaError(f"{metric.name}, item {i}: {error}") from error
         if not all(math.isfinite(count) for count in row.values()):
             raise HalkaError(f"{metric.name}, item {i}: counts are not finite: {dict(row)}")

@@ -8,16 +8,19 @@ from halka.data.labels import OUTSIDE
 from halka.data.metric import Counts, Metric, ratio
 
 WAYS = ("B", "I", "E", "S", OUTSIDE)
+OTHER_LETTERS = {"M": "I", "L": "E", "U": "S"}  # BMES's and BILOU's
 
 
 def entities(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-    """(type, first word, last word) of every entity, in the schemes IOB1, IOB2, IOE, IOBES, and of tags that are types.
+    """(type, first word, last word) of every entity in IOB1, IOB2, IOE, IOBES, BMES, BILOU, or of tags that are types.
 
     A tag continues the entity before it unless it begins one (B, S), has another type, or follows an end (E, S).
     """
     kind, first, before = "", 0, OUTSIDE
     for place, tag in enumerate([*tags, OUTSIDE]):
-        way, _, own = tag.partition("-")
+        way, dash, own = tag.partition("-")
+        if dash:
+            way = OTHER_LETTERS.get(way, way)
         if way not in WAYS:  # a type alone, such as PER or NOUN
             way, own = "I", tag
         goes_on = way in "IE" and before in "BI" and own == kind

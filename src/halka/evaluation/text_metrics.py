@@ -15,6 +15,7 @@ from halka.data.metric import Counts, FloatArray, Metric, Sums, ratio
 from halka.util.text import JOINERS
 
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # no spaces between words
+MARKS = " .,;:!?\"'`।"
 JOINED = str.maketrans("", "", JOINERS)
 
 
@@ -38,12 +39,16 @@ def _squad_words(text: str) -> list[str]:
 
 
 def as_label(text: str) -> str:
-    """A class name in the form that is compared: no case, single spaces, no quotes or full stop around it.
+    """A class name in the form that is compared: no case, single spaces, no quotes or any of . , ; : ! ? । around it.
 
-    A name of such marks alone keeps them.
+    Nor has it Markdown's stars, which stand on both sides: of `A*` the star is part of the name. A name of such marks
+    alone keeps them.
     """
     name = " ".join(plain(text).casefold().split())
-    return name.strip(" .,;:!?\"'`*।") or name
+    bare = name.strip(MARKS)
+    while bare.strip("*") and bare[0] == bare[-1] == "*":
+        bare = bare[1:-1].strip(MARKS)
+    return bare or name
 
 
 def _exact(prediction: str, references: Sequence[str]) -> float:
