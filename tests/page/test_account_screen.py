@@ -91,6 +91,38 @@ def test_keys_are_made_used_and_revoked(read, own_server):
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
+def test_a_key_that_is_shown_once_stays_until_it_is_closed(read, own_server):
+    """Back, a reload and another tab that signs out would each take the only text of the key."""
+    operator, _ = own_server.service.guards.keys.add("main", "admin")
+    reader = read(own_server.url)
+    page = reader.page
+    page.goto("/playground")
+    page.get_by_label("API key").fill(operator)
+    page.get_by_label("API key").press("Enter")
+    page.get_by_role("link", name="Account").click()
+    page.get_by_role("button", name="New key").click()
+    page.get_by_role("button", name="Make the key").click()
+    made = page.get_by_role("dialog", name="The key is made")
+    text = made.locator("pre").inner_text()
+
+    page.evaluate("new Promise((done) => { addEventListener('popstate', () => setTimeout(done)); history.back() })")
+    expect(made.locator("pre")).to_have_text(text)
+    assert page.url == f"{own_server.url}/account"
+    with page.expect_event("dialog", lambda asked: asked.dismiss() or asked.type == "beforeunload"):
+        page.evaluate("void setTimeout(() => location.reload())")
+    expect(made.locator("pre")).to_have_text(text)
+    second = reader.context.new_page()
+    second.goto("/account")
+    second.get_by_role("button", name="Sign out").click()
+    expect(second.get_by_role("heading", level=1)).to_have_text("Sign in")
+    refused = "() => fetch('/v1/keys', { headers: { 'X-Halka-Page': '1' } }).then(({ status }) => status)"
+    assert page.evaluate(refused) == 401
+    expect(made.locator("pre")).to_have_text(text)
+
+    made.get_by_role("button", name="I have copied it").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+
+
 def test_the_last_admin_is_changed_all_the_same(read, own_server):
     """The reason comes in the reader's language, with the API's words, and a way out."""
     text, own = own_server.service.guards.keys.add("main", "admin", note="mine")

@@ -1,4 +1,5 @@
 // Every call of the server's API: JSON in and out, errors in the API's own words.
+import { onceRead } from "./once";
 
 /** What the API says is wrong. `status` is 0 where no answer came at all; the code says why. */
 export class ApiError extends Error {
@@ -21,23 +22,10 @@ export interface Call {
 }
 
 let refused: () => void = () => {};
-let holds = 0;
-let held = false;
 
 /** Register what happens when the server no longer knows who calls. */
 export function whenRefused(then: () => void): void {
   refused = then;
-}
-
-/** Sign nobody out while what is shown is shown but once; the function that ends this does what was held back. */
-export function holdRefusal(): () => void {
-  holds += 1;
-  return () => {
-    holds -= 1;
-    if (holds || !held) return;
-    held = false;
-    refused();
-  };
 }
 
 /** The response of a call. Throws ApiError for any other than a 2xx, and where the server cannot be reached. */
@@ -97,10 +85,7 @@ export function errorIn(body: unknown, status: number): ApiError | null {
 export function failureOf(path: string, body: unknown, status: number): ApiError {
   const error = errorIn(body, status) ?? new ApiError(`HTTP ${status}`, status);
   const nobody = status === 401 || ["session_ended", "invalid_api_key"].includes(error.code ?? "");
-  if (nobody && path !== "/v1/session") {
-    if (holds) held = true;
-    else refused();
-  }
+  if (nobody && path !== "/v1/session") onceRead(refused);
   return error;
 }
 

@@ -1,5 +1,6 @@
 // The page's address: real paths, kept in step with the browser's history.
 import { computed, signal } from "@preact/signals";
+import { isShownOnce } from "./once";
 import { tried } from "./tried";
 
 const here = () => location.pathname + location.search;
@@ -35,7 +36,8 @@ export function wholeNumberIn(name: string): number {
 /** Keep the address in step: links within the page load nothing anew. */
 export function follow(): void {
   addEventListener("popstate", () => {
-    address.value = here();
+    if (isShownOnce()) history.pushState(null, "", address.peek());
+    else address.value = here();
   });
   document.addEventListener("click", (event) => {
     const link = event.target instanceof Element ? event.target.closest("a") : null;

@@ -1,6 +1,7 @@
 // Who is signed in. Without keys everybody on this machine is; with keys a cookie stands for the key.
 import { signal } from "@preact/signals";
 import { ApiError, call, get, post, whenRefused } from "./api";
+import { onceRead } from "./once";
 import { tried } from "./tried";
 
 export type Role = "monitor" | "user" | "manager" | "admin";
@@ -43,11 +44,13 @@ let ended: string | null = null;
 
 /** Tabs share the cookie: where another signs in or out, this one begins anew, and acts for nobody else. */
 const others = new BroadcastChannel("halka-session");
-others.onmessage = async () => {
+others.onmessage = () => onceRead(lookAgain);
+
+async function lookAgain(): Promise<void> {
   const answer = await get<Answer>("/v1/session").catch(() => null);
   if (answer && answer.role !== null && answer.key !== null && answer.key === (session.peek()?.key ?? ended)) session.value = answer;
   else beginAnew();
-};
+}
 
 /** Sign in; the page begins anew, so that nothing stays of who was here before, unless the same key goes on. */
 export async function signIn(key: string): Promise<void> {

@@ -1,11 +1,12 @@
 import type { ComponentChildren } from "preact";
 import { useEffect, useId, useLayoutEffect, useRef } from "preact/hooks";
-import { holdRefusal } from "../api";
+import { showOnce } from "../once";
 import { words } from "../words/words";
 import { Button } from "./button";
 
 /**
- * A dialog over the page while it is there: Escape, its button and a click beside it call `onClose`; if `firm`, the button alone.
+ * A dialog over the page while it is there: Escape, its button and a click beside it call `onClose`; if `firm`, the button alone,
+ * and nothing else ends what is shown.
  * The focus then goes back to what had it, or to what `focusAfter` says, which is asked for at the beginning, while all is there;
  * to the screen if that is gone.
  */
@@ -20,7 +21,7 @@ export function Dialog({ title, onClose, children, wide = false, firm = false, f
   const dialog = useRef<HTMLDialogElement>(null);
   const id = useId();
   const pressedBeside = useRef(false);
-  useLayoutEffect(() => (firm ? holdRefusal() : undefined), [firm]);
+  useLayoutEffect(() => (firm ? showOnce() : undefined), [firm]);
   useEffect(() => {
     const afterwards = focusAfter(document.activeElement);
     dialog.current?.showModal();

@@ -74,7 +74,7 @@ export function KeyForm({ of, first, onDone, onClose }: { of: Key | null; first:
     );
   }
   return (
-    <Dialog title={of ? fill(w.changeTitle, { key: nameOf(of) }) : w.newKey} onClose={close}>
+    <Dialog firm={busy} title={of ? fill(w.changeTitle, { key: nameOf(of) }) : w.newKey} onClose={close}>
       <form class="stack" noValidate onSubmit={(event) => {
         event.preventDefault();
         if (LIMITS.some(wrong)) showWrong(event.currentTarget);
