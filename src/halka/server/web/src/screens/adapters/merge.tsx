@@ -35,9 +35,10 @@ export function Merge({ adapter }: { adapter: Whole }) {
   const w = words.value.adapters;
   const of = versionedName(adapter.id, adapter.version);
   const jobs = useLoading(async () => {
-    const own = (job: Job) => job.kind === "merge" && [of, adapter.id].some((name) => name === job.settings["adapter"]);
+    // One asked for before was of another, deleted, version of that number; one by the name alone, of whichever was the newest then.
+    const own = (job: Job) => job.kind === "merge" && job.settings["adapter"] === of && job.created_at >= adapter.created_at;
     return (await listJobs()).filter(own) as Merged[];
-  }, [of]);
+  }, [of, adapter.created_at]);
   const [format, setFormat] = useState("");
   const [dtype, setDtype] = useState("");
   const [force, setForce] = useState(false);

@@ -53,10 +53,11 @@ function Scoring({ adapter, training }: { adapter: string; training: Job<Trained
   const { busy, failure, run } = useAction();
   const evaluations = useLoading(async () => {
     const own = (job: Job) => job.kind === "evaluate" && (job.settings["adapters"] as string[] | undefined)?.includes(adapter);
-    return (await listJobs()).filter(own);
-  }, [adapter]);
+    const since = training.ended_at ?? 0; // what was asked before was of one that is deleted, whose name and version it has
+    return (await listJobs()).filter((job) => own(job) && job.created_at >= since);
+  }, [adapter, training.ended_at]);
   const scored = evaluations.value?.[0];
-  const heldOut = training.result?.validation_loss != null;
+  const heldOut = Boolean(training.files.validation || training.settings["validation"]); // a task's are its own
   const asked = { kind: "evaluate", adapters: [adapter], with_base: true, ...(heldOut && !file ? { held_out_of: training.id } : {}) };
   const begin = () => run(() => startJob(asked, { data: file }).then(() => {
     setRuns(true);
