@@ -74,6 +74,7 @@ export interface Evaluated {
 
 /** A line of an evaluation's answers; `adapter` is null for the bare base. */
 interface Prediction {
+  /** "" of a task's own examples, which all adapters answer in the same order. */
   where: string;
   prompt: string;
   references: string[];
@@ -100,10 +101,14 @@ export const predictionsOf = (id: string) => at(id, "predictions");
 export async function answersOf(id: string, base: string): Promise<Item[]> {
   const text = await (await call(predictionsOf(id))).text();
   const items = new Map<string, Item>();
+  const counts = new Map<string | null, number>();
   for (const line of text.split("\n").filter(Boolean)) {
     const { where, prompt, references: [reference = ""], prediction, adapter } = JSON.parse(line) as Prediction;
-    const item = items.get(where) ?? { item: items.size, prompt, reference, answers: [] };
-    items.set(where, item);
+    const nth = (counts.get(adapter) ?? 0) + 1;
+    counts.set(adapter, nth);
+    const of = where || `#${nth}`;
+    const item = items.get(of) ?? { item: items.size, prompt, reference, answers: [] };
+    items.set(of, item);
     item.answers.push({ label: adapter ?? base, prediction });
   }
   return [...items.values()];
