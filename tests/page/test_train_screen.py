@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from serving_for_tests import LooksHere, Running
 
@@ -165,7 +165,11 @@ def test_a_name_follows_the_file_until_somebody_types_one(read, working):
 def test_a_job_says_what_it_was_asked_for_and_is_asked_for_again(read, working):
     """A training that waits behind two others, as the API describes it."""
     page = read(working.url).page
-    settings = {"method": "ia3", "train": {"lr": 0.002, "checkpointing": True}, "best_by": "score"}
+    settings = {
+        "method": "ia3",
+        "train": {"lr": 0.002, "checkpointing": True, "save_every": None},
+        "best_by": "score",
+    }
     job = {
         "id": "job-1", "kind": "train", "name": "sums", "status": "queued", "created_at": 5, "queued_at": 5.5,
         "settings": {"data_file": "file-1", "validation_file": "file-2", "settings": settings},
@@ -190,6 +194,7 @@ def test_a_job_says_what_it_was_asked_for_and_is_asked_for_again(read, working):
     asked = {
         "Examples": "letters.jsonl", "Held out for validation": "check.csv", "Method": "ia3",
         "Learning rate": "0.002", "Save memory": "yes", "Which weights are kept": "score",
+        "Steps between checkpoints": "none",
     }  # fmt: skip
     for term, definition in asked.items():
         listed = page.locator("dt", has_text=re.compile(f"^{term}$")).locator("+ dd")
@@ -202,6 +207,12 @@ def test_a_job_says_what_it_was_asked_for_and_is_asked_for_again(read, working):
     expect(page.get_by_label("Name of the adapter")).to_have_value("sums")
     expect(page.get_by_text("A training of sums has not ended")).to_be_visible()
     expect(page.get_by_role("radio", name="ia3")).to_be_checked()
+    page.get_by_text("More settings").click()
+    expect(page.get_by_label("Steps between checkpoints")).to_have_value("none")
+    page.get_by_text("The same in a terminal").first.click()
+    expect(page.get_by_role("tabpanel")).to_contain_text("--save-every none")
+    page.get_by_role("tab", name="curl").click()
+    expect(page.get_by_role("tabpanel")).to_contain_text('"save_every":null')
     expect(page.get_by_text("Choose the file to validate with again.")).to_be_visible()
     page.locator(FILE).set_input_files(upload(ROWS, "letters.jsonl"))
     expect(page.get_by_label("Held out for validation")).to_have_value("file")
@@ -210,6 +221,47 @@ def test_a_job_says_what_it_was_asked_for_and_is_asked_for_again(read, working):
     page.locator(FILE).set_input_files(upload(ROWS))
     expect(page.get_by_label("Held out for validation").locator(":checked")).to_have_text("25 % of the file")
     expect(page.get_by_label("Name of the adapter")).to_have_value("mine")
+
+
+def test_scores_are_of_this_adapter_and_of_each_example_of_a_task(read, working):
+    """An adapter that has the name and version of a deleted one has none of its scores; a task held nothing out."""
+    page = read(working.url).page
+    job = {"files": {}, "error": None, "adapter": None, "last_step": None, "name": None, "status": "done"}
+    trained = {"loss": 1, "validation_loss": 1, "best_step": 1, "tokens": 1, "seconds": 1, "parameters": 1}
+    training = job | {
+        "id": "job-1", "kind": "train", "created_at": 50, "ended_at": 100, "adapter": {"name": "lora", "version": 1},
+        "settings": {"task": "support", "settings": {}}, "result": trained,
+    }  # fmt: skip
+    score = {"exact_match": {"value": 0.5, "low": 0, "high": 1, "n": 2}}
+    scored = job | {
+        "id": "job-2", "kind": "evaluate", "created_at": 99, "settings": {"adapters": ["lora@1"], "task": "support"},
+        "result": {"examples": 2, "scores": score, "base_scores": score},
+    }  # fmt: skip
+    jobs = [scored]
+    page.route("**/v1/jobs", lambda route: route.fulfill(json={"object": "list", "data": jobs}))
+
+    def watched(route: Route) -> None:
+        body = f"event: status\ndata: {json.dumps(training if 'job-1' in route.request.url else scored)}\n\n"
+        route.fulfill(body=body, content_type="text/event-stream")
+
+    page.route("**/events", watched)
+    page.goto("/train/job-1")
+    expect(page.get_by_role("button", name="Score it beside the base")).to_have_attribute("aria-disabled", "true")
+    expect(page.get_by_text("which should be others than those trained on")).to_be_visible()
+    scored["created_at"] = 100
+    lines = [
+        {"where": "", "prompt": prompt, "references": [prompt], "prediction": prompt, "adapter": adapter}
+        for adapter in ("lora@1", None)
+        for prompt in ("One", "Two")
+    ]
+    page.route("**/predictions", lambda route: route.fulfill(body="\n".join(map(json.dumps, lines))))
+    page.reload()
+    expect(page.get_by_role("button", name="Score it again")).to_be_visible()
+    page.get_by_text("What was answered").click()
+    for number, prompt in enumerate(("One", "Two"), 1):
+        item = page.get_by_role("article", name=f"Item {number}")
+        expect(item.get_by_text(prompt, exact=True)).to_have_count(4)
+        expect(item.get_by_role("heading", level=4)).to_have_count(3)
 
 
 def test_data_are_looked_at_as_the_training_reads_them(read, working):

@@ -36,8 +36,7 @@ function chosenIn({ settings: { settings } }: Job): [string, string][] {
   const { train: w, fields } = words.value;
   const { method: _, train, ...own } = (settings ?? {}) as Record<string, unknown>;
   const names: Record<string, string> = fields;
-  const written = (value: unknown) => (typeof value === "boolean" ? (value ? w.yes : w.no) : textOf(value));
+  const written = (value: unknown) => (value === null ? w.none : typeof value === "boolean" ? (value ? w.yes : w.no) : textOf(value));
   return Object.entries({ ...own, ...(train as object | undefined) })
-    .filter(([, value]) => value !== null)
     .map(([name, value]) => [names[name] ?? name, written(value)]);
 }

@@ -35,6 +35,10 @@ export interface Catalogue {
 /** What stands in the fields, by path; what is not there has its default. */
 export type Values = Record<string, string>;
 
+/** What stands for null, as on the command line, where a setting may be null. */
+export const NONE = "none";
+const isNone = (setting: Setting, text: string) => setting.optional && text.trim().toLowerCase() === NONE;
+
 export const catalogue = () => get<Catalogue>("/v1/methods");
 
 export const fieldsOf = (all: Catalogue, method: string) => [
@@ -44,6 +48,7 @@ export const fieldsOf = (all: Catalogue, method: string) => [
 
 /** Whether a text can be a value of this type; what is wrong beyond that the server says. */
 export function fits(setting: Setting, text: string): boolean {
+  if (isNone(setting, text)) return true;
   const pieces = setting.many ? text.split(",") : [text];
   if (setting.type === "integer") return pieces.every((piece) => Number.isInteger(typed(piece)));
   if (setting.type === "number") return pieces.every((piece) => Number.isFinite(typed(piece)));
@@ -69,7 +74,9 @@ export function settingsOf(all: Catalogue, method: string, values: Values): Reco
   return settings;
 }
 
-function valueOf({ type, many }: Setting, text: string): unknown {
+function valueOf(setting: Setting, text: string): unknown {
+  if (isNone(setting, text)) return null;
+  const { type, many } = setting;
   const one = (piece: string) => (type === "integer" || type === "number" ? typed(piece) : type === "boolean" ? piece === "true" : piece.trim());
   return many ? text.split(",").map(one) : one(text);
 }
@@ -78,9 +85,9 @@ function valueOf({ type, many }: Setting, text: string): unknown {
 export function valuesOf(all: Catalogue, settings: Record<string, unknown>): Values {
   const { train, ...others } = settings;
   const values: Values = {};
-  for (const { name, path } of fieldsOf(all, String(settings["method"] ?? all.default))) {
+  for (const { name, path, default: usual } of fieldsOf(all, String(settings["method"] ?? all.default))) {
     const value = path === name ? others[name] : ((train ?? others) as Record<string, unknown>)[name];
-    if (value !== undefined) values[path] = shown(value);
+    if (value !== undefined) values[path] = value === null && usual !== null ? NONE : shown(value);
   }
   return values;
 }
@@ -92,8 +99,8 @@ export function flagsOf(all: Catalogue, method: string, values: Values): string[
   return fieldsOf(all, method).flatMap((setting) => {
     const text = values[setting.path]?.trim() ?? "";
     if (text === "" || !fits(setting, text)) return [];
-    const value = shown(valueOf(setting, text));
-    if (value === shown(setting.default)) return [];
+    const value = shown(valueOf(setting, text)) || NONE;
+    if (value === (shown(setting.default) || NONE)) return [];
     if (setting.type === "boolean") return [value === "true" ? setting.flag : setting.flag.replace("--", "--no-")];
     return [setting.flag, value];
   });

@@ -5,7 +5,7 @@ import { paramOf } from "../../api";
 import { ErrorText } from "../../parts/error-text";
 import { SelectField, TextField } from "../../parts/field";
 import { number, words } from "../../words/words";
-import { fits, shown, type Catalogue, type Method, type Setting } from "./catalogue";
+import { fits, NONE, shown, type Catalogue, type Method, type Setting } from "./catalogue";
 import { change, chooseMethod, draft } from "./draft";
 
 const FEW = ["lora", "ia3", "bottleneck", "full"];
@@ -21,7 +21,7 @@ export function MethodChoice({ all, failure }: { all: Catalogue; failure: unknow
   const method = all.data.find((one) => one.name === chosen);
   const wrong = paramOf(failure, "train");
   const field = (setting: Setting) => (
-    <SettingField key={setting.path} setting={setting.path === "train.lr" ? { ...setting, default: method?.lr ?? null } : setting}
+    <SettingField key={setting.path} setting={setting.path === "train.lr" ? { ...setting, default: method?.lr ?? null, optional: false } : setting}
       wrong={wrong === `settings.${setting.path}` ? <ErrorText of={failure} /> : null} />
   );
   return (
@@ -64,15 +64,16 @@ function SettingField({ setting, wrong }: { setting: Setting; wrong: ComponentCh
   const fields = words.value.fields as Record<string, string>;
   const text = draft.value.values[setting.path] ?? "";
   const label = fields[setting.name] ?? setting.name;
-  const hint = fields[`${setting.name}_hint`] ?? setting.help;
+  const help = fields[`${setting.name}_hint`] ?? setting.help;
+  const hint = setting.optional && setting.default !== null ? `${help} ${w.orNone}` : help;
   const onValue = (value: string) => change({ values: { ...draft.value.values, [setting.path]: value } });
   const usual = defaultOf(setting);
   const choices = setting.type === "boolean" ? ["true", "false"] : setting.choices;
   if (choices.length && !setting.many) {
     const named = (value: string) => (setting.type === "boolean" ? (value === "true" ? w.yes : w.no) : value);
     return (
-      <SelectField label={label} hint={hint} error={wrong} value={text || shown(setting.default)} onValue={onValue}
-        options={[...(setting.optional ? [""] : []), ...choices].map((value) => ({ value, text: named(value) || w.none }))} />
+      <SelectField label={label} hint={hint} error={wrong} value={text || shown(setting.default) || NONE} onValue={onValue}
+        options={[...(setting.optional ? [NONE] : []), ...choices].map((value) => ({ value, text: value === NONE ? w.none : named(value) }))} />
     );
   }
   const error = text.trim() && !fits(setting, text) ? (setting.type === "integer" ? w.wholeNumber : w.aNumber) : wrong;

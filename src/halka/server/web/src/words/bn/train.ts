@@ -58,6 +58,7 @@ export default {
   yes: "হ্যাঁ",
   no: "না",
   none: "নেই",
+  orNone: "কোনো মান না দিতে “none” লিখুন।",
   wholeNumber: "একটি পূর্ণসংখ্যা লিখুন।",
   aNumber: "একটি সংখ্যা লিখুন, যেমন ০.০০১।",
   begin: "শুরু",

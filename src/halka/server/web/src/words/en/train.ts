@@ -55,6 +55,7 @@ export default {
   yes: "yes",
   no: "no",
   none: "none",
+  orNone: "Write “none” for none.",
   wholeNumber: "Enter a whole number.",
   aNumber: "Enter a number, such as 0.001.",
   begin: "Begin",
