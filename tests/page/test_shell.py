@@ -59,6 +59,18 @@ def test_a_language_that_is_gone_leaves_the_one_before(read):
     expect(page.get_by_text("পাতাটি পুরোপুরি লোড হয়নি।")).to_be_visible()
 
 
+def test_a_screen_that_a_lost_connection_held_back_is_not_an_update(read):
+    reader = read(locale="en-GB")
+    page = reader.page
+    page.goto("/train")
+    page.route("**/assets/account-*.js", lambda route: route.abort())
+    page.route("**/v1/session", lambda route: route.abort())
+    page.get_by_role("link", name="Account").click()
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer.")
+    expect(page.get_by_text("The page was updated on the server")).to_have_count(0)
+    reader.wrong.clear()  # the browser says so, too
+
+
 def test_a_file_dropped_beside_its_place_is_not_opened(read):
     page = read().page
     page.goto("/train")

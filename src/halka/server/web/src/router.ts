@@ -4,7 +4,7 @@ import { isShownOnce } from "./once";
 import { tried } from "./tried";
 
 const here = () => location.pathname + location.search;
-const address = signal(here());
+export const address = signal(here());
 
 /** The parts of the path, decoded: `["adapters", "support"]`. */
 export const parts = computed(() => (address.value.split("?")[0] ?? "").split("/").filter(Boolean).map((part) => tried(() => decodeURIComponent(part)) ?? part));

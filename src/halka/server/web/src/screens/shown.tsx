@@ -1,9 +1,11 @@
 // One screen, loaded when it is first shown, if the caller's role may see it; what fails in it stays in it.
 import { Component, type ComponentChildren, type ComponentType } from "preact";
 import { useEffect, useState } from "preact/hooks";
+import { get } from "../api";
 import { Button } from "../parts/button";
 import { Empty, Failure } from "../parts/notice";
 import { Waiting } from "../parts/progress";
+import { address } from "../router";
 import { may, session } from "../session";
 import { fill, words } from "../words/words";
 import type { Screen, ScreenProps } from "./screens";
@@ -12,9 +14,14 @@ export function Shown({ screen, rest }: { screen: Screen; rest: string[] }) {
   const { shell } = words.value;
   const [Content, setContent] = useState<ComponentType<ScreenProps> | null>(null);
   const [missing, setMissing] = useState(false);
+  const [failure, setFailure] = useState<unknown>(null);
   const allowed = may(screen.needs);
+  const load = () => {
+    setFailure(null);
+    screen.load().then((loaded) => setContent(() => loaded.default), () => get("/v1/session").then(() => setMissing(true), setFailure));
+  };
   useEffect(() => {
-    if (allowed) screen.load().then((loaded) => setContent(() => loaded.default), () => setMissing(true));
+    if (allowed) load();
   }, [screen, allowed]);
   if (!allowed) {
     const role = shell.role[session.value?.role ?? "monitor"];
@@ -27,15 +34,20 @@ export function Shown({ screen, rest }: { screen: Screen; rest: string[] }) {
       </Empty>
     );
   }
-  return Content ? <Boundary><Content rest={rest} /></Boundary> : <Waiting label={shell.loading} />;
+  if (failure) return <Failure error={failure} again={load} />;
+  return Content ? <Boundary address={address.value}><Content rest={rest} /></Boundary> : <Waiting label={shell.loading} />;
 }
 
-/** Shows an error of its children in their place. */
-class Boundary extends Component<{ children: ComponentChildren }, { failure: unknown }> {
+/** Shows an error of its children in their place, until another address is shown. */
+class Boundary extends Component<{ address: string; children: ComponentChildren }, { failure: unknown }> {
   override state = { failure: null };
 
   static getDerivedStateFromError(failure: unknown) {
     return { failure };
+  }
+
+  override componentDidUpdate(before: { address: string }) {
+    if (before.address !== this.props.address && this.state.failure !== null) this.setState({ failure: null });
   }
 
   override render() {

@@ -92,15 +92,19 @@ export function duration(seconds: number): string {
   return minutes % 60 ? `${hours} ${number(minutes % 60, { style: "unit", unit: "minute", unitDisplay: narrow() })}` : hours;
 }
 
-/** A moment, of Unix seconds or an ISO text. */
+const dateOf = (when: number | string) => new Date(typeof when === "number" ? when * 1000 : when);
+
+/** A moment, of Unix seconds or an ISO text; a text that is no date, as a Card may have it, stays as it is. */
 export function moment(when: number | string): string {
-  const date = new Date(typeof when === "number" ? when * 1000 : when);
+  const date = dateOf(when);
+  if (Number.isNaN(date.getTime())) return String(when);
   return new Intl.DateTimeFormat(locale(), { dateStyle: "medium", timeStyle: "short" }).format(date);
 }
 
-/** How long ago a moment was, or in how long it will be. */
+/** How long ago a moment was, or in how long it will be; as `moment`, of any text. */
 export function ago(when: number | string): string {
-  const seconds = (typeof when === "number" ? when : Date.parse(when) / 1000) - Date.now() / 1000;
+  const seconds = (dateOf(when).getTime() - Date.now()) / 1000;
+  if (Number.isNaN(seconds)) return String(when);
   const units = [["day", 86400], ["hour", 3600], ["minute", 60]] as const;
   const [unit, size] = units.find(([, size]) => Math.abs(seconds) >= size) ?? ["second", 1];
   return new Intl.RelativeTimeFormat(locale(), { numeric: "auto" }).format(Math.round(seconds / size), unit);
