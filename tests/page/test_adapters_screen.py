@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from conversing_for_tests import ask
 from serving_for_tests import Running
@@ -118,6 +119,78 @@ def test_a_card_shows_base_and_curve(read, shelf):
     expect(card.locator("svg.spark polyline")).to_have_attribute("points", "2.0,2.0 48.0,10.6 94.0,22.0")
     expect(card.get_by_role("definition").filter(has_text="2.25 to 0.5")).to_be_visible()
     expect(card.get_by_role("definition").filter(has_text="<b>tiny")).to_be_visible()
+
+
+def test_a_card_with_an_odd_date_is_shown_and_a_failure_stays_at_its_address(read, shelf):
+    running, _ = shelf
+    page = read(running.url).page
+    whole = running.client.get("/v1/adapters/prefix").json()
+    odd = {"trained_at": "last week", "training": {"steps": 1}}
+    page.route("**/v1/adapters/prefix", lambda route: route.fulfill(json=whole | odd))
+    page.goto("/adapters/prefix")
+    expect(page.get_by_role("definition").get_by_text("last week", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="Delete", exact=True)).to_be_visible()
+    page.route("**/v1/adapters/prefix", lambda route: route.fulfill(json=whole | {"versions": None}))
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("Something on this page went wrong")
+    page.get_by_role("link", name="Adapters").click()
+    expect(page.get_by_role("article", name="prefix")).to_be_visible()
+
+
+def test_merges_are_of_this_version_and_not_of_a_deleted_one_of_its_number(read, shelf):
+    running, _ = shelf
+    page = read(running.url).page
+    since = running.client.get("/v1/adapters/prefix").json()["created_at"]
+    merge = {"kind": "merge", "status": "done", "files": {}, "error": None, "adapter": None, "result": {}}
+    merges = [
+        merge | {"id": "own", "created_at": since, "settings": {"adapter": "prefix@1", "format": "vllm"}},
+        merge | {"id": "of-the-name", "created_at": since, "settings": {"adapter": "prefix", "format": "gguf"}},
+        merge | {"id": "of-before", "created_at": since - 1, "settings": {"adapter": "prefix@1", "format": "peft"}},
+    ]
+    page.route("**/v1/jobs", lambda route: route.fulfill(json={"object": "list", "data": merges}))
+    page.goto("/adapters/prefix")
+    downloads = page.locator("article.merged").get_by_role("link", name="Download")
+    expect(downloads).to_have_attribute("href", "/v1/jobs/own/archive")
+
+
+def test_what_ends_late_leaves_the_reader_where_they_are(read, shelf):
+    """A pin ends when another version is shown, a deletion when another screen is."""
+    running, _ = shelf
+    page = read(running.url).page
+    whole = running.client.get("/v1/adapters/prefix").json() | {"versions": [1, 2]}
+    held = dict[str, Route]()
+
+    def answer(route: Route) -> None:
+        version = int((re.findall(r"version=(\d+)", route.request.url) or [2])[0])
+        route.fulfill(json=whole | {"version": version})
+
+    page.route(re.compile(r"/v1/adapters/prefix(\?.*)?$"), lambda route: (
+        held.update({"delete": route}) if route.request.method == "DELETE" else answer(route)
+    ))  # fmt: skip
+    page.route("**/v1/adapters/prefix/pin", lambda route: held.update(pin=route))
+    page.goto("/account")
+    page.get_by_role("link", name="Adapters").click()
+    page.get_by_role("link", name="Details of prefix").click()
+    versions, heading = page.get_by_role("region", name="Versions"), page.get_by_role("heading", level=1)
+    versions.get_by_role("link", name="1", exact=True).click()
+    expect(heading).to_have_text("prefix, version 1")
+    with page.expect_request("**/pin"):
+        page.get_by_role("button", name="Pin").click()
+    versions.get_by_role("link", name="2", exact=True).click()
+    expect(heading).to_have_text("prefix, version 2")
+    with page.expect_response(re.compile(r"/prefix\?version=")) as asked_again:
+        held["pin"].fulfill(json={})
+    assert asked_again.value.url.endswith("?version=2")
+
+    page.get_by_role("button", name="Delete", exact=True).click()
+    with page.expect_request(lambda request: request.method == "DELETE"):
+        page.get_by_role("dialog").get_by_role("button", name="Delete prefix").click()
+    page.evaluate("history.go(-4)")
+    expect(heading).to_have_text("Account")
+    with page.expect_response(lambda response: response.request.method == "DELETE"):
+        held["delete"].fulfill(json={})
+    page.evaluate("fetch('/v1/session').then((answer) => answer.json())")
+    assert page.url == f"{running.url}/account"
 
 
 def test_an_upload_that_is_none_says_why(read, shelf):

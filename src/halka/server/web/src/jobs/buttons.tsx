@@ -36,7 +36,7 @@ export function Buttons({ job, changed, home = "/train" }: { job: Job; changed: 
       {ended && <Button kind="quiet" icon="trash" label={w.remove} onClick={() => setAsks(true)} />}
       <Failure error={failure} />
       {asks && (
-        <Confirm title={w.remove} hint={w.removeHint} yes={w.remove} onYes={() => deleteJob(job.id).then(() => go(home))} onClose={() => setAsks(false)} />
+        <Confirm title={w.remove} hint={w.removeHint} yes={w.remove} onYes={() => deleteJob(job.id)} onDone={() => go(home)} onClose={() => setAsks(false)} />
       )}
     </>
   );

@@ -6,12 +6,14 @@ import { useAction } from "./loading";
 import { Failure } from "./notice";
 
 /** Asks once before something is gone; `title` names what. The focus then goes to the heading of the list that it was in. */
-export function Confirm({ title, hint, yes, onYes, onClose }: {
+export function Confirm({ title, hint, yes, onYes, onDone = () => {}, onClose }: {
   title: string;
   hint: string;
   yes: string;
   /** What is done then; it fails in the dialog. */
   onYes: () => Promise<unknown>;
+  /** What comes then, where the reader is still here. */
+  onDone?: () => void;
   onClose: () => void;
 }) {
   const { busy, failure, run } = useAction();
@@ -25,17 +27,18 @@ export function Confirm({ title, hint, yes, onYes, onClose }: {
       throw error;
     }
   };
+  const close = () => busy || onClose();
   const focusAfter = (before: Element | null) => {
     const heading = headingAround(before);
     return () => (gone.current ? heading : before);
   };
   return (
-    <Dialog title={title} onClose={onClose} focusAfter={focusAfter}>
+    <Dialog title={title} onClose={close} focusAfter={focusAfter}>
       <p>{hint}</p>
       <Failure error={failure} />
       <div class="row">
-        <Button kind="danger" icon="trash" busy={busy} onClick={() => run(remove)}>{yes}</Button>
-        <Button onClick={onClose}>{words.value.parts.cancel}</Button>
+        <Button kind="danger" icon="trash" busy={busy} onClick={() => run(remove, onDone)}>{yes}</Button>
+        <Button onClick={close}>{words.value.parts.cancel}</Button>
       </div>
     </Dialog>
   );

@@ -21,13 +21,15 @@ const EVERY = 3000; // milliseconds between two looks at what changes by itself
  */
 export function useLoading<T>(load: () => Promise<T>, inputs: unknown[], choices: unknown[] = []): Loading<T> {
   const [state, setState] = useState<{ value: T | null; failure: unknown }>({ value: null, failure: null });
+  const newestLoad = useRef(load);
+  newestLoad.current = load; // an `again` of an earlier screen asks for what is shown now
   const newest = useRef(0);
   const shown = useRef(0); // the newest that came, or what is void with all before it
   const again = () => {
     const mine = ++newest.current;
     const isNew = () => mine > shown.current && (shown.current = mine);
     setState(({ value }) => ({ value, failure: null }));
-    load().then(
+    newestLoad.current().then(
       (value) => isNew() && setState({ value, failure: null }),
       (failure: unknown) => isNew() && setState(({ value }) => ({ value, failure })),
     );
@@ -69,19 +71,20 @@ export function Loaded<T>({ of: { value, failure, again }, children }: { of: Loa
 
 /** Something that a button does: whether it runs, and why it failed the last time.
  *
- * What is begun anew, or gone from the page, counts no more: its signal is aborted.
+ * What is begun anew, or gone from the page, counts no more: its signal is aborted, and what was to come `then` does not.
  */
 export function useAction() {
   const [busy, setBusy] = useState(false);
   const [failure, setFailure] = useState<unknown>(null);
   const newest = useRef(new AbortController());
   useEffect(() => () => newest.current.abort(), []);
-  const run = (action: (signal: AbortSignal) => Promise<unknown>) => {
+  const run = <T,>(action: (signal: AbortSignal) => Promise<T>, then: (value: T) => void = () => {}) => {
     newest.current.abort();
     const { signal } = (newest.current = new AbortController());
     setBusy(true);
     setFailure(null);
     action(signal)
+      .then((value) => signal.aborted || then(value))
       .catch((error: unknown) => signal.aborted || setFailure(error))
       .finally(() => signal.aborted || setBusy(false));
   };

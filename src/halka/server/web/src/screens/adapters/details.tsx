@@ -88,7 +88,7 @@ function Actions({ adapter, again }: { adapter: Whole; again: () => void }) {
         again();
       }} />}
       {open === "remove" && <Confirm title={fill(w.removeTitle, { name: id })} hint={count(w.removeHint, adapter.versions.length)} yes={fill(w.removeYes, { name: id })}
-        onYes={() => removeAdapter(id, null).then(() => go(link("adapters")))} onClose={close} />}
+        onYes={() => removeAdapter(id, null)} onDone={() => go(link("adapters"))} onClose={close} />}
     </div>
   );
 }
@@ -163,7 +163,7 @@ function Versions({ adapter }: { adapter: Whole }) {
         ) },
       ]} />
       {removing !== null && <Confirm title={fill(w.removeVersionTitle, { name: adapter.id, n: removing })} hint={w.removeVersionHint} yes={fill(w.removeVersion, { n: removing })}
-        onYes={() => removeAdapter(adapter.id, removing).then(() => go(link("adapters")))} onClose={() => setRemoving(null)} />}
+        onYes={() => removeAdapter(adapter.id, removing)} onDone={() => go(link("adapters"))} onClose={() => setRemoving(null)} />}
     </section>
   );
 }

@@ -37,7 +37,7 @@ export function Upload({ name, onDone, onClose }: { name: string | null; onDone:
     form.append("name", chosen.trim());
     for (const file of files) form.append("files", file, file.name);
     setShare(0);
-    run(async (signal) => onDone(await send<Adapter>(ADAPTERS, form, setShare, signal)));
+    run((signal) => send<Adapter>(ADAPTERS, form, setShare, signal), onDone);
   };
   const called = chosen.trim() || "support";
   const sent = files.length ? files.map((file) => file.name) : FILES;

@@ -16,7 +16,7 @@ import { change, commandsFor, PROBES, question, start, wrongIn } from "./questio
 
 export function AskScreen() {
   const w = words.value.advise;
-  const collections = useLoading(listCollections, []).value ?? [];
+  const collections = useLoading(listCollections, []);
   const base = useLoading(baseName, []).value ?? "BASE";
   const { busy, failure, run } = useAction();
   const one = question.value;
@@ -24,10 +24,7 @@ export function AskScreen() {
   const begin = (event: Event) => {
     event.preventDefault();
     if (busy || !one.file || wrong.minutes || wrong.target) return;
-    run(async (signal) => {
-      const { id } = await start(one);
-      if (!signal.aborted) go(link("advise", id));
-    });
+    run(() => start(one), ({ id }) => go(link("advise", id)));
   };
   const of = (param: string) => (paramOf(failure, "advise") === param ? <ErrorText of={failure} /> : null);
   return (
@@ -37,7 +34,7 @@ export function AskScreen() {
         <FileField label={w.drop} hint={words.value.train.dropHint} accept={KINDS} file={one.file} onFile={(file) => change({ file })} />
         <div class="grid">
           <SelectField label={w.collection} hint={w.collectionHint} value={one.collection} onValue={(collection) => change({ collection })}
-            options={[{ value: "", text: w.noCollection }, ...collections.map(({ id }) => ({ value: id, text: id }))]} />
+            options={[{ value: "", text: w.noCollection }, ...(collections.value ?? []).map(({ id }) => ({ value: id, text: id }))]} />
           <TextField label={w.minutes} hint={w.minutesHint} inputMode="decimal" autocomplete="off" value={one.minutes}
             error={wrong.minutes ? w.minutesWrong : of("minutes")} onValue={(minutes) => change({ minutes })} />
           <TextField label={w.target} hint={w.targetHint} inputMode="decimal" autocomplete="off" value={one.target}
@@ -45,6 +42,7 @@ export function AskScreen() {
           <TextField label={w.metric} hint={w.metricHint} autocomplete="off" spellcheck={false} value={one.metric}
             error={of("metric")} onValue={(metric) => change({ metric })} />
         </div>
+        <Failure error={collections.failure} again={collections.again} />
         <details class="more">
           <summary>{words.value.train.more}</summary>
           <div class="stack">

@@ -62,7 +62,7 @@ function NewCollection() {
   const submit = (event: Event) => {
     event.preventDefault();
     setChecked(true);
-    if (!wrongName(name) && !busy) run(() => post(COLLECTIONS, { name: name.trim() }).then(() => go(link("documents", name.trim()))));
+    if (!wrongName(name) && !busy) run(() => post(COLLECTIONS, { name: name.trim() }), () => go(link("documents", name.trim())));
   };
   return (
     <form class="sheet stack" onSubmit={submit} noValidate aria-label={w.newCollection}>

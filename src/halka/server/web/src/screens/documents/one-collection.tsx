@@ -58,10 +58,7 @@ export function OneCollection({ name }: { name: string }) {
         ].join("\n") },
       ]} />
       {removing && <Confirm title={fill(w.removeTitle, { name })} hint={w.removeHint} yes={fill(w.removeYes, { name })}
-        onYes={() => removeCollection(name).then(() => {
-          forget(name);
-          go(link("documents"));
-        })} onClose={() => setRemoving(false)} />}
+        onYes={() => removeCollection(name).then(() => forget(name))} onDone={() => go(link("documents"))} onClose={() => setRemoving(false)} />}
     </div>
   );
 }
@@ -102,6 +99,6 @@ function Documents({ collection, all, again }: { collection: string; all: Docume
 function Readers({ document }: { document: Document }) {
   const { documents: w, shell } = words.value;
   if (document.readers.includes(EVERYONE)) return <>{w.everyone}</>;
-  const named = (reader: string) => (reader in shell.role ? shell.role[reader as keyof typeof shell.role] : reader);
+  const named = (reader: string) => (Object.hasOwn(shell.role, reader) ? shell.role[reader as keyof typeof shell.role] : reader);
   return <>{document.readers.map((reader) => <span key={reader} class="badge gold">{named(reader)}</span>)}</>;
 }

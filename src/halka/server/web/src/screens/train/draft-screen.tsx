@@ -67,9 +67,9 @@ function Draft({ all, base }: { all: Catalogue; base: string }) {
     setChecked(true);
     if (busy || !one.file) return;
     if (wrongName(one.name) || validationMissing || anyWrong(all, one.method || all.default, one.values)) requestAnimationFrame(() => showWrong(form));
-    else run(async (signal) => {
-      const job = await start(all, one);
-      if (!signal.aborted) go(link("train", job.id));
+    else run(() => start(all, one), (job) => {
+      change({ reused: false });
+      go(link("train", job.id));
     });
   };
   const ofName = paramOf(failure, "train") === "name" ? <ErrorText of={failure} /> : null;

@@ -43,7 +43,7 @@ export function chooseFile(file: File | null): void {
 
 /** Take settings of a job or of an advice over; `job`: what else a job was asked for. */
 export function chooseSettings(all: Catalogue, settings: Record<string, unknown>, job: Partial<Draft> = {}): void {
-  change({ method: typeof settings["method"] === "string" ? settings["method"] : "", values: valuesOf(all, settings), ...job });
+  change({ method: typeof settings["method"] === "string" ? settings["method"] : "", values: valuesOf(all, settings), reused: false, ...job });
 }
 
 /** A name that the API takes, from a file's. */
