@@ -127,6 +127,19 @@ def test_the_next_answer_that_differs(read, shelf):
     expect(page.get_by_text("No later answer differs.")).to_have_count(0)
 
 
+def test_an_answer_in_another_spelling_is_the_same(read, shelf):
+    """As exact match has it: a letter of two characters, and a joiner, are no difference."""
+    page = read(shelf).page
+    reference, prediction = "\u09b8\u09ae\u09af\u09bc \u0995\u09a4", "\u09b8\u09ae\u09df \u0995\u200c\u09a4"
+    answers = [{"label": "full", "prediction": prediction}, {"label": "lora", "prediction": f"{prediction} no"}]
+    item = {"item": 0, "prompt": "When?", "reference": reference, "answers": answers}
+    page.route("**/answers?*", lambda route: route.fulfill(json={"object": "list", "start": 0, "data": [item]}))
+    page.goto("/compare/demo")
+    shown = page.get_by_role("article", name="Item 1")
+    expect(shown.get_by_role("heading", name="full").get_by_text("the same")).to_be_visible()
+    expect(shown.locator("mark")).to_have_text(["no"])
+
+
 def test_an_address_behind_the_last_comparison_leads_back(read, shelf):
     page = read(shelf).page
     page.route("**/v1/comparisons?*", lambda route: route.fulfill(json={"object": "list", "total": 1, "data": []}))

@@ -6,7 +6,7 @@ import re
 
 import httpx
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from serving_for_tests import Running
 
@@ -119,6 +119,43 @@ def test_files_are_taken_in_while_other_screens_are_shown(read, shelf):
     expect(page.get_by_text("parcels.md: added, 1 passage")).to_be_visible()
     expect(page.get_by_text("keys.md: added, 1 passage")).to_be_visible()
     expect(page.get_by_role("region", name="Documents").locator("tbody tr")).to_have_count(2)
+
+
+def test_a_collection_that_is_made_late_takes_nobody_from_another_screen(read, shelf):
+    page = read(shelf).page
+    held = list[Route]()
+    page.route(
+        "**/v1/collections", lambda route: held.append(route) if route.request.method == "POST" else route.continue_()
+    )
+    page.goto("/documents")
+    page.get_by_label("Name").fill("faq")
+    with page.expect_request(lambda request: request.method == "POST"):
+        page.get_by_label("Name").press("Enter")
+    page.get_by_role("link", name="Account").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Account")
+    with page.expect_response(lambda response: response.request.method == "POST"):
+        held[0].fulfill(status=201, json={})
+    page.evaluate("fetch('/v1/session').then((answer) => answer.json())")
+    assert page.url == f"{shelf}/account"
+
+
+def test_words_are_marked_however_they_are_typed(read, shelf):
+    """Passages are composed (NFC); keyboards type Bengali's য় in one character, and joiners within words."""
+    page = read(shelf).page
+    document = {"id": "a.md", "passages": 1, "readers": ["constructor"], "tags": [], "added": "2026-01-01T00:00:00Z"}
+    hit = {"document": "a.md", "page": None, "start": 0, "end": 9, "heading": "", "score": 1, "cosine": 1, "bm25": 1}
+    text = "\u09b8\u09ae\u09af\u09bc, \u09b0\u200d\u09cd\u09af\u09be\u09ae"
+    question = "\u09b8\u09ae\u09df \u09b0\u09cd\u09af\u09be\u09ae"
+    listed = {"documents": [document], "search": [hit | {"text": text}]}
+    page.route(
+        "**/v1/collections/faq/*",
+        lambda route: route.fulfill(json={"object": "list", "data": listed[route.request.url.rpartition("/")[2]]}),
+    )
+    page.goto("/documents/faq")
+    expect(page.locator("span.badge", has_text="constructor")).to_be_visible()
+    page.get_by_label("Question").fill(question)
+    page.get_by_label("Question").press("Enter")
+    expect(page.locator(".hits mark")).to_have_text(text.split(", "))
 
 
 def test_of_a_collection_that_does_not_exist_nothing_is_offered(read, shelf):

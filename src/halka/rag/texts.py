@@ -89,7 +89,7 @@ def read_as(name: str, path: Path) -> Text:
 
 
 def composed(text: str) -> str:
-    """The text with a letter and its accents as one character (Unicode's NFC), as questions are typed."""
+    """The text in one form (Unicode's NFC), as questions are, too: é is one character then, Bengali's য় two."""
     return unicodedata.normalize("NFC", text)
 
 

@@ -1,4 +1,5 @@
 // What differs between an answer and the reference, word by word.
+import { comparable, LETTERS } from "./spelling";
 
 export interface Piece {
   text: string;
@@ -10,8 +11,9 @@ const MOST = 400; // words of either text that are compared
 
 /** The answer in pieces: those of the longest common run of words with the reference, and those that it does not have. */
 export function differences(answer: string, reference: string): Piece[] {
-  const [mine, other] = [wordsOf(answer), wordsOf(reference)];
-  if (mine.length > MOST || other.length > MOST) return [{ text: answer, same: answer === reference }];
+  const written = wordsOf(answer);
+  const [mine, other] = [written.map(comparable), wordsOf(reference).map(comparable)];
+  if (mine.length > MOST || other.length > MOST) return [{ text: answer, same: comparable(answer) === comparable(reference) }];
   const lengths = Array.from({ length: mine.length + 1 }, () => new Uint16Array(other.length + 1));
   const at = (i: number, j: number) => lengths[i]?.[j] ?? 0;
   for (let i = mine.length - 1; i >= 0; i--) {
@@ -28,12 +30,13 @@ export function differences(answer: string, reference: string): Piece[] {
       continue;
     }
     const last = pieces.at(-1);
-    if (last?.same === same) last.text += mine[i];
-    else pieces.push({ text: mine[i] ?? "", same });
+    if (last?.same === same) last.text += written[i];
+    else pieces.push({ text: written[i] ?? "", same });
     i++;
     if (same) j++;
   }
   return pieces;
 }
 
-const wordsOf = (text: string) => text.match(/[\p{L}\p{M}\p{N}]+|\s+|[^\p{L}\p{M}\p{N}\s]/gu) ?? [];
+const PIECES = new RegExp(`${LETTERS}+|\\s+|.`, "gsu");
+const wordsOf = (text: string) => text.match(PIECES) ?? [];

@@ -2,6 +2,7 @@
 import "./item.css";
 import { fill, words } from "../words/words";
 import { differences } from "./differences";
+import { comparable } from "./spelling";
 
 export interface Item {
   item: number;
@@ -11,7 +12,7 @@ export interface Item {
 }
 
 /** Whether an answer is the expected one. */
-export const isExpected = ({ prediction }: Item["answers"][number], { reference }: Item) => prediction.trim() === reference.trim();
+export const isExpected = ({ prediction }: Item["answers"][number], { reference }: Item) => comparable(prediction).trim() === comparable(reference).trim();
 
 export function OneItem({ item }: { item: Item }) {
   const w = words.value.compare;

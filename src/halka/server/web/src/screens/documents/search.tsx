@@ -6,6 +6,7 @@ import { curl } from "../../parts/curl";
 import { Choice, SelectField, TextField } from "../../parts/field";
 import { useAction } from "../../parts/loading";
 import { Empty, Failure } from "../../parts/notice";
+import { comparable, LETTERS } from "../../parts/spelling";
 import { quoted, Terminal } from "../../parts/terminal";
 import { changeQuery, query } from "../../router";
 import { fill, number, words } from "../../words/words";
@@ -107,10 +108,14 @@ function HitCard({ hit, found, best }: { hit: Hit; found: Found; best: number })
   );
 }
 
+const WORD = new RegExp(`(${LETTERS}+)`, "u");
+const SHORTEST = 3; // characters of a word that is marked
+
 /** A passage with the question's words marked where it has them. */
 function Marked({ text, question }: { text: string; question: string }) {
-  const wanted = new Set(question.toLowerCase().match(/[\p{L}\p{M}\p{N}]{3,}/gu));
-  return <>{text.split(/([\p{L}\p{M}\p{N}]+)/u).map((piece, at) => (wanted.has(piece.toLowerCase()) ? <mark key={at}>{piece}</mark> : piece))}</>;
+  const plain = (word: string) => comparable(word).toLowerCase();
+  const wanted = new Set(question.split(WORD).filter((piece) => WORD.test(piece)).map(plain).filter((word) => word.length >= SHORTEST));
+  return <>{text.split(WORD).map((piece, at) => (wanted.has(plain(piece)) ? <mark key={at}>{piece}</mark> : piece))}</>;
 }
 
 const figure = (value: number) => number(value, { minimumFractionDigits: 2, maximumFractionDigits: 2 });
