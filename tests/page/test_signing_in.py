@@ -96,6 +96,20 @@ def test_a_key_signs_in_and_out(read, closed):
     expect(page.get_by_text("This needs a key of the role manager; yours is user.")).to_be_visible()
 
 
+def test_a_browser_that_keeps_no_cookie_is_why_nobody_is_signed_in(read, closed):
+    key, _ = closed.service.guards.keys.add("main", "user")
+    page = read(closed.url).page
+    signed_in = {"status": 201, "json": {}}  # the server's answer without its cookie
+    page.route(
+        "**/v1/session",
+        lambda route: route.fulfill(**signed_in) if route.request.method == "POST" else route.continue_(),
+    )
+    page.goto("/playground")
+    sign_in(page, key)
+    expect(page.get_by_role("alert")).to_contain_text("your browser did not keep this server's cookie")
+    expect(page.get_by_label("API key")).to_have_value(key)
+
+
 def test_a_key_that_is_revoked_ends_at_the_next_call(read, closed):
     keys = closed.service.guards.keys
     key, entry = keys.add("main", "user")

@@ -27,6 +27,9 @@ export const session = signal<Session | null | undefined>(undefined);
 /** Why an answer that was being written is not whole: whoever asked is no longer signed in. */
 export class SessionOver extends Error {}
 
+/** The browser keeps no cookie of this server, so that nobody can sign in. */
+export class NoCookie extends Error {}
+
 export const may = (role: Role) => ABOVE[session.value?.role ?? "monitor"] >= ABOVE[role];
 
 export async function ask(): Promise<void> {
@@ -57,7 +60,8 @@ export async function signIn(key: string): Promise<void> {
   await post("/v1/session", { key });
   others.postMessage("");
   const answer = await get<Answer>("/v1/session");
-  if (answer.role !== null && answer.key !== null && answer.key === ended) session.value = answer;
+  if (answer.role === null) throw new NoCookie();
+  if (answer.key !== null && answer.key === ended) session.value = answer;
   else beginAnew();
 }
 

@@ -1,7 +1,7 @@
 // What went wrong, in the API's words, which are English; before them what they mean, where the reader's language is another.
 import { ApiError } from "../api";
 import { BrokenStream } from "../events";
-import { SessionOver } from "../session";
+import { NoCookie, SessionOver } from "../session";
 import { fill, words } from "../words/words";
 
 export function ErrorText({ of }: { of: unknown }) {
@@ -26,5 +26,6 @@ function messageOf(error: unknown): string {
   if (error instanceof ApiError) return error.status === 0 ? shell.unreachable : error.message;
   if (error instanceof BrokenStream) return shell.brokenStream;
   if (error instanceof SessionOver) return shell.sessionOver;
+  if (error instanceof NoCookie) return shell.noCookie;
   return `${shell.unexpected}: ${error instanceof Error ? error.message : String(error)}`;
 }

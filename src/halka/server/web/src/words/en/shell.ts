@@ -14,6 +14,7 @@ export default {
   fileChanged: "{name} has changed since you chose it: choose it again.",
   brokenStream: "The connection broke before the end.",
   sessionOver: "Your session ended before the answer was whole.",
+  noCookie: "The key is right, but your browser did not keep this server's cookie, by which you stay signed in. Allow its cookies, then sign in again.",
   unexpected: "Something on this page went wrong",
   roleTooLow: "Your key may not do this",
   roleTooLowHint: "This needs a key of the role {role}; yours is {yours}. Ask whoever runs this server.",
