@@ -87,3 +87,36 @@ def test_what_is_advised_is_trained(read, working):
     page.locator("summary", has_text="আরও সেটিং").click()
     expect(page.get_by_label("ধাপ (steps)", exact=True)).to_have_value("40")
     expect(page.get_by_label("শেখার হার (lr)", exact=True)).to_have_value("0.002")
+
+
+def test_what_is_advised_is_trained_on_the_file_that_was_asked_about(read, working):
+    """Not on that which stands in the form by then; of an advice that another tab asked for, on none."""
+    nothing: dict[str, Any] = {"prospects": [], "reasons": [], "change": [], "missing": [], "commands": []}
+    advice = nothing | {"choice": "peft", "title": "PEFT", "confidence": 0.9, "settings": {"method": "ia3"}}
+    subject = {"metric": "exact_match", "held_out": 16, "train": 8}
+    job = {
+        "id": "job-1", "kind": "advise", "name": None, "status": "done", "created_at": 1, "settings": {},
+        "error": None, "last_step": None, "result": {"advice": advice, "evidence": {"subject": subject}},
+    }  # fmt: skip
+    page = read(working.url).page
+    body = f"event: status\ndata: {json.dumps(job)}\n\n"
+    page.route("**/events", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    listed = {"object": "list", "data": [job]}
+    page.route("**/v1/jobs", lambda route: route.fulfill(json=job if route.request.method == "POST" else listed))
+    file = page.locator('input[type="file"]').first
+    page.goto("/advise")
+    file.set_input_files(FILE | {"name": "other.jsonl"})
+    page.get_by_role("region", name="Jobs").get_by_role("link", name="Advice").click()
+    page.get_by_role("button", name="Train this").click()
+    expect(page.get_by_role("radio", name="ia3")).to_be_checked()
+    expect(page.get_by_text("other.jsonl", exact=True)).to_have_count(0)
+
+    page.get_by_role("link", name="Advise").click()
+    file.set_input_files(FILE)
+    page.get_by_role("button", name="Ask for advice").click()
+    page.wait_for_url("**/advise/job-1")
+    page.get_by_role("link", name="All advice").click()
+    file.set_input_files(FILE | {"name": "other.jsonl"})
+    page.get_by_role("region", name="Jobs").get_by_role("link", name="Advice").click()
+    page.get_by_role("button", name="Train this").click()
+    expect(page.get_by_text("words.jsonl", exact=True)).to_be_visible()

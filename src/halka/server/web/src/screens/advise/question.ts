@@ -57,7 +57,16 @@ function numberIn(text: string): number | null {
   return Number.isFinite(value) ? value : null;
 }
 
-export const start = (one: Question): Promise<Job> => startJob(jobOf(one), { data: one.file, validation: one.validation });
+const asked = new Map<string, File | null>();
+
+export async function start(one: Question): Promise<Job> {
+  const job = await startJob(jobOf(one), { data: one.file, validation: one.validation });
+  asked.set(job.id, one.file);
+  return job;
+}
+
+/** The file that an advice was asked for with, where this tab asked for it. */
+export const fileOf = (id: string) => asked.get(id) ?? null;
 
 export function commandsFor(one: Question, base: string): Command[] {
   const data = one.file?.name ?? "train.jsonl";

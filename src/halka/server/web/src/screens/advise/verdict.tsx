@@ -6,7 +6,7 @@ import { Code } from "../../parts/terminal";
 import { go } from "../../router";
 import { fill, percent, words } from "../../words/words";
 import { chooseFile } from "../train/draft";
-import { question } from "./question";
+import { fileOf } from "./question";
 
 /** A rule, or what was measured or is open, and what the advisor says of it. */
 interface Reason {
@@ -41,7 +41,7 @@ export function Verdict({ job }: { job: Job<Advised> }) {
         <h2>{choiceOf(advice.choice)}</h2>
         <p>{fill(w.confidence, { sure, share: percent(advice.confidence) })}</p>
         {Object.keys(advice.settings).length > 0 && (
-          <div class="row"><Button kind="primary" icon="train" onClick={() => trainThis(advice.settings)}>{w.train}</Button></div>
+          <div class="row"><Button kind="primary" icon="train" onClick={() => trainThis(job.id, advice.settings)}>{w.train}</Button></div>
         )}
         {advice.choice === "peft+rag" && <p class="hint">{w.withPassages}</p>}
       </section>
@@ -85,8 +85,8 @@ function named(name: string, ...keys: string[]): string {
   return String(keys.map((key) => w[key]).find((text) => typeof text === "string") ?? name);
 }
 
-function trainThis(settings: Record<string, unknown>): void {
-  const { file } = question.peek();
+function trainThis(id: string, settings: Record<string, unknown>): void {
+  const file = fileOf(id);
   if (file) chooseFile(file);
   go(`/train?settings=${encodeURIComponent(JSON.stringify(settings))}`);
 }
