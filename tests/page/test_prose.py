@@ -97,12 +97,27 @@ def test_an_answer_is_shown_with_its_tables_and_code_and_copied_as_written(read)
 def test_lists_in_lists_take_no_longer_the_deeper_they_are(read):
     """Such as a model that repeats itself writes: all of it is there, and the page answers."""
     deep = "\n".join("  " * depth + f"- deep {depth}" for depth in range(200))
-    text = "\n".join((deep, "- + " * 3000 + "end", "**a " * 3000, "`" * 3001, "[a](" * 3000))
+    text = "\n".join((deep, "- + " * 3000 + "end", "**a " * 3000, "`" * 3001, "[a](" * 3000, "word " + "`" * 500_000))
     page = read().page
     answer_with(page, text)
     page.goto("/playground?model=tiny")
     ask(page, "Hello")
     expect(page.get_by_role("article")).to_contain_text("- deep 199")
+
+
+def test_an_answer_is_followed_after_another_screen_was_shown(read):
+    page = read().page
+    page.add_init_script(STREAMED)
+    page.goto("/playground?model=tiny")
+    ask(page, "Hello")
+    page.evaluate("lines => write(lines)", "line 0\n\n")
+    expect(page.get_by_text("line 0")).to_be_visible()
+    page.get_by_role("link", name="Account").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Account")
+    page.get_by_role("link", name="Playground").click()
+    expect(page.get_by_text("line 0")).to_be_visible()
+    page.evaluate("lines => write(lines)", "line 1\n\n" * 80)
+    expect(page.get_by_text("line 1").last).to_be_in_viewport()
 
 
 def test_the_end_of_an_answer_is_followed_until_its_reader_looks_back(read):

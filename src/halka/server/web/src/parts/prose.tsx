@@ -108,7 +108,7 @@ function dedented(lines: string[]): string[] {
   return lines.map((line) => line.slice(Math.min(least, line.length)));
 }
 
-const SPAN = /(`+)(?!`)([^\n]{0,500}?[^`\n])\1(?!`)|\*\*(?=\S)([^\n]{0,500}?\S)\*\*|\*(?=[^\s*])([^\n*]{0,500}?[^\s*])\*(?![\w*])|\[([^\]\n]{1,200})\](?:\((https?:\/\/[^\s()]+)\))?/g;
+const SPAN = /(?<!`)(`+)(?!`)([^\n]{0,500}?[^`\n])\1(?!`)|\*\*(?=\S)([^\n]{0,500}?\S)\*\*|\*(?=[^\s*])([^\n*]{0,500}?[^\s*])\*(?![\w*])|\[([^\]\n]{1,200})\](?:\((https?:\/\/[^\s()]+)\))?/g;
 
 /** Marks, code, words that stand out, and links, which are followed without telling whence. */
 function inline(text: string, marks: Marks): ComponentChildren[] {
