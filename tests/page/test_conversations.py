@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -80,6 +82,21 @@ def test_a_reload_leaves_the_conversation_and_what_is_written(read):
     page.get_by_role("button", name="New conversation").click()
     page.reload()
     expect(page.get_by_text("Ask something")).to_be_visible()
+
+
+def test_answers_of_a_closed_column_come_back_under_no_other(read):
+    page = read().page
+    answer_with(page, "One.")
+    page.goto("/playground?model=tiny&model=lora")
+    ask(page, "Message 0")
+    expect(page.locator(".answer.done")).to_have_count(2)
+    page.get_by_role("button", name="Remove lora").click()
+    expect(page.get_by_role("article")).to_have_count(1)
+    page.reload()
+    expect(page.get_by_role("article")).to_have_count(1)
+    page.get_by_role("button", name="Add a model").click()
+    expect(page.get_by_role("button", name=re.compile("^Ask .*, too$"))).to_be_visible()
+    expect(page.get_by_role("article")).to_have_count(1)
 
 
 def test_a_conversation_that_is_too_long_goes_on_without_its_beginning(read):

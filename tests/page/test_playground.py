@@ -130,6 +130,17 @@ def test_errors_are_the_apis_and_broken_streams_say_so(read):
     expect(page.get_by_text("From 1 to")).to_be_visible()
 
 
+def test_documents_that_cannot_be_listed_say_so(read):
+    page = read().page
+    page.route("**/v1/collections", lambda route: route.fulfill(status=500, json={"error": {"message": "no index"}}))
+    for screen in ("playground?model=tiny", "advise"):
+        page.goto(f"/{screen}")
+        expect(page.get_by_role("alert")).to_contain_text("no index")
+    page.unroute("**/v1/collections")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_an_answer_is_stopped(read):
     page = read().page
     page.route(CHATS, lambda route: None)

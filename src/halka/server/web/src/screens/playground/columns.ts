@@ -16,9 +16,9 @@ export function addColumn(model: string, collection = ""): void {
   columns.value = [...columns.value, { id: ++ids, model, collection }];
 }
 
-/** Show the columns that were there before a reload. */
-export function restoreColumns(before: Column[]): void {
-  ids = Math.max(0, ...before.map(({ id }) => id));
+/** Show the columns that were there before a reload; `answered` are those with answers, of which some may be closed. */
+export function restoreColumns(before: Column[], answered: Column[]): void {
+  ids = Math.max(0, ...[...before, ...answered].map(({ id }) => id));
   columns.value = before;
 }
 

@@ -125,7 +125,7 @@ keepThroughReloads("playground-conversation-1", () => {
   }));
   return shown.length ? { columns: columns.value, firstRead: firstRead.value, turns: shown } : null;
 }, (before) => {
-  restoreColumns(before.columns);
+  restoreColumns(before.columns, before.turns.flatMap((turn) => turn.answers.map((one) => one.column)));
   const turnOf = (answers: Answer[]) => signal(Object.fromEntries(answers.map((one) => [one.column.id, signal(one)])));
   show(before.turns.map((turn) => ({ ...turn, answers: turnOf(turn.answers) })), before.firstRead);
   ids = before.turns.at(-1)?.id ?? 0;

@@ -28,9 +28,9 @@ export default function Playground() {
     draft.value = query.peek().get("prompt") ?? draft.peek(); // of a link from elsewhere: the page writes none
     return loaded;
   }, []);
-  const collections = useLoading(listCollections, []).value ?? [];
+  const collections = useLoading(listCollections, []);
   const [asWritten, showAsWritten] = useState(false);
-  const { conversation, end, toEnd } = useFollowing(busy());
+  const { conversation, end, toEnd } = useFollowing(busy() && models !== null);
   const address = addressOf();
   useEffect(() => {
     if (models && (parts.peek()[0] ?? "playground") === "playground") go(address, { replace: true });
@@ -50,7 +50,8 @@ export default function Playground() {
           </div>
         )}
       </Heading>
-      <Heads models={answering(models)} collections={collections} />
+      <Heads models={answering(models)} collections={collections.value ?? []} />
+      <Failure error={collections.failure} again={collections.again} />
       <div ref={conversation} class="conversation">
         {turns.value.map((turn, at) => <TurnRow key={turn.id} turn={turn} last={at === turns.value.length - 1} asWritten={asWritten} />)}
         {turns.value.length === 0 && (
