@@ -1,0 +1,1 @@
+var e=`[\\p{L}\\p{M}\\p{N}\\u200c\\u200d]`,t=e=>e.normalize(`NFC`).replace(/[\u200c\u200d]/g,``);export{t as n,e as t};
