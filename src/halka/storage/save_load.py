@@ -26,7 +26,8 @@ from halka.storage.card import CARD, Card, check_base, template_of
 from halka.storage.formats import Contents, FileNames, Format, format_named
 from halka.util.divided import checked_by_first, first_process
 from halka.util.errors import HalkaError
-from halka.util.files import new_folder, read_ahead
+from halka.util.files import new_folder
+from halka.util.mapped_pages import read_ahead
 from halka.util.tensor_file import fill_file
 
 README = "README.md"

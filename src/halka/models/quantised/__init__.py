@@ -18,7 +18,7 @@ from halka.models.quantised.linear import QuantizedLinear, bytes_of, samples
 from halka.models.quantised.nf4 import NF4Linear, bitsandbytes
 from halka.models.targets import linear_targets
 from halka.util.errors import HalkaError
-from halka.util.files import release_pages
+from halka.util.mapped_pages import release_pages
 
 __all__ = [
     "LAYERS",
