@@ -10,7 +10,7 @@ import halka
 from halka.models.float32_products import float32_products
 from halka.training import TrainConfig, mean_loss, train
 from halka.util.float32_linear import BLOCK, FEWEST, linear_in_float32
-from halka.util.machine import slow_in_bfloat16
+from halka.util.precision import slow_in_bfloat16
 from halka.util.products import Grouped, Runs, add_low_rank
 from halka.util.products import linear as product
 from tiny import tiny

@@ -8,15 +8,11 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import torch
-from transformers import AutoConfig
 
-from halka.estimating.hardware import hardware_of
-from halka.models import loading
 from halka.util import machine
 from halka.util.errors import OutOfMemoryError
 from halka.util.machine import available, cores
@@ -112,77 +108,6 @@ def test_what_was_computed_when_memory_ran_out_is_not_kept_by_the_error():
         step()
     assert caught.value.__cause__ is not None
     assert kept[0]() is None
-
-
-@pytest.mark.parametrize(
-    ("capability", "kernel"),
-    [((8, 0), False), ((8, 9), False), ((9, 0), True), ((10, 0), False), ((10, 3), False), ((12, 0), False)],
-)
-def test_the_product_of_groups_is_for_gpus_that_have_a_kernel(monkeypatch, capability, kernel):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert machine.has_grouped_kernel(torch.device("cuda:0")) == kernel
-    assert not machine.has_grouped_kernel(machine.CPU)
-
-
-@pytest.mark.parametrize(("capability", "lacks"), [((7, 5), True), ((8, 0), False), ((9, 0), False)])
-def test_a_gpu_before_ampere_computes_in_float16(monkeypatch, capability, lacks):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert machine.lacks_bfloat16(torch.device("cuda:0")) == lacks
-    stored = AutoConfig.for_model("llama", dtype="bfloat16")
-    expected = torch.float16 if lacks else torch.bfloat16
-    assert loading.precision_on(torch.device("cuda:0"), "bfloat16", stored) == expected
-    assert loading.precision_on(torch.device("cuda:0"), "auto", stored) == (torch.float16 if lacks else "auto")
-    assert loading.precision_on(torch.device("cuda:0"), "float32", stored) == torch.float32
-    large = AutoConfig.for_model("gemma2", dtype="bfloat16")  # whose hidden states float16 does not hold
-    expected = torch.float32 if lacks else torch.bfloat16
-    assert loading.precision_on(torch.device("cuda:0"), "bfloat16", large) == expected
-    assert loading.precision_on(torch.device("cuda:0"), "auto", large) == (torch.float32 if lacks else "auto")
-    assert loading.precision_on(torch.device("cuda:0"), "float16", large) == torch.float16
-
-
-@pytest.mark.parametrize("has_amx", [False, True])
-@pytest.mark.parametrize("has_avx", [False, True])
-def test_a_processor_without_products_of_bfloat16_computes_in_float32(monkeypatch, has_avx, has_amx):
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_avx)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
-    stored, lacks = AutoConfig.for_model("llama", dtype="bfloat16"), not (has_avx or has_amx)
-    assert machine.lacks_bfloat16(machine.CPU) == lacks
-    assert loading.precision_on(machine.CPU, "bfloat16", stored) == (torch.float32 if lacks else torch.bfloat16)
-    assert loading.precision_on(machine.CPU, "float16", stored) == torch.float16
-    assert loading.precision_on(machine.CPU, "auto", stored) == "auto"  # as the files have it
-    measured: list[str] = []
-    measure: Any = measured.append
-    hardware_of("here", 10**9, "bfloat16", measure)
-    assert measured == ["float32" if lacks else "bfloat16"]
-
-
-@pytest.mark.parametrize(
-    ("vendor", "has_avx", "has_amx", "slow"),
-    [
-        ("GenuineIntel", True, False, True),
-        ("GenuineIntel", True, True, False),
-        ("AuthenticAMD", True, False, False),
-        ("AuthenticAMD", False, False, True),
-    ],
-)
-def test_the_demo_is_in_the_precision_that_is_faster_here(monkeypatch, tmp_path, vendor, has_avx, has_amx, slow):
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_avx)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
-    assert machine.slow_in_bfloat16(machine.CPU, cpuinfo) == slow
-    assert not machine.slow_in_bfloat16(torch.device("cuda:0"), cpuinfo)
-    cpuinfo.unlink()
-    monkeypatch.setattr("platform.processor", lambda: f"Family 6 Model 207 Stepping 2, {vendor}")
-    assert machine.slow_in_bfloat16(machine.CPU, cpuinfo) == slow
-
-
-def test_a_processor_of_another_kind_is_asked_by_torch(monkeypatch):
-    monkeypatch.setattr("platform.machine", lambda: "arm64")
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # as in builds for Macs
-    assert machine.lacks_bfloat16(machine.CPU)
 
 
 def test_a_group_above_may_leave_less(groups):

@@ -13,6 +13,7 @@ from halka.util.products import (
     _in_one_go,
     _run_by_run,
     add_low_rank,
+    has_grouped_kernel,
     linear,
     short_runs,
     stacked,
@@ -125,3 +126,13 @@ def test_stacked_is_filled_up_with_zeros():
     assert matrices.shape == (2, 4, 3)
     assert matrices.sum(dim=(1, 2)).tolist() == [6, 12]
     assert stacked([torch.ones(2), torch.ones(3)]).tolist() == [[[1, 1, 0]], [[1, 1, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernel"),
+    [((8, 0), False), ((8, 9), False), ((9, 0), True), ((10, 0), False), ((10, 3), False), ((12, 0), False)],
+)
+def test_the_product_of_groups_is_for_gpus_that_have_a_kernel(monkeypatch, capability, kernel):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert has_grouped_kernel(torch.device("cuda:0")) == kernel
+    assert not has_grouped_kernel(torch.device("cpu"))

@@ -31,7 +31,8 @@ from halka.models import context
 from halka.models.loading import place_of
 from halka.report.units import size
 from halka.util.errors import HalkaError, OutOfMemoryError
-from halka.util.machine import available, precision_here
+from halka.util.machine import available
+from halka.util.precision import precision_here
 
 METHODS = ("lora", "bottleneck", "prefix", "prompt", "full")
 QUANTISATIONS = (None, "int8", "nf4")  # of the base, the most exact first

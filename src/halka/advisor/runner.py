@@ -63,7 +63,8 @@ from halka.estimating.lengths import length_by_bytes
 from halka.models.loading import reads_directly
 from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
 from halka.util.files import locked
-from halka.util.machine import precision_here, ran_out
+from halka.util.machine import ran_out
+from halka.util.precision import precision_here
 
 BASE_PROBES: tuple[ProbeName, ...] = ("strength", "knowledge", "learnability")
 """Those that load the base."""

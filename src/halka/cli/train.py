@@ -172,7 +172,7 @@ def _model_for(runs: list[TrainingRun], devices: Devices) -> AdaptedModel:
     import torch
 
     from halka.training.ranks import device_of_rank
-    from halka.util.machine import slow_in_bfloat16
+    from halka.util.precision import slow_in_bfloat16
 
     settings = runs[0].plan.run
     kinds = {run.task.kind: run.task.name for run in runs}

@@ -23,7 +23,7 @@ from halka.objectives import OBJECTIVES
 from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import HalkaError
 from halka.util.kinds import LABELLED
-from halka.util.machine import precision_here
+from halka.util.precision import precision_here
 
 FAMILIES = ("lora", "dora", "ia3", "bitfit", "bottleneck", "prefix", "prompt", "llama_adapter", "full")
 

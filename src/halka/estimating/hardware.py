@@ -12,7 +12,8 @@ import torch
 from halka.estimating.devices import DEVICES, Device, device_named
 from halka.estimating.measured_device import measure_device
 from halka.models.loading import OVERFLOWING
-from halka.util.machine import CPU, lacks_bfloat16, usable_precision
+from halka.util.machine import CPU
+from halka.util.precision import lacks_bfloat16, usable_precision
 
 KERNELS = (
     15 * 10**6

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from halka.util.float32_linear import bf16_on_cpu, fits, linear_in_float32
 from halka.util.forwards import computed_by, with_own_forward
-from halka.util.machine import slow_in_bfloat16
+from halka.util.precision import slow_in_bfloat16
 
 
 def float32_products(base: nn.Module, *, anywhere: bool = False) -> AbstractContextManager[None]:

@@ -21,8 +21,9 @@ from halka.util.base_folders import cache_dir
 from halka.util.dtypes import Dtype, Quantize, dtype_name
 from halka.util.errors import DamagedFolderError, HalkaError, OutOfMemoryError
 from halka.util.kinds import LABELLED, Kind, checked_labels
-from halka.util.machine import lacks_bfloat16, memory_named, ran_out, usable_precision
+from halka.util.machine import memory_named, ran_out
 from halka.util.mapped_pages import release_pages_except
+from halka.util.precision import lacks_bfloat16, usable_precision
 from halka.util.quiet import quiet_libraries
 from halka.util.seeds import seeded
 

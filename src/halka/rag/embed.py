@@ -56,7 +56,7 @@ class SentenceEmbedder:
         except ImportError:
             raise HalkaError("embedding texts needs the extra: pip install 'halka[rag]'") from None
         from halka.models.loading import place_of
-        from halka.util.machine import usable_precision
+        from halka.util.precision import usable_precision
 
         self.name = embedder_name(name_or_path)
         self.batch_size = batch_size

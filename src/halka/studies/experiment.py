@@ -25,7 +25,8 @@ from halka.training.config import laid_over
 from halka.util.base_folders import is_base_folder
 from halka.util.dtypes import Dtype, Quantize
 from halka.util.errors import HalkaError
-from halka.util.machine import cores, slow_in_bfloat16
+from halka.util.machine import cores
+from halka.util.precision import slow_in_bfloat16
 from halka.util.settings import converted, settings_of, yaml_of
 from halka.util.suggest import suggest
 

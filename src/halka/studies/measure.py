@@ -51,6 +51,7 @@ from halka.util.dtypes import Dtype, Quantize, dtype_name
 from halka.util.errors import HalkaError, TrainingError
 from halka.util.files import write_text
 from halka.util.kinds import Kind
+from halka.util.precision import lacks_bfloat16
 
 SCHEMA = 1
 DIGEST = len("-01234567.json")
@@ -417,7 +418,7 @@ def _estimated(model: AdaptedModel, items: Sequence[Item], config: TrainConfig) 
         quantize=quantization_of(base),
         kind=kind_of(base),
         labels=len(model.labels),
-        flash=not machine.lacks_bfloat16(base.device),
+        flash=not lacks_bfloat16(base.device),
     )
     memory = dry_run(base.config, model.adapter(NAME).method, setup, gpu=base.device.type == "cuda").memory
     parts = {key: getattr(memory, key) for key in ("weights", "gradients", "optimizer")}

@@ -14,7 +14,7 @@ from halka.methods import build_method
 from halka.models.loading import base_config
 from halka.studies.measure import BASE, Spec
 from halka.training import TrainConfig
-from halka.util.machine import precision_here
+from halka.util.precision import precision_here
 
 STATES = 4 * FP32  # bytes of a trained number: itself, its gradient and two moments
 

@@ -1,7 +1,7 @@
 """Products of bf16 tensors that are computed in float32, for processors that are slower in bf16.
 
 Some take longer for a product in bf16 than in float32, by more than it takes to widen the numbers
-(`util.machine.slow_in_bfloat16`). Tensors stay in bf16: a block of a weight at a time is widened. The numbers are the
+(`util.precision.slow_in_bfloat16`). Tensors stay in bf16: a block of a weight at a time is widened. The numbers are the
 same up to the order of their sums, since both ways add in float32 and round the result to bf16.
 """
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from halka.util.machine import slow_in_bfloat16
+from halka.util.precision import slow_in_bfloat16
 
 BLOCK = 2**21  # weights that are in float32 at once
 MOST = 16  # blocks of a weight; of a very large one more is in float32 at once, still little beside it

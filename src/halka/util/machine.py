@@ -23,7 +23,6 @@ from halka.util.malloc import mallopt_unless
 
 CPU = torch.device("cpu")
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-_CPUINFO = Path("/proc/cpuinfo")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 RETURNED, TRIMMED = 1024 * 1024, 1024 * 1024  # bytes that are returned when freed, and at the heap's end
 LARGE = 32 * 1024 * 1024  # bytes that glibc returns at most by itself
@@ -63,62 +62,6 @@ def memory_named(message: str) -> Iterator[None]:
             raise
         traceback.clear_frames(error.__traceback__)
         raise OutOfMemoryError(message) from error
-
-
-def lacks_bfloat16(device: torch.device) -> bool:
-    """Whether it has no instructions for products in bfloat16: NVIDIA's GPUs before Ampere, and many processors.
-
-    There torch computes them by others, on processors several to dozens of times slower than in float32.
-    """
-    if device.type == "cuda":
-        return torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
-    return device.type == "cpu" and not _processor_has_bfloat16()
-
-
-@functools.cache
-def slow_in_bfloat16(device: torch.device, cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether it is a processor on which products in bfloat16 take longer than in float32.
-
-    It is one that lacks their instructions, and one of Intel's that has them for its vectors and no AMX, or hides that
-    from a virtual machine: a Xeon computed 165 GFLOP/s in bfloat16 and 290 in float32. AMD's have the same
-    instructions, and compute two to three times as much in bfloat16. `cpuinfo` is what Linux says of its processors.
-    """
-    if device.type != "cpu" or lacks_bfloat16(device):
-        return device.type == "cpu"
-    vendor = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
-    return "GenuineIntel" in vendor and not torch.cpu._is_amx_tile_supported()
-
-
-def has_grouped_kernel(device: torch.device) -> bool:
-    """Whether torch's grouped product, in bfloat16, is a kernel of its own there, which reads the groups' sizes itself.
-
-    There is one for NVIDIA's Hopper (aten/native/cuda/GroupedBlas.cpp), and one for data-centre Blackwell that is not
-    used: as the gradient of weights whose group has no tokens it returns what its memory had (pytorch#172439,
-    cutlass#2674). On other GPUs, and on Windows, for which torch builds neither, the host waits for the sizes and
-    computes group by group; torch 2.8 has no such product there. An estimate's GPU, "xpu", is taken for a Hopper.
-    """
-    if device.type != "cuda":
-        return device.type == "xpu"
-    built = torch.version.hip is None and sys.platform != "win32"
-    return built and torch.cuda.get_device_capability(device)[0] == 9
-
-
-def usable_precision(precision: str, device: torch.device) -> str:
-    """The precision that a device computes in, where it is to be this one: another than bfloat16 if it lacks that."""
-    if precision != "bfloat16" or not lacks_bfloat16(device):
-        return precision
-    return "float16" if device.type == "cuda" else "float32"
-
-
-def precision_here(precision: str, gpu: bool) -> str:
-    """The precision that a run of this machine computes in: on a GPU the one named, else what its processor can."""
-    return precision if gpu else usable_precision(precision, CPU)
-
-
-def _processor_has_bfloat16() -> bool:
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def can_reset_peak(device: torch.device) -> bool:

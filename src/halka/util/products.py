@@ -5,6 +5,7 @@ B rows   T tokens   I, O a weight's widths, in and out   R rank   C tokens in ru
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
@@ -15,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halka.util.float32_linear import linear_in_float32, pays
-from halka.util.machine import has_grouped_kernel
 from halka.util.transfer import to_device
 
 GROUPS = 1023  # that torch's kernel takes at most, with a weight each (GroupMM.cu)
@@ -144,6 +144,20 @@ def _fits_kernel(x: Tensor, weights: Tensor) -> bool:
     """
     aligned = all(width * x.element_size() % 16 == 0 for width in weights.shape[1:])
     return x.dtype == torch.bfloat16 and aligned and len(x) > 0 and has_grouped_kernel(x.device)
+
+
+def has_grouped_kernel(device: torch.device) -> bool:
+    """Whether torch's grouped product, in bfloat16, is a kernel of its own there, which reads the groups' sizes itself.
+
+    There is one for NVIDIA's Hopper (aten/native/cuda/GroupedBlas.cpp), and one for data-centre Blackwell that is not
+    used: as the gradient of weights whose group has no tokens it returns what its memory had (pytorch#172439,
+    cutlass#2674). On other GPUs, and on Windows, for which torch builds neither, the host waits for the sizes and
+    computes group by group; torch 2.8 has no such product there. An estimate's GPU, "xpu", is taken for a Hopper.
+    """
+    if device.type != "cuda":
+        return device.type == "xpu"
+    built = torch.version.hip is None and sys.platform != "win32"
+    return built and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _in_one_go(

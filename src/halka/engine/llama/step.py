@@ -24,7 +24,8 @@ from halka.engine.llama.row_parts import RowParts, pieces_of
 from halka.engine.llama.weights import LlamaLayer, LlamaWeights
 from halka.kernels.shared import Shared, array_of, shared
 from halka.models.attention.paged import SIZE, KVBlocks, PagedPlan, PagedText
-from halka.util.machine import CPU, slow_in_bfloat16
+from halka.util.machine import CPU
+from halka.util.precision import slow_in_bfloat16
 
 SHORT = 512  # tokens of a text by the blocks they see, up to which each attends by itself: tiles take longer to set up
 

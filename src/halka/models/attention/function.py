@@ -30,7 +30,7 @@ from halka.models.attention.forest_products import attend_by_products
 from halka.models.attention.layer_stack import LayerMemory, Recorded
 from halka.models.attention.paged import PagedPlan
 from halka.models.attention.paged_groups import NUMBERS, Products, groups_of
-from halka.util.machine import lacks_bfloat16
+from halka.util.precision import lacks_bfloat16
 
 NAME = "halka"
 COMPILED = ("cuda", "xpu")  # devices for which torch compiles FlexAttention

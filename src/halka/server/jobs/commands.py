@@ -31,7 +31,7 @@ from halka.server.tenants import Tenant
 from halka.storage.adapter_store import Stored, name_and_version
 from halka.training import TrainConfig
 from halka.util.errors import HalkaError, UnknownAdapterError
-from halka.util.machine import usable_precision
+from halka.util.precision import usable_precision
 from halka.util.python import program
 from halka.util.settings import Setting, build, convert, from_content, settings_of
 
