@@ -28,11 +28,12 @@ from transformers import AutoConfig, BertConfig, BertModel, LlamaConfig, LlamaFo
 from halka import LoRA, adapt, save
 from halka.models import fetching as cached
 from halka.models import loading
+from halka.models.base_names import at_revision
 from halka.models.description import describe_base
 from halka.models.fetching import BaseInfo, known_bases, list_bases, pull, pull_base, smollm2
 from halka.models.fetching.smollm2 import SMOLLM2, Release
 from halka.models.fingerprint import fingerprint
-from halka.models.loading import at_revision, base_config, load_base
+from halka.models.loading import base_config, load_base
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import is_as_saved
 from halka.util.base_folders import cache_dir

@@ -6,8 +6,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halka.models.base_names import hub_parts
 from halka.models.fetching import source_of
-from halka.models.loading import hub_parts, resolve, unreadable, weight_files
+from halka.models.loading import resolve, unreadable, weight_files
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.quiet import quiet_libraries
 from halka.util.text import chat_template_fingerprint

@@ -59,6 +59,31 @@ def label_rows(base: Any) -> tuple[str, ...]:
     return tuple(f"{last}.{key}" for key, parameter in parameters.items() if parameter is not None)
 
 
+def keep_label_rows(model: Any, stored: Mapping[str, Tensor], before: Sequence[str], labels: Sequence[str]) -> None:
+    """Give each label its row of the stored head, whose rows stand for `before`.
+
+    New labels take the rows left where there are as many as before, and else stay as they were initialised.
+    """
+    places = {label: before.index(label) for label in labels if label in before}
+    if len(before) == len(labels):
+        left = sorted(set(range(len(before))) - set(places.values()))
+        places |= dict(zip([label for label in labels if label not in places], left, strict=True))
+    kept = [row for row, label in enumerate(labels) if label in places]
+    old = [places[labels[row]] for row in kept]
+    with torch.no_grad():
+        for key, weights in stored.items():
+            if len(weights) == len(before):  # else the configuration does not fit its own weights
+                model.get_parameter(key)[kept] = weights[old].to(model.dtype)
+
+
+def new_modules(new: set[str], model: Any) -> tuple[str, ...]:
+    """The modules that hold new tensors: those outside the backbone, and its pooler."""
+    prefix = f"{model.base_model_prefix}."
+    paths = {key.partition(".")[0] for key in new if not key.startswith(prefix)}
+    poolers = {f"{prefix}pooler" for key in new if key.startswith(f"{prefix}pooler.")}
+    return tuple(sorted(paths | poolers))
+
+
 # ── an adapter's head ───────────────────────────────────────────────────────────────────────────────────────────────
 
 

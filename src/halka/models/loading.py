@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
-import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from halka.models.fetching import is_pulled, known_bases, known_names, pull, short_named
+from halka.models.base_names import HUB_NAME, at_revision, hub_parts, set_base_name
+from halka.models.fetching import is_pulled, known_names, pull, short_named
 from halka.models.fetching.hub import from_hub
-from halka.models.heads import NEW, configured_labels, label_rows
+from halka.models.heads import NEW, configured_labels, keep_label_rows, label_rows, new_modules
 from halka.models.kinds import KINDS, class_names, usual_kind
 from halka.models.layouts import LAYOUTS
 from halka.util.base_folders import cache_dir
@@ -30,8 +30,6 @@ from halka.util.seeds import seeded
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<revision>[^\s@]+))?")
-REVISION = "_hub_revision"  # the attribute of a base that was loaded by one
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors", "README.md"]
 NO_PICKLES = (
@@ -121,7 +119,7 @@ def load_base(
         if quantize is not None:
             quantise(model, quantize, place)
         model = model.to(place)
-    _name(model, name_or_path)
+    set_base_name(model, name_or_path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     text = model.config.get_text_config()
@@ -130,38 +128,6 @@ def load_base(
     if model.can_generate() and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id  # else generate() warns at every call
     return model.eval(), tokenizer
-
-
-def base_name(base: nn.Module) -> str:
-    """A base's name as `load_base` takes it, by which adapters name it; "" for one that has none."""
-    name: str = getattr(getattr(base, "config", None), "_name_or_path", "") or ""
-    revision: str | None = getattr(base, REVISION, None)
-    return name if revision is None else f"{name}@{revision}"
-
-
-def hub_parts(name: str) -> tuple[str, str | None]:
-    """A base's name without its revision on the hub, and that; a folder has none."""
-    parts = _on_hub(name)
-    return (name, None) if parts is None else (parts["name"], parts["revision"])
-
-
-def other_on_hub(name: str | None, base: nn.Module) -> str | None:
-    """A base's own name, where that and `name` are two models on the hub, of whatever revisions; else None."""
-    own, shorts = base_name(base), known_bases()
-    plain = [parts["name"] for it in (name, own) if it and (parts := _on_hub(it)) is not None]
-    on_hub = {shorts[it].hub_name if it in shorts else it for it in plain if it in shorts or "/" in it}
-    return own if len(on_hub) == 2 else None
-
-
-def at_revision(name: str, revision: str | None) -> str:
-    """A base's name with its revision on the hub, unless it has one; a folder has none."""
-    parts = _on_hub(name)
-    return f"{name}@{revision}" if revision and parts is not None and parts["revision"] is None else name
-
-
-def _on_hub(name: str) -> re.Match[str] | None:
-    """The parts of a name that may be one on the hub; None for a folder's, and for what is no such name."""
-    return None if Path(name).expanduser().is_dir() else HUB_NAME.fullmatch(name)
 
 
 def _at(name_or_path: str | Path, revision: str | None) -> str | Path:
@@ -174,15 +140,6 @@ def _at(name_or_path: str | Path, revision: str | None) -> str | Path:
     if hub_parts(name)[1] not in (None, revision):
         raise HalkaError(f"{name} has another revision than {revision!r}: name one")
     return at_revision(name, revision)
-
-
-def _name(model: PreTrainedModel, name_or_path: str | Path) -> None:
-    """Let a base have its name on the hub, if it has one: not a folder of a cache, which adapters would name else."""
-    if info := short_named(name_or_path):
-        model.config._name_or_path = info.hub_name
-    elif not Path(name_or_path).expanduser().is_dir():
-        model.config._name_or_path, revision = hub_parts(str(name_or_path))
-        setattr(model, REVISION, revision)
 
 
 def _smaller(quantize: str | None) -> str:
@@ -398,7 +355,7 @@ def _from_folder(folder: Path, kind: Kind, labels: Sequence[str] | None, seed: i
             output_loading_info=True,
         )
     new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    modules = _modules_of(new, model) if kind in LABELLED else ()
+    modules = new_modules(new, model) if kind in LABELLED else ()
     if missing := sorted(key for key in new if not any(key.startswith(f"{path}.") for path in modules)):
         raise HalkaError(
             f"the weights of {folder} lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}; "
@@ -413,7 +370,7 @@ def _from_folder(folder: Path, kind: Kind, labels: Sequence[str] | None, seed: i
         own: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         rows = set(label_rows(model))
         stored = _stored(folder, rows) if rows & new else {key: model.get_parameter(key) for key in rows}
-        _keep_rows(model, stored, configured_labels(own), labels)
+        keep_label_rows(model, stored, configured_labels(own), labels)
     setattr(model.config, NEW, list(modules))
     return model
 
@@ -427,28 +384,3 @@ def _stored(folder: Path, keys: Set[str]) -> dict[str, Tensor]:
         with safe_open(file, framework="pt") as tensors:
             stored |= {key: tensors.get_tensor(key) for key in keys & set(tensors.keys())}
     return stored
-
-
-def _keep_rows(model: Any, stored: Mapping[str, Tensor], before: Sequence[str], labels: Sequence[str]) -> None:
-    """Give each label its row of the stored head, whose rows stand for `before`.
-
-    New labels take the rows left where there are as many as before, and else stay as they were initialised.
-    """
-    places = {label: before.index(label) for label in labels if label in before}
-    if len(before) == len(labels):
-        left = sorted(set(range(len(before))) - set(places.values()))
-        places |= dict(zip([label for label in labels if label not in places], left, strict=True))
-    kept = [row for row, label in enumerate(labels) if label in places]
-    old = [places[labels[row]] for row in kept]
-    with torch.no_grad():
-        for key, weights in stored.items():
-            if len(weights) == len(before):  # else the configuration does not fit its own weights
-                model.get_parameter(key)[kept] = weights[old].to(model.dtype)
-
-
-def _modules_of(new: set[str], model: Any) -> tuple[str, ...]:
-    """The modules that hold new tensors: those outside the backbone, and its pooler."""
-    prefix = f"{model.base_model_prefix}."
-    paths = {key.partition(".")[0] for key in new if not key.startswith(prefix)}
-    poolers = {f"{prefix}pooler" for key in new if key.startswith(f"{prefix}pooler.")}
-    return tuple(sorted(paths | poolers))

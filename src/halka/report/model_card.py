@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from halka.models.base_names import HUB_NAME, hub_parts
 from halka.models.fetching import known_bases
-from halka.models.loading import HUB_NAME, hub_parts
 from halka.report.units import count, size
 from halka.storage.adapter_folder import AdapterFolder
 from halka.util.kinds import Kind

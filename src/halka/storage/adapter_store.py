@@ -28,8 +28,8 @@ from typing import Any, Unpack
 from filelock import FileLock, Timeout
 
 from halka.core import AdaptedModel, Adapter
+from halka.models.base_names import base_name
 from halka.models.fingerprint import own_fingerprint
-from halka.models.loading import base_name
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import CARD, Card, read_card
 from halka.storage.formats import json_object

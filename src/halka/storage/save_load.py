@@ -16,10 +16,10 @@ import torch
 
 from halka.core import AdaptedModel, Adapter, quantization_of
 from halka.methods import described
+from halka.models.base_names import at_revision, base_name, other_on_hub
 from halka.models.fingerprint import own_fingerprint
 from halka.models.heads import fitted_head, has_head, narrowed
 from halka.models.kinds import kind_of
-from halka.models.loading import at_revision, base_name, other_on_hub
 from halka.storage import tensors
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.card import CARD, Card, check_base, template_of

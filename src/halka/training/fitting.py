@@ -15,9 +15,9 @@ from halka.core import AdaptedModel, quantization_of
 from halka.data.duplicates import between
 from halka.data.examples import ExamplesOrItems, examples_and_items
 from halka.methods import described
+from halka.models.base_names import base_name
 from halka.models.heads import own_methods
 from halka.models.kinds import kind_of
-from halka.models.loading import base_name
 from halka.training.config import Step, TrainConfig, TrainResult, config_of
 from halka.training.job import EncodedJob, Job, encoded
 from halka.training.loop import Observer, loop

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from halka.models.loading import hub_parts
+from halka.models.base_names import hub_parts
 from halka.storage.formats.format import json_list, json_object, number
 from halka.util.errors import HalkaError
 

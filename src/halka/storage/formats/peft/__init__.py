@@ -17,9 +17,9 @@ from torch import Tensor
 from halka.core import VIRTUAL_ROLES, Adapter, Method, Target, wants
 from halka.methods import Joint, Modules, Prompt, methods_of
 from halka.methods.modules import WholePart
+from halka.models.base_names import at_revision, hub_parts
 from halka.models.kinds import TASK_TYPES, kind_of, kind_of_task
 from halka.models.layouts import CLASSIFIERS
-from halka.models.loading import at_revision, hub_parts
 from halka.storage.formats.format import BaseSpec, Contents, FileNames, base_of
 from halka.storage.formats.peft import (
     adalora,
