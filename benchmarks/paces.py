@@ -25,7 +25,7 @@ from side_by_side import setup
 from halka.report.units import size
 from halka.studies.compare import Plan
 from halka.studies.experiment import read_experiment
-from halka.studies.measure import BASE, Spec
+from halka.studies.spec import BASE, Spec
 from halka.training.run_folder import RunFolder
 from halka.util.files import write_text
 from halka.util.machine import cores

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from halka.studies.measure import Spec
+from halka.studies.spec import Spec
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 

@@ -15,7 +15,7 @@ from halka.report.rows import Measurement, Row, is_done, label_of, name_of, numb
 from halka.report.summary import Summary, summarise
 from halka.report.units import shortened
 from halka.studies.experiment import Entry
-from halka.studies.measure import named_fields
+from halka.studies.spec import named_fields
 from halka.util.text import plural
 
 BENCHMARKS = Path(__file__).parents[1]

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 import halka
 from classifiers import TEXTS, classifier
 from halka.methods import build_method
-from halka.studies.measure import BASE, Spec, main, measure, search_together
+from halka.studies.measure import main, measure, search_together
+from halka.studies.spec import BASE, Spec
 from halka.util.errors import HalkaError
 from halka.util.machine import commit
 from runs_for_tests import a_run, base_and_task, written_task

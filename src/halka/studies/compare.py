@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from halka.data.metric import Metric
 from halka.studies.experiment import Entry, Experiment, digest, task_of
 from halka.studies.hosts import Here, Host, Result
-from halka.studies.measure import BASE, Purpose, Spec
 from halka.studies.on_ray import on_ray
 from halka.studies.runner import Event, Runner, alone_in
+from halka.studies.spec import BASE, Purpose, Spec
 from halka.training import TrainConfig
 from halka.util.base_folders import folder_digest
 from halka.util.files import write_text

@@ -19,7 +19,7 @@ from halka.methods import method_named
 from halka.methods.prompt import check_start
 from halka.models.loading import place_of
 from halka.report.units import listed
-from halka.studies.measure import BASE, NEW_DEFAULTS
+from halka.studies.spec import BASE, NEW_DEFAULTS
 from halka.training import TrainConfig
 from halka.training.config import laid_over
 from halka.util.base_folders import is_base_folder

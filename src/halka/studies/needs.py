@@ -12,7 +12,7 @@ from halka.estimating.hardware import CONTEXT, PROCESS
 from halka.estimating.lengths import length_by_bytes
 from halka.methods import build_method
 from halka.models.loading import base_config
-from halka.studies.measure import BASE, Spec
+from halka.studies.spec import BASE, Spec
 from halka.training import TrainConfig
 from halka.util.precision import precision_here
 

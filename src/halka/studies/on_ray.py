@@ -15,8 +15,8 @@ from typing import Any, Generic
 from halka.data.task import Task
 from halka.studies.experiment import Experiment
 from halka.studies.hosts import Group, Line, R, reported, without_result
-from halka.studies.measure import Spec
 from halka.studies.needs import Needs, needs_by_group
+from halka.studies.spec import Spec
 from halka.training.run_folder import BESTS, CHECKPOINT, NEXT_CHECKPOINT, RunFolder
 from halka.util.errors import HalkaError
 from halka.util.files import write_bytes

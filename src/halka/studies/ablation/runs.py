@@ -22,8 +22,8 @@ from halka.rag.sources import digest_of
 from halka.studies.ablation.scores import from_row, scored
 from halka.studies.ablation.settings import FULL, Ablation, Who, questions_of
 from halka.studies.hosts import Here, Result
-from halka.studies.measure import named_fields
 from halka.studies.runner import Event, Runner, alone_in
+from halka.studies.spec import named_fields
 from halka.util.base_folders import folder_digest
 
 SCHEMA = 3
