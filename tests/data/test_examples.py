@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import halka
-from halka.data.examples import Example, Message, as_examples, as_prompts, read_examples
+from halka.data.examples import Example, Message, as_examples, read_examples
+from halka.data.prompts import as_prompts
 from halka.data.readers import Problem, _distinct, row_of
 from halka.data.shapes import SHAPES, prompt_of
 from halka.util.errors import DataError
@@ -298,7 +299,7 @@ def test_a_tables_first_line_names_its_columns(write):
 
 
 def test_what_is_no_list_of_examples_is_named():
-    with pytest.raises(ValueError, match=r"examples are 0\.1: give rows; .*hold_out"):
+    with pytest.raises(ValueError, match=r"examples are 0\.1: give rows; `halka\.data\.splits\.hold_out"):
         as_examples(0.1)
 
 

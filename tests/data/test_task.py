@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from halka.data.examples import Example, Message, read_examples
+from halka.data.examples import Example, Message
 from halka.data.labels import classes_in, label_index
-from halka.data.task import Task, files_of, hold_out, limit, load_task, overlaps
+from halka.data.task import Task, files_of, limit, load_task, overlaps
 
 
 def example(prompt: str, answer: str = "yes", where: str = "") -> Example:
@@ -82,46 +82,6 @@ def test_fractions_aresplit_off_reproducibly_with_equal_prompts_together(write):
     assert prompts(Task.from_yaml(write(f"{text}seed: 1\n")).test) != prompts(task.test)
     lines = [int(each.where.rpartition(":")[2]) for each in task.train]
     assert lines == sorted(lines)
-
-
-@pytest.mark.parametrize(("alone", "alike", "held_out"), [(5, 95, 5), (50, 950, 50), (600, 400, 100), (0, 100, 100)])
-def test_a_prompt_of_many_rows_is_not_held_out_for_few(alone, alike, held_out):
-    rows = [example(f"p{number}") for number in range(alone)] + [example("Write a poem")] * alike
-    train, validation = hold_out(rows, 0.1)
-    assert (len(train), len(validation)) == (alone + alike - held_out, held_out)
-
-
-def test_a_prompt_of_some_rows_more_is_held_out_where_that_comes_nearer():
-    rows = [example("alone"), *(example(f"p{number % 9}") for number in range(99))]
-    assert len(hold_out(rows, 0.1)[1]) == 12
-
-
-def test_rows_of_one_dialogue_are_on_one_side():
-    dialogues = [
-        [Message("user" if turn % 2 == 0 else "assistant", f"{number} says {turn}") for turn in range(6)]
-        for number in range(20)
-    ]
-    rows = [Example(tuple(turns[:end])) for turns in dialogues for end in (2, 4, 6)]
-    train, validation = hold_out(rows, 0.1)
-    assert (len(train), len(validation)) == (54, 6)
-    assert {row.messages[0] for row in train}.isdisjoint(row.messages[0] for row in validation)
-
-
-def test_dialogues_that_only_begin_alike_are_apart():
-    greeting = (Message("user", "Hi"), Message("assistant", "Hello!"))
-    rows = [Example((*greeting, *example(f"p{number}").messages)) for number in range(20)]
-    assert len(hold_out(rows, 0.1)[1]) == 2
-
-
-def test_rows_and_what_read_examples_returns_are_held_out_as_examples(write):
-    rows = [{"prompt": f"p{number}", "completion": "c"} for number in range(20)]
-    train, validation = hold_out(rows, 0.1)
-    assert (len(train), len(validation)) == (18, 2)
-    read = read_examples(write("").parent / "train.jsonl")
-    with pytest.warns(UserWarning, match="1 row cannot be used"):
-        train, validation = hold_out(read, 0.1)
-    assert (len(train), len(validation)) == (36, 4)
-    assert (read[0], read[:2]) == (read.examples[0], read.examples[:2])
 
 
 def test_files_for_bases_of_different_kinds_need_a_kind(write):

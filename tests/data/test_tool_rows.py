@@ -6,7 +6,8 @@ from datetime import datetime
 import pytest
 
 from halka.data.chat import write, written_at
-from halka.data.examples import Example, Message, as_examples, as_prompt, read_examples
+from halka.data.examples import Example, Message, as_examples, read_examples
+from halka.data.prompts import as_prompt
 from halka.data.tokens import encode, encode_all, encode_prompt
 from halka.data.tools import ToolCall, calls_in
 from halka.util.errors import DataError

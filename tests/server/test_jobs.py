@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from halka.data.examples import as_examples
-from halka.data.task import hold_out
+from halka.data.splits import hold_out
 from halka.rag.sources import listed
 from halka.server.guards.keys import Limits
 from halka.server.jobs.folder import JobFolder, JobRequest

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from halka.data.examples import as_prompt
+from halka.data.prompts import as_prompt
 from halka.data.tokens import encode_prompt
 from halka.engine.json_schema import enforceable
 from halka.server.answers.chat_request import ChatRequest, Tool

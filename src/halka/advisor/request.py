@@ -30,7 +30,7 @@ from halka.advisor.evidence import from_json
 from halka.advisor.statistics import are_labels, is_scored
 from halka.data.duplicates import dialogue_key, prompt_key
 from halka.data.examples import Example
-from halka.data.task import split_off
+from halka.data.splits import split_off
 from halka.data.tools import OPENING
 from halka.evaluation.metrics import score
 from halka.evaluation.text_metrics import as_label, without_spaces

@@ -235,7 +235,7 @@ def scored(task: Task, run: RunSettings) -> Task:
 
 def _held_out(examples: list[Example], run: RunSettings) -> tuple[list[Example], list[Example]]:
     """The examples to train on, and those for validation: a file's, a share of the data, or none."""
-    from halka.data.task import hold_out
+    from halka.data.splits import hold_out
 
     if run.validation is None:
         return examples, []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
 
-from halka.data.messages import Message, as_message, check_message, text_of
+from halka.data.messages import Message, check_message, text_of
 from halka.data.readers import Problem, Row, read_rows, row_of
 from halka.data.shapes import (
     SHAPES,
@@ -18,7 +18,6 @@ from halka.data.shapes import (
     detect_shape,
     keys_read,
     known_shapes,
-    prompt_of,
     references_of,
 )
 from halka.util.errors import DataError
@@ -31,10 +30,8 @@ __all__ = [
     "FileExamples",
     "Item",
     "Message",
-    "Prompt",
     "as_examples",
-    "as_prompt",
-    "as_prompts",
+    "checked_example",
     "examples_and_items",
     "read_examples",
 ]
@@ -215,7 +212,7 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
         raise DataError(f"examples are {str(examples)!r}: read a file with `halka.read_examples({str(examples)!r})`")
     if isinstance(examples, int | float):
         raise DataError(
-            f"examples are {examples!r}: give rows; `halka.data.task.hold_out(rows, share)` holds out a share of them"
+            f"examples are {examples!r}: give rows; `halka.data.splits.hold_out(rows, share)` holds out a share of them"
         )
     if isinstance(examples, Iterable) and not isinstance(examples, Sized | Iterator):
         raise DataError(
@@ -231,7 +228,7 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
             values.append(value)  # made of a row, which was checked
         elif isinstance(value, Example | Mapping):
             place = f"examples[{index}]"
-            values.append(_checked(value, place) if isinstance(value, Example) else row_of(place, value))
+            values.append(checked_example(value, place) if isinstance(value, Example) else row_of(place, value))
         else:
             raise DataError(
                 f"examples[{index}] is a {type(value).__name__}, neither a dictionary nor a halka.Example: give a list "
@@ -251,7 +248,7 @@ def examples_and_items(examples: ExamplesOrItems) -> tuple[list[Example], list[I
     return [value for value in result if isinstance(value, Example)], items
 
 
-def _checked(example: Example, place: str) -> Example:
+def checked_example(example: Example, place: str) -> Example:
     """The example, which anybody may have made. Raises DataError, which names it, for fields of another kind."""
     messages: object = example.messages
     references: object = () if example.references is None else example.references
@@ -278,45 +275,3 @@ def _example(row: Row, shape: str) -> Example | Problem:
         return Example(conversation_of(row, shape), references_of(row), row.where)
     except DataError as error:
         return Problem(row.where, str(error))
-
-
-Prompt = str | Example | Sequence[Message | Mapping[str, object]] | Mapping[str, object]
-"""A text, which is a user's message; a conversation; an example or a row of a file, whose answer is not read."""
-
-
-def as_prompts(prompts: Sequence[Prompt]) -> list[Example]:
-    """Prompts as examples to be answered, which errors call "prompts[0]" and so on. Raises DataError as `as_prompt`."""
-    if isinstance(prompts, str):
-        raise DataError("prompts is one text: give a list of prompts, such as [prompt]")
-    if isinstance(prompts, Mapping | Example | Message) or hasattr(prompts, "columns"):  # a table iterates over these
-        raise DataError(f"prompts are of type {type(prompts).__name__}: give a list of prompts, such as a list of rows")
-    if not isinstance(prompts, Iterable):
-        raise DataError(f"prompts are {prompts!r}: give a list of prompts")
-    return [as_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
-
-
-def as_prompt(prompt: Prompt, place: str) -> Example:
-    """A prompt as an example to be answered, which errors call `place`.
-
-    Raises DataError for what is no prompt.
-    """
-    if isinstance(prompt, Example):
-        return _checked(prompt, place)
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise DataError(f"{place} is empty")
-        return Example((as_message({"role": "user", "content": prompt}, place),), where=place)
-    if isinstance(prompt, Message) or (isinstance(prompt, Mapping) and "role" in prompt):
-        raise DataError(f"{place} is one message: a conversation is a list of messages, and prompts a list of those")
-    if isinstance(prompt, Mapping):
-        try:
-            return Example((*prompt_of(row_of(place, prompt)),), where=place)
-        except DataError as error:
-            raise DataError(f"{place}: {error}") from None
-    if not isinstance(prompt, Iterable):
-        raise DataError(f"{place} is a {type(prompt).__name__}: give a text, a conversation or a row")
-    messages = tuple(as_message(message, f"{place}: message {n}") for n, message in enumerate(prompt, start=1))
-    example = Example(messages, where=place)
-    if not example.prompt:
-        raise DataError(f"{place} has no message to answer")
-    return example

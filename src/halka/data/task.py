@@ -1,26 +1,24 @@
 """`Task`: examples by split and the metrics that score them; `load_task` reads one from a YAML or Python file."""
 
 import os
-import random
 import runpy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
-from halka.data.duplicates import Duplicate, between, dialogue_key
-from halka.data.examples import Example, Examples, FileExamples, as_examples, read_examples
+from halka.data.duplicates import Duplicate, between
+from halka.data.examples import Example, FileExamples, read_examples
 from halka.data.labels import classes_in, tags_in
 from halka.data.metric import Metric
 from halka.data.readers import Problem
+from halka.data.splits import split_off, subset
 from halka.util.errors import DataError, HalkaError
 from halka.util.kinds import TASK_KINDS
 from halka.util.yaml_text import read_yaml
-
-T = TypeVar("T")
 
 SPLITS = ("train", "validation", "test")
 TASK_FILES = (".yaml", ".yml", ".py")
@@ -166,9 +164,9 @@ def limit(
             raise DataError(f"cannot take {count} {split} examples: give 0 or more, or None for all")
     return replace(
         task,
-        train=_subset(task.train, train, f"{seed}/train"),
-        validation=_subset(task.validation, validation, f"{seed}/validation"),
-        test=_subset(task.test, test, f"{seed}/test"),
+        train=subset(task.train, train, f"{seed}/train"),
+        validation=subset(task.validation, validation, f"{seed}/validation"),
+        test=subset(task.test, test, f"{seed}/test"),
     )
 
 
@@ -270,44 +268,3 @@ def _beside(path: Path, file: str) -> Path:
 
 def _as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
-
-
-def split_off(examples: Sequence[Example], count: int, seed: str) -> tuple[list[Example], list[Example]]:
-    """Split off some `count` and at least one example, by `dialogue_key`; (rest, split off), each in order.
-
-    What stays together and is more than `count` is split off only where nothing else can be, or comes nearer to it.
-    """
-    count = max(count, 1)
-    groups: dict[object, list[int]] = {}
-    key = dialogue_key(examples)
-    for index, example in enumerate(examples):
-        groups.setdefault(key(example), []).append(index)
-    chosen: set[int] = set()
-    for group in sorted(_shuffled(groups.values(), seed), key=lambda group: len(group) > count):
-        missing = count - len(chosen)
-        if missing <= 0 or (chosen and len(group) > count and len(group) >= 2 * missing):
-            break
-        chosen.update(group)
-    rest = [example for index, example in enumerate(examples) if index not in chosen]
-    return rest, [examples[index] for index in sorted(chosen)]
-
-
-def hold_out(examples: Examples, share: float) -> tuple[list[Example], list[Example]]:
-    """Hold a share of examples or rows out for validation: (to train on, held out); always the same ones.
-
-    Raises DataError for a row that is no example.
-    """
-    examples = as_examples(examples)
-    return split_off(examples, round(share * len(examples)), "0/validation")
-
-
-def _subset(examples: tuple[Example, ...], count: int | None, seed: str) -> tuple[Example, ...]:
-    return (
-        examples if count is None else tuple(examples[i] for i in sorted(_shuffled(range(len(examples)), seed)[:count]))
-    )
-
-
-def _shuffled(items: Iterable[T], seed: str) -> list[T]:
-    shuffled = list(items)
-    random.Random(seed).shuffle(shuffled)
-    return shuffled

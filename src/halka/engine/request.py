@@ -10,7 +10,7 @@ from numbers import Integral
 from operator import index
 from typing import Any, Literal
 
-from halka.data.examples import Prompt, as_prompt
+from halka.data.prompts import Prompt, as_prompt
 from halka.data.tokens import encode_prompt
 from halka.engine.checked import checked
 from halka.engine.constraint import Constraint

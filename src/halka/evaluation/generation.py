@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from halka.core import AdaptedModel
-from halka.data.examples import Example, Prompt, as_prompts
+from halka.data.examples import Example
+from halka.data.prompts import Prompt, as_prompts
 from halka.engine.constraint import Constraint
 from halka.evaluation.by_engine import DRAWN, answers_by_engine, check_room, fitted, form_of, pieces_by_engine
 from halka.models import context, without_dropout

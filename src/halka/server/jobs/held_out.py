@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from halka.data.examples import read_examples
-from halka.data.task import hold_out
+from halka.data.splits import hold_out
 from halka.server.errors import ApiError, public
 from halka.server.jobs.data import DATA, PROGRAM, VALIDATION, data_file, is_large
 from halka.server.jobs.folder import JobFolder, jobs_in
