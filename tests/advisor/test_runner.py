@@ -23,12 +23,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 import halka
 from halka.advisor import Evidence, Request, advise_from, probe, words
 from halka.advisor.advice import commands
+from halka.advisor.advice_folder import SCHEMA, result_keys
 from halka.advisor.budget import TRIALS, Budget, PilotConfig, TrialPlan
 from halka.advisor.evidence import CONDITIONS
 from halka.advisor.pilot import learnability
 from halka.advisor.probed_base import ProbedBase, Progress, build_prompt, decoder_config, open_base, token_losses
 from halka.advisor.probes import knowledge, strength
-from halka.advisor.request import SCHEMA, result_keys, sample, usual_metric
+from halka.advisor.request import sample, usual_metric
 from halka.advisor.resources import Available, Machine, base_too_large, pilot_room
 from halka.advisor.statistics import answer_values
 from halka.cli import main

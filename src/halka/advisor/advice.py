@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from halka.advisor.evidence import BOTH, Evidence, Option, Trial, best_condition, listed_fields
-from halka.advisor.reasons import Reason, changes, gaps, reasons
-from halka.advisor.request import (
+from halka.advisor.advice_folder import (
     COLLECTION,
     HELD_OUT,
     HELD_OUT_WITH_PASSAGES,
@@ -21,6 +19,8 @@ from halka.advisor.request import (
     PROMPTED_WITH_PASSAGES,
     TRAIN_WITH_PASSAGES,
 )
+from halka.advisor.evidence import BOTH, Evidence, Option, Trial, best_condition, listed_fields
+from halka.advisor.reasons import Reason, changes, gaps, reasons
 from halka.advisor.statistics import HORIZON, lowest_before_rising
 from halka.advisor.verdict import (
     GAP,

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from halka.advisor.advice_folder import COLLECTION, HELD_OUT, PLAN, TRAIN, AdviceFolder
 from halka.advisor.evidence import Evidence, from_json
 from halka.advisor.probed_base import Progress
-from halka.advisor.request import COLLECTION, HELD_OUT, PLAN, TRAIN, AdviceFolder, Request
+from halka.advisor.request import Request
 from halka.advisor.runner import probe
 from halka.advisor.words import PROBES
 from halka.estimating import estimate

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from halka.advisor import words
+from halka.advisor.advice_folder import COLLECTION
 from halka.advisor.budget import Budget, Plan
 from halka.advisor.evidence import BOTH, CLOSED, CONDITIONS, DOCUMENTS, EXAMPLES, Condition
-from halka.advisor.request import COLLECTION, Request, Sample
+from halka.advisor.request import Request, Sample
 from halka.advisor.statistics import answer_values
 from halka.core import AdaptedModel
 from halka.data.batches import Batch, plan_packed

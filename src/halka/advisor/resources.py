@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from halka.advisor.advice_folder import Room
 from halka.advisor.budget import PORTION, Budget, Clock, PilotConfig
 from halka.advisor.evidence import CLOSED, DOCUMENTS, Fit, Option
 from halka.advisor.probed_base import ProbedBase, Report, token_losses
-from halka.advisor.request import Request, Room
+from halka.advisor.request import Request
 from halka.core import Method
 from halka.data.examples import Example
 from halka.data.tokens import Tokens, encode_all

@@ -12,6 +12,17 @@ from typing import Any, TypeVar
 import psutil
 
 from halka.advisor.advice import advise_from
+from halka.advisor.advice_folder import (
+    HELD_OUT,
+    HELD_OUT_WITH_PASSAGES,
+    PROMPTED,
+    PROMPTED_WITH_PASSAGES,
+    TRAIN,
+    TRAIN_WITH_PASSAGES,
+    AdviceFolder,
+    base_files,
+    result_keys,
+)
 from halka.advisor.budget import FULL, WITH_PASSAGES, Budget, OutOfTimeError, PilotConfig, Plan, TrialPlan, differences
 from halka.advisor.evidence import (
     CLOSED,
@@ -32,20 +43,7 @@ from halka.advisor.evidence import (
 from halka.advisor.pilot import learnability
 from halka.advisor.probed_base import ProbedBase, Progress, Report, decoder_config, open_base
 from halka.advisor.probes import cleanliness, knowledge, strength
-from halka.advisor.request import (
-    HELD_OUT,
-    HELD_OUT_WITH_PASSAGES,
-    PROMPTED,
-    PROMPTED_WITH_PASSAGES,
-    TRAIN,
-    TRAIN_WITH_PASSAGES,
-    AdviceFolder,
-    Request,
-    Sample,
-    base_files,
-    result_keys,
-    sample,
-)
+from halka.advisor.request import Request, Sample, sample
 from halka.advisor.resources import (
     THIS_MACHINE,
     Machine,
