@@ -17,6 +17,7 @@ from transformers.initialization import no_init_weights
 import halka
 from halka.data.batches import IGNORE_INDEX, collate
 from halka.data.tokens import Tokens
+from halka.training.job import EncodedJob
 from halka.training.loop import Observer, loop
 from halka.training.ranks import Ranks
 
@@ -118,7 +119,7 @@ def run_halka(base: Any, batches: list[list[Tokens]], sizes: Sizes, *, checkpoin
     model = halka.adapt(base)
     model.add("a", halka.LoRA(rank=16))
     try:
-        run = FixedRun(model, "a", items, [], config, None)
+        run = FixedRun(model, EncodedJob("a", items, config))
         run.batches = [[next(numbers) for _ in batch] for batch in batches]
         return [clock(sizes.device) for _ in loop(model, [run], Observer(), Ranks())]
     finally:

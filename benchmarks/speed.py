@@ -83,6 +83,7 @@ def run_halka(side, base, tokenizer, train, batches, pair, seed) -> tuple[list[f
 
     import halka
     from halka.methods import method_named
+    from halka.training.job import EncodedJob
     from halka.training.loop import Observer, loop
     from halka.training.ranks import Ranks
 
@@ -92,7 +93,7 @@ def run_halka(side, base, tokenizer, train, batches, pair, seed) -> tuple[list[f
     model.add("a", method, seed=seed)
     form = "padded" if side == "halka padded" else "packed"
     config = halka.TrainConfig(lr=PAIRS[pair]["lr"], steps=len(batches), batch_size=SIZE, batches=form, seed=seed)
-    run = FixedRun(model, "a", train, [], config, None)
+    run = FixedRun(model, EncodedJob("a", train, config))
     run.batches = batches
     times = [time.perf_counter() for _ in loop(model, [run], Observer(), Ranks())]
 
