@@ -1,6 +1,6 @@
 """A server of bare routes, in a process of its own, which prints its port, and what the routes see happen:
 
-python bare_server.py FOLDER PATIENCE DRAIN CONNECTIONS
+python bare_server.py FOLDER TIMEOUT DRAIN CONNECTIONS
 
 It needs no torch, and so begins at once.
 """
@@ -24,7 +24,7 @@ class Printed(list[str]):
 
 
 if __name__ == "__main__":
-    folder, patience, seconds, connections = sys.argv[1:]
+    folder, timeout, seconds, connections = sys.argv[1:]
     nobody_stores: Any = SimpleNamespace(reserve=None)
     guarded = Guarded(Path(folder), nobody_stores, body_size=0.001)
     guarded.events = Printed()
@@ -33,4 +33,4 @@ if __name__ == "__main__":
     listening = socket.create_server(("127.0.0.1", 0))
     print(listening.getsockname()[1], flush=True)
     drain = guarded.guards.drain
-    server(guarded.app, drain, float(seconds), float(patience), int(connections)).run(sockets=[listening])
+    server(guarded.app, drain, float(seconds), float(timeout), int(connections)).run(sockets=[listening])

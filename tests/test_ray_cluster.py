@@ -140,7 +140,7 @@ def test_who_stops_leaves_no_process_behind(nodes, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_a_program_gets_its_data_and_no_node_is_waited_for_that_will_not_come(nodes, tmp_path):
     task = load_task(written_task(tmp_path, metrics="exact_match"))
-    cluster = RayCluster("ray", shared=task_files("sums", task), patience=0)
+    cluster = RayCluster("ray", shared=task_files("sums", task), timeout=0)
     code = (
         "import sys\nfrom halka.data.task import load_task\nopen('out.txt', 'w').write(repr(load_task(sys.argv[1])))\n"
     )
@@ -251,7 +251,7 @@ def test_no_run_goes_to_a_gpu_that_is_too_small_for_it(nodes, tmp_path):
         driver.chmod(0o755)
         path = os.pathsep.join([str(driver.parent), os.environ["PATH"]])
         added.append(cluster.add_node(num_cpus=1, num_gpus=1, env_vars={"PATH": path}, **SMALL))
-    rays = RayCluster("ray", patience=0)
+    rays = RayCluster("ray", timeout=0)
     try:
         with within_seconds(240):
             for number in range(3):

@@ -9,7 +9,7 @@ import pytest
 import halka
 from engine_for_tests import filled, model_of
 from halka.engine.adapters import Adapters
-from halka.engine.residents import PATIENCE, Residents
+from halka.engine.residents import WAIT_STEPS, Residents
 from halka.engine.version import Version
 from halka.storage.adapter_store import AdapterStore
 
@@ -80,7 +80,7 @@ def test_what_does_not_help_is_not_evicted(store):
 def test_small_ones_do_not_starve_one_that_waits_for_long(store, most):
     room = Room(store, 2, most)
     room.use("small-0", "small-1")
-    for _ in range(PATIENCE + 1):
+    for _ in range(WAIT_STEPS + 1):
         assert room.step("large-0", "small-2") is None
     room.use("small-0", users=0)
     assert room.step("large-0", "small-2") is None
@@ -92,7 +92,7 @@ def test_small_ones_do_not_starve_one_that_waits_for_long(store, most):
 def test_beside_one_that_waits_for_long_others_go_on_to_come(store):
     room = Room(store, 4)
     room.use("large-0", "small-0")
-    for _ in range(PATIENCE + 1):
+    for _ in range(WAIT_STEPS + 1):
         assert room.step("large-1") is None
     assert [room.versions[name].leaving for name in ("large-0", "small-0")] == [True, False]
     assert room.step("large-1", "small-1") == "small-1"

@@ -132,7 +132,7 @@ def test_what_takes_no_body_gets_none(guarded, method):
 # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def body_that_stops(seconds: float, most: int = 10**6, patience: float = 0.05) -> _Body:
+def body_that_stops(seconds: float, most: int = 10**6, timeout: float = 0.05) -> _Body:
     """A body whose second piece comes after so long."""
     sent = []
 
@@ -142,7 +142,7 @@ def body_that_stops(seconds: float, most: int = 10**6, patience: float = 0.05) -
         sent.append(1)
         return {"type": "http.request", "body": b"[" if len(sent) == 1 else b"]", "more_body": len(sent) == 1}
 
-    return _Body(receive, most, patience, 0)
+    return _Body(receive, most, timeout, 0)
 
 
 def test_a_slow_body_is_refused():
@@ -166,10 +166,10 @@ def test_a_trickle_does_not_last(guarded):
     async def post(client):
         return await client.post("/echo", content=trickle(), headers=JSON)
 
-    guarded.app.middleware_stack = None  # built anew, with less patience
+    guarded.app.middleware_stack = None  # built anew, with a shorter timeout
     for middleware in guarded.app.user_middleware:
         if middleware.cls.__name__ == "Bodies":
-            middleware.kwargs["patience"] = 0.1
+            middleware.kwargs["timeout"] = 0.1
     response = guarded.run(post)
     assert response.status_code == 408
     assert guarded.events == []
@@ -185,7 +185,7 @@ def test_a_slow_upload_is_refused_whatever_the_route_made_of_it(guarded):
 
     for middleware in guarded.app.user_middleware:
         if middleware.cls.__name__ == "Bodies":
-            middleware.kwargs["patience"] = 0.1
+            middleware.kwargs["timeout"] = 0.1
     response = guarded.run(post)
     assert response.status_code == 408
     assert response.json()["error"]["code"] == "too_slow"

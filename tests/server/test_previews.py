@@ -245,7 +245,7 @@ def test_a_look_that_fails_by_the_servers_fault_is_in_the_log(server, caplog, co
 
 
 def test_nobody_waits_long_for_a_turn():
-    turns, release = OneAtATime(patience=0.05), threading.Event()
+    turns, release = OneAtATime(timeout=0.05), threading.Event()
 
     async def two() -> str | None:
         first = asyncio.create_task(turns("acme", release.wait))

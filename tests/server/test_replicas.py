@@ -351,7 +351,7 @@ def test_another_goes_on_where_an_engine_makes_no_step(base, stored, tmp_path):
         while channel.open.total() < 1:
             await asyncio.sleep(0.001)
         (first,) = channel.calls
-        channel.replicas[first].patience = 0.0
+        channel.replicas[first].timeout = 0.0
         while not holder.placement.hangs(first):
             await asyncio.sleep(0.001)
         with pytest.raises(RuntimeError, match="has been in one step for more than"):
@@ -362,7 +362,7 @@ def test_another_goes_on_where_an_engine_makes_no_step(base, stored, tmp_path):
             await asyncio.to_thread(holder.watch.see)
         assert [state.up for state in await asyncio.to_thread(lambda: [*holder.states()])].count(True) == others
         release.close()
-        channel.replicas[first].patience = 60.0
+        channel.replicas[first].timeout = 60.0
         while holder.placement.hanging:
             await asyncio.to_thread(holder.watch.see)
         return await tokens

@@ -30,11 +30,11 @@ pytestmark = pytest.mark.slow
 class Bare:
     """The process of bare_server.py."""
 
-    def __init__(self, data: Path, patience: float = 1.0, drain: float = 20.0, connections: int = 100):
+    def __init__(self, data: Path, timeout: float = 1.0, drain: float = 20.0, connections: int = 100):
         self._log = data / "log"
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, TESTS / "bare_server.py", data, *map(str, (patience, drain, connections))],
+                [sys.executable, TESTS / "bare_server.py", data, *map(str, (timeout, drain, connections))],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -203,7 +203,7 @@ def test_a_client_that_does_not_read_its_answer_is_closed(bare):
 def test_a_connection_that_is_used_again_and_again_stays(bare):
     with bare.client() as client:
         ports, begins = set(), time.monotonic()
-        while time.monotonic() < begins + 3:  # longer than the server's patience, which it looks at each second
+        while time.monotonic() < begins + 3:  # longer than the server's timeout, which it looks at each second
             response = client.get("/who")
             ports.add(response.extensions["network_stream"].get_extra_info("client_addr"))
             time.sleep(0.05)
@@ -362,7 +362,7 @@ def test_nonsense_behind_a_request_is_not_answered_amid_its_answer(bare, queued)
 
 def test_connections_beyond_the_most_get_an_error_as_all_others(tmp_path):
     """Those that were there before go on, and so do those who ask whether the server lives."""
-    bare = Bare(tmp_path, patience=30.0, connections=2)
+    bare = Bare(tmp_path, timeout=30.0, connections=2)
     with bare.client() as first, bare.client() as second:
         assert [client.get("/who").status_code for client in (first, second)] == [200, 200]
         answered = bare.ask(b"GET /who HTTP/1.1\r\n" + HOST + b"\r\n")
@@ -378,7 +378,7 @@ def test_connections_beyond_the_most_get_an_error_as_all_others(tmp_path):
 
 def test_a_connection_beyond_the_most_is_served_once_others_have_gone(tmp_path):
     """Beyond twice the most none is kept."""
-    bare = Bare(tmp_path, patience=30.0, connections=1)
+    bare = Bare(tmp_path, timeout=30.0, connections=1)
     for seconds in (0.3, 1, 5, 20):  # in which the server sees that the first has gone
         with bare.connect() as first, bare.connect() as beyond:
             assert bare.ask() == b""

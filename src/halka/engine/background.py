@@ -112,13 +112,13 @@ class AsyncEngine:
         """Whether the thread runs, and takes requests."""
         return not self._closed and self._thread.is_alive()
 
-    def stalls(self, patience: float) -> bool:
+    def stalls(self, timeout: float) -> bool:
         """Whether the thread has been in one step for longer than so many seconds, and than twice its longest so far.
 
         In the first step, for twice as long. A long prompt is many steps, and so are an adapter's files that are waited
         for.
         """
-        return self._pulse.stalls(patience * (1 if self.engine.steps else FIRST))
+        return self._pulse.stalls(timeout * (1 if self.engine.steps else FIRST))
 
     async def aclose(self) -> None:
         """End the thread and close the engine; answers that are not finished are cancelled."""

@@ -30,7 +30,7 @@ class Pulse:
             self._since = None
             self.longest = max(self.longest, self._now() - since)
 
-    def stalls(self, patience: float) -> bool:
+    def stalls(self, timeout: float) -> bool:
         """Whether a step takes longer than so many seconds, and than those before let expect."""
         since = self._since
-        return since is not None and self._now() - since > max(patience, FACTOR * self.longest)
+        return since is not None and self._now() - since > max(timeout, FACTOR * self.longest)

@@ -19,7 +19,7 @@ BUDGET = 2 * 10**9  # bytes of adapters that were loaded for requests
 AHEAD = 4  # adapters whose files are read at a time, so that one that comes late need not wait for all that came early
 TENSORS = 16  # the most of an adapter for each module of the base
 COPIES = 2  # of an adapter's bytes on a GPU: beside its fp32 parameters what is computed with, and that stacked by row
-PATIENCE = 32  # steps that an adapter waits for room before one that is in the way takes no more requests
+WAIT_STEPS = 32  # steps that an adapter waits for room before one that is in the way takes no more requests
 LESS = "lower adapter_memory, or memory (for keys and values), or choose a smaller or quantised base"
 
 
@@ -186,7 +186,7 @@ class Residents:
             return None  # it does not wait for room
         now = self._room_beside(other for other in self.versions if other.users or other.pinned)
         then = now
-        if first.waited > PATIENCE:
+        if first.waited > WAIT_STEPS:
             then = self._room_beside([first, *(other for other in self.versions if not other.leaving)])
         fits = next((version for version in others if now.fits(version) and then.fits(version)), None)
         return None if fits is None or not self._load(fits) else fits
@@ -252,7 +252,7 @@ class Residents:
         if version.bytes + pinned > self.budget:
             raise PinnedFullError(f"{over}{self.budget:,}, of which pinned adapters take {pinned:,}: unpin some")
         version.waited += 1
-        urgent = version.waited > PATIENCE
+        urgent = version.waited > WAIT_STEPS
         room, going = self._room_beside(self.versions), list[Version]()
         movable = [other for other in self.versions if other not in kept]
         for other in sorted(movable, key=lambda other: (bool(other.users), bool(other.begun))):

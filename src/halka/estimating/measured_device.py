@@ -31,7 +31,7 @@ STEPS = 6
 TURNS = 128 * 2**20  # bytes of tensors that calls take in turn: more than caches hold, as between calls of a step
 MOST_TURNS = 4
 SOME = 2**16  # random values; larger tensors repeat them
-TIMES, PATIENCE = 3, 10  # timings at least; after so many times the seconds that were planned, two are enough
+TIMES, OVERRUN = 3, 10  # timings at least; after so many times the seconds that were planned, two are enough
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _timings(run: Callable[[], object], budget: float, times: int) -> Iterator[f
     begun = now = time.perf_counter()
     for done in itertools.count():
         enough = now - begun > budget
-        if (enough and done >= times) or (done >= 2 and now - begun > PATIENCE * budget):
+        if (enough and done >= times) or (done >= 2 and now - begun > OVERRUN * budget):
             return
         started = time.perf_counter()
         run()

@@ -12,14 +12,14 @@ from halka.server.errors import ApiError
 
 T = TypeVar("T")
 WAITING, EACH = 8, 2  # calls that may wait for their turn; of one tenant at once
-PATIENCE = 120.0  # seconds to wait: with as many for the work itself, less than a request's `timeout`
+TIMEOUT = 120.0  # seconds to wait: with as many for the work itself, less than a request's `timeout`
 
 
 class OneAtATime:
     """Runs functions in a thread, one at a time; more calls wait: so many, so many of a tenant, so long."""
 
-    def __init__(self, patience: float = PATIENCE):
-        self._patience, self._turn, self._thread = patience, CapacityLimiter(1), CapacityLimiter(1)
+    def __init__(self, timeout: float = TIMEOUT):
+        self._timeout, self._turn, self._thread = timeout, CapacityLimiter(1), CapacityLimiter(1)
         self._under_way = Counter[str]()
 
     async def __call__(self, tenant: str, function: Callable[..., T], *arguments: object) -> T:
@@ -29,7 +29,7 @@ class OneAtATime:
         self._under_way[tenant] += 1
         try:
             try:
-                with fail_after(self._patience):
+                with fail_after(self._timeout):
                     await self._turn.acquire()
             except TimeoutError:
                 raise _busy() from None

@@ -21,7 +21,7 @@ from halka.server.errors import ApiError
 from halka.server.guards.drain import FULL, Drain
 from halka.server.guards.edge import CLOSE, HEAD, HEADERS, too_large_head
 
-PATIENCE = 30.0  # seconds that a client may take until its next request, for a head, or to read what it asked for
+TIMEOUT = 30.0  # seconds that a client may take until its next request, for a head, or to read what it asked for
 CONNECTIONS = 1000
 
 
@@ -144,9 +144,9 @@ class Server(uvicorn.Server):
     A second signal ends it at once. What goes on `seconds` after the first is ended with an error.
     """
 
-    def __init__(self, config: uvicorn.Config, drain: Drain, seconds: float, patience: float):
+    def __init__(self, config: uvicorn.Config, drain: Drain, seconds: float, timeout: float):
         super().__init__(config)
-        self.drain, self.seconds, self.patience = drain, seconds, patience
+        self.drain, self.seconds, self.timeout = drain, seconds, timeout
         self._end = float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -159,7 +159,7 @@ class Server(uvicorn.Server):
         now = time.monotonic()
         if counter % 10 == 0:
             for connection in [*self.server_state.connections]:
-                if isinstance(connection, Connection) and connection.waits(now) > self.patience:
+                if isinstance(connection, Connection) and connection.waits(now) > self.timeout:
                     connection.transport.abort()
         self.drain.over = now > self._end
         if self.drain.draining and (not self.drain.under_way or self.drain.over):
@@ -168,7 +168,7 @@ class Server(uvicorn.Server):
 
 
 def server(
-    app: ASGIApp, drain: Drain, seconds: float, patience: float = PATIENCE, connections: int = CONNECTIONS
+    app: ASGIApp, drain: Drain, seconds: float, timeout: float = TIMEOUT, connections: int = CONNECTIONS
 ) -> Server:
     """A server of the application, to be `run` with sockets."""
     config = uvicorn.Config(
@@ -180,7 +180,7 @@ def server(
         server_header=False,
         proxy_headers=False,
         limit_concurrency=connections,
-        timeout_keep_alive=math.ceil(patience),  # longer than clients do, which else would send while this end closes
+        timeout_keep_alive=math.ceil(timeout),  # longer than clients do, which else would send while this end closes
         timeout_graceful_shutdown=5,
     )
-    return Server(config, drain, seconds, patience)
+    return Server(config, drain, seconds, timeout)

@@ -18,7 +18,7 @@ from halka.util.ray_connection import RayConnection, described, last_line, suffi
 from halka.util.ray_node import Mailbox, Program, run
 
 LOSSES = 3  # times that a program loses its node before it is given up
-PATIENCE = 300.0  # seconds that a program waits for a node, where all that could run it are gone
+TIMEOUT = 300.0  # seconds that a program waits for a node, where all that could run it are gone
 VERSIONS = "Have all nodes, the head too, this version of Halka, and of Ray?"
 LOOK = 5.0  # seconds without news after which the nodes are looked at
 
@@ -61,15 +61,15 @@ class RayCluster:
 
     address   "ray", the cluster that this machine is part of (or $RAY_ADDRESS), or "ray://HOST:10001"
     shared    files that every program gets, by their paths in its folder
-    patience  seconds that a program waits for a node, where all that could run it are gone
+    timeout   seconds that a program waits for a node, where all that could run it are gone
 
     Raises HalkaError where Ray is not installed, the cluster cannot be reached, or no node takes tasks.
     """
 
     def __init__(
-        self, address: str, *, jobs: int = 1, shared: Mapping[str, bytes] | None = None, patience: float = PATIENCE
+        self, address: str, *, jobs: int = 1, shared: Mapping[str, bytes] | None = None, timeout: float = TIMEOUT
     ):
-        self.connection, self.patience = RayConnection(address), patience
+        self.connection, self.timeout = RayConnection(address), timeout
         self.ray = self.connection.ray
         try:
             self.gpus, self.threads = self.connection.share(jobs)
@@ -149,7 +149,7 @@ class RayCluster:
             self.alone_since = None
             return
         self.alone_since = self.alone_since or time.monotonic()
-        if time.monotonic() - self.alone_since >= self.patience:
+        if time.monotonic() - self.alone_since >= self.timeout:
             raise HalkaError(reason)
 
     # ── tasks ───────────────────────────────────────────────────────────────────────────────────────────────────

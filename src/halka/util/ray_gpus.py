@@ -7,7 +7,7 @@ from typing import Any
 
 from halka.util.ray_node import smallest_gpu
 
-PATIENCE = 60.0  # seconds for the nodes to answer
+TIMEOUT = 60.0  # seconds for the nodes to answer
 
 
 class GPUs:
@@ -19,7 +19,7 @@ class GPUs:
     def memory_of(self, nodes: Collection[str]) -> Mapping[str, int]:
         """Bytes of the smallest GPU of each of these nodes, by the nodes' ids; those that do not say are left out."""
         if tasks := {self._ask(node): node for node in nodes if node not in self._memory}:
-            ready, _ = self._ray.wait([*tasks], num_returns=len(tasks), timeout=PATIENCE)
+            ready, _ = self._ray.wait([*tasks], num_returns=len(tasks), timeout=TIMEOUT)
             self._memory |= {node: self._answer(task) if task in ready else None for task, node in tasks.items()}
         return {node: memory for node in nodes if (memory := self._memory[node]) is not None}
 

@@ -23,7 +23,7 @@ from halka.engine.llama.weights import PLACES, obstacle
 from halka.kernels import unusable
 
 LOG = logging.getLogger(__name__)
-PATIENCE = 2.0  # seconds after which somebody wants to know what takes so long: kernels from the disk take one
+NOTICE_AFTER = 2.0  # seconds after which somebody wants to know what takes so long: kernels from the disk take one
 
 
 def unsupported(model: AdaptedModel) -> str | None:
@@ -62,7 +62,7 @@ class LlamaForward:
     def warm(self) -> None:
         """Compile all kernels: about half a minute, once a machine; from then on they come from the disk."""
         assert self._step is not None
-        notice = Timer(PATIENCE, LOG.warning, ["compiling the engine's kernels, once on this machine ..."])
+        notice = Timer(NOTICE_AFTER, LOG.warning, ["compiling the engine's kernels, once on this machine ..."])
         notice.daemon = True
         notice.start()
         try:

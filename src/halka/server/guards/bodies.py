@@ -23,7 +23,7 @@ from halka.server.guards.access import SESSION, Caller, check_right
 
 DEPTH = 64
 TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{\]}]', re.DOTALL)
-PATIENCE, SPEED = 20.0, 65536  # seconds for any body, and the bytes a second that a long one comes with, at least
+TIMEOUT, SPEED = 20.0, 65536  # seconds for any body, and the bytes a second that a long one comes with, at least
 LONG = 65536  # bytes of JSON that a thread checks, so that others need not wait
 WITHOUT_BODY = {"GET", "HEAD", "OPTIONS"}
 Reserve = Callable[[Caller, int, int], Awaitable[int]]
@@ -41,14 +41,14 @@ class Bodies:
     reserve  holds room in the caller's storage for so many bytes, and up to so many, or raises ApiError
     """
 
-    def __init__(self, app: ASGIApp, body: int, upload: int, reserve: Reserve, patience: float = PATIENCE):
-        self.app, self.body, self.upload, self.reserve, self.patience = app, body, upload, reserve, patience
+    def __init__(self, app: ASGIApp, body: int, upload: int, reserve: Reserve, timeout: float = TIMEOUT):
+        self.app, self.body, self.upload, self.reserve, self.timeout = app, body, upload, reserve, timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not _has_body(scope):
             return await self.app(scope, receive, send)
         try:
-            body = _Body(receive, self._most(scope), self.patience, _length(scope))
+            body = _Body(receive, self._most(scope), self.timeout, _length(scope))
             if _is_upload(scope):
                 await body.hold(partial(self.reserve, scope["state"]["caller"]), _length(scope))
             else:
@@ -94,10 +94,10 @@ class _Body:
     `receive` raises ApiError, and keeps it, for one that is too large or too slow, or for which there is no room.
     """
 
-    def __init__(self, receive: Receive, most: int, patience: float, length: int):
+    def __init__(self, receive: Receive, most: int, timeout: float, length: int):
         self.error: ApiError | None = None
         self._receive, self._most = receive, most
-        self._deadline, self._read = anyio.current_time() + patience, 0
+        self._deadline, self._read = anyio.current_time() + timeout, 0
         self._whole: bytes | None = None
         self._complete = False
         self._reserve: Callable[[int, int], Awaitable[int]] | None = None

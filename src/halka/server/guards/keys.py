@@ -25,7 +25,7 @@ MAIN = "main"  # the operator's tenant
 PREFIX = "halka_"
 MOST = 2**60 - 1  # of a limit, as of a size of memory
 Amount = Annotated[int, Field(ge=1, le=MOST)]
-PATIENCE = 10.0  # seconds to wait for another process that changes the file
+TIMEOUT = 10.0  # seconds to wait for another process that changes the file
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Keys:
         """The keys to be changed, which are written at the block's end, while no other process changes them."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(f"{self.path}.lock", timeout=PATIENCE):
+            with FileLock(f"{self.path}.lock", timeout=TIMEOUT):
                 keys = dict(self.all())
                 yield keys
                 self._once.touch(mode=0o600)

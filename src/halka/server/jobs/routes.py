@@ -42,7 +42,7 @@ T = TypeVar("T")
 JOBS: TypeAdapter[Job] = TypeAdapter(Job)
 
 ID = re.compile(r"job-[0-9a-f]{16}")
-PATIENCE = 10.0  # seconds for a process to end
+TIMEOUT = 10.0  # seconds for a process to end
 EVERY, SILENCE = 0.5, 15.0  # seconds between two looks, and after which a comment says that the server is there
 
 
@@ -241,7 +241,7 @@ def _change(job: JobFolder, change: Callable[[JobFolder], None], caller: Caller)
 
 
 def _remove(job: JobFolder) -> None:
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while (lock := job.claim()) is None:
         with suppress(DamagedFolderError):
             if (state := job.state()) in ("running", "stopping"):

@@ -11,7 +11,7 @@ from halka.server.backends.replicas.placement import Order
 from halka.server.backends.replicas.wire import Lost, State
 from halka.util.ray_connection import last_line
 
-PATIENCE = 5.0  # seconds for the replicas to say what they hold
+TIMEOUT = 5.0  # seconds for the replicas to say what they hold
 
 
 class Channel(Protocol):
@@ -60,7 +60,7 @@ class ServeChannel:
 
         with losses():
             try:
-                states = self._handle.broadcast("state").results(timeout_s=PATIENCE, return_exceptions=True)
+                states = self._handle.broadcast("state").results(timeout_s=TIMEOUT, return_exceptions=True)
             except DeploymentUnavailableError:  # there is none
                 return []
         there = [state for state in states if not isinstance(state, RayActorError)]

@@ -26,7 +26,7 @@ from halka.util.files import write_text
 from halka.util.ray_connection import RayConnection, last_line
 
 NAME = "engine"  # of the deployment in the application
-PATIENCE = 900.0  # seconds in which the replicas must have loaded the base
+TIMEOUT = 900.0  # seconds in which the replicas must have loaded the base
 LOOK = 0.5  # seconds between two looks meanwhile
 BEYOND = 60.0  # seconds in which Serve ends a replica, beyond those in which this finishes its answers
 AIM = 0.75  # requests under way that a replica is to have, as a share of its rows
@@ -46,7 +46,7 @@ class Deployment:
 
     def __init__(self, settings: ServerSettings, model: AdaptedModel):
         assert settings.on is not None
-        self.app, self._patience = application(settings), settings.timeout + BEYOND
+        self.app, self._timeout = application(settings), settings.timeout + BEYOND
         with ExitStack() as opening:
             self.connection = RayConnection(settings.on)
             opening.callback(self.connection.close)
@@ -111,13 +111,13 @@ class Deployment:
 
     def _wait(self) -> None:
         """Wait until the replicas run. Raises HalkaError with the reason where they do not."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while (state := self._serve.status().applications[self.app]).status != "RUNNING":
             if state.status == "DEPLOY_FAILED":
                 raise HalkaError(f"no replica starts on the Ray cluster: {reason(state)}")
             if time.monotonic() > end:
                 raise HalkaError(
-                    f"the replicas did not start within {PATIENCE:g} s ({reason(state)}): are the cluster's nodes "
+                    f"the replicas did not start within {TIMEOUT:g} s ({reason(state)}): are the cluster's nodes "
                     "taken by others?"
                 )
             time.sleep(LOOK)
@@ -127,7 +127,7 @@ class Deployment:
         return RelayChannel(ray, self.app) if self.connection.remote else ServeChannel(ray, handle)
 
     def _remove(self) -> None:
-        remove(self._serve, self.app, self._patience)
+        remove(self._serve, self.app, self._timeout)
 
     def _end(self) -> None:
         """End the application, and Serve where nobody has anything on it now. What fails of it is in the log."""
@@ -151,19 +151,19 @@ def _serve() -> Any:
     return serve
 
 
-def remove(serve: Any, app: str, patience: float, look: float = LOOK) -> None:
+def remove(serve: Any, app: str, timeout: float, look: float = LOOK) -> None:
     """End an application, if there is one of that name, and wait until its replicas have ended.
 
-    Raises HalkaError where they have not after `patience` seconds.
+    Raises HalkaError where they have not after `timeout` seconds.
     """
     if app not in serve.status().applications:
         return
     serve.delete(app, _blocking=False)  # else it waits for a minute, whatever replicas have to finish
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     while app in serve.status().applications:
         if time.monotonic() > end:
             raise HalkaError(
-                f"the replicas of application {app} on the Ray cluster did not end within {patience:g} s: see `serve "
+                f"the replicas of application {app} on the Ray cluster did not end within {timeout:g} s: see `serve "
                 "status` there, and end what it runs by `serve shutdown`"
             )
         time.sleep(look)

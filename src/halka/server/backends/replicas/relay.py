@@ -12,7 +12,7 @@ from contextlib import aclosing, suppress
 from itertools import count
 from typing import Any, Literal
 
-from halka.server.backends.replicas.channel import PATIENCE, Channel, ServeChannel, losses
+from halka.server.backends.replicas.channel import TIMEOUT, Channel, ServeChannel, losses
 from halka.server.backends.replicas.placement import Order
 from halka.server.backends.replicas.wire import Lost, State
 
@@ -110,7 +110,7 @@ class RelayChannel:
 
     def states(self) -> list[State | None]:
         with losses():
-            kind, states = self._ray.get(self._relay.states.remote(), timeout=2 * PATIENCE)
+            kind, states = self._ray.get(self._relay.states.remote(), timeout=2 * TIMEOUT)
         if kind == "lost":
             raise Lost(states)
         return [state and State.of(state) for state in states]

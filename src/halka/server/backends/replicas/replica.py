@@ -30,7 +30,7 @@ class Replica:
 
     plan      a `Plan`'s JSON
     name      how the gateway knows it
-    patience  seconds that a step of the engine may take before it stalls
+    timeout   seconds that a step of the engine may take before it stalls
     beat      seconds without a reply after which each call gets one that has nothing
 
     Raises HalkaError for another base, or another version of Halka, than the gateway's.
@@ -39,7 +39,7 @@ class Replica:
     def __init__(self, plan: str, name: str):
         self._folder = ExitStack()
         self.name, parsed = name, Plan(**json.loads(plan))
-        self.patience, self.beat = max(LEAST, STALL * parsed.others["timeout"]), BEAT
+        self.timeout, self.beat = max(LEAST, STALL * parsed.others["timeout"]), BEAT
         self.contents = Contents(self._folder.enter_context(task_folder()) / "adapters")
         self.engine = AsyncEngine(parsed.engine(self.contents))
         residents = self.engine.engine.adapters.residents
@@ -66,7 +66,7 @@ class Replica:
     @property
     def stalled(self) -> bool:
         """Whether the engine makes no step any more, as far as one can see."""
-        return self.engine.stalls(self.patience)
+        return self.engine.stalls(self.timeout)
 
     def remove_folder(self) -> None:
         """Remove the folder of adapters: no call may come then."""
@@ -76,8 +76,8 @@ class Replica:
         """Raises RuntimeError where the engine has stopped, stalls or only fails: Serve starts another replica then."""
         if not self.engine.alive:
             raise RuntimeError("the engine has stopped")
-        if self.engine.stalls(HOPELESS * self.patience):
-            raise RuntimeError(f"the engine has been in one step for more than {HOPELESS * self.patience:g} s")
+        if self.engine.stalls(HOPELESS * self.timeout):
+            raise RuntimeError(f"the engine has been in one step for more than {HOPELESS * self.timeout:g} s")
         if self._failures >= FAILURES:
             raise RuntimeError(f"the engine failed {self._failures} times, and made no answer meanwhile")
 

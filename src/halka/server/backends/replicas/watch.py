@@ -17,7 +17,7 @@ from functools import partial
 
 from anyio import to_thread
 
-from halka.server.backends.replicas.channel import PATIENCE, Channel
+from halka.server.backends.replicas.channel import TIMEOUT, Channel
 from halka.server.backends.replicas.placement import Placed, Placement
 from halka.server.backends.replicas.wire import Hangs, Lost
 
@@ -101,7 +101,7 @@ class Watch:
         if self._looks is not None:
             self._looks.cancel()
             await asyncio.gather(self._looks, return_exceptions=True)
-        await to_thread.run_sync(partial(self._looking.acquire, timeout=3 * PATIENCE))
+        await to_thread.run_sync(partial(self._looking.acquire, timeout=3 * TIMEOUT))
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,6 +1,6 @@
 """Select modules as peft does by `target_modules`, `exclude_modules`, `layers_to_transform` and their like.
 
-A malicious configuration may take forever: expressions that take longer than `PATIENCE`, and more names than `MOST`,
+A malicious configuration may take forever: expressions that take longer than `TIMEOUT`, and more names than `MOST`,
 are refused.
 """
 
@@ -18,7 +18,7 @@ from halka.models.quantised import QuantizedLinear
 from halka.storage.formats.format import json_list, json_object
 from halka.util.errors import HalkaError
 
-PATIENCE = 1.0  # seconds for all expressions of a selection or a pattern, and all names of a base
+TIMEOUT = 1.0  # seconds for all expressions of a selection or a pattern, and all names of a base
 MOST = 10_000  # names in a list, or expressions in a pattern
 ALL_LINEAR = "all-linear"
 NAME = re.compile(r"[\w.]+").fullmatch
@@ -32,7 +32,7 @@ def selected(config: Mapping[str, Any], base: nn.Module, heads: Iterable[str]) -
     from transformers.pytorch_utils import Conv1D
 
     wanted, left_out = config.get("target_modules"), config.get("exclude_modules")
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     if not wanted:
         return None
     kinds = nn.Linear | nn.Embedding | Conv1D | QuantizedLinear
@@ -129,9 +129,9 @@ class Pattern:
         Raises HalkaError where it is not there by `deadline`, of `time.monotonic`.
         """
         try:
-            if (patience := deadline - time.monotonic()) <= 0:
+            if (timeout := deadline - time.monotonic()) <= 0:
                 raise TimeoutError
-            return self._compiled.fullmatch(name, timeout=patience)
+            return self._compiled.fullmatch(name, timeout=timeout)
         except TimeoutError:
             raise HalkaError(
                 f"{self._source}, which takes too long to match: list the names of the modules instead"
@@ -148,7 +148,7 @@ def by_pattern(config: Mapping[str, Any], key: str, names: Sequence[str], defaul
     if patterns is None:
         raise HalkaError(f"adapter_config.json: {key} is {config[key]!r}, where names with their values are expected")
     _check_count(key, len(patterns))
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     ends = [(_end(key, text, deadline), value) for text, value in patterns.items()]
     return {name: next((value for is_end, value in ends if is_end(name)), default) for name in names}
 
