@@ -31,6 +31,7 @@ from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import attend_to_forest
 from halka.models.attention.layer_stack import LayerMemory
 from halka.models.attention.paged import KVBlocks
+from halka.models.attention.scoring import Scoring
 from halka.models.quantised import LAYERS, quantise
 from halka.objectives.cross_entropy import CHUNK, LOGITS, chunk_for
 from halka.util import machine
@@ -272,7 +273,7 @@ def test_fused_attention_of_a_forest_computes_what_products_do(window, virtual):
         memory = LayerMemory(*tensors[3:], None) if virtual else None
         plan = ForestPlan(forest, device)
         with kernels:
-            output = attend_to_forest(*tensors[:3], plan, 0.25, window=window, memory=memory, way=way)
+            output = attend_to_forest(*tensors[:3], plan, Scoring(0.25, window=window), memory, way)
             gradients = torch.autograd.grad(output.square().sum(), tensors if virtual else tensors[:3])
         results.append([tensor.cpu() for tensor in (output, *gradients)])
     for one, other in zip(*results, strict=True):

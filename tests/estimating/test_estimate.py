@@ -34,6 +34,7 @@ from halka.methods import build_method
 from halka.models import hidden_states
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import attend_to_forest, attend_to_rows, use_attention
+from halka.models.attention.scoring import Scoring
 from halka.models.loading import base_config
 from halka.models.quantised import bytes_of
 from halka.training import TrainConfig, train
@@ -208,7 +209,7 @@ def test_a_gpu_keeps_no_scores_of_a_forest():
         plan = ForestPlan(forest, query.device)
         mode.reset()
         before = mode.live
-        output = attend_to_forest(query, key, value, plan, 0.125)
+        output = attend_to_forest(query, key, value, plan, Scoring(0.125))
         kept, flops = mode.live - before, sum(work.flops for work in mode.work)
         output.sum().backward()
     assert query.grad.shape == query.shape
@@ -226,7 +227,7 @@ def test_no_padded_batch_takes_the_kernel_that_stores_scores(dtype, masked, flas
         mask = torch.ones(1, 1, 1800, 1800, dtype=torch.bool) if masked else None
         mode.reset()
         before = mode.live
-        output = attend_to_rows(query, key, value, mask, not masked, 0.125)
+        output = attend_to_rows(query, key, value, mask, not masked, Scoring(0.125))
         assert mode.peak - before < 6 * query.numel() * query.element_size() < 1800 * 1800 * 8
         assert output.shape == query.shape
 

@@ -21,6 +21,7 @@ from halka.models.attention.flex_kernels import FEW, FlexKernels
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.function import attend, attend_to_forest
 from halka.models.attention.layer_stack import LayerMemory
+from halka.models.attention.scoring import Scoring
 from halka.util.forest import Forest
 
 VIRTUAL = 20
@@ -51,9 +52,9 @@ def agree(
     )
     keys, values = (torch.randn(1, 2, VIRTUAL, 16, generator=generator) for _ in range(2))
     memory, plan = LayerMemory(keys, values, None) if virtual else None, ForestPlan(forest)
+    scoring = Scoring(0.3, softcap=softcap, window=window)
     ours, expected = (
-        attend_to_forest(query, key, value, plan, 0.3, 0.0, softcap, window, memory, way, kernels)
-        for way in ("flex", "dense")
+        attend_to_forest(query, key, value, plan, scoring, memory, way, kernels) for way in ("flex", "dense")
     )
     torch.testing.assert_close(ours, expected)
 

@@ -17,6 +17,7 @@ from halka.models.attention.forest_groups import groups_of
 from halka.models.attention.forest_products import LARGE, TILE
 from halka.models.attention.function import attend, attend_to_forest, use_attention, way_of_forest
 from halka.models.attention.layer_stack import LayerMemory
+from halka.models.attention.scoring import Scoring
 from halka.util.forest import Forest
 from tiny import CONFIGS, WINDOWED, tiny, windowed
 from torch_calls import torch_calls
@@ -192,7 +193,7 @@ def products_and_dense_mask_agree(
     memory, plan = LayerMemory(*virtual, valid) if virtual else None, ForestPlan(forest)
     results = []
     for way in ("dense", "products"):
-        output = attend_to_forest(*line, plan, 0.3, 0.0, softcap, window, memory, way)
+        output = attend_to_forest(*line, plan, Scoring(0.3, softcap=softcap, window=window), memory, way)
         results.append([output.detach(), *torch.autograd.grad(output.square().sum(), [*line, *virtual])])
     alike(*results, within=1e-9)
 
@@ -203,7 +204,9 @@ def test_attention_dropout_drops_and_rescales(way):
     (query, key, value), _, _ = line_inputs(forest)
     plan, ones = ForestPlan(forest), torch.ones_like(value)
     torch.manual_seed(0)
-    many = torch.stack([attend_to_forest(query, key, ones, plan, 0.3, 0.5, way=way).detach() for _ in range(200)])
+    many = torch.stack(
+        [attend_to_forest(query, key, ones, plan, Scoring(0.3, 0.5), way=way).detach() for _ in range(200)]
+    )
     assert many.std(0)[:, :, 1:].min() > 0.1
     torch.testing.assert_close(many.mean(0), torch.ones_like(query), rtol=0, atol=0.35)
 
@@ -215,7 +218,7 @@ def test_dropout_has_the_gradient_of_what_it_kept():
 
     def seeded(*line: Tensor) -> Tensor:
         torch.manual_seed(0)
-        return attend_to_forest(*line, plan, 0.3, 0.3, softcap=2.0)
+        return attend_to_forest(*line, plan, Scoring(0.3, 0.3, softcap=2.0))
 
     assert torch.autograd.gradcheck(seeded, line)
 
@@ -229,7 +232,8 @@ def test_flex_equals_the_dense_mask(runs, window, softcap):
     line, virtual = ([tensor.detach() for tensor in tensors] for tensors in (line, virtual))  # forward alone, on a CPU
     memory, plan = LayerMemory(*virtual, valid) if virtual else None, ForestPlan(forest)
     ours, expected = (
-        attend_to_forest(*line, plan, 0.3, 0.0, softcap, window, memory, way) for way in ("flex", "dense")
+        attend_to_forest(*line, plan, Scoring(0.3, softcap=softcap, window=window), memory, way)
+        for way in ("flex", "dense")
     )
     torch.testing.assert_close(ours, expected)
 
@@ -243,7 +247,7 @@ def test_fused_equals_the_dense_mask_and_stores_no_mask_of_all_tokens(forest, on
     memory, plan, results = LayerMemory(*virtual, valid) if virtual else None, ForestPlan(FORESTS[forest]), []
     for way in ("dense", "fused"):
         with torch_calls() as calls:
-            output = attend_to_forest(*line, plan, 0.3, 0.0, None, 5, memory, way)
+            output = attend_to_forest(*line, plan, Scoring(0.3, window=5), memory, way)
         results.append([output.detach(), *torch.autograd.grad(output.square().sum(), [*line, *virtual])])
     alike(*results, within=1e-9)
     masks = [args[3] for args, _ in calls.of(F.scaled_dot_product_attention)]
@@ -260,7 +264,7 @@ def test_who_sees_whom_is_computed_once_for_all_layers(way):
     plan, counts = ForestPlan(forest), []
     for _ in range(3):
         with torch_calls() as calls:
-            attend_to_forest(*line, plan, 0.3, memory=LayerMemory(*virtual, valid), way=way)
+            attend_to_forest(*line, plan, Scoring(0.3), memory=LayerMemory(*virtual, valid), way=way)
         counts.append(len(calls.of(torch.full_like)))  # of the positions of virtual tokens
     assert counts[0] > 0
     assert counts[1:] == [0, 0]
@@ -291,16 +295,16 @@ def test_what_is_no_number_stays_in_its_run(way, dtype, length):
     forest, lost = Forest((length, 3, 2, 6), (-1, 0, 0, -1), (own := length + 5, 6)), torch.nan
     line, virtual, _ = line_inputs(forest, 2)
     line, virtual = ([tensor.detach().to(dtype) for tensor in tensors] for tensors in (line, virtual))
-    whole = attend_to_forest(*line, ForestPlan(forest), 0.3, memory=LayerMemory(*virtual, None), way=way)
+    whole = attend_to_forest(*line, ForestPlan(forest), Scoring(0.3), LayerMemory(*virtual, None), way)
     for tensor in line:
         tensor[:, :, own:] = lost
     for tensor in virtual:
         tensor[1] = lost
     if way == "flex":
-        found = attend_to_forest(*line, ForestPlan(forest), 0.3, memory=LayerMemory(*virtual, None), way=way)
+        found = attend_to_forest(*line, ForestPlan(forest), Scoring(0.3), LayerMemory(*virtual, None), way)
     else:
         line = [tensor.requires_grad_() for tensor in line]
-        found = attend_to_forest(*line, ForestPlan(forest), 0.3, memory=LayerMemory(*virtual, None), way=way)
+        found = attend_to_forest(*line, ForestPlan(forest), Scoring(0.3), LayerMemory(*virtual, None), way)
         found.sum().backward()
         assert all(tensor.grad[:, :, :own].isfinite().all() for tensor in line)
     torch.testing.assert_close(found[:, :, :own].detach(), whole[:, :, :own])
@@ -313,8 +317,8 @@ def test_flex_is_compiled_once_for_forests_of_all_sizes():
     for length in (150, 210, 290, 500):
         forest = Forest((length, length + 40, 130), (-1, 0, 0), (2 * length + 170,))
         (query, key, value), plan = (tensor.detach() for tensor in line_inputs(forest)[0]), ForestPlan(forest)
-        ours = compiled(query, key, value, block_mask(plan.visibility(None)), 0.3)
-        torch.testing.assert_close(ours, attend_to_forest(query, key, value, plan, 0.3, way="dense"))
+        ours = compiled(query, key, value, block_mask(plan.visibility(None)), Scoring(0.3))
+        torch.testing.assert_close(ours, attend_to_forest(query, key, value, plan, Scoring(0.3), way="dense"))
     assert counted.frame_count == 1
 
 
@@ -385,6 +389,6 @@ def test_flex_equals_the_dense_mask_on_a_gpu(window, softcap):
     memory, plan = LayerMemory(*tensors[3:], valid), ForestPlan(forest, "cuda")
     results = []
     for way in ("dense", "flex"):
-        output = attend_to_forest(*tensors[:3], plan, 0.125, 0.0, softcap, window, memory, way)
+        output = attend_to_forest(*tensors[:3], plan, Scoring(0.125, softcap=softcap, window=window), memory, way)
         results.append([output.detach(), *torch.autograd.grad(output.square().sum(), tensors)])
     alike(*results, within=5e-3)  # of TF32 products

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from halka.models.attention.function import attend_to_blocks, grouped_products
 from halka.models.attention.paged import ALWAYS, SIZE, KVBlocks, PagedPlan, PagedText
 from halka.models.attention.paged_groups import NUMBERS
+from halka.models.attention.scoring import Scoring
 
 LAYERS, HEADS, QUERIES, WIDTH = 2, 2, 4, 8
 
@@ -63,7 +64,7 @@ def test_texts_of_any_length_see_their_own_blocks_and_virtual_tokens(window, way
         torch.cat([pair[:, pair.shape[1] - new :] for *pairs, _, new in everything for pair in [pairs[which]]], 1)[None]
         for which in (0, 1)
     )
-    attended = attend_to_blocks(query, key, value, plan, 1, 0.5, window=window, way=way, most=most)
+    attended = attend_to_blocks(query, key, value, plan, 1, Scoring(0.5, window=window), way=way, most=most)
     at = 0
     for keys, values, virtual, new in everything:
         end = keys.shape[1]
@@ -102,7 +103,7 @@ def test_a_long_text_beside_short_ones_takes_no_room_for_all_of_them(new, way):
     plan = PagedPlan(kv, texts, positions, slots, [text.tokens for text in texts])
     query, keys = torch.randn(1, QUERIES, len(slots), WIDTH), torch.randn(1, HEADS, len(slots), WIDTH)
     with Largest() as largest:
-        attended = attend_to_blocks(query, keys, keys, plan, 1, 0.5, way=way, most=most)
+        attended = attend_to_blocks(query, keys, keys, plan, 1, Scoring(0.5), way=way, most=most)
     assert HEADS * long * WIDTH // 2 < largest.numbers <= most < rows * HEADS * long * WIDTH
-    whole = attend_to_blocks(query, keys, keys, plan, 1, 0.5)
+    whole = attend_to_blocks(query, keys, keys, plan, 1, Scoring(0.5))
     torch.testing.assert_close(attended, whole)

@@ -16,6 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from halka.models.attention.flex_kernels import KERNELS, FlexKernels, uncompiled
 from halka.models.attention.forest import Visibility
+from halka.models.attention.scoring import Scoring
 
 BLOCK = 128  # tokens and keys of a block, FlexAttention's own choice
 
@@ -25,9 +26,7 @@ def attend_by_flex(
     key: Tensor,
     value: Tensor,
     mask: BlockMask,
-    scale: float,
-    softcap: float | None = None,
-    windowed: bool = False,
+    scoring: Scoring,
     kernels: FlexKernels | None = None,
 ) -> Tensor | None:
     """Attention (1, Q, N, W) of query (1, Q, N, W) over key, value (1, H, K, W), with the mask of `block_mask`.
@@ -35,15 +34,15 @@ def attend_by_flex(
     None where torch cannot compile it. A torch function mode sees this call as it sees torch's own: a dry run has no
     GPU to compile for.
 
-    windowed: whether the mask has a window
     kernels: by default those of this process on a GPU, and on a CPU the function that is not compiled
     """
     if has_torch_function((query, key, value)):
-        arguments = (query, key, value, mask, scale, softcap, windowed, kernels)
-        return handle_torch_function(attend_by_flex, (query, key, value), *arguments)
+        return handle_torch_function(attend_by_flex, (query, key, value), query, key, value, mask, scoring, kernels)
+    scale, dropout, softcap, window = scoring
+    assert not dropout, "FlexAttention has no dropout"
     if torch.compiler.is_compiling() or (kernels is None and query.device.type == "cpu"):  # as a part of a graph
         return uncompiled(query, key, value, mask, scale, softcap)
-    return (kernels or KERNELS).attend(query, key, value, mask, scale, softcap, windowed)
+    return (kernels or KERNELS).attend(query, key, value, mask, scale, softcap, windowed=window is not None)
 
 
 def block_mask(visibility: Visibility) -> BlockMask:

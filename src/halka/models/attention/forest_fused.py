@@ -19,6 +19,7 @@ from torch import Tensor
 from halka.models.attention.forest import ForestPlan
 from halka.models.attention.forest_groups import Group, groups_of
 from halka.models.attention.layer_stack import LayerMemory
+from halka.models.attention.scoring import Scoring
 from halka.util.transfer import to_device
 
 
@@ -56,14 +57,13 @@ def attend_by_fused(
     key: Tensor,
     value: Tensor,
     plan: ForestPlan,
-    scale: float,
-    dropout: float = 0.0,
-    window: int | None = None,
+    scoring: Scoring,
     memory: LayerMemory | None = None,
 ) -> Tensor:
     """Attention (1, Q, N, W) of query (1, Q, N, W) over key, value (1, H, N, W); memory's rows are the runs'."""
+    assert scoring.softcap is None, "torch's fused attention has no softcap"
     blocks, back = plan.cached("blocks of groups", lambda: _blocks(plan))
-    visibility, heads = plan.visibility(window, memory), query.shape[1]
+    visibility, heads = plan.visibility(scoring.window, memory), query.shape[1]
     outputs: list[Tensor] = []
     for block in blocks:
         group = block.group
@@ -77,6 +77,6 @@ def attend_by_fused(
         if k.shape[1] != heads:  # with a mask torch's kernels take no grouped heads
             k, v = (part.repeat_interleave(heads // part.shape[1], dim=1) for part in (k, v))
         mask = plan.cached(("bias", group, visibility, q.dtype), partial(group.bias, visibility, q.dtype))
-        output = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
+        output = F.scaled_dot_product_attention(q, k, v, mask, scoring.dropout, scale=scoring.scale)
         outputs.append(output.transpose(1, 2).flatten(0, 1)[block.own])
     return torch.cat(outputs)[back].transpose(0, 1)[None]

@@ -24,6 +24,7 @@ from halka.models.attention.forest import ForestPlan, Visibility
 from halka.models.attention.forest_gather import GatherPlan
 from halka.models.attention.forest_groups import Group, groups_of, groups_on
 from halka.models.attention.layer_stack import LayerMemory
+from halka.models.attention.scoring import Scoring
 
 LARGE = 2**16  # L·K above which no mask is kept, without dropout
 MANY = 2**8  # keys of a token above which scores are computed once more: more would be kept than for padded rows
@@ -37,10 +38,7 @@ def attend_by_products(
     key: Tensor,
     value: Tensor,
     plan: ForestPlan,
-    scale: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    window: int | None = None,
+    scoring: Scoring,
     memory: LayerMemory | None = None,
 ) -> Tensor:
     """Attention (N, Q, W) of query (N, Q, W) over key, value (N, H, W); memory's rows are the runs'."""
@@ -55,10 +53,8 @@ def attend_by_products(
         plan.cached("groups there", lambda: groups_on(plan.device, groups)),
         plan.cached(("queries", heads, kv_heads), lambda: rows(heads, ancestors=False)),
         plan.cached(("keys", kv_heads), lambda: rows(kv_heads, ancestors=True)),
-        plan.visibility(window, memory),
-        scale,
-        dropout,
-        softcap,
+        plan.visibility(scoring.window, memory),
+        scoring,
     )
     virtual = (None, None) if memory is None else (memory.keys, memory.values)
     output: Any = _Products.apply(query, key, value, *virtual, call)
@@ -74,16 +70,14 @@ class _Call:
     of_queries: GatherPlan
     of_keys: GatherPlan
     visibility: Visibility
-    scale: float
-    dropout: float
-    softcap: float | None
+    scoring: Scoring
 
     def gathered(
         self, query: Tensor, key: Tensor, value: Tensor, *virtual: Tensor | None
     ) -> Iterator[tuple[Group, Tensor, Tensor, Tensor]]:
         """Each group with its query (H, b, G, L, W), key and value (H, b, K, W)."""
         heads, kv_heads = query.shape[1], value.shape[1]
-        queries = self.of_queries.take(query).mul_(self.scale).split(self.of_queries.sizes)
+        queries = self.of_queries.take(query).mul_(self.scoring.scale).split(self.of_queries.sizes)
         keys, values = (self.of_keys.take(line).split(self.of_keys.sizes) for line in (key, value))
         for group, q, k, v in zip(self.groups, queries, keys, values, strict=True):
             blocks, length = group.tokens.shape
@@ -95,7 +89,7 @@ class _Call:
 
     def keeps_scores(self, key: Tensor) -> bool:
         """Whether a group's scores are kept: they are few, or what dropout drew is among them."""
-        return bool(self.dropout) or key.shape[2] <= MANY
+        return bool(self.scoring.dropout) or key.shape[2] <= MANY
 
     def whole_bias(self, group: Group, dtype: torch.dtype) -> Tensor:
         """(1 or b, 1, L, K): what is added to a group's scores, computed once for all layers."""
@@ -128,17 +122,18 @@ class _Products(torch.autograd.Function):
     ) -> Tensor:
         outputs: list[Tensor] = []
         scores: list[Tensor | None] = []
+        scoring = call.scoring
         for group, q, k, v in call.gathered(query, key, value, virtual_key, virtual_value):
             if call.keeps_scores(k):
-                probabilities, slope = _probabilities(q, k, call.whole_bias(group, q.dtype), call.softcap)
+                probabilities, slope = _probabilities(q, k, call.whole_bias(group, q.dtype), scoring.softcap)
                 kept, dropped = None, probabilities
-                if call.dropout:
-                    kept = torch.empty_like(probabilities).bernoulli_(1 - call.dropout).div_(1 - call.dropout)
+                if scoring.dropout:
+                    kept = torch.empty_like(probabilities).bernoulli_(1 - scoring.dropout).div_(1 - scoring.dropout)
                     dropped = probabilities * kept
                 outputs.append(torch.bmm(dropped, _rows(v)).view(-1, v.shape[-1]))
                 scores += (probabilities, slope, kept)
             else:
-                output = _by_tiles(q, k, v, call.bias(group, q, k), call.softcap)
+                output = _by_tiles(q, k, v, call.bias(group, q, k), scoring.softcap)
                 outputs.append(output.view(-1, v.shape[-1]))
                 scores += (None, None, None)
         ctx.save_for_backward(query, key, value, virtual_key, virtual_value, *scores)
@@ -158,7 +153,7 @@ class _Products(torch.autograd.Function):
             d_output = d_output.view(*q.shape[:-1], -1)
             probabilities, slope, kept = scores[place : place + 3]
             if probabilities is None:
-                parts = _gradients_by_tiles(d_output, q, k, v, call.bias(group, q, k), call.softcap)
+                parts = _gradients_by_tiles(d_output, q, k, v, call.bias(group, q, k), call.scoring.softcap)
             else:
                 parts = _gradients(d_output, q, k, v, probabilities, slope, kept)
             for sums, part in zip(of_virtual, parts[1:], strict=True):
@@ -170,7 +165,7 @@ class _Products(torch.autograd.Function):
                 line.append(part.reshape(-1, part.shape[-1]))
         d_query, d_key, d_value = (torch.cat(parts) for parts in of_line)
         return (
-            call.of_queries.gradient_of_take(d_query).mul_(call.scale).view(query.shape),
+            call.of_queries.gradient_of_take(d_query).mul_(call.scoring.scale).view(query.shape),
             call.of_keys.gradient_of_take(d_key).view(key.shape),
             call.of_keys.gradient_of_take(d_value).view(value.shape),
             *(None if sums is None else sums.to(key.dtype) for sums in of_virtual),

@@ -30,6 +30,7 @@ from halka.models.attention.forest_products import attend_by_products
 from halka.models.attention.layer_stack import LayerMemory, Recorded
 from halka.models.attention.paged import PagedPlan
 from halka.models.attention.paged_groups import NUMBERS, Products, groups_of
+from halka.models.attention.scoring import Scoring
 from halka.util.precision import lacks_bfloat16
 
 NAME = "halka"
@@ -102,19 +103,18 @@ def attend(
         None if layers is None else _layer_memory(layers[module.layer_idx], query.device, forest)  # type: ignore[index]
         for layers in (memory, gated)
     )
+    scoring = Scoring(scale, dropout, softcap)
     if forest is None:
         causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
         causal = causal and query.shape[2] > 1
-        output = attend_to_rows(
-            query, key, value, attention_mask, causal, scale, dropout, softcap, position_bias, virtual, way
-        )
+        output = attend_to_rows(query, key, value, attention_mask, causal, scoring, position_bias, virtual, way)
     else:
         assert len(query) == 1, "a line is one row"
         assert position_bias is None, "a line has positions of its tokens"
         if sliding_window == "own":  # Qwen2-MoE's layers pass none on, EXAONE's hold one that only some pass on
             sliding_window = getattr(module, "sliding_window", None)
-        numbers = module.layer_idx, scale, dropout, softcap, sliding_window
-        output = attend_to_line(query, key, value, forest, *numbers, virtual, way)  # type: ignore[arg-type]
+        scoring, layer = scoring._replace(window=sliding_window), cast(int, module.layer_idx)
+        output = attend_to_line(query, key, value, forest, layer, scoring, virtual, way)
     if behind_gate is not None:
         output = output + _through_gate(query, behind_gate, scale, softcap, () if forest is None else forest.runs)
     return output.transpose(1, 2).contiguous(), None
@@ -126,21 +126,18 @@ def attend_to_line(
     value: Tensor,
     plan: ForestPlan | PagedPlan,
     layer: int,
-    scale: float,
-    dropout: float,
-    softcap: float | None,
-    window: int | None,
+    scoring: Scoring,
     memory: LayerMemory | None,
     way: str | None,
 ) -> Tensor:
     """Attention (1, Q, N, W) of a line's tokens: to their texts' blocks, or along its forest."""
     if isinstance(plan, PagedPlan):
         assert memory is None, "virtual tokens are in blocks, too"
-        return attend_to_blocks(query, key, value, plan, layer, scale, softcap, window)
-    plain = way is None and softcap is None and memory is None and query.device.type != "cpu"
-    if plain and plan.is_one_text(window):  # for which torch's fused kernels are the fastest
-        return attend_to_rows(query, key, value, None, query.shape[2] > 1, scale, dropout)
-    return attend_to_forest(query, key, value, plan, scale, dropout, softcap, window, memory, way)
+        return attend_to_blocks(query, key, value, plan, layer, scoring)
+    plain = way is None and scoring.softcap is None and memory is None and query.device.type != "cpu"
+    if plain and plan.is_one_text(scoring.window):  # for which torch's fused kernels are the fastest
+        return attend_to_rows(query, key, value, None, query.shape[2] > 1, scoring)
+    return attend_to_forest(query, key, value, plan, scoring, memory, way)
 
 
 def attend_to_rows(
@@ -149,15 +146,14 @@ def attend_to_rows(
     value: Tensor,
     mask: Tensor | None,
     causal: bool,
-    scale: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
+    scoring: Scoring,
     bias: Tensor | None = None,
     memory: LayerMemory | None = None,
     way: str | None = None,
 ) -> Tensor:
     """Attention (B, Q, T, W) of a padded batch, as `attend` is given it; causal where there is no mask, or none."""
     batch, heads, tokens, _ = query.shape
+    scale, dropout, softcap, _ = scoring
     if causal and key.shape[2] > tokens:  # a static cache, empty but for these tokens
         key, value = key[:, :, :tokens], value[:, :, :tokens]
         bias = None if bias is None else bias[..., :tokens]
@@ -215,10 +211,7 @@ def attend_to_forest(
     key: Tensor,
     value: Tensor,
     plan: ForestPlan,
-    scale: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    window: int | None = None,
+    scoring: Scoring,
     memory: LayerMemory | None = None,
     way: str | None = None,
     kernels: FlexKernels | None = None,
@@ -228,22 +221,22 @@ def attend_to_forest(
     way: "products", "flex", "fused" or "dense", which computes the same with a mask of N × K; the device's own if None.
     Where torch cannot compile FlexAttention, "fused" takes its place, and with a softcap "products".
     """
+    scale, dropout, softcap, window = scoring
     way = way_of_forest(query.device.type, dropout, softcap) if way is None else way
     in_one = way in ("flex", "dense")  # where a value that is no number would spread over the line
     if in_one and len(plan.forest.runs) > 1:
         lines = (tensor.split(plan.forest.runs, dim=2) for tensor in (query, key, value))
         outputs = [
-            attend_to_forest(q, k, v, plan_of_run, scale, dropout, softcap, window, virtual_of_run, way, kernels)
+            attend_to_forest(q, k, v, plan_of_run, scoring, virtual_of_run, way, kernels)
             for q, k, v, plan_of_run, virtual_of_run in zip(*lines, plan.by_run, _of_runs(memory, plan), strict=True)
             if plan_of_run is not None
         ]
         return torch.cat(outputs, dim=2)
     if way == "products":
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return attend_by_products(q, k, v, plan, scale, dropout, softcap, window, memory).transpose(0, 1)[None]
+        return attend_by_products(q, k, v, plan, scoring, memory).transpose(0, 1)[None]
     if way == "fused":
-        assert softcap is None, "torch's fused attention has no softcap"
-        return attend_by_fused(query, key, value, plan, scale, dropout, window, memory)
+        return attend_by_fused(query, key, value, plan, scoring, memory)
     visibility, keys, values = plan.visibility(window, memory), key, value
     if memory is not None:
         keys = torch.cat([_in_one_row(memory.keys), key], dim=2)
@@ -251,10 +244,9 @@ def attend_to_forest(
     if way == "dense":
         return grouped_products(query, keys, values, visibility.dense[None, None], scale, dropout, softcap)
     mask = plan.cached(("blocks", visibility), lambda: block_mask(visibility))
-    output = attend_by_flex(query, keys, values, mask, scale, softcap, window is not None, kernels)
+    output = attend_by_flex(query, keys, values, mask, scoring, kernels)
     if output is None:
-        other = _without_flex(softcap)
-        return attend_to_forest(query, key, value, plan, scale, dropout, softcap, window, memory, other)
+        return attend_to_forest(query, key, value, plan, scoring, memory, _without_flex(softcap))
     return output
 
 
@@ -264,9 +256,7 @@ def attend_to_blocks(
     value: Tensor,
     plan: PagedPlan,
     layer: int,
-    scale: float,
-    softcap: float | None = None,
-    window: int | None = None,
+    scoring: Scoring,
     way: str | None = None,
     most: int = NUMBERS,
 ) -> Tensor:
@@ -277,6 +267,7 @@ def attend_to_blocks(
     way: "products", or "fused" for texts with several tokens; the device's own if None
     most: numbers that a group computes with at once
     """
+    scale, _, softcap, window = scoring
     there, query, key, value = query.device, *(tensor.to(plan.device) for tensor in (query, key, value))
     plan.kv.write(layer, *plan.blocks_and_places, key[0].transpose(0, 1), value[0].transpose(0, 1))
     output = torch.empty_like(query[0].transpose(0, 1))  # N Q W
