@@ -19,7 +19,7 @@ from halka.methods import method_named
 from halka.models.fetching.smollm2 import CONFIG as SMOLLM2
 from halka.models.rates import rate_at_width
 from halka.report.caveats import (
-    Evidence,
+    ComparedRuns,
     cut_off,
     edge_of_the_grid,
     few_seeds,
@@ -32,8 +32,8 @@ from halka.report.findings import score_text
 from halka.report.intervals import apart
 from halka.report.near_full import NEAR
 from halka.report.plots import forgetting, quality
-from halka.report.progress import progress
 from halka.report.rows import Row, label_of
+from halka.report.score_curves import progress
 from halka.report.summary import summarise
 from halka.report.table import NOTHING, Cell, cells, columns
 from halka.report.units import bounds, learning_rate, listed, percent, signed
@@ -203,9 +203,9 @@ def findings(study: Study) -> list[str]:
     """What the runs say so far: 97 % of full, LoRA's ranks, forgetting, and what limits all that."""
     sentences = near_full(study) + ranks(study) + forgotten(study)
     summary = study.summary
-    evidence = Evidence(summary.rows, summary.primary, tuple(study.runs))
+    compared = ComparedRuns(summary.rows, summary.primary, tuple(study.runs))
     checks = (not_converged, edge_of_the_grid, few_seeds, small_test_set, mixed_origins)
-    return sentences + [sentence for check in checks for sentence in check(evidence)] + machines(study)
+    return sentences + [sentence for check in checks for sentence in check(compared)] + machines(study)
 
 
 def machines(study: Study) -> list[str]:

@@ -15,8 +15,8 @@ from evidence_parts.figure import figure, final_seeds
 from evidence_parts.part import Block, Missing, Notes, Part, table
 from evidence_parts.results import Results, Study, is_settled
 from halka.report.intervals import Interval, ScoreEstimate, gap, share
-from halka.report.progress import progress
 from halka.report.rows import Row, label_of
+from halka.report.score_curves import progress
 from halka.report.summary import summarise
 from halka.report.table import NOTHING, Cell
 from halka.report.units import bounds, listed, percent

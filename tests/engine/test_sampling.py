@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from halka.engine.drawing import drawn
 from halka.engine.sampling import SEEDS, Draw, Sampling, choose, kept, new_seed, uniform
+from halka.engine.sampling_on_gpu import drawn
 from halka.util.errors import HalkaError
 
 SAMPLINGS = [

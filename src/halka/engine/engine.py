@@ -14,10 +14,10 @@ from halka.core import AdaptedModel
 from halka.data.answers import end_tokens, opening
 from halka.engine.adapters import Source
 from halka.engine.cache import cache_for
-from halka.engine.choosing import next_tokens
 from halka.engine.constraint import Matcher
 from halka.engine.kept import Kept
 from halka.engine.line import line_of
+from halka.engine.next_tokens import next_tokens
 from halka.engine.request import Answer, Finish, Request
 from halka.engine.residents import BUDGET
 from halka.engine.sampling import SEEDS, new_seed
@@ -79,10 +79,10 @@ class Engine:
         adapter_memory  bytes for adapters that are loaded from the store or were `put`, with the copies for kernels
         most_adapters   how many of these there may be; None: as many as fit
         prefill         tokens of prompts that are computed in a step; by default 512 on a CPU, and 2,048 on a GPU
-        prefill_beside  the same while others wait for their next token, which they do the longer: fewer behind a long
-                        beginning, whose attention costs more; up to eight times as many where rows have none to decode;
-                        from 16 on a few more, which fill up what is computed at once. By default 28 on a CPU, and as
-                        `prefill` on a GPU, whose step takes little longer for them
+        prefill_beside  tokens of prompts a step while other rows decode; more of them delay those rows' tokens. Fewer
+                        are taken after a long prefix, whose attention costs more; up to eight times as many where few
+                        rows decode; from 16 on a few more, which fill up what is computed at once. By default 28 on a
+                        CPU, and as `prefill` on a GPU, whose step takes little longer for them
         ends            tokens that end every answer; those of the base's generation config if not given
         allowed         what `halka.load` may accept of folders: other bases, other templates, pickles
         kept            what an engine before this one left, with its store; `close` leaves it there

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from halka.engine.checked import checked
-from halka.engine.drawing import drawn
+from halka.engine.sampling_on_gpu import drawn
 from halka.util.errors import HalkaError
 from halka.util.transfer import numbers
 

@@ -16,7 +16,7 @@ NOTICED = 0.1  # of the base's time a token, which more of it must be to be wort
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ComparedRuns:
     """The rows of a comparison with the measurements behind them."""
 
     rows: tuple[Row, ...]
@@ -44,9 +44,9 @@ class Evidence:
         return row.scores.get(self.metric.name)
 
 
-def caveats(evidence: Evidence) -> tuple[str, ...]:
+def caveats(compared: ComparedRuns) -> tuple[str, ...]:
     """The caveats that apply, those that affect the conclusion most first."""
-    checks: tuple[Callable[[Evidence], list[str]], ...] = (
+    checks: tuple[Callable[[ComparedRuns], list[str]], ...] = (
         indistinguishable_methods,
         no_better_than_base,
         few_seeds,
@@ -67,17 +67,17 @@ def caveats(evidence: Evidence) -> tuple[str, ...]:
         mixed_metrics,
         nothing_to_compare_with,
     )
-    return tuple(sentence for check in checks for sentence in check(evidence))
+    return tuple(sentence for check in checks for sentence in check(compared))
 
 
-def indistinguishable_methods(evidence: Evidence) -> list[str]:
+def indistinguishable_methods(compared: ComparedRuns) -> list[str]:
     """Groups of neighbouring methods whose scores do not differ significantly from each other."""
-    rows, metric = evidence.scored, evidence.metric
+    rows, metric = compared.scored, compared.metric
     groups: list[range] = []
     for start in range(len(rows)):
         end = start + 1
         while end < len(rows) and not any(
-            apart(evidence.score(rows[i]), evidence.score(rows[end])) for i in range(start, end)
+            apart(compared.score(rows[i]), compared.score(rows[end])) for i in range(start, end)
         ):
             end += 1
         if end - start > 1 and not any(end <= group.stop for group in groups):
@@ -98,67 +98,67 @@ def indistinguishable_methods(evidence: Evidence) -> list[str]:
     return sentences
 
 
-def no_better_than_base(evidence: Evidence) -> list[str]:
-    base = next((row for row in evidence.rows if row.is_base and evidence.score(row)), None)
-    floor = evidence.score(base) if base else None
+def no_better_than_base(compared: ComparedRuns) -> list[str]:
+    base = next((row for row in compared.rows if row.is_base and compared.score(row)), None)
+    floor = compared.score(base) if base else None
     if base is None or floor is None or floor.interval is None:
         return []
     same, worse = [], []
-    for row in evidence.scored:
-        score = evidence.score(row)
+    for row in compared.scored:
+        score = compared.score(row)
         if score is None or score.interval is None:
             continue
         if not apart(score, floor):
             same.append(row.label)
-        elif evidence.metric.sign(score.value) < evidence.metric.sign(floor.value):
+        elif compared.metric.sign(score.value) < compared.metric.sign(floor.value):
             worse.append(row)
     sentences = [f"{listed(same)} cannot be told apart from {base.label}: no gain is shown."] if same else []
     for single, end in ((False, "."), (True, ", with one seed.")):
-        if labels := [row.label for row in worse if row.one_seed(evidence.metric.name) == single]:
+        if labels := [row.label for row in worse if row.one_seed(compared.metric.name) == single]:
             sentences.append(f"{listed(labels)} did worse than {base.label}{end}")
     return sentences
 
 
-def few_seeds(evidence: Evidence) -> list[str]:
-    single = [row for row in evidence.scored if row.runs == 1]
-    without = [row.label for row in single if row.scores[evidence.metric.name].interval is None]
+def few_seeds(compared: ComparedRuns) -> list[str]:
+    single = [row for row in compared.scored if row.runs == 1]
+    without = [row.label for row in single if row.scores[compared.metric.name].interval is None]
     with_interval = [row.label for row in single if row.label not in without]
-    pairs = [row.label for row in evidence.scored if row.runs == 2]
+    pairs = [row.label for row in compared.scored if row.runs == 2]
     sentences = []
     if without:
         sentences.append(
-            f"{_have(without, evidence)} one finished run without an interval: how sure it is, is unknown."
+            f"{_have(without, compared)} one finished run without an interval: how sure it is, is unknown."
         )
     if with_interval:
         sentences.append(
-            f"{_have(with_interval, evidence)} one finished seed: the interval covers the test items alone, and how "
+            f"{_have(with_interval, compared)} one finished seed: the interval covers the test items alone, and how "
             "much another seed would change the score is not known."
         )
     if pairs:
         sentences.append(
-            f"{_have(pairs, evidence)} two finished seeds: with so few, Student's t makes the seeds' part of the "
+            f"{_have(pairs, compared)} two finished seeds: with so few, Student's t makes the seeds' part of the "
             "interval 6.4 times their difference; a third seed would cut it to about a quarter."
         )
     return sentences
 
 
-def _have(labels: list[str], evidence: Evidence) -> str:
-    if len(labels) == len(evidence.scored) > 1:
+def _have(labels: list[str], compared: ComparedRuns) -> str:
+    if len(labels) == len(compared.scored) > 1:
         return "Every method has"
     return f"{listed(labels)} {'has' if len(labels) == 1 else 'have'}"
 
 
-def missing_seeds(evidence: Evidence) -> list[str]:
-    finals = [run for run in evidence.measurements if run.get("purpose") == "final" and name_of(run) != "base"]
+def missing_seeds(compared: ComparedRuns) -> list[str]:
+    finals = [run for run in compared.measurements if run.get("purpose") == "final" and name_of(run) != "base"]
     wanted = {int(seed) for run in finals if (seed := number(run, "seed")) is not None}
     sentences = []
-    for row in evidence.scored:
+    for row in compared.scored:
         missing = sorted(wanted - set(row.seeds))
         if not missing:
             continue
         failed = {
             seed: one_line(run.get("error") or "no reason given")
-            for run in evidence.runs(row)
+            for run in compared.runs(row)
             if run.get("purpose") == "final" and not is_done(run) and (seed := number(run, "seed")) is not None
         }
         why = [f"seed {seed} failed ({failed[seed]})" for seed in missing if seed in failed]
@@ -171,8 +171,8 @@ def missing_seeds(evidence: Evidence) -> list[str]:
     return sentences
 
 
-def edge_of_the_grid(evidence: Evidence) -> list[str]:
-    edge = [row for row in evidence.tuned if row.at_edge]
+def edge_of_the_grid(compared: ComparedRuns) -> list[str]:
+    edge = [row for row in compared.tuned if row.at_edge]
     sentences = []
     for end, beyond in (("highest", "higher"), ("lowest", "lower")):
         rows = [row for row in edge if row.lr == row.lrs[-1 if end == "highest" else 0]]
@@ -185,8 +185,8 @@ def edge_of_the_grid(evidence: Evidence) -> list[str]:
     return sentences
 
 
-def narrow_search(evidence: Evidence) -> list[str]:
-    names = [row.label for row in evidence.scored if len(row.lrs) == 1]
+def narrow_search(compared: ComparedRuns) -> list[str]:
+    names = [row.label for row in compared.scored if len(row.lrs) == 1]
     return (
         [f"{listed(names)} {'was' if len(names) == 1 else 'were'} run at one learning rate only, without a search."]
         if names
@@ -194,11 +194,11 @@ def narrow_search(evidence: Evidence) -> list[str]:
     )
 
 
-def not_the_best_rate(evidence: Evidence) -> list[str]:
+def not_the_best_rate(compared: ComparedRuns) -> list[str]:
     sentences = []
-    for row in evidence.scored:
+    for row in compared.scored:
         losses: dict[float, list[float]] = {}
-        for run in evidence.runs(row):
+        for run in compared.runs(row):
             lr, loss = number(run, "lr"), number(run, "validation_loss")
             if is_done(run) and run.get("purpose") == "search" and lr is not None and loss is not None:
                 losses.setdefault(lr, []).append(loss)
@@ -214,11 +214,11 @@ def not_the_best_rate(evidence: Evidence) -> list[str]:
     return sentences
 
 
-def not_converged(evidence: Evidence) -> list[str]:
+def not_converged(compared: ComparedRuns) -> list[str]:
     """Methods whose final runs came to their last step although they were to stop early; searches are short."""
     names, limits = [], set[float]()
-    for row in evidence.tuned:
-        finals = (run for run in evidence.used(row) if run.get("purpose") != "search")
+    for row in compared.tuned:
+        finals = (run for run in compared.used(row) if run.get("purpose") != "search")
         runs = [run for run in finals if patience_of(run) is not None]
         limited = [run for run in runs if cut_off(run)]
         limits |= {steps for run in limited if (steps := number(run, "train", "steps")) is not None}
@@ -246,12 +246,12 @@ def evaluations_since(step: float, points: Iterable[Mapping[str, Any]]) -> int:
     return sum(point["step"] > step for point in points)
 
 
-def still_falling(evidence: Evidence) -> list[str]:
+def still_falling(compared: ComparedRuns) -> list[str]:
     names = []
-    for row in evidence.tuned:
+    for row in compared.tuned:
         ends = [
             best >= last
-            for run in evidence.used(row)
+            for run in compared.used(row)
             if patience_of(run) is None
             and (best := number(run, "train", "best_step")) is not None
             and (last := number(run, "train", "steps")) is not None
@@ -263,34 +263,34 @@ def still_falling(evidence: Evidence) -> list[str]:
     return [f"The last evaluation was the best for {listed(names)}: more steps may help."] if names else []
 
 
-def small_test_set(evidence: Evidence) -> list[str]:
+def small_test_set(compared: ComparedRuns) -> list[str]:
     parts = [
         (score.item_part, score.items)
-        for row in evidence.scored
-        if (score := evidence.score(row)) and score.item_part is not None and score.items is not None
+        for row in compared.scored
+        if (score := compared.score(row)) and score.item_part is not None and score.items is not None
     ]
     if not parts:
         return []
     half, items = mean(part for part, _ in parts), min(n for _, n in parts)
-    best = abs(evidence.scored[0].scores[evidence.metric.name].value)
+    best = abs(compared.scored[0].scores[compared.metric.name].value)
     if half < 0.025 * best:
         return []
     needed = items * 4
     return [
-        f"The test set has {items} items, which alone leaves ±{evidence.metric.gap(half)} on a score, however many "
+        f"The test set has {items} items, which alone leaves ±{compared.metric.gap(half)} on a score, however many "
         f"seeds are run; about {needed} items would halve that."
     ]
 
 
-def nothing_to_compare_with(evidence: Evidence) -> list[str]:
-    if not evidence.scored:
+def nothing_to_compare_with(compared: ComparedRuns) -> list[str]:
+    if not compared.scored:
         return []
     sentences = []
-    if not any(row.is_full for row in evidence.scored):
+    if not any(row.is_full for row in compared.scored):
         sentences.append(
             "Full fine-tuning has no finished run, so nothing here says what tuning every weight would reach."
         )
-    if not any(row.is_base and evidence.score(row) for row in evidence.rows):
+    if not any(row.is_base and compared.score(row) for row in compared.rows):
         sentences.append("The base without tuning was not scored, so the gain from tuning is not known.")
     return sentences
 
@@ -298,12 +298,12 @@ def nothing_to_compare_with(evidence: Evidence) -> list[str]:
 # ── costs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def unequal_budgets(evidence: Evidence) -> list[str]:
+def unequal_budgets(compared: ComparedRuns) -> list[str]:
     sentences = []
-    early = {row.label for row in evidence.scored if any(patience_of(run) for run in evidence.used(row))}
+    early = {row.label for row in compared.scored if any(patience_of(run) for run in compared.used(row))}
     for noun, of in (("steps", lambda row: row.steps), ("examples", lambda row: row.examples)):
         groups: dict[int, list[str]] = {}
-        for row in evidence.scored:
+        for row in compared.scored:
             if (amount := of(row)) is not None and not (noun == "steps" and row.label in early):
                 groups.setdefault(amount, []).append(row.label)
         if len(groups) > 1:
@@ -315,9 +315,9 @@ def unequal_budgets(evidence: Evidence) -> list[str]:
     return sentences
 
 
-def unequal_settings(evidence: Evidence) -> list[str]:
+def unequal_settings(compared: ComparedRuns) -> list[str]:
     """Settings that methods were trained with otherwise; rates and seeds are to differ, and steps are a budget."""
-    configs = {row.label: entry(used[0], "config") or {} for row in evidence.tuned if (used := evidence.used(row))}
+    configs = {row.label: entry(used[0], "config") or {} for row in compared.tuned if (used := compared.used(row))}
     names = {name for config in configs.values() for name in config} - {"lr", "seed", "steps", "save_every"}
     sentences = []
     for name in sorted(names):
@@ -330,10 +330,10 @@ def unequal_settings(evidence: Evidence) -> list[str]:
     return sentences
 
 
-def noisy_timings(evidence: Evidence) -> list[str]:
+def noisy_timings(compared: ComparedRuns) -> list[str]:
     spreads = {
         row.label: (speed.high - speed.low) / speed.mean
-        for row in evidence.tuned
+        for row in compared.tuned
         if (speed := row.tokens_per_second) is not None and speed.n > 1 and speed.mean > 0
     }
     if not spreads:
@@ -347,8 +347,8 @@ def noisy_timings(evidence: Evidence) -> list[str]:
     ]
 
 
-def noisy_latency(evidence: Evidence) -> list[str]:
-    base = spread(number(run, "latency", "base_ms_per_token") for row in evidence.rows for run in evidence.used(row))
+def noisy_latency(compared: ComparedRuns) -> list[str]:
+    base = spread(number(run, "latency", "base_ms_per_token") for row in compared.rows for run in compared.used(row))
     if base is None or base.n < 2 or base.mean <= 0:
         return []
     noise = (base.high - base.low) / base.mean
@@ -356,7 +356,7 @@ def noisy_latency(evidence: Evidence) -> list[str]:
         return []
     inside = [
         row.label
-        for row in evidence.tuned
+        for row in compared.tuned
         if row.is_light and row.latency is not None and abs(row.latency.mean) < noise
     ]
     which = f" That goes for {listed(inside)}." if inside else ""
@@ -366,10 +366,10 @@ def noisy_latency(evidence: Evidence) -> list[str]:
     ]
 
 
-def latency_of_a_copy(evidence: Evidence) -> list[str]:
+def latency_of_a_copy(compared: ComparedRuns) -> list[str]:
     """Beside the base a full copy has another way through the engine: its fast one has the base's weights."""
     slower = [
-        row.label for row in evidence.tuned if row.is_full and row.latency is not None and row.latency.mean > NOTICED
+        row.label for row in compared.tuned if row.is_full and row.latency is not None and row.latency.mean > NOTICED
     ]
     if not slower:
         return []
@@ -379,9 +379,9 @@ def latency_of_a_copy(evidence: Evidence) -> list[str]:
     ]
 
 
-def memory_off_prediction(evidence: Evidence) -> list[str]:
+def memory_off_prediction(compared: ComparedRuns) -> list[str]:
     off = {}
-    for row in evidence.tuned:
+    for row in compared.tuned:
         parts = row.memory.keys() & row.predicted.keys()
         measured, predicted = (sum(of[part] for part in parts) for of in (row.memory, row.predicted))
         if measured > 0 and abs(predicted / measured - 1) > 0.25:
@@ -396,8 +396,8 @@ def memory_off_prediction(evidence: Evidence) -> list[str]:
     ]
 
 
-def mixed_origins(evidence: Evidence) -> list[str]:
-    used = [run for row in evidence.rows for run in evidence.used(row)]
+def mixed_origins(compared: ComparedRuns) -> list[str]:
+    used = [run for row in compared.rows for run in compared.used(row)]
     origins = {
         "commits": {one_line(run["commit"]) for run in used if run.get("commit")},
         "machines": {
@@ -426,8 +426,8 @@ def mixed_origins(evidence: Evidence) -> list[str]:
     ]
 
 
-def mixed_metrics(evidence: Evidence) -> list[str]:
-    used = [run for row in evidence.rows for run in evidence.used(row) if run.get("scores")]
+def mixed_metrics(compared: ComparedRuns) -> list[str]:
+    used = [run for row in compared.rows for run in compared.used(row) if run.get("scores")]
     names = {name for run in used for name in entry(run, "own_metrics") or ()}
     codes = {name: {code for run in used if (code := entry(run, "own_metrics", name, "code"))} for name in names}
     return [

@@ -34,8 +34,8 @@ from halka.report.axes import (
     with_bands,
 )
 from halka.report.intervals import Spread
-from halka.report.progress import progress
 from halka.report.rows import MEMORY_PARTS, Measurement, Row, entry, is_done, label_of, number, used_runs
+from halka.report.score_curves import progress
 from halka.report.summary import Summary
 from halka.report.svg import Drawing, Plot, colour, drawn, grid, looks, name_axes, new_figure
 from halka.report.units import MINUS, count, learning_rate, shortened, signed, size

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from halka.report.caveats import Evidence, caveats
+from halka.report.caveats import ComparedRuns, caveats
 from halka.report.findings import headline
 from halka.report.near_full import NearFull, paces
 from halka.report.rows import (
@@ -125,7 +125,7 @@ def summarise(measurements: Sequence[Measurement], command: str | None = None) -
     names = [one_line(name) for m in measurements if is_done(m) for name in entry(m, "scores") or {}]
     others = [metric_info(name, measurements) for name in dict.fromkeys(names) if name != primary.name]
     rows = build_rows(measurements, primary)
-    evidence = Evidence(rows, primary, tuple(measurements))
+    compared = ComparedRuns(rows, primary, tuple(measurements))
     failed = tuple(_failure(m) for m in measurements if not is_done(m))
     stored, stored_from = base_bytes(measurements)
     finished = len(measurements) - len(failed)
@@ -139,7 +139,7 @@ def summarise(measurements: Sequence[Measurement], command: str | None = None) -
         failed=failed,
         near_full=paces(measurements, primary),
         headline=headline(rows, primary, finished, len(failed)),
-        caveats=caveats(evidence),
+        caveats=caveats(compared),
         intervals=INTERVALS,
         base_bytes=stored,
         base_bytes_from=stored_from,
