@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from halka.advisor.evidence import Evidence
 from halka.advisor.verdict import (
@@ -16,6 +17,7 @@ from halka.advisor.verdict import (
     VISIBLE_FALL,
     Criteria,
     Prospect,
+    Rule,
     noisy_labels,
     too_large,
     trainable,
@@ -35,77 +37,141 @@ class Reason:
 
 
 def reasons(
-    evidence: Evidence, choice: Choice, rule: str, candidates: Sequence[Prospect], criteria: Criteria
+    evidence: Evidence, choice: Choice, rule: Rule, candidates: Sequence[Prospect], criteria: Criteria
 ) -> tuple[Reason, ...]:
     """Why the verdict's rule made the choice, then what else was measured."""
-    first = Reason(rule, _why(evidence, choice, rule, candidates, criteria))
+    first = Reason(rule, WHY[rule](_Decision(evidence, choice, candidates, criteria)))
     return (first, *(Reason(name, text) for name, measured in MEASURED.items() if (text := measured(evidence))))
 
 
-def _why(evidence: Evidence, choice: Choice, rule: str, candidates: Sequence[Prospect], criteria: Criteria) -> str:
-    if rule == "hardware":
-        return _why_hardware(choice, candidates)
-    if rule == "trivial":
-        assert evidence.strength is not None
-        alike = trivial_answer(evidence.strength)
-        return f"{alike}, so that nothing can score above it: hold out some examples of each label"
-    by_choice, metric = {prospect.choice: prospect for prospect in candidates}, metric_of(evidence.subject)
-    now = [prospect for prospect in candidates if prospect.choice != "data"] or [*candidates]
-    best = max(now, key=lambda prospect: prospect.score.value)
-    best_has = f"{CHOICES[best.choice].short} with {share(best.score)}"
-    if rule in ("useless", "untried"):
-        minimum = (
-            f"the target of {percent(criteria.target)}"
-            if criteria.target is not None
-            else f"{percent(criteria.minimum)}, the least that is useful (trivial answers: {percent(criteria.trivial)})"
-        )
-        if rule == "untried":
-            rest = "; but training was not tried"
-        else:
-            rest = "; but more examples still lower the held-out loss" if choice == "data" else ""
-        return f"nothing is expected to reach {minimum}: the best is {best_has}{rest}"
-    if rule == "learning":
-        return (
-            f"nothing is useful yet, at best {best_has}, but the pilot was too short to decide: its held-out loss is "
-            "still falling fast"
-        )
-    if rule == "few":
-        return (
-            f"{evidence.subject.train} training examples are too few to extrapolate what more would bring. For now the "
-            f"best is {best_has}"
-        )
-    if rule == "data":
-        data = by_choice["data"]
-        return f"{share(data.score)} {metric} is expected ({data.how}); the best for now is {best_has}"
-    own = by_choice[choice]
-    expected = f"{share(own.score)} {metric} ({own.how})"
-    if rule == "target":
-        assert criteria.target is not None
-        return f"it is the cheapest choice that reaches the target of {percent(criteria.target)}: {expected}"
-    if rule == "loss":
-        cheaper = max(now[: now.index(own)], key=lambda prospect: prospect.score.value)
-        assert own.loss is not None
-        assert cheaper.loss is not None
-        return (
-            f"{CHOICES[cheaper.choice].short} scores as well within the error, {share(cheaper.score)}, but its loss is "
-            f"{cheaper.loss.value:.2f} and this one's {own.loss.value:.2f}: {expected}"
-        )
-    if rule == "best":
-        return f"it has the highest expected score: {expected}"
-    return f"it is the cheapest choice within the error of the best: {expected}; the best is {best_has}"
+# ── the rule that decided ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _why_hardware(choice: Choice, candidates: Sequence[Prospect]) -> str:
-    if choice == "peft":
+@dataclass(frozen=True)
+class _Decision:
+    """The choice, with what the rule chose from."""
+
+    evidence: Evidence
+    choice: Choice
+    candidates: Sequence[Prospect]
+    criteria: Criteria
+
+    @property
+    def own(self) -> Prospect:
+        """Of the choice itself."""
+        return next(prospect for prospect in self.candidates if prospect.choice == self.choice)
+
+    @property
+    def now(self) -> Sequence[Prospect]:
+        """Those that need no more data, unless there is nothing else."""
+        return [prospect for prospect in self.candidates if prospect.choice != "data"] or self.candidates
+
+    @property
+    def expected(self) -> str:
+        return f"{share(self.own.score)} {metric_of(self.evidence.subject)} ({self.own.how})"
+
+    @property
+    def best(self) -> str:
+        best = max(self.now, key=lambda prospect: prospect.score.value)
+        return f"{CHOICES[best.choice].short} with {share(best.score)}"
+
+
+def _trivial(decision: _Decision) -> str:
+    assert decision.evidence.strength is not None
+    alike = trivial_answer(decision.evidence.strength)
+    return f"{alike}, so that nothing can score above it: hold out some examples of each label"
+
+
+def _hardware(decision: _Decision) -> str:
+    if decision.choice == "peft":
         return "the base was not asked; parameter-efficient training fits on the hardware"
     scores = "".join(
         f"{CHOICES[prospect.choice].short} has {share(prospect.score)}, which is not enough, and "
-        for prospect in candidates
+        for prospect in decision.candidates
     )
     return (
         f"{scores}the base cannot be trained on the hardware, not even with one example a batch on a quantised base: "
         "use a smaller base or more memory"
     )
+
+
+def _useless(decision: _Decision) -> str:
+    rest = "; but more examples still lower the held-out loss" if decision.choice == "data" else ""
+    return f"{_none_useful(decision)}{rest}"
+
+
+def _untried(decision: _Decision) -> str:
+    return f"{_none_useful(decision)}; but training was not tried"
+
+
+def _none_useful(decision: _Decision) -> str:
+    criteria = decision.criteria
+    minimum = (
+        f"the target of {percent(criteria.target)}"
+        if criteria.target is not None
+        else f"{percent(criteria.minimum)}, the least that is useful (trivial answers: {percent(criteria.trivial)})"
+    )
+    return f"nothing is expected to reach {minimum}: the best is {decision.best}"
+
+
+def _learning(decision: _Decision) -> str:
+    return (
+        f"nothing is useful yet, at best {decision.best}, but the pilot was too short to decide: its held-out loss is "
+        "still falling fast"
+    )
+
+
+def _few(decision: _Decision) -> str:
+    return (
+        f"{decision.evidence.subject.train} training examples are too few to extrapolate what more would bring. For "
+        f"now the best is {decision.best}"
+    )
+
+
+def _data(decision: _Decision) -> str:
+    data, metric = decision.own, metric_of(decision.evidence.subject)
+    return f"{share(data.score)} {metric} is expected ({data.how}); the best for now is {decision.best}"
+
+
+def _target(decision: _Decision) -> str:
+    target = decision.criteria.target
+    assert target is not None
+    return f"it is the cheapest choice that reaches the target of {percent(target)}: {decision.expected}"
+
+
+def _loss(decision: _Decision) -> str:
+    now, own = decision.now, decision.own
+    cheaper = max(now[: now.index(own)], key=lambda prospect: prospect.score.value)
+    assert own.loss is not None
+    assert cheaper.loss is not None
+    return (
+        f"{CHOICES[cheaper.choice].short} scores as well within the error, {share(cheaper.score)}, but its loss is "
+        f"{cheaper.loss.value:.2f} and this one's {own.loss.value:.2f}: {decision.expected}"
+    )
+
+
+def _best(decision: _Decision) -> str:
+    return f"it has the highest expected score: {decision.expected}"
+
+
+def _cheapest(decision: _Decision) -> str:
+    return f"it is the cheapest choice within the error of the best: {decision.expected}; the best is {decision.best}"
+
+
+WHY: dict[Rule, Callable[[_Decision], str]] = {
+    "trivial": _trivial,
+    "hardware": _hardware,
+    "useless": _useless,
+    "learning": _learning,
+    "few": _few,
+    "untried": _untried,
+    "target": _target,
+    "data": _data,
+    "loss": _loss,
+    "best": _best,
+    "cheapest": _cheapest,
+}
+assert {*WHY} == {*get_args(Rule)}
 
 
 # ── what was measured ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -253,7 +319,7 @@ MEASURED: dict[str, Callable[[Evidence], str | None]] = {
 # ── what is open ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def changes(evidence: Evidence, choice: Choice, rule: str, candidates: Sequence[Prospect]) -> tuple[Reason, ...]:
+def changes(evidence: Evidence, choice: Choice, rule: Rule, candidates: Sequence[Prospect]) -> tuple[Reason, ...]:
     """What would change the advice."""
     by_choice, open = {prospect.choice: prospect for prospect in candidates}, dict[str, str]()
     if evidence.knowledge is not None and not evidence.knowledge.scores and choice != "prompt":

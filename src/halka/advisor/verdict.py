@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def trainable(evidence: Evidence) -> Evidence:
 
 
 def too_large(evidence: Evidence) -> tuple[Trial, ...]:
-    """Those trials."""
+    """Trials whose method does not fit the hardware even with one example a batch."""
     fit, learned = evidence.fit, evidence.learnability
     if fit is None or learned is None:
         return ()
@@ -153,7 +154,7 @@ def _trained_longer(trial: Trial, gain: float) -> Score:
 
 
 def _on_all_examples(tuned: Trial, learned: Learnability, gain: float) -> Score:
-    """The same on all examples that the user has, of which the trial may have reached a part."""
+    """The trial's score, extrapolated to all examples that the user has: it may have reached a part of them."""
     score, whole = _trained_longer(tuned, gain), _whole(learned)
     return score if learned.owned is None or whole is None else _moved(score, whole.loss, learned.owned, gain)
 
@@ -216,6 +217,11 @@ def noisy_labels(strength: Strength | None, learned: Learnability) -> bool:
 
 # ── the rules ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
+Rule = Literal[
+    "trivial", "hardware", "useless", "learning", "few", "untried", "target", "data", "loss", "best", "cheapest"
+]
+"""The rule that made a choice; `reasons.WHY` has its sentence."""
+
 
 @dataclass(frozen=True)
 class Criteria:
@@ -260,11 +266,8 @@ def minimum_score(trivial: float) -> float:
 
 def choose(
     scores: Mapping[Choice, float], criteria: Criteria, losses: Mapping[Choice, float] | None = None
-) -> tuple[Choice, str]:
-    """The choice, and the name of the rule that made it.
-
-    The rules are trivial, useless, hardware, learning, few, untried, target, data, best, cheapest and loss.
-    """
+) -> tuple[Choice, Rule]:
+    """The choice, and the rule that made it."""
     now: dict[Choice, float] = {choice: scores[choice] for choice in CHOICES if choice in scores and choice != "data"}
     best = max(now.values(), default=0.0)
     with_data = max(best, scores.get("data", 0.0))
@@ -297,7 +300,7 @@ def choose(
 
 def _choose_where_nothing_is_useful(
     trained: Mapping[Choice, float], criteria: Criteria, few: bool
-) -> tuple[Choice, str]:
+) -> tuple[Choice, Rule]:
     """Rule 1; `trained` are the scores of choices with a trial."""
     if not criteria.trainable:
         return "base", "hardware"
