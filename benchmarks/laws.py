@@ -21,7 +21,7 @@ from best_rates import Losses, at_edge, loss_gaps, losses_of, over_seeds, rate_r
 from halka.report.intervals import Interval
 from halka.report.rows import by_label
 from halka.report.units import listed
-from halka.studies.compare import Plan, measurements, runner
+from halka.studies.compare import ExperimentPlan, measurements, runner
 from halka.studies.experiment import read_experiment
 from halka.util.files import write_text
 
@@ -81,7 +81,8 @@ def swept(name: str) -> list[Mapping[str, Any]]:
     folder = RESULTS / name
     if not measurements(folder):
         return []
-    return [run for run in Plan(experiment).results(runner(experiment, folder)).values() if run["status"] == "done"]
+    results = ExperimentPlan(experiment).results(runner(experiment, folder))
+    return [run for run in results.values() if run["status"] == "done"]
 
 
 def judged(law: Law, sweep: Sweep) -> Finding | None:

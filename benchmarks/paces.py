@@ -23,7 +23,7 @@ from pathlib import Path
 from side_by_side import setup
 
 from halka.report.units import size
-from halka.studies.compare import Plan
+from halka.studies.compare import ExperimentPlan
 from halka.studies.experiment import read_experiment
 from halka.studies.spec import BASE, Spec
 from halka.training.run_folder import RunFolder
@@ -39,7 +39,7 @@ WARM = 4  # steps before those that count
 
 def runs_of(name: str, steps: int) -> list[Spec]:
     """A run of each tuned method of a study, with so many steps."""
-    groups, _ = Plan(read_experiment(HERE / "experiments" / f"{name}.yaml")).due({})
+    groups, _ = ExperimentPlan(read_experiment(HERE / "experiments" / f"{name}.yaml")).due({})
     first = {run.label: run for group in reversed(groups) for run in reversed(group) if run.method != BASE}
     return [
         replace(run, purpose="search", train={**run.train, "steps": steps, "evaluate_every": steps, "save_every": None})

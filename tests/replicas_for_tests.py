@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from halka.server import create_app
 from halka.server.backends.replicas.backend import Replicas
 from halka.server.backends.replicas.placement import Order, Placement
-from halka.server.backends.replicas.plan import Plan
+from halka.server.backends.replicas.plan import ReplicaPlan
 from halka.server.backends.replicas.replica import Replica
 from halka.server.backends.replicas.wire import Call, Lost, Reply, State
 from serving_for_tests import InProcess, open_service
@@ -44,7 +44,7 @@ class Here:
     calls  how many each has had; fetched: the files that were put; sent: what each call was
     """
 
-    def __init__(self, plan: Plan, names: Sequence[str]):
+    def __init__(self, plan: ReplicaPlan, names: Sequence[str]):
         self.replicas = {name: Replica(plan.json, name) for name in names}
         self.left, self.calls, self.fetched = dict[str, int](), Counter[str](), list[Mapping[str, bytes]]()
         self.next: int | None = None
@@ -112,7 +112,7 @@ def gateway(base: Path, store: Path, data: Path, names: Sequence[str] = ("a", "b
     """A server in this process whose answers replicas make, and their channel. more: settings."""
     service = open_service(base, store, data, **more)
     settings = service.settings
-    channel = Here(Plan.of(settings, service.model, threads=1), names)
+    channel = Here(ReplicaPlan.of(settings, service.model, threads=1), names)
     placement = Placement(settings.rows, settings.adapters_in_memory)
     replicas = Replicas(service.engine, service.tenants, channel, placement, channel.close)
     replicas.pause, service.guards.metrics.backends = 0.001, replicas.states

@@ -21,7 +21,7 @@ import pytest
 from halka.advisor import Request, probe
 from halka.advisor.on_ray import probe_on
 from halka.data.task import load_task
-from halka.studies.compare import Plan, measurements, run, runner, write_outputs
+from halka.studies.compare import ExperimentPlan, measurements, run, runner, write_outputs
 from halka.studies.experiment import Experiment
 from halka.studies.needs import needs_of
 from halka.studies.on_ray import OnRay, task_files
@@ -67,7 +67,7 @@ def experiment(*methods: dict, **changes) -> Experiment:
 
 def events_of(plan: Experiment, folder: Path) -> Iterator[Event]:
     place = OnRay(RayCluster("ray"), "program", folder)
-    return runner(plan, folder, host=place).go(Plan(plan).due)
+    return runner(plan, folder, host=place).go(ExperimentPlan(plan).due)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from halka.advisor.budget import (
     Budget,
     Costs,
     PilotConfig,
-    Plan,
+    WorkPlan,
     affordable,
     differences,
     plans,
@@ -29,14 +29,14 @@ SPEED = st.floats(1e-5, 1.0)  # seconds a token: from a GPU to a base that is fa
 LENGTH = st.integers(8, 8000)
 
 
-def full_plan(*, documents: bool, held_out: int = 48, rows: int = 8, full: bool = True) -> Plan:
+def full_plan(*, documents: bool, held_out: int = 48, rows: int = 8, full: bool = True) -> WorkPlan:
     trials = PilotConfig((*TRIALS, *([FULL] if full else []))).all_trials(documents=documents)
     asked = CONDITIONS if documents else (CLOSED, EXAMPLES)
-    return Plan(held_out, asked, 3 if documents else 0, trials, rows)
+    return WorkPlan(held_out, asked, 3 if documents else 0, trials, rows)
 
 
 @st.composite
-def shapes(draw: st.DrawFn) -> tuple[Plan, Costs]:
+def shapes(draw: st.DrawFn) -> tuple[WorkPlan, Costs]:
     """Short and long prompts, with documents and without, on slow and fast machines."""
     documents, token, new = draw(st.booleans()), draw(SPEED), draw(st.integers(1, 512))
     closed = draw(LENGTH)
@@ -57,7 +57,7 @@ def test_what_is_planned_fits_into_the_time(shape, minutes):
     assert set(differences(full, plan)) == changed(full, plan)  # what is cut is said
 
 
-def changed(full: Plan, plan: Plan) -> set[str]:
+def changed(full: WorkPlan, plan: WorkPlan) -> set[str]:
     numbers = ("held_out", "passages", "rows", "steps", "evaluations")
     names = {name for name in numbers if getattr(full, name) != getattr(plan, name)}
     names |= {*full.conditions} - {*plan.conditions}
@@ -105,16 +105,16 @@ def test_few_held_out_examples_and_steps_are_kept_until_trials_are_gone():
 
 def test_fewer_passages_make_prompts_shorter():
     costs = Costs({DOCUMENTS: 4.0}, {DOCUMENTS: 8.0}, {CLOSED: 100.0, DOCUMENTS: 400.0}, passages=3)
-    three, one = (Plan(10, (DOCUMENTS,), passages) for passages in (3, 1))
+    three, one = (WorkPlan(10, (DOCUMENTS,), passages) for passages in (3, 1))
     assert costs.seconds(three) == 120
     assert costs.seconds(one) == pytest.approx(60)  # 200 tokens of 400
 
 
 def test_a_trials_step_has_as_many_rows_as_its_tokens_allow():
     long = Costs({CLOSED: 1.0}, {}, {CLOSED: 700.0}, batch_tokens=2048, training={CLOSED: 3.0})
-    assert long.step(TRIALS[0], Plan(8, (), rows=8)) == 6.0
-    assert long.step(TRIALS[0], Plan(8, (), rows=1)) == 3.0
-    assert long.step(FULL, Plan(8, (), rows=1)) == 6.0
+    assert long.step(TRIALS[0], WorkPlan(8, (), rows=8)) == 6.0
+    assert long.step(TRIALS[0], WorkPlan(8, (), rows=1)) == 3.0
+    assert long.step(FULL, WorkPlan(8, (), rows=1)) == 6.0
 
 
 # ── while it runs ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -189,7 +189,7 @@ def test_what_ended_early_is_remembered_until_it_is_done():
     assert budget.cuts == {}
 
 
-def trained(budget: Budget, clock: Clock, plan: Plan, seconds: float) -> int:
+def trained(budget: Budget, clock: Clock, plan: WorkPlan, seconds: float) -> int:
     """The steps of a pilot of two trials whose steps take so long."""
     pace, step, last = Pace(budget, plan), 0, plan.steps
     while step < last:
@@ -202,7 +202,7 @@ def trained(budget: Budget, clock: Clock, plan: Plan, seconds: float) -> int:
 
 def test_a_pilot_whose_steps_are_slow_gets_fewer_and_leaves_time_for_its_answers():
     clock, costs = Clock(), Costs({CLOSED: 1.0}, {CLOSED: 2.0}, {CLOSED: 50.0})
-    plan = Plan(4, (), trials=TRIALS[:2], steps=12)
+    plan = WorkPlan(4, (), trials=TRIALS[:2], steps=12)
     budget = Budget(100.0, clock, costs=costs)
     reserve = costs.closing(plan) + costs.evaluation(plan)
     assert reserve == pytest.approx(4 * 2 * (2 * EVALUATING + 3))

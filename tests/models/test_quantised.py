@@ -420,13 +420,13 @@ def test_a_measured_run(made, tmp_path):
 
 
 def test_an_experiment_names_forms_and_old_runs_keep_their_names(made, tmp_path):
-    from halka.studies.compare import Plan
+    from halka.studies.compare import ExperimentPlan
     from halka.studies.experiment import read_experiment
 
     def keys(**changes) -> list[str]:
         given = {"name": "e", "base": str(made / "base"), "task": str(made / "task.yaml"), "seeds": [0], **changes}
         (tmp_path / "e.yaml").write_text(yaml.safe_dump({"methods": [{"method": "lora"}], **given}))
-        groups, _ = Plan(read_experiment(tmp_path / "e.yaml")).due({})
+        groups, _ = ExperimentPlan(read_experiment(tmp_path / "e.yaml")).due({})
         return [run.key for runs in groups for run in runs]
 
     (plain,), (whole,) = keys(), keys(quantize="nf4")

@@ -30,7 +30,7 @@ from halka.server.backends.replicas.beating import beating
 from halka.server.backends.replicas.contents import Contents
 from halka.server.backends.replicas.deployment import application, reason, remove
 from halka.server.backends.replicas.placement import CALLS, SILENT, Placement
-from halka.server.backends.replicas.plan import Plan
+from halka.server.backends.replicas.plan import ReplicaPlan
 from halka.server.backends.replicas.replica import Replica
 from halka.server.backends.replicas.share import share_of
 from halka.server.backends.replicas.wire import UNSAID, Call, EngineFailed, Reply, State
@@ -407,7 +407,7 @@ def test_who_leaves_frees_the_row(served):
 
 
 def test_another_base_or_version_is_refused_by_name(base, served, tmp_path):
-    plan = Plan.of(settings(base, None, tmp_path), served[0].service.model, threads=1)
+    plan = ReplicaPlan.of(settings(base, None, tmp_path), served[0].service.model, threads=1)
     with pytest.raises(HalkaError, match=r"has Halka .*, and the gateway 0\.0: install one wheel on all"):
         replace(plan, halka="0.0").engine(Contents(tmp_path))
     with pytest.raises(HalkaError, match=r"has another base as .* than the gateway"):
@@ -555,7 +555,7 @@ def test_who_leaves_while_files_come_disturbs_no_other(stored, tmp_path):
 
 def test_two_states_of_a_checkout_have_versions_of_their_own(base, served, tmp_path):
     """Whatever their number says; what Python or the page's tools leave there changes nothing."""
-    plan = Plan.of(settings(base, None, tmp_path), served[0].service.model, threads=1)
+    plan = ReplicaPlan.of(settings(base, None, tmp_path), served[0].service.model, threads=1)
     assert plan.halka == own_version() == f"{version('halka')} (source {source_hash(PACKAGE)})"
     files = {"a.py": "1", "b/c.py": "2", "b/__pycache__/c.pyc": "3", "web/node_modules/d.py": "4"}
     hashes = dict[str, str]()

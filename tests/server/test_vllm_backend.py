@@ -20,7 +20,7 @@ from halka.engine.request import Request
 from halka.engine.stopping import Stopping
 from halka.server.backends.vllm.completions import body_of
 from halka.server.backends.vllm.events import data_of
-from halka.server.guards.logs import JsonLines
+from halka.server.guards.logs import JsonFormatter
 from halka.storage.adapter_folder import AdapterFolder
 from halka.util.errors import HalkaError
 from serving_for_tests import InProcess, Running, make_store, open_service, settings, until
@@ -221,8 +221,8 @@ def test_errors_are_the_engines(server, gateway):
 def test_the_log_has_no_word_of_a_prompt_that_vllm_refuses(gateway, vllm, caplog):
     ask(gateway, prompt=[3, 3, 3], max_tokens=3)
     (record,) = (record for record in caplog.records if "refuses" in record.getMessage())
-    assert "threes" in JsonLines(texts=True).format(record)
-    assert "threes" not in JsonLines(texts=False).format(record)
+    assert "threes" in JsonFormatter(texts=True).format(record)
+    assert "threes" not in JsonFormatter(texts=False).format(record)
 
 
 # ── identity by content ─────────────────────────────────────────────────────────────────────────────────────────

@@ -19,7 +19,7 @@ import yaml
 
 from halka.methods import build_method
 from halka.studies.ablation import Ablation
-from halka.studies.compare import Plan, measurements, run, runner, write_outputs
+from halka.studies.compare import ExperimentPlan, measurements, run, runner, write_outputs
 from halka.studies.experiment import Entry, Experiment, demo_experiment, read_experiment
 from halka.studies.hosts import Here
 from halka.studies.runner import Event, Runner, report, serve
@@ -199,7 +199,7 @@ def test_a_search_is_shorter_and_uses_the_first_seed(stage):
     ],
 )
 def test_a_search_is_as_long_as_the_file_says_or_half_as_long(settings, shorter):
-    groups, _ = Plan(experiment(LORA, **settings)).due({})
+    groups, _ = ExperimentPlan(experiment(LORA, **settings)).due({})
     for spec in (spec for group in groups for spec in group):
         assert {key: spec.train[key] for key in ("epochs", "steps") if key in spec.train} == shorter
 
@@ -369,7 +369,7 @@ def test_other_kinds_labels_and_texts_for_forgetting_are_other_work(tmp_path):
         }
         (tmp_path / "task.yaml").write_text(yaml.safe_dump(work))
         plan = experiment(IA3, task=str(tmp_path / "task.yaml"), forgetting=str(tmp_path / "text.txt"))
-        return {spec.key for group in Plan(plan).due({})[0] for spec in group}
+        return {spec.key for group in ExperimentPlan(plan).due({})[0] for spec in group}
 
     own = keys()
     assert keys() == own
@@ -742,15 +742,15 @@ def task():
 def test_what_a_metric_scored_before_its_code_changed_is_counted(tmp_path):
     (path := tmp_path / "own.py").write_text(OWN_METRIC)
     own = experiment(IA3, task=str(path))
-    of_today = {"length": {"code": Plan(own).task.metrics[0].code()}}
+    of_today = {"length": {"code": ExperimentPlan(own).task.metrics[0].code()}}
     scored = {"scores": {"length": {"value": 0.3}}, "own_metrics": of_today}
     before = {"scores": {}, "own_metrics": {"length": {}}}  # from before codes were kept
-    assert Plan(own).outdated([scored, before]) == {}
+    assert ExperimentPlan(own).outdated([scored, before]) == {}
     path.write_text(f"# the same\n{OWN_METRIC}")
-    assert Plan(own).outdated([scored, before]) == {}
+    assert ExperimentPlan(own).outdated([scored, before]) == {}
     path.write_text(OWN_METRIC.replace("LONGEST = 10", "LONGEST = 12"))
-    assert Plan(own).outdated([scored, scored, before, {**scored, "scores": None}]) == {"length": 2}
-    assert [run.key for runs in Plan(own).due({})[0] for run in runs]  # their work is the same
+    assert ExperimentPlan(own).outdated([scored, scored, before, {**scored, "scores": None}]) == {"length": 2}
+    assert [run.key for runs in ExperimentPlan(own).due({})[0] for run in runs]  # their work is the same
 
 
 def test_a_file_as_a_studys_folder_is_refused(tmp_path):
@@ -762,7 +762,7 @@ def test_a_file_as_a_studys_folder_is_refused(tmp_path):
 def test_a_primary_metric_that_is_none_of_the_tasks_costs_no_training(tmp_path):
     (path := tmp_path / "own.py").write_text(OWN_METRIC.replace(', "length")', ', "longth")'))
     with pytest.raises(HalkaError, match="task own: primary is 'longth': name one of its metrics "):
-        Plan(experiment(IA3, task=str(path)))
+        ExperimentPlan(experiment(IA3, task=str(path)))
 
 
 @pytest.mark.parametrize(
@@ -827,7 +827,7 @@ def test_two_processes_do_not_run_experiments_in_one_folder(stage):
 
 
 def test_a_run_keeps_what_a_stopped_one_left(stage):
-    (spec,) = Plan(experiment(IA3, seeds=(0,))).due({})[0][0]
+    (spec,) = ExperimentPlan(experiment(IA3, seeds=(0,))).due({})[0][0]
     left = stage.folder / "work" / spec.key / "checkpoint.safetensors"
     left.parent.mkdir(parents=True)
     left.write_text("of a run that was stopped")
@@ -877,7 +877,7 @@ def test_the_committed_runs_are_read_as_finished(name, runs):
     """A change of a run's key would measure everything anew."""
     plan = read_experiment(BENCHMARKS / "experiments" / f"{name}.yaml")
     try:
-        found = Plan(plan).results(runner(plan, BENCHMARKS / "results" / name)).values()
+        found = ExperimentPlan(plan).results(runner(plan, BENCHMARKS / "results" / name)).values()
     except FileNotFoundError as missing:
         pytest.skip(str(missing))  # public data that is not in the repository
     assert len(found) == len(measurements(BENCHMARKS / "results" / name)) == runs

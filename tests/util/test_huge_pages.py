@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from halka.util import huge_pages
-from halka.util.huge_pages import ALIGNED, PAGE, Room
+from halka.util.huge_pages import ALIGNED, PAGE, Arena
 
 HOLDS, THP = Path("/proc/self/smaps"), Path("/sys/kernel/mm/transparent_hugepage")
 
@@ -75,8 +75,8 @@ def test_memory_is_free_once_no_tensor_refers_to_it():
 def test_a_room_has_copies_one_behind_the_other():
     tensors = [torch.arange(7.0), torch.arange(4, dtype=torch.int8), torch.rand(3, 5, dtype=torch.bfloat16)]
     tensors.append(torch.rand(2, 5, dtype=torch.bfloat16))
-    room = Room(tensors)
-    copies = [room.cat(tensors[:1]), room.cat(tensors[1:2]), room.cat(tensors[2:])]
+    arena = Arena(tensors)
+    copies = [arena.cat(tensors[:1]), arena.cat(tensors[1:2]), arena.cat(tensors[2:])]
     assert all(torch.equal(copy, tensor) for copy, tensor in zip(copies[:2], tensors[:2], strict=True))
     assert torch.equal(copies[2], torch.cat(tensors[2:]))
     assert all(copy.data_ptr() % ALIGNED == 0 for copy in copies)
@@ -86,7 +86,7 @@ def test_a_room_has_copies_one_behind_the_other():
 
 
 def test_a_room_has_no_more_than_was_asked_for():
-    room = Room([torch.ones(ALIGNED // 4)])
-    room.cat([torch.ones(ALIGNED // 4)])
+    arena = Arena([torch.ones(ALIGNED // 4)])
+    arena.cat([torch.ones(ALIGNED // 4)])
     with pytest.raises(RuntimeError):
-        room.cat([torch.ones(1)])
+        arena.cat([torch.ones(1)])

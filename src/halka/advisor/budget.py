@@ -93,7 +93,7 @@ class PilotConfig:
 
 
 @dataclass(frozen=True)
-class Plan:
+class WorkPlan:
     """What is done in the time.
 
     held_out     examples that are asked under each of the conditions, and by each trial
@@ -127,21 +127,21 @@ class Costs:
     batch_tokens: int = 2048
     training: dict[str, float] = field(default_factory=dict)
 
-    def seconds(self, plan: Plan, done: Collection[str] = ()) -> float:
+    def seconds(self, plan: WorkPlan, done: Collection[str] = ()) -> float:
         """What the plan takes, without the conditions under which the base was asked already."""
         asked = sum(self.asking(condition, plan) for condition in plan.conditions if condition not in done)
         training = plan.steps * sum(self.step(trial, plan) for trial in plan.trials)
         return asked + training + plan.evaluations * self.evaluation(plan) + self.closing(plan)
 
-    def asking(self, condition: Condition, plan: Plan) -> float:
+    def asking(self, condition: Condition, plan: WorkPlan) -> float:
         """Losses and answers of the base to all held-out examples."""
         return plan.held_out * (self._of(self.losses, condition, plan) + self._of(self.answers, condition, plan))
 
-    def step(self, trial: TrialPlan, plan: Plan) -> float:
+    def step(self, trial: TrialPlan, plan: WorkPlan) -> float:
         """A step of one trial."""
         return self.rows(trial, plan) * self.training_of(trial) * self._of(self.losses, trial.condition, plan)
 
-    def rows(self, trial: TrialPlan, plan: Plan) -> int:
+    def rows(self, trial: TrialPlan, plan: WorkPlan) -> int:
         """The rows of its step: fewer where they are long."""
         length = self._scale(trial.condition, plan) * self.tokens.get(trial.condition, 0.0)
         return min(plan.rows, max(1, int(self.batch_tokens / length))) if length else plan.rows
@@ -150,23 +150,23 @@ class Costs:
         """A row of its step, in losses."""
         return self.training.get(trial.condition, TRAINING) * (FULL_STEP if trial.method == "full" else 1.0)
 
-    def evaluation(self, plan: Plan) -> float:
+    def evaluation(self, plan: WorkPlan) -> float:
         """The held-out losses of all trials."""
         losses = sum(self._of(self.losses, trial.condition, plan) for trial in plan.trials)
         return plan.held_out * EVALUATING * losses
 
-    def answering(self, trials: Sequence[TrialPlan], plan: Plan) -> float:
+    def answering(self, trials: Sequence[TrialPlan], plan: WorkPlan) -> float:
         """The answers of these trials to all held-out examples."""
         return plan.held_out * ANSWERING * sum(self._of(self.answers, trial.condition, plan) for trial in trials)
 
-    def closing(self, plan: Plan) -> float:
+    def closing(self, plan: WorkPlan) -> float:
         """What follows the pilot's training: losses and answers of its trials."""
         return self.evaluation(plan) + self.answering(plan.trials, plan)
 
-    def _of(self, costs: dict[str, float], condition: str, plan: Plan) -> float:
+    def _of(self, costs: dict[str, float], condition: str, plan: WorkPlan) -> float:
         return self._scale(condition, plan) * costs.get(condition, 0.0)
 
-    def _scale(self, condition: str, plan: Plan) -> float:
+    def _scale(self, condition: str, plan: WorkPlan) -> float:
         """The share of a prompt's tokens that is left with the plan's passages."""
         without = {DOCUMENTS: CLOSED, BOTH: EXAMPLES}.get(condition)
         if without is None or plan.passages >= self.passages or not self.tokens.get(condition):
@@ -188,7 +188,7 @@ COUNTED = {
 # ── what is cut, in which order ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def plans(full: Plan) -> Iterator[Plan]:
+def plans(full: WorkPlan) -> Iterator[WorkPlan]:
     """The full plan, then plans that each cut one thing more.
 
     In this order: held-out examples to 16 and steps to 12, together; half of the evaluations; trials from the last on
@@ -216,7 +216,7 @@ def plans(full: Plan) -> Iterator[Plan]:
         yield (plan := _unasked(plan, condition))
 
 
-def affordable(full: Plan, costs: Costs, seconds: float, done: Collection[str] = ()) -> Plan:
+def affordable(full: WorkPlan, costs: Costs, seconds: float, done: Collection[str] = ()) -> WorkPlan:
     """The first plan that takes at most so many seconds; the empty one in the end."""
     plan = full
     for plan in plans(full):
@@ -225,7 +225,7 @@ def affordable(full: Plan, costs: Costs, seconds: float, done: Collection[str] =
     return plan
 
 
-def differences(full: Plan, plan: Plan) -> dict[str, str]:
+def differences(full: WorkPlan, plan: WorkPlan) -> dict[str, str]:
     """What the plan leaves out, in a sentence each, by its name."""
     cuts: dict[str, str] = {}
     for name, what in COUNTED.items():
@@ -244,11 +244,11 @@ def _between(least: int, most: int, level: int) -> int:
     return most if most <= least else least + (most - least) * level // LEVELS
 
 
-def _without(plan: Plan, trial: TrialPlan) -> Plan:
+def _without(plan: WorkPlan, trial: TrialPlan) -> WorkPlan:
     return replace(plan, trials=tuple(other for other in plan.trials if other is not trial))
 
 
-def _unasked(plan: Plan, condition: Condition) -> Plan:
+def _unasked(plan: WorkPlan, condition: Condition) -> WorkPlan:
     return replace(plan, conditions=tuple(other for other in plan.conditions if other != condition))
 
 
@@ -271,7 +271,7 @@ class Budget:
     costs: Costs = field(default_factory=Costs)
     done: set[str] = field(default_factory=set)
     cuts: dict[str, str] = field(default_factory=dict)
-    planned: Plan | None = None
+    planned: WorkPlan | None = None
     _started: float | None = None
 
     @contextmanager
@@ -289,7 +289,7 @@ class Budget:
         running = 0.0 if self._started is None else self.clock() - self._started
         return self.seconds - sum(self.spent.values()) - running
 
-    def plan(self, full: Plan) -> Plan:
+    def plan(self, full: WorkPlan) -> WorkPlan:
         """What of the full plan there is time for."""
         self.planned = affordable(full, self.costs, PLANNED * self.left, self.done)
         return self.planned

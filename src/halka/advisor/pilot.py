@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from halka.advisor.budget import EVALUATING, Budget, OutOfTimeError, PilotConfig, Plan, TrialPlan, differences
+from halka.advisor.budget import EVALUATING, Budget, OutOfTimeError, PilotConfig, TrialPlan, WorkPlan, differences
 from halka.advisor.evidence import Learnability, Trial
 from halka.advisor.probed_base import ProbedBase, Report, TokenLosses
 from halka.advisor.statistics import (
@@ -58,7 +58,7 @@ def learnability(
     """
     started = budget.clock()
     trials = config.all_trials(documents=base.retrieve is not None)
-    full = Plan(len(base.held_out), (), base.passages, trials, batch_size, config.steps)
+    full = WorkPlan(len(base.held_out), (), base.passages, trials, batch_size, config.steps)
     pilot = _Pilot(base, budget, full, config, checkpointing, folder).planned()
     base, adapters = pilot.base, {f"pilot-{number}": plan for number, plan in enumerate(pilot.plan.trials)}
     jobs: dict[str, Job] = {}
@@ -106,7 +106,7 @@ def learnability(
 class Pace(Observer):
     """Ends the trials with the steps that there is time for, the evaluation and answers after them included."""
 
-    def __init__(self, budget: Budget, plan: Plan):
+    def __init__(self, budget: Budget, plan: WorkPlan):
         self.budget, self.reserve = budget, budget.costs.evaluation(plan) + budget.costs.closing(plan)
         self.begun, self.last, self.step, self.done = 0.0, plan.steps, 0, 0
 
@@ -128,7 +128,7 @@ class _Pilot:
 
     base: ProbedBase
     budget: Budget
-    plan: Plan
+    plan: WorkPlan
     config: PilotConfig
     checkpointing: bool
     folder: Path | None
@@ -159,7 +159,7 @@ class _Pilot:
             write_text(saved, json.dumps(numbers | {"trials": [trial.name for trial in plan.trials]}) + "\n")
         return self._with(plan)
 
-    def _with(self, plan: Plan) -> _Pilot:
+    def _with(self, plan: WorkPlan) -> _Pilot:
         return replace(self, plan=plan, base=self.base.first(plan.held_out))
 
     def time_steps(self) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from halka.advisor import words
 from halka.advisor.advice_folder import COLLECTION
-from halka.advisor.budget import Budget, Plan
+from halka.advisor.budget import Budget, WorkPlan
 from halka.advisor.evidence import BOTH, CLOSED, CONDITIONS, DOCUMENTS, EXAMPLES, Condition
 from halka.advisor.request import Request, Sample
 from halka.advisor.statistics import answer_values
@@ -96,15 +96,15 @@ class ProbedBase:
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """Those that can be tried: the ones with passages need documents."""
+        """Kinds of prompts that can be tried: those with passages need documents."""
         possible: tuple[Condition, ...] = (CLOSED, EXAMPLES) if self.retrieve is None else CONDITIONS
         return tuple(condition for condition in possible if condition in self.asked)
 
     def first(self, count: int) -> ProbedBase:
-        """The same with the first `count` held-out examples."""
+        """The base with the first `count` held-out examples alone."""
         return replace(self, held_out=self.held_out[:count])
 
-    def planned(self, plan: Plan) -> ProbedBase:
+    def planned(self, plan: WorkPlan) -> ProbedBase:
         """With the plan's held-out examples, conditions, and passages in a prompt."""
         base, retrieve = replace(self.first(plan.held_out), asked=plan.conditions), self.retrieve
         if retrieve is None or plan.passages == base.passages:

@@ -23,7 +23,16 @@ from halka.advisor.advice_folder import (
     base_files,
     result_keys,
 )
-from halka.advisor.budget import FULL, WITH_PASSAGES, Budget, OutOfTimeError, PilotConfig, Plan, TrialPlan, differences
+from halka.advisor.budget import (
+    FULL,
+    WITH_PASSAGES,
+    Budget,
+    OutOfTimeError,
+    PilotConfig,
+    TrialPlan,
+    WorkPlan,
+    differences,
+)
 from halka.advisor.evidence import (
     CLOSED,
     DOCUMENTS,
@@ -107,8 +116,15 @@ def probe(
     advice = AdviceFolder(folder)
     with locked(advice.path, f"another process advises in {advice.path}: wait for it, or name another folder"):
         probes = _Probes(
-            *(request, examples, config, advice, 60 * minutes, tuple(skip)),
-            *(pilot or PilotConfig(), progress, machine),
+            request=request,
+            sample=examples,
+            config=config,
+            folder=advice,
+            seconds=60 * minutes,
+            skip=tuple(skip),
+            pilot=pilot or PilotConfig(),
+            progress=progress,
+            machine=machine,
         )
         return probes.evidence()
 
@@ -161,7 +177,13 @@ class _Probes:
         if hardware is not None:
             self.missing |= {f"a base in {form}": why for form, why in hardware.untried.items()}
         evidence = Evidence(
-            *(self._subject(size), strength_result, knowledge_result, pilot_result, defects, hardware, self.missing),
+            subject=self._subject(size),
+            strength=strength_result,
+            knowledge=knowledge_result,
+            learnability=pilot_result,
+            cleanliness=defects,
+            fit=hardware,
+            missing=self.missing,
             time=self._time() if uses_base else None,
         )
         self._write_passages(evidence)
@@ -194,7 +216,7 @@ class _Probes:
         )
         trials = () if "learnability" in self.missing else self._trials(base)
         held_out, passages = plan.held_out or len(base.held_out), plan.passages or base.passages
-        full = Plan(held_out, asked, passages, trials, self.request.batch_size, self.pilot.steps)
+        full = WorkPlan(held_out, asked, passages, trials, self.request.batch_size, self.pilot.steps)
         chosen = self.budget.plan(full)
         plan.held_out, plan.passages = plan.held_out or chosen.held_out, chosen.passages
         self.budget.cuts |= differences(replace(full, trials=(), steps=0, rows=0, evaluations=0), chosen)
@@ -206,7 +228,9 @@ class _Probes:
     def _settled(self) -> ProbedBase:
         """The base with what was planned for the probes before the pilot."""
         base, plan = self.base, self.plan
-        return base.planned(Plan(plan.held_out or len(base.held_out), base.conditions, plan.passages or base.passages))
+        return base.planned(
+            WorkPlan(plan.held_out or len(base.held_out), base.conditions, plan.passages or base.passages)
+        )
 
     def _trials(self, base: ProbedBase) -> tuple[TrialPlan, ...]:
         pilot = replace(self.pilot, trials=(*self.pilot.trials, *([FULL] if self.request.full else [])))

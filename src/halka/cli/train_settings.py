@@ -137,7 +137,7 @@ def sources() -> Sources:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """One run: its settings, method and training; `explicit` are the paths of the settings that were set.
 
     joined  methods beside the first, in the same adapter
@@ -156,7 +156,7 @@ class Plan:
         """All that is trained, as one method. Raises HalkaError for methods that cannot be joined."""
         return Joint((self.method, *self.joined)) if self.joined else self.method
 
-    def started_as(self, method: Method) -> Plan:
+    def started_as(self, method: Method) -> RunPlan:
         """The plan with the method of the adapter that the run begins as.
 
         Raises HalkaError for a method or a field that was set otherwise.
@@ -188,7 +188,7 @@ class Plan:
         }
 
 
-def read(config: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Plan:
+def read(config: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str]) -> RunPlan:
     """The plan that the file, the environment and the flags make together.
 
     Raises HalkaError naming the setting, where it was given, and what is wrong with it.
@@ -200,7 +200,7 @@ def read(config: Path | None, flags: Mapping[str, Any], environment: Mapping[str
     return _plan(_laid(layer, *over), all_sources)
 
 
-def read_many(file: Path, flags: Mapping[str, Any], environment: Mapping[str, str]) -> list[Plan]:
+def read_many(file: Path, flags: Mapping[str, Any], environment: Mapping[str, str]) -> list[RunPlan]:
     """The plans of a file with `runs`, each with settings of its own; settings beside them, and flags, are for all.
 
     Raises HalkaError as `read` does, for a file without runs, and for runs of several bases or in one folder.
@@ -239,7 +239,7 @@ def _laid(*layers: Mapping[str, Entry]) -> dict[str, Entry]:
     return merged
 
 
-def _plan(layer: Mapping[str, Entry], sources: Sources) -> Plan:
+def _plan(layer: Mapping[str, Entry], sources: Sources) -> RunPlan:
     run = build(RunSettings, sources.run, layer)
     start = None if run.start_from is None else _start(run, layer)
     card = None if start is None else start.card
@@ -253,7 +253,7 @@ def _plan(layer: Mapping[str, Entry], sources: Sources) -> Plan:
     chosen = build(method, sources.methods[run.method], layer)
     if run.text is not None:
         check_start(chosen, layer["text"].where)
-    plan = Plan(
+    plan = RunPlan(
         run=run,
         method=chosen,
         train=build(TrainConfig, sources.train, layer),

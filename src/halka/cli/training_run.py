@@ -17,7 +17,7 @@ import typer
 
 from halka.cli.command import Failed, own_rank, say, show_warnings
 from halka.cli.progress import StepProgress, TokensProgress
-from halka.cli.train_settings import Plan
+from halka.cli.train_settings import RunPlan
 from halka.core import AdaptedModel
 from halka.data.task import Task
 from halka.data.truncation import watched
@@ -44,7 +44,7 @@ class TrainingRun:
 
     task: Task
 
-    def __init__(self, plan: Plan, name: str, *, overwrite: bool, tensorboard: bool):
+    def __init__(self, plan: RunPlan, name: str, *, overwrite: bool, tensorboard: bool):
         """Raises HalkaError for a folder that holds something else."""
         self.plan, self.name, self.folder = plan, name, RunFolder(plan.run.out)
         self.overwrite, self.tensorboard = overwrite, tensorboard
@@ -72,7 +72,7 @@ class TrainingRun:
     def add_adapter(self, model: AdaptedModel) -> None:
         """Add its adapter: a new one, whose virtual tokens start as --text, or the one that it begins as.
 
-        Raises HalkaError as `load` and `Plan.started_as` do.
+        Raises HalkaError as `load` and `RunPlan.started_as` do.
         """
         plan, text = self.plan, self.plan.run.text
         if plan.start is not None:

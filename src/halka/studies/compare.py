@@ -50,7 +50,7 @@ def run(experiment: Experiment, folder: str | Path, *, retry: bool = False, on: 
     Raises HalkaError, before anything runs, for what would fail every run, and where another process runs there; and
     for a cluster that cannot be reached, or has no node for a run.
     """
-    plan = Plan(experiment)
+    plan = ExperimentPlan(experiment)
     with alone_in(Path(folder)):
         host = None if on is None else on_ray(experiment, plan.task, PROGRAM, folder, on)
         yield from runner(experiment, folder, retry, host).go(plan.due)
@@ -65,7 +65,7 @@ def runner(
 
 def is_finished(experiment: Experiment, folder: str | Path) -> bool:
     """Whether every run of the experiment has ended. Raises HalkaError as `run` does for a task."""
-    plan = Plan(experiment)
+    plan = ExperimentPlan(experiment)
     results = plan.results(runner(experiment, folder))
     groups, to_come = plan.due(results)
     return not to_come and all(run.key in results for group in groups for run in group)
@@ -89,7 +89,7 @@ def write_outputs(
     from halka.report.table import to_markdown
 
     folder = Path(folder)
-    plan = Plan(experiment)
+    plan = ExperimentPlan(experiment)
     results = plan.results(runner(experiment, folder))
     own = [*results.values()]
     summary = summarise(own)
@@ -113,7 +113,7 @@ def best_adapter(experiment: Experiment, folder: str | Path) -> Path | None:
 
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in Path(folder, "runs").glob("*.json")}
     scores: dict[Path, float] = {}
-    for run in (run for group in Plan(experiment).due(results)[0] for run in group):
+    for run in (run for group in ExperimentPlan(experiment).due(results)[0] for run in group):
         adapter, result = Path(folder, "work", run.key, "adapter"), results.get(run.key, {})
         if run.method != "full" and adapter.is_dir() and (scored := result.get("scores")):
             primary = metric_info(result["primary"], [result])
@@ -121,7 +121,7 @@ def best_adapter(experiment: Experiment, folder: str | Path) -> Path | None:
     return max(scores, key=lambda adapter: scores[adapter], default=None)
 
 
-class Plan:
+class ExperimentPlan:
     """Which runs an experiment needs, from the results so far. Raises HalkaError for a task that no run could use."""
 
     def __init__(self, experiment: Experiment):

@@ -1,4 +1,4 @@
-"""Memory in huge pages, for what is read from end to end at every step, and `Room`, which shares it out.
+"""Memory in huge pages, for what is read from end to end at every step, and `Arena`, which shares it out.
 
 A processor looks up where each page of memory lies. With the usual pages of 4 kB it waits for that while it reads a
 large weight: one row decodes a tenth faster where pages have 2 MB (Linux: madvise(2)). Elsewhere memory is as usual.
@@ -31,7 +31,7 @@ def empty(*shape: int, dtype: torch.dtype, device: torch.device | str = "cpu") -
     return torch.frombuffer(memory, dtype=dtype, offset=start, count=math.prod(shape)).view(shape)
 
 
-class Room:
+class Arena:
     """Memory that tensors are copied to, one behind the other, and that is free again once none of them is left."""
 
     def __init__(self, tensors: Iterable[Tensor]):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from halka.models.quantised.int8 import Int8Linear
-from halka.util.huge_pages import Room
+from halka.util.huge_pages import Arena
 
 TENSORS = ("weight", "values", "scale", "bias")
 
@@ -33,21 +33,21 @@ class FusedLinears:
     them sees no difference.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear | Int8Linear], room: Room):
+    def __init__(self, layers: Sequence[nn.Linear | Int8Linear], arena: Arena):
         """Layers of one kind, input width and precision, all with a bias or none, and room for their `tensors_of`."""
         quantised = isinstance(layers[0], Int8Linear)
         self.widths = [layer.out_features for layer in layers]
         self.places: list[tuple[nn.Module, str]] = []
         self._views: list[tuple[Tensor, int]] = []
-        self.weight = self._fuse(layers, "values" if quantised else "weight", room)
-        self.scale = self._fuse(layers, "scale", room) if quantised else None
-        self.bias = None if layers[0].bias is None else self._fuse(layers, "bias", room)
+        self.weight = self._fuse(layers, "values" if quantised else "weight", arena)
+        self.scale = self._fuse(layers, "scale", arena) if quantised else None
+        self.bias = None if layers[0].bias is None else self._fuse(layers, "bias", arena)
 
-    def _fuse(self, layers: Sequence[nn.Module], name: str, room: Room) -> Tensor:
+    def _fuse(self, layers: Sequence[nn.Module], name: str, arena: Arena) -> Tensor:
         own: list[Tensor] = [getattr(layer, name) for layer in layers]
         self.places += [(layer, name) for layer in layers]
         with torch.inference_mode(False):
-            whole = room.cat([tensor.data for tensor in own])
+            whole = arena.cat([tensor.data for tensor in own])
             for tensor, view in zip(own, whole.split(self.widths), strict=True):
                 tensor.data = view
                 self._views.append((tensor, view.data_ptr()))

@@ -21,7 +21,7 @@ from halka.models.kinds import kind_of
 from halka.models.layouts import Layout, layout_of
 from halka.models.quantised.int8 import Int8Linear
 from halka.models.rotary import changing_rotary
-from halka.util.huge_pages import Room
+from halka.util.huge_pages import Arena
 
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3")
 QKV, GATE_UP = ("attn.q", "attn.k", "attn.v"), ("mlp.gate", "mlp.up")
@@ -80,9 +80,9 @@ class LlamaLayer:
         return norms + [place for product in self.products.values() for place in product.places]
 
     def fuse(self) -> None:
-        room = Room(tensor for linear in self.linears.values() for tensor in tensors_of(linear))
+        arena = Arena(tensor for linear in self.linears.values() for tensor in tensors_of(linear))
         for name, roles in PRODUCTS.items():
-            self.products[name] = FusedLinears([self.linears[role] for role in roles], room)
+            self.products[name] = FusedLinears([self.linears[role] for role in roles], arena)
 
 
 def window_of(attention: Any, config: Any) -> int | None:
@@ -186,7 +186,7 @@ class LlamaWeights:
         attention = base.get_submodule(f"{layout.layers}.0.{layout.attention}")
         first = self.layers[0].linears
         head = base.get_submodule(layout.head)
-        self._to_logits = FusedLinears([head], Room(tensors_of(head)))
+        self._to_logits = FusedLinears([head], Arena(tensors_of(head)))
         self.head: Tensor = self._to_logits.weight
         self.embed: Tensor = decoder.embed_tokens.weight.data
         self.norm: Tensor = decoder.norm.weight.data

@@ -59,7 +59,7 @@ class Visibility:
         return self.sees(tokens[:, None], keys)
 
 
-class Plan:
+class SegmentPlan:
     """A line's segments and what layers share: what a base's pass receives as `forest` (`core.interfaces.LinePlan`)."""
 
     def __init__(self, forest: Forest, device: torch.device):
@@ -82,7 +82,7 @@ class Plan:
         return self._cache[key]
 
 
-class ForestPlan(Plan):
+class ForestPlan(SegmentPlan):
     """A forest with the tensors that all layers share.
 
     positions   (N,) each token's place counted from its root's first token

@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from halka.models.attention.forest import Plan
+from halka.models.attention.forest import SegmentPlan
 from halka.util import huge_pages
 from halka.util.forest import Forest
 from halka.util.transfer import to_device
@@ -89,7 +89,7 @@ class PagedText:
     begins: Sequence[int]
 
 
-class PagedPlan(Plan):
+class PagedPlan(SegmentPlan):
     """What attention needs to know of a line, computed once and read by every layer.
 
     kv          where keys and values are

@@ -15,7 +15,7 @@ ABOUT_THE_MACHINE = (OSError, MemoryError, RuntimeError, DamagedFolderError)
 """Errors whose messages are not about texts."""
 
 
-class JsonLines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """A record as a JSON object: time, level, message, the fields in `extra={"fields": …}`, an error's trace.
 
     texts  whether errors may say what they are about: their messages may hold a piece of a prompt
@@ -45,7 +45,7 @@ class JsonLines(logging.Formatter):
 def log_to(stream: IO[str], texts: bool) -> None:
     """Write what the server logs to a stream, and nowhere else."""
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonLines(texts))
+    handler.setFormatter(JsonFormatter(texts))
     for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

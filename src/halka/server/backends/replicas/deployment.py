@@ -16,7 +16,7 @@ from typing import Any
 from halka.core import AdaptedModel
 from halka.server.backends.replicas.channel import Channel, ServeChannel
 from halka.server.backends.replicas.placement import CALLS
-from halka.server.backends.replicas.plan import Plan
+from halka.server.backends.replicas.plan import ReplicaPlan
 from halka.server.backends.replicas.relay import RelayChannel
 from halka.server.backends.replicas.serve_replica import ServeReplica
 from halka.server.backends.replicas.share import Share, share_of
@@ -55,7 +55,7 @@ class Deployment:
             self._start_serve()
             opening.callback(self._end)
             self._remove()  # what is left of a gateway that was killed
-            handle = self._run(settings, Plan.of(settings, model, share.threads, share.beside), share)
+            handle = self._run(settings, ReplicaPlan.of(settings, model, share.threads, share.beside), share)
             self._wait()
             self.channel: Channel = self._channel(handle)
             self._open = opening.pop_all()
@@ -71,7 +71,7 @@ class Deployment:
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
         self._serve.start(proxy_location="Disabled")
 
-    def _run(self, settings: ServerSettings, plan: Plan, share: Share) -> Any:
+    def _run(self, settings: ServerSettings, plan: ReplicaPlan, share: Share) -> Any:
         """Start the application; returns the handle of its deployment."""
         least, most = settings.replica_range
         number: dict[str, Any] = {"num_replicas": least}

@@ -1,4 +1,4 @@
-"""`Plan`: what every replica is started with, which the gateway sends as JSON."""
+"""`ReplicaPlan`: what every replica is started with, which the gateway sends as JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from halka.util.own_version import own_version
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReplicaPlan:
     """The base, and the engine on it.
 
     fingerprint  of the gateway's base; halka: the gateway's `own_version`
@@ -39,7 +39,7 @@ class Plan:
     others: Mapping[str, Any]
 
     @classmethod
-    def of(cls, settings: ServerSettings, model: AdaptedModel, threads: int, beside: int = 1) -> Plan:
+    def of(cls, settings: ServerSettings, model: AdaptedModel, threads: int, beside: int = 1) -> ReplicaPlan:
         names = (
             "base",
             "dtype",

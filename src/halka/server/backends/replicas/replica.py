@@ -12,7 +12,7 @@ from halka.engine import Answer, AsyncEngine
 from halka.server.backends.growing import Piece
 from halka.server.backends.replicas.beating import beating
 from halka.server.backends.replicas.contents import Contents, Files
-from halka.server.backends.replicas.plan import Plan
+from halka.server.backends.replicas.plan import ReplicaPlan
 from halka.server.backends.replicas.wire import Call, FilesLost, Reply, State
 from halka.util.errors import HalkaError, OutOfMemoryError
 from halka.util.ray_node import task_folder
@@ -28,7 +28,7 @@ log = logging.getLogger("halka.server")
 class Replica:
     """One replica. Every text that it takes or gives is JSON.
 
-    plan      a `Plan`'s JSON
+    plan      a `ReplicaPlan`'s JSON
     name      how the gateway knows it
     timeout   seconds that a step of the engine may take before it stalls
     beat      seconds without a reply after which each call gets one that has nothing
@@ -38,7 +38,7 @@ class Replica:
 
     def __init__(self, plan: str, name: str):
         self._folder = ExitStack()
-        self.name, parsed = name, Plan(**json.loads(plan))
+        self.name, parsed = name, ReplicaPlan(**json.loads(plan))
         self.timeout, self.beat = max(LEAST, STALL * parsed.others["timeout"]), BEAT
         self.contents = Contents(self._folder.enter_context(task_folder()) / "adapters")
         self.engine = AsyncEngine(parsed.engine(self.contents))

@@ -16,7 +16,7 @@ from halka.util.openmp import environment
 class ServeReplica:
     """Hands Serve's calls to a `Replica`. Importing this module loads no torch, which reads the variables at once.
 
-    plan   a `Plan`'s JSON
+    plan   a `ReplicaPlan`'s JSON
 
     Raises HalkaError as `Replica`.
     """

@@ -33,7 +33,7 @@ class Share:
 
     @property
     def needs(self) -> Resources:
-        """The same by Ray's names."""
+        """What a replica needs, by Ray's names for it."""
         return {"CPU": self.threads, "GPU": self.gpus, "memory": self.memory, "gpu_memory": self.gpu_memory}
 
 
