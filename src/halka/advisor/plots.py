@@ -171,7 +171,8 @@ def _draw_rows(rows: Sequence[Row], subject: Subject, prefix: str) -> Figure:
         look = Look("--s0", "D") if row.chosen else Look("--base" if row.hollow else "--ink", "o")
         _mark_level(axes, row.score, y, look, hollow=row.hollow, large=row.chosen)
         axes.annotate(
-            *(percent(row.score.value), (1, y)),
+            percent(row.score.value),
+            (1, y),
             xycoords=("axes fraction", "data"),
             xytext=(8, 0),
             textcoords="offset points",

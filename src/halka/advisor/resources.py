@@ -239,7 +239,10 @@ class _Search:
 
     def _largest(self, method: Method, setup: Setup, needs: DryRun) -> int:
         return largest_batch(
-            *(self.config, method, setup, self.room),
+            self.config,
+            method,
+            setup,
+            self.room,
             gpu=self.hardware.gpu,
             memory=needs.memory,
             most=MOST_ROWS,

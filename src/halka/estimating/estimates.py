@@ -160,7 +160,10 @@ def estimate(
             row = replace(row, run_seconds=steps * row.seconds)
         if where.room is not None:
             most = largest_batch(
-                *(config, method, setup, where.room),
+                config,
+                method,
+                setup,
+                where.room,
                 gpu=where.gpu,
                 memory=run.memory,
                 progress=partial(_report_batch, progress, method.name),

@@ -72,7 +72,8 @@ class HalkaLM(HFLM):
             if adapter is not None:
                 name = ADAPTER
                 load(
-                    *(model, adapter),
+                    model,
+                    adapter,
                     name=name,
                     allow_other_base=allow_other_base,
                     allow_other_template=allow_other_template,

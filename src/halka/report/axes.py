@@ -155,7 +155,9 @@ def _write(axes: Axes, text: str, x: float, y: float) -> None:
     from matplotlib.transforms import IdentityTransform
 
     axes.figure.text(
-        *(x, y, text),
+        x,
+        y,
+        text,
         transform=IdentityTransform(),
         va="center_baseline",
         color=colour("--ink"),
@@ -225,7 +227,9 @@ def padded(ends: Sequence[float], share: float) -> tuple[float, float]:
 def mark(axes: Axes, x: float, y: float, look: Look, size: float = 7.5, *, hollow: bool = False) -> None:
     """Draw one point with its marker and colour."""
     axes.plot(
-        *(x, y, look.marker),
+        x,
+        y,
+        look.marker,
         markersize=size,
         markerfacecolor=colour("--paper") if hollow else look.colour,
         markeredgecolor=look.colour if hollow else colour("--paper"),

@@ -79,7 +79,12 @@ class AdapterFolder:
             raise DamagedFolderError(f"{path} holds no {format.FILES.config}: it is not an adapter folder{way_out}")
         weights = _weights_file(path, format.FILES, allow_pickle=allow_pickle)
         return cls(
-            *(path, name, format, _read_json(path / format.FILES.config), read_card(path), weights),
+            path=path,
+            name=name,
+            format=format,
+            config=_read_json(path / format.FILES.config),
+            card=read_card(path),
+            weights=weights,
             allow_pickle=allow_pickle,
             with_head=head,
         )

@@ -181,7 +181,9 @@ def _attention(
             "bwd_BLOCK_N2": 16,
         }
     return flex_attention(
-        *(query, key, value),
+        query,
+        key,
+        value,
         score_mod=None if cap is None else capped,
         block_mask=mask,
         scale=scale,

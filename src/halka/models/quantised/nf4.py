@@ -52,7 +52,12 @@ class NF4Linear(QuantizedLinear):
     def packed_product(self, x: Tensor) -> Tensor:
         """`product` without W, for rows of whole blocks."""
         return torch.ops.bitsandbytes.gemm_4bit(
-            *(x, self.values[:, None], (self.out_features, self.in_features), self.scales_of_scales, BLOCK, "nf4"),
+            x,
+            self.values[:, None],
+            (self.out_features, self.in_features),
+            self.scales_of_scales,
+            BLOCK,
+            "nf4",
             absmax_8bit=self.scales,
             absmax_code=self.levels,
             absmax_offset=self.mean_scale,

@@ -89,16 +89,25 @@ MEASURES: tuple[Measure, ...] = (
     Measure("f1", "F1", "words shared with the best answer", _answerable, _known("token_f1")),
     Measure("contains", "Contains", "an answer stands somewhere in the text", _answerable, _contains),
     Measure(
-        *("cites", "Cites rightly", "cites a passage that holds the answer, and none that does not"),
-        *(lambda answered: bool(answered.answers and answered.passages), _cites),
+        "cites",
+        "Cites rightly",
+        "cites a passage that holds the answer, and none that does not",
+        of=lambda answered: bool(answered.answers and answered.passages),
+        value=_cites,
     ),
     Measure(
-        *("abstains", "Abstains", "says so where the documents do not hold the answer"),
-        *(lambda answered: not answered.answers and answered.passages > 0, _abstains),
+        "abstains",
+        "Abstains",
+        "says so where the documents do not hold the answer",
+        of=lambda answered: not answered.answers and answered.passages > 0,
+        value=_abstains,
     ),
     Measure(
-        *("gives_up", "Gives up", "says so where they do"),
-        *(lambda answered: bool(answered.answers and answered.passages), _abstains),
+        "gives_up",
+        "Gives up",
+        "says so where they do",
+        of=lambda answered: bool(answered.answers and answered.passages),
+        value=_abstains,
     ),
 )
 
