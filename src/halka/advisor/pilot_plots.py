@@ -34,7 +34,7 @@ def pilot(evidence: Evidence) -> Drawing | None:
 
 
 def pilot_with_passages(evidence: Evidence) -> Drawing | None:
-    """The same for trials on prompts with passages, whose losses do not compare with the others'."""
+    """As `pilot`, of trials on prompts with passages, whose losses do not compare with the others'."""
     learned = evidence.learnability
     figure = None if learned is None else _curves(learned, passages=True)
     if learned is None or figure is None:

@@ -229,7 +229,7 @@ def computed_again(
     runs: tuple[int, ...],
     owner: Flow | None,
 ) -> Generator[None]:
-    """Within the block, in backward, layers compute as in a pass of these names and runs, in the turn of its owner."""
+    """Activation checkpointing: in backward, recompute layers with a forward pass's names, runs and owner's turn."""
     in_backward, same = passes.turns.waits_for_backward(owner), passes.names == names
     if in_backward and not same:
         raise RuntimeError(

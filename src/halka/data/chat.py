@@ -95,7 +95,7 @@ def _way_out(turns: Sequence[Mapping[str, Any]], tools: object) -> str:
 
 
 def _form_of_calls(tokenizer: PreTrainedTokenizerBase) -> Literal["object", "text", "none"]:
-    """What the template takes the arguments of a call to be, as a call of a name like no other shows; or none.
+    """Whether the template expects a call's arguments as an object or as JSON text; found by rendering a probe call.
 
     "none" is that of a template that drops calls.
     """

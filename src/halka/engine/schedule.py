@@ -177,8 +177,8 @@ class Schedule:
         return text
 
     def _make_way(self) -> None:
-        """Where all rows are taken, a tenant that has more than its share gives one to one that has less, and has had
-        no more tokens: else it would have the row again at once.
+        """Where all rows are taken, preempt the newest text of the tenant with the most rows, for a waiting text of a
+        tenant below its share that has been served no more: else the other would have the row again at once.
         """
         if len(self.running) < self._rows or (first := self._first_waiting()) is None:
             return

@@ -53,7 +53,7 @@ class Waiting:
         self._adapters: dict[str, _Counts] = defaultdict(_Counts)
 
     def __iter__(self) -> Iterator[Text]:
-        """Those that wait."""
+        """Iterate over all waiting texts."""
         return (text for queues in self._queues.values() for queue in queues.values() for text in queue)
 
     def __len__(self) -> int:

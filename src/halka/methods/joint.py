@@ -51,7 +51,7 @@ def primary(method: Method) -> Method:
 
 
 def methods_of(method: Method) -> tuple[Method, ...]:
-    """Those that a joint method is made of; else the one there is."""
+    """The methods that a joint method is made of; of any other, itself alone."""
     return method.methods if isinstance(method, Joint) else (method,)
 
 

@@ -187,7 +187,7 @@ def used_runs(measurements: Iterable[Measurement]) -> dict[str, list[Measurement
 
 
 def full_runs(used: Mapping[str, list[Measurement]]) -> list[Measurement]:
-    """Those of `used_runs` that are of full fine-tuning."""
+    """The runs of full fine-tuning among `used_runs`; empty if there are none."""
     return next((runs for runs in used.values() if runs and name_of(runs[0]) == "full"), [])
 
 

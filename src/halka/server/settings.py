@@ -199,7 +199,7 @@ class ServerSettings:
             raise HalkaError(f"port is {self.port}: it is a number from 0 to 65535")
 
     def absolute(self) -> ServerSettings:
-        """The same with whole paths: messages hide these from clients."""
+        """The settings with whole paths: messages hide these from clients."""
         base = Path(self.base).expanduser()
         folders = {"data": self.data, "store": self.store, "collections": self.collections}
         folders |= {"vllm_folder": self.vllm_folder}

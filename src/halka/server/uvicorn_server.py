@@ -26,7 +26,7 @@ CONNECTIONS = 1000
 
 
 class Connection(HttpToolsProtocol):
-    """HTTP/1.1 that knows since when it waits for its client, which answer is under way, and if it is one too many.
+    """An HTTP/1.1 connection that tracks how long its client is idle, and the response that is under way.
 
     A connection beyond the most gets 503 while there are too many; one beyond twice as many is closed at once.
     """

@@ -57,7 +57,7 @@ class GatherPlan:
         return cls(torch.cat(filled), inverse, empty, above, index[above], tuple(len(part) for part in parts))
 
     def on_device(self, device: torch.device) -> GatherPlan:
-        """The same with its tensors on a device, to which they go in one copy."""
+        """The plan with its tensors on a device, to which they go in one copy."""
         tensors = (self.index, self.inverse, self.empty, self.ancestors, self.shared)
         index, inverse, empty, ancestors, shared = to_device(tensors, device)
         return GatherPlan(index, inverse, empty, ancestors, shared, self.sizes)

@@ -79,7 +79,7 @@ def groups_of(forest: Forest) -> Iterator[Group]:
 
 
 def groups_on(device: torch.device | str, groups: Sequence[Group]) -> tuple[Group, ...]:
-    """These groups with their tensors on a device, to which they go in one copy."""
+    """Groups with their tensors on a device, to which they go in one copy."""
     tensors = to_device([tensor for group in groups for tensor in (group.tokens, group.path, group.run)], device)
     return tuple(Group(*tensors[at : at + 3]) for at in range(0, len(tensors), 3))
 

@@ -119,7 +119,7 @@ class LayerMemory:
         return self.keys.shape[0], self.keys.shape[2]
 
     def on_device(self, device: torch.device) -> LayerMemory:
-        """The same on the device of its layer."""
+        """The virtual tokens on a layer's device."""
         tensors = (self.keys, self.values, self.valid, self.bias, self.gates)
         if all(tensor is None or tensor.device == device for tensor in tensors):
             return self

@@ -115,7 +115,7 @@ class ResponsesRequest(Body):
     halka: Retrieval | None = None
 
     def as_chat(self) -> ChatRequest:
-        """The same as a chat request. Raises RequestValidationError for what does not fit together."""
+        """The chat request that asks the same. Raises RequestValidationError for what does not fit together."""
         named = self.tool_choice
         try:
             return ChatRequest(

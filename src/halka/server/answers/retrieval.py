@@ -66,7 +66,7 @@ class Grounding:
         return [{"type": "file_citation", "file_citation": citation} for citation in self.citations(text)]
 
     def response_annotations(self, text: str) -> list[dict[str, Any]]:
-        """The same as `/v1/responses` has them; `index` is the passage's in the list of sources, from 0."""
+        """An answer's citations as `/v1/responses` has them; `index` is the passage's among the sources, from 0."""
         return [
             {"type": "file_citation", "index": citation["source"] - 1, **citation} for citation in self.citations(text)
         ]

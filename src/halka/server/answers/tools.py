@@ -133,7 +133,7 @@ def knows_no_tools(tokenizer: Any) -> str:
 
 
 async def with_calls(deltas: AsyncGenerator[Delta], toolbox: Toolbox) -> AsyncGenerator[Delta]:
-    """The same, with calls read out of the text."""
+    """The deltas, with calls of tools read out of their text."""
     readers: dict[int, CallReader] = {}
     async with aclosing(deltas):
         async for delta in deltas:

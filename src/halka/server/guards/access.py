@@ -31,7 +31,7 @@ from halka.util.errors import HalkaError
 OPEN = frozenset({"/healthz", "/readyz"})
 """The paths that need no key, beside the page's (`halka.server.page`)."""
 SESSION = "/v1/session"
-"""The path where nobody becomes somebody: it answers both."""
+"""Sign-in. Answers callers with and without a session."""
 RIGHTS: dict[Role, frozenset[Role]] = {
     "monitor": frozenset({"monitor"}),
     "user": frozenset({"user"}),

@@ -172,7 +172,7 @@ class Lease:
 
     @property
     def limits(self) -> Limits:
-        """Those of its key, and the server's for what the key does not say."""
+        """The limits of its key, and the server's for what the key does not say."""
         return self._uses[0].limits
 
     def end(self) -> None:

@@ -147,7 +147,7 @@ class Process:
         return served
 
     def _away(self, error: Exception) -> Exception:
-        """The same error, after which it is checked before it is asked again."""
+        """Log `error` and return it; the process is checked before it is asked again."""
         self.served, self._problem = None, str(error)
         log.error("a vLLM process cannot be asked", extra={"fields": {"vllm": self.url, "reason": str(error)}})
         return error
