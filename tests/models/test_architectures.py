@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 import halka
 from exchange import SAVED
 from halka.core import LINEAR_ROLES
 from halka.methods import all_methods
 from halka.models.kinds import class_names
 from halka.models.layouts import LAYOUTS
+from halka.util.errors import HalkaError
 from tiny import CONFIGS, ENCODERS, HYBRIDS, SEQ2SEQ, UNEVEN, tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
@@ -68,6 +71,21 @@ def test_the_table_of_what_methods_are_exact_against_is_complete():
 
 def test_every_layout_has_a_tiny_base():
     assert {name.partition(",")[0] for name in LAYOUTS} == {each.removeprefix("flan-") for each in FOR}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "value"),
+    [("llama", "is_causal", False), ("gemma3", "use_bidirectional_attention", True)],
+)
+def test_a_language_model_whose_tokens_see_those_after_them_is_refused_and_its_classifier_is_not(
+    architecture, name, value
+):
+    base, classifier = tiny(architecture), tiny(architecture, kind="sequence-classification")
+    for model in (base, classifier):
+        setattr(model.config.get_text_config(), name, value)
+    with pytest.raises(HalkaError, match=name):
+        halka.adapt(base)
+    assert halka.adapt(classifier).labels
 
 
 if __name__ == "__main__":

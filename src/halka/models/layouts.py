@@ -304,8 +304,16 @@ def layout_of(base: nn.Module) -> Layout:
 
 
 def check_layout(base: Any, layout: Layout) -> None:
-    """Raises HalkaError for a class of the architecture whose modules are not where the layout says."""
+    """Raises HalkaError for modules that are not where the layout says, and for next tokens that are seen already."""
     kind = kind_of(base)
+    config = base.config.get_text_config()
+    looks_ahead = {"is_causal": (False,), "use_bidirectional_attention": (True, "all")}
+    for name, values in looks_ahead.items() if kind == "causal-lm" else ():
+        if (value := getattr(config, name, None)) in values:
+            raise HalkaError(
+                f"tokens of this {type(base).__name__} see those after them ({name}: {value} in its configuration), so "
+                "that it cannot learn to predict them: set that to its default, or load it as a classifier"
+            )
     modules = dict(base.named_modules())
     missing = [path for path in (layout.layers, layout.embed, layout.head) if path not in modules]
     if kind == "causal-lm" and not layout.causal:
