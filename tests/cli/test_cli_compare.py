@@ -78,6 +78,7 @@ def test_demo_pulls_its_base_first(stage, monkeypatch):
     folder = Path("cache/bases/smollm2-135m")
     folder.mkdir()
     (folder / "source.json").write_text("{}")
+    (folder / "model.safetensors").touch()
     assert "report: halka-demo/report.html" in halka("demo").stdout
     assert len(stage.names()) == 6
     shutil.rmtree("cache")
@@ -89,6 +90,7 @@ def test_demo_leaves_its_best_adapter_in_a_store_once(stage, kinds, monkeypatch)
     folder = Path("cache/bases/smollm2-135m")
     folder.mkdir(parents=True)
     (folder / "source.json").write_text("{}")
+    (folder / "model.safetensors").touch()
     assert "serve" not in halka("demo").stderr
     for path in Path("halka-demo/runs").glob("*.json"):
         result = json.loads(path.read_text())
@@ -111,6 +113,7 @@ def test_demo_leaves_its_best_adapter_where_another_run_failed(stage, kinds, mon
     folder = Path("cache/bases/smollm2-135m")
     folder.mkdir(parents=True)
     (folder / "source.json").write_text("{}")
+    (folder / "model.safetensors").touch()
     stage.plan(full={"error": "out of memory"})
     halka("demo", code=1)
     for path in Path("halka-demo/runs").glob("*.json"):

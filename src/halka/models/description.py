@@ -94,10 +94,16 @@ def _read_headers(files: list[Path], *, tied: bool) -> tuple[int, list[str]]:
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The special token that ends an assistant's answer in the chat template, else the end-of-sequence token."""
+    from jinja2 import TemplateError
+
     if tokenizer.chat_template:
         answer = "42"
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-        after = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(answer)[2]
+        try:
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        except TemplateError:  # it has errors, or wants other turns
+            text = ""
+        after = text.rpartition(answer)[2]
         for i in tokenizer(after, add_special_tokens=False)["input_ids"]:
             if i in tokenizer.added_tokens_decoder and tokenizer.added_tokens_decoder[i].special:
                 return tokenizer.added_tokens_decoder[i].content

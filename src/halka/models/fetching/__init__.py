@@ -96,7 +96,10 @@ def pull_base(base: BaseInfo, on_progress: Progress | None = None) -> Path:
         if is_pulled(folder):  # by the process that held the lock
             return folder
         if folder.exists():
-            raise HalkaError(f"{folder} is in the way: it has no source.json, so `pull` did not make it; move it away")
+            raise HalkaError(
+                f"{folder} is in the way: it is no whole base, without {' and '.join(_lacking(folder))}; remove it, or "
+                "move it away"
+            )
         for left in folder.parent.glob(f".{base.name}.*/"):  # by a process that was killed
             shutil.rmtree(left)
         with new_folder(folder) as filling:
@@ -122,8 +125,18 @@ def known_names(name: str) -> str:
 
 
 def is_pulled(folder: Path) -> bool:
-    return (folder / "source.json").is_file()
+    return not _lacking(folder)
+
+
+def _lacking(folder: Path) -> list[str]:
+    return [name for name in ("source.json", "model.safetensors") if not (folder / name).is_file()]
 
 
 def source_of(folder: Path) -> dict[str, str] | None:
-    return json.loads((folder / "source.json").read_text(encoding="utf-8")) if is_pulled(folder) else None
+    """The content of a pulled base's `source.json`; None where it is not there, or is damaged."""
+    if not is_pulled(folder):
+        return None
+    try:
+        return json.loads((folder / "source.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return None
