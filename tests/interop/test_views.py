@@ -161,7 +161,7 @@ def test_the_adapter_drops_in_passes_of_views_that_train_and_in_no_others():
     assert not part.training
 
 
-def test_labels_are_the_adapters_own_and_all_else_of_the_configuration_is_the_bases():
+def test_labels_are_the_adapters_own_and_all_else_of_the_configuration_is_the_bases(tmp_path):
     model = classifier(labels=("good", "bad", "meh"))
     model.add("own", halka.LoRA(rank=4), labels=("no", "yes", "perhaps"))
     model.add("few", halka.LoRA(rank=4), labels=("no", "yes"))
@@ -176,6 +176,9 @@ def test_labels_are_the_adapters_own_and_all_else_of_the_configuration_is_the_ba
         assert config.label2id == {label: place for place, label in enumerate(labels)}
         assert config.num_labels == len(labels)
         assert copy.deepcopy(config).id2label == config.id2label
+        assert config.to_dict()["id2label"] == config.id2label
+        config.save_pretrained(tmp_path)
+        assert type(model.base.config).from_pretrained(tmp_path).id2label == config.id2label
         assert isinstance(config, type(model.base.config))
         config.use_cache = not config.use_cache
         assert model.base.config.use_cache == config.use_cache
@@ -194,6 +197,8 @@ def test_logits_and_loss_are_of_the_adapters_labels_where_the_base_has_more(kind
     made = view(ids(), labels=labels)
     assert torch.equal(made.logits, expected)
     torch.testing.assert_close(made.loss, F.cross_entropy(expected.flatten(0, -2), labels.flatten()))
+    by_place = view(ids(), None, None, None, None, labels)
+    assert torch.equal(by_place.loss, made.loss)
     loss, logits = view(ids(), labels=labels, return_dict=False)
     assert torch.equal(loss, made.loss)
     assert torch.equal(logits, made.logits)

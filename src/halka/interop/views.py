@@ -8,6 +8,7 @@ adapter's alone.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -79,14 +80,14 @@ class View(nn.Module):
     def _pass(self, *args: Any, **kwargs: Any) -> Any:
         with Uncompiled(self._acting()):
             if len(self._labels) < len(self._model.labels):
-                return self._narrowed(*args, **kwargs)
+                forward = inspect.signature(type(self._model.base).forward)
+                _, *positional = forward.bind_partial(self._model.base, *args).arguments.items()
+                return self._narrowed(**dict(positional), **kwargs)
             return self._model.base(*args, **kwargs)
 
-    def _narrowed(
-        self, *args: Any, labels: Tensor | None = None, return_dict: bool | None = None, **kwargs: Any
-    ) -> Any:
+    def _narrowed(self, *, labels: Tensor | None = None, return_dict: bool | None = None, **kwargs: Any) -> Any:
         """A pass for a base whose head has more outputs than the adapter has labels: cuts the logits to the labels."""
-        wide = self._model.base(*args, return_dict=True, **kwargs)
+        wide = self._model.base(return_dict=True, **kwargs)
         outputs = {**wide, "logits": wide.logits[..., : len(self._labels)]}
         if labels is not None:
             outputs["loss"] = F.cross_entropy(outputs["logits"].flatten(0, -2).float(), labels.flatten())
@@ -275,7 +276,12 @@ def _config_with(labels: Sequence[str], config: Any) -> Any:
     """The configuration with an adapter's labels; every other attribute is shared with the base's."""
     named = {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
     own = type(config)
-    labelled = object.__new__(type(own.__name__, (own,), {"__module__": own.__module__, **_constants(named)}))
+
+    def to_dict(self: Any) -> dict[str, Any]:
+        return {**own.to_dict(self), **named}
+
+    changed = {"__module__": own.__module__, "to_dict": to_dict, **_constants(named)}
+    labelled = object.__new__(type(own.__name__, (own,), changed))
     labelled.__dict__ = config.__dict__
     return labelled
 
