@@ -371,8 +371,12 @@ def test_lm_eval_takes_a_model_that_is_there_with_an_adapter_of_any_kind():
         assert greedy == bool((logits.argmax(-1) == target).all())
     with pytest.raises(ValueError, match="needs its tokenizer"):
         HalkaLM(halka.adapt(tiny()))
-    with pytest.raises(ValueError, match="quantize packs a base as it is loaded"):
-        HalkaLM(model, "a", quantize="nf4")
+    loading = {"quantize": "nf4", "dtype": "float32", "device": "cpu", "allow_other_base": True, "allow_pickle": True}
+    for option, value in loading.items():
+        with pytest.raises(halka.HalkaError, match=f"{option} is for a base or an adapter as it is loaded"):
+            HalkaLM(model, "a", **{option: value})
+    with pytest.raises(halka.HalkaError, match="which a sequence-classification does not predict"):
+        HalkaLM(classifier())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

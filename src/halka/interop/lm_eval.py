@@ -17,6 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from halka.core import AdaptedModel
 from halka.interop.views import view
 from halka.models import adapt, context
+from halka.models.kinds import kind_of
 from halka.models.loading import load_base
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import load
@@ -39,7 +40,8 @@ class HalkaLM(HFLM):
 
     Without a base it is the one that the adapter's folder names, without an adapter the bare base. Options
     are those of lm-eval's own `hf` that apply to a loaded model, such as `batch_size`.
-    Raises HalkaError as `halka.load_base` and `halka.load` do, and for an option that would have no effect.
+    Raises HalkaError as `halka.load_base` and `halka.load` do, for an option that would have no effect, and for a base
+    that predicts no text.
     """
 
     def __init__(
@@ -58,10 +60,14 @@ class HalkaLM(HFLM):
         _check_options(options)
         name = adapter
         if isinstance(base, AdaptedModel):
-            if quantize is not None:
-                raise HalkaError(
-                    "quantize packs a base as it is loaded, and this one is loaded already: load_base(quantize=…)"
-                )
+            _check_loaded(
+                dtype=dtype,
+                device=device,
+                quantize=quantize,
+                allow_other_base=allow_other_base,
+                allow_other_template=allow_other_template,
+                allow_pickle=allow_pickle,
+            )
             model = base
         else:
             if base is None:
@@ -81,6 +87,8 @@ class HalkaLM(HFLM):
                 )
         if model.tokenizer is None:
             raise HalkaError("to be evaluated on text the model needs its tokenizer: `halka.adapt(base, tokenizer)`")
+        if (kind := kind_of(model.base)) not in ("causal-lm", "seq2seq-lm"):
+            raise HalkaError(f"lm-eval scores the tokens of a text, which a {kind} does not predict: `halka evaluate`")
         options.setdefault("max_length", context(model, name))
         options |= {"pretrained": view(model, name), "tokenizer": model.tokenizer}
         super().__init__(**options)
@@ -93,6 +101,17 @@ def _base_of(adapter: str | None, allow_pickle: bool) -> str:
         why = "there is no adapter to name one" if adapter is None else f"{adapter} does not say which"
         raise HalkaError(f"there is no base, and {why}: give base=NAME in --model_args")
     return name
+
+
+def _check_loaded(**options: Any) -> None:
+    """Raises HalkaError for an option of loading that is not its default, where the base is loaded already."""
+    defaults = inspect.signature(HalkaLM.__init__).parameters
+    for name, value in options.items():
+        if value != defaults[name].default:
+            raise HalkaError(
+                f"{name} is for a base or an adapter as it is loaded, and these are loaded already: give {name} to "
+                "halka.load_base or halka.load"
+            )
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
