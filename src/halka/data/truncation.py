@@ -95,6 +95,8 @@ def truncate(
                 item = DataError(f"{length} tokens, more than max_length {max_length}")
             else:
                 item = shorten(index, item, max_length)
+                if isinstance(item, Item) and len(item) > max_length:  # special tokens alone take more
+                    item = DataError(f"it cannot be cut to max_length {max_length}: {len(item)} tokens are left")
         if isinstance(item, DataError):
             problems.append(Problem(where, str(item)))
         elif isinstance(item, list):
