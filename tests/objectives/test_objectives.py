@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel
 
 import halka
@@ -495,6 +496,26 @@ def test_blanks_around_a_label_are_none_of_it():
     ]
 
 
+def test_a_label_with_blanks_around_it_is_refused():
+    with pytest.raises(halka.HalkaError, match="the label ' good' has blanks around it"):
+        model_with().add("a", LORA, labels=(" good", "bad"))
+
+
+@pytest.mark.parametrize(("labels", "reason"), [(("only",), "two labels or more, not 1"), (("x", "x"), "occurs twice")])
+def test_a_base_whose_labels_cannot_be_learned_is_refused(labels, reason):
+    with pytest.raises(halka.HalkaError, match=rf"{reason}.*load_base\(kind=…, labels=\[…\]\)"):
+        classifier(labels=labels)
+
+
+@pytest.mark.parametrize("pad", [None, -1, 10_000])
+def test_a_causal_classifier_without_a_padding_token_is_refused(pad):
+    model = classifier("llama")
+    model.base.config.pad_token_id = pad
+    with pytest.raises(halka.HalkaError, match=r"base\.config\.pad_token_id = tokenizer\.pad_token_id"):
+        halka.adapt(model.base, model.tokenizer)
+    assert halka.adapt(classifier("llama", TAGS).base).labels == LABELS
+
+
 def test_two_texts_are_told_apart_where_the_base_asks():
     model = model_with(a=LORA)
     pair = replace(
@@ -513,6 +534,15 @@ def test_a_text_over_the_context_is_cut_when_it_is_answered():
     assert dict(iter_answers(model, "a", [long]))[0] in LABELS
     with pytest.warns(UserWarning, match="1 are cut to 64 tokens"):
         assert len(as_tokens(model, [long], CONFIG, "a")[0]) == 64
+
+
+@pytest.mark.parametrize("kind", [CLASSES, TAGS])
+def test_what_special_tokens_alone_make_too_long_is_no_example(kind):
+    model = model_with(kind=kind, a=LORA)
+    template = TemplateProcessing(single="</s> $A </s> </s>", special_tokens=[("</s>", model.tokenizer.eos_token_id)])
+    model.tokenizer.backend_tokenizer.post_processor = template
+    with pytest.raises(DataError, match="it cannot be cut to max_length 2"):
+        objective_of(model).encode(model, "a", examples(kind), 2, "cut")
 
 
 # ── sequence to sequence ────────────────────────────────────────────────────────────────────────────────────────────

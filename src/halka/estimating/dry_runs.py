@@ -24,6 +24,7 @@ from halka.estimating.costs import Work
 from halka.estimating.cuda_allocator import CUDAAllocatorModel
 from halka.estimating.fake_tensors import DryRunMode
 from halka.models import adapt, context, stack_of
+from halka.models.heads import usable_pad_id
 from halka.models.kinds import KINDS
 from halka.models.quantised import bytes_of, quantise
 from halka.objectives import packs
@@ -209,9 +210,8 @@ def model_of(config: Any, setup: Setup) -> AdaptedModel:
     config = type(config).from_dict({**config.to_dict(), **_heads(setup)})
     base = getattr(transformers, KINDS[setup.kind]).from_config(config, dtype=getattr(torch, setup.dtype))
     base.tie_weights()
-    text = base.config.get_text_config()
-    if text.pad_token_id is None:
-        text.pad_token_id = 0
+    if usable_pad_id(base.config) is None:
+        base.config.get_text_config().pad_token_id = 0
     if setup.quantize is not None:
         quantise(base, setup.quantize)
     return adapt(base)

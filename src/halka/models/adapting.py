@@ -16,7 +16,7 @@ from halka.models.attention.layer_stack import LayerStack
 from halka.models.attention.virtual_tokens import BOTH, VirtualTokens
 from halka.models.bare_generation import BareGeneration
 from halka.models.experts import use_experts
-from halka.models.heads import Head, labels_of
+from halka.models.heads import Head, check_head, labels_of
 from halka.models.layouts import check_layout, layout_of
 from halka.models.targets import linear_targets
 from halka.util.errors import HalkaError
@@ -29,11 +29,12 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     The tokenizer is needed to train and to evaluate on text. The base is put into eval mode. On a base that predicts
     labels, every adapter has a head of its own.
 
-    Raises HalkaError for an architecture without a layout, with the file to extend, and for a base with layers that
-    accelerate offloaded.
+    Raises HalkaError for an architecture without a layout, with the file to extend, for a base with layers that
+    accelerate offloaded, and for a classifier whose labels or padding token cannot be used.
     """
     layout = layout_of(base)
     check_layout(base, layout)
+    check_head(base, layout)
     _check_offloaded(base)
     base.eval()
     embed = base.get_submodule(layout.embed)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from halka.core import MODULE, AdaptedModel, Adapter, Method, Target, wants
 from halka.methods import Modules, joined_with, methods_of
 from halka.models.kinds import kind_of
+from halka.models.layouts import Layout
 from halka.util.divided import whole
 from halka.util.errors import HalkaError, WrongBaseError
-from halka.util.kinds import LABELLED
+from halka.util.kinds import LABELLED, checked_labels
 
 NEW = "new_modules"  # in a base's configuration: the modules that its weights lack, which start at random
 FULL = "base."  # before the base's names, in the state of an adapter that has all of its weights
@@ -35,6 +36,29 @@ def labels_of(base: Any) -> tuple[str, ...]:
 def configured_labels(config: Any) -> tuple[str, ...]:
     """The labels in a configuration's `id2label`, in order."""
     return tuple(str(config.id2label[place]) for place in sorted(config.id2label))
+
+
+def usable_pad_id(config: Any) -> int | None:
+    """The padding token in a configuration; None where that is no number of the vocabulary."""
+    text = config.get_text_config()
+    pad = getattr(text, "pad_token_id", None)
+    return pad if pad is not None and 0 <= pad < text.vocab_size else None
+
+
+def check_head(base: Any, layout: Layout) -> None:
+    """Raises HalkaError for a base with labels that no adapter can learn, and for one that cannot find a text's end."""
+    if not (labels := labels_of(base)):
+        return
+    try:
+        checked_labels(labels)
+    except HalkaError as error:
+        raise HalkaError(f"{type(base).__name__}: {error}. load_base(kind=…, labels=[…]) gives it others") from error
+    by_last_token = layout.generates and kind_of(base) == "sequence-classification"
+    if by_last_token and usable_pad_id(base.config) is None:
+        raise HalkaError(
+            f"{type(base).__name__} predicts from the last token that is no padding, and its configuration names no "
+            "padding token of its vocabulary: set base.config.pad_token_id = tokenizer.pad_token_id"
+        )
 
 
 def head_of(base: Any) -> tuple[str, ...]:
