@@ -122,6 +122,28 @@ def test_the_product_by_bitsandbytes_is_that_of_the_unpacked_weight(dtype, token
 
 
 @every_form
+def test_a_base_in_double_precision_is_packed_as_in_single(form):
+    weight = torch.randn(40, 128)
+    double = layer_of(form, weight.double())
+    assert double.dequantize().dtype == torch.float64
+    torch.testing.assert_close(double.dequantize().float(), layer_of(form, weight).dequantize())
+
+
+def test_few_rows_need_not_be_contiguous():
+    layer, x = layer_of("int8", torch.randn(64, 96).bfloat16()), torch.randn(96, 3).bfloat16()
+    torch.testing.assert_close(layer(x.T), layer(x.T.contiguous()))
+
+
+def test_a_linear_layer_of_bitsandbytes_is_refused_also_before_its_weight_is_packed():
+    from bitsandbytes.nn import Linear4bit
+
+    base = tiny("llama")
+    base.model.layers[0].self_attn.q_proj = Linear4bit(64, 64, bias=False)
+    with pytest.raises(halka.HalkaError, match="the base holds a Linear4bit of another library"):
+        halka.adapt(base)
+
+
+@every_form
 def test_large_activations_and_small_gradients_have_room_in_fp16(form):
     """Whole numbers of up to 127 would overflow 65504 before the scale, and a gradient times it be nothing."""
     torch.manual_seed(0)

@@ -16,6 +16,10 @@ from halka.util.quantised import Quantized
 _SOURCES = {"attn": ("attn.q", "attn.qkv"), "mlp": ("mlp.up", "mlp.gate_up")}
 _OUTPUTS = {"attn": "attn.o", "mlp": "mlp.down"}
 _EXPERTS = {"experts.gate_up": "gate_up_proj", "experts.down": "down_proj"}  # (E, 2·I, D) and (E, D, I)
+STORED_QUANTISED = (
+    "since it is stored quantised: give the one in full precision, as base=… or --base; load_base(quantize=…) or "
+    "--quantize quantises it as it is loaded"
+)
 
 
 def linear_targets(base: nn.Module, layout: Layout) -> list[Target]:
@@ -94,11 +98,9 @@ def _widths(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, Quantized):
         return module.in_features, module.out_features
     weight: Any = getattr(module, "weight", None)  # of a merged adapter, a tensor instead of the parameter
-    if weight is None or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise HalkaError(
-            f"the base holds a {type(module).__name__} of another library, since it is stored quantised: give the one "
-            "in full precision, as base=… or --base; load_base(quantize=…) or --quantize quantises it as it is loaded"
-        )
+    theirs = type(module).__module__.startswith("bitsandbytes.")  # with a weight that nobody has packed, too
+    if theirs or weight is None or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise HalkaError(f"the base holds a {type(module).__name__} of another library, {STORED_QUANTISED}")
     if not isinstance(module, nn.Linear) and not _transposed(module):
         raise HalkaError(
             f"the base holds a {type(module).__module__}.{type(module).__name__} in place of a linear layer: give the "

@@ -43,7 +43,7 @@ class Int8Linear(QuantizedLinear):
         In fp16 their sums overflow and small gradients times a scale underflow, so W is multiplied by its scale first.
         """
         if self._by_torch(x):
-            rows = x.reshape(-1, self.in_features)
+            rows = x.reshape(-1, self.in_features).contiguous()
             scale = self.scale.to(x.dtype)
             return torch.ops.aten._weight_int8pack_mm(rows, self.values, scale).view(*x.shape[:-1], self.out_features)
         if x.dtype == torch.float16:

@@ -35,7 +35,7 @@ class NF4Linear(QuantizedLinear):
 
     def __init__(self, weight_OI: Tensor, bias: nn.Parameter | None, transposed: bool, samples: Tensor):
         super().__init__(weight_OI, bias, transposed, samples)
-        flat = weight_OI.reshape(-1)
+        flat = (weight_OI if weight_OI.dtype in KNOWN else weight_OI.float()).reshape(-1)
         even = F.pad(flat, (0, len(flat) % 2))
         packed, state = bitsandbytes().quantize_4bit(even, blocksize=BLOCK, quant_type="nf4", compress_statistics=True)
         self.register_buffer("values", packed.flatten())  # two a byte
