@@ -13,8 +13,8 @@ from halka.core import AdaptedModel
 from halka.models.heads import head_of
 from halka.models.quantised.linear import QuantizedLinear, samples
 
-_KEPT = "_halka_samples"
-_STORED = "_halka_stored_samples"
+_SHARDED_SAMPLES = "_halka_samples"
+_BEFORE_FP16 = "_halka_stored_samples"
 
 
 def fingerprint(base: Any, *, head: bool = False) -> dict[str, Any]:
@@ -38,22 +38,22 @@ def fingerprint(base: Any, *, head: bool = False) -> dict[str, Any]:
 
 def keep_samples(base: Any) -> None:
     """Keep what `fingerprint` reads, for a base whose weights will be in parts."""
-    setattr(base, _KEPT, [*_sampled(base)])
+    setattr(base, _SHARDED_SAMPLES, [*_sampled(base)])
 
 
 def keep_stored_samples(base: Any, stored: Any) -> None:
     """Keep the samples of a base as it is stored that its rounding to float16 has changed: of small values fp16 keeps
     fewer bits than bf16. `fingerprint` reads them for as long as the base's own stay what they were rounded to."""
     pairs = zip(_sampled(base), _sampled(stored), strict=True)
-    setattr(base, _STORED, {name: (own.cpu(), before) for (name, _, own), (_, _, before) in pairs})
+    setattr(base, _BEFORE_FP16, {name: (own.cpu(), before) for (name, _, own), (_, _, before) in pairs})
 
 
 def _sampled(base: Any) -> Iterator[tuple[str, Sequence[int], Tensor]]:
     """Name, shape and samples of every parameter and quantised weight, in the order of `named_parameters`."""
-    if _KEPT in vars(base):
-        yield from vars(base)[_KEPT]
+    if _SHARDED_SAMPLES in vars(base):
+        yield from vars(base)[_SHARDED_SAMPLES]
         return
-    stored = vars(base).get(_STORED, {})
+    stored = vars(base).get(_BEFORE_FP16, {})
     for name, shape, own in _own_samples(base):
         rounded, before = stored.get(name, (None, None))
         yield name, shape, before if rounded is not None and torch.equal(own.cpu(), rounded) else own
