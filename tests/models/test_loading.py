@@ -23,7 +23,15 @@ import torch
 from huggingface_hub import errors
 from peft import LoraConfig, get_peft_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BertModel,
+    ByT5Tokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from halka import LoRA, adapt, save
 from halka.models import fetching as cached
@@ -37,6 +45,7 @@ from halka.models.loading import base_config, load_base
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import is_as_saved
 from halka.util.base_folders import cache_dir
+from halka.util.errors import DamagedFolderError
 from halka.util.text import chat_template_fingerprint
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -173,7 +182,7 @@ def test_an_unknown_dtype_is_refused(folder: Path, bad: str) -> None:
         load_base(folder, dtype=bad)
 
 
-@pytest.mark.parametrize("bad", ["gpu", "cuda:99", "cuda:x"])
+@pytest.mark.parametrize("bad", ["gpu", "cuda:99", "cuda:x", "meta"])
 def test_a_device_that_is_not_there_is_refused(folder: Path, bad: str) -> None:
     with pytest.raises(ValueError, match=r"device .* cpu"):
         load_base(folder, device=bad)
@@ -204,6 +213,60 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
         load_base(folder)
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("reader", [load_base, describe_base])
+def test_a_json_file_that_ends_early_is_named(folder: Path, reader, name: str) -> None:
+    (folder / name).write_text((folder / name).read_text().rstrip()[:-1])
+    with pytest.raises(DamagedFolderError, match=rf"tiny/{name} is damaged"):
+        reader(folder)
+
+
+def test_an_index_whose_files_are_no_names_is_damaged(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
+    with pytest.raises(DamagedFolderError, match=r"index.json is damaged"):
+        load_base(folder)
+
+
+@pytest.mark.parametrize("pad", [-1, len(VOCABULARY)])
+def test_a_padding_token_outside_of_the_vocabulary_is_the_tokenizers(folder: Path, pad: int) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"pad_token_id": pad}
+    (folder / "config.json").write_text(json.dumps(config))
+    base, tokenizer = load_base(folder, kind="sequence-classification", labels=["a", "b"])
+    assert base.config.pad_token_id == tokenizer.pad_token_id == VOCABULARY.index("<|im_end|>")
+    assert base.get_input_embeddings().padding_idx is None
+    assert adapt(base, tokenizer).labels == ("a", "b")
+
+
+@pytest.mark.parametrize("name", [None, ""])
+def test_nothing_is_no_name(name) -> None:
+    with pytest.raises(ValueError, match=rf"a base is a short name, a folder or a name on the hub, not {name!r}"):
+        load_base(name)
+
+
+def test_what_labels_or_a_tokenizer_lack_is_no_error_of_the_weights(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"^a classifier needs two labels or more"):
+        load_base(folder, kind="sequence-classification", labels=["one"])
+    (folder / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(ValueError, match=r"^the tokenizer of .*tiny cannot be read"):
+        load_base(folder)
+
+
+def test_a_base_that_another_library_quantised_says_what_to_take(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"tiny cannot be loaded, since it is stored quantised: give the one in full"):
+        load_base(folder)
+
+
+def test_damaged_weights_of_the_hub_are_fetched_by_its_client(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(folder))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(DamagedFolderError, match=r"`hf download who/what --revision v1 --force-download` fetches it"):
+        load_base("who/what@v1")
+
+
 @pytest.mark.parametrize("reader", [load_base, describe_base])
 def test_damaged_weights(folder: Path, reader) -> None:
     weights = folder / "model.safetensors"
@@ -218,7 +281,11 @@ def test_weights_that_lack_a_tensor_are_refused(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lack 1 tensors of a LlamaForCausalLM, such as model.layers.1.mlp.up_proj"):
+    with pytest.raises(ValueError, match=r"lack 1 tensors of a LlamaForCausalLM, .* model.layers.1.mlp.up_proj"):
+        load_base(folder)
+    weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, WIDTH)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"in another shape, such as model.layers.1.mlp.up_proj"):
         load_base(folder)
 
 
@@ -239,13 +306,20 @@ def test_code_that_comes_with_a_model_is_not_run(folder: Path) -> None:
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
-    with pytest.raises(ValueError, match="cannot be loaded as a causal language model"):
+    with pytest.raises(ValueError, match="tiny cannot be read"):
         load_base(folder)
     assert not (folder / "ran").exists()
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"hidden_size": "16"}, {"num_hidden_layers": None}, {"num_attention_heads": 5}, {"dtype": "float17"}]
+    "wrong",
+    [
+        {"num_attention_heads": 0},
+        {"hidden_size": "16"},
+        {"num_hidden_layers": None},
+        {"num_attention_heads": 5},
+        {"dtype": "float17"},
+    ],
 )
 @pytest.mark.parametrize("reader", [load_base, base_config])
 def test_a_configuration_that_transformers_refuses_is_an_error_that_names_the_base(
@@ -288,7 +362,7 @@ def test_a_misspelt_name_gets_the_closest(name: str) -> None:
         load_base(name)
 
 
-@pytest.mark.parametrize("name", ["../x", "/nowhere/x", "./x", "a/b/c", "", "a b", "..", "x/../../y"])
+@pytest.mark.parametrize("name", ["../x", "/nowhere/x", "./x", "a/b/c", "a b", "..", "x/../../y"])
 @pytest.mark.parametrize("reader", [load_base, describe_base])
 def test_names_that_are_no_names(name: str, reader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     empty = tmp_path / "a" / "b"
@@ -333,12 +407,13 @@ def test_what_the_hub_may_say(error: type[Exception], message: str, monkeypatch:
         load_base("who/what", revision="v9")
 
 
+@pytest.mark.parametrize("own", [[], ["tokenizer_config.json"]])
 def test_of_a_hub_model_without_its_tokenizer_in_the_cache_the_rest_is_fetched(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: list[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `AutoModelForCausalLM.from_pretrained` alone leaves it."""
+    """As `AutoModelForCausalLM.from_pretrained` alone leaves it, or a download that was broken off."""
     (tmp_path / "cached").mkdir()
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", *own):
         (tmp_path / "cached" / name).write_bytes((folder / name).read_bytes())
 
     def download(name: str, *, local_files_only: bool, **kwargs: object) -> str:
@@ -346,6 +421,13 @@ def test_of_a_hub_model_without_its_tokenizer_in_the_cache_the_rest_is_fetched(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     load_base("who/what")
+
+
+def test_a_hub_model_of_bytes_needs_no_files_for_its_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "tokenizer.json").unlink()
+    ByT5Tokenizer().save_pretrained(folder)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(folder))
+    assert isinstance(load_base("who/what")[1], ByT5Tokenizer)
 
 
 def test_a_hub_model_comes_from_the_client_cache_once_there(
@@ -805,7 +887,8 @@ def test_two_processes_pull_at_once(tmp_path: Path) -> None:
     script = (
         "import os, sys, time\nfrom dataclasses import replace\nfrom halka.models import fetching\n"
         "def fetch(folder, say):\n"
-        "    (folder / 'source.json').write_text('{}'); print('fetched', flush=True); time.sleep(1)\n"
+        "    (folder / 'source.json').write_text('{}'); (folder / 'model.safetensors').touch()\n"
+        "    print('fetched', flush=True); time.sleep(1)\n"
         "base = replace(fetching.known_bases()['smollm2-135m'], fetch=fetch)\n"
         "fetching.known_bases = lambda: {base.name: base}\n"
         "other = os.fork()\n"

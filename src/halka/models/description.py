@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from halka.models.base_names import hub_parts
 from halka.models.fetching import source_of
-from halka.models.loading import resolve, unreadable, weight_files
-from halka.util.errors import DamagedFolderError, HalkaError
-from halka.util.quiet import quiet_libraries
+from halka.models.loading import read_config, read_tokenizer, resolve, weight_files
+from halka.util.errors import DamagedFolderError
 from halka.util.text import chat_template_fingerprint
 
 if TYPE_CHECKING:
@@ -23,16 +22,10 @@ def describe_base(name_or_path: str | Path) -> dict[str, Any]:
     `bytes` is the size of the weights; `chat_template` is the template's fingerprint, as in Cards, or "none".
     Raises HalkaError as `load_base` does, and for a base that is not on this machine yet.
     """
-    from transformers import AutoConfig
-
     folder = resolve(name_or_path, fetch=False)
     files = weight_files(folder)
-    with quiet_libraries():
-        try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except unreadable() as error:
-            raise HalkaError(f"{name_or_path} cannot be read: {error}") from error
-    tokenizer = load_tokenizer(folder)
+    config: Any = read_config(folder, name_or_path)
+    tokenizer = read_tokenizer(folder, name_or_path)
     text = config.get_text_config()
     parameters, dtypes = _read_headers(files, tied=text.tie_word_embeddings)
     source = source_of(folder) or {}
@@ -65,14 +58,7 @@ def _page(name: str) -> str:
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
     """A base's tokenizer, without its weights. Raises HalkaError as `describe_base` does."""
-    from transformers import AutoTokenizer
-
-    folder = resolve(name_or_path, fetch=False)
-    with quiet_libraries():
-        try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except unreadable() as error:
-            raise HalkaError(f"the tokenizer of {name_or_path} cannot be read: {error}") from error
+    return read_tokenizer(resolve(name_or_path, fetch=False), name_or_path)
 
 
 def _read_headers(files: list[Path], *, tied: bool) -> tuple[int, list[str]]:

@@ -6,6 +6,7 @@ On a base the head is as wide as the base's labels; in the adapter's folder it h
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ def usable_pad_id(config: Any) -> int | None:
     """The padding token in a configuration; None where that is no number of the vocabulary."""
     text = config.get_text_config()
     pad = getattr(text, "pad_token_id", None)
-    return pad if pad is not None and 0 <= pad < text.vocab_size else None
+    return pad if pad is not None and 0 <= pad < getattr(text, "vocab_size", math.inf) else None
 
 
 def check_head(base: Any, layout: Layout) -> None:

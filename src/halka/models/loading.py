@@ -14,9 +14,10 @@ from torch import Tensor
 from halka.models.base_names import HUB_NAME, at_revision, hub_parts, set_base_name
 from halka.models.fetching import is_pulled, known_names, pull, short_named
 from halka.models.fetching.hub import from_hub
-from halka.models.heads import NEW, configured_labels, keep_label_rows, label_rows, new_modules
+from halka.models.heads import NEW, configured_labels, keep_label_rows, label_rows, new_modules, usable_pad_id
 from halka.models.kinds import KINDS, class_names, usual_kind
 from halka.models.layouts import LAYOUTS
+from halka.models.targets import STORED_QUANTISED
 from halka.util.base_folders import cache_dir
 from halka.util.dtypes import Dtype, Quantize, dtype_name
 from halka.util.errors import DamagedFolderError, HalkaError, OutOfMemoryError
@@ -30,14 +31,14 @@ from halka.util.seeds import seeded
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+SMALL_JSON = ("config.json", "generation_config.json", "tokenizer_config.json")
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors", "README.md"]
 NO_PICKLES = (
     "Halka reads safetensors alone, because a pickle can run code. If you trust it, convert it: "
     "AutoModelForCausalLM.from_pretrained(it).save_pretrained(new_folder), and the tokenizer likewise"
 )
 HUB_LEFT_OUT = ["*/*", "model.*.safetensors", "adapter_config.json"]  # subfolders, weights in other precisions
-TOKENIZER_FILES = ("tokenizer*.json", "*.model", "vocab.*", "*.tiktoken")
+TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
 OVERFLOWING = ("gemma2", "gemma3", "gemma3_text")  # float16 does not hold their hidden states
 CONVERSION = "automatic conversion of the weights"  # transformers' words for any error while it joins experts' weights
 
@@ -75,7 +76,6 @@ def load_base(
     DamagedFolderError for weights that cannot be read, OutOfMemoryError where the device does not hold them.
     """
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoTokenizer
 
     from halka.models.fingerprint import keep_stored_samples
     from halka.models.quantised import check_quantize, quantise
@@ -87,24 +87,24 @@ def load_base(
     name_or_path = _at(name_or_path, revision)
     folder = resolve(name_or_path, fetch=True)
     weight_files(folder)
+    config = read_config(folder, name_or_path)
+    kind = kind or usual_kind(config)
+    labels = _labels_for(kind, labels)
+    tokenizer = read_tokenizer(folder, name_or_path)
     too_large = f"{name_or_path} does not fit in the memory of {place}: {_smaller(quantize)}"
     with memory_named(too_large), quiet_libraries():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            kind = kind or usual_kind(config)
-            if kind in KINDS:
-                check_class(config, kind)
-            options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+            check_class(config, kind)
+            options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+            if getattr(config, "pad_token_id", None) is not None and usable_pad_id(config) is None:
+                options["pad_token_id"] = None  # else the embedding would be built with it
             load = functools.partial(_from_folder, folder, kind, labels, seed, **options)
             direct = {"": place} if place.type != "cpu" and reads_directly(quantize, kind) else None
             model = load(dtype=precision_on(place, precision, config), device_map=direct)
             if model.dtype == torch.float16 and getattr(config, "dtype", None) != torch.float16:
                 keep_stored_samples(model, load(dtype="auto"))
         except SafetensorError as error:
-            raise DamagedFolderError(
-                f"the weights in {folder} are damaged ({error}): remove it and fetch it anew"
-            ) from error
+            raise DamagedFolderError(f"the weights in {folder} are damaged ({error}): {_anew(name_or_path)}") from error
         except (*unreadable(), RuntimeError) as error:
             if ran_out(error):
                 raise
@@ -113,7 +113,9 @@ def load_base(
                     f"the weights of {name_or_path} could not be joined on {place}, most likely because its memory is "
                     f'full: {_smaller(quantize)}. With device="cpu" they can be if they are whole'
                 ) from error
-            name = "causal language model" if kind in (None, "causal-lm") else kind
+            if getattr(config, "quantization_config", None):
+                raise HalkaError(f"{name_or_path} cannot be loaded, {STORED_QUANTISED} ({error})") from error
+            name = "causal language model" if kind == "causal-lm" else kind
             raise HalkaError(f"{name_or_path} cannot be loaded as a {name}: {error}") from error
         release_file_pages(model, folder)
         if quantize is not None:
@@ -122,9 +124,8 @@ def load_base(
     set_base_name(model, name_or_path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
-    text = model.config.get_text_config()
-    if text.pad_token_id is None:
-        text.pad_token_id = tokenizer.pad_token_id  # a classifier finds the end of a text by it
+    if usable_pad_id(model.config) is None:  # a classifier finds the end of a text by it
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if model.can_generate() and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id  # else generate() warns at every call
     return model.eval(), tokenizer
@@ -140,6 +141,14 @@ def _at(name_or_path: str | Path, revision: str | None) -> str | Path:
     if hub_parts(name)[1] not in (None, revision):
         raise HalkaError(f"{name} has another revision than {revision!r}: name one")
     return at_revision(name, revision)
+
+
+def _anew(name_or_path: str | Path) -> str:
+    """How a base is fetched anew: of a name on the hub the folder holds links alone, to files that would stay."""
+    if short_named(name_or_path) or Path(name_or_path).expanduser().is_dir():
+        return "remove it and fetch it anew"
+    name, revision = hub_parts(str(name_or_path))
+    return f"`hf download {name}{f' --revision {revision}' if revision else ''} --force-download` fetches it anew"
 
 
 def _smaller(quantize: str | None) -> str:
@@ -181,25 +190,45 @@ def base_config(name_or_path: str | Path) -> PretrainedConfig:
 
     Raises HalkaError for an unknown name, and for a folder without a configuration.
     """
-    from transformers import AutoConfig
-
     info = short_named(name_or_path)
     if info is not None and not is_pulled(cache_dir() / "bases" / info.name):
+        from transformers import AutoConfig
+
         return AutoConfig.for_model(**info.config)
     folder = resolve(name_or_path, fetch=True, config_only=True)
     _check_config(folder)
+    return _of_text(read_config(folder, name_or_path))
+
+
+def read_config(folder: Path, name: object) -> PretrainedConfig:
+    """The configuration in a base's folder. Raises HalkaError, with the base's name, for one that cannot be read."""
+    from transformers import AutoConfig
+
     with quiet_libraries():
         try:
-            return _of_text(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except unreadable() as error:
-            raise HalkaError(f"{name_or_path} cannot be read: {error}") from error
+            raise HalkaError(f"{name} cannot be read: {error}") from error
+
+
+def read_tokenizer(folder: Path, name: object) -> PreTrainedTokenizerBase:
+    """The tokenizer in a base's folder. Raises HalkaError, with the base's name, for one that cannot be read."""
+    from transformers import AutoTokenizer
+
+    with quiet_libraries():
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except unreadable() as error:
+            _check_json(folder / "tokenizer.json")
+            raise HalkaError(f"the tokenizer of {name} cannot be read: {error}") from error
 
 
 def unreadable() -> tuple[type[Exception], ...]:
     """What transformers raises for a configuration that it cannot read."""
     from huggingface_hub.errors import StrictDataclassError
 
-    return (OSError, ImportError, KeyError, ValueError, TypeError, AttributeError, StrictDataclassError)
+    of_values = (KeyError, ValueError, TypeError, AttributeError, AssertionError, ZeroDivisionError)
+    return (OSError, ImportError, *of_values, StrictDataclassError)
 
 
 def _of_text(config: Any) -> PretrainedConfig:
@@ -215,6 +244,8 @@ def resolve(name_or_path: str | Path, *, fetch: bool, config_only: bool = False)
     config_only: of a name on the hub nothing but its configuration is downloaded.
     """
     name = str(name_or_path)
+    if not isinstance(name_or_path, (str, Path)) or not name:
+        raise HalkaError(f"a base is a short name, a folder or a name on the hub, not {name_or_path!r}")
     info = short_named(name_or_path)
     folder = Path(name).expanduser() if info is None else cache_dir() / "bases" / name
     if info is not None and not fetch and not is_pulled(folder):
@@ -238,7 +269,8 @@ def resolve(name_or_path: str | Path, *, fetch: bool, config_only: bool = False)
                 f"{remote['name']}@refs/pr/1"
             )
         weight_files(folder)
-        if not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
+        files = [file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)]
+        if not files and read_tokenizer(folder, name).vocab_files_names:  # one of bytes has none, as ByT5's
             raise HalkaError(
                 f"{name} has no tokenizer on the hub: save one beside its weights in a folder, and name that"
             )
@@ -258,13 +290,13 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors of a base. Raises HalkaError if the folder has no config or lacks some of the files."""
     _check_config(folder)
     index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
+    files = [folder / "model.safetensors"]
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            files = [folder / name for name in names]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DamagedFolderError(f"{index} is damaged; fetch or copy it again") from None
-    files = [folder / name for name in names]
     if all(file.is_file() for file in files):
         return files
     others = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".gguf"))
@@ -284,13 +316,18 @@ def _check_config(folder: Path) -> None:
         raise HalkaError(f"{folder} has no config.json: {reason}")
     if (folder / "adapter_config.json").is_file():  # which transformers would put into the base
         raise HalkaError(f"{folder} holds a base and an adapter: remove adapter_config.json, or move it elsewhere")
-    for name in JSON_FILES:
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                if not file.read(100).lstrip().startswith(b"{"):  # transformers fails in many ways on other JSON
-                    raise DamagedFolderError(
-                        f"{folder / name} is damaged: it is not a JSON object. Fetch or copy it again"
-                    )
+    for name in SMALL_JSON:
+        _check_json(folder / name)
+
+
+def _check_json(file: Path) -> None:
+    """Raises DamagedFolderError for a file that is there and no JSON object: transformers fails in many ways on it."""
+    try:
+        whole = not file.is_file() or isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise DamagedFolderError(f"{file} is damaged: it is not a JSON object. Fetch or copy it again")
 
 
 def place_of(device: str | torch.device | None = None) -> torch.device:
@@ -305,10 +342,23 @@ def place_of(device: str | torch.device | None = None) -> torch.device:
         place = torch.device(device)
     except RuntimeError as error:
         raise HalkaError(f"device {device!r} is none of {', '.join(present)} (or cuda:1, …)") from error
-    if not present.get(place.type, True) or (place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count()):
+    here = present.get(place.type, place.type != "meta")  # whose tensors have no values
+    if not here or (place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count()):
         usable = ", ".join(kind for kind, is_present in present.items() if is_present)
         raise HalkaError(f"this machine has no device {str(device)!r}: it has {usable}")
     return place
+
+
+def _labels_for(kind: str, labels: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The labels of a base of that kind.
+
+    Raises HalkaError for an unknown kind, for labels of a kind without any, and as `checked_labels` does.
+    """
+    if kind not in KINDS:
+        raise HalkaError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+    if labels is not None and kind not in LABELLED:
+        raise HalkaError(f"labels are for {' and '.join(LABELLED)}: a {kind} has none")
+    return None if labels is None else checked_labels(labels)
 
 
 def check_class(config: Any, kind: str) -> None:
@@ -328,16 +378,10 @@ def _from_folder(folder: Path, kind: Kind, labels: Sequence[str] | None, seed: i
     """A base of that kind from a folder; a head that its weights lack is initialised from `seed`.
 
     Labels that the stored head has too keep their rows, in any order and number.
-    Raises HalkaError for an unknown kind, labels for a kind without any, a new head without labels, and weights that
-    lack anything but the head.
+    Raises HalkaError for a new head without labels, and weights that lack anything but the head.
     """
     import transformers
 
-    if kind not in KINDS:
-        raise HalkaError(f"kind {kind!r} is none of {', '.join(KINDS)}")
-    if labels is not None and kind not in LABELLED:
-        raise HalkaError(f"labels are for {' and '.join(LABELLED)}: a {kind} has none")
-    labels = None if labels is None else checked_labels(labels)
     named = (
         {}
         if labels is None
@@ -351,15 +395,15 @@ def _from_folder(folder: Path, kind: Kind, labels: Sequence[str] | None, seed: i
             folder,
             **named,
             **options,
-            ignore_mismatched_sizes=labels is not None,
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     modules = new_modules(new, model) if kind in LABELLED else ()
     if missing := sorted(key for key in new if not any(key.startswith(f"{path}.") for path in modules)):
         raise HalkaError(
-            f"the weights of {folder} lack {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]}; "
-            f"transformers would fill them at random. Give complete weights of a {kind}"
+            f"the weights of {folder} lack {len(missing)} tensors of a {type(model).__name__}, or have them in another "
+            f"shape, such as {missing[0]}; transformers would fill them at random. Give complete weights of a {kind}"
         )
     if new and labels is None:
         raise HalkaError(
