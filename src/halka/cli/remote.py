@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HERE = "http://127.0.0.1:8000"
 KEY = "HALKA_API_KEY"
-PATIENCE = 300.0  # seconds without a byte
+TIMEOUT = 300.0  # seconds without a byte
 
 
 class Aside(str):
@@ -85,7 +85,7 @@ class Server:
         headers = {} if self.key is None else {"authorization": f"Bearer {self.key}"}
         try:
             with httpx.stream(
-                method, self.url + path, headers=headers, timeout=httpx.Timeout(PATIENCE, connect=10), **more
+                method, self.url + path, headers=headers, timeout=httpx.Timeout(TIMEOUT, connect=10), **more
             ) as response:
                 if (status := response.status_code) >= 400:
                     kind = Failed if status == 429 or status >= 500 else HalkaError

@@ -100,7 +100,7 @@ class Run:
         self._saved_best = 0  # the best step of the last checkpoint, whose weights stay until the next one
 
     def resume(self, ranks: Ranks) -> None:
-        """Go on from the folder's checkpoint, if there is one; other ranks than the first do so by what that one read.
+        """Go on from the folder's checkpoint, if there is one: the first rank reads it and sends it to the others.
 
         Raises HalkaError for the checkpoint of another run, and where ranks do not train the same.
         """

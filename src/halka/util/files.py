@@ -136,7 +136,7 @@ def locked(folder: Path, otherwise: str) -> Iterator[None]:
 
 @contextmanager
 def in_turn(path: Path) -> Iterator[None]:
-    """Wait until no other process is in a block with this file, which is made and stays; a dead one's turn is over."""
+    """Hold a lock on this file, which is made and stays, once no other process does; that of a dead one is free."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path):
         yield

@@ -14,7 +14,7 @@ from halka.engine import Answer, Request
 from halka.evaluation.streaming import user_message
 from halka.rag.answer import answer_of, passages_for
 from halka.rag.passages import Passage
-from halka.rag.prompt import ABSTAINED, CITATION, numbers_of, prompted
+from halka.rag.prompt import ABSTAINED, CITATION, PASSAGES, numbers_of, prompted
 from halka.rag.retrieve import Retriever
 from halka.server.answers.chat_request import Retrieval
 from halka.server.answers.generation import Delta
@@ -128,7 +128,7 @@ async def ground(
                 scope_of(caller, options.tags or ()),
                 budget,
                 lambda prompt: count(with_prompt(prompt)),
-                passages=options.passages or 4,
+                passages=options.passages or PASSAGES,
                 floor=options.floor,
             )
         except HalkaError as error:
