@@ -63,7 +63,7 @@ class Objective(Protocol[ItemT]):
         """Tokenize an example without its answer, for `answers`; encoders' prompts are cut to `max_length`."""
         ...
 
-    def collate(self, items: Sequence[ItemT], pad_id: int) -> Batch:
+    def collate(self, items: Sequence[ItemT], padding: int) -> Batch:
         """Pad the items into one batch to train on."""
         ...
 

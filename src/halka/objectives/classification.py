@@ -68,11 +68,11 @@ class Classification:
     def encode_prompt(self, model: AdaptedModel, example: Example, max_length: int | None) -> Labelled:
         return _item(texts_of(example), model.tokenizer, 0, max_length)
 
-    def collate(self, items: Sequence[Labelled], pad_id: int) -> Batch:
+    def collate(self, items: Sequence[Labelled], padding: int) -> Batch:
         ids = [item.ids for item in items]
         types = padded([item.types for item in items], 0) if items and items[0].types else None
         return Batch(
-            padded(ids, pad_id), mask_of(ids), torch.tensor([item.label for item in items], device="cpu"), types
+            padded(ids, padding), mask_of(ids), torch.tensor([item.label for item in items], device="cpu"), types
         )
 
     def outputs(self, model: AdaptedModel, batch: Batch) -> Tensor:

@@ -54,8 +54,8 @@ class LanguageModelling:
         ids = encode_prompt(example, model.tokenizer)
         return Tokens(ids, [False] * len(ids))
 
-    def collate(self, items: Sequence[Tokens], pad_id: int) -> Batch:
-        return collate(items, pad_id)
+    def collate(self, items: Sequence[Tokens], padding: int) -> Batch:
+        return collate(items, padding)
 
     def outputs(self, model: AdaptedModel, batch: Batch) -> Tensor:
         # no token sees the padding behind it, and without a mask attention is faster and stores no scores

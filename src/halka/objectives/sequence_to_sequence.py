@@ -65,9 +65,9 @@ class SequenceToSequence:
     def encode_prompt(self, model: AdaptedModel, example: Example, max_length: int | None) -> Pair:
         return Pair(_prompt_ids(example, model.tokenizer, max_length), [])
 
-    def collate(self, items: Sequence[Pair], pad_id: int) -> Batch:
+    def collate(self, items: Sequence[Pair], padding: int) -> Batch:
         ids = [item.ids for item in items]
-        return Batch(padded(ids, pad_id), mask_of(ids), padded([item.answer for item in items], IGNORE_INDEX))
+        return Batch(padded(ids, padding), mask_of(ids), padded([item.answer for item in items], IGNORE_INDEX))
 
     def outputs(self, model: AdaptedModel, batch: Batch) -> Tensor:
         base: Any = model.base

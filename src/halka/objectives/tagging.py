@@ -69,10 +69,10 @@ class Tagging:
         words = words_of(example)
         return _item(words, model.tokenizer, [0] * len(words), max_length)
 
-    def collate(self, items: Sequence[Tagged], pad_id: int) -> Batch:
+    def collate(self, items: Sequence[Tagged], padding: int) -> Batch:
         ids = [item.ids for item in items]
         labels = [[IGNORE_INDEX if word < 0 else item.tags[word] for word in item.words] for item in items]
-        return Batch(padded(ids, pad_id), mask_of(ids), padded(labels, IGNORE_INDEX))
+        return Batch(padded(ids, padding), mask_of(ids), padded(labels, IGNORE_INDEX))
 
     def outputs(self, model: AdaptedModel, batch: Batch) -> Tensor:
         return run(model, **batch.inputs).logits
