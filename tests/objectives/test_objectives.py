@@ -502,9 +502,11 @@ def test_a_label_with_blanks_around_it_is_refused():
 
 
 @pytest.mark.parametrize(("labels", "reason"), [(("only",), "two labels or more, not 1"), (("x", "x"), "occurs twice")])
-def test_a_base_whose_labels_cannot_be_learned_is_refused(labels, reason):
+def test_a_base_whose_labels_cannot_be_learned_trains_none(labels, reason):
+    model = classifier(labels=labels)  # a reward's head, say, which others train by a view
+    model.add("a", LORA)
     with pytest.raises(halka.HalkaError, match=rf"{reason}.*load_base\(kind=…, labels=\[…\]\)"):
-        classifier(labels=labels)
+        as_tokens(model, [example("Hello", labels[0])], CONFIG, "a")
 
 
 @pytest.mark.parametrize("pad", [None, -1, 10_000])

@@ -30,7 +30,7 @@ def adapt(base: Any, tokenizer: Any = None) -> AdaptedModel:
     labels, every adapter has a head of its own.
 
     Raises HalkaError for an architecture without a layout, with the file to extend, for a base with layers that
-    accelerate offloaded, and for a classifier whose labels or padding token cannot be used.
+    accelerate offloaded, and for a classifier whose padding token cannot be used.
     """
     layout = layout_of(base)
     check_layout(base, layout)

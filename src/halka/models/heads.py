@@ -46,14 +46,17 @@ def usable_pad_id(config: Any) -> int | None:
     return pad if pad is not None and 0 <= pad < getattr(text, "vocab_size", math.inf) else None
 
 
-def check_head(base: Any, layout: Layout) -> None:
-    """Raises HalkaError for a base with labels that no adapter can learn, and for one that cannot find a text's end."""
-    if not (labels := labels_of(base)):
-        return
+def labels_to_learn(model: AdaptedModel, name: str | None) -> tuple[str, ...]:
+    """The labels of an adapter's examples. Raises HalkaError for a base's own that nothing can learn, as one alone."""
     try:
-        checked_labels(labels)
+        return checked_labels(model.labels_of(name))
     except HalkaError as error:
-        raise HalkaError(f"{type(base).__name__}: {error}. load_base(kind=…, labels=[…]) gives it others") from error
+        shown = type(model.base).__name__
+        raise HalkaError(f"{shown}: {error}. load_base(kind=…, labels=[…]) gives it others") from error
+
+
+def check_head(base: Any, layout: Layout) -> None:
+    """Raises HalkaError for a classifier that cannot find the end of a text."""
     by_last_token = layout.generates and kind_of(base) == "sequence-classification"
     if by_last_token and usable_pad_id(base.config) is None:
         raise HalkaError(

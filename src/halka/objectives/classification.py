@@ -20,6 +20,7 @@ from halka.data.examples import Example, Item
 from halka.data.labels import label_index
 from halka.data.truncation import EncodedExamples, LengthPolicy, truncate
 from halka.models import pad_id, run
+from halka.models.heads import labels_to_learn
 from halka.objectives.cross_entropy import summed_cross_entropy
 from halka.util.errors import DataError
 
@@ -54,7 +55,7 @@ class Classification:
         max_length: int | None,
         too_long: LengthPolicy,
     ) -> EncodedExamples[Labelled]:
-        labels = model.labels_of(name)
+        labels = labels_to_learn(model, name)
         indices = [_label(example, labels) for example in examples]
         items = [
             _item(texts_of(example), model.tokenizer, label) for example, label in zip(examples, indices, strict=True)

@@ -18,6 +18,7 @@ from halka.data.examples import Example, Item
 from halka.data.labels import OUTSIDE, label_index
 from halka.data.truncation import EncodedExamples, LengthPolicy, truncate
 from halka.models import pad_id, run
+from halka.models.heads import labels_to_learn
 from halka.objectives.classification import texts_of
 from halka.objectives.cross_entropy import summed_cross_entropy
 from halka.util.errors import DataError
@@ -56,7 +57,7 @@ class Tagging:
         max_length: int | None,
         too_long: LengthPolicy,
     ) -> EncodedExamples[Tagged]:
-        labels = model.labels_of(name)
+        labels = labels_to_learn(model, name)
         tags = [_tags(example, labels) for example in examples]
         items = [_item(words_of(example), model.tokenizer, own) for example, own in zip(examples, tags, strict=True)]
 
