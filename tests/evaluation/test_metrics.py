@@ -87,7 +87,7 @@ def test_classes():
 
 
 def test_a_star_is_a_mark_only_around_a_class():
-    for same in ("**A**", "*a*.", '"**A.**"'):
+    for same in ("**A**", "*a*.", '"**A.**"', "**A", "* A"):
         assert of("accuracy", same, "A") == of("macro_f1", same, "A") == 1, same
     assert of("accuracy", "A", "A*") == of("accuracy", "A*", "A") == of("macro_f1", "A", "A*") == 0
     assert of("accuracy", "**A***", "A*") == of("accuracy", "*", "*") == of("accuracy", "**", "**") == 1

@@ -122,26 +122,34 @@ def test_progress_of_a_newer_version_is_an_error():
         Progress.of({**saved, "more": 1})
 
 
-def test_train_leaves_a_folder_that_is_no_run_as_it_is(tmp_path):
-    (tmp_path / "parts-1").mkdir()
-    (tmp_path / "parts-1" / "data.csv").write_text("a,b")
-    (tmp_path / "best-7.safetensors").write_text("mine")
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
-    before = sorted(file.name for file in tmp_path.rglob("*"))
-    with pytest.raises(halka.HalkaError, match="exists and holds no training run: choose another folder"):
-        list(train(model_for(), "a", items(), SHORT, folder=tmp_path))
-    with pytest.raises(halka.HalkaError, match="holds no training run"):
-        list(train_many(model_for(), [Job("a", items(), SHORT, folder=tmp_path)]))
-    assert sorted(file.name for file in tmp_path.rglob("*")) == before
+@pytest.mark.parametrize("name", ["parts-1/data.csv", "best-7.safetensors", "adapters/step-3/mine.txt"])
+@pytest.mark.parametrize("many", [False, True])
+def test_train_drops_nothing_that_is_no_run_s(name, many, tmp_path):
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("mine")
+    (tmp_path / "run.json").write_text("{}")  # others' files, which no run has to do with
+    job = Job("a", items(), SHORT, folder=tmp_path)
+    with pytest.raises(halka.HalkaError, match=r"is there without a training run, which would drop it: choose another"):
+        list(train_many(model_for(), [job]) if many else train(model_for(), "a", items(), SHORT, folder=tmp_path))
+    assert file.read_text() == "mine"
+    file.unlink()
+    if file.parent != tmp_path:
+        file.parent.rmdir()
+    assert len(list(train(model_for(), "a", items(), SHORT, folder=tmp_path))) == SHORT.steps
 
 
 def test_train_begins_again_in_a_folder_of_its_own_without_a_checkpoint(tmp_path):
     config = replace(SHORT, save_every=None)
     first = [*train(model_for(), "a", items(), config, folder=tmp_path)]
     assert sorted(file.name for file in tmp_path.iterdir() if file.name[0] != ".") == ["metrics.jsonl"]
-    assert [step.loss for step in train(model_for(), "a", items(), config, folder=tmp_path)] == [
-        step.loss for step in first
-    ]
+    with pytest.raises(halka.HalkaError, match="holds no training run"):
+        fit(model_for(), "a", items(), config, folder=tmp_path)
+    for lost in (False, True):  # twice: a second crash may come before the first step is recorded
+        if lost:
+            (tmp_path / "metrics.jsonl").write_text("")
+        again = [*train(model_for(), "a", items(), config, folder=tmp_path)]
+        assert [step.loss for step in again] == [step.loss for step in first]
 
 
 def test_a_folder_that_is_no_run_or_in_use_is_refused(tmp_path):

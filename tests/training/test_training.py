@@ -1085,13 +1085,12 @@ def test_two_do_not_train_in_one_folder_and_no_finished_run_is_begun_again(tmp_p
 
 
 def test_files_of_others_stay_what_they_are(tmp_path):
-    RunFolder(tmp_path).begin({})
     (tmp_path / "best-of-all.safetensors").write_text("another's")
     run(model_for(), RUN, validation=items(2, seed=9), folder=tmp_path)
     assert (tmp_path / "best-of-all.safetensors").read_text() == "another's"
     metrics = tmp_path / "other" / "metrics.jsonl"
-    RunFolder(metrics.parent).begin({})
-    for line in ('{"epoch": 3}', "[1, 2]"):
+    metrics.parent.mkdir()
+    for line in ('{"epoch": 3}', "[1, 2]", '{"step": 1, "loss": 0.5}'):
         metrics.write_text(f"{line}\n")
         with pytest.raises(HalkaError, match=r"metrics.jsonl has a line that is no step of a training \(.*\): choose"):
             run(model_for(), RUN, folder=metrics.parent)

@@ -41,13 +41,13 @@ def _squad_words(text: str) -> list[str]:
 def as_label(text: str) -> str:
     """A class name in the form that is compared: no case, single spaces, no quotes or any of . , ; : ! ? । around it.
 
-    Nor has it Markdown's stars, which stand on both sides: of `A*` the star is part of the name. A name of such marks
-    alone keeps them.
+    Nor has it Markdown's stars, which begin it, too: of `A*` the star is part of the name. A name of such marks alone
+    keeps them.
     """
     name = " ".join(plain(text).casefold().split())
     bare = name.strip(MARKS)
-    while bare.strip("*") and bare[0] == bare[-1] == "*":
-        bare = bare[1:-1].strip(MARKS)
+    while bare.startswith("*") and bare.strip("*"):
+        bare = bare[1:].removesuffix("*").strip(MARKS)
     return bare or name
 
 

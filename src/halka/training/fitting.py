@@ -83,7 +83,7 @@ def fit(
     ranks = Ranks.joined()
     with ExitStack() as locks:
         if folder is not None:
-            checked_by_first(lambda: _take([RunFolder(folder)], locks))
+            checked_by_first(lambda: _take(RunFolder(folder), locks))
         job = encoded(model, _read(Job(name, examples, config, validation, folder, score)))
         run = _run_of(model, job, ranks)
         if folder is not None:
@@ -105,12 +105,11 @@ def fit(
     return cast(TrainResult, ranks.from_first(result))
 
 
-def _take(folders: Iterable[RunFolder], locks: ExitStack) -> None:
-    """Lock folders of runs until `locks` ends. Raises HalkaError for one that is taken, finished, or no run's."""
-    for folder in folders:
-        folder.check()
-        locks.enter_context(folder.locked())
-        folder.check_unfinished()
+def _take(folder: RunFolder, locks: ExitStack) -> None:
+    """Lock the folder of a run until `locks` ends. Raises HalkaError for one that is taken, finished, or no run's."""
+    folder.check()
+    locks.enter_context(folder.locked())
+    folder.check_unfinished()
 
 
 def train_many(
@@ -163,8 +162,14 @@ def _alone(steps: Generator[T, None, None], runs: Sequence[Run]) -> Generator[T,
     """The steps, while no other process trains in the runs' folders, of which none holds a finished run."""
     folders = [run.folder for run in runs if run.folder is not None]
     with ExitStack() as locks:
-        checked_by_first(lambda: _take(folders, locks))
+        checked_by_first(lambda: _lock(folders, locks))
         yield from steps
+
+
+def _lock(folders: Iterable[RunFolder], locks: ExitStack) -> None:
+    for folder in folders:
+        locks.enter_context(folder.locked())
+        folder.check_unfinished()
 
 
 def _run_of(model: AdaptedModel, job: Job, ranks: Ranks) -> Run:

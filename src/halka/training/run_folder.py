@@ -56,6 +56,7 @@ OWN_BEST = re.compile(r"best(-\d+)?\.safetensors")
 BEFORE, BEST = f"{ADAPTER}-before", f"{ADAPTER}-best"
 KEPT, STEP = "adapters", re.compile(r"step-(\d+)")
 POINTS = 100  # of a curve
+OWN_FIELDS = {"step", "steps", "gradient_norm"}  # of a line of the metrics, which others' do not have together
 
 
 class RunFolder:
@@ -100,9 +101,12 @@ class RunFolder:
     def keep_bests(self, *steps: int) -> None:
         """Drop the weights of best evaluations, but for those after these steps."""
         kept = [self.best(step) for step in steps]
-        for file in self.path.glob(BESTS):
-            if file not in kept and OWN_BEST.fullmatch(file.name):
+        for file in self._bests():
+            if file not in kept:
                 file.unlink()
+
+    def _bests(self) -> list[Path]:
+        return [file for file in self.path.glob(BESTS) if OWN_BEST.fullmatch(file.name)]
 
     @property
     def resumable(self) -> bool:
@@ -118,17 +122,8 @@ class RunFolder:
         """Raises HalkaError for a file, and for a folder that holds something else than a run."""
         check_no_file(self.path)
         others = self.path.is_dir() and any(not file.name.startswith(".") for file in self.path.iterdir())
-        if others and not ((self.path / RUN).exists() or self.resumable or self._has_steps()):
+        if others and not (self.path / RUN).exists() and not self.resumable:
             raise HalkaError(f"{self.path} exists and holds no training run: choose another folder")
-
-    def _has_steps(self) -> bool:
-        """Whether the metrics begin with a step: a run without settings in its folder may have no checkpoint yet."""
-        metrics = self.path / METRICS
-        try:
-            with metrics.open(encoding="utf-8") as file:
-                return bool(_step(file.readline(), metrics))
-        except (OSError, ValueError):
-            return False
 
     def locked(self) -> AbstractContextManager[None]:
         """Keeps others from training here; makes the folder. Raises HalkaError where another does, and for a file."""
@@ -229,9 +224,13 @@ class RunFolder:
 
     def drop_kept(self, after: int = 0) -> None:
         """Drop the adapters that were kept after later steps than this one."""
-        for folder in (self.path / KEPT).glob("step-*"):
-            if (match := STEP.fullmatch(folder.name)) is not None and int(match[1]) > after:
+        for step, folder in self._kept().items():
+            if step > after:
                 shutil.rmtree(folder)
+
+    def _kept(self) -> dict[int, Path]:
+        matches = {folder: STEP.fullmatch(folder.name) for folder in (self.path / KEPT).glob("step-*")}
+        return {int(match[1]): folder for folder, match in matches.items() if match is not None}
 
     def _settings(
         self, model: AdaptedModel, name: str, config: TrainConfig, start: AdapterFolder | None
@@ -288,21 +287,25 @@ class RunFolder:
     def resume(self, identity: dict[str, Any]) -> Checkpoint | None:
         """The checkpoint to go on from; without one the run begins. Later metrics are dropped, and parts of others.
 
-        Raises HalkaError for a checkpoint that is damaged or of a run with another identity, and for metrics of
-        something else.
+        Raises HalkaError for a checkpoint that is damaged or of a run with another identity, and where what would be
+        dropped is no run's.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        checkpoint = open_checkpoint(self.checkpoint, identity)
+        checkpoint, metrics = open_checkpoint(self.checkpoint, identity), self.path / METRICS
+        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+        numbers = [_step_number(line, metrics) for line in lines]
+        if checkpoint is None and not metrics.exists() and not (self.path / RUN).exists():
+            for other in (*shards_folders(self.path), *self._bests(), *self._kept().values()):
+                raise HalkaError(f"{other} is there without a training run, which would drop it: choose another folder")
         done = 0 if checkpoint is None else checkpoint.progress.step
         self.keep_parts(done)
         if checkpoint is not None and (old := self.path / OLD_BEST).exists():
             old.rename(self.best(checkpoint.progress.best_step))
         recorded = done if checkpoint is None or checkpoint.progress.unrecorded is None else done - 1
         self.drop_kept(recorded)
-        metrics = self.path / METRICS
         if metrics.exists():
-            lines = metrics.read_text(encoding="utf-8").splitlines()
-            write_text(metrics, "".join(f"{line}\n" for line in lines if _step_number(line, metrics) <= recorded))
+            kept = [line for line, number in zip(lines, numbers, strict=True) if number <= recorded]
+            write_text(metrics, "".join(f"{line}\n" for line in kept))
         return checkpoint
 
     def load_best(self, step: int) -> dict[str, Tensor]:
@@ -327,7 +330,7 @@ def _step_number(line: str, metrics: Path) -> float:
         step = json.loads(line)
     except ValueError:
         return math.inf
-    if not isinstance(step, dict) or "step" not in step:
+    if not isinstance(step, dict) or not step.keys() >= OWN_FIELDS:
         raise HalkaError(f"{metrics} has a line that is no step of a training ({line[:60]}): choose another folder")
     return cast(dict[str, Any], step)["step"]
 
