@@ -41,7 +41,7 @@ from halka.models.description import describe_base
 from halka.models.fetching import BaseInfo, known_bases, list_bases, pull, pull_base, smollm2
 from halka.models.fetching.smollm2 import SMOLLM2, Release
 from halka.models.fingerprint import fingerprint
-from halka.models.loading import base_config, load_base
+from halka.models.loading import base_config, load_base, resolve
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import is_as_saved
 from halka.util.base_folders import cache_dir
@@ -235,6 +235,8 @@ def test_a_padding_token_outside_of_the_vocabulary_is_the_tokenizers(folder: Pat
     assert base.config.pad_token_id == tokenizer.pad_token_id == VOCABULARY.index("<|im_end|>")
     assert base.get_input_embeddings().padding_idx is None
     assert adapt(base, tokenizer).labels == ("a", "b")
+    (folder / "generation_config.json").write_text(json.dumps({"pad_token_id": pad}))
+    assert load_base(folder)[0].generation_config.pad_token_id == tokenizer.pad_token_id
 
 
 @pytest.mark.parametrize("name", [None, ""])
@@ -249,6 +251,11 @@ def test_what_labels_or_a_tokenizer_lack_is_no_error_of_the_weights(folder: Path
     (folder / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(ValueError, match=r"^the tokenizer of .*tiny cannot be read"):
         load_base(folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    (folder / "vocab.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"^the tokenizer of .*tiny cannot be read"):
+        load_base(folder)
 
 
 def test_a_base_that_another_library_quantised_says_what_to_take(folder: Path) -> None:
@@ -257,6 +264,8 @@ def test_a_base_that_another_library_quantised_says_what_to_take(folder: Path) -
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"tiny cannot be loaded, since it is stored quantised: give the one in full"):
         load_base(folder)
+    with pytest.raises(ValueError, match=r"cannot be loaded as a seq2seq-lm: transformers has no seq2seq-lm"):
+        load_base(folder, kind="seq2seq-lm")
 
 
 def test_damaged_weights_of_the_hub_are_fetched_by_its_client(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,6 +430,12 @@ def test_of_a_hub_model_without_its_tokenizer_in_the_cache_the_rest_is_fetched(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     load_base("who/what")
+
+
+def test_a_hub_model_may_have_mistral_s_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "tokenizer.json").rename(folder / "tekken.json")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(folder))
+    assert resolve("who/what", fetch=True) == folder
 
 
 def test_a_hub_model_of_bytes_needs_no_files_for_its_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -496,9 +496,14 @@ def test_blanks_around_a_label_are_none_of_it():
     ]
 
 
-def test_a_label_with_blanks_around_it_is_refused():
-    with pytest.raises(halka.HalkaError, match="the label ' good' has blanks around it"):
-        model_with().add("a", LORA, labels=(" good", "bad"))
+def test_blanks_around_a_base_s_label_are_none_of_it(tmp_path):
+    model = classifier(labels=(" good", "bad "))
+    model.add("a", LORA)
+    rows = [example("Hello", "bad"), example("Bye", "good")]
+    assert [item.label for item in as_tokens(model, rows, CONFIG, "a")] == [1, 0]
+    halka.save(model, "a", tmp_path / "a")
+    halka.load(model, tmp_path / "a", name="b")
+    assert model.labels_of("b") == (" good", "bad ")
 
 
 @pytest.mark.parametrize(("labels", "reason"), [(("only",), "two labels or more, not 1"), (("x", "x"), "occurs twice")])

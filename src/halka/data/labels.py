@@ -38,10 +38,13 @@ def tags_in(examples: Iterable[Example]) -> tuple[str, ...]:
 
 
 def label_index(label: str, labels: Sequence[str]) -> int:
-    """The label's index in `labels`, however its accents are composed. Raises DataError that lists the first labels."""
+    """The label's index in `labels`, whose accents may be composed otherwise, and which may have blanks around them.
+
+    Raises DataError that lists the first labels.
+    """
     if label in labels:
         return labels.index(label)
-    composed = [normalize("NFC", name) for name in labels]
+    composed = [normalize("NFC", name.strip()) for name in labels]
     if (own := normalize("NFC", label)) in composed:
         return composed.index(own)
     shown = ", ".join(labels[:10]) + (", …" if len(labels) > 10 else "")

@@ -39,10 +39,10 @@ def configured_labels(config: Any) -> tuple[str, ...]:
     return tuple(str(config.id2label[place]) for place in sorted(config.id2label))
 
 
-def usable_pad_id(config: Any) -> int | None:
-    """The padding token in a configuration; None where that is no number of the vocabulary."""
+def usable_pad_id(config: Any, generation: Any = None) -> int | None:
+    """The padding token in a configuration, or in that of generation; None where it is no number of the vocabulary."""
     text = config.get_text_config()
-    pad = getattr(text, "pad_token_id", None)
+    pad = getattr(generation or text, "pad_token_id", None)
     return pad if pad is not None and 0 <= pad < getattr(text, "vocab_size", math.inf) else None
 
 

@@ -38,7 +38,7 @@ NO_PICKLES = (
     "AutoModelForCausalLM.from_pretrained(it).save_pretrained(new_folder), and the tokenizer likewise"
 )
 HUB_LEFT_OUT = ["*/*", "model.*.safetensors", "adapter_config.json"]  # subfolders, weights in other precisions
-TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
+TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "*tekken*.json")
 OVERFLOWING = ("gemma2", "gemma3", "gemma3_text")  # float16 does not hold their hidden states
 CONVERSION = "automatic conversion of the weights"  # transformers' words for any error while it joins experts' weights
 
@@ -113,7 +113,7 @@ def load_base(
                     f"the weights of {name_or_path} could not be joined on {place}, most likely because its memory is "
                     f'full: {_smaller(quantize)}. With device="cpu" they can be if they are whole'
                 ) from error
-            if getattr(config, "quantization_config", None):
+            if getattr(config, "quantization_config", None) and not isinstance(error, HalkaError):
                 raise HalkaError(f"{name_or_path} cannot be loaded, {STORED_QUANTISED} ({error})") from error
             name = "causal language model" if kind == "causal-lm" else kind
             raise HalkaError(f"{name_or_path} cannot be loaded as a {name}: {error}") from error
@@ -126,7 +126,7 @@ def load_base(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     if usable_pad_id(model.config) is None:  # a classifier finds the end of a text by it
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    if model.can_generate() and model.generation_config.pad_token_id is None:
+    if model.can_generate() and usable_pad_id(model.config, model.generation_config) is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id  # else generate() warns at every call
     return model.eval(), tokenizer
 
@@ -218,7 +218,9 @@ def read_tokenizer(folder: Path, name: object) -> PreTrainedTokenizerBase:
     with quiet_libraries():
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except unreadable() as error:
+        except Exception as error:
+            if type(error) is not Exception and not isinstance(error, unreadable()):  # tokenizers raises the plain one
+                raise
             _check_json(folder / "tokenizer.json")
             raise HalkaError(f"the tokenizer of {name} cannot be read: {error}") from error
 

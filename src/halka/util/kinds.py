@@ -15,17 +15,12 @@ TASK_KINDS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != 
 
 
 def checked_labels(labels: Iterable[str]) -> tuple[str, ...]:
-    """The labels as a tuple.
-
-    Raises HalkaError for fewer than two, an empty one, one with blanks around it, and one that occurs twice.
-    """
+    """The labels as a tuple. Raises HalkaError for fewer than two, an empty one, and one that occurs twice."""
     if isinstance(labels, str):
         raise HalkaError(f"labels is a list of names, not the text {labels!r}")
     labels = tuple(labels)
     if wrong := [label for label in labels if not isinstance(label, str) or not label.strip()]:
         raise HalkaError(f"a label is a non-empty text, not {wrong[0]!r}")
-    if wrong := [label for label in labels if label != label.strip()]:  # of an example's label they are cut off
-        raise HalkaError(f"the label {wrong[0]!r} has blanks around it: leave them out")
     if double := [label for label in labels if labels.count(label) > 1]:
         raise HalkaError(f"the label {double[0]!r} occurs twice")
     if len(labels) < 2:
