@@ -12,7 +12,7 @@ from halka.cli.docs import HERE, Place, collection_named
 from halka.cli.generate import MaxNewTokens, Temperature, sampling
 from halka.cli.opening import Base, Loading, open_model, with_loading
 from halka.cli.retrieval import Asking, Mode, Rerank, Tags, Under, retriever_of, scope_of
-from halka.rag.prompt import PASSAGES
+from halka.rag import PASSAGES
 from halka.util.errors import HalkaError
 from halka.util.text import one_line
 

@@ -22,7 +22,7 @@ from halka.cli.command import (
     show,
 )
 from halka.cli.docs import HERE, Embedder, Name, Place, app, collection_named, open_or_begin, report
-from halka.rag.prompt import PASSAGES
+from halka.rag import PASSAGES
 from halka.util.errors import HalkaError
 from halka.util.text import columns, one_line, plural
 

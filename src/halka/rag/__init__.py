@@ -4,3 +4,5 @@ Public: `collection.Collection` (documents under one name, kept fresh), `store.S
 `retrieve.Retriever` (a question to passages), `answer.Answerer` (a question to an answer with sources), `raft.Raft`
 (training data for answering from passages). Each is imported from its module: they need the extra `rag`.
 """
+
+PASSAGES = 4  # in a prompt, where nobody says how many; here, so that the command line starts without the rest

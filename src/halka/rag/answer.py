@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from halka.rag import PASSAGES
 from halka.rag.passages import Passage
-from halka.rag.prompt import ABSTAINED, PASSAGES, Count, abstains, cited, fitting, prompted
+from halka.rag.prompt import ABSTAINED, Count, abstains, cited, fitting, prompted
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope
 from halka.util.errors import ContextLengthError, HalkaError

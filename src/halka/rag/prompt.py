@@ -25,7 +25,6 @@ from pathlib import PurePath
 from halka.rag.passages import Passage
 from halka.util.errors import ContextLengthError, HalkaError
 
-PASSAGES = 4  # in a prompt, where nobody says how many
 ABSTAINED = "The documents do not say."
 INSTRUCTION = (
     "Answer the question from the passages. Cite each passage that you use by its number, like [1]. If the passages do "

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from halka.rag import PASSAGES
 from halka.rag.changes import Alternatives, change_of
 from halka.rag.passages import Passage
-from halka.rag.prompt import ABSTAINED, ANSWER, PASSAGES, in_form, prompted
+from halka.rag.prompt import ABSTAINED, ANSWER, in_form, prompted
 from halka.rag.questions import Asked, holds, placed
 from halka.rag.retrieve import Retriever
 from halka.rag.store import Scope

@@ -12,9 +12,10 @@ from typing import Any
 
 from halka.engine import Answer, Request
 from halka.evaluation.streaming import user_message
+from halka.rag import PASSAGES
 from halka.rag.answer import answer_of, passages_for
 from halka.rag.passages import Passage
-from halka.rag.prompt import ABSTAINED, CITATION, PASSAGES, numbers_of, prompted
+from halka.rag.prompt import ABSTAINED, CITATION, numbers_of, prompted
 from halka.rag.retrieve import Retriever
 from halka.server.answers.chat_request import Retrieval
 from halka.server.answers.generation import Delta

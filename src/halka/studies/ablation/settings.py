@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from halka.data.task import SPLITS
+from halka.rag import PASSAGES
 from halka.rag.collection import Collection
 from halka.rag.embed import SentenceEmbedder
-from halka.rag.prompt import ANSWER, PASSAGES
+from halka.rag.prompt import ANSWER
 from halka.rag.questions import Asked, read_questions
 from halka.rag.raft import Distractors, Order, Raft
 from halka.studies.experiment import BySplit, Count, Entry, Precision, Rate, Seeds, Settings, TrainFields, read_settings
