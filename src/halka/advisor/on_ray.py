@@ -20,6 +20,7 @@ from halka.rag.roots import files_at
 from halka.rag.sources import listed, taken_in
 from halka.util.errors import HalkaError
 from halka.util.files import write_bytes
+from halka.util.process import run_process
 from halka.util.ray_cluster import News, RayCluster
 from halka.util.ray_node import Program
 
@@ -117,4 +118,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process(main)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry
 
 aten: Any = torch.ops.aten
 
@@ -57,7 +56,7 @@ def work_of(func: Any, args: Any, kwargs: Any, out: Any, call: Call | None = Non
     if is_free(func):
         return None
     packet = func._overloadpacket
-    flops = _FLOPS.get(packet) or flop_registry.get(packet)
+    flops = _flops().get(packet)
     moved = sum(tensor.numel() * tensor.element_size() for tensor in _moved(func, args, kwargs, out))
     return Work(flops(*args, **kwargs, out_val=out) if flops else 0, moved, call=call)
 
@@ -74,6 +73,19 @@ def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 def grouped_flops(tokens: Tensor, weights: Tensor, *rest: Any, out_val: Any = None, **more: Any) -> int:
     """FLOPs of tokens (S, I) by weights (E, I, O), or for the weights' gradient of (O, S) by (S, I)."""
     return 2 * tokens.numel() * weights.shape[-1]
+
+
+@functools.cache
+def _flops() -> dict[Any, Callable[..., int]]:
+    """Functions for the FLOPs of operations: torch's, and those of what torch does not count."""
+    from torch.utils.flop_counter import flop_registry  # imports Triton
+
+    forward, backward = aten._scaled_dot_product_flash_attention, aten._scaled_dot_product_flash_attention_backward
+    return flop_registry | {
+        aten._grouped_mm: grouped_flops,
+        aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[forward],
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[backward],
+    }
 
 
 @functools.cache
@@ -99,13 +111,6 @@ def _moved(func: Any, args: Any, kwargs: Any, out: Any) -> list[Tensor]:
     return [*read, *written]
 
 
-_FLOPS = {  # of operations that torch does not count
-    aten._grouped_mm: grouped_flops,
-    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
-        aten._scaled_dot_product_flash_attention_backward
-    ],
-}
 _EMPTY = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
 _PICKING = {aten.embedding, aten.gather, aten.index, aten.index_select}  # they read as much as they return
 _OVERWRITING = {aten.copy_, aten.fill_, aten.zero_}

@@ -52,6 +52,7 @@ from halka.util.errors import HalkaError, TrainingError
 from halka.util.files import write_text
 from halka.util.kinds import Kind
 from halka.util.precision import lacks_bfloat16
+from halka.util.process import run_process
 
 TOKENS = 24  # of an answer whose latency is measured
 NAME = "run"  # the adapter's name while it is measured
@@ -375,4 +376,4 @@ def _read(spec: dict[str, Any]) -> Spec:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_process(lambda: main(sys.argv[1:]))

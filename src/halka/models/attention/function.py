@@ -15,16 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from halka.models.attention.flex_kernels import FlexKernels
 from halka.models.attention.forest import ForestPlan
-from halka.models.attention.forest_flex import attend_by_flex, block_mask
 from halka.models.attention.forest_fused import attend_by_fused
 from halka.models.attention.forest_products import attend_by_products
 from halka.models.attention.layer_stack import LayerMemory, Recorded
@@ -32,6 +30,9 @@ from halka.models.attention.paged import PagedPlan
 from halka.models.attention.paged_groups import NUMBERS, Products, groups_of
 from halka.models.attention.scoring import Scoring
 from halka.util.precision import lacks_bfloat16
+
+if TYPE_CHECKING:
+    from halka.models.attention.flex_kernels import FlexKernels
 
 NAME = "halka"
 COMPILED = ("cuda", "xpu")  # devices for which torch compiles FlexAttention
@@ -243,6 +244,8 @@ def attend_to_forest(
         values = torch.cat([_in_one_row(memory.values), value], dim=2)
     if way == "dense":
         return grouped_products(query, keys, values, visibility.dense[None, None], scale, dropout, softcap)
+    from halka.models.attention.forest_flex import attend_by_flex, block_mask  # imports sympy: for GPUs alone
+
     mask = plan.cached(("blocks", visibility), lambda: block_mask(visibility))
     output = attend_by_flex(query, keys, values, mask, scoring, kernels)
     if output is None:

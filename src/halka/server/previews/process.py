@@ -20,6 +20,7 @@ from halka.server.apart import limit_memory
 from halka.server.previews.views import view_of_needs, view_of_preview
 from halka.server.wire import dumps
 from halka.util.errors import HalkaError
+from halka.util.process import run_process
 from halka.util.quiet import quiet_process
 
 if TYPE_CHECKING:
@@ -139,4 +140,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_process(lambda: main(*sys.argv[1:]))

@@ -43,6 +43,7 @@ from halka.training.run_folder import RunFolder
 from halka.util.dtypes import dtype_name
 from halka.util.errors import HalkaError
 from halka.util.files import in_turn
+from halka.util.process import run_process
 
 NAME = "run"
 BATCH = 16
@@ -323,4 +324,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_process(lambda: main(sys.argv[1:]))
