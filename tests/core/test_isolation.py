@@ -29,7 +29,7 @@ from halka.core import AdaptedModel
 from halka.core.routing import AdapterNames
 from halka.data.tokens import Tokens
 from halka.training import TrainConfig, mean_loss, train
-from halka.util.errors import UnknownAdapterError
+from halka.util.errors import HalkaError, UnknownAdapterError
 from kinds import KINDS, bare, logits, model_with, train_a_step
 from tiny import tiny
 
@@ -344,6 +344,21 @@ def test_a_backward_pass_beside_another_threads_block_is_refused():
     with ThreadPoolExecutor(1) as threads, model.use("lora"):
         error = threads.submit(loss.backward).exception(30)
     assert "Wrap the call in `with model.use(...)`" in str(error)
+
+
+@pytest.mark.parametrize("kind", ["bitfit", "lora"])
+def test_a_layer_that_backward_computes_once_more_behind_its_block_is_refused(kind):
+    """BitFit's gradients would be wrong: its edit keeps no tensors for backward, by whose number torch sees others."""
+    model = model_with(kind)
+    model.base.train()
+    model.base.activation_checkpointing_enable()
+    with model.use(kind):
+        loss = model.base(ids(), labels=ids(), use_cache=False).loss
+    with pytest.raises(HalkaError, match="Call backward within the block"):
+        loss.backward()
+    with model.use(kind):
+        model.base(ids(), labels=ids(), use_cache=False).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters(kind))
 
 
 def test_coroutines_that_await_within_a_block_are_refused():

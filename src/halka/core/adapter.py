@@ -32,8 +32,7 @@ class Adapter:
         """
         adapter = cls(method, {}, {})
         for target in targets:
-            part = method.build(target)
-            if part is None:
+            if (part := method.build(target)) is None:
                 continue
             if not isinstance(part, ModulePart | VirtualPart | WeightPart):
                 raise HalkaError(

@@ -69,8 +69,9 @@ class Passes:
                 self._hooks.pop(place).remove()
 
     def edits(self, place: Place) -> Edits | None:
-        """This pass's edits there. Raises RuntimeError for another thread's, whose block has overtaken the pass."""
+        """This pass's edits there. Raises as `Turns.check` and `Turns.check_backward` do: it may be of another pass."""
         if (route := self.route) is None:
+            self.turns.check_backward()
             return None
         self.turns.check()
         return route.edits.get(place)

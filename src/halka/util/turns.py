@@ -127,6 +127,15 @@ class Turns:
                 "other thread's block waits for this call, as with a streamer, move its `with` into this thread"
             )
 
+    def check_backward(self) -> None:
+        """Raises HalkaError if autograd computes a part of a pass once more while it is nobody's turn."""
+        if self.owner is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            raise HalkaError(
+                "backward computes a layer once more, as gradient checkpointing does, but outside of `model.use(...)`, "
+                "without the adapter of its forward pass: gradients would be wrong. Call backward within the block of "
+                "the forward pass (`use(None)` for the bare base), or train a `halka.view`"
+            )
+
     def _install(self) -> None:
         wanted = self._always or self.owner is not None
         if wanted and not self._hooks:
