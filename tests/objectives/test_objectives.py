@@ -250,6 +250,17 @@ def test_a_saved_adapter_comes_back_with_its_head_and_labels(architecture, kind,
     assert again.labels_of("a") == LABELS
 
 
+@pytest.mark.parametrize("labels", [("only",), ("x", "x")])
+def test_what_a_view_trained_on_labels_that_nothing_can_learn_comes_back(labels, tmp_path):
+    model = classifier(labels=labels)
+    model.add("a", LORA)
+    disturb(model, "a")
+    halka.save(model, "a", tmp_path / "a")
+    halka.load(model, tmp_path / "a", name="again")
+    assert torch.equal(logits(model, "again"), logits(model, "a"))
+    assert model.labels_of("again") == labels
+
+
 def test_an_adapter_of_other_labels_is_read_by_a_base_with_as_many_places_or_more(tmp_path):
     model = model_with(a=LORA)
     halka.save(model, "a", tmp_path / "a")

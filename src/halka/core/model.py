@@ -239,7 +239,7 @@ class AdaptedModel:
             )
         if not name or not isinstance(name, str):
             raise HalkaError(f"an adapter's name is a non-empty string, not {name!r}")
-        check_own_labels(name, labels, len(self.labels))
+        check_own_labels(name, labels, self.labels)
 
     def _here(self, name: str) -> Adapter:
         adapter = self.adapters.get(name)

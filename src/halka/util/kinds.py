@@ -28,10 +28,10 @@ def checked_labels(labels: Iterable[str]) -> tuple[str, ...]:
     return labels
 
 
-def check_own_labels(name: object, labels: Sequence[str], most: int) -> None:
-    """Raises HalkaError for labels of an adapter that are none, or more than its base has."""
-    if labels and len(checked_labels(labels)) > most:
+def check_own_labels(name: object, labels: Sequence[str], of_base: Sequence[str]) -> None:
+    """Raises HalkaError for labels, other than its base's, of an adapter that are none, or more than the base has."""
+    if labels and labels != of_base and len(checked_labels(labels)) > len(of_base):
         raise HalkaError(
-            f"{name!r} is to predict {len(labels)} labels, and this base has {most}: load the base "
+            f"{name!r} is to predict {len(labels)} labels, and this base has {len(of_base)}: load the base "
             "with as many, `halka.load_base(name, kind=…, labels=[…])`"
         )
