@@ -47,6 +47,7 @@ from halka.storage.save_load import is_as_saved
 from halka.util.base_folders import cache_dir
 from halka.util.errors import DamagedFolderError
 from halka.util.text import chat_template_fingerprint
+from tiny import tiny
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -237,6 +238,17 @@ def test_a_padding_token_outside_of_the_vocabulary_is_the_tokenizers(folder: Pat
     assert adapt(base, tokenizer).labels == ("a", "b")
     (folder / "generation_config.json").write_text(json.dumps({"pad_token_id": pad}))
     assert load_base(folder)[0].generation_config.pad_token_id == tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize("kind", ["causal-lm", "sequence-classification"])
+def test_a_padding_token_outside_of_the_vocabulary_of_the_text_is_the_tokenizers(folder: Path, kind) -> None:
+    tiny("gemma3", vocab_size=len(VOCABULARY)).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["pad_token_id"] = len(VOCABULARY)
+    (folder / "config.json").write_text(json.dumps(config))
+    base, tokenizer = load_base(folder, kind=kind, labels=None if kind == "causal-lm" else ["a", "b"])
+    assert base.config.get_text_config().pad_token_id == tokenizer.pad_token_id
+    assert adapt(base, tokenizer).base is base
 
 
 @pytest.mark.parametrize("name", [None, ""])

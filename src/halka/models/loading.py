@@ -96,8 +96,8 @@ def load_base(
         try:
             check_class(config, kind)
             options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-            if getattr(config, "pad_token_id", None) is not None and usable_pad_id(config) is None:
-                options["pad_token_id"] = None  # else the embedding would be built with it
+            if usable_pad_id(config) is None:
+                options |= _without_pad(config)  # else the embedding would be built with it
             load = functools.partial(_from_folder, folder, kind, labels, seed, **options)
             direct = {"": place} if place.type != "cpu" and reads_directly(quantize, kind) else None
             model = load(dtype=precision_on(place, precision, config), device_map=direct)
@@ -141,6 +141,13 @@ def _at(name_or_path: str | Path, revision: str | None) -> str | Path:
     if hub_parts(name)[1] not in (None, revision):
         raise HalkaError(f"{name} has another revision than {revision!r}: name one")
     return at_revision(name, revision)
+
+
+def _without_pad(config: Any) -> dict[str, Any]:
+    """The options with which transformers reads the configuration, and its text's within it, without padding tokens."""
+    own = {"pad_token_id": None} if getattr(config, "pad_token_id", None) is not None else {}
+    text = config.get_text_config()
+    return own | {key: _without_pad(text) for key, inner in vars(config).items() if inner is text}
 
 
 def _anew(name_or_path: str | Path) -> str:
