@@ -245,6 +245,13 @@ def test_a_function_is_to_be_wrapped_and_one_that_fails_names_its_metric_and_ite
     for function in (lambda said, true: {"1": 1}.get(said), lambda said, true: int(said)):
         with pytest.raises(HalkaError, match=r"mine, item 1: .*(NoneType|invalid literal)"):
             score(["1", "a"], [["a"], ["a"]], [Metric.mean("mine", "", function)])
+    for function in (lambda said, true: {"1": 1}[said], lambda said, true: [1, 2]["1a".index(said) + 1]):
+        with pytest.raises(HalkaError, match=r"mine, item 1: (KeyError|IndexError)\(.+\)"):
+            score(["1", "a"], [["a"], ["a"]], [Metric.mean("mine", "", function)])
+    lacking = Metric("mine", "", lambda said, true: {"right": 1}, lambda sums: sums["wrong"])
+    for scored in (lambda: score(["a"], [["a"]], [lacking]), lambda: resampled(["a"], [["a"]], lacking)):
+        with pytest.raises(HalkaError, match=r"mine, of the counts \['right'\]: KeyError\('wrong'\)"):
+            scored()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ OF_CLASSIFIERS: dict[str, Metric] = {metric.name: metric for metric in class_met
 """For answers that are labels' names as they stand, so that `c` and `C` are two classes."""
 FAMILIES: dict[str, Callable[[str], Metric]] = {"json_field": json_field, "json_field_f1": json_field_f1}
 """By the name before the colon: functions of the path after it."""
+OF_FUNCTIONS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+"""What a metric's functions, which may be a user's, raise for answers that they were not written for."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def resampled(
     resolved = find_metric(metric)
     keys, table = _table(resolved, predictions, references)
     [sums_RK] = _resample([table], resamples, seed)
-    return resolved.aggregate(dict(zip(keys, sums_RK.T, strict=True))).tolist()
+    return _aggregated(resolved, keys, sums_RK).tolist()
 
 
 def mean_of(values: Sequence[float], seed: int = 0) -> Score:
@@ -156,8 +158,8 @@ def _table(
     for i, (prediction, accepted) in enumerate(zip(predictions, references, strict=True)):
         try:
             row = metric.per_item(prediction, accepted)
-        except (TypeError, ValueError) as error:
-            raise HalkaError(f"{metric.name}, item {i}: {error}") from error
+        except OF_FUNCTIONS as error:
+            raise HalkaError(f"{metric.name}, item {i}: {_reason(error)}") from error
         if not all(math.isfinite(count) for count in row.values()):
             raise HalkaError(f"{metric.name}, item {i}: counts are not finite: {dict(row)}")
         rows.append(row)
@@ -187,14 +189,22 @@ def _resample(tables: Sequence[FloatArray], resamples: int, seed: int) -> list[F
     return np.split(np.vstack(sums), ends[:-1], axis=1)
 
 
-def _interval(metric: Metric, keys: list[Any], table: FloatArray, drawn: FloatArray, n: int) -> Score:
-    def aggregate(sums_RK: FloatArray) -> FloatArray:
+def _aggregated(metric: Metric, keys: list[Any], sums_RK: FloatArray) -> FloatArray:
+    try:
         return metric.aggregate(dict(zip(keys, sums_RK.T, strict=True)))
+    except OF_FUNCTIONS as error:
+        raise HalkaError(f"{metric.name}, of the counts {keys}: {_reason(error)}") from error
 
-    value = float(aggregate(table.sum(axis=0, keepdims=True))[0])
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, TypeError | ValueError) else repr(error)  # a KeyError is its key
+
+
+def _interval(metric: Metric, keys: list[Any], table: FloatArray, drawn: FloatArray, n: int) -> Score:
+    value = float(_aggregated(metric, keys, table.sum(axis=0, keepdims=True))[0])
     if not math.isfinite(value):
         raise HalkaError(f"{metric.name} is undefined here: {metric.meaning}, and no item has any to count")
-    values = aggregate(drawn)
+    values = _aggregated(metric, keys, drawn)
     values = values[np.isfinite(values)]  # of few items that count, a drawn set may have none
     low, high = map(float, np.quantile(values, [0.025, 0.975])) if values.size else (value, value)
     if math.isclose(low, high, abs_tol=1e-12):
