@@ -184,7 +184,10 @@ def test_the_right_tools_are_called_or_none():
     paris = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call>'
     same = 'I ask. {"name": "weather", "parameters": {"days": 2.0, "city": "Paris"}}'
     assert of("calls_exact", same, paris) == of("calls_exact", paris, "No.", paris) == 1
-    for other in (same.replace("2.0", '"2"'), same.replace("weather", "clock"), paris + paris, "Paris", ""):
+    twice = same.replace('"days"', '"days": 3, "days"')
+    within = json.dumps({"name": "weather", "arguments": '{"city": "Rome", "city": "Paris", "days": 2}'})
+    others = (same.replace("2.0", '"2"'), same.replace("weather", "clock"), paris + paris, "Paris", "")
+    for other in (*others, twice, within):
         assert of("calls_exact", other, paris) == 0, other
     assert value("calls_exact", [same, "Hello.", paris], [[paris], ["Good day!"], ["Good day!"]]) == pytest.approx(
         2 / 3

@@ -84,12 +84,12 @@ def texts_in(value: object) -> Iterator[str]:
         yield value if isinstance(value, str) else json.dumps(value)
 
 
-def calls_in(text: str) -> list[tuple[str, Any]]:
+def calls_in(text: str, decoder: json.JSONDecoder) -> list[tuple[str, Any]]:
     """The calls in a model's answer, each as the function's name and arguments, whatever stands around them.
 
-    A call is a JSON object with a `name` and `arguments` or `parameters`, in no other object.
+    A call is a JSON object, as the decoder reads it, with a `name` and `arguments` or `parameters`, in no other object.
     """
-    calls, decoder, at = list[tuple[str, Any]](), json.JSONDecoder(), 0
+    calls, at = list[tuple[str, Any]](), 0
     while (at := text.find("{", at)) >= 0:
         try:
             value, end = decoder.raw_decode(text, at)
@@ -98,15 +98,15 @@ def calls_in(text: str) -> list[tuple[str, Any]]:
             continue
         arguments = value.get("arguments", value.get("parameters"))
         if isinstance(value.get("name"), str) and arguments is not None:
-            calls.append((value["name"], _arguments(arguments)))
+            calls.append((value["name"], _arguments(arguments, decoder)))
         at = end
     return calls
 
 
-def _arguments(value: Any) -> Any:
+def _arguments(value: Any, decoder: json.JSONDecoder) -> Any:
     """Arguments that are JSON within JSON as what they say."""
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return decoder.decode(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         return value
 

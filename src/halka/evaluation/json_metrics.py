@@ -65,11 +65,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+_DECODER = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_object)
+"""Python's own would accept NaN and Infinity, and keys that stand twice."""
+
+
 def _parse(text: str) -> Any:
     """The whole text as a JSON object or array in comparable form, else `_MISSING`."""
     try:
-        # Python would accept NaN and Infinity, and keys that stand twice
-        value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_object)
+        value = _DECODER.decode(text)
         return _comparable(value) if isinstance(value, dict | list) else _MISSING
     except (ValueError, RecursionError):
         return _MISSING
@@ -78,7 +81,7 @@ def _parse(text: str) -> Any:
 def _comparable(value: Any) -> Any:
     """Every scalar as its JSON text, so that true is not 1 and "2" is not 2, but 2.0 is 2."""
     if isinstance(value, dict):
-        return {unicodedata.normalize("NFC", key): _comparable(child) for key, child in value.items()}
+        return {key: _comparable(child) for key, child in value.items()}
     if isinstance(value, list):
         return [_comparable(child) for child in value]
     if isinstance(value, float) and value.is_integer():
@@ -145,7 +148,7 @@ def _exact(prediction: str, references: Sequence[str]) -> float:
 
 
 def _calls(text: str) -> list[tuple[str, Any]]:
-    return [(name, _comparable(arguments)) for name, arguments in calls_in(text)]
+    return [(name, _comparable(arguments)) for name, arguments in calls_in(text, _DECODER)]
 
 
 def _call_counts(prediction: str, references: Sequence[str]) -> Counts:
