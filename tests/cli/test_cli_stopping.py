@@ -6,6 +6,8 @@ import io
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -36,6 +38,24 @@ def test_ctrl_c_stops_after_the_step_and_the_run_goes_on(here, times):
 def test_ctrl_c_without_checkpoints_says_so(here):
     messages = stopped(f"train {TRAIN} --steps 5 --save-every none -o new", "step 2/5")
     assert "Stopped before the first checkpoint: the same command begins anew" in messages
+
+
+INTERRUPTED = """
+import runpy, sys
+
+class Interrupted:
+    def find_spec(self, name, path, target=None):
+        if name == "halka.cli.app":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+runpy.run_module("halka", run_name="__main__")
+"""
+
+
+def test_ctrl_c_while_the_command_line_is_imported_ends_as_quietly():
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
 def test_who_ends_all_processes_of_a_job_may_signal_each_twice():
