@@ -23,11 +23,12 @@ def test_a_gpu_before_ampere_computes_in_float16(monkeypatch, capability, lacks)
     assert loading.precision_on(torch.device("cuda:0"), "bfloat16", stored) == expected
     assert loading.precision_on(torch.device("cuda:0"), "auto", stored) == (torch.float16 if lacks else "auto")
     assert loading.precision_on(torch.device("cuda:0"), "float32", stored) == torch.float32
-    large = AutoConfig.for_model("gemma2", dtype="bfloat16")  # whose hidden states float16 does not hold
-    expected = torch.float32 if lacks else torch.bfloat16
-    assert loading.precision_on(torch.device("cuda:0"), "bfloat16", large) == expected
-    assert loading.precision_on(torch.device("cuda:0"), "auto", large) == (torch.float32 if lacks else "auto")
-    assert loading.precision_on(torch.device("cuda:0"), "float16", large) == torch.float16
+    for architecture in ("gemma2", "gemma4"):
+        large = AutoConfig.for_model(architecture, dtype="bfloat16")  # whose hidden states float16 does not hold
+        expected = torch.float32 if lacks else torch.bfloat16
+        assert loading.precision_on(torch.device("cuda:0"), "bfloat16", large) == expected
+        assert loading.precision_on(torch.device("cuda:0"), "auto", large) == (torch.float32 if lacks else "auto")
+        assert loading.precision_on(torch.device("cuda:0"), "float16", large) == torch.float16
 
 
 @pytest.mark.parametrize("has_amx", [False, True])

@@ -39,7 +39,7 @@ NO_PICKLES = (
 )
 HUB_LEFT_OUT = ["*/*", "model.*.safetensors", "adapter_config.json"]  # subfolders, weights in other precisions
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "*tekken*.json")
-OVERFLOWING = ("gemma2", "gemma3", "gemma3_text")  # float16 does not hold their hidden states
+OVERFLOWING = ("gemma2", "gemma3", "gemma3_text", "gemma4", "gemma4_text")  # float16 does not hold their hidden states
 CONVERSION = "automatic conversion of the weights"  # transformers' words for any error while it joins experts' weights
 
 
@@ -64,7 +64,7 @@ def load_base(
                   lack is initialised from `seed`; labels that the stored head has too keep their rows, whatever their
                   order and number
     dtype         the precision; auto is the one that is stored. For bfloat16 stands float16 on a GPU that lacks it
-                  (float32 for Gemma 2 and 3, which float16 does not hold), and float32 on a processor without
+                  (float32 for Gemma 2 to 4, which float16 does not hold), and float32 on a processor without
                   instructions for its products, where they take longer
     device        cuda, mps, cpu or the like; the first of these that this machine has if not given. Weights go there
                   directly where accelerate is installed, quantised ones layer by layer
