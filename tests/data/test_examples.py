@@ -255,6 +255,18 @@ def test_a_field_that_is_there_twice_is_a_problem(write):
         as_prompts([twice[1]])
 
 
+def test_a_field_that_is_there_twice_within_a_field_that_is_read_is_a_problem(write):
+    asked, answered = '{"role": "user", "content": "a"}', '{"role": "assistant", "content": "b", "content": "c"}'
+    messages, arguments = f"[{asked}, {answered}]", '{"city": "Rome", "city": "Paris"}'
+    as_text = {"role": "assistant", "tool_calls": [{"name": "weather", "arguments": arguments}]}
+    called = {"messages": [json.loads(asked), as_text]}
+    rows = read_examples(write([f'{{"messages": {messages}}}\n', {"messages": messages}, called, ROWS["messages"]]))
+    within, mend = "two fields in 'messages' are called 'content'", "rename or remove one"
+    of_call = f"message 2: 'tool_calls' 1: the arguments: two fields are called 'city': {mend}"
+    expected = [f"data.jsonl:{line}: {reason}" for line, reason in enumerate([*[f"{within}: {mend}"] * 2, of_call], 1)]
+    assert (len(rows), reasons(rows)) == (1, expected)
+
+
 def test_an_array_in_a_field_that_nobody_reads_is_no_matter():
     with pytest.warns(UserWarning, match="^not read: embedding$"):
         assert len(as_examples([{**ROWS["question"], "embedding": numpy.zeros(3)}])) == 1

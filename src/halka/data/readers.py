@@ -100,11 +100,11 @@ def _text(path: Path, zipped: bool) -> str:
 def row_of(where: str, fields: Mapping[str, object]) -> Row:
     """A row with its keys stripped and in lower case; NaN, pandas' missing value, is None."""
     own = {str(key).strip().lower(): None if _is_nan(value) else value for key, value in fields.items()}
-    keys = fields.keys_written if isinstance(fields, _Repeating) else fields
+    keys = fields.keys_written if isinstance(fields, Repeating) else fields
     return Row(where, own, _repeated(map(str, keys)) if len(own) < len(keys) else ())
 
 
-class _Repeating(dict[str, object]):
+class Repeating(dict[str, object]):
     """A JSON object in which keys are written twice, of which the last counts."""
 
     def __init__(self, pairs: list[tuple[str, object]]):
@@ -112,9 +112,21 @@ class _Repeating(dict[str, object]):
         self.keys_written = [key for key, _ in pairs]
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object, which knows whether keys are written twice in it."""
     fields = dict(pairs)
-    return fields if len(fields) == len(pairs) else _Repeating(pairs)
+    return fields if len(fields) == len(pairs) else Repeating(pairs)
+
+
+def twice_in(value: object) -> str | None:
+    """A key that is written twice in an object, at any depth of a JSON value; None where none is."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Repeating):
+            return Counter(value.keys_written).most_common(1)[0][0]
+        waiting += value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return None
 
 
 def _repeated(keys: Iterable[str]) -> tuple[str, ...]:
@@ -135,7 +147,7 @@ def _row(where: str, value: object) -> Row | Problem:
 def _decoder() -> json.JSONDecoder:
     """Numbers stay text, as the file writes them; NaN and Infinity are missing values."""
     return json.JSONDecoder(
-        parse_int=Number, parse_float=Number, parse_constant=lambda _: None, object_pairs_hook=_object
+        parse_int=Number, parse_float=Number, parse_constant=lambda _: None, object_pairs_hook=object_of
     )
 
 

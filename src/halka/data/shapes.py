@@ -16,7 +16,7 @@ from halka.data.messages import (
     role_of,
     text_of,
 )
-from halka.data.readers import Number, Problem, Row
+from halka.data.readers import Number, Problem, Row, object_of, twice_in
 from halka.data.tools import tools_text
 from halka.util.errors import DataError
 
@@ -211,17 +211,21 @@ def check_readable(row: Row) -> None:
 
 
 def _check_once(row: Row, shape: str) -> None:
-    """Raises DataError for a row that has a key twice by which rows of this shape are read."""
+    """Raises DataError for a row that has a key twice by which rows of this shape are read, or within its value."""
     own = _own(shape)
     if twice := next((key for key in row.repeated if key in own), None):
         raise DataError(f"two fields are called {twice!r}: rename or remove one")
+    for key in own & row.fields.keys():
+        value = row.fields[key]
+        if (twice := twice_in(listed(value) or value)) is not None:
+            raise DataError(f"two fields in {key!r} are called {twice!r}: rename or remove one")
 
 
 def listed(value: object) -> list[Any] | None:
     """A list, also one written as JSON in a CSV cell; None if it is neither."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value, parse_int=Number, parse_float=Number)
+            value = json.loads(value, parse_int=Number, parse_float=Number, object_pairs_hook=object_of)
         except (ValueError, RecursionError):
             return None
     return value if isinstance(value, list) else None

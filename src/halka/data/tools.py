@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from halka.data.readers import Number
+from halka.data.readers import Number, object_of, twice_in
 from halka.util.errors import DataError
 from halka.util.text import not_unicode
 
@@ -140,9 +140,12 @@ def _from_json(value: object, name: str) -> Any:
     """A JSON value as it is or written as text; numbers of a file, which are text, as numbers."""
     if isinstance(value, str) and not isinstance(value, Number):
         try:
-            return json.loads(value)
+            value = json.loads(value, object_pairs_hook=object_of)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{name} is not valid JSON: {error}") from None
+        if (twice := twice_in(value)) is not None:
+            raise DataError(f"{name}: two fields are called {twice!r}: rename or remove one")
+        return value
     return _numbers(value)
 
 
