@@ -19,6 +19,7 @@ from halka.methods import Joint
 from halka.training import Job, Observer, RunFolder, Step, TrainConfig, TrainResult, fit, train, train_many
 from halka.training.checkpoint import Progress
 from halka.training.run_folder import curve_of
+from halka.util.errors import DivergedError
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 from training_for_tests import items, model_for, same, weights
@@ -222,6 +223,18 @@ def test_adapters_on_the_way_are_kept_as_they_were(tmp_path):
         assert same(weights(other), expected[step])
         card = json.loads((tmp_path / "adapters" / f"step-{step}" / "halka.json").read_text())
         assert card["training"]["steps"] == step
+
+
+def test_weights_that_are_not_finite_end_their_run_alone_and_are_not_kept(tmp_path):
+    model = model_for()
+    model.add("b", halka.LoRA(rank=2))
+    config = replace(SHORT, steps=2, evaluate_every=None, keep_every=1, warmup=0.0)
+    jobs = [Job("a", items(), replace(config, lr=1e38), folder=tmp_path / "a"), Job("b", items(), config)]
+    first, second = train_many(model, jobs)
+    assert isinstance(first["a"], DivergedError)
+    assert "the weights are not finite after step 1" in str(first["a"])
+    assert not (tmp_path / "a" / "adapters").exists()
+    assert isinstance(second["b"], Step)
 
 
 def test_kept_adapters_of_steps_that_are_made_again_are_dropped(tmp_path):

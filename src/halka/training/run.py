@@ -267,9 +267,16 @@ class Run:
         return step
 
     def keep_adapter(self, step: Step) -> None:
-        """Save the adapter as it is after this step, where the run has a folder and `keep_every` asks for it."""
+        """Save the adapter as it is after this step, where the run has a folder and `keep_every` asks for it.
+
+        Raises DivergedError for weights that are not finite.
+        """
         if self._next_checkpoint is None or not self.config.keep_every or step.step % self.config.keep_every:
             return
+        if not self.divided and not all(weight.isfinite().all() for weight in self.adapter.state_dict().values()):
+            raise DivergedError(
+                f"the weights are not finite after step {step.step}: try a lower learning rate, or a longer warm-up"
+            )
         if self.folder is None:
             help_save(self.model, self.name)
         else:
