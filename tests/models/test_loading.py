@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import gguf
 import huggingface_hub
@@ -268,6 +268,12 @@ def test_what_labels_or_a_tokenizer_lack_is_no_error_of_the_weights(folder: Path
     (folder / "vocab.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"^the tokenizer of .*tiny cannot be read"):
         load_base(folder)
+
+
+def test_an_error_that_no_file_is_the_cause_of_is_raised_as_it_is(folder: Path) -> None:
+    wrong: Any = None
+    with pytest.raises(TypeError, match="NoneType"):
+        load_base(folder, seed=wrong)
 
 
 def test_a_base_that_another_library_quantised_says_what_to_take(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import traceback
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -106,7 +107,7 @@ def load_base(
         except SafetensorError as error:
             raise DamagedFolderError(f"the weights in {folder} are damaged ({error}): {_anew(name_or_path)}") from error
         except (*unreadable(), RuntimeError) as error:
-            if ran_out(error):
+            if ran_out(error) or not (isinstance(error, HalkaError) or _of_transformers(error)):
                 raise
             if CONVERSION in str(error) and place.type != "cpu":
                 raise OutOfMemoryError(
@@ -238,6 +239,12 @@ def unreadable() -> tuple[type[Exception], ...]:
 
     of_values = (KeyError, ValueError, TypeError, AttributeError, AssertionError, ZeroDivisionError, RecursionError)
     return (OSError, ImportError, *of_values, StrictDataclassError)
+
+
+def _of_transformers(error: Exception) -> bool:
+    """Whether it comes from within transformers: another one is no sign of files that cannot be read."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__", "").partition(".")[0] == "transformers" for frame, _ in frames)
 
 
 def _of_text(config: Any) -> PretrainedConfig:
