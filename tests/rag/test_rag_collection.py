@@ -23,6 +23,7 @@ from halka.rag.collection import Collection, collection_folder
 from halka.rag.evaluate import Queries, evaluate
 from halka.rag.retrieve import Hit, Retriever, joined
 from halka.rag.store import Found, Scope
+from halka.rag.texts import Text
 from halka.util.errors import DamagedFolderError, HalkaError
 
 
@@ -98,6 +99,26 @@ def test_files_can_go_in_under_names_of_their_own(collection, documents):
         collection.put_files([("Parcels, new.md", documents / "parcels.md")], readers=["hr"], tags=["new"])
     ) == [("unchanged", "Parcels, new.md")]
     assert told(collection.remove(["Parcels, new.md"])) == [("removed", "Parcels, new.md")]
+
+
+def test_a_text_is_measured_once_however_many_come_with_it(tmp_path):
+    """A million short texts took a time that grew with the square of their number."""
+    measured = []
+
+    class Measured(str):
+        def __len__(self):
+            measured.append(self)
+            return super().__len__()
+
+    def counted(number: int) -> int:
+        measured.clear()
+        collection = Collection(tmp_path / str(number), WordEmbedder())
+        (tmp_path / "file.md").write_text("A line.")
+        files = ((f"text {at}", tmp_path / "file.md") for at in range(number))
+        [*collection.put_files(files, read=lambda name, path: Text(Measured(f"Line of {name}."), markdown=True))]
+        return len(measured)
+
+    assert counted(40) <= 4 * counted(10)
 
 
 def test_who_stops_amid_a_document_keeps_it_out(collection, documents):

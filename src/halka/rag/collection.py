@@ -332,6 +332,7 @@ class Collection:
         """Store what changed. `reported` are documents that have an event already, so need none for being unchanged."""
         current, changed = self._current(), bool(reported)
         waiting: dict[str, tuple[Input, Document, Text]] = {}
+        size = 0  # characters read since the last commit
         for source in inputs:
             check()
             name = source.name
@@ -346,7 +347,8 @@ class Collection:
                     if name not in reported:
                         yield Event("unchanged", name, before.passages)
                     continue
-                waiting[name] = source, document, source.read()
+                text = source.read()
+                waiting[name], size = (source, document, text), size + len(text.text)
             except OSError as error:
                 yield _skipped(name, error)
             except Unreadable as error:
@@ -355,9 +357,9 @@ class Collection:
                     with self._locked():
                         self.store.set_access([name], source.readers, source.tags)
                 yield Event("skipped", printable(name), reason=str(error))
-            if sum(len(text.text) for _, _, text in waiting.values()) > self._at_once:
+            if size > self._at_once:
                 yield from self._commit([*waiting.values()], current, check)
-                waiting, changed = {}, True
+                waiting, size, changed = {}, 0, True
         if waiting:
             yield from self._commit([*waiting.values()], current, check)
             changed = True
