@@ -267,6 +267,15 @@ def test_a_text_whose_name_is_no_path_can_be_removed(collection, docs):
     assert seen(collection) == ["note.md", "open.md", "pay.md"]
 
 
+def test_a_text_whose_name_no_file_has_is_removed_alone_below_a_path_too(collection, docs):
+    [*collection.add([docs])]
+    name = f"{docs}//open.md"
+    [*collection.put([(name, "A text.")])]
+    assert [event.document for event in collection.remove([name])] == [name]
+    assert seen(collection) == ["note.md", "open.md", "pay.md"]
+    assert told(collection.add([docs])) == [("unchanged", name) for name in ("open.md", "pay.md", "note.md")]
+
+
 def test_on_a_mac_a_path_is_one_however_it_is_spelled(collection, docs, tmp_path, monkeypatch):
     ignore_spelling(monkeypatch)
     [*collection.add([docs / "DEEP"], readers=["hr"])]

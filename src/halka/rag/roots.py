@@ -150,7 +150,12 @@ class Roots:
         return not self._added[above].away and _is_gone(name, above)
 
     def _above(self, name: str) -> str | None:
-        """The deepest path that was added or removed, among a document's own and those above it."""
+        """The deepest path that was added or removed, among a document's own and those above it.
+
+        A name that no file has, such as /docs//x, is below none.
+        """
+        if name != os.path.normpath(name):
+            return None
         path, below = name, ""
         while path != below:
             if path in self._added or path in self.removed:
