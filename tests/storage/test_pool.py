@@ -152,6 +152,29 @@ def test_a_newer_version_is_read_after_the_old_one_is_forgotten(made, tmp_path):
     assert pool.bytes == size
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_version_that_is_removed_is_used_no_more(made, tmp_path, whole):
+    """Unless it is in use; the first version of a name that was removed has the folder of the one before."""
+    _, expected, _ = made
+    store, source = AdapterStore(tmp_path), halka.adapt(tiny())
+    AdapterPool(source, made[0])
+    store.save(source, "a0", stored_as="x")
+    if not whole:
+        store.save(source, "a1", stored_as="x")
+    model = halka.adapt(tiny())
+    pool = AdapterPool(model, store)
+    with model.use("x"):
+        store.remove("x", None if whole else 2)
+        if whole:
+            store.save(source, "a1", stored_as="x")
+        with model.use("x"):
+            assert pool.loads == 1
+    assert torch.equal(logits(model, "x"), expected["a1" if whole else "a0"])
+    store.remove("x")
+    with pytest.raises(halka.UnknownAdapterError, match="no adapter 'x' in the model"):
+        logits(model, "x")
+
+
 def test_a_name_that_nobody_knows_is_said_to_be_in_neither(made):
     store, _, _ = made
     model = halka.adapt(tiny())

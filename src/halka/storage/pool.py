@@ -7,8 +7,10 @@ with model.use(["support", "legal-17", None]):  # loads those that are not in th
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Unpack
 
 from halka.core import AdaptedModel
@@ -24,7 +26,7 @@ class AdapterPool:
 
     `budget` is the memory in bytes that the store's adapters may take. Adapters that were added to the model otherwise
     do not count and stay. A newer version in the store is loaded only after the adapter was evicted; `forget` evicts
-    it. `allowed` goes to `halka.load`.
+    it, and so does the next use after its version was removed from the store. `allowed` goes to `halka.load`.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class AdapterPool:
         self.model, self.store, self.budget, self.allowed = model, store, budget, allowed
         self.sizes: OrderedDict[str, int] = OrderedDict()  # bytes of the adapters in the model, most recently used last
         self.loads = 0
+        self._folders: dict[str, tuple[Path, os.stat_result]] = {}  # of these adapters, as they were read
         self._costs: dict[str, int] = {}  # bytes that adapters not yet loaded will take, until the next `ready`
         model.pool = self
 
@@ -52,6 +55,9 @@ class AdapterPool:
         wanted = [*dict.fromkeys(names)]
         with self.model.lock:
             self._costs.clear()  # there may be newer versions
+            for name in {*wanted}.intersection(self._folders) - self._kept():
+                if not _is_same(*self._folders[name]):  # its version was removed
+                    self.forget(name)
             if not self.fits(wanted):
                 raise HalkaError(
                     f"{', '.join(wanted)} take {self._cost(wanted):,} bytes together, over the pool's budget of "
@@ -78,10 +84,14 @@ class AdapterPool:
     def removed(self, name: str) -> None:
         """Forget an adapter's size; the model calls this for every adapter that is removed from it."""
         self.sizes.pop(name, None)
+        self._folders.pop(name, None)
 
     def _read(self, name: str) -> None:
-        adapter = load(self.model, self._stored(name).folder, name=name, **self.allowed)
+        folder = self._stored(name).folder
+        state = folder.stat()
+        adapter = load(self.model, folder, name=name, **self.allowed)
         self.loads += 1
+        self._folders[name] = folder, state
         self.sizes[name] = sum(tensor.numel() * tensor.element_size() for tensor in adapter.state_dict().values())
 
     def _stored(self, name: str) -> Stored:
@@ -117,3 +127,14 @@ class AdapterPool:
     def _kept(self) -> set[str]:
         """The store's adapters that are in use or merged, and so cannot be evicted."""
         return {name for name in (*self.model.in_use, self.model.merged) if name in self.sizes}
+
+
+def _is_same(folder: Path, state: os.stat_result) -> bool:
+    """Whether a folder is there, and no other in its place; of what cannot be looked at, nobody knows."""
+    try:
+        now = folder.stat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return (now.st_ino, now.st_mtime_ns) == (state.st_ino, state.st_mtime_ns)
