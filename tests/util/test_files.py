@@ -180,8 +180,36 @@ def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path):
         "folder [1]",
         ".folder [1].0123abce",
         ".folder [1].settings",
-        ".folder [1].0123abcf.old",
     }
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed_a_day_later(tmp_path):
+    path = tmp_path / "file [1]"
+    for end, age in {"0123abcd": 25, "0123abce": 1, "settings": 25}.items():
+        left = tmp_path / f".file [1].{end}"
+        left.write_text("half")
+        os.utime(left, (time.time() - 3600 * age,) * 2)
+    write_text(path, "whole")
+    assert {each.name for each in tmp_path.iterdir()} == {"file [1]", ".file [1].0123abce", ".file [1].settings"}
+
+
+def test_a_folder_that_is_moved_aside_counts_as_abandoned_from_then_on(tmp_path, monkeypatch):
+    """Its files may be years old while another process is between two renames."""
+    path, rename, ages = tmp_path / "folder", os.rename, []
+    path.mkdir()
+    os.utime(path, (0, 0))
+
+    def watched(one, other):
+        if Path(other) == path:
+            ages.extend(time.time() - aside.stat().st_mtime for aside in tmp_path.glob(".*.old"))
+        rename(one, other)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **options: object())
+    monkeypatch.setattr(os, "rename", watched)
+    with new_folder(path):
+        pass
+    assert len(ages) == 1
+    assert ages[0] < 3600
 
 
 def test_an_error_while_filling_leaves_the_old_folder(tmp_path):

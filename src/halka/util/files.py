@@ -22,7 +22,7 @@ LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the system's errors that say that there is no room for a file."""
 DEVICE = r"(?i:con|nul|aux|prn|com[1-9]|lpt[1-9])(?:\.|\Z)"  # to Windows, in every folder
-ABANDONED = 24 * 3600  # seconds without a write, after which nobody fills a hidden folder any more
+ABANDONED = 24 * 3600  # seconds without a write, after which nobody fills a hidden file or folder any more
 PORTABLE = re.compile(rf"(?!{DEVICE})[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}")
 
 
@@ -60,10 +60,12 @@ def full_disk_named(path: Path) -> Iterator[None]:
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then rename it: a crash leaves the old file or the new one.
 
-    Where `path` is a link, the file that it leads to is replaced; one that leads to itself is replaced.
+    Where `path` is a link, the file that it leads to is replaced; one that leads to itself is replaced. What a killed
+    process left is removed after a day.
     """
     path = place_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with full_disk_named(path):
@@ -163,6 +165,7 @@ def _exchange(one: Path, other: Path) -> None:
         return
     aside = one.with_name(f"{one.name}.old")
     os.rename(other, aside)
+    os.utime(aside)  # so that it counts as abandoned a day from now
     try:
         os.rename(one, other)
     except BaseException:
@@ -193,12 +196,17 @@ def _bring_back(path: Path) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the folders that killed processes were filling for `path`."""
-    for folder in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}"):
+    """Remove what killed processes were filling for `path`, and older folders that they had moved aside."""
+    name = f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}"
+    for left in (*path.parent.glob(name), *path.parent.glob(f"{name}.old")):
         with suppress(OSError):  # its writer, or another process, has removed it
-            written = max(entry.lstat().st_mtime for entry in (folder, *folder.rglob("*")))
-            if folder.is_dir() and time.time() - written > ABANDONED:
-                shutil.rmtree(folder, ignore_errors=True)
+            written = max(entry.lstat().st_mtime for entry in (left, *left.rglob("*")))
+            if time.time() - written <= ABANDONED:
+                continue
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
 
 
 def flush(path: Path) -> None:
