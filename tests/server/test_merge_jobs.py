@@ -92,6 +92,15 @@ def test_what_is_written_has_room_beforehand(server, base):
                 assert response.json()["error"]["code"] == "storage_full"
 
 
+def test_a_name_alone_means_its_newest_version_as_the_merge_is_asked_for(server):
+    """Else it would be of one that comes while it waits, and the page could not say whose it is."""
+    job = server.client.post("/v1/jobs", json={"kind": "merge", "adapter": "lora"}).json()
+    assert job["settings"]["adapter"] == "lora@1"
+    folder = JobFolder(server.service.tenants.of("main").jobs / job["id"])
+    assert "lora@1" in folder.request().command
+    server.client.post(f"/v1/jobs/{job['id']}/stop")
+
+
 def test_a_merge_that_has_no_room_any_more_does_not_begin(server):
     tenant = server.service.tenants.of("acme")
     request = JobRequest("merge", {}, ["false"], storage=tenant.storage.described(), room=10_000)

@@ -61,6 +61,8 @@ def new_job(job: Job, files: Mapping[str, Path], tenant: Tenant, settings: Serve
     if isinstance(job, MergeJob):
         if names:
             raise ApiError(400, "a merge has no data", param=DATA)
+        stored = _stored(tenant, job.adapter)  # a name alone means its newest version of now, whatever comes meanwhile
+        job = job.model_copy(update={"adapter": f"{stored.name}@{stored.version}"})
         return NewJob(_request(job, _merge(job, tenant, settings), names, tenant, settings), contents)
     if isinstance(job, EvaluateJob) and job.held_out_of is not None:
         if DATA in names or job.task is not None:
@@ -239,7 +241,6 @@ def _advice(job: AdviseJob, names: Mapping[str, str], settings: ServerSettings) 
 
 
 def _merge(job: MergeJob, tenant: Tenant, settings: ServerSettings) -> list[str]:
-    _stored(tenant, job.adapter)
     if job.dtype == "q8_0" and job.format != "gguf":
         raise ApiError(400, "q8_0 is for gguf alone", param="dtype")
     if settings.quantize is not None and job.format in ("safetensors", "gguf"):
