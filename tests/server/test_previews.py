@@ -198,6 +198,18 @@ def test_parquet_becomes_a_jobs_data(server, tmp_path):
     assert [json.loads(line) for line in (folder / "data" / "rows.jsonl").read_text().splitlines()] == rows
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "notes.md"])
+def test_a_text_file_is_one_raw_text(server, name):
+    files, job = {"data": (name, b"Parcels are sent\n\non Monday.")}, {"kind": "train", "name": "notes"}
+    response = server.client.post("/v1/jobs/upload", data={"job": json.dumps(job)}, files=files)
+    assert response.status_code == 201, response.text
+    assert response.json()["files"] == {"data": name}
+    kept = server.client.post("/v1/files", files={"file": files["data"]}).json()["id"]
+    preview = server.client.post("/v1/data/preview", json={"data_file": kept})
+    assert preview.status_code == 200, preview.text
+    assert (preview.json()["shape"], preview.json()["examples"]) == ("text", 1)
+
+
 def test_parquet_that_expands_is_refused(server, tmp_path):
     """A file of a few KB may hold any number of equal rows."""
     small = parquet([{"prompt": "Why? " * 1000, "completion": "So."}] * 5000, tmp_path / "a")

@@ -16,13 +16,14 @@ from typing import Any
 import regex
 
 from halka.data.examples import read_examples
+from halka.data.readers import TEXTS
 from halka.server.errors import ApiError, public
 from halka.server.jobs.reading import read_by
 from halka.server.jobs.requests import AdviseJob, EvaluateJob, TrainJob
 from halka.util.errors import HalkaError
 
 DATA, VALIDATION = "data", "validation"
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *TEXTS)
 PARQUET = ".parquet"  # becomes .jsonl as it comes
 SMALL = 1 << 18  # bytes of data that are read in this process; reading takes up to a hundred times as many
 MOST = 1 << 20  # bytes of what is said of data

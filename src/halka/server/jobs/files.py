@@ -40,7 +40,7 @@ MOST = 8  # files that are kept of a tenant: another ends the oldest
 
 @router.post("/v1/files")
 async def keep_file(service: ServiceDep, caller: ManagerDep, file: UploadFile) -> Response:
-    """Keep a file of data for an hour, to be named as `data_file`: .jsonl, .json, .csv, .tsv or .parquet."""
+    """Keep a file of data for an hour, to be named as `data_file`: .jsonl, .json, .csv, .tsv, .parquet, .txt or .md."""
     async with staging(service) as folder:
         path = (await save_data(service, caller, {"file": file}, folder))["file"]
         check_suffix("file", path)

@@ -60,7 +60,7 @@ async def upload_job(
     data: UploadFile,
     validation: UploadFile | None = None,
 ) -> Response:
-    """Queue a job whose data comes as files: .jsonl, .json, .csv, .tsv or .parquet."""
+    """Queue a job whose data comes as files: .jsonl, .json, .csv, .tsv, .parquet, .txt or .md."""
     parsed = read_form(JOBS, job)
     async with staging(service) as folder:
         files = await save_data(service, caller, {DATA: data, VALIDATION: validation}, folder)
