@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from halka.server.guards.keys import Limits
 from serving_for_tests import Running
@@ -99,7 +99,10 @@ def test_a_key_that_is_shown_once_stays_until_it_is_closed(read, own_server):
     page.goto("/playground")
     page.get_by_label("API key").fill(operator)
     page.get_by_label("API key").press("Enter")
-    page.get_by_role("link", name="Account").click()
+    held = list[Route]()
+    page.route("**/v1/usage", lambda route: held.append(route))
+    with page.expect_request("**/v1/usage"):
+        page.get_by_role("link", name="Account").click()
     page.get_by_role("button", name="New key").click()
     page.get_by_role("button", name="Make the key").click()
     made = page.get_by_role("dialog", name="The key is made")
@@ -115,8 +118,10 @@ def test_a_key_that_is_shown_once_stays_until_it_is_closed(read, own_server):
     second.goto("/account")
     second.get_by_role("button", name="Sign out").click()
     expect(second.get_by_role("heading", level=1)).to_have_text("Sign in")
-    refused = "() => fetch('/v1/keys', { headers: { 'X-Halka-Page': '1' } }).then(({ status }) => status)"
-    assert page.evaluate(refused) == 401
+    with page.expect_response("**/v1/usage") as refused:
+        held[0].continue_()
+    assert refused.value.status == 401
+    page.evaluate("fetch('/v1/session').then((answer) => answer.json())")
     expect(made.locator("pre")).to_have_text(text)
 
     made.get_by_role("button", name="I have copied it").click()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from playwright.sync_api import Error, Page, Response, expect
+from playwright.sync_api import Error, Page, Response, Route, expect
 
 from conversing_for_tests import ask, end_session_at_chat
 from halka.server.page import SCREENS
@@ -108,6 +108,26 @@ def test_a_browser_that_keeps_no_cookie_is_why_nobody_is_signed_in(read, closed)
     sign_in(page, key)
     expect(page.get_by_role("alert")).to_contain_text("your browser did not keep this server's cookie")
     expect(page.get_by_label("API key")).to_have_value(key)
+
+
+def test_a_late_refusal_of_an_earlier_session_does_not_end_the_new_one(read, closed):
+    key, _ = closed.service.guards.keys.add("main", "user")
+    reader, held = read(closed.url), list[Route]()
+    page = reader.page
+    page.route("**/v1/usage", lambda route: held.append(route))
+    page.goto("/playground")
+    sign_in(page, key)
+    with page.expect_request("**/v1/usage"):
+        page.get_by_role("link", name="Account").click()
+    reader.context.clear_cookies()
+    page.get_by_role("link", name="Adapters").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+    sign_in(page, key)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Adapters")
+    with page.expect_response("**/v1/usage"):
+        held[0].fulfill(status=401, json={"error": {"message": "no key", "code": "invalid_api_key"}})
+    page.evaluate("fetch('/v1/session').then((answer) => answer.json())")
+    expect(page.get_by_text("Signed in as user of main")).to_be_visible()
 
 
 def test_a_key_that_is_revoked_ends_at_the_next_call(read, closed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -226,15 +227,17 @@ def test_a_job_says_what_it_was_asked_for_and_is_asked_for_again(read, working):
 def test_scores_are_of_this_adapter_and_of_each_example_of_a_task(read, working):
     """An adapter that has the name and version of a deleted one has none of its scores; a task held nothing out."""
     page = read(working.url).page
+    since = int(datetime.fromisoformat(working.client.get("/v1/adapters/lora").json()["trained_at"]).timestamp())
     job = {"files": {}, "error": None, "adapter": None, "last_step": None, "name": None, "status": "done"}
     trained = {"loss": 1, "validation_loss": 1, "best_step": 1, "tokens": 1, "seconds": 1, "parameters": 1}
     training = job | {
-        "id": "job-1", "kind": "train", "created_at": 50, "ended_at": 100, "adapter": {"name": "lora", "version": 1},
-        "settings": {"task": "support", "settings": {}}, "result": trained,
+        "id": "job-1", "kind": "train", "created_at": since, "ended_at": since + 9,
+        "adapter": {"name": "lora", "version": 1}, "settings": {"task": "support", "settings": {}}, "result": trained,
     }  # fmt: skip
     score = {"exact_match": {"value": 0.5, "low": 0, "high": 1, "n": 2}}
     scored = job | {
-        "id": "job-2", "kind": "evaluate", "created_at": 99, "settings": {"adapters": ["lora@1"], "task": "support"},
+        "id": "job-2", "kind": "evaluate", "created_at": since + 8,
+        "settings": {"adapters": ["lora@1"], "task": "support"},
         "result": {"examples": 2, "scores": score, "base_scores": score},
     }  # fmt: skip
     jobs = [scored]
@@ -248,7 +251,7 @@ def test_scores_are_of_this_adapter_and_of_each_example_of_a_task(read, working)
     page.goto("/train/job-1")
     expect(page.get_by_role("button", name="Score it beside the base")).to_have_attribute("aria-disabled", "true")
     expect(page.get_by_text("which should be others than those trained on")).to_be_visible()
-    scored["created_at"] = 100
+    scored["created_at"] = since + 9
     lines = [
         {"where": "", "prompt": prompt, "references": [prompt], "prediction": prompt, "adapter": adapter}
         for adapter in ("lora@1", None)
@@ -262,6 +265,14 @@ def test_scores_are_of_this_adapter_and_of_each_example_of_a_task(read, working)
         item = page.get_by_role("article", name=f"Item {number}")
         expect(item.get_by_text(prompt, exact=True)).to_have_count(4)
         expect(item.get_by_role("heading", level=4)).to_have_count(3)
+    training |= {"created_at": since - 9, "ended_at": since - 1}  # what has its adapter's name and version is another's
+    page.reload()
+    expect(page.get_by_text("lora, version 1, was removed since")).to_be_visible()
+    expect(page.get_by_role("link", name="Open the adapter")).to_have_count(0)
+    expect(page.get_by_role("button", name="Score it again")).to_have_count(0)
+    training |= {"adapter": {"name": "lora", "version": 7}}
+    page.reload()
+    expect(page.get_by_text("lora, version 7, was removed since")).to_be_visible()
 
 
 def test_data_are_looked_at_as_the_training_reads_them(read, working):

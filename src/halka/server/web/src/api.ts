@@ -21,16 +21,17 @@ export interface Call {
   signal?: AbortSignal | undefined;
 }
 
-let refused: () => void = () => {};
+let refusal = (): (() => void) => () => {};
 
-/** Register what happens when the server no longer knows who calls. */
-export function whenRefused(then: () => void): void {
-  refused = then;
+/** Register what is called as a call begins, and returns what is done where the server does not know who sent it. */
+export function whenRefused(begin: () => () => void): void {
+  refusal = begin;
 }
 
 /** The response of a call. Throws ApiError for any other than a 2xx, and where the server cannot be reached. */
 export async function call(path: string, { method, json, form, headers, signal }: Call = {}): Promise<Response> {
   const body = form ?? (json === undefined ? null : JSON.stringify(json));
+  const failureOf = failures(path);
   let response: Response;
   try {
     response = await fetch(path, {
@@ -50,7 +51,7 @@ export async function call(path: string, { method, json, form, headers, signal }
     throw new ApiError("", 0, "unreachable");
   }
   if (response.ok) return response;
-  throw failureOf(path, await response.json().catch(() => null), response.status);
+  throw failureOf(await response.json().catch(() => null), response.status);
 }
 
 export async function get<T>(path: string, signal?: AbortSignal): Promise<T> {
@@ -81,12 +82,18 @@ export function errorIn(body: unknown, status: number): ApiError | null {
   return new ApiError(error["message"], status, text(error["code"]), text(error["param"]));
 }
 
-/** The error of a response that is no 2xx, or that ends a stream, by its body; who is refused has to sign in. */
-export function failureOf(path: string, body: unknown, status: number): ApiError {
-  const error = errorIn(body, status) ?? new ApiError(`HTTP ${status}`, status);
-  const nobody = status === 401 || ["session_ended", "invalid_api_key"].includes(error.code ?? "");
-  if (nobody && path !== "/v1/session") onceRead(refused);
-  return error;
+/** What makes, of a call that begins now, the error of a response that is no 2xx, or that ends a stream, by its body.
+ *
+ * Who is refused has to sign in, unless they have meanwhile.
+ */
+export function failures(path: string): (body: unknown, status: number) => ApiError {
+  const refused = refusal();
+  return (body, status) => {
+    const error = errorIn(body, status) ?? new ApiError(`HTTP ${status}`, status);
+    const nobody = status === 401 || ["session_ended", "invalid_api_key"].includes(error.code ?? "");
+    if (nobody && path !== "/v1/session") onceRead(refused);
+    return error;
+  };
 }
 
 /** What parameter an error is about, without the kind of the job that has it. */

@@ -1,5 +1,5 @@
 // Server-sent events over fetch: a stream that breaks says so, and one that can go on does.
-import { ApiError, call, errorIn, failureOf, type Call } from "./api";
+import { ApiError, call, errorIn, failures, type Call } from "./api";
 
 const TIMES = 5; // that what breaks is asked again in a row
 
@@ -14,12 +14,13 @@ export class BrokenStream extends Error {}
 
 /** The events of a call, until one is the last. Throws ApiError, and BrokenStream where the last one never came. */
 export async function* events(path: string, options: Call, last: (event: ServerEvent) => boolean) {
+  const failureOf = failures(path);
   const response = await call(path, { ...options, headers: { Accept: "text/event-stream", ...options.headers } });
   try {
     for await (const event of parsed(response)) {
       if (event.event === "message" || event.event === "error") {
         const body: unknown = event.data.startsWith("{") ? JSON.parse(event.data) : null;
-        if (errorIn(body, response.status)) throw failureOf(path, body, response.status);
+        if (errorIn(body, response.status)) throw failureOf(body, response.status);
       }
       if (last(event)) return void (yield event);
       yield event;

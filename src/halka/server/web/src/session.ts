@@ -85,6 +85,10 @@ function keepNothing(): void {
 }
 
 whenRefused(() => {
-  ended = session.value?.key ?? ended;
-  session.value = null;
+  const asking = session.peek();
+  return () => {
+    if (session.peek() !== asking) return; // another has begun since, be it by the same key
+    ended = asking?.key ?? ended;
+    session.value = null;
+  };
 });

@@ -17,7 +17,7 @@ import { go, link, query } from "../../router";
 import { fill, number, words } from "../../words/words";
 import { Heading } from "../shown";
 import { anyWrong, catalogue, type Catalogue } from "./catalogue";
-import { change, chooseFile, chooseSettings, draft, KINDS, look, start, trainCommands } from "./draft";
+import { change, chooseFile, chooseSettings, draft, KINDS_AND_TEXT, look, start, trainCommands } from "./draft";
 import { MethodChoice } from "./method";
 import { NeedsOf, type Needs } from "./needs";
 import { PreviewOf, type Preview } from "./preview";
@@ -79,7 +79,7 @@ function Draft({ all, base }: { all: Catalogue; base: string }) {
         {one.reused && (!one.file || validationMissing) && (
           <Notice kind="info"><p>{[...(one.file ? [] : [w.fileAgain]), ...(validationMissing ? [w.validationAgain] : [])].join(" ")}</p></Notice>
         )}
-        <FileField label={w.drop} hint={w.dropHint} accept={KINDS} file={one.file} onFile={chooseFile} />
+        <FileField label={w.drop} hint={w.dropTextHint} accept={KINDS_AND_TEXT} file={one.file} onFile={chooseFile} />
         {!one.file && <details class="more"><summary>{w.forms}</summary><Code text={FORMS} /></details>}
         <Looked looked={preview} label={w.reading}>{(read) => <PreviewOf preview={read} tooLong={one.values[TOO_LONG] ?? ""} />}</Looked>
         {one.file && (
@@ -87,7 +87,7 @@ function Draft({ all, base }: { all: Catalogue; base: string }) {
             <SelectField label={w.held} hint={w.heldHint} value={one.held} onValue={(held) => change({ held })}
               options={[...new Set(["0.1", "0.2", one.held, "file", ""])].map((value) => ({ value, text: heldText(value) }))} />
             {one.held === "file" && (
-              <FileField label={w.dropValidation} hint={w.dropHint} accept={KINDS} file={one.validation} onFile={(validation) => change({ validation })}
+              <FileField label={w.dropValidation} hint={w.dropTextHint} accept={KINDS_AND_TEXT} file={one.validation} onFile={(validation) => change({ validation })}
                 error={checked && validationMissing ? w.validationMissing : null} />
             )}
           </div>

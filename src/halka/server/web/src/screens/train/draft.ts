@@ -8,6 +8,7 @@ import { quoted, type Command } from "../../parts/terminal";
 import { flagsOf, settingsOf, valuesOf, type Catalogue, type Values } from "./catalogue";
 
 export const KINDS = ".jsonl,.ndjson,.json,.csv,.tsv,.parquet";
+export const KINDS_AND_TEXT = `${KINDS},.txt,.md`;
 
 export interface Draft {
   file: File | null;

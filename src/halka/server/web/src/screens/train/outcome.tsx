@@ -1,6 +1,6 @@
 // What came of a training: try it, and score it beside the base.
 import { useState } from "preact/hooks";
-import { baseName } from "../../api";
+import { baseName, isMissing } from "../../api";
 import { curlUpload } from "../../jobs/commands";
 import { listJobs, startJob, type Job, type Trained } from "../../jobs/jobs";
 import { Button } from "../../parts/button";
@@ -11,17 +11,19 @@ import { Failure, Notice } from "../../parts/notice";
 import { Terminal } from "../../parts/terminal";
 import { link } from "../../router";
 import { fill, short, words } from "../../words/words";
-import { getAdapter, versionedName } from "../adapters/adapter";
+import { getAdapter, newestOf, versionedName, type Whole } from "../adapters/adapter";
 import { KINDS } from "./draft";
 import { Watching } from "./evaluation";
 
 export function Outcome({ job, adapter }: { job: Job<Trained>; adapter: { name: string; version: number } }) {
   const w = words.value.train;
   const { name, version } = adapter;
-  const { value, failure, again } = useLoading(() => Promise.all([baseName(), getAdapter(name, null)]), [name]);
-  const [base, newest] = [value?.[0] ?? "", value?.[1].version];
+  const { value, failure, again } = useLoading(() => Promise.all([baseName(), adapterOf(job, name, version)]), [name, version]);
+  const [base, stored] = value ?? [null, undefined];
+  if (stored === null) return <Notice kind="info"><p>{fill(w.gone, { name, version })}</p></Notice>;
+  const newest = stored && newestOf(stored);
   const model = versionedName(name, version);
-  const tryIt = `/playground?${new URLSearchParams([["model", base], ["model", newest === version ? name : model]])}`;
+  const tryIt = `/playground?${new URLSearchParams([["model", base ?? ""], ["model", newest === version ? name : model]])}`;
   return (
     <>
       <Notice kind="done">
@@ -36,6 +38,18 @@ export function Outcome({ job, adapter }: { job: Job<Trained>; adapter: { name: 
       <Scoring adapter={model} training={job} />
     </>
   );
+}
+
+/** The adapter that a training stored; null where that was removed, though another may have its name and version. */
+async function adapterOf({ created_at: since, ended_at: until }: Job, name: string, version: number): Promise<Whole | null> {
+  try {
+    const stored = await getAdapter(name, version);
+    const trained = Date.parse(stored.trained_at ?? "") / 1000;
+    return stored.error !== undefined || (since <= trained && trained <= (until ?? Infinity)) ? stored : null;
+  } catch (error) {
+    if (isMissing(error)) return null;
+    throw error;
+  }
 }
 
 /** Whose weights it has, where evaluations decided that. */
