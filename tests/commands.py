@@ -62,7 +62,7 @@ def process(command: str, folder: Path, **environment: str) -> subprocess.Popen[
     """The command in a process of its own, with these variables in its environment."""
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), "TOKENIZERS_PARALLELISM": "false"}
     return subprocess.Popen(
-        [sys.executable, "-c", "from halka.cli import main; main()", *command.split()],
+        [sys.executable, "-m", "halka", *command.split()],
         cwd=folder,
         env={**os.environ, **own, **environment},
         stdout=subprocess.PIPE,

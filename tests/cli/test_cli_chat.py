@@ -28,7 +28,7 @@ LONG = "--max-new-tokens 400 --temperature 2"
 HEARS_CTRL_C = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
-from halka.cli import main; main()
+from halka.__main__ import main; main()
 """
 
 

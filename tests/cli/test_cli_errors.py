@@ -40,7 +40,7 @@ def raising(error: BaseException) -> typer.Typer:
 
 def run_by_shell(command: str, before: str = "") -> subprocess.CompletedProcess[str]:
     """A command in a process that a shell starts, after other commands of the shell."""
-    line = f'{before}exec {shlex.quote(sys.executable)} -c "from halka.cli import main; main()" {command}'
+    line = f"{before}exec {shlex.quote(sys.executable)} -m halka {command}"
     return subprocess.run(["sh", "-c", line], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")})
 
 

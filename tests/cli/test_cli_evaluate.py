@@ -64,8 +64,7 @@ def test_scores_are_shown_where_there_is_no_room_for_the_predictions(here):
 
 def test_predictions_are_kept_where_nobody_reads_what_is_shown(here):
     """As behind `| head`, or on a log that is full."""
-    code = "from halka.cli import main; main()"
-    command = [sys.executable, "-c", code, *f"{EVALUATE} --data data.jsonl --limit 4 -o p.jsonl".split()]
+    command = [sys.executable, "-m", "halka", *f"{EVALUATE} --data data.jsonl --limit 4 -o p.jsonl".split()]
     own = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=own)

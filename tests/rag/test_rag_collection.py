@@ -506,7 +506,7 @@ for line in sys.stdin:
         report("began", os.getpid())
         for event in Collection(folder, Embedder(), at_once=1500).add([documents]):
             report(event.what, event.document)
-        os._exit(0)
+        os._exit(int("torch" in sys.modules))  # to open a collection takes none of it
 """
 """Starts writers for each line that it reads; what they import is imported once."""
 

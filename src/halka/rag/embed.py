@@ -112,7 +112,7 @@ def about_embedder(embedder: Embedder) -> dict[str, Any]:
 def is_own(embedder: Embedder, about: Mapping[str, Any]) -> bool:
     """Whether an embedder makes the vectors of a collection with these records: by its sample, or else by its name."""
     if "sample" not in about or not isinstance(embedder, SentenceEmbedder):
-        return embedder.name == embedder_name(about["embedder"])
+        return embedder.name == about["embedder"] or embedder.name == embedder_name(about["embedder"])
     then, now = np.array(about["sample"]), np.array(embedder.sample)
     return then.shape == now.shape and bool(then @ now >= ALIKE * np.linalg.norm(then) * np.linalg.norm(now))
 
