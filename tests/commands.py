@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -16,11 +17,14 @@ from typing import Any
 
 import pytest
 import typer
+import typer.main
+import typer.testing
 from typer.testing import CliRunner, Result
 
 from halka.cli import app
 
 ROOT = Path(__file__).parents[1]
+typer.testing._get_command = functools.cache(typer.main.get_command)  # as a process does: it reads all signatures
 TRAIN = "--base base --data data.jsonl --dtype float32 --batch-size 4 --rank 4"
 """Flags of `halka train` in the folders of tests/cli/conftest.py."""
 
