@@ -21,15 +21,15 @@ def release_pages(start: int, size: int) -> None:
 
     Changes to the pages that are not in the file are lost.
     """
-    if any(low <= start and start + size <= high for low, high, _ in _mappings()):
+    if any(low <= start and start + size <= high and _file(rest) for low, high, rest in _mappings()):
         _release(start, start + size)
 
 
 def release_pages_except(paths: Iterable[Path], kept: Iterable[tuple[int, int]]) -> None:
     """Release all mapped pages of these files, except at the addresses in `kept`, pairs of start and size."""
     files, addresses = {str(path.resolve()) for path in paths}, sorted(kept)
-    for low, high, path in _mappings():
-        if path not in files:
+    for low, high, rest in _mappings():
+        if _file(rest) not in files:
             continue
         begin = low
         for start, size in addresses:
@@ -39,14 +39,19 @@ def release_pages_except(paths: Iterable[Path], kept: Iterable[tuple[int, int]])
         _release(begin, high)
 
 
-def _mappings() -> Iterator[tuple[int, int, str]]:
-    """The process's mapped files: first address, address behind the last, path."""
+def _mappings() -> Iterator[tuple[int, int, bytes]]:
+    """What the process has mapped: first address, address behind the last, the rest of the system's line about it."""
     maps = Path("/proc/self/maps")
     for line in maps.read_bytes().splitlines() if maps.exists() else ():
-        addresses, _, _, _, _, *path = os.fsdecode(line).split(maxsplit=5)
-        if path and path[0].startswith("/"):
-            low, high = (int(address, 16) for address in addresses.split("-"))
-            yield low, high, path[0]
+        addresses, _, rest = line.partition(b" ")
+        low, _, high = addresses.partition(b"-")
+        yield int(low, 16), int(high, 16), rest
+
+
+def _file(rest: bytes) -> str | None:
+    """The path of the file that is mapped, if one is."""
+    _, _, _, _, *path = rest.split(maxsplit=4)
+    return os.fsdecode(path[0]) if path and path[0].startswith(b"/") else None
 
 
 def _release(start: int, end: int) -> None:
