@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionstart() -> None:
     """Keep the garbage collector from what is imported and collected: a quarter of that time."""
-    gc.disable()
+    gc.set_threshold(1_000_000)
 
 
 def pytest_collection_finish() -> None:
@@ -34,7 +34,6 @@ def pytest_collection_finish() -> None:
     """
     gc.freeze()
     gc.set_threshold(20_000)
-    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

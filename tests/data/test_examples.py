@@ -267,6 +267,13 @@ def test_a_field_that_is_there_twice_within_a_field_that_is_read_is_a_problem(wr
     assert (len(rows), reasons(rows)) == (1, expected)
 
 
+def test_json_that_is_text_may_have_a_field_twice(write):
+    """As what a model has to write, or to mend."""
+    twice = '[{"name": "Ann", "name": "Bob"}]'
+    rows = read_examples(write([{"prompt": twice, "completion": twice}]))
+    assert [(example.messages[0].content, example.answer) for example in rows] == [(twice, twice)]
+
+
 def test_an_array_in_a_field_that_nobody_reads_is_no_matter():
     with pytest.warns(UserWarning, match="^not read: embedding$"):
         assert len(as_examples([{**ROWS["question"], "embedding": numpy.zeros(3)}])) == 1

@@ -192,6 +192,10 @@ def test_the_right_tools_are_called_or_none():
     assert value("calls_exact", [same, "Hello.", paris], [[paris], ["Good day!"], ["Good day!"]]) == pytest.approx(
         2 / 3
     )
+    nested = '{"type": "function", "type": "function", "function": {"name": "weather", "arguments": {}}}'
+    assert of("calls_exact", nested, '{"name": "weather", "arguments": {}}') == 0
+    with pytest.raises(HalkaError, match="a call of the reference has a key twice"):
+        of("calls_exact", "Hello.", twice)
     with pytest.raises(HalkaError, match="calls_exact is undefined here: share of answers that call the tools"):
         of("calls_exact", "Yes.", "Yes.")
 

@@ -279,7 +279,10 @@ def test_data_are_looked_at_as_the_training_reads_them(read, working):
     page = read(working.url).page
     train = {"max_length": 12, "too_long": "drop", "batches": "padded"}
     page.goto(f"/train?settings={json.dumps({'method': 'lora', 'rank': -1, 'train': train})}")
+    page.locator(FILE).set_input_files({"name": "tide.txt", "mimeType": "text/plain", "buffer": b"The tide rises."})
+    expect(page.get_by_label("Held out for validation")).to_have_value("")  # it is one example
     page.locator(FILE).set_input_files(upload(ROWS))
+    expect(page.get_by_label("Held out for validation")).to_have_value("0.1")
     expect(page.get_by_text("are longer than 12 tokens and will be left out.")).to_be_visible()
     expect(page.locator(".wrong")).to_contain_text("rank")
     expect(page.get_by_text("Saved by packing")).to_have_count(0)

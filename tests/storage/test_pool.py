@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,12 @@ def test_a_version_that_is_removed_is_used_no_more(made, tmp_path, whole):
         with model.use("x"):
             assert pool.loads == 1
     assert torch.equal(logits(model, "x"), expected["a1" if whole else "a0"])
+    folder, loads = store.get("x").folder, pool.loads
+    store.save(source, "a1", stored_as="x")
+    (folder / "README.md").write_text("What it is for.")
+    os.utime(folder, (0, 0))
+    assert torch.equal(logits(model, "x"), expected["a1" if whole else "a0"])
+    assert pool.loads == loads, "the same weights were read again, or a newer version in their place"
     store.remove("x")
     with pytest.raises(halka.UnknownAdapterError, match="no adapter 'x' in the model"):
         logits(model, "x")

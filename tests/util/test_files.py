@@ -185,12 +185,13 @@ def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path):
 
 def test_what_a_killed_process_left_of_a_file_is_removed_a_day_later(tmp_path):
     path = tmp_path / "file [1]"
-    for end, age in {"0123abcd": 25, "0123abce": 1, "settings": 25}.items():
+    for end, age in {"0123abcd": 25, "0123abce": 1, "settings": 25, "20250101": 25}.items():
         left = tmp_path / f".file [1].{end}"
         left.write_text("half")
         os.utime(left, (time.time() - 3600 * age,) * 2)
     write_text(path, "whole")
-    assert {each.name for each in tmp_path.iterdir()} == {"file [1]", ".file [1].0123abce", ".file [1].settings"}
+    kept = ("0123abce", "settings", "20250101")
+    assert {each.name for each in tmp_path.iterdir()} == {"file [1]", *(f".file [1].{end}" for end in kept)}
 
 
 def test_a_folder_that_is_moved_aside_counts_as_abandoned_from_then_on(tmp_path, monkeypatch):

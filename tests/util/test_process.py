@@ -63,6 +63,14 @@ def test_output_that_is_lost_is_no_success():
     assert "No space left on device" in done.stderr
 
 
+def test_who_watches_it_has_the_last_word():
+    """As cProfile and coverage, which write what they saw once it has ended."""
+    watched = PROGRAM.replace("END", "sys.setprofile(lambda *_: None); return 0")
+    watched = watched.replace("\nrun_process(main)", "\ntry: run_process(main)\nfinally: print('written')")
+    done = subprocess.run([sys.executable, "-c", watched], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, {*done.stdout.split()}) == (0, {"begin", "thread", "written", "exit"})
+
+
 def test_it_frees_nothing_as_it_ends():
     held = "global kept; kept = type('Kept', (), {'__del__': lambda self: print('freed')})(); return 0"
     assert ended(held).stdout.split() == ["begin", "thread", "exit"]

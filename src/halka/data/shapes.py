@@ -200,7 +200,7 @@ def references_of(row: Row) -> tuple[str, ...]:
     value = row.fields.get("references")
     if value is None or value == "":
         return ()
-    items = listed(value)
+    items = _items(value, "references")
     return tuple(text_of(item, "a reference") for item in ([value] if items is None else items))
 
 
@@ -216,8 +216,7 @@ def _check_once(row: Row, shape: str) -> None:
     if twice := next((key for key in row.repeated if key in own), None):
         raise DataError(f"two fields are called {twice!r}: rename or remove one")
     for key in own & row.fields.keys():
-        value = row.fields[key]
-        if (twice := twice_in(listed(value) or value)) is not None:
+        if (twice := twice_in(row.fields[key])) is not None:
             raise DataError(f"two fields in {key!r} are called {twice!r}: rename or remove one")
 
 
@@ -231,9 +230,17 @@ def listed(value: object) -> list[Any] | None:
     return value if isinstance(value, list) else None
 
 
+def _items(value: object, key: str) -> list[Any] | None:
+    """As `listed`. Raises DataError for a field that stands twice in what is read as a list."""
+    items = listed(value)
+    if items is not None and (twice := twice_in(items)) is not None:
+        raise DataError(f"two fields in {key!r} are called {twice!r}: rename or remove one")
+    return items
+
+
 def _conversation(value: object, key: str) -> list[Message]:
     """A list's messages, without system messages that are empty."""
-    items = listed(value)
+    items = _items(value, key)
     if items is None:
         raise DataError(f"{key!r} is not a list of messages but a {type(value).__name__}")
     if not items:

@@ -84,17 +84,26 @@ def texts_in(value: object) -> Iterator[str]:
         yield value if isinstance(value, str) else json.dumps(value)
 
 
+_JSON = json.JSONDecoder()
+
+
 def calls_in(text: str, decoder: json.JSONDecoder) -> list[tuple[str, Any]]:
     """The calls in a model's answer, each as the function's name and arguments, whatever stands around them.
 
-    A call is a JSON object, as the decoder reads it, with a `name` and `arguments` or `parameters`, in no other object.
+    A call is a JSON object with a `name` and `arguments` or `parameters`, in no other object. One that the decoder
+    refuses is none, nor is what is in it.
     """
     calls, at = list[tuple[str, Any]](), 0
     while (at := text.find("{", at)) >= 0:
         try:
-            value, end = decoder.raw_decode(text, at)
+            _, end = _JSON.raw_decode(text, at)
         except (ValueError, RecursionError):
             at += 1
+            continue
+        try:
+            value = decoder.decode(text[at:end])
+        except (ValueError, RecursionError):
+            at = end
             continue
         arguments = value.get("arguments", value.get("parameters"))
         if isinstance(value.get("name"), str) and arguments is not None:

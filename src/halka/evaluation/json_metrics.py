@@ -151,8 +151,15 @@ def _calls(text: str) -> list[tuple[str, Any]]:
     return [(name, _comparable(arguments)) for name, arguments in calls_in(text, _DECODER)]
 
 
+def _calls_of_reference(text: str) -> list[tuple[str, Any]]:
+    calls = _calls(text)
+    if len(calls) < len(calls_in(text, json.JSONDecoder())):
+        raise HalkaError(f"a call of the reference has a key twice, or a number that is none: {text[:60]!r}")
+    return calls
+
+
 def _call_counts(prediction: str, references: Sequence[str]) -> Counts:
-    predicted, accepted = _calls(prediction), [*map(_calls, references)]
+    predicted, accepted = _calls(prediction), [*map(_calls_of_reference, references)]
     return {"right": float(predicted in accepted), "items": 1.0, "calls": float(any(accepted))}
 
 

@@ -148,7 +148,8 @@ def _without_pad(config: Any) -> dict[str, Any]:
     """The options with which transformers reads the configuration, and its text's within it, without padding tokens."""
     own = {"pad_token_id": None} if getattr(config, "pad_token_id", None) is not None else {}
     text = config.get_text_config()
-    return own | {key: _without_pad(text) for key, inner in vars(config).items() if inner is text}
+    nested = {key: _without_pad(text) for key, inner in vars(config).items() if inner is text}
+    return own | {key: options for key, options in nested.items() if options}
 
 
 def _anew(name_or_path: str | Path) -> str:

@@ -7,7 +7,6 @@ with model.use(["support", "legal-17", None]):  # loads those that are not in th
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,8 @@ from halka.storage.save_load import Allowed, load
 from halka.util.errors import HalkaError, UnknownAdapterError
 
 DEFAULT_BUDGET = 10**9  # bytes
+SUFFIXES = (".safetensors", ".bin")  # of files with weights
+Weights = set[tuple[int, int]]  # such files: each one's number and the time of its last change
 
 
 class AdapterPool:
@@ -37,7 +38,7 @@ class AdapterPool:
         self.model, self.store, self.budget, self.allowed = model, store, budget, allowed
         self.sizes: OrderedDict[str, int] = OrderedDict()  # bytes of the adapters in the model, most recently used last
         self.loads = 0
-        self._folders: dict[str, tuple[Path, os.stat_result]] = {}  # of these adapters, as they were read
+        self._folders: dict[str, tuple[Path, Weights]] = {}  # of these adapters, as they were read
         self._costs: dict[str, int] = {}  # bytes that adapters not yet loaded will take, until the next `ready`
         model.pool = self
 
@@ -88,10 +89,10 @@ class AdapterPool:
 
     def _read(self, name: str) -> None:
         folder = self._stored(name).folder
-        state = folder.stat()
+        weights = _weights_in(folder)
         adapter = load(self.model, folder, name=name, **self.allowed)
         self.loads += 1
-        self._folders[name] = folder, state
+        self._folders[name] = folder, weights
         self.sizes[name] = sum(tensor.numel() * tensor.element_size() for tensor in adapter.state_dict().values())
 
     def _stored(self, name: str) -> Stored:
@@ -129,12 +130,17 @@ class AdapterPool:
         return {name for name in (*self.model.in_use, self.model.merged) if name in self.sizes}
 
 
-def _is_same(folder: Path, state: os.stat_result) -> bool:
-    """Whether a folder is there, and no other in its place; of what cannot be looked at, nobody knows."""
+def _weights_in(folder: Path) -> Weights:
+    """The files with weights in a folder, by what tells them from others that are written in their place."""
+    files = [path.stat() for path in folder.iterdir() if path.suffix in SUFFIXES]
+    return {(file.st_ino, file.st_mtime_ns) for file in files}
+
+
+def _is_same(folder: Path, weights: Weights) -> bool:
+    """Whether a folder is there with the same weights, whatever else changed; of what cannot be read, nobody knows."""
     try:
-        now = folder.stat()
+        return _weights_in(folder) == weights
     except FileNotFoundError:
         return False
     except OSError:
         return True
-    return (now.st_ino, now.st_mtime_ns) == (state.st_ino, state.st_mtime_ns)

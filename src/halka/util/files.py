@@ -164,8 +164,9 @@ def _exchange(one: Path, other: Path) -> None:
     if _swap(one, other):
         return
     aside = one.with_name(f"{one.name}.old")
+    with suppress(OSError):  # it may be another user's
+        os.utime(other)  # so that it counts as abandoned a day from now
     os.rename(other, aside)
-    os.utime(aside)  # so that it counts as abandoned a day from now
     try:
         os.rename(one, other)
     except BaseException:
@@ -199,6 +200,8 @@ def _remove_abandoned(path: Path) -> None:
     """Remove what killed processes were filling for `path`, and older folders that they had moved aside."""
     name = f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}"
     for left in (*path.parent.glob(name), *path.parent.glob(f"{name}.old")):
+        if left.name.removeprefix(f".{path.name}.").removesuffix(".old").isdecimal():  # it may be a date, of a user's
+            continue
         with suppress(OSError):  # its writer, or another process, has removed it
             written = max(entry.lstat().st_mtime for entry in (left, *left.rglob("*")))
             if time.time() - written <= ABANDONED:

@@ -27,9 +27,16 @@ def run_process(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main())
     except SystemExit as ended:
-        if isinstance(ended.code, int | None) and _is_written_out():
+        if isinstance(ended.code, int | None) and not _is_watched() and _is_written_out():
             os._exit(ended.code or 0)
         raise
+
+
+def _is_watched() -> bool:
+    """Whether a profiler or the like watches this process, and has something to write after it."""
+    tools = getattr(sys, "monitoring", None)  # from Python 3.12 on, of which there are six
+    watching = tools is not None and any(tools.get_tool(number) is not None for number in range(6))
+    return watching or sys.gettrace() is not None or sys.getprofile() is not None
 
 
 def _is_written_out() -> bool:

@@ -129,11 +129,14 @@ class Turns:
 
     def check_backward(self) -> None:
         """Raises HalkaError if autograd computes a part of a pass once more while it is nobody's turn."""
-        if self.owner is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        if torch.compiler.is_compiling():
+            return
+        if self.owner is None and torch._C._current_graph_task_id() != -1:
             raise HalkaError(
                 "backward computes a layer once more, as gradient checkpointing does, but outside of `model.use(...)`, "
-                "without the adapter of its forward pass: gradients would be wrong. Call backward within the block of "
-                "the forward pass (`use(None)` for the bare base), or train a `halka.view`"
+                "where nobody knows the adapter of its forward pass: gradients might be wrong. Call backward within "
+                "the block of the forward pass (`use(None)` for the bare base, the adapter's name while it is merged), "
+                "or train a `halka.view`"
             )
 
     def _install(self) -> None:

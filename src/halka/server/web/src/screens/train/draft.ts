@@ -37,9 +37,15 @@ export function chooseMethod(all: Catalogue, method: string): void {
 
 /** A file, and the name that it suggests, unless somebody has typed another than the file before suggested. */
 export function chooseFile(file: File | null): void {
-  const { name, file: before } = draft.value;
+  const { name, file: before, held } = draft.value;
   const typed = name !== (before ? nameFrom(before.name) : "");
-  change({ file, name: typed ? name : file ? nameFrom(file.name) : "" });
+  const share = isText(file) ? "" : isText(before) ? EMPTY.held : held;
+  change({ file, name: typed ? name : file ? nameFrom(file.name) : "", held: held === "file" ? held : share });
+}
+
+/** Whether a file is one text: one example, of which no share can be held back. */
+function isText(file: File | null): boolean {
+  return file !== null && /\.(txt|md)$/i.test(file.name);
 }
 
 /** Take settings of a job or of an advice over; `job`: what else a job was asked for. */
