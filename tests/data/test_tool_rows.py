@@ -2,7 +2,6 @@
 
 import json
 from datetime import datetime
-from functools import partial
 
 import pytest
 
@@ -375,10 +374,9 @@ def test_a_prompt_may_be_a_row_with_tools():
 
 def test_calls_are_read_out_of_answers_whatever_stands_around_them():
     paris = ("weather", {"city": "Paris", "days": 2})
-    calls = partial(calls_in, decoder=json.JSONDecoder())
-    assert calls('No call, but {braces} and {"name": 1}.') == []
-    assert calls(example_of({**ROW, "messages": [ASKED, CALLED]}).answers[0]) == [paris]
-    assert calls(f'Well: {{"name": "weather", "parameters": {json.dumps(paris[1])}}}') == [paris]
-    assert calls(f"[{json.dumps(CALL)}, {json.dumps(CALL)}]") == [paris, paris]
-    assert calls(json.dumps({**CALL, "arguments": json.dumps(paris[1])})) == [paris]
-    assert calls('{"a": ' * 10_000) == []
+    assert calls_in('No call, but {braces} and {"name": 1}.') == []
+    assert calls_in(example_of({**ROW, "messages": [ASKED, CALLED]}).answers[0]) == [paris]
+    assert calls_in(f'Well: {{"name": "weather", "parameters": {json.dumps(paris[1])}}}') == [paris]
+    assert calls_in(f"[{json.dumps(CALL)}, {json.dumps(CALL)}]") == [paris, paris]
+    assert calls_in(json.dumps({**CALL, "arguments": json.dumps(paris[1])})) == [paris]
+    assert calls_in('{"a": ' * 10_000) == []

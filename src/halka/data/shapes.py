@@ -216,8 +216,12 @@ def _check_once(row: Row, shape: str) -> None:
     if twice := next((key for key in row.repeated if key in own), None):
         raise DataError(f"two fields are called {twice!r}: rename or remove one")
     for key in own & row.fields.keys():
-        if (twice := twice_in(row.fields[key])) is not None:
-            raise DataError(f"two fields in {key!r} are called {twice!r}: rename or remove one")
+        _check_within(row.fields[key], key)
+
+
+def _check_within(value: object, key: str) -> None:
+    if (twice := twice_in(value)) is not None:
+        raise DataError(f"two fields in {key!r} are called {twice!r}: rename or remove one")
 
 
 def listed(value: object) -> list[Any] | None:
@@ -231,10 +235,10 @@ def listed(value: object) -> list[Any] | None:
 
 
 def _items(value: object, key: str) -> list[Any] | None:
-    """As `listed`. Raises DataError for a field that stands twice in what is read as a list."""
+    """As `listed`. Raises DataError for a field that stands twice in JSON that is text; other lists were looked at."""
     items = listed(value)
-    if items is not None and (twice := twice_in(items)) is not None:
-        raise DataError(f"two fields in {key!r} are called {twice!r}: rename or remove one")
+    if isinstance(value, str):
+        _check_within(items, key)
     return items
 
 

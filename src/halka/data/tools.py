@@ -87,7 +87,7 @@ def texts_in(value: object) -> Iterator[str]:
 _JSON = json.JSONDecoder()
 
 
-def calls_in(text: str, decoder: json.JSONDecoder) -> list[tuple[str, Any]]:
+def calls_in(text: str, decoder: json.JSONDecoder = _JSON) -> list[tuple[str, Any]]:
     """The calls in a model's answer, each as the function's name and arguments, whatever stands around them.
 
     A call is a JSON object with a `name` and `arguments` or `parameters`, in no other object. One that the decoder

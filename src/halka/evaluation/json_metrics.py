@@ -153,7 +153,7 @@ def _calls(text: str) -> list[tuple[str, Any]]:
 
 def _calls_of_reference(text: str) -> list[tuple[str, Any]]:
     calls = _calls(text)
-    if len(calls) < len(calls_in(text, json.JSONDecoder())):
+    if len(calls) < len(calls_in(text)):
         raise HalkaError(f"a call of the reference has a key twice, or a number that is none: {text[:60]!r}")
     return calls
 

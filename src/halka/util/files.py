@@ -23,6 +23,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the system's errors that say that there is no room for a file."""
 DEVICE = r"(?i:con|nul|aux|prn|com[1-9]|lpt[1-9])(?:\.|\Z)"  # to Windows, in every folder
 ABANDONED = 24 * 3600  # seconds without a write, after which nobody fills a hidden file or folder any more
+LEFT = re.compile(r"(?!\d{8}\b)[0-9a-f]{8}(\.old)?")  # how their names end; one of digits alone may be a user's, a date
 PORTABLE = re.compile(rf"(?!{DEVICE})[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}")
 
 
@@ -198,9 +199,8 @@ def _bring_back(path: Path) -> None:
 
 def _remove_abandoned(path: Path) -> None:
     """Remove what killed processes were filling for `path`, and older folders that they had moved aside."""
-    name = f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}"
-    for left in (*path.parent.glob(name), *path.parent.glob(f"{name}.old")):
-        if left.name.removeprefix(f".{path.name}.").removesuffix(".old").isdecimal():  # it may be a date, of a user's
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if not LEFT.fullmatch(left.name.removeprefix(f".{path.name}.")):
             continue
         with suppress(OSError):  # its writer, or another process, has removed it
             written = max(entry.lstat().st_mtime for entry in (left, *left.rglob("*")))
