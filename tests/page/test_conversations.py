@@ -90,8 +90,19 @@ def test_answers_of_a_closed_column_come_back_under_no_other(read):
     page.goto("/playground?model=tiny&model=lora")
     ask(page, "Message 0")
     expect(page.locator(".answer.done")).to_have_count(2)
+    page.evaluate(
+        """() => {
+            const articles = () => document.querySelectorAll("article").length;
+            const before = articles();
+            window.addressOnceRemoved = new Promise((resolve) => {
+                const seen = () => articles() < before && resolve(location.search);
+                new MutationObserver(seen).observe(document.body, { subtree: true, childList: true });
+            });
+        }"""
+    )
     page.get_by_role("button", name="Remove lora").click()
     expect(page.get_by_role("article")).to_have_count(1)
+    assert page.evaluate("window.addressOnceRemoved") == "?model=tiny"
     page.reload()
     expect(page.get_by_role("article")).to_have_count(1)
     page.get_by_role("button", name="Add a model").click()

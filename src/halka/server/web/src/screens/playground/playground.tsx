@@ -1,6 +1,6 @@
 // One prompt or conversation, answered by the bare base and any adapters side by side.
 import "./playground.css";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useState } from "preact/hooks";
 import { collections as listCollections, models as listModels, type Collection, type Model } from "../../api";
 import { Button } from "../../parts/button";
 import { Checkbox, SelectField } from "../../parts/field";
@@ -32,7 +32,7 @@ export default function Playground() {
   const [asWritten, showAsWritten] = useState(false);
   const { conversation, end, toEnd } = useFollowing(busy() && models !== null);
   const address = addressOf();
-  useEffect(() => {
+  useLayoutEffect(() => { // not after painting: a reload finds what is shown
     if (models && (parts.peek()[0] ?? "playground") === "playground") go(address, { replace: true });
   }, [address, models, query.value]);
   useEffect(() => {
