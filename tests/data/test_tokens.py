@@ -16,7 +16,9 @@ from tokenizers_for_tests import (
     CHATML,
     GPT2_SPLIT,
     LLAMA3,
+    LLAMA3_SPLIT,
     OPENED_THOUGHT,
+    QWEN,
     UNMARKED,
     UNPROMPTED,
     chatml_tokenizer,
@@ -120,6 +122,16 @@ def test_a_template_that_drops_a_message_is_refused():
     )
     with pytest.raises(ValueError, match=r"drops or rewrites message 1 \(by the system\)"):
         encode(chat("What?", "Paris.", system="Be brief."), silent)
+
+
+def test_what_a_template_reads_is_set_in_front_of_it():
+    unthinking = tokenizer("{% set enable_thinking = false %}" + QWEN, split=LLAMA3_SPLIT)  # as Qwen's takes "\n\n"
+    tokens = encode(chat("What?", "Paris."), unthinking)
+    assert learned(tokens, unthinking) == ["Paris.<|im_end|>"]
+    prompt = unthinking.decode(encode_prompt(chat("What?", "Paris."), unthinking))
+    assert prompt.endswith("assistant\n<think>\n\n</think>\n\n")
+    with pytest.raises(ValueError, match=r"renders the messages before the answer in message 2 differently when it"):
+        encode(chat("What?", "Paris.", "And?", "Rome."), unthinking)
 
 
 def test_a_template_that_drops_a_thought_of_the_last_answer_is_refused():

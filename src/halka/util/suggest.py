@@ -70,7 +70,9 @@ OTHERS = {
 
 INSTEAD = {
     # training: transformers, trl, axolotl, LLaMA-Factory, unsloth
-    "the base's own chat template is used; docs/data.md has how to set another": "template chat_template",
+    "the base's own chat template is used; docs/data.md has how to set another": (
+        "template chat_template chat_template_kwargs enable_thinking"
+    ),
     "batches are packed already (batches), and no text sees another": (
         "packing sample_packing pack_sequences neat_packing"
     ),

@@ -19,7 +19,7 @@ from halka.engine import Answer, Request
 from halka.server.answers.chat_request import ChatRequest
 from halka.server.answers.formats import constraint_of
 from halka.server.answers.generation import Delta, adapter_of, deltas, usage
-from halka.server.answers.prompts import chat_tokens, count_tokens
+from halka.server.answers.prompts import chat_tokens, count_tokens, template_options
 from halka.server.answers.reply import respond
 from halka.server.answers.retrieval import Grounding, fixed_answers, ground
 from halka.server.answers.room import answer_room, prompt_room
@@ -61,17 +61,18 @@ class Chat:
         adapter = await adapter_of(service, caller, body.model)
         several = body.parallel_tool_calls is not False
         toolbox = toolbox_of(service.tokenizer, body.messages, body.tools, body.tool_choice, several)
+        options = template_options(service.tokenizer, body.chat_template_kwargs)
         new_tokens, grounding = body.max_completion_tokens or body.max_tokens, None
         turns = [message.for_template() for message in body.messages]
         if body.halka is not None:
-            count = partial(count_tokens, service.tokenizer, toolbox)
+            count = partial(count_tokens, service.tokenizer, toolbox, options)
             budget = await prompt_room(service, adapter, new_tokens)
             grounding = await ground(service, caller, body.halka, turns, budget, count)
             turns = grounding.turns
         if grounding is not None and grounding.answer is not None:  # no model is asked
             prompt, tokens = list[int](), 1
         else:
-            prompt = await to_thread.run_sync(chat_tokens, service.tokenizer, turns, toolbox)
+            prompt = await to_thread.run_sync(chat_tokens, service.tokenizer, turns, toolbox, options)
             tokens = new_tokens or await answer_room(service, adapter, prompt)
         request = Request(
             prompt,

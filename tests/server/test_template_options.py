@@ -1,0 +1,69 @@
+"""What a request sets of the base's chat template: Qwen3's thoughts, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving_for_tests import WEATHER, InProcess, make_base
+from tokenizers_for_tests import qwen_tokenizer
+
+BODY = {"messages": [{"role": "user", "content": "Is it warm in Paris?"}], "model": "qwen"}
+THOUGHT = "<think>\n\n</think>\n\n"
+REFUSED = {
+    "thinking": "is nothing that this base's chat template reads",
+    "enable_thin": "is nothing that this base's chat template reads",
+    "message.*": "is nothing that this base's chat template reads",
+    "messages": "is not a request's to set",
+    "tools": "is not a request's to set",
+    "add_generation_prompt": "is not a request's to set",
+    "eos_token": "is not a request's to set",
+}
+
+
+@pytest.fixture
+def qwen(tmp_path):
+    """A server of a base whose template may think, or not; it says this text."""
+    base = make_base(tmp_path / "qwen", qwen_tokenizer())
+    with InProcess.open(base, None, tmp_path / "data", says=["Yes."]) as server:
+        yield server
+
+
+def prompt(server, **more):
+    """The text that the base reads for a request."""
+    answer = server.client.post("/v1/chat/completions", json=BODY | more)
+    assert answer.status_code == 200, answer.text
+    return server.service.tokenizer.decode(server.service.backend.asked[-1].prompt)
+
+
+@pytest.mark.parametrize("more", [{}, {"tools": [WEATHER]}], ids=["plain", "tools"])
+def test_a_request_sets_what_the_template_reads(qwen, more):
+    usual = prompt(qwen, **more)
+    assert usual.endswith("<|im_start|>assistant\n")
+    assert prompt(qwen, chat_template_kwargs={"enable_thinking": False}, **more) == usual + THOUGHT
+    for nothing in (None, {}, {"enable_thinking": True}):
+        assert prompt(qwen, chat_template_kwargs=nothing, **more) == usual
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_template_does_not_read_is_refused_by_name(qwen, name):
+    asked = BODY | {"chat_template_kwargs": {"enable_thinking": False, name: "x"}}
+    answer = qwen.client.post("/v1/chat/completions", json=asked)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == "chat_template_kwargs"
+    assert error["code"] == "unsupported_parameter"
+    assert f"{name!r} {REFUSED[name]}" in error["message"]
+
+
+@pytest.mark.parametrize("value", ["no", ["enable_thinking"], {str(number): 1 for number in range(65)}])
+def test_other_values_than_an_object_of_few_fields_are_refused(qwen, value):
+    answer = qwen.client.post("/v1/chat/completions", json=BODY | {"chat_template_kwargs": value})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == "chat_template_kwargs"
+
+
+def test_a_base_without_a_template_has_nothing_to_set(client):
+    asked = BODY | {"model": "tiny", "chat_template_kwargs": {"enable_thinking": False}}
+    answer = client.post("/v1/chat/completions", json=asked)
+    assert answer.status_code == 400, answer.text
+    assert "is nothing that this base's chat template reads" in answer.json()["error"]["message"]
