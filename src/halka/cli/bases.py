@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from halka.cli.command import Command, Json, emit, examples, group, say, show
+from halka.util.errors import HalkaError
 from halka.util.text import columns
 
-app = group("Base models: pull one, list them, show one.", "halka base list", "halka base pull smollm2-135m")
+app = group(
+    "Base models: pull, list and show them, change a chat template.",
+    "halka base list",
+    "halka base pull smollm2-135m",
+)
 
 
 @app.command(cls=Command, epilog=examples("halka base pull smollm2-135m"))
@@ -64,3 +70,73 @@ def show_(
         shown = size(value) if key == "bytes" else f"{value:,}" if isinstance(value, int) else str(value or "–")
         table.add_row(key.replace("_", " "), shown)
     show(table)
+
+
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "halka base template smollm2-135m bases/turns --file turns.jinja",
+        "halka base template Qwen/Qwen3-0.6B bases/no-thoughts --set enable_thinking=false",
+    ),
+)
+def template(
+    base: Annotated[str, typer.Argument(metavar="NAME", help="short name, folder or hub name of a base")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="the folder to make, a base like any other")],
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="the template, in Jinja; else the base's own")
+    ] = None,
+    values: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="what the template reads; may be repeated")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Give a base another chat template, in a folder of its own.
+
+    Its weights are links to the base's, which stay where they are. Training, scores, the engine and the server all
+    read the template of the base that they are given, and an adapter knows the one that it was trained with.
+    """
+    from halka.data.chat import reads, with_values
+    from halka.data.examples import Example, Message
+    from halka.data.tokens import UNCLOSED, encode, unclosed
+    from halka.models.loading import read_tokenizer, resolve
+    from halka.models.own_template import with_chat_template
+
+    tokenizer = read_tokenizer(resolve(base, fetch=True), base)
+    if file is not None:
+        tokenizer.chat_template = _text_of(file)
+    own, chosen = tokenizer.chat_template, dict(map(_value, values or ()))
+    if not isinstance(own, str):
+        has = "has several" if own else "has no chat template"
+        raise HalkaError(f"{base} {has}: give one by --file")
+    if file is None and not chosen:
+        raise HalkaError("this would be the base's own template: give another by --file, or what it reads by --set")
+    for name in chosen:
+        if not reads(tokenizer, name):
+            raise HalkaError(f"--set: {name!r} is nothing that the chat template reads")
+    tokenizer.chat_template = with_values(own, chosen)
+    tokens = encode(Example((Message("user", "Who?"), Message("assistant", "Ada."))), tokenizer)
+    if unclosed([tokens], tokenizer):
+        say(f"warning: answers {UNCLOSED} (end them with {{{{ eos_token }}}})")
+    with_chat_template(base, folder, tokenizer.chat_template)
+    if json:
+        emit({"base": base, "path": folder})
+    else:
+        show(f"{folder} is {base} with this chat template")
+        say(f"Next: halka train --base {folder} --data train.jsonl -o runs/mine")
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise HalkaError(f"--file: {file} is not text in UTF-8") from None
+
+
+def _value(text: str) -> tuple[str, str | int | bool]:
+    """A name and its value of a text such as `enable_thinking=false`."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise HalkaError(f"--set: {text!r} is not NAME=VALUE, such as enable_thinking=false")
+    if value in ("true", "false"):
+        return name, value == "true"
+    return name, int(value) if value.removeprefix("-").isdecimal() else value

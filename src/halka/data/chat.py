@@ -22,7 +22,7 @@ from halka.util.errors import DataError
 CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")  # how templates write the present time
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 """What a chat template may raise for messages that it refuses."""
-OWN_TEMPLATE = "save the base with a chat_template of your own (docs/data.md)"
+OWN_TEMPLATE = "give the base a chat template of your own (`halka base template`, docs/data.md)"
 NO_TOOLS = f"the base's chat template has no place for tools: take a base that calls tools, or {OWN_TEMPLATE}"
 NO_CALLS = f"the base's chat template drops calls of tools: take a base that calls tools, or {OWN_TEMPLATE}"
 PROBE_CALL = ToolCall("probe", '{"zq": [7, true]}', "abcdefg12")  # Mistral's ids have nine letters and digits
@@ -32,8 +32,23 @@ _time = ContextVar[datetime | None]("time", default=None)  # that templates writ
 
 def writes_time(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template writes the present time into its texts, as Llama 3's do the day."""
+    return any(CLOCK.search(text) for text in _templates(tokenizer))
+
+
+def reads(tokenizer: PreTrainedTokenizerBase, name: str) -> bool:
+    """Whether the chat template has this word, as one that reads a value of this name does."""
+    return any(re.search(rf"\b{re.escape(name)}\b", text) for text in _templates(tokenizer))
+
+
+def with_values(template: str, values: Mapping[str, str | int | bool]) -> str:
+    """The template with these values, by name, as it would have them of who renders it."""
+    written = {name: repr(value).lower() if isinstance(value, bool) else repr(value) for name, value in values.items()}
+    return "".join(f"{{% set {name} = {value} %}}" for name, value in written.items()) + template
+
+
+def _templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     own: Any = tokenizer.chat_template or ""  # or several by name, such as "tool_use"
-    return any(CLOCK.search(text) for text in (own.values() if isinstance(own, dict) else [own]))
+    return [*own.values()] if isinstance(own, dict) else [own]
 
 
 @contextmanager

@@ -70,7 +70,7 @@ OTHERS = {
 
 INSTEAD = {
     # training: transformers, trl, axolotl, LLaMA-Factory, unsloth
-    "the base's own chat template is used; docs/data.md has how to set another": (
+    "the base's own chat template is used; `halka base template` makes a base with another": (
         "template chat_template chat_template_kwargs enable_thinking"
     ),
     "batches are packed already (batches), and no text sees another": (

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from halka.data.chat import TEMPLATE_ERRORS
+from halka.data.chat import TEMPLATE_ERRORS, reads
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
 from halka.server.answers.tools import Toolbox
@@ -24,11 +23,9 @@ def template_options(tokenizer: Any, asked: Mapping[str, Any] | None) -> dict[st
     Raises ApiError for a name that the template does not read, and for one that the server itself sets.
     """
     options = dict(asked or {})
-    template = tokenizer.chat_template or ""  # or several by name
-    text = template if isinstance(template, str) else "".join(template.values())
     ours = {*OURS, *tokenizer.special_tokens_map, *inspect.signature(tokenizer.apply_chat_template).parameters}
     for name in options:
-        if name in ours or not re.search(rf"\b{re.escape(name)}\b", text):
+        if name in ours or not reads(tokenizer, name):
             why = "is not a request's to set" if name in ours else "is nothing that this base's chat template reads"
             message = f"chat_template_kwargs: {one_line(name)!r} {why}: leave it out"
             raise ApiError(400, message, param="chat_template_kwargs", code="unsupported_parameter")

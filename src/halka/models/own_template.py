@@ -1,0 +1,44 @@
+"""A base with another chat template: a folder whose weights are links to the base's, and all else is its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+from halka.models.loading import HUB_FILES, read_tokenizer, resolve, weight_files
+from halka.util.errors import HalkaError
+from halka.util.files import check_writable, new_folder, write_text
+
+TEMPLATE = "chat_template.jinja"
+TEMPLATES = (TEMPLATE, "chat_template.json")  # of a base's files those with a template alone
+SETTINGS = "tokenizer_config.json"  # which may hold one, too
+
+
+def with_chat_template(base: str | Path, folder: Path, template: str) -> None:
+    """Write the folder of `base` with this chat template; a base on the hub is downloaded if it is not here yet.
+
+    Weights are linked to, wherever they are, and take no room. Raises HalkaError as `load_base` does for a base that
+    cannot be read, for a folder that exists, and where transformers does not read the template as it was written.
+    """
+    check_writable(folder)
+    if folder.exists():
+        raise HalkaError(f"{folder} exists already: choose another folder, or remove it")
+    origin = resolve(base, fetch=True)
+    weight_files(origin)
+    with new_folder(folder) as new:
+        for file in sorted(origin.iterdir()):
+            if not file.is_file() or file.name in TEMPLATES or not any(fnmatch(file.name, one) for one in HUB_FILES):
+                continue
+            if file.suffix == ".safetensors":
+                (new / file.name).symlink_to(file.resolve())
+            else:
+                shutil.copyfile(file, new / file.name)
+        if (new / SETTINGS).is_file():
+            settings = json.loads((new / SETTINGS).read_text(encoding="utf-8"))
+            settings.pop("chat_template", None)
+            write_text(new / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        write_text(new / TEMPLATE, template)
+        if read_tokenizer(new, base).chat_template != template:
+            raise HalkaError(f"the tokenizer of {base} takes no chat template from a file: save the base with it")

@@ -1,0 +1,107 @@
+"""`halka base template`: a base with another chat template, which shares its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import halka
+from commands import ROOT, TRAIN, failure, parsed
+from commands import halka as run
+
+(TURNS,) = re.findall(r"```jinja\n(.*?)```", (ROOT / "docs" / "data.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture
+def turns(here) -> Path:
+    """A file with a template, in a folder with a base."""
+    (here / "turns.jinja").write_text(TURNS)
+    return here
+
+
+def test_it_is_the_same_base_with_another_template(turns):
+    result = parsed("base template base bases/turns --file turns.jinja")
+    assert result == {"base": "base", "path": "bases/turns"}
+    weights = turns / "bases" / "turns" / "model.safetensors"
+    assert weights.is_symlink()
+    assert os.path.isabs(os.readlink(weights))
+    (before, first), (after, tokenizer) = (halka.load_base(name, dtype="float32") for name in ("base", "bases/turns"))
+    assert tokenizer.chat_template == TURNS
+    assert first.chat_template != TURNS
+    assert tokenizer.get_vocab() == first.get_vocab()
+    chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
+    end = tokenizer.eos_token
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == f"user:\nWho?{end}\nassistant:\nAda.{end}\n"
+    assert all(torch.equal(*pair) for pair in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def test_an_adapter_of_it_asks_for_its_template(turns):
+    run("base template base turns --file turns.jinja")
+    run(f"train {TRAIN.replace('--base base', '--base turns')} --steps 2 -o mine")
+    assert "another chat template" in failure("generate --base base --adapter mine Who?")
+    assert run("generate --base turns --adapter mine Who? --max-new-tokens 2").stdout
+
+
+def test_values_are_set_in_front_of_the_template(turns):
+    own = "{% if calm is false %}{{ mood }}{{ number }}{% endif %}\n" + TURNS
+    (turns / "moods.jinja").write_text(own)
+    run("base template base calm --file moods.jinja")
+    result = run("""base template calm moody --set calm=false --set mood='"{%␣%}é😀 --set number=-3""")
+    assert "moody is calm with this chat template" in result.stdout
+    texts = []
+    for name in ("calm", "moody"):
+        tokenizer = halka.load_base(name)[1]
+        turn = [{"role": "user", "content": "Who?"}]
+        texts.append(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        assert str(tokenizer.chat_template).endswith(own)
+    assert texts[1] == """'"{% %}é😀-3""" + texts[0]
+
+
+def test_a_template_in_the_tokenizers_settings_is_replaced(turns):
+    (turns / "older").mkdir()
+    for file in (turns / "base").iterdir():
+        (turns / "older" / file.name).symlink_to(file.resolve())
+    (turns / "older" / "chat_template.jinja").unlink()
+    (turns / "older" / "tokenizer_config.json").unlink()
+    settings = json.loads((turns / "base" / "tokenizer_config.json").read_text()) | {"chat_template": "{{ messages }}"}
+    (turns / "older" / "tokenizer_config.json").write_text(json.dumps(settings))
+    (turns / "older" / "pytorch_model.bin").write_bytes(b"pickle")
+    run("base template older newer --file turns.jinja")
+    assert halka.load_base("newer")[1].chat_template == TURNS
+    assert not (turns / "newer" / "pytorch_model.bin").exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "arguments", "why"),
+    [
+        (TURNS, "", r"this would be the base's own template: give another by --file"),
+        (TURNS, "--file none.jinja", r"none\.jinja"),
+        (TURNS, "--file turns.jinja --set word=x", r"--set: 'word' is nothing that the chat template reads"),
+        (TURNS, "--file turns.jinja --set word", r"--set: 'word' is not NAME=VALUE"),
+        (TURNS, "--file turns.jinja --set a-b=1", r"--set: 'a-b=1' is not NAME=VALUE"),
+        ("{% for %}", "--file turns.jinja", r"chat template refuses the conversation"),
+        ("{{ messages[0].content }}", "--file turns.jinja", r"drops or rewrites a part of the answer in message 2"),
+    ],
+)
+def test_what_cannot_be_a_template_is_refused(turns, template, arguments, why):
+    (turns / "turns.jinja").write_text(template)
+    message = failure(f"base template base mine {arguments}")
+    assert re.search(why, message), message
+    assert not (turns / "mine").exists()
+
+
+def test_a_folder_that_exists_is_left_as_it_is(turns):
+    assert "run exists already" in failure("base template base run --file turns.jinja")
+    (turns / "latin.jinja").write_bytes(b"\xe9")
+    assert "is not text in UTF-8" in failure("base template base mine --file latin.jinja")
+
+
+def test_answers_that_nothing_closes_are_warned_of(turns):
+    (turns / "turns.jinja").write_text(TURNS.replace("{{ eos_token }}", ""))
+    result = run("base template base mine --file turns.jinja")
+    assert "will not learn to stop (end them with {{ eos_token }})" in result.stderr
