@@ -79,6 +79,7 @@ def test_what_opens_over_a_screen(read):
     for path, button in (("account", "New key"), ("adapters/lora", "Tags"), ("adapters/lora", "Delete")):
         page.goto(f"/{path}")
         page.get_by_role("button", name=button, exact=True).click()
+        page.get_by_role("dialog").wait_for()
         for folded in page.get_by_role("dialog").locator("summary").all():
             folded.click()
         page.get_by_role("dialog").get_by_role("button").last.wait_for()

@@ -217,7 +217,8 @@ def test_an_upload_that_is_none_says_why(read, shelf):
     expect(dialog.get_by_label("Name")).to_have_attribute("aria-invalid", "true")
     assert sent == []
     dialog.get_by_label("Name").fill("mine")
-    dialog.get_by_role("button", name="Upload").click()
+    with page.expect_request("**/v1/adapters"):
+        dialog.get_by_role("button", name="Upload").click()
     expect(dialog.get_by_role("progressbar")).to_be_visible()
     page.mouse.click(2, 2)
     page.keyboard.press("Escape")

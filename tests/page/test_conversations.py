@@ -133,6 +133,7 @@ def test_a_conversation_that_is_too_long_goes_on_without_its_beginning(read):
     page.get_by_role("textbox", name="Your message").fill("Shorter")
     page.get_by_role("button", name="Go on without the first turns").click()
     page.get_by_role("button", name="Go on without the first turns").click()
+    expect(page.get_by_role("alert")).to_be_visible()
     expect(page.get_by_role("button", name="Go on without the first turns")).to_have_count(
         0
     )  # it is the message itself

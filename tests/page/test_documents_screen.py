@@ -110,7 +110,8 @@ def test_files_are_taken_in_while_other_screens_are_shown(read, shelf):
 
     page.route("**/v1/collections/slow/documents", hold_the_first)
     page.get_by_label("Choose files").set_input_files([file("parcels.md", PARCELS), file("keys.md", KEYS)])
-    page.get_by_role("button", name="Add them").click()
+    with page.expect_request(lambda request: request.method == "POST"):
+        page.get_by_role("button", name="Add them").click()
     expect(page.get_by_text("parcels.md (1 of 2)")).to_be_visible()
     page.get_by_role("link", name="All collections").click()
     page.get_by_role("link", name="slow").click()

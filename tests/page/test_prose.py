@@ -140,7 +140,7 @@ def test_the_end_of_an_answer_is_followed_until_its_reader_looks_back(read):
     page.mouse.wheel(0, -400)
     place = page.evaluate(RESTS_ABOVE, followed - 300)
     page.evaluate("lines => write(lines)", "late\n\n" * 40)
-    expect(page.get_by_text("late").last).to_be_attached()
+    expect(page.get_by_role("article").get_by_text("late").last).to_be_attached()
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert page.evaluate("scrollY") == place
     page.get_by_role("button", name="Stop", exact=True).click()

@@ -114,8 +114,8 @@ def test_long_names_and_many_columns_fit(read):
     name = "a" * 120
     for path in (f"/documents/{name}", f"/adapters/{name}", "/playground?" + "&".join(["model=tiny"] * 9)):
         page.goto(path)
-        expect(page.locator(".waiting")).to_have_count(0)
         page.get_by_role("heading", level=1).or_(page.get_by_role("alert")).first.wait_for()
+        expect(page.locator(".waiting")).to_have_count(0)
         assert page.evaluate("document.documentElement.scrollWidth") <= 1000, path
     widths = page.locator(".head").evaluate_all("heads => heads.map((head) => head.getBoundingClientRect().width)")
     assert len(widths) > 1

@@ -86,6 +86,7 @@ def test_a_key_signs_in_and_out(read, closed):
     expect(page.get_by_text("There is no adapter yet")).to_be_visible()
     for path in (*SCREENS, "adapters/lora"):
         page.goto(f"/{path}", wait_until="networkidle")
+        expect(page.get_by_text("Signed in as user of acme")).to_be_visible()
         expect(page.locator(".waiting")).to_have_count(0)
         assert page.locator("main").get_by_text("bottleneck").count() == 0, path
     expect(page.get_by_role("alert")).to_be_visible()

@@ -116,7 +116,7 @@ def test_a_training_is_stopped_and_resumed_by_the_keyboard(read, working):
     expect(page.get_by_text("Time left")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.get_by_role("button", name="Stop", exact=True).press("Enter")
-    expect(page.get_by_role("button", name="Resume")).to_be_visible()
+    expect(page.get_by_role("button", name="Resume")).to_be_enabled()
     page.get_by_role("button", name="Resume").press("Enter")
     page.get_by_role("button", name="Stop", exact=True).press("Enter")
     expect(page.get_by_role("button", name="Resume")).to_be_visible()
@@ -248,7 +248,9 @@ def test_scores_are_of_this_adapter_and_of_each_example_of_a_task(read, working)
         route.fulfill(body=body, content_type="text/event-stream")
 
     page.route("**/events", watched)
-    page.goto("/train/job-1")
+    with page.expect_response("**/v1/jobs"):
+        page.goto("/train/job-1")
+    page.evaluate("fetch('/v1/session').then((answer) => answer.json())")  # what came before it was read by then
     expect(page.get_by_role("button", name="Score it beside the base")).to_have_attribute("aria-disabled", "true")
     expect(page.get_by_text("which should be others than those trained on")).to_be_visible()
     scored["created_at"] = since + 9
