@@ -48,10 +48,10 @@ def test_an_adapter_of_it_asks_for_its_template(turns):
 
 
 def test_values_are_set_in_front_of_the_template(turns):
-    own = "{% if calm is false %}{{ mood }}{{ number }}{% endif %}\n" + TURNS
+    own = "\n  {% if calm is defined and calm is false %}{{ mood }}{{ number }}{% endif %}\n" + TURNS
     (turns / "moods.jinja").write_text(own)
     run("base template base calm --file moods.jinja")
-    result = run("""base template calm moody --set calm=false --set mood='"{%␣%}é😀 --set number=-3""")
+    result = run("""base template calm moody --set calm=False --set mood='"{%␣%}é😀 --set number=-3""")
     assert "moody is calm with this chat template" in result.stdout
     texts = []
     for name in ("calm", "moody"):
@@ -59,7 +59,21 @@ def test_values_are_set_in_front_of_the_template(turns):
         turn = [{"role": "user", "content": "Who?"}]
         texts.append(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
         assert str(tokenizer.chat_template).endswith(own)
-    assert texts[1] == """'"{% %}é😀-3""" + texts[0]
+    assert texts[1] == texts[0].replace("\n", """\n'"{% %}é😀-3""", 1)
+    message = failure("base template moody twice --set mood=calm")
+    assert "--set: 'mood' is nothing that the chat template takes: it does not read it, or sets it itself" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("true", True), ("False", False), ("7", 7), ("-7", -7), ("007", "007"), ("", ""), ("9" * 30, "9" * 30)],
+)
+def test_values_are_booleans_whole_numbers_or_texts(turns, text, value):
+    (turns / "turns.jinja").write_text("{{ value | tojson }}" + TURNS)
+    run(f"base template base valued --file turns.jinja --set value={text}")
+    chat = [{"role": "user", "content": "Who?"}]
+    written = halka.load_base("valued")[1].apply_chat_template(chat, tokenize=False)
+    assert str(written).startswith(json.dumps(value) + "user:")
 
 
 def test_a_template_in_the_tokenizers_settings_is_replaced(turns):
@@ -74,6 +88,37 @@ def test_a_template_in_the_tokenizers_settings_is_replaced(turns):
     run("base template older newer --file turns.jinja")
     assert halka.load_base("newer")[1].chat_template == TURNS
     assert not (turns / "newer" / "pytorch_model.bin").exists()
+    assert "chat_template" not in json.loads((turns / "newer" / "tokenizer_config.json").read_text())
+
+
+def test_weights_of_any_name_are_linked_and_named_where_they_are_lost(turns):
+    (turns / "sharded").mkdir()
+    for file in (turns / "base").iterdir():
+        (turns / "sharded" / file.name.replace("model.safetensors", "weights.safetensors")).write_bytes(
+            file.read_bytes()
+        )
+    with (turns / "sharded" / "weights.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    names = dict.fromkeys(header.keys() - {"__metadata__"}, "weights.safetensors")
+    (turns / "sharded" / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    run("base template sharded newer --file turns.jinja")
+    assert halka.load_base("newer")[1].chat_template == TURNS
+    (turns / "sharded" / "weights.safetensors").unlink()
+    with pytest.raises(
+        halka.HalkaError, match=r"weights\.safetensors is a link to .*sharded/weights.*, where nothing is"
+    ):
+        halka.load_base("newer")
+
+
+def test_a_base_that_is_saved_there_leaves_the_first_ones_weights(turns):
+    run("base template base own --file turns.jinja")
+    before = (turns / "base" / "model.safetensors").read_bytes()
+    base, _ = halka.load_base("own", dtype="float32")
+    with torch.no_grad():
+        next(base.parameters()).add_(1)
+    base.save_pretrained("own")
+    assert (turns / "own" / "model.safetensors").read_bytes() != before
+    assert (turns / "base" / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -81,10 +126,11 @@ def test_a_template_in_the_tokenizers_settings_is_replaced(turns):
     [
         (TURNS, "", r"this would be the base's own template: give another by --file"),
         (TURNS, "--file none.jinja", r"none\.jinja"),
-        (TURNS, "--file turns.jinja --set word=x", r"--set: 'word' is nothing that the chat template reads"),
+        (TURNS, "--file turns.jinja --set word=x", r"--set: 'word' is nothing that the chat template takes"),
+        (TURNS, "--file turns.jinja --set eos_token=Z", r"--set: 'eos_token' is nothing that the chat template takes"),
         (TURNS, "--file turns.jinja --set word", r"--set: 'word' is not NAME=VALUE"),
         (TURNS, "--file turns.jinja --set a-b=1", r"--set: 'a-b=1' is not NAME=VALUE"),
-        ("{% for %}", "--file turns.jinja", r"chat template refuses the conversation"),
+        ("{% for %}", "--file turns.jinja", r"the chat template cannot be read"),
         ("{{ messages[0].content }}", "--file turns.jinja", r"drops or rewrites a part of the answer in message 2"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -95,24 +96,26 @@ def template(
     Its weights are links to the base's, which stay where they are. Training, scores, the engine and the server all
     read the template of the base that they are given, and an adapter knows the one that it was trained with.
     """
-    from halka.data.chat import reads, with_values
+    from halka.data.chat import settable, with_values
     from halka.data.examples import Example, Message
     from halka.data.tokens import UNCLOSED, encode, unclosed
     from halka.models.loading import read_tokenizer, resolve
-    from halka.models.own_template import with_chat_template
+    from halka.models.own_template import check_new, with_chat_template
 
-    tokenizer = read_tokenizer(resolve(base, fetch=True), base)
-    if file is not None:
-        tokenizer.chat_template = _text_of(file)
-    own, chosen = tokenizer.chat_template, dict(map(_value, values or ()))
-    if not isinstance(own, str):
-        has = "has several" if own else "has no chat template"
-        raise HalkaError(f"{base} {has}: give one by --file")
+    chosen = dict(map(_value, values or ()))
     if file is None and not chosen:
         raise HalkaError("this would be the base's own template: give another by --file, or what it reads by --set")
-    for name in chosen:
-        if not reads(tokenizer, name):
-            raise HalkaError(f"--set: {name!r} is nothing that the chat template reads")
+    text = None if file is None else _text_of(file)
+    check_new(folder)
+    tokenizer = read_tokenizer(resolve(base, fetch=True), base)
+    own = tokenizer.chat_template if text is None else text
+    if not isinstance(own, str):
+        raise HalkaError(f"{base} has {'several chat templates' if own else 'no chat template'}: give one by --file")
+    tokenizer.chat_template = own
+    for name in sorted(chosen.keys() - settable(tokenizer)):
+        raise HalkaError(
+            f"--set: {name!r} is nothing that the chat template takes: it does not read it, or sets it itself"
+        )
     tokenizer.chat_template = with_values(own, chosen)
     tokens = encode(Example((Message("user", "Who?"), Message("assistant", "Ada."))), tokenizer)
     if unclosed([tokens], tokenizer):
@@ -127,7 +130,7 @@ def template(
 
 def _text_of(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise HalkaError(f"--file: {file} is not text in UTF-8") from None
 
@@ -137,6 +140,6 @@ def _value(text: str) -> tuple[str, str | int | bool]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise HalkaError(f"--set: {text!r} is not NAME=VALUE, such as enable_thinking=false")
-    if value in ("true", "false"):
-        return name, value == "true"
-    return name, int(value) if value.removeprefix("-").isdecimal() else value
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
+    return name, int(value) if re.fullmatch(r"-?(0|[1-9][0-9]{0,17})", value) else value

@@ -4,15 +4,18 @@ A template is given a conversation's tools apart from its messages, and the argu
 where it takes them to be that.
 """
 
+import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal, cast
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
+from jinja2.sandbox import SandboxedEnvironment
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from halka.data.messages import Message
@@ -20,8 +23,11 @@ from halka.data.tools import ToolCall
 from halka.util.errors import DataError
 
 CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")  # how templates write the present time
-TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
-"""What a chat template may raise for messages that it refuses."""
+GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")  # a tag of transformers' own, around answers
+TEMPLATE_ERRORS = (
+    *(TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError),
+)
+"""What a chat template may raise for messages, or values of a request's, that it refuses."""
 OWN_TEMPLATE = "give the base a chat template of your own (`halka base template`, docs/data.md)"
 NO_TOOLS = f"the base's chat template has no place for tools: take a base that calls tools, or {OWN_TEMPLATE}"
 NO_CALLS = f"the base's chat template drops calls of tools: take a base that calls tools, or {OWN_TEMPLATE}"
@@ -35,15 +41,33 @@ def writes_time(tokenizer: PreTrainedTokenizerBase) -> bool:
     return any(CLOCK.search(text) for text in _templates(tokenizer))
 
 
-def reads(tokenizer: PreTrainedTokenizerBase, name: str) -> bool:
-    """Whether the chat template has this word, as one that reads a value of this name does."""
-    return any(re.search(rf"\b{re.escape(name)}\b", text) for text in _templates(tokenizer))
+def settable(tokenizer: PreTrainedTokenizerBase) -> Set[str]:
+    """The names that the chat template reads and may be given, such as Qwen3's `enable_thinking`.
+
+    Those are not among them that it sets itself, and that whoever renders a conversation sets: messages, tools, special
+    tokens. Raises DataError for a template that is no Jinja.
+    """
+    rendering = inspect.signature(tokenizer.apply_chat_template).parameters
+    return set[str]().union(*map(_read_by, _templates(tokenizer))) - {
+        *("messages", "raise_exception", "strftime_now"),
+        *tokenizer.special_tokens_map,
+        *rendering,
+    }
+
+
+@lru_cache(maxsize=8)
+def _read_by(template: str) -> frozenset[str]:
+    environment = SandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return frozenset(meta.find_undeclared_variables(environment.parse(GENERATION.sub("", template))))
+    except TemplateError as error:
+        raise DataError(f"the chat template cannot be read: {error}") from None
 
 
 def with_values(template: str, values: Mapping[str, str | int | bool]) -> str:
     """The template with these values, by name, as it would have them of who renders it."""
     written = {name: repr(value).lower() if isinstance(value, bool) else repr(value) for name, value in values.items()}
-    return "".join(f"{{% set {name} = {value} %}}" for name, value in written.items()) + template
+    return "".join(f"{{% set {name} = {value} %}}\n" for name, value in written.items()) + template
 
 
 def _templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -319,6 +319,8 @@ def weight_files(folder: Path) -> list[Path]:
     others = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".gguf"))
     if others and len(files) == 1:
         raise HalkaError(f"{folder} has no model.safetensors, only {', '.join(others)}. {NO_PICKLES}")
+    if lost := [file for file in files if file.is_symlink() and not file.is_file()]:
+        raise HalkaError(f"{lost[0]} is a link to {lost[0].readlink()}, where nothing is: bring that back")
     lacking = [file.name for file in files if not file.is_file()]
     raise HalkaError(f"{folder} lacks {', '.join(lacking)}; fetch or copy it again")
 

@@ -16,25 +16,29 @@ TEMPLATES = (TEMPLATE, "chat_template.json")  # of a base's files those with a t
 SETTINGS = "tokenizer_config.json"  # which may hold one, too
 
 
+def check_new(folder: Path) -> None:
+    """Raises HalkaError for a folder that exists, or cannot be made."""
+    check_writable(folder)
+    if folder.exists():
+        raise HalkaError(f"{folder} exists already: choose another folder, or remove it")
+
+
 def with_chat_template(base: str | Path, folder: Path, template: str) -> None:
     """Write the folder of `base` with this chat template; a base on the hub is downloaded if it is not here yet.
 
     Weights are linked to, wherever they are, and take no room. Raises HalkaError as `load_base` does for a base that
     cannot be read, for a folder that exists, and where transformers does not read the template as it was written.
     """
-    check_writable(folder)
-    if folder.exists():
-        raise HalkaError(f"{folder} exists already: choose another folder, or remove it")
+    check_new(folder)
     origin = resolve(base, fetch=True)
-    weight_files(origin)
+    weights = weight_files(origin)
     with new_folder(folder) as new:
         for file in sorted(origin.iterdir()):
-            if not file.is_file() or file.name in TEMPLATES or not any(fnmatch(file.name, one) for one in HUB_FILES):
-                continue
-            if file.suffix == ".safetensors":
-                (new / file.name).symlink_to(file.resolve())
-            else:
+            copied = any(fnmatch(file.name, one) for one in HUB_FILES) and file.suffix != ".safetensors"
+            if copied and file.is_file() and file.name not in TEMPLATES:
                 shutil.copyfile(file, new / file.name)
+        for file in weights:
+            (new / file.name).symlink_to(file.resolve())
         if (new / SETTINGS).is_file():
             settings = json.loads((new / SETTINGS).read_text(encoding="utf-8"))
             settings.pop("chat_template", None)

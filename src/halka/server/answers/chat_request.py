@@ -127,7 +127,7 @@ class ChatRequest(GenerationRequest):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=64)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     halka: Retrieval | None = None
 
     @model_validator(mode="after")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from halka.data.chat import TEMPLATE_ERRORS, reads
+from halka.data.chat import TEMPLATE_ERRORS, settable
 from halka.data.examples import Example, Message
 from halka.data.tokens import encode_prompt
 from halka.server.answers.tools import Toolbox
@@ -14,21 +13,16 @@ from halka.server.errors import ApiError
 from halka.util.errors import DataError
 from halka.util.text import one_line
 
-OURS = {"messages", "raise_exception", "strftime_now"}  # names that templates have, beside transformers' arguments
-
 
 def template_options(tokenizer: Any, asked: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a request sets of the base's chat template, by name, such as Qwen3's `enable_thinking`.
 
-    Raises ApiError for a name that the template does not read, and for one that the server itself sets.
+    Raises ApiError for a name that the template does not read, and for one that the template or the server itself sets.
     """
     options = dict(asked or {})
-    ours = {*OURS, *tokenizer.special_tokens_map, *inspect.signature(tokenizer.apply_chat_template).parameters}
-    for name in options:
-        if name in ours or not reads(tokenizer, name):
-            why = "is not a request's to set" if name in ours else "is nothing that this base's chat template reads"
-            message = f"chat_template_kwargs: {one_line(name)!r} {why}: leave it out"
-            raise ApiError(400, message, param="chat_template_kwargs", code="unsupported_parameter")
+    for name in options.keys() - settable(tokenizer) if options else ():
+        message = f"chat_template_kwargs: {one_line(name[:80])!r} is nothing that this base's chat template takes"
+        raise ApiError(400, message, param="chat_template_kwargs", code="unsupported_parameter")
     return options
 
 
