@@ -24,9 +24,7 @@ from halka.util.errors import DataError
 
 CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")  # how templates write the present time
 GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")  # a tag of transformers' own, around answers
-TEMPLATE_ERRORS = (
-    *(TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError),
-)
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What a chat template may raise for messages, or values of a request's, that it refuses."""
 OWN_TEMPLATE = "give the base a chat template of your own (`halka base template`, docs/data.md)"
 NO_TOOLS = f"the base's chat template has no place for tools: take a base that calls tools, or {OWN_TEMPLATE}"
