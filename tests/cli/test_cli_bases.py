@@ -144,7 +144,10 @@ def test_what_cannot_be_a_template_is_refused(turns, template, arguments, why):
 def test_a_folder_that_exists_is_left_as_it_is(turns):
     assert "run exists already" in failure("base template base run --file turns.jinja")
     (turns / "latin.jinja").write_bytes(b"\xe9")
-    assert "is not text in UTF-8" in failure("base template base mine --file latin.jinja")
+    assert "--file: latin.jinja is not UTF-8 text" in failure("base template base mine --file latin.jinja")
+    (turns / "marked.jinja").write_text(TURNS, encoding="utf-8-sig")
+    run("base template base marked --file marked.jinja")
+    assert halka.load_base("marked")[1].chat_template == TURNS
 
 
 def test_answers_that_nothing_closes_are_warned_of(turns):

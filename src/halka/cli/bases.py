@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from halka.cli.command import Command, Json, emit, examples, group, say, show
+from halka.cli.command import Command, Json, emit, examples, group, readable_text, say, show
 from halka.util.errors import HalkaError
 from halka.util.text import columns
 
@@ -97,7 +97,8 @@ def template(
     read the template of the base that they are given, and an adapter knows the one that it was trained with.
     """
     from halka.data.chat import settable, with_values
-    from halka.data.examples import Example, Message
+    from halka.data.examples import Example
+    from halka.data.locating import PROBE
     from halka.data.tokens import UNCLOSED, encode, unclosed
     from halka.models.loading import read_tokenizer, resolve
     from halka.models.own_template import check_new, with_chat_template
@@ -105,9 +106,10 @@ def template(
     chosen = dict(map(_value, values or ()))
     if file is None and not chosen:
         raise HalkaError("this would be the base's own template: give another by --file, or what it reads by --set")
-    text = None if file is None else _text_of(file)
+    text = None if file is None else readable_text(file, "--file").removeprefix("\ufeff")
     check_new(folder)
-    tokenizer = read_tokenizer(resolve(base, fetch=True), base)
+    origin = resolve(base, fetch=True)
+    tokenizer = read_tokenizer(origin, base)
     own = tokenizer.chat_template if text is None else text
     if not isinstance(own, str):
         raise HalkaError(f"{base} has {'several chat templates' if own else 'no chat template'}: give one by --file")
@@ -117,22 +119,15 @@ def template(
             f"--set: {name!r} is nothing that the chat template takes: it does not read it, or sets it itself"
         )
     tokenizer.chat_template = with_values(own, chosen)
-    tokens = encode(Example((Message("user", "Who?"), Message("assistant", "Ada."))), tokenizer)
+    tokens = encode(Example(PROBE), tokenizer)
     if unclosed([tokens], tokenizer):
         say(f"warning: answers {UNCLOSED} (end them with {{{{ eos_token }}}})")
-    with_chat_template(base, folder, tokenizer.chat_template)
+    with_chat_template(origin, folder, tokenizer.chat_template)
     if json:
         emit({"base": base, "path": folder})
     else:
         show(f"{folder} is {base} with this chat template")
         say(f"Next: halka train --base {folder} --data train.jsonl -o runs/mine")
-
-
-def _text_of(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise HalkaError(f"--file: {file} is not text in UTF-8") from None
 
 
 def _value(text: str) -> tuple[str, str | int | bool]:

@@ -7,7 +7,7 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
-from halka.models.loading import HUB_FILES, read_tokenizer, resolve, weight_files
+from halka.models.loading import HUB_FILES, read_tokenizer, weight_files
 from halka.util.errors import HalkaError
 from halka.util.files import check_writable, new_folder, write_text
 
@@ -23,14 +23,13 @@ def check_new(folder: Path) -> None:
         raise HalkaError(f"{folder} exists already: choose another folder, or remove it")
 
 
-def with_chat_template(base: str | Path, folder: Path, template: str) -> None:
-    """Write the folder of `base` with this chat template; a base on the hub is downloaded if it is not here yet.
+def with_chat_template(origin: Path, folder: Path, template: str) -> None:
+    """Write a folder with the base in `origin`, as `resolve` returns it, and this chat template.
 
     Weights are linked to, wherever they are, and take no room. Raises HalkaError as `load_base` does for a base that
     cannot be read, for a folder that exists, and where transformers does not read the template as it was written.
     """
     check_new(folder)
-    origin = resolve(base, fetch=True)
     weights = weight_files(origin)
     with new_folder(folder) as new:
         for file in sorted(origin.iterdir()):
@@ -44,5 +43,5 @@ def with_chat_template(base: str | Path, folder: Path, template: str) -> None:
             settings.pop("chat_template", None)
             write_text(new / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         write_text(new / TEMPLATE, template)
-        if read_tokenizer(new, base).chat_template != template:
-            raise HalkaError(f"the tokenizer of {base} takes no chat template from a file: save the base with it")
+        if read_tokenizer(new, origin).chat_template != template:
+            raise HalkaError(f"the tokenizer in {origin} takes no chat template from a file: save the base with it")
