@@ -39,7 +39,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # numba knows of no folder that it may write to
-        config.CACHE_DIR = config.CACHE_DIR or str(cache_dir() / "numba")
+        config.CACHE_DIR = config.CACHE_DIR or str(cache_dir() / "numba")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:
