@@ -162,6 +162,25 @@ def test_a_program_gets_its_data_and_no_node_is_waited_for_that_will_not_come(no
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+def test_a_programs_lines_come_in_their_order(nodes):
+    """Calls of an actor, as a program's letters are, overtake each other."""
+    cluster = RayCluster("ray")
+    try:
+        with within_seconds(240):
+            cluster.start("a", Program("probe", "probe", (), {"probe.py": b"import time\ntime.sleep(60)\n"}, "log.txt"))
+            news = [cluster.report()[1]]
+            for place, text in ((3, "c"), (1, "a"), (2, "b")):
+                cluster.ray.get(cluster.post.put.remote((0, place, "line", text)))
+            news += [cluster.report()[1] for _ in range(3)]
+    finally:
+        cluster.close()
+    assert [one.kind for one in news] == ["begun", *["line"] * 3]
+    assert [one.text for one in news] == [news[0].node, "a", "b", "c"]
+    assert len({one.node for one in news}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_what_loses_its_worker_three_times_is_given_up(nodes):
     code = b"import os, time\nos.kill(os.getppid(), 9)\ntime.sleep(60)\n"
     cluster = RayCluster("ray")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,20 +46,37 @@ class Replicas:
         raise ValueError("no")
 
 
+class Promised:
+    """What an actor's call returns: the call goes on, whoever leaves."""
+
+    def __init__(self, call: Coroutine[Any, Any, Any]):
+        self._task = asyncio.ensure_future(call)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return asyncio.shield(self._task).__await__()
+
+
 class Actor:
-    """A relay in this process, called as an actor is. broken: what its calls raise, by name."""
+    """A relay in this process, called as an actor is: a call waits for results of others among its arguments.
+
+    broken  what its calls raise, by name
+    held    set where calls begin later
+    """
 
     def __init__(self, relay: Relay):
-        self.relay, self.broken = relay, dict[str, Exception]()
+        self.relay, self.broken, self.held = relay, dict[str, Exception](), None
 
     def __getattr__(self, name: str) -> Any:
         async def call(*arguments: Any) -> Any:
-            return await getattr(self.relay, name)(*arguments)
+            if name == "begin" and self.held:
+                await self.held.wait()
+            results = [await one if isinstance(one, Promised) else one for one in arguments]
+            return await getattr(self.relay, name)(*results)
 
-        def remote(*arguments: Any) -> asyncio.Future[Any]:
+        def remote(*arguments: Any) -> Promised:
             if name in self.broken:
                 raise self.broken[name]
-            return asyncio.ensure_future(call(*arguments))
+            return Promised(call(*arguments))
 
         return SimpleNamespace(remote=remote)
 
@@ -98,6 +115,24 @@ def test_who_leaves_ends_the_call():
         await answers.aclose()
         while not replicas.left:
             await asyncio.sleep(0)
+
+    relayed(go)
+
+
+def test_who_leaves_before_the_call_has_begun_ends_it():
+    """Calls of an actor overtake each other: that which ends it waits for what the first one returns."""
+
+    async def go(channel: RelayChannel, actor: Actor, replicas: Replicas) -> None:
+        actor.held = asyncio.Event()
+        answer = asyncio.create_task(read(channel, "a waits"))
+        await asyncio.sleep(0)
+        answer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answer
+        actor.held.set()
+        while not replicas.left:
+            await asyncio.sleep(0)
+        assert not actor.relay._calls
 
     relayed(go)
 

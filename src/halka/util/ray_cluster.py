@@ -8,14 +8,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from halka.util.errors import HalkaError
 from halka.util.ray_connection import RayConnection, described, last_line, suffices
-from halka.util.ray_node import Mailbox, Program, run
+from halka.util.ray_node import Kind, Mailbox, Program, run
 
 LOSSES = 3  # times that a program loses its node before it is given up
 TIMEOUT = 300.0  # seconds that a program waits for a node, where all that could run it are gone
@@ -42,7 +42,13 @@ class News:
 
 @dataclass
 class _Attempt:
-    """A program that was submitted; `node` is "" until it runs, `losses` counts earlier nodes, `letters` its lines."""
+    """A program that was submitted.
+
+    losses   nodes that it had before, and lost
+    node     where it runs; "" until it does
+    letters  how many of its letters were read
+    early    the kinds and texts of letters that came before earlier ones, by their numbers
+    """
 
     key: str
     program: Program
@@ -50,6 +56,13 @@ class _Attempt:
     losses: int = 0
     node: str = ""
     letters: int = 0
+    early: dict[int, tuple[Kind, str]] = field(default_factory=dict)
+
+    def in_turn(self) -> Iterator[tuple[Kind, str]]:
+        """The kinds and texts of the letters that are next, as the program sent them."""
+        while (letter := self.early.pop(self.letters, None)) is not None:
+            self.letters += 1
+            yield letter
 
 
 class RayCluster:
@@ -170,13 +183,14 @@ class RayCluster:
         self.tasks[task.remote(program, self.shared, self.threads, attempt.number, self.post)] = attempt
 
     def _read(self) -> None:
-        """Take what programs have sent; of those that are over or lost, nothing counts."""
+        """Take what programs have sent, in their order; of those that are over or lost, nothing counts."""
         attempts = {attempt.number: attempt for attempt in self.tasks.values()}
-        for number, kind, text in self.ray.get(self.mail):
+        for number, place, kind, text in self.ray.get(self.mail):
             if (attempt := attempts.get(number)) is not None:
-                attempt.letters += 1
-                attempt.node = text if kind == "begun" else attempt.node
-                self.news.append((attempt.key, News(kind, attempt.node, text)))
+                attempt.early[place] = kind, text
+                for kind, text in attempt.in_turn():
+                    attempt.node = text if kind == "begun" else attempt.node
+                    self.news.append((attempt.key, News(kind, attempt.node, text)))
         self.mail = self.post.take.remote()
 
     def _end(self, task: Any) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from halka.util.errors import HalkaError
 from halka.util.files import locked
@@ -51,18 +51,23 @@ class Program:
     stays: Collection[str] = ()
 
 
+Kind = Literal["begun", "line"]
+Letter = tuple[int, int, Kind, str]
+"""What a program sends: the program's number, the letter's own, its kind and its text."""
+
+
 class Mailbox:
-    """Keeps what programs send until it is taken."""
+    """Keeps what programs send until it is taken; letters may come in any order, as calls of Ray's async actors do."""
 
     def __init__(self) -> None:
-        self.letters: list[tuple[int, str, str]] = []
+        self.letters: list[Letter] = []
         self.filled = asyncio.Event()
 
-    async def put(self, number: int, kind: str, text: str) -> None:
-        self.letters.append((number, kind, text))
+    async def put(self, letter: Letter) -> None:
+        self.letters.append(letter)
         self.filled.set()
 
-    async def take(self) -> list[tuple[int, str, str]]:
+    async def take(self) -> list[Letter]:
         """All that came since the last time; waits for the first."""
         await self.filled.wait()
         self.filled.clear()
@@ -83,14 +88,14 @@ def run(
         for path, content in inputs.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
-        sent = [post.put.remote(number, "begun", node)]
+        sent = [post.put.remote((number, 0, "begun", node))]
 
         def send(process: subprocess.Popen[str]) -> None:
             assert process.stdout is not None
             with process.stdout:
                 for line in process.stdout:
                     if line.startswith("{"):
-                        sent.append(post.put.remote(number, "line", line))
+                        sent.append(post.put.remote((number, len(sent), "line", line)))
 
         with (folder / program.log).open("w", encoding="utf-8") as log:
             # without -P: the folder is new, and holds the program alone
@@ -111,7 +116,7 @@ def run(
             files = _left(folder, program, inputs, log)
         files[program.log] = (folder / program.log).read_bytes()
         with suppress(exceptions.RayError):
-            ray.get(sent[-1])
+            ray.get(sent)
         return code, files, len(sent)
 
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from halka.server.backends.replicas.channel import TIMEOUT, Channel, ServeChannel, losses
 from halka.server.backends.replicas.placement import Order
@@ -34,8 +34,8 @@ class Relay:
         """Make a call; `take` has what comes of it."""
         self._calls[number] = asyncio.create_task(self._follow(number, order, call, files))
 
-    async def cancel(self, number: int) -> None:
-        """Nobody waits for this call's answers any more."""
+    async def cancel(self, number: int, begun: None = None) -> None:
+        """Nobody waits for this call's answers any more. begun: what `begin` returns, else this could overtake it."""
         if (call := self._calls.pop(number, None)) is not None:
             call.cancel()
 
@@ -91,10 +91,11 @@ class RelayChannel:
         queue = self._waiting[number] = asyncio.Queue()
         if self._reader is None:
             self._reader = asyncio.get_running_loop().create_task(self._read())
-        kind: Kind = "reply"
+        kind, begun = cast(Kind, "reply"), None
         try:
             with losses():
-                await self._relay.begin.remote(number, order, call, [*files])
+                begun = self._relay.begin.remote(number, order, call, [*files])
+                await begun
             while True:
                 kind, text = await queue.get()
                 if kind == "end":
@@ -106,7 +107,7 @@ class RelayChannel:
             del self._waiting[number]
             if kind != "end":
                 with suppress(Lost), losses():  # what is wrong is raised already
-                    self._relay.cancel.remote(number)
+                    self._relay.cancel.remote(number, begun)
 
     def states(self) -> list[State | None]:
         with losses():
