@@ -12,15 +12,23 @@ export interface Loading<T> {
   again: () => void;
 }
 
+interface State<T> {
+  value: T | null;
+  failure: unknown;
+  inputs: unknown[];
+}
+
+const nothing = <T,>(inputs: unknown[]): State<T> => ({ value: null, failure: null, inputs });
+
 const PAUSE = 150; // milliseconds without a further choice: who types a word asks once
 const EVERY = 3000; // milliseconds between two looks at what changes by itself
 
-/** What `load` resolves to, loaded anew whenever one of `inputs` changes.
+/** What `load` resolves to, loaded anew whenever one of `inputs` changes: what came of earlier ones is never shown with these.
  *
  * Where one of `choices` does, what is there stays until the new is: it is of the same kind, and may have the focus.
  */
 export function useLoading<T>(load: () => Promise<T>, inputs: unknown[], choices: unknown[] = []): Loading<T> {
-  const [state, setState] = useState<{ value: T | null; failure: unknown }>({ value: null, failure: null });
+  const [state, setState] = useState<State<T>>(() => nothing(inputs));
   const newestLoad = useRef(load);
   newestLoad.current = load; // an `again` of an earlier screen asks for what is shown now
   const newest = useRef(0);
@@ -28,14 +36,14 @@ export function useLoading<T>(load: () => Promise<T>, inputs: unknown[], choices
   const again = () => {
     const mine = ++newest.current;
     const isNew = () => mine > shown.current && (shown.current = mine);
-    setState(({ value }) => ({ value, failure: null }));
+    setState((last) => ({ ...last, failure: null }));
     newestLoad.current().then(
-      (value) => isNew() && setState({ value, failure: null }),
-      (failure: unknown) => isNew() && setState(({ value }) => ({ value, failure })),
+      (value) => isNew() && setState((last) => ({ ...last, value, failure: null })),
+      (failure: unknown) => isNew() && setState((last) => ({ ...last, failure })),
     );
   };
   useEffect(() => {
-    setState({ value: null, failure: null });
+    setState(nothing(inputs));
     again();
     return () => void (shown.current = newest.current);
   }, inputs);
@@ -46,7 +54,8 @@ export function useLoading<T>(load: () => Promise<T>, inputs: unknown[], choices
     const timer = setTimeout(again, PAUSE);
     return () => clearTimeout(timer);
   }, choices);
-  return { ...state, again };
+  const { value, failure } = inputs.every((input, n) => input === state.inputs[n]) ? state : nothing<T>(inputs);
+  return { value, failure, again };
 }
 
 /** Ask again and again while `on`, where somebody looks at the page. */
