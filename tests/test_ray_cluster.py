@@ -29,6 +29,7 @@ from halka.studies.runner import Event
 from halka.util.errors import HalkaError
 from halka.util.ray_cluster import RayCluster
 from halka.util.ray_connection import RayConnection
+from halka.util.ray_gpus import TIMEOUT, GPUs
 from halka.util.ray_node import Program
 from runs_for_tests import a_run, base_and_task, written_task
 from serving_for_tests import InProcess, Running, make_base, make_store, open_service
@@ -230,8 +231,9 @@ def test_a_server_answers_by_replicas_of_which_one_is_killed(nodes, tmp_path):
     base = make_base(tmp_path / "tiny")
     store = make_store(tmp_path / "store", base)
     body = {"model": "lora", "prompt": "The capital of", "max_tokens": 400, "ignore_eos": True, "temperature": 0.7}
+    seeds = range(3, 8)
     with InProcess.open(base, store, tmp_path / "alone") as alone:
-        expected = alone.client.post("/v1/completions", json={**body, "seed": 3}).json()["choices"]
+        expected = [alone.client.post("/v1/completions", json={**body, "seed": seed}).json() for seed in seeds]
     for _ in range(2 - len(cluster.worker_nodes)):  # another test may have killed one
         cluster.add_node(num_cpus=1, **SMALL)
     with (
@@ -240,14 +242,22 @@ def test_a_server_answers_by_replicas_of_which_one_is_killed(nodes, tmp_path):
         httpx.Client(base_url=server.url, timeout=100) as client,
     ):
         client.post("/v1/completions", json={**body, "max_tokens": 1})
-        with client.stream("POST", "/v1/completions", json={**body, "seed": 3, "stream": True}) as stream:
-            lines = stream.iter_lines()
-            events = [next(lines)]
-            (busy,) = [state for state in server.service.holder.channel.states() if state.running]
-            os.kill(busy.pid, signal.SIGKILL)
-            events += lines
-        text = "".join(json.loads(event[6:])["choices"][0]["text"] for event in events if event.startswith("data: {"))
-        assert text == expected[0]["text"]
+        replicas = server.service.holder
+        pids = {state.name: state.pid for state in replicas.channel.states() if state}
+        busy = list[str]()
+        for seed, alone in zip(seeds, expected, strict=True):
+            with client.stream("POST", "/v1/completions", json={**body, "seed": seed, "stream": True}) as stream:
+                lines = stream.iter_lines()
+                events = [next(lines)]
+                busy = [name for name, seen in [*replicas.placement.seen.items()] if seen.calls]
+                for name in busy:
+                    os.kill(pids[name], signal.SIGKILL)
+                events += lines
+            answers = [json.loads(event[6:])["choices"] for event in events if event.startswith("data: {")]
+            assert "".join(choice["text"] for (choice,) in answers) == alone["choices"][0]["text"]
+            if busy:  # else this answer had come before anybody could look
+                break
+        assert len(busy) == 1
         assert client.get("/v1/adapters/lora").json()["loaded"]
         assert client.get("/v1/adapters/prefix").json()["loaded"] is False
     ray = pytest.importorskip("ray")
@@ -328,6 +338,27 @@ def test_a_cluster_without_a_processor_is_left(monkeypatch):
     with pytest.raises(HalkaError, match="no node of the Ray cluster has a processor for tasks"):
         RayCluster("ray")
     assert calls == ["init", "shutdown"]
+
+
+def test_a_gpu_that_answers_late_is_heard_then(monkeypatch):
+    """And waited for no longer: the cluster is looked at every few seconds."""
+    strategies = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node)
+    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)
+    answered, waits = {"a"}, list[float]()
+
+    def wait(tasks: list[str], timeout: float, **_: object) -> tuple[list[str], list[str]]:
+        waits.append(timeout)
+        return [task for task in tasks if task in answered], []
+
+    def options(scheduling_strategy: str, **_: object) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda: scheduling_strategy)
+
+    ray = SimpleNamespace(remote=lambda _: SimpleNamespace(options=options), wait=wait, get={"a": 24, "b": 80}.get)
+    gpus = GPUs(ray)
+    assert [gpus.memory_of(["a", "b"]), gpus.memory_of(["a", "b"])] == [{"a": 24}] * 2
+    answered.add("b")
+    assert [gpus.memory_of(["a", "b"]), gpus.memory_of(["b"])] == [{"a": 24, "b": 80}, {"b": 80}]
+    assert waits == [TIMEOUT, 0, 0]
 
 
 def test_a_runs_memory_is_what_the_estimator_predicts(tmp_path):

@@ -15,13 +15,20 @@ class GPUs:
 
     def __init__(self, ray: Any):
         self._ray, self._memory = ray, dict[str, int | None]()
+        self._asked = dict[str, Any]()  # tasks that have not answered, by node
 
     def memory_of(self, nodes: Collection[str]) -> Mapping[str, int]:
-        """Bytes of the smallest GPU of each of these nodes, by the nodes' ids; those that do not say are left out."""
-        if tasks := {self._ask(node): node for node in nodes if node not in self._memory}:
-            ready, _ = self._ray.wait([*tasks], num_returns=len(tasks), timeout=TIMEOUT)
-            self._memory |= {node: self._answer(task) if task in ready else None for task, node in tasks.items()}
-        return {node: memory for node in nodes if (memory := self._memory[node]) is not None}
+        """Bytes of the smallest GPU of each of these nodes, by the nodes' ids; those that do not say are left out.
+
+        New nodes are waited for; who answers later is heard then.
+        """
+        new = {node: self._ask(node) for node in nodes if node not in self._memory and node not in self._asked}
+        self._asked |= new
+        if tasks := [*self._asked.values()]:
+            ready, _ = self._ray.wait(tasks, num_returns=len(tasks), timeout=TIMEOUT if new else 0)
+            for node in [node for node, task in self._asked.items() if task in ready]:
+                self._memory[node] = self._answer(self._asked.pop(node))
+        return {node: memory for node in nodes if (memory := self._memory.get(node)) is not None}
 
     def _ask(self, node: str) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
