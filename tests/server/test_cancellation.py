@@ -9,15 +9,30 @@ from dataclasses import replace
 import pytest
 
 from guarded_for_tests import Guarded, until
+from halka.server.guards.cancellation import Cancellation
 from halka.server.guards.keys import Keys
 
 
-class Client:
-    """An ASGI client by hand: it can leave, and not read."""
+class Clock:
+    """A time that passes when a test says so."""
 
-    def __init__(self, guarded: Guarded, path: str, headers=(), method: str = "POST"):
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Client:
+    """An ASGI client by hand: it can leave, and not read.
+
+    reads  is called at every piece of the answer
+    """
+
+    def __init__(self, guarded: Guarded, path: str, headers=(), method: str = "POST", reads=lambda: None):
         self.messages, self.left, self.reading = [], asyncio.Event(), asyncio.Event()
         self.reading.set()
+        self.reads = reads
         host = [(b"host", b"localhost")]
         others = [(name.encode(), value.encode()) for name, value in dict(headers).items()]
         self.scope = {"type": "http", "method": method, "path": path, "headers": host + others, "query_string": b""}
@@ -33,6 +48,7 @@ class Client:
 
     async def send(self, message):
         await self.reading.wait()
+        self.reads()
         self.messages.append(message)
 
     @property
@@ -53,6 +69,21 @@ def guarded(tmp_path) -> Guarded:
     return Guarded(tmp_path)
 
 
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def hasty(tmp_path, clock) -> Guarded:
+    """It lets a request be silent for a second, by the clock."""
+    guarded = Guarded(tmp_path, timeout=1.0)
+    for middleware in guarded.app.user_middleware:
+        if middleware.cls is Cancellation:
+            middleware.kwargs["clock"] = clock
+    return guarded
+
+
 @pytest.mark.parametrize(("path", "end"), [("/never", "never ended"), ("/stream", "stream ended")])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_who_leaves_ends_what_was_made_for_him(guarded, path, end, method):
@@ -67,11 +98,11 @@ def test_who_leaves_ends_what_was_made_for_him(guarded, path, end, method):
     asyncio.run(leave())
 
 
-def test_a_request_of_which_nothing_comes_ends(tmp_path):
-    guarded = Guarded(tmp_path, timeout=1.0)
-
+def test_a_request_of_which_nothing_comes_ends(hasty, clock):
     async def wait():
-        client = Client(guarded, "/never")
+        client = Client(hasty, "/never")
+        await until(lambda: hasty.events)
+        clock.now += 1.1
         await client.task
         return client
 
@@ -80,15 +111,17 @@ def test_a_request_of_which_nothing_comes_ends(tmp_path):
     error = json.loads(client.body)["error"]
     assert (error["code"], error["type"]) == ("timeout", "server_error")
     assert (b"retry-after", b"10") in client.messages[0]["headers"]
-    assert guarded.events == ["begun", "never ended"]
+    assert hasty.events == ["begun", "never ended"]
 
 
-def test_a_stream_that_goes_on_is_not_silent(tmp_path):
-    """Ten seconds of a stream whose pieces come a hundredth of a second after each other, with a limit of a second."""
-    guarded = Guarded(tmp_path, timeout=1.0)
+def test_a_stream_that_goes_on_is_not_silent(hasty, clock):
+    """Two minutes of a stream whose pieces come most of a second after each other, with a limit of a second."""
+
+    def reads():
+        clock.now += 0.9
 
     async def wait():
-        client = Client(guarded, "/stream")
+        client = Client(hasty, "/stream", reads=reads)
         await until(lambda: len(client.messages) > 150)
         client.left.set()
         await client.task
@@ -96,18 +129,16 @@ def test_a_stream_that_goes_on_is_not_silent(tmp_path):
     asyncio.run(wait())
 
 
-def test_a_client_that_does_not_read_is_let_go(tmp_path):
-    guarded = Guarded(tmp_path, timeout=1.0)
-
+def test_a_client_that_does_not_read_is_let_go(hasty, clock):
     async def wait():
-        client = Client(guarded, "/stream")
+        client = Client(hasty, "/stream")
         await until(lambda: len(client.messages) > 3)
         client.reading.clear()
+        clock.now += 1.1
         await client.task
-        return client
 
     asyncio.run(wait())
-    assert guarded.events == ["stream ended"]
+    assert hasty.events == ["stream ended"]
 
 
 @pytest.mark.parametrize(
@@ -187,18 +218,16 @@ def test_a_key_whose_rights_change_ends_its_requests(guarded):
 
 
 @pytest.mark.parametrize("path", ["/stream", "/never"])
-def test_a_server_that_has_drained_for_long_ends_what_it_has_with_an_error(tmp_path, path):
-    guarded = Guarded(tmp_path, timeout=1.0)
-
+def test_a_server_that_has_drained_for_long_ends_what_it_has_with_an_error(hasty, path):
     async def end():
-        client = Client(guarded, path)
-        await until(lambda: guarded.events or client.messages)
-        guarded.guards.drain.over = True
+        client = Client(hasty, path)
+        await until(lambda: hasty.events or client.messages)
+        hasty.guards.drain.over = True
         await client.task
         return client
 
     client = asyncio.run(end())
-    assert guarded.events[-1] == path[1:] + " ended"
+    assert hasty.events[-1] == path[1:] + " ended"
     error = json.loads(client.body.decode().strip().split("\n\n")[-1].removeprefix("data: "))["error"]
     assert error["message"] == "the server is going down"
     assert client.status == (200 if path == "/stream" else 503)

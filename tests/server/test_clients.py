@@ -43,9 +43,16 @@ def test_chat_streams(client, expected):
         assert stream.get_final_completion().choices[0].message.content == expected[:3]
 
 
-def test_several_answers_with_log_probabilities(client):
+def test_several_answers_with_log_probabilities(client, running):
     answer = client.chat.completions.create(
-        model="lora", messages=MESSAGES, max_completion_tokens=4, n=2, temperature=1, logprobs=True, top_logprobs=2
+        model="lora",
+        messages=MESSAGES,
+        max_completion_tokens=4,
+        n=2,
+        temperature=1,
+        logprobs=True,
+        top_logprobs=2,
+        logit_bias={str(end): -100 for end in running.service.engine.engine.ends},  # none is empty
     )
     assert len(answer.choices) == 2
     assert len(answer.choices[0].logprobs.content[0].top_logprobs) == 2

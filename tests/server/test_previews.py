@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from guarded_for_tests import until
 from halka.data.preview import preview
 from halka.models.description import load_tokenizer
 from halka.server.errors import ApiError
@@ -277,17 +278,19 @@ def test_nobody_waits_long_for_a_turn():
 def test_parquet_is_read_one_file_at_a_time_beside_managers_threads(server, tmp_path):
     """A reader has 4 GB."""
     content, turns = parquet(ROWS, tmp_path / "a"), []
+    managers = server.service.threads.manage.limiter
 
     class Counted(OneAtATime):
         async def __call__(self, tenant, function, *arguments):
-            turns.append(server.service.threads.manage.limiter.borrowed_tokens)
+            await until(lambda: not managers.borrowed_tokens)  # old files end meanwhile; its own thread never would
+            turns.append(function)
             return await super().__call__(tenant, function, *arguments)
 
     server.service.reading = Counted()
     files, job = dict.fromkeys(("data", "validation"), ("a.parquet", content)), {"kind": "train", "name": "sums"}
     response = server.client.post("/v1/jobs/upload", files=files, data={"job": json.dumps(job)})
     assert response.status_code == 201, response.text
-    assert turns == [0, 0]
+    assert len(turns) == 2
 
 
 def test_parquet_expands_into_the_storage_that_is_left_alone(server, tmp_path):

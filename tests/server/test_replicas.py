@@ -42,6 +42,7 @@ from halka.util.own_version import PACKAGE, own_version, source_hash
 from halka.util.ray_connection import RayConnection
 from replicas_for_tests import Here, Parcel, gateway
 from serving_for_tests import InProcess, make_store, no_white_space, settings, until
+from unending_for_tests import unending
 
 PROMPT = {"prompt": "The capital of", "max_tokens": 12}
 SCHEMA = {
@@ -401,8 +402,9 @@ def test_who_leaves_frees_the_row(served):
         await answers.aclose()
 
     engines, under_way = [replica.engine.engine for replica in channel.replicas.values()], []
-    asyncio.run(leave())
-    until(lambda: not any(engine.busy for engine in engines), "the row is not free")
+    with unending(*engines):
+        asyncio.run(leave())
+        until(lambda: not any(engine.busy for engine in engines), "the row is not free")
     assert [answer.finish for answer in under_way] == ["cancelled"]
 
 
@@ -629,6 +631,21 @@ def test_a_request_goes_to_a_holder_until_its_rows_are_full():
     assert placement.slots[2] == {"missed": 1}
     placement.update([State("d"), State("c")])
     assert placement.label("d") == "replica-0"
+
+
+def test_what_was_used_since_replicas_were_asked_is_there_whatever_they_say():
+    """States are what was there when they were asked: requests come and go before they are read."""
+    placement = Placement(rows=2, most=2)
+    placement.update([State("a", holds=["x"]), State("b", holds=["w"])])
+    asked = placement.moment()
+    with placement.place("w") as placed:
+        placed.at("b", True)
+    with placement.place(None) as placed:
+        placed.at("c")
+    placement.update([State("a"), State("b")], asked=asked)
+    assert {name: [*seen.holds] for name, seen in placement.seen.items()} == {"a": [], "b": ["w"], "c": []}
+    placement.update([State("a", holds=["z"]), State("b")], asked=placement.moment())
+    assert {name: [*seen.holds] for name, seen in placement.seen.items()} == {"a": ["z"], "b": []}
 
 
 def test_calls_are_counted_apart_from_their_answers_and_silence_under_full_load_by_who_waits():

@@ -119,6 +119,7 @@ def test_a_key_that_changes_is_what_it_is_now(keys, sessions):
 
 
 def test_guesses_are_counted_by_address(keys, sessions):
+    sessions.attempts = Attempts(lambda: 0.0)  # no time passes
     text, key = keys.add("main", "user")
     for number in range(WRONG):
         assert refused(sessions.key, f"halka_{number}", "guesser").status == 401
@@ -414,6 +415,7 @@ def test_wrong_keys_and_bodies(server):
 
 
 def test_guessing_is_slowed_down(server):
+    server.service.guards.sessions.attempts = Attempts(lambda: 0.0)  # no time passes
     headers = server.key("main", "user")
     statuses = [
         server.client.post("/v1/session", json={"key": "no"}, headers=PAGE).status_code for _ in range(WRONG + 1)

@@ -6,14 +6,14 @@ import json
 import os
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 class Bare:
     """The process of bare_server.py."""
 
-    def __init__(self, data: Path, timeout: float = 1.0, drain: float = 20.0, connections: int = 100):
+    def __init__(self, data: Path, timeout: float = 30.0, drain: float = 20.0, connections: int = 100):
         self._log = data / "log"
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
@@ -55,6 +55,15 @@ class Bare:
         connection = socket.create_connection(("127.0.0.1", self.port))
         connection.settimeout(20)
         return connection
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Within the block the process stands still: whatever comes there has come when it looks for the first time."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def ask(self, *pieces: bytes) -> bytes:
         """Everything that comes back on a connection, until the server closes it."""
@@ -116,6 +125,14 @@ def bare(tmp_path_factory) -> Iterator[Bare]:
     bare.end()
 
 
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory) -> Iterator[Bare]:
+    """One whose clients may do nothing for a second."""
+    hasty = Bare(tmp_path_factory.mktemp("data"), timeout=1.0)
+    yield hasty
+    hasty.end()
+
+
 HOST = b"Host: localhost\r\n"
 CLOSE = HOST + b"Connection: close\r\n"
 
@@ -169,43 +186,59 @@ def test_what_does_not_finish_while_the_server_drains_gets_an_error(tmp_path):
     assert answers[0].json()["error"]["message"] == "the server is going down"
 
 
-def test_connections_without_a_request_are_closed(bare):
+def test_connections_without_a_request_are_closed(hasty):
     heads = b"", b"GET /who HTTP/1.1\r\n", b"GET /who HTTP/1.1\r\nHost: x\r\nX-A: b\r\n"
-    with ThreadPoolExecutor(len(heads)) as clients:
-        assert [*clients.map(bare.ask, heads)] == [b"", b"", b""]
+    with ExitStack() as connections:
+        with hasty.stopped():
+            opened = [connections.enter_context(hasty.connect()) for _ in heads]
+            for connection, head in zip(opened, heads, strict=True):
+                connection.sendall(head)
+        assert [everything(connection) for connection in opened] == [b"", b"", b""]
 
 
-def test_a_head_that_trickles_is_closed(bare):
+def test_a_head_that_trickles_is_closed(hasty):
     """Each byte comes in time, the head never does."""
-    with bare.connect() as connection:
+    with hasty.stopped():
+        connection = hasty.connect()
         connection.sendall(b"GET /who HTTP/1.1\r\nX-A: ")
+    with connection:
         assert closed_while_it_trickles(connection)
 
 
-def test_a_body_that_trickles_after_its_refusal_is_closed(bare):
-    with bare.connect() as connection:
-        head = b"POST /echo HTTP/1.1\r\n" + HOST + b"Content-Type: text/plain\r\nContent-Length: 1000\r\n\r\n"
+def test_a_body_that_trickles_after_its_refusal_is_closed(hasty):
+    head = b"POST /echo HTTP/1.1\r\n" + HOST + b"Content-Type: text/plain\r\nContent-Length: 1000\r\n\r\n"
+    with hasty.stopped():
+        connection = hasty.connect()
         connection.sendall(head)
+    with connection:
         assert b" 415 " in connection.recv(65536)
         assert closed_while_it_trickles(connection)
 
 
-def test_a_client_that_does_not_read_its_answer_is_closed(bare):
+def test_a_client_that_does_not_read_its_answer_is_closed(hasty):
     for seconds in (3, 10, 30):  # in which the server sees that nothing is read
-        with bare.connect() as connection:
+        with hasty.stopped():
+            connection = hasty.connect()
             connection.sendall(b"GET /large HTTP/1.1\r\n" + HOST + b"\r\n")
+        with connection:
             time.sleep(seconds)
             if (length := len(everything(connection))) < 50_000_000:
                 break
     assert length < 50_000_000
 
 
-def test_a_connection_that_is_used_again_and_again_stays(bare):
-    with bare.client() as client:
-        ports, begins = set(), time.monotonic()
+def test_a_connection_that_is_used_again_and_again_stays(hasty):
+    with hasty.client() as client:
+        ports, begins = set(), (sent := time.monotonic())
         while time.monotonic() < begins + 3:  # longer than the server's timeout, which it looks at each second
-            response = client.get("/who")
-            ports.add(response.extensions["network_stream"].get_extra_info("client_addr"))
+            before, sent = sent, time.monotonic()
+            try:
+                response = client.get("/who")
+                ports.add(response.extensions["network_stream"].get_extra_info("client_addr"))
+            except httpx.TransportError:
+                assert time.monotonic() >= before + 1, "it was closed while it was used"
+            if time.monotonic() >= before + 1:  # the test stood still for as long as the server waits: begin anew
+                ports, begins = set(), time.monotonic()
             time.sleep(0.05)
     assert len(ports) == 1
 

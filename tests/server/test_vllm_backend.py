@@ -418,15 +418,19 @@ def test_one_that_was_started_again_while_nobody_asked_is_compared_again(gateway
 def test_a_process_that_hangs_holds_nobody_up_whom_another_answers(base, store, vllm, tmp_path):
     with (
         StandIn(base) as second,
-        InProcess.open(base, store, tmp_path / "gateway", vllm=(vllm.url, second.url), timeout=5) as gateway,
+        InProcess.open(base, store, tmp_path / "gateway", vllm=(vllm.url, second.url)) as gateway,
     ):
+        process, _ = gateway.service.backend.others[0].processes
+        usual, check = process._client.timeout, process._check_timeout
         vllm.fails = 0
         ask(gateway, **PROMPT)
-        vllm.fails, vllm.hangs = None, True
+        vllm.fails = None
+        until(lambda: process.served is not None, "it is not checked again")
+        vllm.hangs, process._client.timeout, process._check_timeout = True, httpx.Timeout(1), httpx.Timeout(1)
         for _ in range(3):
             ask(gateway, **PROMPT)
         assert made_by(gateway) == {second.url: 4}
-        vllm.hangs = False
+        vllm.hangs, process._client.timeout, process._check_timeout = False, usual, check
         until(lambda: bool(ask(gateway, **PROMPT)) and vllm.url in made_by(gateway), "it does not come back")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,13 +35,22 @@ class Cancellation:
              client sees nothing, may call `scope["state"]["works"]` at each: it counts as something sent
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, sessions: Sessions, timeout: float, drain: Drain):
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        sessions: Sessions,
+        timeout: float,
+        drain: Drain,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.app, self.keys, self.sessions, self.timeout, self.drain = app, keys, sessions, timeout, drain
+        self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        request = _UnderWay(receive, send)
+        request = _UnderWay(receive, send, self._clock)
         await request.begin()
         scope.setdefault("state", {})["works"] = request.works
         tasks = [asyncio.create_task(request.watch()), asyncio.create_task(self._look(scope, request))]
@@ -73,7 +83,7 @@ class Cancellation:
                 return ApiError(401, "the session has ended: sign in again", code="session_ended")
             if self.drain.over:
                 return going_down()
-            if time.monotonic() - request.active > self.timeout:
+            if self._clock() - request.active > self.timeout:
                 return ApiError(503, f"nothing came of this for {self.timeout:g} s", code="timeout", headers=LATER)
             await asyncio.sleep(min(LOOK, self.timeout / 4))
         now = self.keys.all().get(key.id)
@@ -88,22 +98,22 @@ class _UnderWay:
     active  when something was last received, sent or done for it
     """
 
-    def __init__(self, receive: Receive, send: Send):
+    def __init__(self, receive: Receive, send: Send, clock: Callable[[], float]):
         self.scope, self.left = anyio.CancelScope(), asyncio.Event()
         self.reason: ApiError | None = None
-        self.active = time.monotonic()
-        self._receive, self._send = receive, send
+        self.active = clock()
+        self._receive, self._send, self._clock = receive, send, clock
         self._first: Message | None = None
         self._read, self._started, self._complete = asyncio.Event(), False, False
         self._events = False
 
     def works(self) -> None:
         """Something is done for it, also in another thread."""
-        self.active = time.monotonic()
+        self.active = self._clock()
 
     async def begin(self) -> None:
         self._first = await self._next()
-        self.active = time.monotonic()
+        self.active = self._clock()
 
     def end(self, reason: ApiError) -> None:
         if not self._complete:
@@ -123,7 +133,7 @@ class _UnderWay:
             first, self._first = self._first, None
             return first
         if not self._read.is_set():
-            self.active = time.monotonic()
+            self.active = self._clock()
             return await self._next()
         await self.left.wait()
         return {"type": "http.disconnect"}
@@ -146,7 +156,7 @@ class _UnderWay:
         elif not message.get("more_body", False):
             self._complete = True
         await self._send(message)
-        self.active = time.monotonic()
+        self.active = self._clock()
 
     async def refuse(self, scope: Scope, error: ApiError) -> None:
         """Tell the client, where the response allows it; any other connection is closed without an end."""

@@ -44,12 +44,12 @@ class Attempts:
     Right ones are not its business: behind a proxy all have one address.
     """
 
-    def __init__(self) -> None:
-        self._buckets = OrderedDict[str, Bucket]()
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._buckets, self._clock = OrderedDict[str, Bucket](), clock
 
     def count(self, address: str) -> None:
         """Count a wrong key. Raises ApiError where too many came from there."""
-        bucket = self._buckets.setdefault(address, Bucket(WRONG, time.monotonic))
+        bucket = self._buckets.setdefault(address, Bucket(WRONG, self._clock))
         self._buckets.move_to_end(address)
         if len(self._buckets) > ADDRESSES:
             self._buckets.popitem(last=False)
@@ -59,17 +59,17 @@ class Attempts:
 
 
 class Sessions:
-    """The sessions of a server, which end with it."""
+    """The sessions of a server, which end with it, and the `attempts` to guess a key."""
 
     def __init__(self, keys: Keys, clock: Callable[[], datetime] = lambda: datetime.now(UTC)):
         self._keys, self._clock = keys, clock
         self._sessions: dict[str, Session] = {}
-        self._attempts = Attempts()
+        self.attempts = Attempts()
 
     def key(self, text: str, address: str) -> Key:
         """The key with this text. Raises ApiError for a wrong one, 429 where this address sent too many of these."""
         if (key := self._keys.find(text.strip().encode())) is None:
-            self._attempts.count(address)
+            self.attempts.count(address)
             raise unauthorized("the API key is wrong, revoked or has expired", "invalid_api_key")
         return key
 

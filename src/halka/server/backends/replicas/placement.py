@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ class Seen:
     holds    the adapters that it has or is about to have, by content id, and when each was used last
     calls    requests that it has replied to and goes on with
     using    answers under way, by content id; None: the bare base
+    used     when it was used last
     owners   answers under way of every owner whose adapter it has or is about to have, by content id and owner
     avoided  until when others are asked first, by `time.monotonic`: its engine failed
     silent   looks in a row at which it had said nothing
@@ -37,6 +39,7 @@ class Seen:
     holds: dict[str, int] = field(default_factory=dict[str, int])
     calls: int = 0
     using: Counter[str | None] = field(default_factory=Counter[str | None])
+    used: int = 0
     owners: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     avoided: float = 0.0
     silent: int = 0
@@ -52,6 +55,7 @@ class Seen:
     def use(self, id: str | None, owner: str, answers: int, now: int, most: int | None) -> None:
         """Answers of this adapter are under way there: the replica evicts the longest unused if it has no room."""
         self.using[id] += answers
+        self.used = now
         if id is not None:
             self.holds[id] = now
             self.owners[id, owner] = self.owners.get((id, owner), 0) + answers
@@ -144,10 +148,18 @@ class Placement:
             if placed.id is not None and held is not None:
                 self.slots[seen.slot]["met" if held else "missed"] += 1
 
-    def update(self, states: Iterable[State], whole: bool = True, waited: Collection[str] = ()) -> bool:
+    def moment(self) -> int:
+        """Now, for `update`."""
+        with self._lock:
+            return next(self._now)
+
+    def update(
+        self, states: Iterable[State], whole: bool = True, waited: Collection[str] = (), asked: float = math.inf
+    ) -> bool:
         """These are all replicas that there are, and what they hold; not the `whole`: some did not say it in time.
 
         waited  the replicas whose next reply somebody waits for: these hear from one that cannot be asked
+        asked   the `moment` before they were asked: what was used later is there, whatever they say
 
         Returns whether one hangs since now.
         """
@@ -155,12 +167,14 @@ class Placement:
             before = {name for name, seen in self.seen.items() if seen.hangs}
             by_name = {state.name: state for state in states}
             for name in self.seen.keys() - by_name.keys() if whole else ():
-                del self.seen[name]
+                if self.seen[name].used < asked:
+                    del self.seen[name]
             for name, state in by_name.items():
                 if name not in self.seen:
                     self._see(state)
                 seen = self.seen[name]
-                wanted = {*state.holds} | {id for id in seen.using if id is not None}
+                later = {id for id, used in seen.holds.items() if used > asked}
+                wanted = {*state.holds} | {id for id in seen.using if id is not None} | later
                 seen.state, seen.holds, seen.silent = state, {id: seen.holds.get(id, 0) for id in wanted}, 0
                 seen.forget()
             for name in self.seen.keys() - by_name.keys():

@@ -80,9 +80,10 @@ class Watch:
         if not self._looking.acquire(blocking=False):
             return
         try:
+            asked = self.placement.moment()
             states = self.channel.states()
             waited = {placed.replica or "" for placed in [*self._waiting] if placed.answered}
-            began = self.placement.update(filter(None, states), None not in states, waited)
+            began = self.placement.update(filter(None, states), None not in states, waited, asked)
             self.reached = any(states)
             if self._loop is not None and (began or self.placement.hanging):
                 self._loop.call_soon_threadsafe(self._end, began)
