@@ -70,6 +70,26 @@ def evidence(name: str) -> str:
     return to_markdown(parts()[name])
 
 
+def readings() -> str:
+    """What was tried to let a small model read better: a table of each file of variants, and what is not measured."""
+    from all import READING
+    from reading import RESULTS as MEASURED
+    from reading import VARIANTS
+    from reading import table as variants_table
+
+    measured, missing = list[str](), list[str]()
+    for name in READING:
+        if not (summary := MEASURED / name / "summary.json").exists():
+            missing.append(name)
+            continue
+        about = (VARIANTS / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        rows = json.loads(summary.read_text(encoding="utf-8"))
+        measured.append(f"`{name}`: {about}\n\n{variants_table(rows)}")
+    if missing:
+        measured.append(f"Not measured yet: {', '.join(f'`{name}`' for name in missing)}.")
+    return "\n".join(measured)
+
+
 def headline(name: str) -> str:
     """A set of the evidence as one Markdown table: of its methods those with seeds enough."""
     from evidence_parts.convergence import headline
@@ -91,13 +111,16 @@ def filled(text: str) -> str:
             content = evidence(match["evidence"])
         elif match["headline"]:
             content = headline(match["headline"])
+        elif match["readings"]:
+            content = readings()
         else:
             content = table(match["name"]) if match["name"] else benchmark(match["benchmark"])
         return f"{match['mark']}\n{content.strip()}\n<!-- end -->"
 
     formats = "|".join({row.format: 0 for row in exchange.ROWS})
     benchmarks = "|".join(sorted(TABLES, reverse=True))  # a longer name before its beginning
-    own = r"table: (?P<name>\w+)|ablation: (?P<ablation>\w+)|evidence: (?P<evidence>\w+)|headline: (?P<headline>\w+)"
+    own = r"table: (?P<name>\w+)|ablation: (?P<ablation>\w+)|evidence: (?P<evidence>\w+)"
+    own += r"|headline: (?P<headline>\w+)|(?P<readings>readings)"
     marks = rf"{own}|(?P<format>{formats})|(?P<benchmark>{benchmarks})"
     return re.sub(rf"(?P<mark><!-- (?:{marks}) -->)\n.*?<!-- end -->", place, text, flags=re.DOTALL)
 

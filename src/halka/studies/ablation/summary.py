@@ -48,11 +48,14 @@ class Way:
 
 @dataclass(frozen=True)
 class Changes:
-    """Facts changed in their documents: how many answers followed, and the seconds of a change and of a training."""
+    """Facts changed in their documents: how many answers followed, and the seconds of a change and of a training.
+
+    The latter where each run had the whole machine: beside others they say nothing.
+    """
 
     follows: ScoreEstimate
     seconds: float
-    training_seconds: float
+    training_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -152,10 +155,11 @@ def _changes(tuned: Sequence[Mapping[str, Any]]) -> Changes | None:
     follows = _followed(tuned)
     if follows is None:
         return None
+    alone = all(run["machine"]["threads"] >= run["machine"]["cores"] for run in tuned)
     return Changes(
         follows,
         seconds=mean(changes["seconds"] for changes in _changes_asked(tuned)),
-        training_seconds=mean(run["train"]["seconds"] for run in tuned),
+        training_seconds=mean(run["train"]["seconds"] for run in tuned) if alone else None,
     )
 
 
@@ -248,10 +252,11 @@ def sentences(summary: Summary) -> list[str]:
         )
     if summary.changes is not None:
         changes = summary.changes
+        again = changes.training_seconds
         findings.append(
             f"Of facts that were changed in their documents, {_cell(changes.follows)} of the answers followed, after "
-            f"{duration(changes.seconds)} of taking the document in and without training; "
-            f"to train the adapter again takes {duration(changes.training_seconds)}."
+            f"{duration(changes.seconds)} of taking the document in and without training"
+            f"{'' if again is None else f'; to train the adapter again takes {duration(again)}'}."
         )
     if summary.converged is not None and summary.converged[0] < summary.converged[1]:
         converged, of = summary.converged
