@@ -5,6 +5,7 @@ python tests/ranks_for_tests.py FOLDER    as one of the processes; the first one
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import secrets
 import socket
@@ -190,7 +191,7 @@ def run(count: int, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
     """What so many processes print that run this file together."""
     processes = start(count, *arguments)
     try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        outputs = [process.communicate()[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -202,6 +203,7 @@ def run(count: int, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
 
 def main(folder: Path) -> None:
     """As one of several processes: all cases, and the runs in FOLDER that one process began, to their end."""
+    faulthandler.dump_traceback_later(300, exit=True)  # seconds, from when all is imported
     torch.set_num_threads(1)
     with joined_ranks() as ranks:
         results: dict[str, Any] = {}

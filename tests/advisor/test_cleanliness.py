@@ -63,7 +63,11 @@ def test_nothing_is_nothing():
 
 
 def test_many_examples_of_one_prompt_take_no_square_of_time():
-    train = [example("write", f"poem {number % 10_000}") for number in range(20_000)]
-    start = time.process_time()
-    assert cleanliness(train, []).contradictory == 20_000
-    assert time.process_time() - start < 5
+    """Measured by as many examples of prompts of their own."""
+    seconds = {}
+    for prompt, contradictory in (("write {}", 0), ("write", 20_000)):
+        train = [example(prompt.format(number), f"poem {number % 10_000}") for number in range(20_000)]
+        start = time.process_time()
+        assert cleanliness(train, []).contradictory == contradictory
+        seconds[prompt] = time.process_time() - start
+    assert seconds["write"] < 10 * seconds["write {}"]

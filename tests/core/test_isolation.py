@@ -433,12 +433,20 @@ def test_a_pass_that_begins_with_what_is_merged_and_removed_meanwhile_is_refused
 def test_training_changes_no_adapter_within_another_threads_block():
     model = model_with("lora")
     steps = train(model, "lora", [Tokens([5, 6, 7, 8], [True] * 4)] * 4, TrainConfig(lr=0.1, steps=10**6, batch_size=2))
+    next(steps)  # by now all is imported
+    failed = threading.Event()
 
     def learn(i: int) -> None:
-        next(steps)
+        try:
+            next(steps)
+        except BaseException:
+            failed.set()
+            raise
 
     with meanwhile(learn) as learned:
-        for _ in range(40):
+        rounds = 0
+        while rounds < 40 or (len(learned) < 2 and not failed.is_set()):
+            rounds += 1
             with model.use("lora"), torch.no_grad():
                 first = model.base(ids()).logits
                 time.sleep(0.002)

@@ -28,6 +28,11 @@ def request(adapter: str | None = None, tokens: int = 6) -> Request:
     return Request([5, 6, 7], adapter, stopping=Stopping(tokens))
 
 
+def endless() -> Request:
+    """A request whose answer does not end before a test has cancelled it; its base needs 5,000 positions."""
+    return Request([5, 6, 7], stopping=Stopping(4000, ignore_ends=True))
+
+
 def in_time(coroutine):
     return asyncio.run(asyncio.wait_for(coroutine, 60))
 
@@ -193,10 +198,12 @@ def test_a_step_stalls_that_takes_longer_than_those_before_let_expect(model):
     in_time(wait())
 
 
-def test_a_reader_sees_that_another_has_cancelled(model):
+def test_a_reader_sees_that_another_has_cancelled():
+    model = model_of(families={}, max_position_embeddings=5000)
+
     async def follow():
-        async with AsyncEngine(Engine(model, ends=frozenset())) as running:
-            async for answer in running.follow(request(tokens=100)):
+        async with AsyncEngine(Engine(model)) as running:
+            async for answer in running.follow(endless()):
                 await running.call(lambda answer=answer: running.engine.cancel(answer))
             assert answer.finish == "cancelled"
 
@@ -262,11 +269,13 @@ class Broken(Engine):
         super().fail(error)
 
 
-def test_a_cancel_that_raises_fails_who_waits_and_the_thread_goes_on(model):
+def test_a_cancel_that_raises_fails_who_waits_and_the_thread_goes_on():
+    model = model_of(families={"lora": halka.LoRA(rank=4)}, max_position_embeddings=5000)
+
     async def leave():
         async with AsyncEngine(engine := Broken(model)) as running:
-            waiting = asyncio.create_task(running.answers(request(tokens=110)))
-            stream = running.stream(request(tokens=110))
+            waiting = asyncio.create_task(running.answers(endless()))
+            stream = running.stream(endless())
             await anext(stream)
             engine.broken = "cancel"
             await stream.aclose()
@@ -314,8 +323,8 @@ def test_an_exit_of_a_call_is_the_caller_s(model):
 def test_closing_cancels_what_is_under_way_and_refuses_the_rest():
     async def close():
         model = model_of(families={}, max_position_embeddings=5000)
-        running = AsyncEngine(Engine(model, ends=frozenset()))
-        progress = running.follow(request(tokens=4000), pieces=False)
+        running = AsyncEngine(Engine(model))
+        progress = running.follow(endless(), pieces=False)
         assert (await anext(progress)).finish is None
         await running.aclose()
         await running.aclose()

@@ -596,21 +596,26 @@ def test_a_crash_leaves_nothing_and_the_next_pull_works(cache: Path) -> None:
 
 def test_pulling_at_once_fetches_once() -> None:
     runs: list[Path] = []
-    together = threading.Barrier(3)
+    together, others_wait = threading.Barrier(3), threading.Event()
 
     def slowly(folder: Path, say: cached.Progress) -> None:
         runs.append(folder)
-        threading.Event().wait(0.2)
+        others_wait.wait(60)
         fill(folder, say)
 
     base = demo_base(slowly)
     found: list[Path] = []
+    said: list[str] = []
+
+    def hear(message: str) -> None:
+        said.append(message)
+        if said.count("another process downloads it: waiting") == 2:
+            others_wait.set()
 
     def run() -> None:
         together.wait()
-        found.append(pull_base(base, said.append))
+        found.append(pull_base(base, hear))
 
-    said = list[str]()
     threads = [threading.Thread(target=run) for _ in range(3)]
     for thread in threads:
         thread.start()

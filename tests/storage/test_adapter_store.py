@@ -416,7 +416,7 @@ def test_writers_and_readers_at_once(store, model):
 
 
 WRITER = """
-import os, sys
+import os, signal, sys
 from contract import adapted
 from halka import LoRA
 from halka.storage.adapter_store import AdapterStore, name_and_version
@@ -424,12 +424,23 @@ from halka.storage.card import read_card
 store, folder = AdapterStore(sys.argv[1]), sys.argv[2]
 model = adapted(LoRA(rank=4))
 tags = [f"tag{number}" for number in range(2000)]
+
+
+def wait(event, _):
+    if event == moment:
+        print(os.getpid(), flush=True)
+        signal.pause()
+
+
 for line in sys.stdin:  # a process for each line, so that only one has to import torch
-    child = os.fork()
+    child, moment = os.fork(), line.strip()
     if child:
-        print(child, flush=True)
         print(os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)
         continue
+    if moment:  # it waits there to be killed
+        sys.addaudithook(wait)
+    else:
+        print(os.getpid(), flush=True)
     while True:
         store.add(folder, "a")
         store.save(model, "a")
@@ -450,10 +461,11 @@ def test_a_killed_writer_leaves_whole_versions_and_no_garbage(store, model):
     with subprocess.Popen(arguments, **pipes, env=os.environ | {"PYTHONPATH": path}) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        for seed in range(12):
-            print("write", file=process.stdin, flush=True)
+        delays = (random.Random(seed).uniform(0.0, 0.08) for seed in range(12))
+        for moment, seconds in [("shutil.copyfile", 0.0), *(("", delay) for delay in delays)]:
+            print(moment, file=process.stdin, flush=True)
             writer = int(process.stdout.readline())
-            time.sleep(random.Random(seed).uniform(0.0, 0.08))
+            time.sleep(seconds)
             os.kill(writer, signal.SIGKILL)
             assert int(process.stdout.readline()) == signal.SIGKILL
             assert all(wrong == "" for _, wrong in store.verify())
