@@ -27,7 +27,7 @@ from halka.studies.needs import needs_of
 from halka.studies.on_ray import OnRay, task_files
 from halka.studies.runner import Event
 from halka.util.errors import HalkaError
-from halka.util.ray_cluster import RayCluster
+from halka.util.ray_cluster import RayCluster, _Attempt
 from halka.util.ray_connection import RayConnection
 from halka.util.ray_gpus import TIMEOUT, GPUs
 from halka.util.ray_node import Program
@@ -163,21 +163,39 @@ def test_a_program_gets_its_data_and_no_node_is_waited_for_that_will_not_come(no
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_programs_lines_come_in_their_order(nodes):
-    """Calls of an actor, as a program's letters are, overtake each other."""
+def test_a_programs_lines_come_in_their_order(nodes, tmp_path):
+    """Calls of an actor, as a program's letters are, overtake each other; where its mailbox is lost, so are some."""
+    code = f"import pathlib, time\nwhile not pathlib.Path({str(tmp_path)!r}, 'end').exists():\n    time.sleep(0.01)\n"
     cluster = RayCluster("ray")
     try:
         with within_seconds(240):
-            cluster.start("a", Program("probe", "probe", (), {"probe.py": b"import time\ntime.sleep(60)\n"}, "log.txt"))
+            cluster.start("a", Program("probe", "probe", (), {"probe.py": code.encode()}, "log.txt"))
             news = [cluster.report()[1]]
-            for place, text in ((3, "c"), (1, "a"), (2, "b")):
+            for place, text in ((3, "c"), (1, "a"), (1, "a"), (2, "b"), (3, "c"), (6, "e"), (5, "d")):
                 cluster.ray.get(cluster.post.put.remote((0, place, "line", text)))
+            news += [cluster.report()[1] for _ in range(3)]
+            (tmp_path / "end").touch()
             news += [cluster.report()[1] for _ in range(3)]
     finally:
         cluster.close()
-    assert [one.kind for one in news] == ["begun", *["line"] * 3]
-    assert [one.text for one in news] == [news[0].node, "a", "b", "c"]
+    assert [one.kind for one in news] == ["begun", *["line"] * 5, "over"]
+    assert [one.text for one in news[:-1]] == [news[0].node, *"abcde"], "one was lost, and none comes twice"
     assert len({one.node for one in news}) == 1
+
+
+def test_a_letter_that_does_not_come_is_waited_for_for_a_while():
+    attempt = _Attempt("a", Program("probe", "probe", (), {}, "log.txt"), 0)
+    for place in (0, 2, 3):
+        attempt.take(place, ("line", str(place)))
+    assert [*attempt.in_turn()] == [("line", "0")]
+    assert [*attempt.in_turn()] == []
+    attempt.take(1, ("line", "1"))
+    assert [text for _, text in attempt.in_turn()] == ["1", "2", "3"]
+    attempt.take(5, ("line", "5"))
+    assert [text for _, text in attempt.in_turn(patience=0)] == ["5"]
+    attempt.take(4, ("line", "4"))
+    assert [*attempt.in_turn(patience=0)] == []
+    assert not attempt.early
 
 
 @pytest.mark.slow
@@ -243,9 +261,11 @@ def test_a_server_answers_by_replicas_of_which_one_is_killed(nodes, tmp_path):
     ):
         client.post("/v1/completions", json={**body, "max_tokens": 1})
         replicas = server.service.holder
-        pids = {state.name: state.pid for state in replicas.channel.states() if state}
+        while None in (states := replicas.channel.states()):
+            time.sleep(0.1)
+        pids = {state.name: state.pid for state in states}
         busy = list[str]()
-        for seed, alone in zip(seeds, expected, strict=True):
+        for seed, whole in zip(seeds, expected, strict=True):
             with client.stream("POST", "/v1/completions", json={**body, "seed": seed, "stream": True}) as stream:
                 lines = stream.iter_lines()
                 events = [next(lines)]
@@ -254,7 +274,7 @@ def test_a_server_answers_by_replicas_of_which_one_is_killed(nodes, tmp_path):
                     os.kill(pids[name], signal.SIGKILL)
                 events += lines
             answers = [json.loads(event[6:])["choices"] for event in events if event.startswith("data: {")]
-            assert "".join(choice["text"] for (choice,) in answers) == alone["choices"][0]["text"]
+            assert "".join(choice["text"] for (choice,) in answers) == whole["choices"][0]["text"]
             if busy:  # else this answer had come before anybody could look
                 break
         assert len(busy) == 1
@@ -344,21 +364,24 @@ def test_a_gpu_that_answers_late_is_heard_then(monkeypatch):
     """And waited for no longer: the cluster is looked at every few seconds."""
     strategies = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node)
     monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)
-    answered, waits = {"a"}, list[float]()
+    answered, waits = {"a", "c"}, list[tuple[list[str], float]]()
 
     def wait(tasks: list[str], timeout: float, **_: object) -> tuple[list[str], list[str]]:
-        waits.append(timeout)
+        waits.append((tasks, timeout))
         return [task for task in tasks if task in answered], []
 
     def options(scheduling_strategy: str, **_: object) -> SimpleNamespace:
         return SimpleNamespace(remote=lambda: scheduling_strategy)
 
-    ray = SimpleNamespace(remote=lambda _: SimpleNamespace(options=options), wait=wait, get={"a": 24, "b": 80}.get)
+    ray = SimpleNamespace(
+        remote=lambda _: SimpleNamespace(options=options), wait=wait, get={"a": 24, "b": 80, "c": 40}.get
+    )
     gpus = GPUs(ray)
     assert [gpus.memory_of(["a", "b"]), gpus.memory_of(["a", "b"])] == [{"a": 24}] * 2
+    assert gpus.memory_of(["b", "c"]) == {"c": 40}
     answered.add("b")
     assert [gpus.memory_of(["a", "b"]), gpus.memory_of(["b"])] == [{"a": 24, "b": 80}, {"b": 80}]
-    assert waits == [TIMEOUT, 0, 0]
+    assert [waited for waited in waits if waited[1]] == [(["a", "b"], TIMEOUT), (["c"], TIMEOUT)]
 
 
 def test_a_runs_memory_is_what_the_estimator_predicts(tmp_path):

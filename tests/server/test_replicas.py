@@ -637,15 +637,21 @@ def test_what_was_used_since_replicas_were_asked_is_there_whatever_they_say():
     """States are what was there when they were asked: requests come and go before they are read."""
     placement = Placement(rows=2, most=2)
     placement.update([State("a", holds=["x"]), State("b", holds=["w"])])
-    asked = placement.moment()
-    with placement.place("w") as placed:
+    with ExitStack() as before:
+        placed = before.enter_context(placement.place("w"))
+        asked = placement.moment()
         placed.at("b", True)
-    with placement.place(None) as placed:
-        placed.at("c")
+        with placement.place(None) as placed:
+            placed.at("c")
+    with placement.place("x") as guess:
+        assert guess.replica == "a", "it does not reply"
     placement.update([State("a"), State("b")], asked=asked)
     assert {name: [*seen.holds] for name, seen in placement.seen.items()} == {"a": [], "b": ["w"], "c": []}
-    placement.update([State("a", holds=["z"]), State("b")], asked=placement.moment())
-    assert {name: [*seen.holds] for name, seen in placement.seen.items()} == {"a": ["z"], "b": []}
+    asked = placement.moment()
+    with placement.place("x") as guess:
+        assert guess.replica == "a"
+    placement.update([State("b"), State("c", holds=["z"])], asked=asked)
+    assert {name: [*seen.holds] for name, seen in placement.seen.items()} == {"b": [], "c": ["z"]}
 
 
 def test_calls_are_counted_apart_from_their_answers_and_silence_under_full_load_by_who_waits():

@@ -33,7 +33,7 @@ from halka.studies.ablation.runs import runner, runs_of
 from halka.studies.ablation.scores import Answered, answer_in, scored
 from halka.studies.ablation.searched import changed_facts
 from halka.studies.ablation.settings import Lessons, collection_of, matcher
-from halka.studies.ablation.summary import caption, headline, to_html, to_markdown
+from halka.studies.ablation.summary import caption, headline, sentences, to_html, to_markdown
 from halka.studies.experiment import Entry
 from halka.training.run_folder import RunFolder
 from staged_runs import staged
@@ -357,6 +357,10 @@ def test_a_changed_fact_is_looked_up_again_and_put_back(files, tmp_path):
     assert ways["tuned adapter + passages"].follows.value == summary.changes.follows.value == 1
     assert ways["tuned adapter + passages above the floor"].scores["abstains"].value == 1
     assert ways["tuned adapter + passages above the floor"].follows is None
+    for threads, timed in ((2, True), (1, False)):  # with one of two, others may have gone on beside it
+        tuned["machine"] |= {"cores": 2, "threads": threads}
+        (followed,) = [sentence for sentence in sentences(summarise([tuned])) if "answers followed" in sentence]
+        assert ("to train the adapter again takes" in followed) == timed
 
 
 def test_a_fact_that_another_passage_holds_too_is_not_changed(files, tmp_path):

@@ -46,8 +46,9 @@ class _Attempt:
 
     losses   nodes that it had before, and lost
     node     where it runs; "" until it does
-    letters  how many of its letters were read
-    early    the kinds and texts of letters that came before earlier ones, by their numbers
+    letters  the number of its letter that is to be read next
+    early    the kinds and texts of letters that came too early, by their numbers
+    gap      since when later ones wait for that letter
     """
 
     key: str
@@ -57,9 +58,24 @@ class _Attempt:
     node: str = ""
     letters: int = 0
     early: dict[int, tuple[Kind, str]] = field(default_factory=dict)
+    gap: float | None = None
 
-    def in_turn(self) -> Iterator[tuple[Kind, str]]:
-        """The kinds and texts of the letters that are next, as the program sent them."""
+    def take(self, place: int, letter: tuple[Kind, str]) -> None:
+        """A letter of this number has come, perhaps once more."""
+        if place >= self.letters:
+            self.early[place] = letter
+
+    def in_turn(self, patience: float = LOOK) -> Iterator[tuple[Kind, str]]:
+        """The kinds and texts of the letters that are next, as the program sent them.
+
+        One for which others have waited so many seconds is lost, as if its mailbox was, and left out.
+        """
+        if not self.early or self.letters in self.early:
+            self.gap = None
+        else:
+            self.gap = self.gap or time.monotonic()
+            if time.monotonic() >= self.gap + patience:
+                self.letters = min(self.early)
         while (letter := self.early.pop(self.letters, None)) is not None:
             self.letters += 1
             yield letter
@@ -187,11 +203,14 @@ class RayCluster:
         attempts = {attempt.number: attempt for attempt in self.tasks.values()}
         for number, place, kind, text in self.ray.get(self.mail):
             if (attempt := attempts.get(number)) is not None:
-                attempt.early[place] = kind, text
-                for kind, text in attempt.in_turn():
-                    attempt.node = text if kind == "begun" else attempt.node
-                    self.news.append((attempt.key, News(kind, attempt.node, text)))
+                attempt.take(place, (kind, text))
+                self._hear(attempt)
         self.mail = self.post.take.remote()
+
+    def _hear(self, attempt: _Attempt, patience: float = LOOK) -> None:
+        for kind, text in attempt.in_turn(patience):
+            attempt.node = text if kind == "begun" else attempt.node
+            self.news.append((attempt.key, News(kind, attempt.node, text)))
 
     def _end(self, task: Any) -> None:
         """Take what a task returns, or run its program again where its node was lost."""
@@ -199,8 +218,11 @@ class RayCluster:
         lost = errors.NodeDiedError, errors.WorkerCrashedError, errors.OutOfMemoryError, errors.ObjectLostError
         try:
             code, files, letters = self.ray.get(task)
-            while attempt.letters < letters and self.ray.wait([self.mail], timeout=LOOK)[0]:
+            end = time.monotonic() + LOOK
+            while attempt.letters < letters and self.ray.wait([self.mail], timeout=max(0, end - time.monotonic()))[0]:
                 self._read()
+            while attempt.early:
+                self._hear(attempt, patience=0)
             news = News("over", attempt.node, code=code, files=files)
         except lost as error:
             losses = attempt.losses + 1

@@ -24,8 +24,10 @@ class GPUs:
         """
         new = {node: self._ask(node) for node in nodes if node not in self._memory and node not in self._asked}
         self._asked |= new
+        if new:
+            self._ray.wait([*new.values()], num_returns=len(new), timeout=TIMEOUT)
         if tasks := [*self._asked.values()]:
-            ready, _ = self._ray.wait(tasks, num_returns=len(tasks), timeout=TIMEOUT if new else 0)
+            ready, _ = self._ray.wait(tasks, num_returns=len(tasks), timeout=0)
             for node in [node for node, task in self._asked.items() if task in ready]:
                 self._memory[node] = self._answer(self._asked.pop(node))
         return {node: memory for node in nodes if (memory := self._memory.get(node)) is not None}

@@ -50,11 +50,11 @@ class Way:
 class Changes:
     """Facts changed in their documents: how many answers followed, and the seconds of a change and of a training.
 
-    The latter where each run had the whole machine: beside others they say nothing.
+    No seconds where runs had a share of the machine alone: beside others they say nothing.
     """
 
     follows: ScoreEstimate
-    seconds: float
+    seconds: float | None
     training_seconds: float | None
 
 
@@ -158,7 +158,7 @@ def _changes(tuned: Sequence[Mapping[str, Any]]) -> Changes | None:
     alone = all(run["machine"]["threads"] >= run["machine"]["cores"] for run in tuned)
     return Changes(
         follows,
-        seconds=mean(changes["seconds"] for changes in _changes_asked(tuned)),
+        seconds=mean(changes["seconds"] for changes in _changes_asked(tuned)) if alone else None,
         training_seconds=mean(run["train"]["seconds"] for run in tuned) if alone else None,
     )
 
@@ -252,11 +252,12 @@ def sentences(summary: Summary) -> list[str]:
         )
     if summary.changes is not None:
         changes = summary.changes
-        again = changes.training_seconds
+        how = "without training"
+        if changes.seconds is not None and changes.training_seconds is not None:
+            how = f"after {duration(changes.seconds)} of taking the document in and {how}; "
+            how += f"to train the adapter again takes {duration(changes.training_seconds)}"
         findings.append(
-            f"Of facts that were changed in their documents, {_cell(changes.follows)} of the answers followed, after "
-            f"{duration(changes.seconds)} of taking the document in and without training"
-            f"{'' if again is None else f'; to train the adapter again takes {duration(again)}'}."
+            f"Of facts that were changed in their documents, {_cell(changes.follows)} of the answers followed, {how}."
         )
     if summary.converged is not None and summary.converged[0] < summary.converged[1]:
         converged, of = summary.converged

@@ -28,7 +28,7 @@ class Seen:
     holds    the adapters that it has or is about to have, by content id, and when each was used last
     calls    requests that it has replied to and goes on with
     using    answers under way, by content id; None: the bare base
-    used     when it was used last
+    heard    when it last replied to a request by an adapter that it still has, by content id; None: the bare base
     owners   answers under way of every owner whose adapter it has or is about to have, by content id and owner
     avoided  until when others are asked first, by `time.monotonic`: its engine failed
     silent   looks in a row at which it had said nothing
@@ -39,7 +39,7 @@ class Seen:
     holds: dict[str, int] = field(default_factory=dict[str, int])
     calls: int = 0
     using: Counter[str | None] = field(default_factory=Counter[str | None])
-    used: int = 0
+    heard: dict[str | None, int] = field(default_factory=dict[str | None, int])
     owners: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     avoided: float = 0.0
     silent: int = 0
@@ -55,7 +55,6 @@ class Seen:
     def use(self, id: str | None, owner: str, answers: int, now: int, most: int | None) -> None:
         """Answers of this adapter are under way there: the replica evicts the longest unused if it has no room."""
         self.using[id] += answers
-        self.used = now
         if id is not None:
             self.holds[id] = now
             self.owners[id, owner] = self.owners.get((id, owner), 0) + answers
@@ -73,8 +72,9 @@ class Seen:
         self.forget()
 
     def forget(self) -> None:
-        """Forget the owners of what it does not hold."""
+        """Forget the owners of what it does not hold, and when that was heard of."""
         self.owners = {key: count for key, count in self.owners.items() if key[0] in self.holds}
+        self.heard = {id: when for id, when in self.heard.items() if id is None or id in self.holds}
 
 
 class Placed:
@@ -145,6 +145,7 @@ class Placement:
                 self._enter(placed, replica)
             seen.calls += not placed.answered
             placed.answered = True
+            seen.heard[placed.id] = next(self._now)
             if placed.id is not None and held is not None:
                 self.slots[seen.slot]["met" if held else "missed"] += 1
 
@@ -159,7 +160,7 @@ class Placement:
         """These are all replicas that there are, and what they hold; not the `whole`: some did not say it in time.
 
         waited  the replicas whose next reply somebody waits for: these hear from one that cannot be asked
-        asked   the `moment` before they were asked: what was used later is there, whatever they say
+        asked   the `moment` before they were asked: what was heard of later is there, whatever they say
 
         Returns whether one hangs since now.
         """
@@ -167,14 +168,14 @@ class Placement:
             before = {name for name, seen in self.seen.items() if seen.hangs}
             by_name = {state.name: state for state in states}
             for name in self.seen.keys() - by_name.keys() if whole else ():
-                if self.seen[name].used < asked:
+                if max(self.seen[name].heard.values(), default=0) < asked:
                     del self.seen[name]
             for name, state in by_name.items():
                 if name not in self.seen:
                     self._see(state)
                 seen = self.seen[name]
-                later = {id for id, used in seen.holds.items() if used > asked}
-                wanted = {*state.holds} | {id for id in seen.using if id is not None} | later
+                later = {id for id, when in seen.heard.items() if when > asked}
+                wanted = {*state.holds, *seen.using, *later} - {None}
                 seen.state, seen.holds, seen.silent = state, {id: seen.holds.get(id, 0) for id in wanted}, 0
                 seen.forget()
             for name in self.seen.keys() - by_name.keys():
@@ -270,6 +271,8 @@ class Placement:
 
     def _leave(self, placed: Placed) -> None:
         if placed.seen is not None:
+            if placed.answered:
+                placed.seen.heard[placed.id] = next(self._now)
             placed.seen.leave(placed.id, placed.owner, placed.answers)
             placed.seen.calls -= placed.answered
             placed.seen, placed.answered = None, False
