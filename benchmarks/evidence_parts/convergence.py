@@ -170,7 +170,9 @@ def _cell(row: Row, key: str, cell: Cell) -> Cell:
         return replace(cell, best=False)
     changes = row.forgetting
     if key == "forgetting" and changes is not None and changes.n > 1:
-        least, most = (signed(change).removesuffix(" %") for change in (changes.low, changes.high))
+        least, most = signed(changes.low), signed(changes.high)
+        if most.endswith(" %"):
+            least, most = (text.removesuffix(" %") for text in (least, most))
         return replace(cell, aside=f"({least} to {most})")
     return cell
 

@@ -276,12 +276,16 @@ def forgetting(summary: Summary, measurements: Sequence[Measurement]) -> Drawing
     if bars is None:
         return None
     figure, axes = bars
-    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g} %".replace("-", MINUS) if value else "0")
+    axes.xaxis.set_major_formatter(lambda value, _: _change(value) if value else "0")
     axes.axvline(0, color=colour("--muted"), linewidth=0.8)
     texts = [text for run in measurements if (text := entry(run, "forgetting", "text"))]
     text = one_line(texts[0]) if texts else ""
     name_axes(axes, f"change of perplexity on “{shortened(text, 30)}”" if text else "change of perplexity", "")
     return figure, "Forgetting", findings.forgetting_takeaway(summary.rows, text)
+
+
+def _change(value: float) -> str:
+    return f"{100 * value:+{',.0f' if abs(value) >= 10 else '.3g'}} %".replace("-", MINUS)
 
 
 def _bars(

@@ -61,7 +61,9 @@ def percent(value: float, places: int | None = None) -> str:
 
 
 def signed(value: float) -> str:
-    """A change as a percentage with its sign: +9 %, −2.1 %."""
+    """A change as a percentage with its sign: +9 %, −2.1 %; from +1000 % on as a factor: ×82, ×6,783."""
+    if value >= 10:
+        return f"×{1 + value:,.0f}"
     text = percent(value, 0 if abs(value) >= 0.0995 else 1)
     return text if value <= 0 else f"+{text}"
 
