@@ -154,7 +154,9 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     for label, figures in rows.items():
         beside_first = figures["beside"]
         difference_cells = ["–", "none in common"]
-        if beside_first is not None:
+        if label == next(iter(rows)):
+            difference_cells = ["–", "–"]
+        elif beside_first is not None:
             low, high = (f"{100 * beside_first[end]:+.0f}" for end in ("low", "high"))
             difference_cells = [f"{100 * beside_first['value']:+.1f} [{low} to {high}]", listed(beside_first["seeds"])]
         cells = [share(figures.get(measure)) for measure in (*SHOWN, "follows", "obeys")]

@@ -193,7 +193,8 @@ def test_variants_are_compared_by_the_seeds_that_both_have(reading):
     head, _, *lines = reading.table(rows).splitlines()
     assert "| Exact, beside the first | By seeds |" in head
     assert head.endswith("| All its seeds |")
-    assert [line.split(" | ")[2] for line in lines] == ["0, 1", "0", "none in common"]
+    assert [line.split(" | ")[2] for line in lines] == ["–", "0", "none in common"]
+    assert lines[0].startswith("| first | – | – | 75.0 % |")
     assert lines[0].endswith("| 0, 1 |")
     assert lines[1].startswith("| later | +0.0 [")
     assert lines[2].startswith("| other | – | none in common |")
