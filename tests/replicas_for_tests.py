@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from halka.server import create_app
+from halka.server.app import create_app
 from halka.server.backends.replicas.backend import Replicas
 from halka.server.backends.replicas.placement import Order, Placement
 from halka.server.backends.replicas.plan import ReplicaPlan

@@ -21,13 +21,15 @@ from embedder_for_tests import WordEmbedder
 from engine_for_tests import filled
 from halka.engine import Answer, AsyncEngine, Request
 from halka.engine.logprobs import TokenLogprob
-from halka.server import ServerSettings, create_app, uvicorn_server
+from halka.server import uvicorn_server
+from halka.server.app import create_app
 from halka.server.one_at_a_time import OneAtATime
 from halka.server.previews.looks import Looks
 from halka.server.previews.process import Look
 from halka.server.previews.views import view_of_needs, view_of_preview
 from halka.server.resources.embedders import Embedders
 from halka.server.service import Service
+from halka.server.settings import ServerSettings
 from halka.server.wire import dumps
 from halka.util.errors import HalkaError
 from tiny import tiny

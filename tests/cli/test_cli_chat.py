@@ -76,6 +76,13 @@ def test_a_server_and_an_engine_of_ones_own_answer_alike(here, url):
     assert plain.stdout != "".join(answers[:1]), "without --model the base answers"
 
 
+def test_any_seed_of_a_server_is_one_of_an_engine_of_ones_own(here, url):
+    sampled = "--seed -1 --temperature 1 --max-new-tokens 8"
+    served = halka(f"chat --url {url} --model lora {sampled}", input="What is it?\n")
+    mine = halka(f"chat --base base --dtype float32 --store adapters --adapter lora {sampled}", input="What is it?\n")
+    assert mine.stdout == served.stdout != "\n"
+
+
 def test_the_conversation_goes_on(here, url):
     both = halka(f"chat --url {url} --model lora --max-new-tokens 6", input="What is it?\nWhy?\n").stdout.splitlines()
     alone = halka(f"chat --url {url} --model lora --max-new-tokens 6", input="Why?\n").stdout.splitlines()
@@ -157,6 +164,23 @@ def test_a_server_of_another_kind_is_named(here, flags, path):
             other.shutdown()
             serving.join()
     assert f"{url}: what it answers at {path} is not as OpenAI's API has it" in message
+
+
+class Thorough(Other):
+    """Says in every chunk that there is no error."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self._answer(b'data: {"error": null, "choices": [{"delta": {"content": "Hello"}}]}\n\ndata: [DONE]\n\n')
+
+
+def test_an_error_that_is_null_is_none():
+    with HTTPServer(("127.0.0.1", 0), Thorough) as thorough:
+        serving = threading.Thread(target=thorough.handle_request)
+        serving.start()
+        answer = halka(f"chat --url http://127.0.0.1:{thorough.server_port} --model x", input="Hi\n")
+        serving.join()
+    assert answer.stdout == "Hello\n"
 
 
 class Busy(Other):

@@ -253,6 +253,18 @@ def test_a_tasks_own_metric_has_its_direction_and_range() -> None:
     assert len({*values}) > 1
 
 
+def test_a_tasks_own_share_has_intervals_within_its_range() -> None:
+    whole = measurements()
+    for run in whole:
+        run["primary"] = "invented"
+        run["own_metrics"] = {"invented": {"higher_is_better": True, "range": [0.0, 1.0]}}
+        if run.get("scores"):
+            run["scores"]["invented"] = {**run["scores"].pop("exact_match"), "value": 0.98, "low": 0.9, "high": 1.0}
+    scores = [row.scores["invented"] for row in summarise(whole).rows if row.scores]
+    assert scores
+    assert all(0 <= score.low < score.high <= 1 and score.rare > 0 for score in scores)
+
+
 def test_a_share_of_what_may_be_nothing_has_no_bounds() -> None:
     assert share(answered([[True, False] * 20]), answered([[True] + [False] * 39])) is None
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from starlette.testclient import TestClient
 
-from halka.server import create_app
+from halka.server.app import create_app
 from serving_for_tests import InProcess, Scripted, open_service
 
 BODY = {"model": "lora", "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 9}

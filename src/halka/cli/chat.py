@@ -150,13 +150,14 @@ def _show(pieces: Generator[str]) -> str:
 def own_engine(model: Any, name: str | None, tokens: int, options: dict[str, Any]) -> Iterator[Reply]:
     """Replies by an engine that keeps what it has read of the conversation."""
     from halka.engine import Engine, Request, Sampling, Stopping
+    from halka.engine.sampling import SEEDS
 
+    seed = options["seed"]
+    sampling = Sampling(**{**options, "seed": None if seed is None else seed % SEEDS})
     with Engine(model, rows=1) as engine:
 
         def reply(history: list[Message]) -> Generator[str]:
-            request = Request.of(
-                history, model.tokenizer, adapter=name, sampling=Sampling(**options), stopping=Stopping(tokens)
-            )
+            request = Request.of(history, model.tokenizer, adapter=name, sampling=sampling, stopping=Stopping(tokens))
             (answer,) = engine.submit(request)
             shown = 0
             try:

@@ -151,7 +151,7 @@ def _list_collections(folder: Path, json: bool) -> None:
     table = columns("collection", "documents", "passages", "embedder", right=("documents", "passages"))
     for row in rows:
         table.add_row(row["name"], str(row["documents"]), str(row["passages"]), row["embedder"])
-    show(table, f"{len(rows)} collections in {folder}")
+    show(table, f"{plural(len(rows), 'collection')} in {folder}")
 
 
 @app.command("show", cls=Command, epilog=examples("halka docs show faq handbook.md", "halka docs show faq"))

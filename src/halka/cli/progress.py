@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -40,11 +39,16 @@ class _Bars:
             self.bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.bars is not None:
             self.bars.stop()
+
+    def tell(self, text: str) -> None:
+        """Print a line above the bars."""
+        if self.bars is not None:
+            self.bars.console.print(text, soft_wrap=True)
+        else:
+            say(text)
 
 
 class _TextColumn(ProgressColumn):
@@ -114,13 +118,6 @@ class CountProgress(_Bars):
         elif self.total is not None and (count == self.total or count % -(-self.total // LINES) == 0):
             say(f"{self.what}: {count} of {self.total}")
 
-    def tell(self, text: str) -> None:
-        """Print a line above the bar."""
-        if self.bars is not None:
-            self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            say(text)
-
 
 class RunsProgress(_Bars):
     """The runs of an experiment: one bar for all, one for each under way, and a line for each that ended."""
@@ -135,7 +132,7 @@ class RunsProgress(_Bars):
         if event.kind != "step" and (self.bars is None or event.kind != "started"):
             text = f": {one_line(event.message)}" if event.message else ""
             node = f" on {event.node}" if event.kind == "started" and event.node else ""
-            self._line(f"[{event.done}/{event.total}] {event.kind} {event.run}{node}{text}")
+            self.tell(f"[{event.done}/{event.total}] {event.kind} {event.run}{node}{text}")
         if self.bars is None:
             self._tell_of(event)
             return
@@ -158,13 +155,7 @@ class RunsProgress(_Bars):
         if event.kind == "step" and event.step and event.steps and event.step % -(-event.steps // 4) == 0:
             text = "" if event.loss is None else f", loss {event.loss:.4f}"
             node = f" on {event.node}" if event.node else ""
-            self._line(f"[{event.done}/{event.total}] step {event.step}/{event.steps} of {event.run}{node}{text}")
-
-    def _line(self, text: str) -> None:
-        if self.bars is None:
-            say(text)
-        else:
-            self.bars.console.print(text, soft_wrap=True)
+            self.tell(f"[{event.done}/{event.total}] step {event.step}/{event.steps} of {event.run}{node}{text}")
 
 
 class TokensProgress:

@@ -111,8 +111,8 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
         if not line.startswith("data:") or (data := line.removeprefix("data:").strip()) == "[DONE]":
             continue
         chunk = json.loads(data)
-        if "error" in chunk:
-            raise Failed(one_line(str(chunk["error"].get("message"))))
+        if error := chunk.get("error"):
+            raise Failed(one_line(str(error.get("message"))))
         yield chunk
 
 

@@ -17,7 +17,7 @@ from halka.util.errors import HalkaError
 from halka.util.malloc import bound_arenas
 
 if TYPE_CHECKING:
-    from halka.server import ServerSettings
+    from halka.server.settings import ServerSettings
 
 EXAMPLES = examples(
     "halka serve --base smollm2-135m",
@@ -39,7 +39,7 @@ def serve() -> None:
 
 class Serve(Deferred):
     def whole(self) -> Any:
-        from halka.server import ServerSettings
+        from halka.server.settings import ServerSettings
         from halka.util.settings import build, from_environment, from_file, from_flags, settings_of
 
         settings = settings_of(ServerSettings, command="serve")
@@ -61,7 +61,7 @@ def _serve(settings: ServerSettings) -> None:
         from halka.server.guards.keys import Keys
 
         check_host(settings.host, Keys(settings.data / "keys.json"))  # what follows loads torch
-        from halka.server import create_app
+        from halka.server.app import create_app
         from halka.server.guards.logs import log_to
         from halka.server.service import Service
         from halka.server.uvicorn_server import server

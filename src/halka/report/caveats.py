@@ -309,8 +309,7 @@ def unequal_budgets(compared: ComparedRuns) -> list[str]:
         if len(groups) > 1:
             common = max(groups, key=lambda amount: len(groups[amount]))
             others = [f"{listed(names)} {amount}" for amount, names in sorted(groups.items()) if amount != common]
-            rest = "each" if len(groups[common]) == 1 else "the others"
-            rest = listed(groups[common]) if len(groups[common]) == 1 else rest
+            rest = groups[common][0] if len(groups[common]) == 1 else "the others"
             sentences.append(f"The {noun} of training differ: {'; '.join(others)}; {rest} {common}.")
     return sentences
 
@@ -382,10 +381,8 @@ def latency_of_a_copy(compared: ComparedRuns) -> list[str]:
 def memory_off_prediction(compared: ComparedRuns) -> list[str]:
     off = {}
     for row in compared.tuned:
-        parts = row.memory.keys() & row.predicted.keys()
-        measured, predicted = (sum(of[part] for part in parts) for of in (row.memory, row.predicted))
-        if measured > 0 and abs(predicted / measured - 1) > 0.25:
-            off[row.label] = predicted / measured - 1
+        if row.memory_error is not None and abs(row.memory_error) > 0.25:
+            off[row.label] = row.memory_error
     if not off:
         return []
     worst = max(off, key=lambda label: abs(off[label]))

@@ -100,14 +100,9 @@ def memory_takeaway(rows: Sequence[Row]) -> str:
             total = sum(row.memory.values())
             share = f", {percent(largest / total)}" if total else ""
             parts.append(f"{row.label} spends most on {names.get(part, part)} ({size(largest)}{share})")
-    both = [row for row in shown if row.predicted.keys() & row.memory.keys()]
-    ratios = [
-        abs(sum(row.predicted[p] for p in row.memory if p in row.predicted) / measured - 1)
-        for row in both
-        if (measured := sum(v for p, v in row.memory.items() if p in row.predicted)) > 0
-    ]
-    if ratios:
-        ways = f"predictions are off by {percent(median(ratios))} at the median, {percent(max(ratios))} at most"
+    errors = [abs(row.memory_error) for row in shown if row.memory_error is not None]
+    if errors:
+        ways = f"predictions are off by {percent(median(errors))} at the median, {percent(max(errors))} at most"
         return f"{listed(parts)}; {ways}."
     return f"{listed(parts)}."
 
@@ -150,7 +145,7 @@ def search_takeaway(rows: Sequence[Row]) -> str:
     searched = [row for row in rows if row.lr is not None and len(row.lrs) > 1]
     if not searched:
         return "Each method was run at one learning rate."
-    edge = [row for row in searched if row.lr in (row.lrs[0], row.lrs[-1])]
+    edge = [row for row in searched if row.at_edge]
     if not edge and len(searched) == 1:
         return "The chosen learning rate lies inside the range that was tried, not at its edge."
     if not edge:

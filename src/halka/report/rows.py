@@ -113,6 +113,13 @@ class Row:
         return len(self.lrs) > 1 and self.lr in (self.lrs[0], self.lrs[-1])
 
     @property
+    def memory_error(self) -> float | None:
+        """What was predicted of memory beside what was measured, less 1, over the parts that both have."""
+        parts = [part for part in self.memory if part in self.predicted]
+        measured = sum(self.memory[part] for part in parts)
+        return sum(self.predicted[part] for part in parts) / measured - 1 if measured > 0 else None
+
+    @property
     def is_full(self) -> bool:
         return self.name == "full"
 
@@ -245,7 +252,7 @@ def _row(label: str, runs: Sequence[Measurement]) -> Row:
     trainable, total = average(used, "parameters", "trainable"), average(used, "parameters", "total")
     alone = [run for run in used if not run.get("together")]  # others' time is that of all in their passes
     names = dict.fromkeys(name for run in used for name in entry(run, "scores") or {}) if final else {}
-    scores = {name: estimate([_score(run, name) for run in used], metric_info(name).bounds) for name in names}
+    scores = {name: estimate([_score(run, name) for run in used], metric_info(name, runs).bounds) for name in names}
     tried = {lr for run in runs if (lr := number(run, "lr")) is not None}
     rates = [lr for run in used if (lr := number(run, "lr")) is not None]
     return Row(

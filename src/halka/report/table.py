@@ -105,7 +105,7 @@ def _every_column(summary: Summary) -> tuple[Column, ...]:
         Column("time_near_full", "Time to 95 %", "time of training until then", time_near_full),
         Column("forgetting_near_full", "Forgetting there", "change of perplexity on other text by then", forgotten),
         *(_score(f"score:{metric.name}", metric) for metric in summary.metrics[1:]),
-        _measured("validation_loss", "Val. loss", "validation loss", lambda r: r.validation_loss, _loss, False),
+        _measured("validation_loss", "Val. loss", "validation loss", lambda r: r.validation_loss, decimals, False),
         _counted("trainable", "Trained", "trained parameters, and their share of all", _trainable),
         _measured("peak", "Peak memory", "peak memory of the process", lambda r: r.peak, size, False),
         _measured(
@@ -295,10 +295,6 @@ def _trainable(row: Row) -> Cell:
 
 def _storage(row: Row) -> Cell:
     return _exact(row.storage.get("100"), size)
-
-
-def _loss(value: float) -> str:
-    return decimals(value)
 
 
 def escaped(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,7 @@ from halka.engine import Answer, Request
 from halka.server.answers.chat_request import ChatRequest
 from halka.server.answers.formats import constraint_of
 from halka.server.answers.generation import Delta, adapter_of, deltas, usage
-from halka.server.answers.prompts import chat_tokens, count_tokens, template_options
+from halka.server.answers.prompts import chat_tokens, template_options
 from halka.server.answers.reply import respond
 from halka.server.answers.retrieval import Grounding, fixed_answers, ground
 from halka.server.answers.room import answer_room, prompt_room
@@ -65,7 +65,10 @@ class Chat:
         new_tokens, grounding = body.max_completion_tokens or body.max_tokens, None
         turns = [message.for_template() for message in body.messages]
         if body.halka is not None:
-            count = partial(count_tokens, service.tokenizer, toolbox, options)
+
+            def count(turns: Sequence[dict[str, Any]]) -> int:
+                return len(chat_tokens(service.tokenizer, turns, toolbox, options))
+
             budget = await prompt_room(service, adapter, new_tokens)
             grounding = await ground(service, caller, body.halka, turns, budget, count)
             turns = grounding.turns

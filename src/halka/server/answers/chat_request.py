@@ -55,10 +55,13 @@ class ChatMessage(Body):
         text = "".join(part.text for part in parts) or (self.content if isinstance(self.content, str) else "")
         message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
         if self.tool_calls:
-            calls = [(call.id, call.function.name, _arguments(call.function.arguments)) for call in self.tool_calls]
             message["tool_calls"] = [
-                {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
-                for id, name, arguments in calls
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
+                }
+                for call in self.tool_calls
             ]
         if self.tool_call_id:
             message["tool_call_id"] = self.tool_call_id

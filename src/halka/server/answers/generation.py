@@ -37,14 +37,6 @@ class Delta:
         return self.answer.number
 
 
-@dataclass
-class _Sent:
-    """How much of an answer was passed on: letters of its text, and log probabilities."""
-
-    text: int = 0
-    logprobs: int = 0
-
-
 async def adapter_of(service: Service, caller: Caller, model: str) -> str | None:
     """What the engine calls the model that the caller names; None: the base. Raises ApiError for an unknown one."""
     if model == service.name:
@@ -71,23 +63,23 @@ async def deltas(
     Several tokens may come at once, if whoever reads is slower than the engine; without `pieces` all do, at the end.
     Whoever holds room for the answers already (`within_limits`) gives `begun`, to which those are added that begin.
     """
-    answers: dict[Answer, _Sent] = {}  # those that have begun
+    answers: dict[Answer, tuple[int, int]] = {}  # letters and log probabilities passed on of each that has begun
     limits = within_limits(caller, [request], n, answers) if begun is None else nullcontext()
     track = service.guards.metrics.track(request, n, answers, caller.since)
     with limits, track as tracked:
         async with aclosing(service.backend.follow(request, n, pieces=pieces)) as progress:
             async for answer in progress:
-                sent = answers.setdefault(answer, _Sent())
+                letters, logprobs = answers.setdefault(answer, (0, 0))
                 if begun is not None:
                     begun.add(answer)
                 tracked.see(answer)
                 finish, text, count = answer.finish, answer.text, len(answer.logprobs)
                 if finish == "cancelled":
                     raise ApiError(503, "the server is closing", headers={"retry-after": "10"})
-                if len(text) > sent.text or count > sent.logprobs:
-                    new = answer.logprobs[sent.logprobs : count]
-                    yield Delta(answer, text[sent.text :], logprobs=new)
-                    sent.text, sent.logprobs = len(text), count
+                if len(text) > letters or count > logprobs:
+                    new = answer.logprobs[logprobs:count]
+                    yield Delta(answer, text[letters:], logprobs=new)
+                    answers[answer] = len(text), count
                 if finish is not None:
                     yield Delta(answer, finish=finish)
 

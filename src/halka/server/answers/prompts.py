@@ -51,13 +51,6 @@ def chat_tokens(
     return text_tokens(tokenizer, text + (toolbox.opening if toolbox else ""), special=False)
 
 
-def count_tokens(
-    tokenizer: Any, toolbox: Toolbox | None, options: Mapping[str, Any], turns: Sequence[dict[str, Any]]
-) -> int:
-    """How many tokens a conversation has in the base's chat template."""
-    return len(chat_tokens(tokenizer, turns, toolbox, options))
-
-
 def text_tokens(tokenizer: Any, text: str, special: bool = True) -> list[int]:
     """A text's tokens; with `special`, those that the tokenizer begins every text with."""
     return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]

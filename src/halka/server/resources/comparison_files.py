@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +37,7 @@ class Comparison:
     name: str
     folder: Path
 
+    @cached_property
     def summary(self) -> dict[str, Any]:
         """What the methods came to. Raises DamagedFolderError for what is none."""
         summary = _json(self.folder / SUMMARY)
@@ -48,7 +49,7 @@ class Comparison:
         """The measurements by their keys, as many as are shown, without those of other settings and damaged ones."""
         own, files = None, list[tuple[Path, int, int]]()
         with suppress(DamagedFolderError, OSError):
-            own = self.summary().get("runs")
+            own = self.summary.get("runs")
         paths = _inside(self.folder / RUNS)
         for path in islice((path for path in paths if not isinstance(own, list) or path.stem in own), MOST):
             with suppress(OSError):
@@ -86,8 +87,8 @@ class Comparison:
         if not any(path.is_symlink() for path in (folder.parent, folder)) and _is_file(folder / PREDICTIONS):
             yield from map(_answer, _lines(folder / PREDICTIONS))
         else:
-            samples = run["samples"]
-            yield from map(_answer, filter(_is_object, samples if isinstance(samples, list) else ()))
+            samples = run["samples"] if isinstance(run["samples"], list) else ()
+            yield from (_answer(sample) for sample in samples if isinstance(sample, dict))
 
 
 @lru_cache(maxsize=8)
@@ -181,7 +182,3 @@ def _label(run: Mapping[str, Any]) -> str:
 def _seed(run: Mapping[str, Any]) -> float:
     seed = run.get("seed")
     return seed if isinstance(seed, int | float) else float("inf")
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)

@@ -50,7 +50,7 @@ async def get_comparison(name: str, service: ServiceDep, caller: CallerDep) -> R
         if "error" in head:
             return Json({**head, "summary": None, "runs": []})
         runs = [_run(key, run) for key, run in comparison.runs().items()]
-        shown = {"summary": comparison.summary(), "runs": runs}
+        shown = {"summary": comparison.summary, "runs": runs}
         return Json({**head, **caller.folders.hidden_in(shown)})
 
     return await service.threads.read(view)
@@ -88,7 +88,7 @@ def _run(key: str, run: Mapping[str, Any]) -> dict[str, Any]:
 def _head(comparison: Comparison, caller: Caller) -> dict[str, Any]:
     head = {"object": "comparison", "name": comparison.name}
     try:
-        summary = comparison.summary()
+        summary = comparison.summary
     except (DamagedFolderError, OSError) as error:
         return {**head, **dict.fromkeys((*HEAD, "methods", "date")), "error": api_error(error, caller).message}
     provenance = summary.get("provenance")
