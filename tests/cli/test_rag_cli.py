@@ -70,7 +70,7 @@ def test_from_files_to_passages_and_back(halka, embedder, tmp_path):
     assert halka("docs", "refresh", "faq")[1] == "1 removed, 1 skipped, 1 unchanged\n"
     _, out, _ = halka("docs", "list", "faq", "--json")
     assert [Path(each["name"]).name for each in json.loads(out)] == ["parcels.md"]
-    assert "1 collections" in halka("docs", "list")[1]
+    assert "1 collection in collections" in halka("docs", "list")[1]
     assert "Parcels" in halka("docs", "show", "faq", "documents/parcels.md")[1]
     assert halka("docs", "remove", "faq")[0] == 0
     assert not (tmp_path / "collections" / "faq").exists()
