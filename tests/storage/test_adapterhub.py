@@ -428,6 +428,20 @@ def test_a_head_is_written_beside_the_adapter_and_read_again(architecture, tmp_p
         halka.load(again, tmp_path / "a", name="b")
 
 
+def test_of_several_modules_of_a_head_all_are_written(tmp_path):
+    method = halka.Joint(
+        (halka.Bottleneck(width=4), halka.Modules(("lm_head.dense",)), halka.Modules(("lm_head.layer_norm",)))
+    )
+    model = halka.adapt(tiny("roberta"))
+    model.add("a", method)
+    disturb(model, "a")
+    halka.save(model, "a", tmp_path / "a", format="adapterhub")
+    (tmp_path / "a" / "halka.json").unlink()
+    again = halka.adapt(tiny("roberta"))
+    halka.load(again, tmp_path / "a")
+    torch.testing.assert_close(logits(again, "a"), logits(model, "a"), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("labels", [("no", "yes"), ("no", "yes", "perhaps")])
 @pytest.mark.parametrize("card", [True, False])
 def test_a_head_names_the_adapters_labels_and_has_a_row_for_each(labels, card, tmp_path):

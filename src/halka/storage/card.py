@@ -62,8 +62,6 @@ class Card:
 def read_card(folder: Path) -> Card | None:
     """The folder's Card; None where another tool wrote it. Raises DamagedFolderError if it cannot be read."""
     path = folder / CARD
-    if not path.exists():
-        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
@@ -71,6 +69,8 @@ def read_card(folder: Path) -> Card | None:
         if _is_deeper(cast(object, content), DEPTH):
             raise ValueError(f"it is nested deeper than {DEPTH} levels")
         return Card(**cast(dict[str, Any], content))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (ValueError, TypeError, RecursionError) as error:
         reason = str(error).removeprefix(f"{Card.__module__}.{Card.__qualname__}.__init__() ")
         raise DamagedFolderError(

@@ -70,8 +70,9 @@ def write(adapter: Adapter, targets: tuple[Target, ...], base_name: str) -> Cont
     about = identity(base_of(targets), base_name)
     tensors = {key: tensor.detach().contiguous() for _, part in written for key, tensor in part.items()}
     head = None
-    for single in modules:
-        head = heads.write(single, targets, adapter.labels)
+    if modules:
+        trained = {key: tensor for single in modules for key, tensor in single.state_dict().items()}
+        head = heads.write(trained, targets, adapter.labels)
         head = Contents({**about, **head.config}, head.tensors)
     return Contents({"config": config, **about}, tensors, head)
 

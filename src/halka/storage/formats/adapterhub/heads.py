@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from halka.core import Adapter, Target
+from halka.core import Target
 from halka.methods import Modules
 from halka.models.heads import label_rows
 from halka.storage.formats.format import BaseSpec, Contents, FileNames, base_of, json_object
@@ -117,15 +117,14 @@ def read(head: Contents, targets: tuple[Target, ...]) -> tuple[Modules, dict[str
     return Modules(tuple(roles.get(path, path) for path in paths)), state
 
 
-def write(adapter: Adapter, targets: tuple[Target, ...], labels: Sequence[str]) -> Contents:
-    """Return the base's head with the adapter's modules in it; `labels` are its classes if not the base's.
+def write(trained: Mapping[str, Tensor], targets: tuple[Target, ...], labels: Sequence[str]) -> Contents:
+    """Return the base's head with these trained tensors in it; `labels` are its classes if not the base's.
 
     Raises HalkaError for modules that are not of the base's head.
     """
     base = base_of(targets)
     inside = f"{base.base_model_prefix}."
     own = dict(base.named_parameters(remove_duplicate=False))
-    trained = adapter.state_dict()
     shared = {parameter for key, parameter in own.items() if key.startswith(inside)}
     if other := [key for key in trained if key.startswith(inside) or own[key] in shared]:
         raise HalkaError(
