@@ -135,12 +135,14 @@ def test_a_servers_error_is_told(here, url):
 class Other(BaseHTTPRequestHandler):
     """Answers all that is asked, and not as OpenAI's API does."""
 
+    chunk = b'{"choices": [{"text": "Hello"}]}'
+
     def do_GET(self) -> None:
         self._answer(b'{"data": []}')
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
-        self._answer(b'data: {"choices": [{"text": "Hello"}]}\n\n')
+        self._answer(b"data: " + self.chunk + b"\n\n")
 
     def _answer(self, body: bytes) -> None:
         self.send_response(200)
@@ -150,6 +152,16 @@ class Other(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+@contextmanager
+def answering_once(handler: type[Other]) -> Iterator[str]:
+    """The address of a server that answers one request."""
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        serving = threading.Thread(target=server.handle_request)
+        serving.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        serving.join()
 
 
 @pytest.mark.parametrize(("flags", "path"), [("", "/v1/models"), ("--model x", "/v1/chat/completions")])
@@ -169,17 +181,12 @@ def test_a_server_of_another_kind_is_named(here, flags, path):
 class Thorough(Other):
     """Says in every chunk that there is no error."""
 
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        self._answer(b'data: {"error": null, "choices": [{"delta": {"content": "Hello"}}]}\n\ndata: [DONE]\n\n')
+    chunk = b'{"error": null, "choices": [{"delta": {"content": "Hello"}}]}'
 
 
 def test_an_error_that_is_null_is_none():
-    with HTTPServer(("127.0.0.1", 0), Thorough) as thorough:
-        serving = threading.Thread(target=thorough.handle_request)
-        serving.start()
-        answer = halka(f"chat --url http://127.0.0.1:{thorough.server_port} --model x", input="Hi\n")
-        serving.join()
+    with answering_once(Thorough) as url:
+        answer = halka(f"chat --url {url} --model x", input="Hi\n")
     assert answer.stdout == "Hello\n"
 
 
@@ -189,11 +196,8 @@ class Busy(Other):
 
 
 def test_a_server_that_fails_is_no_wrong_command():
-    with HTTPServer(("127.0.0.1", 0), Busy) as busy:
-        serving = threading.Thread(target=busy.handle_request)
-        serving.start()
-        message = failure(f"chat --url http://127.0.0.1:{busy.server_port}", code=1, input="Hello\n")
-        serving.join()
+    with answering_once(Busy) as url:
+        message = failure(f"chat --url {url}", code=1, input="Hello\n")
     assert "the server answers with status 503" in message
 
 
