@@ -38,7 +38,7 @@ def test_what_is_read_is_said(here):
     ):
         told = halka(command).stderr
         assert "own: 1 row cannot be used; the first: train.jsonl:5: not valid JSON" in told
-        assert "own: 1 prompts of test are in train, too" in told
+        assert "own: train has 1 prompt of test, too" in told
     told = halka("evaluate --data train.jsonl --shape prompt --base base --dtype float32 --max-new-tokens 1").stderr
     assert "train.jsonl: 4 examples, read as prompt\n" in told
     Path("more.jsonl").write_text(json.dumps({**rows[0], "context": "Numbers.", "adapter": None}) + "\n")
@@ -47,7 +47,7 @@ def test_what_is_read_is_said(here):
     assert "not read: context" in halka("data preview more.jsonl --base base").stdout
     files = "--data train.jsonl --validation test.jsonl"
     told = halka(f"train {files} --base base --dtype float32 --steps 1 --rank 4 -o both").stderr
-    assert "train: 1 prompts of validation are in train, too: scores on them are too high" in told
+    assert "train: train has 1 prompt of validation, too: scores on validation are too high" in told
 
 
 def test_long_rows_are_cut_to_the_room_beside_virtual_tokens(here):

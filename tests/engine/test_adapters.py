@@ -314,6 +314,14 @@ def test_a_pools_adapters_are_the_engines_own(model, store):
         assert answer.error is None
 
 
+def test_what_is_said_of_an_engine_s_adapters_goes_before_what_their_pool_has(model, store):
+    size = taken(AdapterFolder.open(store.get("lora-0").folder))
+    halka.AdapterPool(model, store, budget=5 * size)
+    with Engine(model) as own, Engine(model, adapter_memory=3 * size) as other:
+        assert (own.adapters.residents.budget, other.adapters.residents.budget) == (5 * size, 3 * size)
+        assert own.adapters.store is other.adapters.store is store
+
+
 def test_loading_and_unloading_leaves_nothing(model, store):
     size = taken(AdapterFolder.open(store.get("lora-0").folder))
     with Engine(model, store, adapter_memory=size, rows=2) as engine:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from functools import cache
-from types import SimpleNamespace
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from halka.engine.text_stream import CONTEXT, WINDOW, TextStream
 from halka.models import load_base
@@ -70,27 +70,41 @@ def test_a_run_of_bytes_comes_as_a_whole():
 
 
 def test_the_work_for_a_token_does_not_grow():
-    tokenizer = tokenizer_of("byte-level")
-    lengths = []
+    tokenizer = VOCABULARIES["byte-level"]()
+    lengths, whole = [], tokenizer.decode
 
     def decode(tokens, **options):
         lengths.append(len(tokens))
-        return tokenizer.decode(tokens, **options)
+        return whole(tokens, **options)
 
-    counting = SimpleNamespace(
-        decode=decode,
-        added_tokens_decoder=tokenizer.added_tokens_decoder,
-        convert_ids_to_tokens=tokenizer.convert_ids_to_tokens,
-    )
+    tokenizer.decode = decode
     broken = tokenizer("😀", add_special_tokens=False)["input_ids"][0]
     text = tokenizer(TEXTS[0] * 20, add_special_tokens=False)["input_ids"]
     for tokens in (text, [broken] * 500):
         lengths.clear()
-        check_stream = TextStream(counting)
+        check_stream = TextStream(tokenizer)
         for token in tokens:
             check_stream.push(token)
         assert max(lengths) <= WINDOW + 1
         assert len(lengths) <= len(tokens) * (1 + 1 / (WINDOW - CONTEXT)) + 1
+
+
+def test_a_tokenizer_s_special_tokens_are_read_for_all_texts_at_once():
+    """Gemma's has six thousand."""
+
+    class Counting(PreTrainedTokenizerFast):
+        reads = 0
+
+        @property
+        def added_tokens_decoder(self):
+            Counting.reads += 1
+            return super().added_tokens_decoder
+
+    tokenizer = Counting(tokenizer_object=tokenizer_of("byte-level").backend_tokenizer)
+    Counting.reads = 0
+    for _ in range(3):
+        TextStream(tokenizer)
+    assert Counting.reads == 1
 
 
 @pytest.mark.slow

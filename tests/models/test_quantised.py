@@ -377,7 +377,9 @@ def test_an_adapter_goes_from_form_to_form_with_a_word(made, form, tmp_path, rec
     assert len(recwarn) == 0
 
 
-@pytest.mark.filterwarnings("ignore:.* accepted answers are longer", "ignore:.* prompts of validation are in the")
+@pytest.mark.filterwarnings(
+    "ignore:.* accepted answers are longer", "ignore:the training examples have .* of validation"
+)
 @every_form
 def test_training_evaluation_a_store_and_a_pool(made, form, tmp_path):
     from halka.data.task import load_task

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from full_disk import room_for
+from full_disk import file_limit, room_for
 from halka.server.apart import environment
 from halka.server.jobs.folder import LOCK, JobFolder, JobRequest, jobs_in
 from halka.server.jobs.queue import JobQueue
@@ -273,6 +273,19 @@ def test_a_job_that_is_resumed_begins_when_its_state_is_written(jobs, queue):
     (job.path / "stop").unlink()
     assert queue.look() == 1
     assert finish(queue, job) == "done"
+
+
+def test_a_job_that_cannot_write_that_it_runs_does_not_begin_each_second(jobs, queue, tmp_path):
+    job = new(jobs)
+    with file_limit(10):  # its process inherits it
+        assert queue.look() == 1
+    wait_for(lambda: not job.alive)
+    assert (job.state(), begun(job)) == ("queued", 0)
+    assert queue.look() == 0
+    another = JobQueue(lambda: [jobs], tmp_path / "lock")  # of a server that begins anew
+    assert another.look() == 1
+    wait_for(lambda: begun(job))
+    assert finish(another, job) == "done"
 
 
 def test_a_job_begins_only_where_its_tenant_has_room(jobs, queue, tmp_path):

@@ -384,6 +384,35 @@ def test_verify_passes_over_what_is_removed_meanwhile(store, model):
     assert not [*found]
 
 
+def test_the_newest_is_the_one_before_where_it_is_removed_meanwhile(store, model):
+    class Removing(AdapterStore):
+        """Another process removes version 2 while its tags are read."""
+
+        def _tags(self, name):
+            if 2 in self.versions(name):
+                self.remove(name, 2)
+            return super()._tags(name)
+
+    store.save(model, "a")
+    store.save(model, "a")
+    assert [(stored.name, stored.version) for stored in Removing(store.folder).list()] == [("a", 1)]
+
+
+def test_what_is_copied_wrongly_is_not_stored(store, model, tmp_path, monkeypatch):
+    source = halka.save(model, "a", tmp_path / "a")
+
+    def copyfile(file, to):
+        to.write_bytes(file.read_bytes()[:-1])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", copyfile)
+        with pytest.raises(DamagedFolderError, match="a changed while it was copied: add it again"):
+            store.add(source)
+    assert store.names() == []
+    assert store.base() is None
+    assert store.add(source).version == 1
+
+
 def test_verify_names_what_is_damaged(store, model):
     store.save(model, "a")
     store.save(model, "b")

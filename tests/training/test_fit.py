@@ -376,7 +376,7 @@ def test_validation_on_what_is_trained_is_said():
     model = halka.adapt(tiny(vocab_size=len(tokenizer)), tokenizer)
     model.add("a", halka.LoRA(rank=4))
     rows = [{"question": f"What is {number}?", "answer": "A number."} for number in range(3)]
-    with pytest.warns(UserWarning, match="^1 prompts of validation are in the training examples, too"):
+    with pytest.warns(UserWarning, match="^the training examples have 1 prompt of validation, too"):
         fit(model, "a", rows[:2], {"steps": 1, "batch_size": 1}, validation=[rows[1] | {"answer": "Two."}, rows[2]])
 
 
@@ -395,7 +395,7 @@ def test_raw_text_is_trained_on_and_has_no_score():
         halka.evaluate(model, "a", texts)
 
 
-@pytest.mark.filterwarnings("ignore:.*prompts of validation are in the training examples")
+@pytest.mark.filterwarnings("ignore:the training examples have .* of validation")
 def test_rows_in_memory_are_trained_on_as_a_file_s():
     datasets = pytest.importorskip("datasets")
     rows = [{"question": "What is it?", "answer": answer} for answer in ("It is Paris.", "A settings link.")]

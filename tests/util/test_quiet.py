@@ -22,6 +22,17 @@ def test_bars_and_advice_are_off_within_the_block_alone(capfd):
     assert "Loading" in capfd.readouterr().err
 
 
+def test_blocks_of_threads_that_overlap_restore_what_was_before_the_first():
+    before = logging.get_verbosity()
+    first, second = quiet_libraries(), quiet_libraries()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert logging.get_verbosity() == logging.ERROR
+    second.__exit__(None, None, None)
+    assert logging.get_verbosity() == before != logging.ERROR
+
+
 def test_a_quiet_process_keeps_what_the_user_chose(monkeypatch):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)

@@ -55,4 +55,5 @@ def say_overlaps(task: Task) -> None:
     from halka.data.task import overlaps
 
     for (earlier, later), prompts in overlaps(task).items():
-        say(f"{task.name}: {len(prompts)} prompts of {later} are in {earlier}, too: scores on them are too high")
+        shared = plural(len(prompts), "prompt")
+        say(f"{task.name}: {earlier} has {shared} of {later}, too: scores on {later} are too high")

@@ -19,7 +19,6 @@ from halka.engine.kept import Kept
 from halka.engine.line import line_of
 from halka.engine.next_tokens import next_tokens
 from halka.engine.request import Answer, Finish, Request
-from halka.engine.residents import BUDGET
 from halka.engine.sampling import SEEDS, new_seed
 from halka.engine.schedule import Schedule, Work
 from halka.engine.stopping import StoppedText
@@ -63,7 +62,7 @@ class Engine:
         *,
         rows: int = 32,
         memory: int | None = None,
-        adapter_memory: int = BUDGET,
+        adapter_memory: int | None = None,
         most_adapters: int | None = None,
         prefill: int | None = None,
         prefill_beside: int | None = None,
@@ -76,7 +75,8 @@ class Engine:
         rows            answers that are made at the same time
         memory          bytes for keys and values; by default what the rows can need, up to a quarter of the device's
                         memory and half of what is free there
-        adapter_memory  bytes for adapters that are loaded from the store or were `put`, with the copies for kernels
+        adapter_memory  bytes for adapters that are loaded from the store or were `put`, with the copies for kernels; by
+                        default what the pool has, if its store is used, else 2 GB
         most_adapters   how many of these there may be; None: as many as fit
         prefill         tokens of prompts that are computed in a step; by default 512 on a CPU, and 2,048 on a GPU
         prefill_beside  tokens of prompts a step while other rows decode; more of them delay those rows' tokens. Fewer

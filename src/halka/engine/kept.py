@@ -26,15 +26,17 @@ class Kept:
         self,
         model: AdaptedModel,
         store: Source | None = None,
-        adapter_memory: int = BUDGET,
+        adapter_memory: int | None = None,
         allowed: Allowed | None = None,
         most_adapters: int | None = None,
     ):
-        """As `Engine`: the store is the pool's if there is one and no other is named."""
+        """As `Engine`: the store, and what is not said of it, are the pool's if there is one and no other is named."""
         self._model, self._pool, self._base = model, model.pool, list[object]()
         if store is None and isinstance(pool := model.pool, AdapterPool):
-            store, adapter_memory, allowed = pool.store, pool.budget, pool.allowed
+            store, allowed = pool.store, pool.allowed if allowed is None else allowed
+            adapter_memory = pool.budget if adapter_memory is None else adapter_memory
         self.forward = forward_of(model)
+        adapter_memory = BUDGET if adapter_memory is None else adapter_memory
         self.adapters = Adapters(model, store, adapter_memory, allowed, most_adapters, self.forward.bytes_of)
         self._constraints: Constraints | None = None
 

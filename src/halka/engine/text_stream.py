@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from weakref import WeakKeyDictionary
 
 WINDOW = 16  # tokens that are decoded together, at most, save a run of bytes
 CONTEXT = 4  # tokens kept of a full window: a character has up to four bytes, so up to three tokens may be incomplete
 INCOMPLETE = "\ufffd"  # what tokenizers put for a character whose last bytes are missing
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_special: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()  # of each tokenizer; some have thousands
 
 
 class TextStream:
@@ -23,14 +25,17 @@ class TextStream:
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
-        self._special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        if (special := _special.get(tokenizer)) is None:
+            added = tokenizer.added_tokens_decoder.items()
+            _special[tokenizer] = special = frozenset(number for number, token in added if token.special)
+        self._skipped = special  # nothing of the text depends on those that are added later, only when it comes
         self._window: list[int] = []
         self._sent = 0  # characters of the window's text
 
     def push(self, token: int) -> str:
         """The text that is certain now and was not before."""
         piece = self._tokenizer.convert_ids_to_tokens(token)
-        if token in self._special or piece is None:  # None: the embedding has more rows than the tokenizer has tokens
+        if token in self._skipped or piece is None:  # None: the embedding has more rows than the tokenizer has tokens
             return ""
         self._window.append(token)
         return "" if BYTE.fullmatch(piece) else self._take(final=False)

@@ -110,12 +110,14 @@ class AdapterStore:
         """
         if version is None:
             name, version = name_and_version(name)
-        versions = self.versions(name)
+        versions, newest = self.versions(name), version is None
         version = versions[-1] if version is None else version
         _check_version(name, version, versions)
         folder = self.folder / name / str(version)
         stored = Stored(name, version, folder, self._tags(name), read_card(folder))
         if not folder.is_dir():
+            if newest:
+                return self.get(name)
             raise UnknownAdapterError(f"version {version} of {name!r} was removed meanwhile")
         return stored
 
@@ -136,8 +138,6 @@ class AdapterStore:
             try:
                 stored = self.get(name)
             except UnknownAdapterError:
-                if _versions(self.folder / name):
-                    raise
                 continue  # removed meanwhile
             except DamagedFolderError as error:
                 if on_damage is None:
@@ -207,6 +207,10 @@ class AdapterStore:
                 for file in (*adapter.own_files, CARD, README):  # a run's checkpoints may lie beside them
                     if (adapter.path / file).is_file():
                         shutil.copyfile(adapter.path / file, beside / file)
+                adapter.check()
+                copy = replace(adapter, path=beside, weights=beside / adapter.weights.name)
+                if copy.digests != adapter.digests:
+                    raise DamagedFolderError(f"{adapter} changed while it was copied: add it again")
         return self.get(name, version)
 
     def tag(self, name: str, tags: Sequence[str], *, remove: bool = False) -> tuple[str, ...]:

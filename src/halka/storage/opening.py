@@ -11,7 +11,7 @@ from halka.models.loading import load_base
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import Allowed, load
 from halka.util.dtypes import Dtype, Quantize
-from halka.util.errors import HalkaError
+from halka.util.errors import HalkaError, OutOfMemoryError
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def open(
             source, kind=folder.kind, labels=folder.labels or None, dtype=dtype, device=device, quantize=quantize
         )
     except HalkaError as error:
-        if base is not None:
+        if base is not None or isinstance(error, OutOfMemoryError):
             raise
         raise type(error)(f"the base that {folder} names: {error}. Pass another name or path as base=…") from error
     model = adapt(loaded, tokenizer)

@@ -27,6 +27,7 @@ from halka.training.run_folder import RunFolder, help_finish
 from halka.training.saving import save_together
 from halka.util.divided import checked_by_first
 from halka.util.errors import HalkaError, TrainingError
+from halka.util.text import plural
 
 T = TypeVar("T")
 
@@ -188,7 +189,7 @@ def _read(job: Job) -> Job:
     held_out, held_out_items = examples_and_items(job.validation)
     if shared := between(examples, held_out):
         warnings.warn(
-            f"{len(shared)} prompts of validation are in the training examples, too: the loss on them is too low",
+            f"the training examples have {plural(len(shared), 'prompt')} of validation, too: its loss is too low",
             stacklevel=2,
         )
     return replace(job, examples=[*items, *examples], validation=[*held_out_items, *held_out])

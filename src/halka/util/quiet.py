@@ -7,7 +7,8 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import Lock
 
 VARIABLES = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers and sentence-transformers follow it, too
@@ -30,12 +31,33 @@ def quiet_process() -> None:
         warnings.filterwarnings("ignore", module=r"(?!halka\b)")
 
 
+class _Blocks:
+    """The blocks of `quiet_libraries` under way, in all threads."""
+
+    lock, number, settings = Lock(), 0, ExitStack()
+
+
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep transformers and bitsandbytes quiet within the block; their settings are restored after it.
+    """Keep transformers and bitsandbytes quiet within the block; their settings are restored after the last thread's.
 
     bitsandbytes logs, when it is imported, that it would fetch a faster kernel from the hub.
     """
+    with _Blocks.lock:
+        if not _Blocks.number:
+            _Blocks.settings.enter_context(_quiet_settings())
+        _Blocks.number += 1
+    try:
+        yield
+    finally:
+        with _Blocks.lock:
+            _Blocks.number -= 1
+            if not _Blocks.number:
+                _Blocks.settings.close()
+
+
+@contextmanager
+def _quiet_settings() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()

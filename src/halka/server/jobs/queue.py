@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from halka.server.jobs.folder import ENDED, JOB, LOG, STATE, STOP, JobFolder, jo
 from halka.util.python import program
 
 EVERY = 1.0  # seconds between two looks
+AGAIN = 60.0  # seconds from a job's start to the next, where it ended without a word in its files, as on a full disk
 STARTED = ".started"
 Stamp = tuple[tuple[int, int] | None, ...]
 log = logging.getLogger("halka.server.jobs")
@@ -41,6 +43,7 @@ class JobQueue:
         self._folders, self._lock, self.at_once = folders, lock, at_once
         self._ended: dict[Path, Stamp] = {}  # jobs that have ended, with the files that say so
         self._damaged: dict[Path, Stamp] = {}  # those that the log names already
+        self._begun: dict[Path, tuple[Stamp, float]] = {}  # jobs that were started here: their files before, and when
         self._processes = set[int]()  # started here and not ended yet
         self._task: asyncio.Task[None] | None = None
 
@@ -94,7 +97,7 @@ class JobQueue:
         """The jobs that wait, the oldest first, and the number of those that run."""
         waiting, running = list[tuple[int, JobFolder]](), 0
         jobs = [job for folder in self._folders() for job in jobs_in(folder)]
-        for kept in (self._ended, self._damaged):
+        for kept in (self._ended, self._damaged, self._begun):
             for path in kept.keys() - {job.path for job in jobs}:
                 del kept[path]
         for job in jobs:
@@ -105,7 +108,9 @@ class JobQueue:
                 state = job.state()
                 if state == "queued":
                     job.request()
-                    waiting.append((job.written()["queued"], job))
+                    before, begun = self._begun.get(job.path, (None, 0.0))
+                    if before != stamp or time.monotonic() - begun >= AGAIN:
+                        waiting.append((job.written()["queued"], job))
                 elif state in ENDED:
                     self._ended[job.path] = stamp
                 else:
@@ -129,6 +134,7 @@ class JobQueue:
         try:
             if job.state() == "stopping":  # it was stopped just now
                 return False
+            stamp = _stamp(job)
             messages = os.open(job.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
                 arguments = program("halka.server.jobs.process", str(job.path), str(lock))
@@ -140,6 +146,9 @@ class JobQueue:
                 os.close(messages)
         finally:
             os.close(lock)
+        if self._begun.get(job.path, (None,))[0] == stamp:
+            log.warning("%s begins again: it ended before it could write that it runs, as on a full disk", job.id)
+        self._begun[job.path] = stamp, time.monotonic()
         self._processes.add(pid)
         with suppress(OSError):  # a full disk keeps no job from running
             (job.path.parent / STARTED).touch()

@@ -7,6 +7,7 @@ something else.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Generator, Iterator, Mapping
@@ -24,7 +25,7 @@ from halka.storage.formats.model_folder import described, write_generation_confi
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
-    from gguf import GGUFWriter
+    from gguf import GGUFWriter, TensorNameMap
 
 ARCHITECTURES = {
     "llama": "llama",
@@ -125,14 +126,19 @@ def tensors_of(base: Any, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, 
 
 def name_in_gguf(base: Any, name: str) -> str:
     """Return llama.cpp's name for the base's tensor `name`. Raises HalkaError for a tensor that it lacks."""
-    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
-
     architecture = architecture_of(base)
-    arch = next(arch for arch in MODEL_ARCH if MODEL_ARCH_NAMES[arch] == architecture)
-    stored = get_tensor_name_map(arch, base.config.num_hidden_layers).get_name(name, (".weight", ".bias"))
+    stored = _names_in(architecture, base.config.num_hidden_layers).get_name(name, (".weight", ".bias"))
     if stored is None:
         raise HalkaError(f"llama.cpp's {architecture} has no tensor for {name}: {WHY_NOT}")
     return stored
+
+
+@functools.cache  # it has every layer's names, and is asked for each
+def _names_in(architecture: str, layers: int) -> TensorNameMap:
+    """llama.cpp's names for the tensors of an architecture with so many layers."""
+    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+
+    return get_tensor_name_map(next(arch for arch in MODEL_ARCH if MODEL_ARCH_NAMES[arch] == architecture), layers)
 
 
 def rotated(base: Any, name: str, tensor: Tensor) -> Tensor:
