@@ -26,14 +26,13 @@ from halka.evaluation.metrics import mean_of
 from halka.models.fetching import known_bases, pull
 from halka.report.units import duration
 from halka.studies.ablation import Ablation, results, run
-from halka.studies.ablation.scores import MEASURES, from_row, scored
+from halka.studies.ablation.scores import EXACT, MEASURES, from_row, scored
 from halka.studies.ablation.settings import beside, matcher
 from halka.util.files import write_text
 
 BENCHMARKS = Path(__file__).parent
 VARIANTS = BENCHMARKS / "experiments" / "reading"
 RESULTS = BENCHMARKS / "results" / "reading"
-EXACT = next(measure for measure in MEASURES if measure.name == "exact")
 SHOWN = ("exact", "f1", "cites", "abstains", "gives_up")
 
 

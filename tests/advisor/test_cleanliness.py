@@ -33,6 +33,14 @@ def test_each_is_counted_and_placed():
     assert found.places == {"repeated": ("t:2",), "contradictory": ("t:3", "t:4"), "leaked": ("h:1",)}
 
 
+def test_an_answer_that_an_earlier_turn_of_a_dialogue_shows_is_leaked():
+    turns = [Message("user", "Who?"), Message("assistant", "She."), Message("user", "When?")]
+    held_out = Example((*turns, Message("assistant", "Now.")), (), "h:1")
+    longer = Example((*held_out.messages, Message("user", "Where?"), Message("assistant", "Here.")), (), "t:1")
+    assert cleanliness([longer], [held_out]).leaked == 1
+    assert cleanliness([held_out], [longer]).leaked == 0
+
+
 def test_the_same_object_twice_is_repeated():
     one = example("a", "1", where="t:1")
     assert cleanliness([one, one], []).repeated == 1

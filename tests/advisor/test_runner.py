@@ -632,6 +632,12 @@ def test_no_dialogue_is_held_out_in_part(base):
     assert len(taken.held_out) + len(taken.all_train) == len(rows)
 
 
+def test_what_shows_a_held_out_answer_in_an_earlier_turn_is_not_learned(base):
+    dialogues = [(*example(number).messages, *example(number + 100).messages) for number in range(12)]
+    request = request_for(base, train=tuple(map(Example, dialogues)), held_out=(Example(dialogues[0][:2]),))
+    assert {one.messages for one in sample(request).train} == {*dialogues[1:]}
+
+
 def test_held_out_answers_of_which_the_metric_says_nothing_are_left_out(base, tmp_path):
     def answered(number: int, text: str) -> Example:
         return replace(example(number), messages=(*example(number).prompt, Message("assistant", text)))

@@ -6,6 +6,7 @@ import pytest
 
 from halka.data.examples import Example, Message, read_examples
 from halka.data.splits import hold_out
+from halka.util.errors import HalkaError
 
 
 def example(prompt: str) -> Example:
@@ -39,6 +40,12 @@ def test_dialogues_that_only_begin_alike_are_apart():
     greeting = (Message("user", "Hi"), Message("assistant", "Hello!"))
     rows = [Example((*greeting, *example(f"p{number}").messages)) for number in range(20)]
     assert len(hold_out(rows, 0.1)[1]) == 2
+
+
+@pytest.mark.parametrize("share", [0, 1, 1.5, -0.1, float("nan")])
+def test_all_or_nothing_is_no_share_to_hold_out(share):
+    with pytest.raises(HalkaError, match="hold out a part of the examples"):
+        hold_out([example("a"), example("b")], share)
 
 
 def test_rows_and_what_read_examples_returns_are_held_out_as_examples(tmp_path):

@@ -426,3 +426,13 @@ def test_tags_that_are_types_alone_are_told_apart():
     scores = score(["LOC O PER PER", "O PER"], [["PER O LOC LOC"], ["O PER"]], ["tag_f1", "tag_accuracy"], resamples=2)
     assert scores["tag_f1"].value == pytest.approx(1 / 3)
     assert scores["tag_accuracy"].value == pytest.approx(3 / 6)
+
+
+def test_macro_f1_keeps_the_counts_of_the_references_classes_alone():
+    """Each generated text could be a class of its own, and the table of all counts the square of their number."""
+    metric = find_metric("macro_f1")
+    names = [*metric.per_item("a text", ["yes"]), *metric.per_item("no", ["no"])]
+    assert len(metric.reads(names)) == len({*names}) - 1
+    golds = [["yes"], ["no"]] * 30
+    answers = ["yes", "no"] * 20 + [f"text {number}" for number in range(20)]
+    assert score(answers, golds, ["macro_f1"])["macro_f1"].value == pytest.approx(0.8)

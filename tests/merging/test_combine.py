@@ -179,6 +179,14 @@ def test_dare_keeps_the_expectation_and_follows_its_seed():
 def test_the_largest_are_kept():
     kept = largest(torch.tensor([[0.1, -3.0], [2.0, 0.5]]), 0.5, torch.Generator())
     assert kept.tolist() == [[0.0, -3.0], [2.0, 0.0]]
+    assert largest(torch.tensor([0.1, -3.0]), 0.1, torch.Generator()).tolist() == [0.0, -3.0]  # else nothing is left
+
+
+def test_a_name_that_is_taken_is_refused_before_the_work(monkeypatch):
+    model = model_of(*three())
+    monkeypatch.setattr(torch.linalg, "svd", lambda *args, **options: pytest.fail("it is computed"))
+    with pytest.raises(halka.HalkaError, match="there is an adapter 'one' already"):
+        halka.combine(model, WEIGHTS, "svd", name="one")
 
 
 # ── peft ────────────────────────────────────────────────────────────────────────────────────────────────────────────

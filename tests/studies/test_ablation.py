@@ -30,7 +30,7 @@ from halka.studies.ablation import run as run_ablation
 from halka.studies.ablation.attacks import attack_of, attacks, inject
 from halka.studies.ablation.kept import KeptAnswers
 from halka.studies.ablation.runs import runner, runs_of
-from halka.studies.ablation.scores import Answered, answer_in, scored
+from halka.studies.ablation.scores import Answered, answer_in, as_rows, scored
 from halka.studies.ablation.searched import changed_facts
 from halka.studies.ablation.settings import Lessons, collection_of, matcher
 from halka.studies.ablation.summary import caption, headline, sentences, to_html, to_markdown
@@ -65,6 +65,29 @@ def passage(text: str) -> Passage:
 )
 def test_the_answer_is_what_stands_in_the_form(text, answer):
     assert answer_in(text, matcher(FORM)) == answer
+
+
+@pytest.mark.parametrize("text", ["Paris [1, 2]", "Paris [1].", "Paris [1] [2].", "Paris"])
+def test_an_untuned_base_s_citations_are_no_part_of_its_answer(text):
+    scores = scored([Answered("q", ("Paris",), text, 3, (1, 2))], "{answer}")
+    assert scores["exact"].value == 1
+
+
+def test_a_gain_is_of_the_same_questions():
+    """Ten of a hundred more are right, by every seed: with 55 and 65 by themselves the intervals would overlap."""
+
+    def runs(who: str, right: int) -> list[dict]:
+        answers = [Answered(f"q{n}", ("sea",), "sea" if n < right else "lake", 1, (1,)) for n in range(100)]
+        common = {"who": who, "status": "done", "ablation": "a", "base": "b", "method": {"label": "LoRA"}}
+        common |= {"form": "{answer}", "documents": 1, "passages_shown": 1, "commit": None, "changes": None}
+        common |= {"injections": [], "floor": 0.0, "passages": as_rows(answers), "alone": as_rows(answers)}
+        return [common | {"seed": seed, "train": {"parameters": 1}, "config": {}} for seed in range(3)]
+
+    gain = summarise([*runs("adapter", 55), *runs("tuned", 65)]).gain
+    assert gain is not None
+    assert gain.value == pytest.approx(0.1)
+    assert 0.02 < gain.low < 0.06
+    assert 0.14 < gain.high < 0.2
 
 
 def test_the_measures():

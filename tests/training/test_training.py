@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 import contract
@@ -660,6 +660,41 @@ def test_a_run_that_ran_out_of_memory_goes_on_where_it_was(when, tmp_path):
     assert rest[0].step == 3
     assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
     assert same(weights(resumed), weights(expected))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug of a kernel")])
+def test_a_run_that_is_interrupted_within_a_pass_goes_on_where_it_was(error, tmp_path):
+    expected, stopped, resumed = model_for(DROPOUT), model_for(DROPOUT), model_for(DROPOUT)
+    run(expected, RUN, folder=tmp_path / "whole")
+    stream = train(stopped, "a", items(), RUN, folder=tmp_path / "stopped")
+    assert [next(stream).step, next(stream).step] == [1, 2]
+    with raising(stopped, error), pytest.raises(type(error)):
+        next(stream)
+    rest = run(resumed, RUN, folder=tmp_path / "stopped")
+    assert rest[0].step == 3
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
+    assert same(weights(resumed), weights(expected))
+
+
+def test_an_error_while_weights_change_leaves_the_last_checkpoint(tmp_path):
+    model = model_for()
+    stream = train(model, "a", items(), RUN, folder=tmp_path)
+    assert [next(stream).step, next(stream).step] == [1, 2]
+
+    def fails(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = register_optimizer_step_post_hook(fails)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    handle.remove()
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_items_without_labels_have_no_loss():
+    for none in ([], [Tokens([1, 2, 3], [True, False, False])]):
+        with pytest.raises(halka.DataError, match="no token to score"):
+            mean_loss(model_for(), "a", none)
 
 
 @pytest.mark.parametrize(

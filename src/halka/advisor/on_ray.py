@@ -58,13 +58,13 @@ def probe_on(
         news = _followed(cluster, progress)
     finally:
         cluster.close()
-    if news.code != 0:
-        log = news.files.get(LOG, b"").decode(errors="replace").strip()
-        raise HalkaError((log.splitlines() or [news.text])[-1])
     for name, content in news.files.items():
         own = Path(name)
         if own.parts[0] == ADVICE and not {COLLECTION, ".."} & {*own.parts}:  # a collection knows the node's paths
             write_bytes(kept.path / own.relative_to(ADVICE), content)
+    if news.code != 0:
+        log = news.files.get(LOG, b"").decode(errors="replace").strip()
+        raise HalkaError((log.splitlines() or [news.text])[-1])
     if request.documents:
         indexing = taken_in(Collection(kept.path / COLLECTION), *listed(request.documents), kept.path)
         for number, event in enumerate(indexing, start=1):

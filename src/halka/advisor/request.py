@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from halka.advisor.statistics import are_labels, is_scored
-from halka.data.duplicates import dialogue_key, prompt_key
+from halka.data.duplicates import answers_by_prompt, dialogue_key, prompt_key
 from halka.data.examples import Example
 from halka.data.splits import split_off
 from halka.data.tools import OPENING
@@ -104,7 +104,10 @@ def sample(request: Request) -> Sample:
         unscored, held_out = len(held_out) - len(scored), scored
     held_out = held_out[:MOST_HELD_OUT]
     prompts = {prompt_key(example) for example in held_out}
-    train = _shuffled([example for example in all_train if prompt_key(example) not in prompts])[:MOST_TRAIN]
+    unseen = [
+        example for example in all_train if prompts.isdisjoint(prompt for prompt, _ in answers_by_prompt(example))
+    ]
+    train = _shuffled(unseen)[:MOST_TRAIN]
     if not train:
         raise DataError("every training example has a held-out prompt: add other examples, or other --validation ones")
     metric = named or usual_metric([example.answers[0] for example in (*train, *held_out)])

@@ -166,8 +166,11 @@ def _run(
     on: str | None = None,
 ) -> list[str]:
     """Run an experiment's missing runs, and write its table and report; returns the errors of those that failed."""
+    from halka.cli.reading import say_overlaps
     from halka.studies.compare import is_finished, run, write_outputs
+    from halka.studies.experiment import task_of
 
+    say_overlaps(task_of(experiment))
     fetch = on is None and (retry or not is_finished(experiment, out))
     _follow(run(experiment, out, retry=retry, on=on), experiment.base, out, fetch)
     outputs = write_outputs(experiment, out, command)

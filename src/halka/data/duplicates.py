@@ -1,6 +1,6 @@
 """Duplicate examples: within a list, and between two, such as a training and a test split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from unicodedata import normalize
 
@@ -30,13 +30,13 @@ def within(examples: Sequence[Example]) -> list[Duplicate]:
 
 
 def between(first: Sequence[Example], second: Sequence[Example]) -> list[Duplicate]:
-    """Examples of `second` whose prompt occurs in `first`."""
+    """Examples of `second` whose prompt occurs in `first`, also before an earlier turn of a conversation."""
     places: dict[object, str] = {}
     answers: dict[object, set[str]] = {}
     for index, example in enumerate(first):
-        key = prompt_key(example)
-        places.setdefault(key, example.place(index))
-        answers.setdefault(key, set()).update(answer_keys(example))
+        for key, answered in answers_by_prompt(example):
+            places.setdefault(key, example.place(index))
+            answers.setdefault(key, set()).update(answered)
     return [
         Duplicate(places[key], example.place(index), not answers[key].isdisjoint(answer_keys(example)))
         for index, example in enumerate(second)
@@ -62,6 +62,18 @@ def dialogue_key(examples: Sequence[Example]) -> Callable[[Example], object]:
         return next((prompt[:end] for end in range(1, len(prompt) - 1) if prompt[: end + 1] in conversations), prompt)
 
     return key
+
+
+def answers_by_prompt(example: Example) -> Iterator[tuple[object, frozenset[str]]]:
+    """The `prompt_key` and `answer_keys` of each turn of a conversation that its assistant answers, in their order.
+
+    An example of several turns shows the answers of all to whoever is trained on it.
+    """
+    messages = _key(example.messages)
+    for end, (role, text) in enumerate(messages[:-1]):
+        if role == "assistant" and end:
+            yield messages[:end], frozenset({text})
+    yield prompt_key(example), answer_keys(example)
 
 
 def answer_keys(example: Example) -> frozenset[str]:

@@ -30,6 +30,7 @@ class Metric:
     `aggregate(sums)` turns the counts' sums into scores: every sum has shape (R,), one entry for each
     sample of items, and so has the result, NaN where a sample leaves the score undefined. Since a sample's
     sums are all that a score needs, corpus measures (BLEU, F1) can be resampled exactly.
+    `reads(names)` are those of the counts' names that `aggregate` reads, by default all.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Metric:
     aggregate: Callable[[Sums], FloatArray]
     range: tuple[float, float] = (0.0, 1.0)
     higher_is_better: bool = True
+    reads: Callable[[Sequence[Hashable]], Sequence[Hashable]] = list
 
     @classmethod
     def mean(

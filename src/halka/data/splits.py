@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from halka.data.duplicates import dialogue_key
 from halka.data.examples import Example, Examples, as_examples
+from halka.util.errors import HalkaError
 
 T = TypeVar("T")
 
@@ -33,8 +34,10 @@ def split_off(examples: Sequence[Example], count: int, seed: str) -> tuple[list[
 def hold_out(examples: Examples, share: float) -> tuple[list[Example], list[Example]]:
     """Hold a share of examples or rows out for validation: (to train on, held out); always the same ones.
 
-    Raises DataError for a row that is no example.
+    Raises DataError for a row that is no example, HalkaError for a share that is not between 0 and 1.
     """
+    if not 0 < share < 1:
+        raise HalkaError(f"share is {share}: hold out a part of the examples, such as 0.1")
     examples = as_examples(examples)
     return split_off(examples, round(share * len(examples)), "0/validation")
 

@@ -23,6 +23,7 @@ OF_CLASSIFIERS: dict[str, Metric] = {metric.name: metric for metric in class_met
 """For answers that are labels' names as they stand, so that `c` and `C` are two classes."""
 FAMILIES: dict[str, Callable[[str], Metric]] = {"json_field": json_field, "json_field_f1": json_field_f1}
 """By the name before the colon: functions of the path after it."""
+MEAN = Metric.mean("mean", "mean of the items' values", lambda value, _: float(value))
 OF_FUNCTIONS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 """What a metric's functions, which may be a user's, raise for answers that they were not written for."""
 
@@ -89,8 +90,12 @@ def resampled(
 
 def mean_of(values: Sequence[float], seed: int = 0) -> Score:
     """The mean of values from 0 to 1 with an interval as in `score`. Raises HalkaError if there are none."""
-    mean = Metric.mean("mean", "mean of the items' values", lambda value, _: float(value))
-    return score([repr(float(value)) for value in values], [[""]] * len(values), [mean], seed)["mean"]
+    return score([repr(float(value)) for value in values], [[""]] * len(values), [MEAN], seed)["mean"]
+
+
+def resampled_mean(values: Sequence[float], seed: int = 0) -> list[float]:
+    """The means behind `mean_of`'s interval, as in `resampled`. Raises HalkaError if there are no values."""
+    return resampled([repr(float(value)) for value in values], [[""]] * len(values), MEAN, seed)
 
 
 def default_metrics(examples: Iterable[Example], kind: str | None) -> tuple[str, ...]:
@@ -163,11 +168,12 @@ def _table(
         if not all(math.isfinite(count) for count in row.values()):
             raise HalkaError(f"{metric.name}, item {i}: counts are not finite: {dict(row)}")
         rows.append(row)
-    column = {key: k for k, key in enumerate(dict.fromkeys(key for row in rows for key in row))}
+    column = {key: k for k, key in enumerate(metric.reads([*dict.fromkeys(key for row in rows for key in row)]))}
     table = np.zeros((len(rows), len(column)))
     for i, row in enumerate(rows):
         for key, count in row.items():
-            table[i, column[key]] = count
+            if key in column:
+                table[i, column[key]] = count
     return list(column), table
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import Any
 
@@ -98,8 +98,14 @@ def class_metrics(name_of: Callable[[str], str]) -> tuple[Metric, Metric]:
 
     return (
         Metric.mean("accuracy", "share of answers that name the right class", accuracy),
-        Metric("macro_f1", "mean over the references' classes of each class's F1", counts, _macro_f1),
+        Metric("macro_f1", "mean over the references' classes of each class's F1", counts, _macro_f1, reads=_of_gold),
     )
+
+
+def _of_gold(names: Sequence[Hashable]) -> list[Hashable]:
+    """The counts of the references' classes; of generated texts each could else be a class of its own."""
+    gold = {name for name in names if isinstance(name, tuple) and name[0] == "gold"}
+    return [name for name in names if isinstance(name, tuple) and ("gold", name[1]) in gold]
 
 
 def _macro_f1(sums: Sums) -> FloatArray:

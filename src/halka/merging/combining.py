@@ -53,9 +53,9 @@ class Way:
 
 
 def largest(tensor: Tensor, density: float, draw: torch.Generator) -> Tensor:
-    """Keep the share `density` of values that are largest; zeros elsewhere."""
+    """Keep the share `density` of values that are largest, at least one; zeros elsewhere."""
     flat, kept = tensor.flatten(), torch.zeros_like(tensor).flatten()
-    places = flat.abs().topk(int(density * flat.numel())).indices
+    places = flat.abs().topk(max(1, int(density * flat.numel()))).indices
     kept[places] = flat[places]
     return kept.view_as(tensor)
 
@@ -98,6 +98,8 @@ def combine(
     """
     way = check_combination(method, adapters, density, rank)
     with model.lock, torch.no_grad():
+        if name in model.adapters:  # `add` would say so after all the work
+            raise HalkaError(f"there is an adapter {name!r} already: remove it first, or choose another name")
         sources = [model.adapter(adapter) for adapter in adapters]
         weights = [float(weight) for weight in adapters.values()]
         draw = torch.Generator().manual_seed(seed)

@@ -12,9 +12,10 @@ from random import Random
 
 import regex
 
-from halka.rag.questions import Asked, stands_in
+from halka.rag.questions import Asked, spaced_words, stands_in
 
 Kind = tuple[object, ...]
+Worded = tuple[str, str]  # an answer, and its `spaced_words`
 QUESTION_WORDS = ("who", "when", "where", "many", "year")
 NAME = regex.compile(r"[^\W\d_]{4,}")  # a word that is told from others, where it has a capital
 NUMBER = regex.compile(r"\d{3,}")
@@ -24,23 +25,25 @@ class Alternatives:
     """The first answers of many questions, by kind: what could stand in place of a right answer."""
 
     def __init__(self, questions: Iterable[Asked]):
-        self._alike, self._similar = defaultdict[Kind, list[str]](list), defaultdict[Kind, list[str]](list)
+        self._alike, self._similar = defaultdict[Kind, list[Worded]](list), defaultdict[Kind, list[Worded]](list)
         for asked in questions:
             for answer in asked.answers[:1]:
-                self._alike[_alike(asked.question, answer)].append(answer)
-                self._similar[_similar(asked.question, answer)].append(answer)
+                worded = answer, spaced_words(answer)
+                self._alike[_alike(asked.question, answer)].append(worded)
+                self._similar[_similar(asked.question, answer)].append(worded)
 
     def of(self, asked: Asked, text: str = "") -> list[str]:
         """Answers to like questions that look the same; if there are none, those that look similar.
 
         Left out are those that hold the right answer or stand in it, and those that stand in `text`.
         """
-        first = asked.answers[0]
+        first, right = asked.answers[0], [*map(spaced_words, asked.answers)]
+        within = [spaced_words(text), *right]
         for others in (
             self._alike[_alike(asked.question, first)],
             self._similar[_similar(asked.question, first)],
         ):
-            if fitting := [other for other in others if not _overlap(other, asked.answers, text)]:
+            if fitting := [other for other, words in others if not _overlap(words, right, within)]:
                 return fitting
         return []
 
@@ -91,10 +94,9 @@ def _kind(question: str) -> Kind:
     return tuple(word in words for word in QUESTION_WORDS)
 
 
-def _overlap(other: str, answers: Sequence[str], text: str) -> bool:
-    return stands_in([other], text) or any(
-        stands_in([other], answer) or stands_in([answer], other) for answer in answers
-    )
+def _overlap(other: str, right: Sequence[str], within: Sequence[str]) -> bool:
+    """Whether another answer stands in one of the texts, or a right one in it, all as `spaced_words`."""
+    return (bool(other) and any(other in text for text in within)) or any(words in other for words in right if words)
 
 
 def _rest_of(answers: Sequence[str], new: str, changed: str) -> Iterator[str]:

@@ -81,9 +81,11 @@ def holds(passage: Passage, asked: Asked) -> bool:
 
 def stands_in(answers: Iterable[str], text: str) -> bool:
     """Whether a text has the words of one of the answers in order, ignoring case and punctuation."""
-    within = f" {_words(text)} "
-    return any(f" {words} " in within for words in map(_words, answers) if words)
+    within = spaced_words(text)
+    return any(words in within for words in map(spaced_words, answers) if words)
 
 
-def _words(text: str) -> str:
-    return " ".join(regex.findall(r"\w+", composed(text).casefold()))
+def spaced_words(text: str) -> str:
+    """A text's words, with a space before, between and behind them: "" without any. Case and punctuation are gone."""
+    words = regex.findall(r"\w+", composed(text).casefold())
+    return f" {' '.join(words)} " if words else ""

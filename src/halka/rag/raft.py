@@ -85,14 +85,17 @@ class Raft:
     ) -> Iterator[tuple[Asked, dict[str, Any]]]:
         """Yield the same rows as `examples`, each with its question."""
         draw, changes = random.Random(self.seed), random.Random(f"{self.seed}/changes")
-        names = [document.name for document in retriever.collection.documents(scope)]
+        lengths = {document.name: document.passages for document in retriever.collection.documents(scope)}
+        names = [*lengths]
         questions = [*placed(asked, names)]
         alternatives, on = Alternatives(questions), _by_document(questions)
         for question in questions:
             passages = [hit.passage for hit in retriever.search(question.question, 8 * self.passages, scope)]
             gold = next((passage for passage in passages if holds(passage, question)), None)
             if gold is None and question.document is not None:
-                own = retriever.collection.store.passages(question.document, range(10_000), scope)
+                own = retriever.collection.store.passages(
+                    question.document, range(lengths.get(question.document, 0)), scope
+                )
                 gold = next((passage for passage in own if holds(passage, question)), None)
             if gold is None and question.answers:
                 continue

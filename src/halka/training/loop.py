@@ -35,7 +35,7 @@ from halka.training.run import Run, batch_plan, packs_batches
 from halka.training.saving import resume_together, save_together
 from halka.training.sharing import Pass, own_passes
 from halka.util.core_share import give_cores_back, take_cores
-from halka.util.errors import DivergedError, HalkaError, LostRankError, OutOfMemoryError, TrainingError
+from halka.util.errors import DataError, DivergedError, HalkaError, LostRankError, OutOfMemoryError, TrainingError
 from halka.util.files import FULL
 from halka.util.machine import returning_memory
 from halka.util.mode import in_mode
@@ -75,6 +75,7 @@ def loop(
     resume_together(runs, ranks)
     device = next(model.base.parameters()).device
     before: dict[Run, int] = {}  # of the step under way: after how many steps its runs were
+    changing = False  # whether weights are being changed, so that an error may leave them between two steps
     try:
         if any(run.progress.unrecorded for run in runs):  # an error ended its evaluation
             yield _evaluate_and_record(model, runs, [*runs], ranks)
@@ -109,6 +110,7 @@ def loop(
             seconds = time.perf_counter() - started
 
             # step
+            changing = True
             for run in active:
                 try:
                     run.end_with(observer.last_step(run.number, run.steps))
@@ -119,31 +121,32 @@ def loop(
                     runs.remove(run)
                 finally:
                     run.optimizer.zero_grad()
+            changing = False
 
             yield results | _evaluate_and_record(model, runs, [run for run in active if run in runs], ranks)
     except BaseException as error:
         for run in runs:
             run.optimizer.zero_grad()
-        _save_whole_step(runs, before, error)
+        _save_whole_step(runs, before, error, changing)
         raise
     finally:
         give_cores_back()
 
 
-def _save_whole_step(runs: list[Run], before: Mapping[Run, int], error: BaseException) -> None:
+def _save_whole_step(runs: list[Run], before: Mapping[Run, int], error: BaseException, changing: bool) -> None:
     """Write the runs' checkpoints if the error that ends them left their last step whole.
 
-    It does where memory did not suffice, another process is lost, or the caller stops; and any error does in an
-    evaluation, once all have taken the step. Nothing is written to a full disk, where some runs have taken the step
+    It does where memory did not suffice, another process is lost, or the caller stops; and any error does, such as
+    Ctrl-C, but one while weights were changing. Nothing is written to a full disk, where some runs have taken the step
     and others not, or of runs that are divided: of these all processes would have to write their parts.
 
-    before   after how many steps the runs were before the step under way
+    before     after how many steps the runs were before the step under way
+    changing   whether optimisers were taking it
     """
     stops = isinstance(error, OutOfMemoryError | LostRankError | GeneratorExit)
     full = isinstance(error, OSError) and error.errno in FULL
-    evaluating = any(run.progress.unrecorded for run in runs) and not full
     at_one_step = len({run.progress.step > before[run] for run in runs if run in before}) < 2
-    if (stops or evaluating) and at_one_step and not any(run.divided for run in runs):
+    if (stops or not (changing or full)) and at_one_step and not any(run.divided for run in runs):
         save_together([run for run in runs if run.progress.step], Ranks())  # else there is nothing to go on with
 
 
@@ -335,8 +338,11 @@ def mean_loss(
     """The mean loss per label of `items` with adapter `name` (None: the bare base), without dropout.
 
     Batches are packed and limited as those of training with `config`; packed ones have examples that begin alike
-    together. With `ranks`, all of which call this, each computes its share of the batches.
+    together. With `ranks`, all of which call this, each computes its share of the batches. Raises DataError for items
+    without a label.
     """
+    if not any(item.labels for item in items):
+        raise DataError("there is no token to score: give items that have labels")
     ranks, device = ranks or Ranks(), next(model.base.parameters()).device
     packed = packs_batches(model, config)
     losses: list[Tensor] = []

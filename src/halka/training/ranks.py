@@ -255,13 +255,14 @@ def dealt_device(device: str | None, rank: int, count: int, gpus: int | None = N
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """The tensors in lists of one device and precision and of up to BUCKET values, or of one larger tensor."""
-    bucket: list[Tensor] = []
+    bucket, values = list[Tensor](), 0
     for tensor in tensors:
         alike = not bucket or (bucket[0].device, bucket[0].dtype) == (tensor.device, tensor.dtype)
-        if bucket and (not alike or sum(one.numel() for one in bucket) + tensor.numel() > BUCKET):
+        if bucket and (not alike or values + tensor.numel() > BUCKET):
             yield bucket
-            bucket = []
+            bucket, values = [], 0
         bucket.append(tensor)
+        values += tensor.numel()
     if bucket:
         yield bucket
 

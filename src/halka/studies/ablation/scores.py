@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from halka.evaluation.metrics import Score, find_metric, mean_of
+from halka.evaluation.metrics import Score, find_metric, mean_of, resampled_mean
 from halka.rag.prompt import ABSTAINED, CITATION, abstains, cited, numbers_of
 from halka.rag.questions import stands_in
 from halka.studies.ablation.settings import matcher
@@ -47,9 +47,9 @@ class Measure:
 
 
 def answer_in(text: str, pattern: re.Pattern[str]) -> str:
-    """The answer itself: the pattern's group, or the whole text without citations where the pattern does not match."""
+    """The answer itself without citations: the pattern's group, or the whole text where the pattern does not match."""
     match = pattern.fullmatch(text)
-    return (match[1] if match else CITATION.sub("", text)).strip()
+    return CITATION.sub("", match[1] if match else text).strip()
 
 
 def _in_form(answered: Answered, pattern: re.Pattern[str]) -> float:
@@ -83,9 +83,10 @@ def _answerable(answered: Answered) -> bool:
     return bool(answered.answers)
 
 
+EXACT = Measure("exact", "Exact", "an answer, but for case, punctuation, articles", _answerable, _known("squad_exact"))
 MEASURES: tuple[Measure, ...] = (
     Measure("form", "In form", "answers in the wanted form, or that abstain", lambda answered: True, _in_form),
-    Measure("exact", "Exact", "an answer, but for case, punctuation, articles", _answerable, _known("squad_exact")),
+    EXACT,
     Measure("f1", "F1", "words shared with the best answer", _answerable, _known("token_f1")),
     Measure("contains", "Contains", "an answer stands somewhere in the text", _answerable, _contains),
     Measure(
@@ -121,6 +122,13 @@ def scored(answers: Sequence[Answered], template: str, seed: int = 0) -> dict[st
         if values:
             scores[measure.name] = mean_of(values, seed)
     return scores
+
+
+def exact_with_draws(answers: Iterable[Answered], template: str) -> dict[str, Any]:
+    """The share of exact answers as `scored` has it, with its `draws`, which are of the same questions for all ways."""
+    pattern = matcher(template)
+    values = [EXACT.value(answered, pattern) for answered in answers if EXACT.of(answered)]
+    return asdict(mean_of(values)) | {"draws": resampled_mean(values)}
 
 
 def as_rows(answers: Sequence[Answered]) -> list[dict[str, Any]]:

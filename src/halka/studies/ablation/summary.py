@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from halka.evaluation.metrics import mean_of
 from halka.report.caveats import evaluations_since
-from halka.report.intervals import Interval, ScoreEstimate, covered, difference, estimate
+from halka.report.intervals import Interval, ScoreEstimate, covered, estimate, gap
 from halka.report.page import render
 from halka.report.units import bounds, count, duration
-from halka.studies.ablation.scores import MEASURES, from_row, scored
+from halka.studies.ablation.scores import MEASURES, exact_with_draws, from_row, scored
 from halka.util.errors import HalkaError
 from halka.util.text import plural
 
@@ -111,7 +111,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> Summary:
         seeds=tuple(sorted({run["seed"] for run in runs if run["who"] != "base"})),
         parameters=tuned[0]["train"]["parameters"] if tuned else None,
         ways=tuple(ways),
-        gain=_gain({way.label: way for way in ways}),
+        gain=_gain(tuned, [run for run in runs if run["who"] == "adapter"]),
         changes=_changes(tuned),
         converged=_converged(runs),
         commits=tuple(dict.fromkeys(run["commit"] for run in runs if run["commit"])),
@@ -145,10 +145,11 @@ def _way(label: str, runs: Sequence[Mapping[str, Any]], part: str, floored: bool
     return Way(label, scores, _over(obeyed), _followed(probed))
 
 
-def _gain(ways: Mapping[str, Way]) -> Interval | None:
-    both = [ways.get(label) for label in ("tuned adapter + passages", "adapter + passages")]
-    intervals = [way.scores["exact"].interval for way in both if way is not None]
-    return difference(intervals[0], intervals[1]) if len(intervals) == 2 and intervals[0] and intervals[1] else None
+def _gain(tuned: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]]) -> Interval | None:
+    both = [
+        _over([exact_with_draws(map(from_row, run["passages"]), run["form"]) for run in own]) for own in (tuned, plain)
+    ]
+    return gap(both[0], both[1]) if both[0] and both[1] else None
 
 
 def _changes(tuned: Sequence[Mapping[str, Any]]) -> Changes | None:
