@@ -105,6 +105,9 @@ def test_a_tokenizer_s_special_tokens_are_read_for_all_texts_at_once():
     for _ in range(3):
         TextStream(tokenizer)
     assert Counting.reads == 1
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<tool>"]})
+    assert TextStream(tokenizer).push(len(tokenizer) - 1) == ""
+    assert Counting.reads == 2
 
 
 @pytest.mark.slow

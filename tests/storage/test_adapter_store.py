@@ -23,7 +23,7 @@ from contract import adapted, disturb, ids
 from halka.core import AdaptedModel
 from halka.storage.adapter_store import AdapterStore, name_and_version
 from halka.storage.card import read_card
-from halka.util.errors import DamagedFolderError, HalkaError
+from halka.util.errors import DamagedFolderError, HalkaError, UnknownAdapterError
 from halka.util.files import is_portable_name
 from mac_for_tests import needs_both_cases
 from tiny import tiny
@@ -396,6 +396,18 @@ def test_the_newest_is_the_one_before_where_it_is_removed_meanwhile(store, model
     store.save(model, "a")
     store.save(model, "a")
     assert [(stored.name, stored.version) for stored in Removing(store.folder).list()] == [("a", 1)]
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_a_version_that_is_no_folder_is_none(store, model, kind):
+    store.save(model, "a")
+    place = store.folder / "a" / "2"
+    if kind == "file":
+        place.write_text("notes")
+    else:
+        place.symlink_to(store.folder / "nowhere")
+    with pytest.raises(UnknownAdapterError):
+        store.get("a")
 
 
 def test_what_is_copied_wrongly_is_not_stored(store, model, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 import contract
 import halka
 from contract import VARIANTS, disturb, weights_of
+from full_disk import file_limit
 from halka.core import AdaptedModel, Method
 from halka.data.examples import Example, Message
 from halka.data.tokens import Tokens
@@ -685,10 +686,21 @@ def test_an_error_while_weights_change_leaves_the_last_checkpoint(tmp_path):
         raise KeyboardInterrupt
 
     handle = register_optimizer_step_post_hook(fails)
-    with pytest.raises(KeyboardInterrupt):
-        next(stream)
-    handle.remove()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+    finally:
+        handle.remove()
     assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_takes_no_error_s_place(tmp_path):
+    model = model_for()
+    stream = train(model, "a", items(), RUN, folder=tmp_path)
+    next(stream)
+    with raising(model, KeyboardInterrupt()), file_limit(10), pytest.raises(KeyboardInterrupt) as caught:
+        next(stream)
+    assert "No checkpoint was written: " in caught.value.__notes__[0]
 
 
 def test_items_without_labels_have_no_loss():

@@ -104,8 +104,11 @@ def sample(request: Request) -> Sample:
         unscored, held_out = len(held_out) - len(scored), scored
     held_out = held_out[:MOST_HELD_OUT]
     prompts = {prompt_key(example) for example in held_out}
+    lengths = {*map(len, prompts)}
     unseen = [
-        example for example in all_train if prompts.isdisjoint(prompt for prompt, _ in answers_by_prompt(example))
+        example
+        for example in all_train
+        if prompts.isdisjoint(prompt for prompt, _ in answers_by_prompt(example, lengths))
     ]
     train = _shuffled(unseen)[:MOST_TRAIN]
     if not train:

@@ -1,10 +1,12 @@
 """Duplicate examples: within a list, and between two, such as a training and a test split."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from unicodedata import normalize
 
 from halka.data.examples import Example, Message
+
+Key = tuple[tuple[str, str], ...]  # the role and the plain text of each message
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,11 @@ def within(examples: Sequence[Example]) -> list[Duplicate]:
 
 def between(first: Sequence[Example], second: Sequence[Example]) -> list[Duplicate]:
     """Examples of `second` whose prompt occurs in `first`, also before an earlier turn of a conversation."""
+    lengths = {len(prompt_key(example)) for example in second}
     places: dict[object, str] = {}
     answers: dict[object, set[str]] = {}
-    for index, example in enumerate(first):
-        for key, answered in answers_by_prompt(example):
+    for index, example in enumerate(first if lengths else ()):
+        for key, answered in answers_by_prompt(example, lengths):
             places.setdefault(key, example.place(index))
             answers.setdefault(key, set()).update(answered)
     return [
@@ -44,7 +47,7 @@ def between(first: Sequence[Example], second: Sequence[Example]) -> list[Duplica
     ]
 
 
-def prompt_key(example: Example) -> object:
+def prompt_key(example: Example) -> Key:
     """Equal for two examples with the same prompt, ignoring whitespace, case, and how accented letters are composed."""
     return _key(example.prompt)
 
@@ -64,16 +67,18 @@ def dialogue_key(examples: Sequence[Example]) -> Callable[[Example], object]:
     return key
 
 
-def answers_by_prompt(example: Example) -> Iterator[tuple[object, frozenset[str]]]:
+def answers_by_prompt(example: Example, lengths: Collection[int]) -> Iterator[tuple[Key, frozenset[str]]]:
     """The `prompt_key` and `answer_keys` of each turn of a conversation that its assistant answers, in their order.
 
+    lengths   messages that a prompt has which is asked for: a long conversation has many others
     An example of several turns shows the answers of all to whoever is trained on it.
     """
     messages = _key(example.messages)
     for end, (role, text) in enumerate(messages[:-1]):
-        if role == "assistant" and end:
+        if role == "assistant" and end in lengths:
             yield messages[:end], frozenset({text})
-    yield prompt_key(example), answer_keys(example)
+    if len(prompt := prompt_key(example)) in lengths:
+        yield prompt, answer_keys(example)
 
 
 def answer_keys(example: Example) -> frozenset[str]:
@@ -81,7 +86,7 @@ def answer_keys(example: Example) -> frozenset[str]:
     return frozenset(map(_plain, example.answers))
 
 
-def _key(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
+def _key(messages: Sequence[Message]) -> Key:
     return tuple((message.role, _plain(message.written)) for message in messages)
 
 

@@ -10,7 +10,18 @@ WINDOW = 16  # tokens that are decoded together, at most, save a run of bytes
 CONTEXT = 4  # tokens kept of a full window: a character has up to four bytes, so up to three tokens may be incomplete
 INCOMPLETE = "\ufffd"  # what tokenizers put for a character whose last bytes are missing
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_special: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()  # of each tokenizer; some have thousands
+_special: WeakKeyDictionary[Any, tuple[int, frozenset[int]]] = WeakKeyDictionary()
+"""Of each tokenizer how many tokens it had, and the special ones, of which some have thousands."""
+
+
+def special_tokens(tokenizer: Any) -> frozenset[int]:
+    """The ids of the tokens that are no text, read anew where the tokenizer has more tokens than before."""
+    length, special = _special.get(tokenizer, (0, frozenset[int]()))
+    if length != len(tokenizer):
+        added = tokenizer.added_tokens_decoder.items()
+        special = frozenset(number for number, token in added if token.special)
+        _special[tokenizer] = len(tokenizer), special
+    return special
 
 
 class TextStream:
@@ -25,10 +36,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
-        if (special := _special.get(tokenizer)) is None:
-            added = tokenizer.added_tokens_decoder.items()
-            _special[tokenizer] = special = frozenset(number for number, token in added if token.special)
-        self._skipped = special  # nothing of the text depends on those that are added later, only when it comes
+        self._skipped = special_tokens(tokenizer)
         self._window: list[int] = []
         self._sent = 0  # characters of the window's text
 

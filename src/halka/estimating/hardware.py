@@ -19,7 +19,7 @@ KERNELS = (
     15 * 10**6
 )  # bytes of a step beside its tensors: kernels compiled for its sizes, their scratch, Python objects
 PROCESS = 440 * 10**6 + KERNELS  # bytes of a CPU process beside its tensors: Python, torch, transformers (measured)
-PLAIN = r"(?! (?:ti|super|laptop|max-q|pcie|nvl)\b)"  # behind a name: another card, which is slower or faster
+NO_VARIANT = r"(?!.*\b(?:ti|super|laptop|max-q|pcie|nvl|d)\b)"  # behind a name: such a card is slower or faster
 FIRST = torch.device("cuda", 0)
 WORKSPACE = 32 * 2**20  # bytes that cuBLAS keeps for a thread that computes, on Hopper; elsewhere 8 MiB
 CONTEXT = 500 * 10**6 + 2 * WORKSPACE  # of CUDA, before there is a tensor (assumed), and of this thread and autograd's
@@ -83,6 +83,6 @@ def gpu_here(place: torch.device = FIRST) -> Hardware | None:
         return None
     name = torch.cuda.get_device_name(place)
     plain = re.sub(r"\bRTX (?=\d)", "rtx", name, flags=re.I).lower()
-    like = next((device for device in DEVICES.values() if re.search(rf"\b{device.name}\b{PLAIN}", plain)), None)
+    like = next((device for device in DEVICES.values() if re.search(rf"\b{device.name}\b{NO_VARIANT}", plain)), None)
     memory = torch.cuda.get_device_properties(place).total_memory
     return Hardware(name, True, memory, like, has_flash=not lacks_bfloat16(place))

@@ -116,7 +116,7 @@ class AdapterStore:
         folder = self.folder / name / str(version)
         stored = Stored(name, version, folder, self._tags(name), read_card(folder))
         if not folder.is_dir():
-            if newest:
+            if newest and version not in self._versions(name):
                 return self.get(name)
             raise UnknownAdapterError(f"version {version} of {name!r} was removed meanwhile")
         return stored

@@ -147,7 +147,12 @@ def _save_whole_step(runs: list[Run], before: Mapping[Run, int], error: BaseExce
     full = isinstance(error, OSError) and error.errno in FULL
     at_one_step = len({run.progress.step > before[run] for run in runs if run in before}) < 2
     if (stops or not (changing or full)) and at_one_step and not any(run.divided for run in runs):
-        save_together([run for run in runs if run.progress.step], Ranks())  # else there is nothing to go on with
+        try:
+            save_together([run for run in runs if run.progress.step], Ranks())  # else there is nothing to go on with
+        except Exception as failed:
+            if stops:
+                raise
+            error.add_note(f"No checkpoint was written: {failed}")
 
 
 def _evaluate_and_record(

@@ -25,7 +25,7 @@ from halka.server.jobs.folder import ENDED, JOB, LOG, STATE, STOP, JobFolder, jo
 from halka.util.python import program
 
 EVERY = 1.0  # seconds between two looks
-AGAIN = 60.0  # seconds from a job's start to the next, where it ended without a word in its files, as on a full disk
+RESTART_PAUSE = 60.0  # seconds from a job's start to the next, where it ended without writing a state: on a full disk
 STARTED = ".started"
 Stamp = tuple[tuple[int, int] | None, ...]
 log = logging.getLogger("halka.server.jobs")
@@ -109,7 +109,7 @@ class JobQueue:
                 if state == "queued":
                     job.request()
                     before, begun = self._begun.get(job.path, (None, 0.0))
-                    if before != stamp or time.monotonic() - begun >= AGAIN:
+                    if before != stamp or time.monotonic() - begun >= RESTART_PAUSE:
                         waiting.append((job.written()["queued"], job))
                 elif state in ENDED:
                     self._ended[job.path] = stamp
