@@ -16,11 +16,11 @@ _special: WeakKeyDictionary[Any, tuple[int, frozenset[int]]] = WeakKeyDictionary
 
 def special_tokens(tokenizer: Any) -> frozenset[int]:
     """The ids of the tokens that are no text, read anew where the tokenizer has more tokens than before."""
-    length, special = _special.get(tokenizer, (0, frozenset[int]()))
-    if length != len(tokenizer):
+    before, special = _special.get(tokenizer, (0, frozenset[int]()))
+    if before != (length := len(tokenizer)):
         added = tokenizer.added_tokens_decoder.items()
         special = frozenset(number for number, token in added if token.special)
-        _special[tokenizer] = len(tokenizer), special
+        _special[tokenizer] = length, special
     return special
 
 
