@@ -9,7 +9,7 @@ import torch
 from transformers.initialization import no_init_weights
 
 import halka
-from contract import disturb, ids, weights_of
+from contract import disturb, has_weights, ids, weights_of
 from halka.core.weights import merged_weights
 from halka.data.examples import Example, Message
 from halka.data.texts import shipped_text
@@ -17,7 +17,7 @@ from halka.data.tokens import Tokens
 from halka.estimating.allocator import AllocatorModel
 from halka.estimating.dry_runs import Setup, model_of
 from halka.estimating.fake_tensors import DryRunMode
-from halka.merging.error import Difference, difference
+from halka.merging.error import PARTS, Difference, difference
 from halka.merging.precision import in_precision
 from halka.merging.probes import probe_rows
 from halka.models.quantised import quantise
@@ -54,6 +54,22 @@ def test_the_error_is_that_of_the_two_models_and_all_is_as_it_was(kind, dtype):
     assert found.error.kl == pytest.approx(slow.item(), rel=1e-9, abs=1e-15)
     assert found.relative == found.error.kl / found.effect.kl
     assert f"merging '{kind}'" in str(found)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_many_probes_are_compared_in_chunks(rows):
+    model = model_with("lora", dtype=torch.bfloat16)
+    before = weights_of(model.base)
+    whole = halka.merge_error(model, "lora", PROBES)
+    kept: list[int] = []
+    model.base.register_forward_hook(lambda *_: kept.append(1))
+    in_chunks = halka.merge_error(model, "lora", PROBES, at_once=rows * 39 * model.base.config.vocab_size)
+    assert len(kept) == 5 * len(PROBES)
+    assert in_chunks.tokens == whole.tokens
+    for part in PARTS:
+        one, other = (dataclasses.asdict(getattr(error, part)) for error in (whole, in_chunks))
+        assert one == pytest.approx(other, rel=1e-6), part
+    assert has_weights(model.base, before)
 
 
 def test_rounding_is_what_sets_the_precisions_apart():

@@ -7,14 +7,16 @@ the bare base.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from halka.core import AdaptedModel
+from halka.data.tokens import Tokens
 from halka.merging.precision import in_precision
 from halka.merging.probes import Probes, logits_of, probe_rows
 from halka.util.dtypes import dtype_name
@@ -27,6 +29,9 @@ WIDER = {
     torch.float64: torch.float64,  # the widest
 }
 LIMIT = 0.05
+LOGITS = 2**27
+"""Of probes that are compared at once, of each model: half a GB of them in float32."""
+PARTS = ("error", "effect", "noise", "merged", "rounding")
 
 
 @dataclass(frozen=True)
@@ -91,19 +96,19 @@ class MergeError:
         )
 
 
-def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None) -> MergeError:
+def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None, *, at_once: int = LOGITS) -> MergeError:
     """Measure what `model.merge(name)` would change on `probes` (default: a neutral text); the base stays as it is.
 
-    `merge_error(model, name).check()` raises where that is too much. Takes six passes over the probes, and memory for
-    copies of the weights in the next wider precision. Raises HalkaError for an adapter that cannot be
-    merged, logits that are not finite, and a model with an adapter merged or in use.
+    `merge_error(model, name).check()` raises where that is too much. Takes five passes over the probes, and memory for
+    copies of the weights in the next wider precision; so many probes at once as have `at_once` logits.
+    Raises HalkaError for an adapter that cannot be merged, logits that are not finite, and a model with an adapter
+    merged or in use.
     """
     rows = probe_rows(model, probes)
-    with model.lock:
-        _check_idle(model)
-        dtype = next(model.base.parameters()).dtype
-        precision, wider = dtype_name(dtype, "float64"), _wider(model)
-        subject = f"the logits of {name!r} on a base in {precision}"
+    precision, wider = dtype_name(next(model.base.parameters()).dtype, "float64"), _wider(model)
+    subject = f"the logits of {name!r} on a base in {precision}"
+
+    def compared(rows: Sequence[Tokens]) -> MergeError:
         with _merged(model, name):  # first, since it may refuse the adapter
             merged = list(logits_of(model, rows))
             with in_precision(model, wider):
@@ -115,16 +120,20 @@ def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None) ->
                 exact = list(logits_of(model, rows))
             with model.use(None):
                 effect = difference(logits_of(model, rows), exact, subject)
-    return MergeError(
-        adapter=name,
-        dtype=precision,
-        tokens=sum(len(row) for row in exact),
-        error=difference(unmerged, merged, subject),
-        effect=effect,
-        noise=difference(exact, unmerged, subject),
-        merged=difference(exact, merged, subject),
-        rounding=difference(exact, rounded, subject),
-    )
+        return MergeError(
+            adapter=name,
+            dtype=precision,
+            tokens=sum(len(row) for row in exact),
+            error=difference(unmerged, merged, subject),
+            effect=effect,
+            noise=difference(exact, unmerged, subject),
+            merged=difference(exact, merged, subject),
+            rounding=difference(exact, rounded, subject),
+        )
+
+    with model.lock:
+        _check_idle(model)
+        return _together([compared(chunk) for chunk in _chunks(model, rows, at_once)])
 
 
 def written_error(
@@ -141,37 +150,69 @@ def written_error(
     dtype         the precision in which the reader computes
     kind          the type of tensors in the file
 
-    Takes five passes over the probes. Raises HalkaError as `merge_error` does.
+    Takes five passes over the probes, and memory for both sets of weights.
+    Raises HalkaError as `merge_error` does.
     """
     rows = probe_rows(model, probes)
-    with model.lock:
-        _check_idle(model)
-        wider = _wider(model)
-        subject = f"the logits of {name!r} written as {kind}"
+    wider, subject = _wider(model), f"the logits of {name!r} written as {kind}"
 
+    def compared(rows: Sequence[Tokens], own: Mapping[str, Tensor], of_bare: Mapping[str, Tensor]) -> MergeError:
         def logits(weights: Mapping[str, Tensor], computed: torch.dtype) -> list[Tensor]:
             with in_precision(model, computed, weights):
                 return list(logits_of(model, rows))
 
-        weights = as_written(name)
-        written, rounded = logits(weights, dtype), logits(weights, wider)
-        weights = as_written(None)
-        bare_written = logits(weights, dtype)
-        del weights
-        bare = logits({}, wider)
+        written, rounded = logits(own, dtype), logits(own, wider)
+        bare_written, bare = logits(of_bare, dtype), logits({}, wider)
         with in_precision(model, wider), model.use(name):
             exact = list(logits_of(model, rows))
-    error = difference(exact, written, subject)
-    return MergeError(
-        adapter=name,
-        dtype=kind,
-        tokens=sum(len(row) for row in exact),
-        error=error,
-        effect=difference(bare, exact, subject),
-        noise=difference(bare, bare_written, subject),
-        merged=error,
-        rounding=difference(exact, rounded, subject),
-    )
+        error = difference(exact, written, subject)
+        return MergeError(
+            adapter=name,
+            dtype=kind,
+            tokens=sum(len(row) for row in exact),
+            error=error,
+            effect=difference(bare, exact, subject),
+            noise=difference(bare, bare_written, subject),
+            merged=error,
+            rounding=difference(exact, rounded, subject),
+        )
+
+    with model.lock:
+        _check_idle(model)
+        own, of_bare = as_written(name), as_written(None)
+        return _together([compared(chunk, own, of_bare) for chunk in _chunks(model, rows, LOGITS)])
+
+
+def _chunks(model: AdaptedModel, rows: Sequence[Tokens], logits: int) -> list[list[Tokens]]:
+    """The rows, in chunks of at most so many logits each, or of one row."""
+    base: Any = model.base
+    most = logits // base.config.get_text_config().vocab_size
+    chunks: list[list[Tokens]] = []
+    left = 0
+    for row in rows:
+        if row.labels > left:
+            chunks.append([])
+            left = most
+        chunks[-1].append(row)
+        left -= row.labels
+    return chunks
+
+
+def _together(errors: Sequence[MergeError]) -> MergeError:
+    """The error over the positions of all of these, which are of one adapter."""
+    tokens = sum(error.tokens for error in errors)
+
+    def joined(name: str) -> Difference:
+        shares = [(getattr(error, name), error.tokens / tokens) for error in errors]
+        return Difference(
+            max=max(part.max for part, _ in shares),
+            **{
+                field: sum(getattr(part, field) * share for part, share in shares)
+                for field in ("mean", "kl", "same_token")
+            },
+        )
+
+    return replace(errors[0], tokens=tokens, **{part: joined(part) for part in PARTS})
 
 
 def _wider(model: AdaptedModel) -> torch.dtype:
