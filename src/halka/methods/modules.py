@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -79,11 +79,12 @@ class WholePart(ModulePart):
         self._name = name
         if not any(True for _ in module.parameters()):
             raise HalkaError(f"modules: a {type(module).__name__} has nothing to train")
-        form = copy.deepcopy(module)  # without our hooks and weights: what is computed, not with what
+        own_parameters: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
+        form = copy.deepcopy(module, own_parameters)  # without our hooks and weights: what is computed, not with what
         for inner in form.modules():
             inner._forward_hooks.clear()  # pyright: ignore[reportUnknownMemberType]
             inner._forward_pre_hooks.clear()  # pyright: ignore[reportUnknownMemberType]
-        self._form = (form.requires_grad_(False),)
+        self._form = (form,)
         for name, parameter in module.named_parameters(remove_duplicate=False):
             path, _, key = name.rpartition(".")
             own = whole(parameter.detach())
@@ -102,9 +103,12 @@ class WholePart(ModulePart):
     def stack_key(self) -> None:
         return None
 
+    def tensors(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return tuple(parameter.to(dtype) for parameter in self.parameters())  # too large to wait as operands do
+
     def edit_output(self, x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
-        weights = {name: parameter.to(y.dtype) for name, parameter in self.named_parameters()}
-        return functional_call(self._form[0].train(self.training), weights, (x,))
+        names = (name for name, _ in self.named_parameters())
+        return functional_call(self._form[0].train(self.training), dict(zip(names, tensors, strict=True)), (x,))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         own = dict(self.named_parameters())
