@@ -28,6 +28,14 @@ def test_adapters_show(here):
         assert told in shown
 
 
+def test_a_home_is_expanded_where_the_shell_does_not(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    monkeypatch.setenv("USERPROFILE", str(Path.cwd()))
+    halka("adapters add run/adapter a --store=~/kept")
+    assert [Path(row["folder"]) for row in parsed("adapters list --store=~/kept")] == [Path("kept/a/1").absolute()]
+    assert parsed("evaluate --adapter a=~/run --data data.jsonl --base base --limit 1")
+
+
 def test_an_adapters_readme_is_a_model_card(here):
     folder = Path(shutil.copytree("run", "published"), "adapter")
     assert Path(parsed("adapters readme published --name acme/support --json")["file"]) == folder / "README.md"

@@ -502,6 +502,9 @@ def test_a_hub_model_comes_from_the_client_cache_once_there(
     (folder / "README.md").write_text("---\nlicense: mit\n---\nA model.\n")
     assert describe_base("who/what")["source"] == "https://huggingface.co/who/what"
     assert describe_base("who/what")["licence"] == "mit"
+    for damaged in (b"---\nlicense: [mit\n---\n", b"---\n- mit\n---\n", b"---\nlicense: m\xe9t\n---\n"):
+        (folder / "README.md").write_bytes(damaged)
+        assert describe_base("who/what")["licence"] is None
 
 
 def test_a_hub_model_without_safetensors_has_a_way_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

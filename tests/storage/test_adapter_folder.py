@@ -47,6 +47,27 @@ def identity(folder: Path) -> str:
     return halka.AdapterFolder.open(folder).id
 
 
+def test_a_home_is_expanded(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert halka.save(model, "a", "~/saved") == tmp_path / "saved"
+    assert halka.AdapterFolder.open("~/saved").name == "saved"
+    halka.AdapterStore("~/store").save(model, "a", stored_as="b")
+    assert halka.AdapterStore(tmp_path / "store").names() == ["b"]
+    assert halka.export(model, "a", "~/peft", format="peft") == tmp_path / "peft"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["peft", "saved", "store"]
+
+
+def test_a_card_takes_json_alone(model, tmp_path):
+    for values in ({"measurements": {"loss": torch.zeros(2)}}, {"training": {"loss": Path("a")}}):
+        with pytest.raises(
+            halka.HalkaError, match=rf"{next(iter(values))}: 'loss' is no JSON .*: give numbers and texts"
+        ):
+            halka.save(model, "a", tmp_path / "a", **values)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_it_knows_its_format_base_kind_labels_and_files(model, base, tmp_path):
     folder = halka.AdapterFolder.open(halka.save(model, "a", tmp_path / "a", task="sums"))
     assert (folder.format.NAME, folder.name, folder.kind, folder.labels) == ("peft", "a", "causal-lm", ())

@@ -104,11 +104,24 @@ def test_values_are_taken_over():
             r"by the base's tokenizer: halka.adapt\(base, tokenizer\)",
         ),
         (peft.LoHaConfig(target_modules=["q_proj"]), "LOHA.* cannot be translated: Halka knows LORA, IA3"),
+        ({"peft_type": "LORA", "target_modules": ["q_proj"], "r": "4"}, "r is '4', where a whole number is expected"),
+        ({"peft_type": "PREFIX_TUNING"}, "the configuration has no num_virtual_tokens"),
+        ({"peft_type": "PROMPT_TUNING"}, "the configuration has no num_virtual_tokens"),
+        (
+            {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3, "prompt_tuning_init": "TEXT"},
+            "the configuration has no prompt_tuning_init_text",
+        ),
     ],
 )
 def test_what_halka_does_not_have_is_refused(config, message):
     with pytest.raises(halka.HalkaError, match=message):
         halka.method_from_peft(config, halka.adapt(tiny()))
+
+
+def test_what_fields_leave_out_is_as_pefts_default():
+    fields = {"peft_type": "LORA", "target_modules": ["q_proj"]}
+    expected = halka.method_from_peft(peft.LoraConfig(target_modules=["q_proj"]), halka.adapt(tiny()))
+    assert halka.method_from_peft(fields, halka.adapt(tiny())) == expected
 
 
 def test_a_prompt_starts_as_the_text_does_with_what_begins_texts():

@@ -168,7 +168,7 @@ def open_adapter(
     from halka.storage.adapter_folder import AdapterFolder
 
     if adapter_parts(source) is None:
-        existing_folder(source, flag)
+        existing_folder(source.expanduser(), flag)
     try:
         return AdapterFolder.open(source, allow_pickle=allow_pickle, head=head)
     except HalkaError as error:

@@ -42,15 +42,18 @@ Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 class Command(TyperCommand):
     """A command whose help lists its options by section, with defaults in brackets.
 
-    An unknown option is an error that names the option that was likely meant.
+    An unknown option is an error that names the option that was likely meant. A shell leaves the ~ in --store=~/x as it
+    is, so that is expanded.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
-            return super().parse_args(ctx, args)
+            left = super().parse_args(ctx, args)
         except UsageError as error:
             error.ctx = error.ctx or ctx
             raise _unknown_option(self, ctx, error) or error from None
+        ctx.params = {name: _expanded(value) for name, value in ctx.params.items()}
+        return left
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
         arguments = (_spelling(param) for param in self.get_params(ctx) if param.param_type_name != "option")
@@ -78,6 +81,13 @@ def _meaning(parameter: Any) -> str:
     default = parameter.default
     shown = "" if default in (None, False, "", ()) or callable(default) else f" [{default}]"
     return f"{parameter.help or ''}{shown}" + (" (required)" if parameter.required else "")
+
+
+def _expanded(value: Any) -> Any:
+    """A parameter's value, with ~ expanded where it is a path, or several."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_expanded, value))
+    return value.expanduser() if isinstance(value, Path) else value
 
 
 def _unknown_option(command: Command, ctx: Any, error: Any) -> Exception | None:

@@ -96,7 +96,7 @@ def export(
     precision = checked_precision(format, dtype, pad_rank)
     if name is None and format not in WHOLE:
         raise HalkaError(f"{format} holds an adapter alone: name one")
-    to = Path(to)
+    to = Path(to).expanduser()
     with model.lock:
         FORMATS[format](model, name, to, Options(precision, pad_rank, card or {}, probes, limit, force, on_error))
     return to

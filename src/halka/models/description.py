@@ -97,10 +97,14 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _licence(folder: Path) -> str | None:
-    """The licence in the model card."""
+    """The licence in the model card; None where there is no card, or one that cannot be read."""
     from huggingface_hub import ModelCard
+    from yaml import YAMLError
 
     card = folder / "README.md"
     if not card.is_file():
         return None
-    return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("license")
+    try:
+        return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("license")
+    except (YAMLError, ValueError):  # its front matter is no mapping, or it is no text
+        return None

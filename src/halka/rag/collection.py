@@ -73,7 +73,7 @@ class Collection:
         was created with, and for a store that cannot be opened; DamagedFolderError for settings that cannot be read.
         An embedder whose folder was moved is the same if its vectors are; its new folder is recorded.
         """
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self._folder = CollectionFolder(self.folder)
         settings, at = self._folder.settings(), None if at is None else checked_address(at)
         if not settings and not self._folder.is_free:

@@ -66,7 +66,7 @@ class AdapterFolder:
         if (parts := hub.adapter_parts(source)) is not None:
             path, name = hub.adapter_folder(parts, allow_pickle=allow_pickle), parts["last"]
         else:
-            path = Path(source)
+            path = Path(source).expanduser()
             if not path.is_dir():
                 raise HalkaError(f"{path} is {'a file' if path.exists() else 'not there'}: name an adapter's folder")
             if not _has_config(path) and _has_config(path / ADAPTER):

@@ -78,7 +78,7 @@ class AdapterStore:
     """The adapters of one base in a folder. Any number of processes may read and write it at once."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         if self.folder.exists() and not self.folder.is_dir():
             raise HalkaError(f"{self.folder} is a file: a store is a folder")
 

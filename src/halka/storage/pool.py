@@ -60,8 +60,9 @@ class AdapterPool:
                 if not _is_same(*self._folders[name]):  # its version was removed
                     self.forget(name)
             if not self.fits(wanted):
+                together = [*dict.fromkeys([*wanted, *sorted(self._kept())])]  # those in use stay
                 raise HalkaError(
-                    f"{', '.join(wanted)} take {self._cost(wanted):,} bytes together, over the pool's budget of "
+                    f"{', '.join(together)} take {self._cost(together):,} bytes together, over the pool's budget of "
                     f"{self.budget:,}: raise it, or use fewer at a time"
                 )
             for name in wanted:

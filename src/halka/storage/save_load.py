@@ -65,9 +65,10 @@ def save(
     `task`, `training` and `measurements` go into the Card unchanged. A README.md in the folder stays. Where processes
     hold parts of the adapter, all call this together and the first one writes.
     Raises UnknownAdapterError for a name that the model does not have; HalkaError for weights that are not finite, a
-    method that the format cannot hold, and a folder that holds something else.
+    method that the format cannot hold, measurements that are no JSON, and a folder that holds something else.
     """
-    folder, written_as = Path(folder), format_named(format)
+    folder, written_as = Path(folder).expanduser(), format_named(format)
+    _check_json(training=training, measurements=measurements)
     divided = model.adapter(name).divided
     if divided and not first_process():
         help_save(model, name, format)
@@ -93,6 +94,18 @@ def save(
     )
     checked_by_first(lambda: _write_folder(folder, name, contents, written_as.FILES, card), together=divided)
     return folder
+
+
+def _check_json(**for_card: Mapping[str, Any] | None) -> None:
+    """Raises HalkaError, which names the key, for a value that is no JSON."""
+    for where, values in for_card.items():
+        for key, value in (values or {}).items():
+            try:
+                json.dumps({key: value})
+            except (TypeError, ValueError) as error:
+                raise HalkaError(
+                    f"{where}: {key!r} is no JSON ({error}): give numbers and texts"
+                ) from None
 
 
 def is_as_saved(model: AdaptedModel, name: str, folder: AdapterFolder) -> bool:

@@ -63,7 +63,7 @@ class RunFolder:
     """The folder of one training run. Making this object touches no file."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
 
     @property
     def adapter(self) -> Path:

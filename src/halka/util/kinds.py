@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
@@ -21,7 +22,7 @@ def checked_labels(labels: Iterable[str]) -> tuple[str, ...]:
     labels = tuple(labels)
     if wrong := [label for label in labels if not isinstance(label, str) or not label.strip()]:
         raise HalkaError(f"a label is a non-empty text, not {wrong[0]!r}")
-    if double := [label for label in labels if labels.count(label) > 1]:
+    if double := [label for label, count in Counter(labels).items() if count > 1]:
         raise HalkaError(f"the label {double[0]!r} occurs twice")
     if len(labels) < 2:
         raise HalkaError(f"a classifier needs two labels or more, not {len(labels)}")

@@ -79,7 +79,10 @@ def _lora(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
     layers = _layers(options, model)
     if experts.confused(layers, model.targets) or (has_experts and wanted == "all-linear"):
         raise HalkaError(f"target_modules names {OF_EXPERTS}")
-    ranks = by_pattern(options, "rank_pattern", [*layers], options.get("r"))
+    options = {"r": 8, "lora_alpha": 8, **options}  # peft's own, where they are left out
+    if not isinstance(options["r"], int):
+        raise HalkaError(f"r is {options['r']!r}, where a whole number is expected")
+    ranks = by_pattern(options, "rank_pattern", [*layers], options["r"])
     tensors: dict[str, Tensor] = {}
     for path, (d_in, d_out, module) in layers.items():
         rank = ranks[path]
@@ -109,17 +112,24 @@ def _prefix(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
     projected = options.get("encoder_hidden_size") or options.get("token_dim") or width
     hidden = projected if options.get("prefix_projection") else None
     refuse_unknown(options, {"num_virtual_tokens", "num_transformer_submodules", "prefix_projection"})
-    return [Prefix(options["num_virtual_tokens"], start="random", hidden=hidden)]
+    return [Prefix(_named(options, "num_virtual_tokens"), start="random", hidden=hidden)]
 
 
 def _prompt(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
     refuse_unknown(options, {"num_virtual_tokens", "num_transformer_submodules"})
-    length, start = options["num_virtual_tokens"], options.get("prompt_tuning_init")
+    length, start = _named(options, "num_virtual_tokens"), options.get("prompt_tuning_init")
     if start == "TEXT":
-        text = options["prompt_tuning_init_text"]
+        text = _named(options, "prompt_tuning_init_text")
         start_text = Prompt.from_text(text, model.tokenizer, length)
         return [replace(start_text, tokens=tuple(model.tokenizer(text)["input_ids"]))]  # with a BOS, as peft has it
     return [Prompt(length, start="vocabulary" if start == "SAMPLE_VOCAB" else "random")]
+
+
+def _named(options: Mapping[str, Any], key: str) -> Any:
+    """An option that peft has no default for. Raises HalkaError where it is left out."""
+    if options.get(key) is None:
+        raise HalkaError(f"the configuration has no {key}: name it")
+    return options[key]
 
 
 def _layers(options: Mapping[str, Any], model: AdaptedModel) -> dict[str, tuple[int, int, nn.Module]]:
