@@ -15,7 +15,16 @@ from contract import disturb, ids
 from full_disk import room_for
 from halka.core import AdaptedModel, Adapter, Method
 from halka.methods import described
-from halka.training.checkpoint import Progress, open_checkpoint, restore, save_checkpoint
+from halka.training.checkpoint import (
+    Progress,
+    open_checkpoint,
+    restore,
+    save_checkpoint,
+    shards_folders,
+    shards_name,
+)
+from halka.training.config import Step
+from halka.training.run_folder import RunFolder
 from tiny import tiny
 
 RUN = {"method": "lora", "targets": ("linear",), "lr": None, "steps": 9}
@@ -167,3 +176,14 @@ def test_its_metadata_is_plain_json(tmp_path):
         metadata = file.metadata()
     assert json.loads(metadata["run"]) == {**RUN, "targets": ["linear"]}
     assert json.loads(metadata["progress"]) == asdict(PROGRESS)
+
+
+def test_a_step_that_is_saved_again_once_it_is_recorded_leaves_the_shards_of_before(tmp_path):
+    before, after = Progress(step=3, unrecorded=Step(3, 9, 1.0, 1e-3, 1.0, 3, 1.0, 1.0, 1)), Progress(step=3)
+    assert shards_name(after) == "parts-3"
+    assert shards_name(before) != shards_name(after)
+    for name in (shards_name(before), shards_name(after), "parts-list", "parts-3-more"):
+        (tmp_path / name).mkdir()
+    assert {folder.name for folder in shards_folders(tmp_path)} == {shards_name(before), shards_name(after)}
+    RunFolder(tmp_path).keep_parts(shards_name(after))
+    assert {path.name for path in tmp_path.iterdir()} == {"parts-3", "parts-list", "parts-3-more"}

@@ -103,9 +103,7 @@ def _check_json(**for_card: Mapping[str, Any] | None) -> None:
             try:
                 json.dumps({key: value})
             except (TypeError, ValueError) as error:
-                raise HalkaError(
-                    f"{where}: {key!r} is no JSON ({error}): give numbers and texts"
-                ) from None
+                raise HalkaError(f"{where}: {key!r} is no JSON ({error}): give numbers and texts") from None
 
 
 def is_as_saved(model: AdaptedModel, name: str, folder: AdapterFolder) -> bool:

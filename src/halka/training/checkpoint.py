@@ -31,6 +31,7 @@ T = TypeVar("T")
 PADDED: dict[str, Any] = {"batches": "padded", "group_shared": False}
 """Settings of `TrainConfig` that a run had before there were others; its checkpoint does not name them."""
 SHARDS = "parts-"  # and a step: the name of a folder
+UNRECORDED = "-unrecorded"  # at its end, where the step was: one that is saved again must not write over what is there
 PLAN = "plan of batches"
 """Of a run's identity. It follows from all else there, so it differs alone only in another version."""
 WRITTEN = "written"
@@ -146,21 +147,22 @@ def save_checkpoint(
     if divided := {key: tensor for key, tensor in tensors.items() if is_divided(tensor)}:
         from halka.training.shards import write_shards
 
-        write_shards(shards_folder(path, progress.step), divided)
+        write_shards(path.with_name(shards_name(progress)), divided)
         metadata["divided"] = json.dumps({key: [*tensor.shape] for key, tensor in divided.items()})
+        metadata["shards"] = shards_name(progress)
     if first_process():
         write_tensors(path, {key: tensor for key, tensor in tensors.items() if key not in divided}, metadata)
 
 
-def shards_folder(path: Path, step: int) -> Path:
-    """Where the divided tensors of that checkpoint are, which is written after that step."""
-    return path.with_name(f"{SHARDS}{step}")
+def shards_name(progress: Progress) -> str:
+    """The folder beside a checkpoint of that progress where its divided tensors are: each checkpoint has its own."""
+    return f"{SHARDS}{progress.step}{'' if progress.unrecorded is None else UNRECORDED}"
 
 
 def shards_folders(folder: Path) -> list[Path]:
     """All such folders in the folder of a run."""
-    named = (path for path in folder.glob(f"{SHARDS}*") if path.name.removeprefix(SHARDS).isdecimal())
-    return [path for path in named if path.is_dir() and not path.is_symlink()]
+    steps = ((path, path.name.removeprefix(SHARDS).removesuffix(UNRECORDED)) for path in folder.glob(f"{SHARDS}*"))
+    return [path for path, step in steps if step.isdecimal() and path.is_dir() and not path.is_symlink()]
 
 
 def open_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
@@ -190,7 +192,8 @@ def open_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
             )
         progress = Progress.of(json.loads(metadata["progress"]))
         shapes = json.loads(metadata.get("divided", "{}"))
-    divided = Divided(shards_folder(path, progress.step).absolute(), shapes) if shapes else None
+        shards = metadata.get("shards", f"{SHARDS}{progress.step}")
+    divided = Divided(path.with_name(shards).absolute(), shapes) if shapes else None
     return Checkpoint(path, progress, divided)
 
 

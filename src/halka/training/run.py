@@ -36,6 +36,7 @@ from halka.training.checkpoint import (
     adapter_tensors,
     restore,
     save_checkpoint,
+    shards_name,
 )
 from halka.training.config import Step, TrainConfig, learning_rate
 from halka.training.job import EncodedJob
@@ -96,7 +97,7 @@ class Run:
         self.best: dict[str, Tensor] | None = None  # on the CPU, without a folder: weights of the best evaluation
         self.progress = Progress()
         self._next_checkpoint: Path | None = None  # the first process's, beside which all write what is divided
-        self._saved_step: int | None = None  # that of the last checkpoint
+        self._saved: str | None = None  # the name of the last checkpoint's shards, whether it has any or not
         self._saved_best = 0  # the best step of the last checkpoint, whose weights stay until the next one
 
     def resume(self, ranks: Ranks) -> None:
@@ -111,7 +112,7 @@ class Run:
         progress, divided = ranks.from_first((checkpoint.progress, checkpoint.divided) if checkpoint else (None, None))
         if progress is not None:
             self.progress, self._saved_best = progress, progress.best_step
-            self._saved_step = progress.step if progress.unrecorded is None else None
+            self._saved = shards_name(progress)
             tensors = ranks.stream(() if checkpoint is None else checkpoint.tensors())
             parts = () if divided is None else divided.tensors(self.adapter)
             restore(itertools.chain(tensors, parts), self.adapter, self.optimizer)
@@ -295,8 +296,8 @@ class Run:
 
     @property
     def unsaved(self) -> bool:
-        """Whether there were steps since the last checkpoint."""
-        return self.progress.step != self._saved_step
+        """Whether there were steps since the last checkpoint, or its step was recorded since."""
+        return shards_name(self.progress) != self._saved
 
     def write_checkpoint(self) -> None:
         """Write a checkpoint beside the last one, where the run has a folder and `save_every` allows it."""
@@ -306,11 +307,11 @@ class Run:
     def keep_checkpoint(self) -> None:
         """Put the checkpoint that was written in the place of the one before. After the last step, restore the best
         weights: a caller that leaves its loop there has them, too."""
-        self._saved_step = self.progress.step
+        self._saved = shards_name(self.progress)
         if self.folder is not None and self.config.save_every:
             self.folder.keep_next()
             self._saved_best = self.progress.best_step
-            self.folder.keep_parts(self._saved_step)
+            self.folder.keep_parts(self._saved)
             self.folder.keep_bests(self._saved_best)
         if self.over:
             self.restore_best()

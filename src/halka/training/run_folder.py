@@ -4,7 +4,8 @@ run.yaml                      the settings, which `halka train --config` reads (
 metrics.jsonl                 one line of JSON a step: `Step`'s fields
 checkpoint.safetensors        while the run is unfinished: all that it needs to go on exactly where it was
 checkpoint-next.safetensors   the next one, until all runs that train together have written theirs (`saving.py`)
-parts-STEP/                   beside a checkpoint of that step: its tensors that are divided among processes
+parts-STEP/                   beside a checkpoint of that step: its tensors that are divided among processes;
+                              parts-STEP-unrecorded/ where an error ended the step's evaluation
 best-STEP.safetensors         while unfinished: the weights of the best evaluation, which came after that step
 adapter/                      the trained adapter, once the run is finished
 adapters/step-N/              with `keep_every`: the adapter as it was after that step
@@ -40,7 +41,6 @@ from halka.training.checkpoint import (
     Checkpoint,
     identity_of,
     open_checkpoint,
-    shards_folder,
     shards_folders,
 )
 from halka.training.config import Step, TrainConfig, TrainResult
@@ -87,11 +87,10 @@ class RunFolder:
         os.replace(self.next_checkpoint, self.checkpoint)
         flush(self.path)
 
-    def keep_parts(self, step: int | None = None) -> None:
-        """Drop the parts of checkpoints, but for that after this step."""
-        kept = None if step is None else shards_folder(self.checkpoint, step)
+    def keep_parts(self, name: str | None = None) -> None:
+        """Drop the parts of checkpoints, but for those in the folder of this name."""
         for folder in shards_folders(self.path):
-            if folder != kept:
+            if folder.name != name:
                 shutil.rmtree(folder)
 
     def best(self, step: int) -> Path:
@@ -298,7 +297,7 @@ class RunFolder:
             for other in (*shards_folders(self.path), *self._bests(), *self._kept().values()):
                 raise HalkaError(f"{other} is there without a training run, which would drop it: choose another folder")
         done = 0 if checkpoint is None else checkpoint.progress.step
-        self.keep_parts(done)
+        self.keep_parts(None if checkpoint is None or checkpoint.divided is None else checkpoint.divided.folder.name)
         if checkpoint is not None and (old := self.path / OLD_BEST).exists():
             old.rename(self.best(checkpoint.progress.best_step))
         recorded = done if checkpoint is None or checkpoint.progress.unrecorded is None else done - 1
