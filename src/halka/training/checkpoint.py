@@ -149,7 +149,6 @@ def save_checkpoint(
 
         write_shards(path.with_name(shards_name(progress)), divided)
         metadata["divided"] = json.dumps({key: [*tensor.shape] for key, tensor in divided.items()})
-        metadata["shards"] = shards_name(progress)
     if first_process():
         write_tensors(path, {key: tensor for key, tensor in tensors.items() if key not in divided}, metadata)
 
@@ -192,8 +191,10 @@ def open_checkpoint(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
             )
         progress = Progress.of(json.loads(metadata["progress"]))
         shapes = json.loads(metadata.get("divided", "{}"))
-        shards = metadata.get("shards", f"{SHARDS}{progress.step}")
-    divided = Divided(path.with_name(shards).absolute(), shapes) if shapes else None
+    shards = path.with_name(shards_name(progress))
+    if not shards.exists():  # a version before had one name for all of a step
+        shards = path.with_name(f"{SHARDS}{progress.step}")
+    divided = Divided(shards.absolute(), shapes) if shapes else None
     return Checkpoint(path, progress, divided)
 
 
