@@ -105,6 +105,10 @@ def test_values_are_taken_over():
         ),
         (peft.LoHaConfig(target_modules=["q_proj"]), "LOHA.* cannot be translated: Halka knows LORA, IA3"),
         ({"peft_type": "LORA", "target_modules": ["q_proj"], "r": "4"}, "r is '4', where a whole number is expected"),
+        (
+            {"peft_type": "LORA", "target_modules": ["q_proj"], "rank_pattern": {"q_proj": "4"}},
+            "r is '4', where a whole number is expected",
+        ),
         ({"peft_type": "PREFIX_TUNING"}, "the configuration has no num_virtual_tokens"),
         ({"peft_type": "PROMPT_TUNING"}, "the configuration has no num_virtual_tokens"),
         (

@@ -80,12 +80,11 @@ def _lora(options: dict[str, Any], model: AdaptedModel) -> list[Method]:
     if experts.confused(layers, model.targets) or (has_experts and wanted == "all-linear"):
         raise HalkaError(f"target_modules names {OF_EXPERTS}")
     options = {"r": 8, "lora_alpha": 8, **options}  # peft's own, where they are left out
-    if not isinstance(options["r"], int):
-        raise HalkaError(f"r is {options['r']!r}, where a whole number is expected")
     ranks = by_pattern(options, "rank_pattern", [*layers], options["r"])
     tensors: dict[str, Tensor] = {}
     for path, (d_in, d_out, module) in layers.items():
-        rank = ranks[path]
+        if not isinstance(rank := ranks[path], int):
+            raise HalkaError(f"r is {rank!r}, where a whole number is expected")
         if isinstance(module, nn.Embedding):
             tensors |= {f"{path}.lora_embedding_A": _empty(rank, d_in), f"{path}.lora_embedding_B": _empty(d_out, rank)}
         else:
