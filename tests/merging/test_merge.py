@@ -61,10 +61,10 @@ def test_many_probes_are_compared_in_chunks(rows):
     model = model_with("lora", dtype=torch.bfloat16)
     before = weights_of(model.base)
     whole = halka.merge_error(model, "lora", PROBES)
-    kept: list[int] = []
-    model.base.register_forward_hook(lambda *_: kept.append(1))
+    passes: list[int] = []
+    model.base.register_forward_hook(lambda *_: passes.append(1))
     in_chunks = halka.merge_error(model, "lora", PROBES, at_once=rows * 39 * model.base.config.vocab_size)
-    assert len(kept) == 5 * len(PROBES)
+    assert len(passes) == 5 * len(PROBES)
     assert in_chunks.tokens == whole.tokens
     for part in PARTS:
         one, other = (dataclasses.asdict(getattr(error, part)) for error in (whole, in_chunks))

@@ -104,9 +104,6 @@ def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None, *,
     Raises HalkaError for an adapter that cannot be merged, logits that are not finite, and a model with an adapter
     merged or in use.
     """
-    rows = probe_rows(model, probes)
-    precision, wider = dtype_name(next(model.base.parameters()).dtype, "float64"), _wider(model)
-    subject = f"the logits of {name!r} on a base in {precision}"
 
     def compared(rows: Sequence[Tokens]) -> MergeError:
         with _merged(model, name):  # first, since it may refuse the adapter
@@ -131,8 +128,11 @@ def merge_error(model: AdaptedModel, name: str, probes: Probes | None = None, *,
             rounding=difference(exact, rounded, subject),
         )
 
-    with model.lock:
+    rows = probe_rows(model, probes)
+    with model.lock:  # in which no other thread has the base in another precision
         _check_idle(model)
+        precision, wider = dtype_name(next(model.base.parameters()).dtype, "float64"), _wider(model)
+        subject = f"the logits of {name!r} on a base in {precision}"
         return _together([compared(chunk) for chunk in _chunks(model, rows, at_once)])
 
 
@@ -153,8 +153,7 @@ def written_error(
     Takes five passes over the probes, and memory for both sets of weights.
     Raises HalkaError as `merge_error` does.
     """
-    rows = probe_rows(model, probes)
-    wider, subject = _wider(model), f"the logits of {name!r} written as {kind}"
+    subject = f"the logits of {name!r} written as {kind}"
 
     def compared(rows: Sequence[Tokens], own: Mapping[str, Tensor], of_bare: Mapping[str, Tensor]) -> MergeError:
         def logits(weights: Mapping[str, Tensor], computed: torch.dtype) -> list[Tensor]:
@@ -177,9 +176,10 @@ def written_error(
             rounding=difference(exact, rounded, subject),
         )
 
+    rows = probe_rows(model, probes)
     with model.lock:
         _check_idle(model)
-        own, of_bare = as_written(name), as_written(None)
+        wider, own, of_bare = _wider(model), as_written(name), as_written(None)
         return _together([compared(chunk, own, of_bare) for chunk in _chunks(model, rows, LOGITS)])
 
 
