@@ -63,4 +63,4 @@ def reading(browser: Browser, url: str, **context: Any) -> Iterator[Reader]:
         yield reader
     finally:
         reader.context.close()
-    assert reader.wrong == []
+    assert not reader.wrong, "\n".join(reader.wrong)

@@ -13,7 +13,7 @@ CHAT = {"model": "lora", "messages": [{"role": "user", "content": "Hello"}], "ma
 
 @pytest.fixture
 def own_server(base, store, tmp_path):
-    """A server without keys, yet."""
+    """A server without keys, yet: asked for before `read`, whose windows then close before it does."""
     with Running(base, store, tmp_path / "data") as running:
         yield running
 
@@ -30,7 +30,7 @@ def make_key(page: Page) -> str:
     return text
 
 
-def test_keys_are_made_used_and_revoked(read, own_server):
+def test_keys_are_made_used_and_revoked(own_server, read):
     own_server.client.post("/v1/chat/completions", json=CHAT).raise_for_status()
     page = read(own_server.url).page
     page.goto("/account")
@@ -91,7 +91,7 @@ def test_keys_are_made_used_and_revoked(read, own_server):
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
-def test_a_key_that_is_shown_once_stays_until_it_is_closed(read, own_server):
+def test_a_key_that_is_shown_once_stays_until_it_is_closed(own_server, read):
     """Back, a reload and another tab that signs out would each take the only text of the key."""
     operator, _ = own_server.service.guards.keys.add("main", "admin")
     reader = read(own_server.url)
@@ -126,7 +126,7 @@ def test_a_key_that_is_shown_once_stays_until_it_is_closed(read, own_server):
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
 
 
-def test_the_last_admin_is_changed_all_the_same(read, own_server):
+def test_the_last_admin_is_changed_all_the_same(own_server, read):
     """The reason comes in the reader's language, with the API's words, and a way out."""
     text, own = own_server.service.guards.keys.add("main", "admin", note="mine")
     page = read(own_server.url, locale="bn-BD").page
@@ -146,7 +146,7 @@ def test_the_last_admin_is_changed_all_the_same(read, own_server):
     assert own_server.service.guards.keys.all()[own.id].role == "manager"
 
 
-def test_a_changed_note_changes_no_limits(read, own_server):
+def test_a_changed_note_changes_no_limits(own_server, read):
     """Limits come all together: those of a key without any would become the admin's own."""
     keys = own_server.service.guards.keys
     keys.add("main", "admin")
@@ -167,7 +167,7 @@ def test_a_changed_note_changes_no_limits(read, own_server):
     assert keys.all()[other.id].limits == Limits(requests=500)
 
 
-def test_a_user_sees_the_own_use_and_no_keys(read, own_server):
+def test_a_user_sees_the_own_use_and_no_keys(own_server, read):
     text, _ = own_server.service.guards.keys.add("acme", "user")
     page = read(own_server.url, viewport={"width": 390, "height": 800}).page
     page.goto("/account")
@@ -179,7 +179,7 @@ def test_a_user_sees_the_own_use_and_no_keys(read, own_server):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_what_is_stored_without_a_limit_has_no_share(read, own_server):
+def test_what_is_stored_without_a_limit_has_no_share(own_server, read):
     page = read(own_server.url).page
     usage = own_server.client.get("/v1/usage").json()
     usage["storage"] = {"used": 1000, "allowed": None}

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from playwright.sync_api import Route, expect
 
+from browser_for_tests import reading
 from conversing_for_tests import ask
 from serving_for_tests import Running
 
@@ -241,12 +242,12 @@ def test_an_upload_that_is_none_says_why(read, shelf):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_many_adapters_come_in_pages(read, base, store, tmp_path):
+def test_many_adapters_come_in_pages(browser, base, store, tmp_path):
     shelf = tmp_path / "store"
     for number in range(50):
         shutil.copytree(store / "lora", shelf / f"a{number:02}")
-    with Running(base, shelf, tmp_path / "data") as running:
-        page = read(running.url).page
+    with Running(base, shelf, tmp_path / "data") as running, reading(browser, running.url) as reader:
+        page = reader.page
         page.goto("/adapters")
         expect(page.get_by_role("article")).to_have_count(48)
         page.get_by_role("button", name="Next").click()

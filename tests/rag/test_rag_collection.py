@@ -266,6 +266,28 @@ def test_a_collection_that_is_made_anew_while_an_older_one_is_removed_stays(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["faq"]
 
 
+def test_what_somebody_keeps_in_a_collections_folder_stays(collection):
+    [*collection.put([("old.md", "Old.")])]
+    (collection.folder / "mine").mkdir()
+    (collection.folder / "mine" / "letter.md").write_text("Dear all.")
+    for path in (collection.folder, collection.folder / "mine", collection.folder / "mine" / "letter.md"):
+        with pytest.raises(HalkaError, match="in the folder of a collection"):
+            [*collection.add([path])]
+    collection.delete()
+    assert [path.name for path in collection.folder.rglob("*")] == ["mine", "letter.md"]
+    with pytest.raises(HalkaError, match="no collection of documents"):
+        Collection(collection.folder, WordEmbedder())
+
+
+def test_a_collection_behind_a_link_is_removed(tmp_path):
+    (tmp_path / "faq").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere").mkdir()
+    collection = Collection(tmp_path / "faq", WordEmbedder())
+    [*collection.put([("old.md", "Old.")])]
+    collection.delete()
+    assert [*tmp_path.iterdir()] == []
+
+
 @pytest.mark.parametrize("made_anew", [False, True])
 def test_whoever_opened_a_collection_before_it_was_removed_is_told(collection, documents, at, made_anew):
     [*collection.add([documents])]

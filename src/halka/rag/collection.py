@@ -21,7 +21,7 @@ from filelock import FileLock
 from halka.rag.collection_folder import CollectionFolder, collection_folder, collection_names
 from halka.rag.embed import DEFAULT, Embedder, SentenceEmbedder, about_embedder, is_own
 from halka.rag.passages import Cutter, Passage
-from halka.rag.roots import Input, LeftOut, Root, Roots, located, text_of
+from halka.rag.roots import Input, LeftOut, Root, Roots, is_collection, located, text_of
 from halka.rag.store import EVERYONE, PUT, Document, Entry, Scope, VectorStore, named, within
 from halka.rag.stores import checked_address, new_key, store_at
 from halka.rag.texts import Text, Unreadable, check_unicode, read_as
@@ -165,7 +165,8 @@ class Collection:
         cannot be read is skipped; if it was readable before, its older passages stay. A folder that cannot be listed
         has an event, and so has each kind of documents that is not read (`texts.UNREAD`).
 
-        Raises HalkaError for a path that does not exist, and DataError for a path that is not Unicode.
+        Raises HalkaError for a path that does not exist or is in a collection's folder, and DataError for a path that
+        is not Unicode.
         """
         added, out = [], None if leave_out is None else str(located(leave_out))
         for path in paths:
@@ -173,6 +174,10 @@ class Collection:
             if not resolved.exists():
                 raise HalkaError(f"there is no file or folder {path}: check the path, relative to {Path.cwd()}")
             check_unicode(str(resolved))
+            if above := next(filter(is_collection, (resolved, *resolved.parents)), None):
+                raise HalkaError(
+                    f"{path} is in the folder of a collection, {above}: move the documents elsewhere first"
+                )
             added.append(Root(str(resolved), tuple(sorted(named(readers))), tuple(sorted(named(tags)))))
         with self._locked() as roots:
             roots = roots.adding(added, removed_too=removed_too)

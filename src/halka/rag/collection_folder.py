@@ -23,6 +23,7 @@ from halka.util.spelling import check_new_name
 
 # Of a collection whose settings were never complete, or whose removal was ended after they were gone.
 REMAINS = re.compile(r"\.(passages\.(index\.)?)?lock|\.collection\.json\.[0-9a-f]{8}")
+PASSAGES = "passages.lance"
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,22 @@ class CollectionFolder:
         write_text(self.path / SETTINGS, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
 
     def end(self) -> None:
-        """Remove the collection. What is left of its folder is set aside first: a new one may be there at once."""
-        (self.path / SETTINGS).unlink()
-        aside = self.path.rename(self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}"))
-        shutil.rmtree(aside)
+        """Remove the collection, and its folder unless it holds anything else, such as somebody's documents.
+
+        What is left of the folder is set aside first: a new collection may be there at once.
+        """
+        folder = self.path.resolve()
+        (folder / SETTINGS).unlink()
+        entries = [*folder.iterdir()]
+        own = [entry for entry in entries if entry.name == PASSAGES or REMAINS.fullmatch(entry.name)]
+        if own == entries:
+            aside = folder.rename(folder.with_name(f".{folder.name}.{secrets.token_hex(4)}"))
+            if self.path.is_symlink():
+                self.path.unlink()
+            shutil.rmtree(aside)
+            return
+        for entry in own:  # no new collection can be there meanwhile
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def collection_folder(name: str, among: Path) -> Path:
