@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 
+import llguidance
 import pytest
 
 import halka
@@ -312,6 +313,33 @@ def test_tokens_that_are_added_later_are_read():
     assert not constraints.matcher(Constraint(regex="zzz")).mask(added + 1)[added]
     tokenizer.add_tokens(["zzz"])
     assert constraints.matcher(Constraint(regex="zzz")).mask(added + 1)[added]
+
+
+def test_a_constraint_is_compiled_once_for_texts_that_go_their_own_ways(monkeypatch):
+    compiled = list[str]()
+
+    class Counting:
+        grammar_from_regex = llguidance.LLMatcher.grammar_from_regex
+        grammar_from_json_schema = llguidance.LLMatcher.grammar_from_json_schema
+        validate_grammar_with_warnings = llguidance.LLMatcher.validate_grammar_with_warnings
+
+        def __new__(cls, vocabulary, grammar, **options):
+            compiled.append(grammar)
+            return whole(vocabulary, grammar, **options)
+
+    whole = llguidance.LLMatcher
+    monkeypatch.setattr(llguidance, "LLMatcher", Counting)
+    constraints = Constraints(TOKENIZER, frozenset([END]))
+    ahead = constraints.matcher(Constraint(regex="ab+"))
+    allowed = ahead.mask(len(TOKENIZER))
+    ahead.accept(int(allowed.nonzero()[0]))
+    behind = constraints.matcher(Constraint(regex="ab+"))
+    assert behind.mask(len(TOKENIZER)).equal(allowed)
+    assert not ahead.mask(len(TOKENIZER)).equal(allowed)
+    assert len(compiled) == 1
+    constraints.matcher(Constraint(schema={"properties": {"a": {}, "b": {}}}))
+    constraints.matcher(Constraint(schema={"properties": {"b": {}, "a": {}}}))  # in this order
+    assert len({*compiled}) == len(compiled) == 3
 
 
 def test_what_constraints_need_is_named():

@@ -5,7 +5,9 @@ What cannot be enforced in full is refused, never in part.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from halka.engine.json_schema import OPTIONS, enforceable
 from halka.util.errors import HalkaError
+
+KEPT = 32  # constraints that stay compiled
 
 
 @dataclass(frozen=True)
@@ -43,21 +47,22 @@ JSON_OBJECT = Constraint(schema={"type": "object"})
 class Constraints:
     """Makes matchers for the texts of one tokenizer, whose vocabulary is read at the first, and when it has grown.
 
+    The last constraints stay compiled. Any thread may call it.
+
     ends  the end tokens: they are allowed when the text may end, and nothing else is when it must
     """
 
     def __init__(self, tokenizer: Any, ends: frozenset[int]):
         self.tokenizer, self.ends = tokenizer, ends
-        self._read: tuple[int, Any] | None = None  # how many tokens there were, and the vocabulary
+        self._read: tuple[int, Callable[[str], Matcher]] | None = None  # how many tokens there were, and their compiler
 
     def matcher(self, constraint: Constraint) -> Matcher:
-        """Compile a constraint into a matcher at a text's beginning: a large schema takes seconds.
+        """A matcher at a text's beginning. A large schema takes seconds to compile, but not again soon.
 
         Raises HalkaError if llguidance is not installed, the tokenizer does not fit it, or the constraint cannot be
         enforced in full; the message names the keyword.
         """
-        vocabulary = self._vocabulary()
-        llguidance = _llguidance()
+        compiled, llguidance = self._compiler(), _llguidance()
         schema = None if constraint.schema is None else enforceable(constraint.schema)
         subject = f"regex {constraint.regex!r}" if schema is None else "schema"
         try:
@@ -65,14 +70,11 @@ class Constraints:
                 grammar = llguidance.LLMatcher.grammar_from_regex(constraint.regex)
             else:
                 grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=OPTIONS)
+            return compiled(grammar).copy()
         except ValueError as error:
             raise HalkaError(f"{subject} cannot be enforced: {_one_line(str(error))}") from None
-        _, problems = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, vocabulary)
-        if problems:
-            raise HalkaError(f"{subject} cannot be enforced: {_one_line(problems[0])}")
-        return Matcher(llguidance.LLMatcher(vocabulary, grammar, log_level=0), vocabulary.vocab_size)
 
-    def _vocabulary(self) -> Any:
+    def _compiler(self) -> Callable[[str], Matcher]:
         llguidance = _llguidance()
         if not getattr(self.tokenizer, "is_fast", False):
             raise HalkaError(
@@ -82,8 +84,8 @@ class Constraints:
         if not self.ends:
             raise HalkaError("constrained output needs an end token: set eos_token_id in the base's generation_config")
         if self._read is None or self._read[0] != len(self.tokenizer):
-            own = llguidance.hf.from_tokenizer(self.tokenizer, eos_token=sorted(self.ends))
-            self._read = len(self.tokenizer), own
+            vocabulary = llguidance.hf.from_tokenizer(self.tokenizer, eos_token=sorted(self.ends))
+            self._read = len(self.tokenizer), lru_cache(KEPT)(partial(_compiled, vocabulary))
         return self._read[1]
 
 
@@ -120,6 +122,15 @@ class Matcher:
         """The text goes on with this token. Raises HalkaError if it may not."""
         if not self._matcher.consume_token(token):
             raise HalkaError(f"token {token} breaks the constraint: {_one_line(self._matcher.get_error())}")
+
+
+def _compiled(vocabulary: Any, grammar: str) -> Matcher:
+    """A matcher of llguidance's grammar. Raises ValueError for one that cannot be enforced in full."""
+    llguidance = _llguidance()
+    _, problems = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, vocabulary)
+    if problems:
+        raise ValueError(problems[0])
+    return Matcher(llguidance.LLMatcher(vocabulary, grammar, log_level=0), vocabulary.vocab_size)
 
 
 def _llguidance() -> Any:
