@@ -129,11 +129,11 @@ def test_a_folder_in_beirs_layout_is_scored(halka, embedder, tmp_path):
     (tmp_path / "q" / "qrels").mkdir(parents=True)
     texts = {"a": "Parcels are sent on monday.", "b": "Refunds take nine days.", "c": "The salary is secret."}
     corpus = [{"_id": name, "title": "", "text": text} for name, text in texts.items()]
-    (tmp_path / "q" / "corpus.jsonl").write_text("\n".join(map(json.dumps, corpus)))
+    (tmp_path / "q" / "corpus.jsonl").write_text("\n".join(map(json.dumps, corpus)) + "\n\n")
     (tmp_path / "q" / "queries.jsonl").write_text(
         '{"_id": "1", "text": "when are parcels sent"}\n{"_id": "2", "text": "x"}'
     )
-    (tmp_path / "q" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\ta\t1\n")
+    (tmp_path / "q" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\ta\t1\n\n")
     code, out, err = halka("docs", "evaluate", "q", "q", "--json", "--embedder", str(embedder))
     assert code == 0, err
     scores = json.loads(out)

@@ -500,6 +500,18 @@ def test_a_hundred_documents_are_ranked_though_one_has_a_hundred_passages(collec
     assert words["R@100"] == pytest.approx(2 / 3)  # "c" has none of them
 
 
+def test_documents_of_one_text_are_ranked_each_by_its_name(collection):
+    [*collection.put([("a", "Parcels are sent on Monday."), ("b", "Parcels are sent on Monday.")])]
+    queries = Queries(dict.fromkeys("ab", "Parcels"), {document: {document: 1} for document in "ab"})
+    assert evaluate(Retriever(collection), queries)["R@100"] == 1
+
+
+def test_a_search_for_words_loads_no_embedder(collection):
+    [*collection.put([("a", "Parcels are sent on Monday.")])]
+    again = Collection(collection.folder, load=pytest.fail)
+    assert [hit.passage.document for hit in Retriever(again, "words").search("parcels")] == ["a"]
+
+
 # ── many at once, and crashes ───────────────────────────────────────────────────────────────────────────────────────
 
 WRITERS = """

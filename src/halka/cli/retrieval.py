@@ -105,8 +105,7 @@ def evaluate(
         report(put_corpus(collection, folder), json=False, quiet=True)
     else:
         collection = collection_named(name, collections)
-    # Judgements name documents: one that has another's text counts by itself.
-    scores, retriever = {}, replace(retriever_of(collection, mode or "hybrid", rerank), distinct=False)
+    scores, retriever = {}, retriever_of(collection, mode or "hybrid", rerank)
     scope = scope_of(asking)
     for one in get_args(SearchMode) if mode is None else [mode]:
         with CountProgress(f"{one}: queries", len(queries.texts)) as progress:

@@ -38,7 +38,7 @@ def read_queries(folder: Path, split: str = "test") -> Queries:
     Raises DataError for a missing file, a line that is not in the layout, and a query without a text.
     """
     relevant: dict[str, dict[str, int]] = {}
-    for line, (query, document, score) in enumerate(_tsv(folder / "qrels" / f"{split}.tsv"), start=2):
+    for line, query, document, score in _tsv(folder / "qrels" / f"{split}.tsv"):
         if not score.lstrip("-").isdigit():
             raise DataError(f"{folder / 'qrels' / f'{split}.tsv'}, line {line}: {score!r} is no whole number")
         relevant.setdefault(query, {})[document] = int(score)
@@ -78,6 +78,7 @@ def evaluate(
 ) -> dict[str, float]:
     """The mean of each measure over the queries, for 100 documents ranked by their best passage.
 
+    Judgements name documents, so one that has another's text counts by itself, whatever `retriever.distinct` is.
     `on_progress` is called with the number of queries done. Raises HalkaError if the extra `rag` is missing, and if
     there is no query.
     """
@@ -86,6 +87,7 @@ def evaluate(
 
     if not queries.texts:
         raise HalkaError("there are no queries to evaluate on")
+    retriever = replace(retriever, distinct=False)
     wanted = min(DEPTH, len(retriever.collection.documents(scope)))
     run: dict[str, dict[str, float]] = {}
     for done, (query, text) in enumerate(queries.texts.items(), start=1):
@@ -127,6 +129,8 @@ def _ranked(retriever: Retriever, question: str, wanted: int, scope: Scope) -> l
 
 def _rows(path: Path, *fields: str) -> Iterator[dict[str, str]]:
     for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             if any(not isinstance(row[field], str) for field in fields):
@@ -136,12 +140,13 @@ def _rows(path: Path, *fields: str) -> Iterator[dict[str, str]]:
         yield row
 
 
-def _tsv(path: Path) -> Iterator[tuple[str, str, str]]:
+def _tsv(path: Path) -> Iterator[tuple[int, str, str, str]]:
+    """Each row below the head, with the number of its line."""
     for number, row in enumerate(csv.reader(_lines(path), delimiter="\t"), start=1):
-        if len(row) != 3:
+        if row and len(row) != 3:
             raise DataError(f"{path}, line {number}: {len(row)} columns instead of query, document and score")
-        if number > 1:
-            yield row[0], row[1], row[2]
+        if row and number > 1:
+            yield number, row[0], row[1], row[2]
 
 
 def _lines(path: Path) -> Iterator[str]:

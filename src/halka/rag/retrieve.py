@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise
 from statistics import mean
 from typing import Any, Literal, get_args
@@ -78,7 +78,7 @@ class Retriever:
         question = composed(question)
         if count < 1:
             raise HalkaError(f"cannot search for {count} passages: ask for one or more")
-        vector = cache(partial(self.collection.embedder.query, question))
+        vector = cache(lambda: self.collection.embedder.query(question))  # words alone need no embedder
         wanted, depth = count if self.rerank is None else max(self.candidates, count), max(DEPTH, 2 * count)
         hits: list[Hit] = []
         for times in range(DEEPER):
