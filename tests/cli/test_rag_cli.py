@@ -103,7 +103,7 @@ def test_a_place_that_does_not_answer_hides_no_other_collection(halka, embedder,
     (tmp_path / "collections" / "away").mkdir()
     (tmp_path / "collections" / "away" / "collection.json").write_text(json.dumps(away))
     code, out, err = halka("docs", "list")
-    assert (code, "faq" in out, "away: PostgreSQL at /db cannot be opened" in err) == (0, True, True)
+    assert (code, "faq" in out, "away: PostgreSQL at /db cannot be used" in err) == (0, True, True)
     assert [each["name"] for each in json.loads(halka("docs", "list", "--json")[1])] == ["faq"]
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import lancedb
 import numpy as np
+import psycopg
 import pytest
 from filelock import FileLock
 from lancedb.index import FTS
@@ -34,10 +35,11 @@ from embedder_for_tests import WordEmbedder
 from halka.rag import stores
 from halka.rag.collection import Collection
 from halka.rag.passages import Passage
+from halka.rag.retrieve import Retriever
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore
 from halka.rag.stores.bm25 import LENGTH
 from halka.rag.stores.qdrant_clients import local_client
-from halka.util.errors import DamagedFolderError
+from halka.util.errors import DamagedFolderError, StoreAwayError
 
 WORDS = ["parcel", "parcels", "sent", "sending", "monday", "depot", "refund", "refunds", "nine", "days", "the", "of"]
 WORDS += ["lost", "letter", "o'neil", "a.com/x?a=1&b=2"]
@@ -173,7 +175,6 @@ def bm25(question: Counter[str], passages: dict[str, Counter[str]], length: floa
 
 
 def words_of_postgres(url: str, text: str) -> Counter[str]:
-    import psycopg
 
     with psycopg.connect(url) as connection:
         asked = "SELECT lexeme, cardinality(positions) FROM unnest(to_tsvector('english', %s))"
@@ -605,14 +606,56 @@ def test_a_new_collection_is_exact_from_the_start(tmp_path, monkeypatch):
 
 
 def test_a_server_that_does_not_answer_begins_no_collection(tmp_path):
-    with pytest.raises(ValueError, match=r"Qdrant at http://127.0.0.1:9 cannot be opened: .*QDRANT_API_KEY"):
+    with pytest.raises(ValueError, match=r"Qdrant at http://127.0.0.1:9 cannot be used: .*QDRANT_API_KEY"):
         Collection(tmp_path / "faq", EMBEDDER, at="qdrant:http://127.0.0.1:9")
     nowhere = f"postgresql://ada@/db?host={tmp_path}"
-    with pytest.raises(ValueError, match=r"PostgreSQL at /db cannot be opened: .*PGPASSWORD"):
+    with pytest.raises(ValueError, match=r"PostgreSQL at /db cannot be used: .*PGPASSWORD"):
         Collection(tmp_path / "faq", EMBEDDER, at=nowhere)
     with pytest.raises(ValueError, match="cannot be opened: invalid"):
         Collection(tmp_path / "faq", EMBEDDER, at="postgresql://host/db?nothing=1")
     Collection(tmp_path / "faq", EMBEDDER).delete()  # another place may be named
+
+
+@pytest.fixture
+def away(postgres, tmp_path):
+    """A place in PostgreSQL, and what takes its server away, or brings it back."""
+    folder = Path(postgres.partition("host=")[2])
+    name = f"away{zlib.crc32(str(tmp_path).encode())}"
+    link = folder.with_name(name)
+    link.symlink_to(folder)
+
+    def take(*, away: bool) -> None:
+        if not away:
+            return link.symlink_to(folder)
+        link.unlink()
+        ended = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE application_name = %s"
+        with psycopg.connect(postgres) as connection:
+            connection.execute(ended, [name])
+
+    return f"postgresql://postgres@/postgres?host={link}&application_name={name}", take
+
+
+def test_a_server_that_went_away_is_named_and_asked_again(tmp_path, away):
+    at, take = away
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    (documents / "a.md").write_text("The parcels are sent on monday.")
+    collection = Collection(tmp_path / "faq", EMBEDDER, at=at)
+    refreshes = collection.watch(0)
+    assert [*collection.add([documents])]
+    assert [event.what for event in next(refreshes)] == ["unchanged"]
+    take(away=True)
+    asked = partial(Retriever(collection).search, "parcels")
+    for ask in (collection.documents, asked, collection.store.tidy, partial(collection.remove, ["x"])):
+        with pytest.raises(StoreAwayError, match=r"PostgreSQL at /postgres cannot be used: .*PGPASSWORD"):
+            ask()
+    (documents / "a.md").write_text("The parcels are sent on friday.")
+    (event,) = next(refreshes)
+    assert (event.what, event.document, "asked again" in event.reason) == ("skipped", "faq", True)
+    assert [*next(refreshes)] == []
+    take(away=False)
+    assert [event.what for event in next(refreshes)] == ["changed"]
+    assert [hit.passage.text for hit in asked()] == ["The parcels are sent on friday."]
 
 
 @pytest.mark.parametrize(("module", "extra"), [("psycopg", "postgres"), ("qdrant_client", "qdrant")])
@@ -639,7 +682,6 @@ def test_two_stores_are_one_too_many(tmp_path):
 
 def test_a_server_without_pgvector_is_told(postgres):
     """Connections that look for extensions in an empty place, in a database that has none yet."""
-    import psycopg
 
     from halka.rag.stores.postgres import PostgresStore
 
@@ -651,7 +693,6 @@ def test_a_server_without_pgvector_is_told(postgres):
 
 
 def test_a_user_without_rights_is_told_whom_to_ask(postgres):
-    import psycopg
 
     from halka.rag.stores.postgres import PostgresStore
 
@@ -664,7 +705,6 @@ def test_a_user_without_rights_is_told_whom_to_ask(postgres):
 
 
 def test_a_server_that_began_anew_is_asked_anew(postgres):
-    import psycopg
 
     from halka.rag.stores.postgres import PostgresStore
 
@@ -683,7 +723,6 @@ POSTINGS_OF_PASSAGES = """SELECT lexeme, id, number, cardinality(positions), p.l
 
 
 def rows_of(url: str, statement: str) -> list[tuple[Any, ...]]:
-    import psycopg
 
     with psycopg.connect(url) as connection:
         return connection.execute(statement.encode()).fetchall()
@@ -728,7 +767,6 @@ def test_many_passages_are_in_several_blocks(postgres):
 
 def make_older(url: str, name: str) -> None:
     """As of an older version: no inverted index, but a GIN index over the passages' words."""
-    import psycopg
 
     with psycopg.connect(url) as connection:
         for statement in (
@@ -777,7 +815,6 @@ def test_an_older_version_s_tables_are_upgraded(postgres):
 
 def test_an_upgrade_keeps_nobody_from_other_collections_and_takes_turns_with_a_search(postgres):
     """The search is at a place where it has the passages' table, and waits for that of the documents."""
-    import psycopg
 
     from halka.rag.stores.postgres import PostgresStore
 
@@ -795,7 +832,6 @@ def test_an_upgrade_keeps_nobody_from_other_collections_and_takes_turns_with_a_s
 
 
 def test_who_may_not_upgrade_is_told_who_may(postgres):
-    import psycopg
 
     from halka.rag.stores.postgres import PostgresStore
 
@@ -809,7 +845,6 @@ def test_who_may_not_upgrade_is_told_who_may(postgres):
 
 def test_nobody_waits_while_an_index_is_made(postgres):
     """It waits for a writer here. What is left of one that was ended is not used, and made anew."""
-    import psycopg
 
     from halka.rag.stores.postgres import PostgresStore
 
@@ -831,7 +866,7 @@ def test_nobody_waits_while_an_index_is_made(postgres):
         assert names(other.matching("zebra", 9, EVERY)) == ["b#0"]
         assert len(other.nearest(entries[0].vectors[0], 41, EVERY)) == 41
         rows_of(postgres, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX%'")
-        with pytest.raises(psycopg.OperationalError):
+        with pytest.raises(StoreAwayError, match="terminating connection"):
             making.result()
     assert valid() == [(False,)]
     other.tidy()

@@ -6,7 +6,7 @@ import pytest
 
 from halka.server.errors import public, refusal
 from halka.server.guards.access import Caller
-from halka.util.errors import HalkaError, OutOfMemoryError, PinnedFullError
+from halka.util.errors import HalkaError, OutOfMemoryError, PinnedFullError, StoreAwayError
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
@@ -123,6 +123,13 @@ def test_a_damaged_adapter_fails_its_own_requests_and_names_no_folder(server, st
 def test_memory_that_is_full_is_no_fault_of_what_was_asked_for(kind, status, code):
     refused = refusal(kind("no room"), 409, param="name", code="wrong_status")
     assert (refused.status, refused.code, refused.message) == (status, code, "no room")
+
+
+def test_where_a_collection_is_kept_is_for_the_log_alone(caplog):
+    refused = refusal(StoreAwayError("PostgreSQL at db.example.org cannot be used"), param="messages")
+    assert (refused.status, refused.code, refused.param) == (503, "documents_away", None)
+    assert "example.org" not in refused.message
+    assert "example.org" in caplog.text
 
 
 def test_paths_and_tenants_leave_messages():

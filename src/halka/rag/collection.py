@@ -25,7 +25,7 @@ from halka.rag.roots import Input, LeftOut, Root, Roots, is_collection, located,
 from halka.rag.store import EVERYONE, PUT, Document, Entry, Scope, VectorStore, named, within
 from halka.rag.stores import checked_address, new_key, store_at
 from halka.rag.texts import Text, Unreadable, check_unicode, read_as
-from halka.util.errors import HalkaError
+from halka.util.errors import HalkaError, StoreAwayError
 from halka.util.text import printable
 
 AT_ONCE = 200_000
@@ -257,14 +257,15 @@ class Collection:
     def watch(self, seconds: float) -> Iterator[Iterator[Event]]:
         """Refresh now and every so many seconds, for ever; yields the events of each refresh that are new.
 
-        After the first refresh, unchanged documents, and documents skipped again for the same reason, have no event.
+        After the first refresh, unchanged documents, and documents skipped again for the same reason, have no event. A
+        server of passages that is away then has one, and is asked again at the next refresh.
         """
         skipped: set[Event] = set()
 
         def news(*, first: bool) -> Iterator[Event]:
             before = {*skipped}
             skipped.clear()
-            for event in self.refresh():
+            for event in self.refresh() if first else self._refreshed_later():
                 if event.what == "skipped":
                     skipped.add(event)
                 if first or (event.what != "unchanged" and event not in before):
@@ -274,6 +275,13 @@ class Collection:
         while True:
             time.sleep(seconds)
             yield news(first=False)
+
+    def _refreshed_later(self) -> Iterator[Event]:
+        """`refresh`, which goes on later where the passages' server is away."""
+        try:
+            yield from self.refresh()
+        except StoreAwayError as error:
+            yield Event("skipped", self.folder.name, reason=f"{error}. It is asked again at the next refresh")
 
     def remove(self, names: Iterable[str]) -> list[Event]:
         """Remove documents, or all documents under a path, at once and from the disk; all of them or none.

@@ -129,7 +129,8 @@ def last_of_each(entries: Iterable[Entry]) -> list[Entry]:
 class VectorStore(Protocol):
     """Passages with their vectors and words. Every change happens whole or not at all, also in a crash.
 
-    In Qdrant this holds for one document, not for several in one call (`stores/qdrant.py`).
+    In Qdrant this holds for one document, not for several in one call (`stores/qdrant.py`). Stores of a server raise
+    StoreAwayError where it does not answer.
     """
 
     def put(self, entries: Sequence[Entry]) -> None:

@@ -16,7 +16,14 @@ from starlette.requests import Request as HttpRequest
 
 from halka.server.folders import NO_FOLDERS
 from halka.server.wire import Json
-from halka.util.errors import ContextLengthError, HalkaError, OutOfMemoryError, PinnedFullError, UnknownAdapterError
+from halka.util.errors import (
+    ContextLengthError,
+    HalkaError,
+    OutOfMemoryError,
+    PinnedFullError,
+    StoreAwayError,
+    UnknownAdapterError,
+)
 from halka.util.text import one_line
 
 if TYPE_CHECKING:
@@ -93,7 +100,8 @@ def refusal(
 ) -> ApiError:
     """An error as this caller may read it, with its own message or this one.
 
-    Memory that is full has a status and code of its own: what was asked for is right, and may be done later.
+    Memory that is full, and a server of passages that is away, have a status and code of their own: what was asked for
+    is right, and may be done later.
     """
     if isinstance(error, ContextLengthError):
         code = "context_length_exceeded"
@@ -102,6 +110,11 @@ def refusal(
         status, param, code = 503, None, "out_of_memory"
     if isinstance(error, PinnedFullError):
         status, param, code = 503, None, "adapters_pinned"
+    if isinstance(error, StoreAwayError):
+        log.error(
+            "a collection's server is away", exc_info=error, extra={"fields": {"request": caller and caller.request}}
+        )
+        status, param, code, message = 503, None, "documents_away", "the server of these documents does not answer now"
     return ApiError(status, public(message or str(error), caller), param=param, code=code)
 
 

@@ -15,6 +15,12 @@ class PinnedFullError(HalkaError):
     """Pinned adapters leave an engine no room for another: not what was asked for is wrong, and later it may fit."""
 
 
+class StoreAwayError(HalkaError):
+    """A server that keeps passages does not answer, or cannot work: not what was asked for is wrong, and later it
+    may be there again.
+    """
+
+
 class WrongBaseError(HalkaError):
     """An adapter was made for another base, another kind of base or another chat template."""
 

@@ -21,34 +21,8 @@ import regex
 
 from halka.rag.passages import Passage
 from halka.rag.store import BM25_B, BM25_K1, INDEX_FROM, NARROW, Document, Entry, Found, Scope, below, last_of_each
-from halka.rag.stores.postgres_connections import Connections
-from halka.rag.stores.postgres_statements import (
-    ADD_WORDS,
-    BEGIN,
-    BLOCK,
-    BY_INDEX,
-    DOCUMENTS,
-    DROP_INDEX,
-    IDS,
-    IN_INDEX,
-    INDEX,
-    INDEXED,
-    LAST_BLOCK,
-    MATCHING,
-    NEAREST,
-    OLD_INDEX,
-    PUT_DOCUMENT,
-    PUT_LENGTHS,
-    PUT_PASSAGE,
-    PUT_WORDS,
-    REMOVE,
-    REMOVE_WORDS,
-    SCOPE,
-    SET_ACCESS,
-    SOME,
-    TO_INDEX,
-    UPGRADE,
-)
+from halka.rag.stores import postgres_statements as statements
+from halka.rag.stores.postgres_connections import Connections, first_line
 from halka.util.errors import HalkaError
 
 if TYPE_CHECKING:
@@ -72,7 +46,8 @@ class PostgresStore:
         narrow      passages in a scope that is searched exactly in spite of the index
 
         Creates the extension `vector` if it is missing. Raises HalkaError if the extra `postgres` is missing, for a
-        server that does not answer or lacks pgvector, and for vectors of another width.
+        server that lacks pgvector, and for vectors of another width; StoreAwayError, as every method does, for one that
+        does not answer.
         """
         try:
             import psycopg
@@ -87,23 +62,18 @@ class PostgresStore:
         try:
             self._open()
         except psycopg.errors.FeatureNotSupported as error:
-            raise HalkaError(f"{self} lacks pgvector: install it on the server ({_first_line(error)})") from None
+            raise HalkaError(f"{self} lacks pgvector: install it on the server ({first_line(error)})") from None
         except psycopg.errors.InsufficientPrivilege as error:
             raise HalkaError(
-                f"{self} does not let this user make or upgrade a collection's tables ({_first_line(error)}): let its "
+                f"{self} does not let this user make or upgrade a collection's tables ({first_line(error)}): let its "
                 "administrator run CREATE EXTENSION vector, and GRANT CREATE ON DATABASE to the user; tables of an "
                 "older version are upgraded when their owner opens the collection"
             ) from None
-        except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
-            raise HalkaError(
-                f"{self} cannot be opened: {_first_line(error)}. Check that the server runs and is reached from here; "
-                "a password is read from PGPASSWORD or ~/.pgpass"
-            ) from error
+        except psycopg.ProgrammingError as error:
+            raise HalkaError(f"{self} cannot be used: {first_line(error)}") from error
 
     def __str__(self) -> str:
-        """The database's name for messages, without a password."""
-        where = self._url.partition("://")[2].rpartition("@")[2].partition("?")[0]
-        return f"PostgreSQL at {where}"
+        return str(self._connections)
 
     def _open(self) -> None:
         with self._change(of_all=True) as connection:
@@ -112,7 +82,7 @@ class PostgresStore:
                 [self._name_of("{passages}")],
             ).fetchone()
             if row is None:
-                for statement in BEGIN:
+                for statement in statements.BEGIN:
                     connection.execute(self._query(statement))
             is_older = row is not None and self._is_older(connection)
         if row is not None and row[0] != self._width:
@@ -136,10 +106,11 @@ class PostgresStore:
         `documents`, so that whoever has `documents` must not wait for all of `passages`.
         """
         with self._change() as connection:
-            for (index,) in connection.execute(OLD_INDEX, [self._name_of("{passages}")]).fetchall():
+            for (index,) in connection.execute(statements.OLD_INDEX, [self._name_of("{passages}")]).fetchall():
                 connection.execute(self._sql.SQL("DROP INDEX {}").format(self._sql.Identifier(SCHEMA, index)))
         with self._change() as connection:
-            for statement in UPGRADE if self._is_older(connection) else ():  # another process may have done it
+            older = self._is_older(connection)  # another process may have upgraded them
+            for statement in statements.UPGRADE if older else ():
                 connection.execute(self._query(statement))
 
     # ── changes ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -160,30 +131,30 @@ class PostgresStore:
         names = [entry.document.name for entry in entries]
         with self._change() as connection, connection.cursor() as cursor:
             self._remove(connection, names)
-            block, filled = cursor.execute(self._query(LAST_BLOCK)).fetchone() or (0, 0)
+            block, filled = cursor.execute(self._query(statements.LAST_BLOCK)).fetchone() or (0, 0)
             for document in documents:
-                block, filled = (block, filled) if filled < BLOCK else (block + 1, 0)
+                block, filled = (block, filled) if filled < statements.BLOCK else (block + 1, 0)
                 document["block"], filled = block, filled + document["passages"]
-            cursor.executemany(self._query(PUT_DOCUMENT), documents)
-            cursor.executemany(self._query(PUT_PASSAGE), passages)
-            cursor.execute(self._query(PUT_LENGTHS), {"names": names})
-            cursor.execute(self._query(ADD_WORDS, PUT_WORDS), {"names": names})
+            cursor.executemany(self._query(statements.PUT_DOCUMENT), documents)
+            cursor.executemany(self._query(statements.PUT_PASSAGE), passages)
+            cursor.execute(self._query(statements.PUT_LENGTHS), {"names": names})
+            cursor.execute(self._query(statements.ADD_WORDS, statements.PUT_WORDS), {"names": names})
 
     def set_access(self, names: Sequence[str], readers: tuple[str, ...], tags: tuple[str, ...]) -> None:
         values = {"names": _possible(names), "readers": [*readers], "tags": [*tags]}
         with self._change() as connection:
-            connection.execute(self._query(SET_ACCESS), values)
+            connection.execute(self._query(statements.SET_ACCESS), values)
 
     def remove(self, names: Sequence[str]) -> int:
         with self._change() as connection:
             return self._remove(connection, _possible(names))
 
     def _remove(self, connection: Connection[Any], names: list[str]) -> int:
-        ids = [id for (id,) in connection.execute(self._query(IDS), {"names": names})]
+        ids = [id for (id,) in connection.execute(self._query(statements.IDS), {"names": names})]
         if not ids:
             return 0
-        connection.execute(self._query(REMOVE_WORDS), {"names": names, "ids": ids})
-        row = connection.execute(self._query(REMOVE), {"names": names}).fetchone()
+        connection.execute(self._query(statements.REMOVE_WORDS), {"names": names, "ids": ids})
+        row = connection.execute(self._query(statements.REMOVE), {"names": names}).fetchone()
         return int(row[0]) if row else 0
 
     def tidy(self) -> None:
@@ -194,14 +165,14 @@ class PostgresStore:
         with self._connections.one() as connection:
             connection.execute(self._query("VACUUM (ANALYZE, SKIP_LOCKED) {documents}, {passages}, {words}"))
             if self._index_from is None:
-                connection.execute(self._query(DROP_INDEX))
+                connection.execute(self._query(statements.DROP_INDEX))
             elif self._to_index(connection):
                 self._index()
 
     def _to_index(self, connection: Connection[Any]) -> int:
         """How many passages are to be indexed; none where they are few, or indexed."""
         index = {"index": self._name_of("{index}")}
-        passages, indexed = connection.execute(self._query(TO_INDEX), index).fetchone() or (0, False)
+        passages, indexed = connection.execute(self._query(statements.TO_INDEX), index).fetchone() or (0, False)
         is_due = not indexed and self._index_from is not None and passages >= self._index_from and self._width <= WIDEST
         return passages if is_due else 0
 
@@ -219,13 +190,13 @@ class PostgresStore:
                 return
             memory = min(BUILDING, 2**16 + passages * (2 * self._width + 512) // 1024)
             connection.execute(self._sql.SQL("SET maintenance_work_mem = {}").format(memory))
-            connection.execute(self._query(DROP_INDEX))  # what a process that was ended left unfinished
+            connection.execute(self._query(statements.DROP_INDEX))  # what a process that was ended left unfinished
             try:
-                connection.execute(self._query(INDEX))
+                connection.execute(self._query(statements.INDEX))
             except DiskFull:  # perhaps of shared memory, which workers need: a container has 64 MB
                 connection.execute("SET max_parallel_maintenance_workers = 0")
-                connection.execute(self._query(DROP_INDEX))
-                connection.execute(self._query(INDEX))
+                connection.execute(self._query(statements.DROP_INDEX))
+                connection.execute(self._query(statements.INDEX))
 
     def drop(self) -> None:
         with self._change() as connection:
@@ -234,8 +205,8 @@ class PostgresStore:
     # ── questions ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def documents(self, scope: Scope | None = None) -> list[Document]:
-        where: LiteralString = "" if scope is None else f" WHERE {SCOPE}"
-        rows = self._ask(f"{DOCUMENTS}{where} ORDER BY name", {} if scope is None else _values(scope))
+        where: LiteralString = "" if scope is None else f" WHERE {statements.SCOPE}"
+        rows = self._ask(f"{statements.DOCUMENTS}{where} ORDER BY name", {} if scope is None else _values(scope))
         return [
             Document(name, digest, tuple(readers), tuple(tags), added, count)
             for name, digest, readers, tags, added, count in rows
@@ -244,16 +215,16 @@ class PostgresStore:
     def nearest(self, vector: np.ndarray, count: int, scope: Scope) -> list[Found]:
         values = _values(scope) | {"vector": vector.astype(np.float32).tolist(), "count": count}
         more: LiteralString = ", vector_send(p.vector), 1.0 - near.away"
-        return [_found(row) for row in self._by_index(values, more) or self._ask(NEAREST, values, more)]
+        return [_found(row) for row in self._by_index(values, more) or self._ask(statements.NEAREST, values, more)]
 
     def matching(self, words: str, count: int, scope: Scope) -> list[Found]:
         """BM25 over PostgreSQL's `english` stems; a word's rarity counts within the scope."""
         values = _values(scope) | {"words": _worded(words), "count": count, "k1": BM25_K1, "b": BM25_B}
-        return [_found(row) for row in self._ask(MATCHING, values, ", vector_send(p.vector), best.score")]
+        return [_found(row) for row in self._ask(statements.MATCHING, values, ", vector_send(p.vector), best.score")]
 
     def passages(self, document: str, numbers: Iterable[int], scope: Scope) -> list[Passage]:
         values = _values(scope) | {"document": document, "numbers": [int(number) for number in numbers]}
-        return [_passage(row) for row in self._ask(SOME, values)]
+        return [_passage(row) for row in self._ask(statements.SOME, values)]
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -263,11 +234,11 @@ class PostgresStore:
             return []
         with self._connections.one() as connection, connection.transaction():
             limits = {"index": self._name_of("{index}"), "narrow": self._narrow}
-            (passages,) = connection.execute(self._query(IN_INDEX), values | limits).fetchone() or (0,)
+            (passages,) = connection.execute(self._query(statements.IN_INDEX), values | limits).fetchone() or (0,)
             if passages <= self._narrow:
                 return []
-            connection.execute(BY_INDEX)
-            rows = connection.execute(self._query(INDEXED, more), values, binary=True).fetchall()
+            connection.execute(statements.BY_INDEX)
+            rows = connection.execute(self._query(statements.INDEXED, more), values, binary=True).fetchall()
         return rows if len(rows) >= values["count"] else []
 
     def _name_of(self, table: LiteralString) -> str:
@@ -288,7 +259,7 @@ class PostgresStore:
             words=self._sql.Identifier(SCHEMA, f"{self._name}.words"),
             index=self._sql.Identifier(SCHEMA, f"{self._name}.vectors"),
             new_index=self._sql.Identifier(f"{self._name}.vectors"),
-            block=self._sql.Literal(BLOCK),
+            block=self._sql.Literal(statements.BLOCK),
             width=self._sql.Literal(self._width),
             more=self._sql.SQL(more),
         )
@@ -331,7 +302,3 @@ def _storable(text: str) -> str:
 def _worded(text: str) -> str:
     """The text as its words are indexed: without other scripts' punctuation, which PostgreSQL may take for letters."""
     return regex.sub(r"[^\w\x01-\x7f]", " ", text)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

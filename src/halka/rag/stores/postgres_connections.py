@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from halka.util.errors import StoreAwayError
+
 if TYPE_CHECKING:
     from psycopg import Connection
 
@@ -24,15 +26,28 @@ class Connections:
         self._idle: list[Connection[Any]] = []
         weakref.finalize(self, _close, self._idle)
 
+    def __str__(self) -> str:
+        """The database's name for messages, without a password."""
+        where = self._url.partition("://")[2].rpartition("@")[2].partition("?")[0]
+        return f"PostgreSQL at {where}"
+
     @contextmanager
     def one(self) -> Iterator[Connection[Any]]:
-        """A connection for the caller alone."""
-        connection = self._alive() or self._connect()
+        """A connection for the caller alone. Raises StoreAwayError, also for what the caller does with it."""
+        from psycopg import OperationalError
+
         try:
-            yield connection
-        finally:
-            if not connection.closed:
-                self._idle.append(connection)
+            connection = self._alive() or self._connect()
+            try:
+                yield connection
+            finally:
+                if not connection.closed:
+                    self._idle.append(connection)
+        except OperationalError as error:
+            raise StoreAwayError(
+                f"{self} cannot be used: {first_line(error)}. Check that the server runs and is reached from here; a "
+                "password is read from PGPASSWORD or ~/.pgpass"
+            ) from error
 
     def _alive(self) -> Connection[Any] | None:
         """An idle connection that the server has not closed."""
@@ -59,6 +74,10 @@ class Connections:
         connection = connect(**options, autocommit=True, prepare_threshold=None)  # type: ignore[arg-type]
         connection.execute(MEMORY)
         return connection
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _close(connections: list[Connection[Any]]) -> None:

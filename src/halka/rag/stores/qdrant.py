@@ -52,26 +52,20 @@ class QdrantStore:
         """Open or make a collection: `place` is a URL or a folder, `name` its name there, `width` that of the vectors.
         With `exact`, vectors are compared one by one, without the server's index.
 
-        Raises HalkaError if the extra `qdrant` is missing, for a server that does not answer or is too old, for a
-        folder that another process has open, and for vectors of another width.
+        Raises HalkaError if the extra `qdrant` is missing, for a server that is too old, for a folder that another
+        process has open, and for vectors of another width; StoreAwayError, as every method does, for a server that does
+        not answer.
         """
         try:
             import snowballstemmer  # noqa: F401
             from qdrant_client import models
-            from qdrant_client.http.exceptions import ApiException
         except ImportError:
             raise HalkaError("collections in Qdrant need the extra: pip install 'halka[qdrant]'") from None
         self._place, self._width, self._exact, self._models = place, width, exact, models
         self._documents, self._passages = f"{name}-documents", f"{name}-passages"
         self._local = "://" not in place
-        try:
-            self._client: Any = local_client(place) if self._local else remote_client(place)
-            self._open()
-        except ApiException as error:
-            raise HalkaError(
-                f"Qdrant at {place} cannot be opened: {str(error).strip()}. Check that the server runs and is reached "
-                "from here; a key is read from QDRANT_API_KEY"
-            ) from error
+        self._client: Any = local_client(place) if self._local else remote_client(place)
+        self._open()
 
     def _open(self) -> None:
         m, client = self._models, self._client

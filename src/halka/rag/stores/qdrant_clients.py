@@ -8,9 +8,33 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from halka.util.errors import HalkaError
+from halka.util.errors import HalkaError, StoreAwayError
 
 WAIT = 30  # seconds for a server to answer
+
+
+class OfServer:
+    """A server's client, whose methods raise StoreAwayError for what the server does not answer, or refuses."""
+
+    def __init__(self, client: Any, url: str):
+        self._client, self._url = client, url
+
+    def __getattr__(self, name: str) -> Any:
+        from qdrant_client.common.client_exceptions import QdrantException
+        from qdrant_client.http.exceptions import ApiException
+
+        method = getattr(self._client, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            try:
+                return method(*arguments, **options)
+            except (ApiException, QdrantException) as error:
+                raise StoreAwayError(
+                    f"Qdrant at {self._url} cannot be used: {str(error).strip()}. Check that the server runs and is "
+                    "reached from here; a key is read from QDRANT_API_KEY"
+                ) from error
+
+        return call
 
 
 class OneThreadAtATime:
@@ -65,4 +89,5 @@ def remote_client(url: str) -> Any:
     """The client of a server; a key is read from QDRANT_API_KEY."""
     from qdrant_client import QdrantClient
 
-    return QdrantClient(url, api_key=os.environ.get("QDRANT_API_KEY"), timeout=WAIT, check_compatibility=False)
+    key = os.environ.get("QDRANT_API_KEY")
+    return OfServer(QdrantClient(url, api_key=key, timeout=WAIT, check_compatibility=False), url)
