@@ -8,6 +8,7 @@ import re
 import pytest
 
 import halka
+from halka.evaluation.by_engine import form_of
 from halka.util.errors import HalkaError
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
@@ -57,6 +58,19 @@ def test_a_constraint_that_nobody_would_keep_is_refused(model):
     classifier = halka.adapt(base, model.tokenizer)
     with pytest.raises(HalkaError, match="makes no text token by token"):
         halka.generate(classifier, ["One?"], constraint=constraint)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "neutral"),
+    [("min_new_tokens", 1, 0), ("no_repeat_ngram_size", 1, 0), ("forced_eos_token_id", 0, None), ("num_beams", 2, 1)],
+)
+def test_what_the_engine_has_not_is_left_to_transformers(model, option, value, neutral):
+    """A 1 asks for nothing where it counts beams, and for something where it counts tokens."""
+    config = model.base.generation_config
+    setattr(config, option, neutral)
+    assert form_of(model, {}, 9, None) is not None
+    setattr(config, option, value)
+    assert form_of(model, {}, 9, None) is None
 
 
 @pytest.mark.parametrize("arch", ["llama", "t5"])

@@ -109,7 +109,12 @@ class Engine:
         own = Kept(model, store, adapter_memory, allowed, most_adapters) if kept is None else kept
         self._kept, self._borrowed = own, kept is not None
         self.adapters, self._forward = self._kept.adapters, self._kept.forward
-        self.cache = cache_for(model, rows, memory)
+        try:
+            self.cache = cache_for(model, rows, memory)
+        except BaseException:
+            if kept is None:
+                own.close()
+            raise
         embedding = next(target for target in model.targets if target.role == "embedding")
         on_cpu = self.cache.kv.data.device.type == "cpu"
         if prefill is None:

@@ -28,22 +28,23 @@ from halka.util.errors import DataError, HalkaError
 ALL = 2**16  # tokens of prompts beside answers: as many as without, for nobody waits for the next token
 DRAWN = ("temperature", "top_k", "top_p", "min_p")  # what the engine knows of `generate`'s options for sampling
 PENALTY = "repetition_penalty"  # which it knows, too, of the base's generation config as well
-UNKNOWN = (
-    "no_repeat_ngram_size",
-    "bad_words_ids",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "sequence_bias",
-    "min_length",
-    "min_new_tokens",
-    "exponential_decay_length_penalty",
-    "stop_strings",
-    "guidance_scale",
-    "num_beams",
-)
-"""What a generation config may ask of `generate` that the engine has not."""
+UNKNOWN = {
+    "no_repeat_ngram_size": 0,
+    "bad_words_ids": [],
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "sequence_bias": {},
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "exponential_decay_length_penalty": None,
+    "stop_strings": [],
+    "guidance_scale": 1,
+    "num_beams": 1,
+}
+"""What a generation config may ask of `generate` that the engine has not, each with the value that asks for nothing, as
+None does."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _decodes(model: AdaptedModel) -> bool:
 
 def _asks(model: AdaptedModel, option: str) -> bool:
     config = getattr(model.base, "generation_config", None)
-    return getattr(config, option, None) not in (None, 0, 1, 1.0, [], {})
+    return getattr(config, option, None) not in (None, UNKNOWN[option])
 
 
 def answers_by_engine(

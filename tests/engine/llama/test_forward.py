@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import halka
-from engine_for_tests import NoTwin
+from engine_for_tests import NoTwin, model_of
 from halka.core import AdaptedModel, Adapter, ModulePart, Part, Target
 from halka.engine.forward import TransformersForward
 from halka.engine.llama.forward import LlamaForward, unsupported
@@ -26,6 +26,7 @@ from halka.methods.lora import LoRAPart
 from halka.models.fingerprint import fingerprint
 from halka.models.quantised import quantise
 from halka.models.quantised.int8 import Int8Linear
+from halka.util.errors import HalkaError
 from halka.util.huge_pages import PAGE
 from lines_for_tests import Lines
 from tiny import tiny
@@ -344,6 +345,21 @@ def test_after_close_no_matrix_is_held_and_the_twin_computes():
     fast, slow = (one_row(Lines(model, it), ("a",)) for it in (forward, TransformersForward(model)))
     assert all(torch.equal(a, b) for a, b in zip(fast, slow, strict=True))
     forward.close()
+
+
+def test_an_engine_that_is_refused_leaves_the_weights_where_they_were():
+    model = model_of(families={"a": halka.LoRA(rank=4)})
+
+    def held() -> list[int]:
+        return [weights.untyped_storage().nbytes() for weights in model.base.parameters()]
+
+    before = held()
+    with pytest.raises(HalkaError, match="two blocks"):
+        halka.Engine(model, memory=1)
+    assert held() == before
+    with halka.Engine(model):
+        assert held() != before
+    assert held() == before
 
 
 def test_a_base_that_is_moved_meanwhile_is_computed_by_the_twin():
