@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -219,6 +220,22 @@ def test_another_embedder_or_folder_is_refused(collection, tmp_path):
 
 
 # ── who may read ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_collection_on_a_disk_that_is_only_read_can_be_searched(documents, tmp_path, monkeypatch):
+    folder = tmp_path / "faq"
+    assert [*Collection(folder, WordEmbedder()).add([documents])]
+
+    def read_only(path, flags, *arguments, own=os.open, **options):
+        if flags & (os.O_WRONLY | os.O_RDWR) and Path(os.fsdecode(path)).is_relative_to(folder):
+            raise OSError(errno.EROFS, "Read-only file system", path)
+        return own(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", read_only)
+    collection = Collection(folder, WordEmbedder())
+    assert texts(collection, "parcels")
+    with pytest.raises(OSError, match="Read-only"):
+        collection.remove([str(documents)])
 
 
 def test_a_collection_that_is_removed_while_it_is_opened_stays_away(collection, at):

@@ -15,8 +15,9 @@ from collection_for_tests import told
 from embedder_for_tests import WordEmbedder
 from halka.rag import texts
 from halka.rag.collection import Collection
+from halka.rag.roots import Root, Roots
 from halka.rag.sources import listed
-from halka.rag.store import Scope
+from halka.rag.store import Scope, within
 from halka.util.errors import HalkaError
 from mac_for_tests import ignore_spelling
 
@@ -226,6 +227,13 @@ def test_what_was_removed_stays_away_until_it_is_added_by_itself(collection, doc
     collection.remove([docs])
     assert collection.documents() == collection.roots == []
     assert len([*collection.add([docs])]) == 4  # all of it is new
+
+
+@pytest.mark.parametrize("path", ["/a", "/a/", "/a/b", "/a/b/c", "/a/b-c", "/none"])
+def test_what_is_below_a_path_is_the_same_among_sorted_names(path):
+    names = sorted(["/a", "/a-b", "/a.md", "/a/b", "/a/b/c", "/a/b-c", "/a0", "/a/\U0001f642", "/ab", "x", "/b/a"])
+    roots = Roots([Root(path)])
+    assert roots.meant(path, names)[1] == [name for name in names if within(name, os.path.normpath(path))]
 
 
 def test_names_are_removed_together_or_not_at_all(collection, docs):

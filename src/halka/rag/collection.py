@@ -26,6 +26,7 @@ from halka.rag.store import EVERYONE, PUT, Document, Entry, Scope, VectorStore, 
 from halka.rag.stores import checked_address, new_key, store_at
 from halka.rag.texts import Text, Unreadable, check_unicode, read_as
 from halka.util.errors import HalkaError, StoreAwayError
+from halka.util.files import held_if_writable
 from halka.util.text import printable
 
 AT_ONCE = 200_000
@@ -89,7 +90,7 @@ class Collection:
         about = about_embedder(self.embedder) if embedder is not None or not settings else {}
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / ".lock")
-        with self._lock:
+        with held_if_writable(self._lock):
             if settings:
                 settings = self._folder.settings_of(settings.get("key"))
                 if about and about["embedder"] != settings["embedder"]:  # its folder was moved
@@ -283,7 +284,7 @@ class Collection:
         except StoreAwayError as error:
             yield Event("skipped", self.folder.name, reason=f"{error}. It is asked again at the next refresh")
 
-    def remove(self, names: Iterable[str]) -> list[Event]:
+    def remove(self, names: Iterable[str | Path]) -> list[Event]:
         """Remove documents, or all documents under a path, at once and from the disk; all of them or none.
 
         They stay away, also from `refresh`, until they are added by their own path.
@@ -291,9 +292,9 @@ class Collection:
         """
         with self._locked() as roots:
             current = self._current()
-            left, doomed = roots, {}
+            left, doomed, there = roots, {}, sorted(current)
             for name in names:
-                path, documents = roots.meant(name, current)
+                path, documents = roots.meant(str(name), there)
                 left, doomed = left.removing(path), doomed | dict.fromkeys(documents)
             self._folder.write(self._folder.settings() | left.settings())
             self.store.remove([*doomed])

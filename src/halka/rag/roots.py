@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from halka.rag.store import EVERYONE, within
+from halka.rag.store import EVERYONE, below, within
 from halka.rag.texts import UNREAD, Text, Unreadable, check_unicode, composed, is_readable, read_text
 from halka.util.errors import HalkaError
 from halka.util.spelling import spelled
@@ -100,20 +101,20 @@ class Roots:
         )
         return Roots(left, [*left.removed, path]) if left.root(path) else left
 
-    def meant(self, name: str, documents: Iterable[str]) -> tuple[str, list[str]]:
-        """The path, or the name of a text, that `name` means, and those of `documents` at it or below it.
+    def meant(self, name: str, documents: Sequence[str]) -> tuple[str, list[str]]:
+        """The path, or the name of a text, that `name` means, and those of the sorted `documents` at it or below it.
 
         A document's exact name means it alone, unless it is below a path that was added.
         If the path goes through links, documents under the path itself are preferred to those under its target.
         Raises HalkaError for a path that was not added and has no documents.
         """
-        if name in documents and self.root(name) is None:
+        if _holds(documents, name) and self.root(name) is None:
             return name, [name]
         plain = spelled(os.path.abspath(_expanded(name)))
         for path in (str(plain), str(located(plain))):
-            below = [document for document in documents if within(document, path)]
-            if below or any(within(root.path, path) for root in self):
-                return path, below
+            inside = _within(documents, path)
+            if inside or any(within(root.path, path) for root in self):
+                return path, inside
         raise HalkaError(f"the collection has no document {name}: `halka docs list` shows those it has")
 
     def root(self, name: str) -> Root | None:
@@ -162,6 +163,19 @@ class Roots:
                 return path
             path, below = os.path.dirname(path), path
         return None
+
+
+def _holds(names: Sequence[str], name: str) -> bool:
+    """Whether sorted names have this one."""
+    place = bisect_left(names, name)
+    return place < len(names) and names[place] == name
+
+
+def _within(names: Sequence[str], path: str) -> list[str]:
+    """Those of the sorted names that are `within` the path, by a few comparisons."""
+    own, prefix = path.rstrip("/"), below(path)
+    first, last = bisect_left(names, prefix), bisect_left(names, f"{prefix[:-1]}0")  # no letter is between / and 0
+    return [*([own] if _holds(names, own) else ()), *names[first:last]]
 
 
 def _is_gone(name: str, root: str) -> bool:

@@ -138,6 +138,22 @@ def locked(folder: Path, otherwise: str) -> Iterator[None]:
 
 
 @contextmanager
+def held_if_writable(lock: FileLock) -> Iterator[None]:
+    """Hold the lock; do without on a disk or in a folder that is read-only, where there is nobody to wait for."""
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def in_turn(path: Path) -> Iterator[None]:
     """Hold a lock on this file, which is made and stays, once no other process does; that of a dead one is free."""
     path.parent.mkdir(parents=True, exist_ok=True)

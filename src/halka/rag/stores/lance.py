@@ -27,6 +27,7 @@ from halka.rag.passages import Passage
 from halka.rag.store import INDEX_FROM, NARROW, Document, Entry, Found, Scope, last_of_each
 from halka.rag.stores.lance_filters import array, one_of, quoted, where_of
 from halka.util.errors import DamagedFolderError, HalkaError
+from halka.util.files import held_if_writable
 
 T = TypeVar("T")
 TABLE = "passages"
@@ -93,7 +94,7 @@ class LanceStore:
         """The table with its indexes; makes what is missing, after a crash or in a table of an older version."""
         from lancedb.index import FTS, LabelList
 
-        with self._lock:
+        with held_if_writable(self._lock):
             if TABLE in self._database.list_tables().tables:
                 with self._readable():
                     table = self._database.open_table(TABLE)
