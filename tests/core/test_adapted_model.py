@@ -11,7 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import halka
 from contract import ids
 from halka.core import AdaptedModel
+from halka.models.fingerprint import fingerprint
 from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
 
 
 @pytest.fixture
@@ -111,6 +113,30 @@ def test_a_cast_moves_the_base_alone(method):
     assert all(after[key].dtype == tensor.dtype and torch.equal(after[key], tensor) for key, tensor in before.items())
     with model.use("a"):
         assert model.base(ids()).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("arch", ["llama", "t5"])
+def test_a_base_that_is_cast_computes_as_one_that_is_loaded_so(arch, dtype, tmp_path):
+    """Rotary frequencies stay in fp32 then, and so does what T5 has in fp32 beside fp16."""
+    kind = "seq2seq-lm" if arch == "t5" else "causal-lm"
+    tokenizer = chatml_tokenizer()
+    base = tiny(arch, kind=kind, vocab_size=len(tokenizer))
+    with torch.no_grad():
+        for weight in base.parameters():
+            weight.mul_(1e-4)  # small ones, of which fp16 keeps fewer bits
+    for saved in (base, tokenizer):
+        saved.save_pretrained(tmp_path)
+    loaded, cast = (halka.load_base(tmp_path, kind=kind, dtype=each)[0] for each in (dtype, torch.float32))
+    before = fingerprint(cast)
+    halka.adapt(cast).to(dtype)
+    assert fingerprint(cast) == fingerprint(loaded) == before
+    expected = {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}
+    tensors = {**dict(cast.named_parameters()), **dict(cast.named_buffers())}
+    assert {name: tensor.dtype for name, tensor in tensors.items()} == {
+        name: tensor.dtype for name, tensor in expected.items()
+    }
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
 
 
 def test_a_base_that_is_cast_while_it_holds_another_is_of_one_precision_afterwards(model):

@@ -48,6 +48,13 @@ def keep_stored_samples(base: Any, stored: Any) -> None:
     setattr(base, _BEFORE_FP16, {name: (own.cpu(), before) for (name, _, own), (_, _, before) in pairs})
 
 
+def keep_samples_for_fp16(base: Any) -> None:
+    """As `keep_stored_samples`, for a base in fp32 or bf16 that may be cast to fp16 later."""
+    named = ((name, parameter) for name, parameter in base.named_parameters() if parameter.is_floating_point())
+    pairs = {name: (samples(parameter, torch.float16), samples(parameter)) for name, parameter in named}
+    setattr(base, _BEFORE_FP16, {name: (rounded.cpu(), before) for name, (rounded, before) in pairs.items()})
+
+
 def _sampled(base: Any) -> Iterator[tuple[str, Sequence[int], Tensor]]:
     """Name, shape and samples of every parameter and quantised weight, in the order of `named_parameters`."""
     if _SHARDED_SAMPLES in vars(base):

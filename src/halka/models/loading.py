@@ -78,7 +78,7 @@ def load_base(
     """
     from safetensors import SafetensorError
 
-    from halka.models.fingerprint import keep_stored_samples
+    from halka.models.fingerprint import keep_samples_for_fp16, keep_stored_samples
     from halka.models.quantised import check_quantize, quantise
 
     if quantize is not None:
@@ -104,6 +104,8 @@ def load_base(
             model = load(dtype=precision_on(place, precision, config), device_map=direct)
             if model.dtype == torch.float16 and getattr(config, "dtype", None) != torch.float16:
                 keep_stored_samples(model, load(dtype="auto"))
+            elif model.dtype in (torch.float32, torch.bfloat16):
+                keep_samples_for_fp16(model)
         except SafetensorError as error:
             raise DamagedFolderError(f"the weights in {folder} are damaged ({error}): {_anew(name_or_path)}") from error
         except (*unreadable(), RuntimeError) as error:

@@ -30,7 +30,7 @@ def to_device(tensors: Sequence[Tensor], device: torch.device | str) -> list[Ten
 
 
 def move(module: nn.Module, device_or_dtype: str | torch.device | torch.dtype) -> None:
-    """`module.to`, all of it or nothing.
+    """`module.to`, all of it or nothing. A cast leaves in fp32 what a base that is loaded in that precision has in it.
 
     Raises OutOfMemoryError where it does not fit: it is back then, in its precisions, of what a cast left.
     """
@@ -38,13 +38,35 @@ def move(module: nn.Module, device_or_dtype: str | torch.device | torch.dtype) -
     dtypes = {name: tensor.dtype for name, tensor in _tensors(module)}
     try:
         with memory_named(f"the base does not fit as {device_or_dtype}: choose a smaller one, or load it quantised"):
+            precise = _precise(module, device_or_dtype) if isinstance(device_or_dtype, torch.dtype) else []
             module.to(device_or_dtype)
+            for part, name, values in precise:
+                getattr(part, name).data = values
     except OutOfMemoryError:
         module.to(device)
         for name, tensor in _tensors(module):
             if tensor.dtype != dtypes[name]:
                 tensor.data = tensor.data.to(dtypes[name])
         raise
+
+
+def _precise(module: nn.Module, dtype: torch.dtype) -> list[tuple[nn.Module, str, Tensor]]:
+    """What stays precise in a cast, with its values: buffers that no file holds, such as the frequencies of rotary
+    positions, and the weights of modules that transformers has in fp32 beside others in this precision.
+    """
+    wide = {*(getattr(module, "_keep_in_fp32_modules_strict", None) or ())}
+    if dtype == torch.float16:
+        wide |= {*(getattr(module, "_keep_in_fp32_modules", None) or ())}
+    kept = []
+    for path, part in module.named_modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            if name in part._non_persistent_buffers_set and buffer.is_floating_point():
+                kept.append((part, name, buffer.data))
+        if dtype in (torch.float16, torch.bfloat16):
+            for name, weight in part.named_parameters(recurse=False):
+                if not wide.isdisjoint((*path.split("."), name)):
+                    kept.append((part, name, weight.data.float()))
+    return kept
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

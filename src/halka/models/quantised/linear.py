@@ -95,10 +95,11 @@ def bytes_of(base: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def samples(weight: Tensor) -> Tensor:
-    """Evenly spaced values of a weight (SAMPLES,): the bits of their bf16, as int16."""
+def samples(weight: Tensor, cast: torch.dtype | None = None) -> Tensor:
+    """Evenly spaced values of a weight (SAMPLES,): the bits of their bf16, as int16; after a cast, if one is named."""
     flat = weight.detach().flatten()
-    return flat[_places(flat.numel()).to(flat.device)].bfloat16().view(torch.int16)
+    values = flat[_places(flat.numel()).to(flat.device)]
+    return (values if cast is None else values.to(cast)).bfloat16().view(torch.int16)
 
 
 @functools.lru_cache(maxsize=256)
