@@ -112,34 +112,26 @@ class Subject:
         values = self.answers(None, self.asked(self.case.test, shots, passages=passages), passages=passages)
         return {"values": values, "shots": shots, "validation": {str(key): value for key, value in held_out.items()}}
 
-    def tuned(self) -> dict[str, dict[str, Any]]:
-        """LoRA on what there is and on what there could be, side by side."""
-        case, jobs = self.case, []
-        own, more = steps_of(case)
-        for option, examples, steps, rates in (
-            ("peft", case.train, own, RATES),
-            ("data", case.more, more, RATES[-1:]),
-        ):
-            jobs += [self._job(f"{option} {lr:g}", examples, lr, steps, case.validation) for lr in rates]
-        started = time.perf_counter()
-        for _ in train_many(self.model, jobs):
-            pass
-        seconds = time.perf_counter() - started
-        found = {
-            option: self._better([job for job in jobs if job.name.startswith(option)]) for option in ("peft", "data")
-        }
-        for job in jobs:
-            self.model.remove(job.name)
-        return {option: {**each, "seconds": seconds} for option, each in found.items()}
+    def tuned(self, option: str) -> dict[str, Any]:
+        """LoRA on what there is (`peft`), or on what there could be (`data`)."""
+        case, (own, more) = self.case, steps_of(self.case)
+        if option == "data":
+            return self._adapted(option, case.more, case.validation, more, RATES[-1:])
+        return self._adapted(option, case.train, case.validation, own, RATES)
 
     def tuned_with_passages(self) -> dict[str, Any]:
-        case = self.case
-        examples, held_out = (self.asked(each, passages=True) for each in (case.train, case.validation))
-        jobs = [self._job(f"peft+rag {lr:g}", examples, lr, STEPS_WITH_PASSAGES, held_out) for lr in RATES]
+        examples, held_out = (self.asked(each, passages=True) for each in (self.case.train, self.case.validation))
+        return self._adapted("peft+rag", examples, held_out, STEPS_WITH_PASSAGES, RATES, passages=True)
+
+    def _adapted(
+        self, option: str, examples: Any, held_out: Any, steps: int, rates: Sequence[float], *, passages: bool = False
+    ) -> dict[str, Any]:
+        """LoRA at each of the rates, side by side."""
+        jobs = [self._job(f"{option} {lr:g}", examples, lr, steps, held_out) for lr in rates]
         started = time.perf_counter()
         for _ in train_many(self.model, jobs):
             pass
-        found = self._better(jobs, passages=True) | {"seconds": time.perf_counter() - started}
+        found = self._better(jobs, passages=passages) | {"seconds": time.perf_counter() - started}
         for job in jobs:
             self.model.remove(job.name)
         return found
@@ -175,22 +167,22 @@ def outcomes(case: Case, path: Path) -> Iterator[str]:
         found["trivial"] = trivial(case)
         write_text(path, json.dumps(found, indent=1) + "\n")
     subject = Subject(case)
-    due: list[tuple[tuple[str, ...], Callable[[], dict[str, Any]]]] = [
-        (("prompt",), lambda: {"prompt": subject.prompted(passages=False)}),
-        (("peft", "data"), subject.tuned),
-        (("full",), lambda: {"full": subject.full()}),
+    due: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+        ("prompt", lambda: subject.prompted(passages=False)),
+        ("peft", lambda: subject.tuned("peft")),
+        ("data", lambda: subject.tuned("data")),
+        ("full", subject.full),
     ]
     if case.documents:
         due[1:1] = [
-            (("rag",), lambda: {"rag": subject.prompted(passages=True)}),
-            (("peft+rag",), lambda: {"peft+rag": subject.tuned_with_passages()}),
+            ("rag", lambda: subject.prompted(passages=True)),
+            ("peft+rag", subject.tuned_with_passages),
         ]
-    for names, run in due:
-        if all(name in options for name in names):
+    for name, run in due:
+        if name in options:
             continue
         started = time.perf_counter()
-        for name, result in run().items():
-            options[name] = result
+        options[name] = run()
         found |= {"kind": case.kind, "metric": case.metric, "train": len(case.train), "more": len(case.more)}
         found["steps"] = dict(zip(("own", "more"), steps_of(case), strict=True))
         found["setup"] = {
@@ -199,8 +191,8 @@ def outcomes(case: Case, path: Path) -> Iterator[str]:
             "commit": machine.commit(),
         }
         write_text(path, json.dumps(found, indent=1) + "\n")
-        means = ", ".join(f"{each} {sum(options[each]['values']) / len(options[each]['values']):.3f}" for each in names)
-        yield f"{case.name}: {means} ({time.perf_counter() - started:.0f} s)"
+        mean = statistics.mean(options[name]["values"])
+        yield f"{case.name}: {name} {mean:.3f} ({time.perf_counter() - started:.0f} s)"
 
 
 def main() -> None:
