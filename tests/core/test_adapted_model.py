@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -116,7 +117,7 @@ def test_a_cast_moves_the_base_alone(method):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("arch", ["llama", "t5"])
+@pytest.mark.parametrize("arch", ["llama", "t5", "glm4_moe"])
 def test_a_base_that_is_cast_computes_as_one_that_is_loaded_so(arch, dtype, tmp_path):
     """Rotary frequencies stay in fp32 then, and so does what T5 has in fp32 beside fp16."""
     kind = "seq2seq-lm" if arch == "t5" else "causal-lm"
@@ -128,9 +129,10 @@ def test_a_base_that_is_cast_computes_as_one_that_is_loaded_so(arch, dtype, tmp_
     for saved in (base, tokenizer):
         saved.save_pretrained(tmp_path)
     loaded, cast = (halka.load_base(tmp_path, kind=kind, dtype=each)[0] for each in (dtype, torch.float32))
-    before = fingerprint(cast)
+    before, by_way = fingerprint(cast), copy.deepcopy(cast)
     halka.adapt(cast).to(dtype)
     assert fingerprint(cast) == fingerprint(loaded) == before
+    assert fingerprint(halka.adapt(by_way).to(torch.bfloat16).to(dtype).base) == before
     expected = {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}
     tensors = {**dict(cast.named_parameters()), **dict(cast.named_buffers())}
     assert {name: tensor.dtype for name, tensor in tensors.items()} == {

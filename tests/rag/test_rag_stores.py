@@ -10,6 +10,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections import Counter
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,8 +40,8 @@ from halka.rag.passages import Passage
 from halka.rag.retrieve import Retriever
 from halka.rag.store import EVERYONE, Document, Entry, Scope, VectorStore
 from halka.rag.stores.bm25 import LENGTH
-from halka.rag.stores.qdrant_clients import local_client
-from halka.util.errors import DamagedFolderError, StoreAwayError
+from halka.rag.stores.qdrant_clients import local_client, remote_client
+from halka.util.errors import DamagedFolderError, HalkaError, StoreAwayError
 
 WORDS = ["parcel", "parcels", "sent", "sending", "monday", "depot", "refund", "refunds", "nine", "days", "the", "of"]
 WORDS += ["lost", "letter", "o'neil", "a.com/x?a=1&b=2"]
@@ -640,10 +642,11 @@ def test_a_server_that_went_away_is_named_and_asked_again(tmp_path, away):
     documents = tmp_path / "documents"
     documents.mkdir()
     (documents / "a.md").write_text("The parcels are sent on monday.")
+    (documents / "broken.pdf").write_bytes(b"%PDF-1.4")
     collection = Collection(tmp_path / "faq", EMBEDDER, at=at)
     refreshes = collection.watch(0)
     assert [*collection.add([documents])]
-    assert [event.what for event in next(refreshes)] == ["unchanged"]
+    assert sorted(event.what for event in next(refreshes)) == ["skipped", "unchanged"]
     take(away=True)
     asked = partial(Retriever(collection).search, "parcels")
     for ask in (collection.documents, asked, collection.store.tidy, partial(collection.remove, ["x"])):
@@ -880,6 +883,36 @@ def test_what_cannot_name_tables_is_refused(postgres, name):
 
     with pytest.raises(ValueError, match="cannot name tables"):
         PostgresStore(postgres, name, 3)
+
+
+def test_what_postgresql_has_no_room_for_is_no_server_that_is_away(postgres):
+    from halka.rag.stores.postgres import PostgresStore
+
+    store = PostgresStore(postgres, "room", EMBEDDER.width)
+    draw = random.Random(1)
+    name = "".join(chr(draw.randrange(0x4E00, 0x9FFF)) for _ in range(2000))
+    with pytest.raises(HalkaError, match="cannot keep this: index row size") as refused:
+        store.put([entry(name, "text")])
+    assert not isinstance(refused.value, StoreAwayError)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(503, StoreAwayError), (401, StoreAwayError), (404, HalkaError)])
+def test_what_qdrant_s_server_refuses_is_told_from_one_that_is_away(status, kind):
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(status, "no")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(HalkaError, match=f"Qdrant at http.* {status}") as refused:
+                remote_client(f"http://127.0.0.1:{server.server_port}").get_collections()
+        finally:
+            server.shutdown()
+    assert type(refused.value) is kind
 
 
 # ── Qdrant ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -45,14 +45,17 @@ def keep_stored_samples(base: Any, stored: Any) -> None:
     """Keep the samples of a base as it is stored that its rounding to float16 has changed: of small values fp16 keeps
     fewer bits than bf16. `fingerprint` reads them for as long as the base's own stay what they were rounded to."""
     pairs = zip(_sampled(base), _sampled(stored), strict=True)
-    setattr(base, _BEFORE_FP16, {name: (own.cpu(), before) for (name, _, own), (_, _, before) in pairs})
+    setattr(base, _BEFORE_FP16, {name: ((own.cpu(),), before) for (name, _, own), (_, _, before) in pairs})
 
 
 def keep_samples_for_fp16(base: Any) -> None:
-    """As `keep_stored_samples`, for a base in fp32 or bf16 that may be cast to fp16 later."""
-    named = ((name, parameter) for name, parameter in base.named_parameters() if parameter.is_floating_point())
-    pairs = {name: (samples(parameter, torch.float16), samples(parameter)) for name, parameter in named}
-    setattr(base, _BEFORE_FP16, {name: (rounded.cpu(), before) for name, (rounded, before) in pairs.items()})
+    """As `keep_stored_samples`, for a base in fp32 or bf16 that may be cast to fp16 later, perhaps by way of bf16."""
+    kept = {}
+    for name, weight in base.named_parameters():
+        if weight.is_floating_point():
+            casts = samples(weight, torch.float16), samples(weight, torch.bfloat16, torch.float16)
+            kept[name] = tuple(rounded.cpu() for rounded in casts), samples(weight)
+    setattr(base, _BEFORE_FP16, kept)
 
 
 def _sampled(base: Any) -> Iterator[tuple[str, Sequence[int], Tensor]]:
@@ -62,8 +65,8 @@ def _sampled(base: Any) -> Iterator[tuple[str, Sequence[int], Tensor]]:
         return
     stored = vars(base).get(_BEFORE_FP16, {})
     for name, shape, own in _own_samples(base):
-        rounded, before = stored.get(name, (None, None))
-        yield name, shape, before if rounded is not None and torch.equal(own.cpu(), rounded) else own
+        casts, before = stored.get(name, ((), None))
+        yield name, shape, before if any(torch.equal(own.cpu(), rounded) for rounded in casts) else own
 
 
 def _own_samples(base: Any) -> Iterator[tuple[str, Sequence[int], Tensor]]:

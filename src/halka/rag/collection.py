@@ -266,23 +266,24 @@ class Collection:
         def news(*, first: bool) -> Iterator[Event]:
             before = {*skipped}
             skipped.clear()
-            for event in self.refresh() if first else self._refreshed_later():
-                if event.what == "skipped":
-                    skipped.add(event)
-                if first or (event.what != "unchanged" and event not in before):
-                    yield event
+            try:
+                for event in self.refresh():
+                    if event.what == "skipped":
+                        skipped.add(event)
+                    if first or (event.what != "unchanged" and event not in before):
+                        yield event
+            except StoreAwayError as error:
+                if first:
+                    raise
+                away = Event("skipped", self.folder.name, reason=f"{error}. It is asked again at the next refresh")
+                skipped.update(before, [away])
+                if away not in before:
+                    yield away
 
         yield news(first=True)
         while True:
             time.sleep(seconds)
             yield news(first=False)
-
-    def _refreshed_later(self) -> Iterator[Event]:
-        """`refresh`, which goes on later where the passages' server is away."""
-        try:
-            yield from self.refresh()
-        except StoreAwayError as error:
-            yield Event("skipped", self.folder.name, reason=f"{error}. It is asked again at the next refresh")
 
     def remove(self, names: Iterable[str | Path]) -> list[Event]:
         """Remove documents, or all documents under a path, at once and from the disk; all of them or none.

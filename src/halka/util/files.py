@@ -138,17 +138,17 @@ def locked(folder: Path, otherwise: str) -> Iterator[None]:
 
 
 @contextmanager
-def held_if_writable(lock: FileLock) -> Iterator[None]:
-    """Hold the lock; do without on a disk or in a folder that is read-only, where there is nobody to wait for."""
+def held_if_writable(lock: FileLock) -> Iterator[bool]:
+    """Hold the lock; do without on a disk or in a folder that is only read here. Yields whether it is held."""
     try:
         lock.acquire()
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno != errno.EROFS and os.access(Path(lock.lock_file).parent, os.W_OK):
             raise
-        yield
+        yield False
         return
     try:
-        yield
+        yield True
     finally:
         lock.release()
 

@@ -36,14 +36,16 @@ def move(module: nn.Module, device_or_dtype: str | torch.device | torch.dtype) -
     """
     device = next(module.parameters()).device
     dtypes = {name: tensor.dtype for name, tensor in _tensors(module)}
+    precise = _precise(module, device_or_dtype) if isinstance(device_or_dtype, torch.dtype) else []
     try:
         with memory_named(f"the base does not fit as {device_or_dtype}: choose a smaller one, or load it quantised"):
-            precise = _precise(module, device_or_dtype) if isinstance(device_or_dtype, torch.dtype) else []
             module.to(device_or_dtype)
             for part, name, values in precise:
                 getattr(part, name).data = values
     except OutOfMemoryError:
         module.to(device)
+        for part, name, values in precise:
+            getattr(part, name).data = values.to(device)
         for name, tensor in _tensors(module):
             if tensor.dtype != dtypes[name]:
                 tensor.data = tensor.data.to(dtypes[name])
@@ -51,21 +53,23 @@ def move(module: nn.Module, device_or_dtype: str | torch.device | torch.dtype) -
 
 
 def _precise(module: nn.Module, dtype: torch.dtype) -> list[tuple[nn.Module, str, Tensor]]:
-    """What stays precise in a cast, with its values: buffers that no file holds, such as the frequencies of rotary
-    positions, and the weights of modules that transformers has in fp32 beside others in this precision.
+    """What stays precise in a cast, with its values: wider buffers that no file holds, such as the frequencies of
+    rotary positions, and what transformers has in fp32 beside weights of this precision.
     """
     wide = {*(getattr(module, "_keep_in_fp32_modules_strict", None) or ())}
     if dtype == torch.float16:
         wide |= {*(getattr(module, "_keep_in_fp32_modules", None) or ())}
+    if dtype not in (torch.float16, torch.bfloat16):
+        wide = set()
     kept = []
     for path, part in module.named_modules():
-        for name, buffer in part.named_buffers(recurse=False):
-            if name in part._non_persistent_buffers_set and buffer.is_floating_point():
-                kept.append((part, name, buffer.data))
-        if dtype in (torch.float16, torch.bfloat16):
-            for name, weight in part.named_parameters(recurse=False):
-                if not wide.isdisjoint((*path.split("."), name)):
-                    kept.append((part, name, weight.data.float()))
+        for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+            if not tensor.is_floating_point():
+                continue
+            if any(f".{names}." in f".{path}.{name}." for names in wide):
+                kept.append((part, name, tensor.data.float()))
+            elif name in part._non_persistent_buffers_set and tensor.dtype.itemsize > dtype.itemsize:
+                kept.append((part, name, tensor.data))
     return kept
 
 

@@ -95,11 +95,13 @@ def bytes_of(base: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def samples(weight: Tensor, cast: torch.dtype | None = None) -> Tensor:
-    """Evenly spaced values of a weight (SAMPLES,): the bits of their bf16, as int16; after a cast, if one is named."""
+def samples(weight: Tensor, *casts: torch.dtype) -> Tensor:
+    """Evenly spaced values of a weight (SAMPLES,), after these casts: the bits of their bf16, as int16."""
     flat = weight.detach().flatten()
     values = flat[_places(flat.numel()).to(flat.device)]
-    return (values if cast is None else values.to(cast)).bfloat16().view(torch.int16)
+    for cast in casts:
+        values = values.to(cast)
+    return values.bfloat16().view(torch.int16)
 
 
 @functools.lru_cache(maxsize=256)

@@ -94,10 +94,12 @@ class LanceStore:
         """The table with its indexes; makes what is missing, after a crash or in a table of an older version."""
         from lancedb.index import FTS, LabelList
 
-        with held_if_writable(self._lock):
+        with held_if_writable(self._lock) as held:
             if TABLE in self._database.list_tables().tables:
                 with self._readable():
                     table = self._database.open_table(TABLE)
+                if not held:
+                    return table
             else:
                 table = self._database.create_table(TABLE, schema=self._schema)
             if not table.schema.field("id").metadata:

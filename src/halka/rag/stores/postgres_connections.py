@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from halka.util.errors import StoreAwayError
+from halka.util.errors import HalkaError, StoreAwayError
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -33,8 +33,12 @@ class Connections:
 
     @contextmanager
     def one(self) -> Iterator[Connection[Any]]:
-        """A connection for the caller alone. Raises StoreAwayError, also for what the caller does with it."""
-        from psycopg import OperationalError
+        """A connection for the caller alone.
+
+        Raises StoreAwayError for a server that does not answer, or cannot work now, and HalkaError for what it has no
+        room for in a row or an index, also in what the caller does with the connection.
+        """
+        from psycopg import OperationalError, errors
 
         try:
             connection = self._alive() or self._connect()
@@ -43,7 +47,9 @@ class Connections:
             finally:
                 if not connection.closed:
                     self._idle.append(connection)
-        except OperationalError as error:
+        except errors.ProgramLimitExceeded as error:
+            raise HalkaError(f"{self} cannot keep this: {first_line(error)}") from error
+        except (OperationalError, errors.ReadOnlySqlTransaction, errors.IdleInTransactionSessionTimeout) as error:
             raise StoreAwayError(
                 f"{self} cannot be used: {first_line(error)}. Check that the server runs and is reached from here; a "
                 "password is read from PGPASSWORD or ~/.pgpass"

@@ -11,17 +11,20 @@ from typing import Any
 from halka.util.errors import HalkaError, StoreAwayError
 
 WAIT = 30  # seconds for a server to answer
+REFUSALS = {*range(400, 500)} - {401, 403, 408, 429}  # of what was asked for, not of who asks or when
 
 
 class OfServer:
-    """A server's client, whose methods raise StoreAwayError for what the server does not answer, or refuses."""
+    """A server's client, whose methods raise StoreAwayError for a server that does not answer, or cannot work now, and
+    HalkaError for what it refuses.
+    """
 
     def __init__(self, client: Any, url: str):
         self._client, self._url = client, url
 
     def __getattr__(self, name: str) -> Any:
         from qdrant_client.common.client_exceptions import QdrantException
-        from qdrant_client.http.exceptions import ApiException
+        from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
         method = getattr(self._client, name)
 
@@ -29,6 +32,9 @@ class OfServer:
             try:
                 return method(*arguments, **options)
             except (ApiException, QdrantException) as error:
+                status = error.status_code if isinstance(error, UnexpectedResponse) else None
+                if status in REFUSALS:
+                    raise HalkaError(f"Qdrant at {self._url} refuses this: {str(error).strip()}") from error
                 raise StoreAwayError(
                     f"Qdrant at {self._url} cannot be used: {str(error).strip()}. Check that the server runs and is "
                     "reached from here; a key is read from QDRANT_API_KEY"
