@@ -113,9 +113,28 @@ def test_a_text_below_a_path_keeps_the_readers_that_it_was_put_for(tmp_path, at,
     assert seen(collection, HR) == ["no_file", "note.md", "open.md", "pay.md", "scan.md"]
 
 
+def test_what_is_added_again_keeps_its_readers_unless_others_are_named(collection, docs):
+    [*collection.add([docs], readers=["hr"])]
+    [*collection.put([("bonus", "Ada has ten.")], readers=["hr"])]
+    (docs / "deep" / "new.md").write_text("The salary of Eve.")
+    collection.remove([docs / "pay.md"])
+    for again in (
+        collection.add([docs]),
+        collection.add([docs / "deep"]),
+        collection.add([docs / "pay.md"]),
+        collection.put([("bonus", "Ada has eleven."), (str(docs / "scan.pdf"), "The salary of Bob.")]),
+    ):
+        assert [*again]
+        assert seen(collection, Scope()) == []
+    assert seen(collection, HR) == ["bonus", "new.md", "note.md", "open.md", "pay.md", "scan.pdf"]
+    [*collection.add([docs / "deep"], readers=["*"])]
+    [*collection.put([("bonus", "Ada has eleven."), ("menu", "Soup.")], readers=["*"])]
+    assert seen(collection, Scope()) == ["bonus", "menu", "new.md", "note.md"]
+
+
 def test_a_file_takes_the_place_of_a_text_of_its_name(collection, docs):
     [*collection.add([docs], readers=["hr"])]
-    [*collection.put([(str(docs / "pay.md"), "The salary of Ada.")])]
+    [*collection.put([(str(docs / "pay.md"), "The salary of Ada.")], readers=["*"])]
     assert seen(collection, Scope()) == ["pay.md"]
     assert ("changed", "pay.md") in told(collection.refresh())
     assert seen(collection, Scope()) == []

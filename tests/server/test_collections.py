@@ -206,6 +206,15 @@ def test_only_readers_find_a_document(faq):
     assert upload(faq, "faq", ("a.md", b"a"), readers="no reader").status_code == 400
 
 
+def test_a_document_that_is_replaced_keeps_its_readers_unless_others_are_named(faq):
+    for readers, is_shown in (("hr", False), (None, False), ("*", True), (None, True)):
+        named = {} if readers is None else {"readers": readers}
+        text = f"Bob earns nine, says {readers}."
+        assert upload(faq, "faq", ("salaries.md", text.encode()), **named).status_code == 201
+        found = {hit["document"] for hit in search(faq, "faq", "Bob earns nine", count=50)}
+        assert ("salaries.md" in found) is is_shown
+
+
 def test_documents_that_take_longer_to_embed_than_the_timeout_go_in(base, tmp_path):
     """Nothing is sent meanwhile, but something is done, a batch after another."""
     with InProcess.open(base, None, tmp_path / "data", timeout=6.0) as server:

@@ -53,7 +53,11 @@ def add(
     name: Name,
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="files, and folders with files")],
     reader: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="who may read them: people, groups; may be repeated [all]")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="who may read them: people, groups, * for all; may be repeated [as before; new ones: all]",
+        ),
     ] = None,
     tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="words to choose them by")] = None,
     embedder: Embedder = None,
@@ -78,13 +82,12 @@ def add(
     kinds; if all are skipped the command fails, and creates no new collection.
     """
     from halka.rag.roots import located
-    from halka.rag.store import EVERYONE
 
     for path in paths:
         if not located(path).exists():
             raise HalkaError(f"PATH: there is no file or folder {path}: check the path, it is seen from {Path.cwd()}")
     is_new, collection = open_or_begin(name, collections, embedder, at, exact)
-    counts = report(collection.add(paths, readers=reader or [EVERYONE], tags=tag or []), json)
+    counts = report(collection.add(paths, readers=reader, tags=tag or []), json)
     if counts and counts.keys() == {"skipped"}:
         if is_new and not collection.documents():
             collection.delete()

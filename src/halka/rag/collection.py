@@ -22,7 +22,7 @@ from halka.rag.collection_folder import CollectionFolder, collection_folder, col
 from halka.rag.embed import DEFAULT, Embedder, SentenceEmbedder, about_embedder, is_own
 from halka.rag.passages import Cutter, Passage
 from halka.rag.roots import Input, LeftOut, Root, Roots, is_collection, located, text_of
-from halka.rag.store import EVERYONE, PUT, Document, Entry, Scope, VectorStore, named, within
+from halka.rag.store import PUT, Document, Entry, Scope, VectorStore, named, within
 from halka.rag.stores import checked_address, new_key, store_at
 from halka.rag.texts import Text, Unreadable, check_unicode, read_as
 from halka.util.errors import HalkaError, StoreAwayError
@@ -152,16 +152,17 @@ class Collection:
         self,
         paths: Iterable[str | Path],
         *,
-        readers: Sequence[str] = (EVERYONE,),
+        readers: Sequence[str] | None = None,
         tags: Sequence[str] = (),
         leave_out: str | Path | None = None,
         removed_too: bool = False,
     ) -> Iterator[Event]:
         """Add files, and all readable files in folders, in the order of their names: a generator, so iterate it.
 
-        Unchanged documents are not read again. `readers` are names of people or groups that may read the documents, by
-        default everyone. A path that was added before gets the new readers and tags at once, with every document
-        there; a path below that was added by itself keeps its own. Removed documents stay away until they are added by
+        Unchanged documents are not read again. `readers` are names of people or groups that may read the documents; by
+        default those of the path, or of the one above it, if that was added before, else everyone ("*"). A path that
+        was added before gets the new readers and tags at once, with every document there; a path below that was added
+        by itself keeps its own. Removed documents stay away until they are added by
         their own path, or by one above with `removed_too`, and so do those below the folder `leave_out`. A file that
         cannot be read is skipped; if it was readable before, its older passages stay. A folder that cannot be listed
         has an event, and so has each kind of documents that is not read (`texts.UNREAD`).
@@ -169,7 +170,8 @@ class Collection:
         Raises HalkaError for a path that does not exist or is in a collection's folder, and DataError for a path that
         is not Unicode.
         """
-        added, out = [], None if leave_out is None else str(located(leave_out))
+        places, out = [], None if leave_out is None else str(located(leave_out))
+        who, labels = _checked(readers), tuple(sorted(named(tags)))
         for path in paths:
             resolved = located(path)
             if not resolved.exists():
@@ -179,8 +181,9 @@ class Collection:
                 raise HalkaError(
                     f"{path} is in the folder of a collection, {above}: move the documents elsewhere first"
                 )
-            added.append(Root(str(resolved), tuple(sorted(named(readers))), tuple(sorted(named(tags)))))
+            places.append(str(resolved))
         with self._locked() as roots:
+            added = [Root(place, roots.readers_of(place) if who is None else who, labels) for place in places]
             roots = roots.adding(added, removed_too=removed_too)
             if out is not None:
                 roots = roots.removing(out)
@@ -200,14 +203,15 @@ class Collection:
             yield Event("skipped", f"*{kind}", reason=reason)
 
     def put(
-        self, texts: Iterable[tuple[str, str]], *, readers: Sequence[str] = (EVERYONE,), tags: Sequence[str] = ()
+        self, texts: Iterable[tuple[str, str]], *, readers: Sequence[str] | None = None, tags: Sequence[str] = ()
     ) -> Iterator[Event]:
         """Add pairs of a name and a Markdown text; each replaces an older text of that name.
 
-        `readers` and `tags` stay as they are here, also of a name below a path that was added, until a file of that
-        name is read in place of the text.
+        `readers` are by default those of that older text, or of a path above the name, else everyone ("*"). They and
+        `tags` stay as they are here, also of a name below a path that was added, until a file of that name is read in
+        place of the text.
         """
-        access = tuple(sorted(named(readers))), tuple(sorted(named(tags)))
+        access = _checked(readers), tuple(sorted(named(tags)))
         yield from self._take_in(
             Input(name, partial(text.encode, errors="surrogatepass"), partial(text_of, name, text), *access)
             for name, text in texts
@@ -217,17 +221,18 @@ class Collection:
         self,
         files: Iterable[tuple[str, str | Path]],
         *,
-        readers: Sequence[str] = (EVERYONE,),
+        readers: Sequence[str] | None = None,
         tags: Sequence[str] = (),
         read: Callable[[str, Path], Text] = read_as,
         check: Callable[[], object] = lambda: None,
     ) -> Iterator[Event]:
         """Add pairs of a name and a file that is read now and not again; each replaces an older document of that name.
 
+        `readers` and `tags` are as for `put`.
         The documents know nothing of the files' paths, and no message names them. `read` makes a text of a pair.
         `check` is called every second or so; an error that it raises keeps out what is not in yet.
         """
-        access = tuple(sorted(named(readers))), tuple(sorted(named(tags)))
+        access = _checked(readers), tuple(sorted(named(tags)))
         yield from self._take_in(
             (Input(name, Path(path).read_bytes, partial(read, name, Path(path)), *access) for name, path in files),
             check=check,
@@ -345,7 +350,7 @@ class Collection:
         self, inputs: Iterable[Input], reported: Container[str] = (), check: Callable[[], object] = lambda: None
     ) -> Iterator[Event]:
         """Store what changed. `reported` are documents that have an event already, so need none for being unchanged."""
-        current, changed = self._current(), bool(reported)
+        current, changed, roots = self._current(), bool(reported), self._roots()
         waiting: dict[str, tuple[Input, Document, Text]] = {}
         size = 0  # characters read since the last commit
         for source in inputs:
@@ -355,8 +360,11 @@ class Collection:
                 check_unicode(name)
                 mark = PUT if os.path.isabs(name) and not source.rooted else ""
                 digest = mark + hashlib.sha256(source.content()).hexdigest()
-                document = Document(name, digest, source.readers, source.tags)
                 before = current.get(name)
+                readers = source.readers
+                if readers is None:
+                    readers = before.readers if before else roots.readers_of(name)
+                document = Document(name, digest, readers, source.tags)
                 if before is not None and replace(document, added=before.added, passages=before.passages) == before:
                     waiting.pop(name, None)
                     if name not in reported:
@@ -368,9 +376,10 @@ class Collection:
                 yield _skipped(name, error)
             except Unreadable as error:
                 if name in current and not source.rooted:  # the older text stays, for the readers given now
-                    current[name] = replace(current[name], readers=source.readers, tags=source.tags)
+                    readers = current[name].readers if source.readers is None else source.readers
+                    current[name] = replace(current[name], readers=readers, tags=source.tags)
                     with self._locked():
-                        self.store.set_access([name], source.readers, source.tags)
+                        self.store.set_access([name], readers, source.tags)
                 yield Event("skipped", printable(name), reason=str(error))
             if size > self._at_once:
                 yield from self._commit([*waiting.values()], current, check)
@@ -440,6 +449,11 @@ class Collection:
 
     def _current(self) -> dict[str, Document]:
         return {document.name: document for document in self.store.documents()}
+
+
+def _checked(readers: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Readers as they are kept. Raises HalkaError for what cannot be a name."""
+    return None if readers is None else tuple(sorted(named(readers)))
 
 
 def _lost(documents: Iterable[Document], roots: Roots) -> list[str]:

@@ -43,13 +43,14 @@ class Root:
 class Input:
     """A document to add: its name, and functions that return its bytes and its text.
 
-    rooted  whether it is a file below a path that was added, which sets its readers
+    readers  who may read it; None: who could read the document of this name, or reads what was added above it
+    rooted   whether it is a file below a path that was added, which sets its readers
     """
 
     name: str
     content: Callable[[], bytes]
     read: Callable[[], Text]
-    readers: tuple[str, ...]
+    readers: tuple[str, ...] | None
     tags: tuple[str, ...]
     rooted: bool = False
 
@@ -120,6 +121,13 @@ class Roots:
     def root(self, name: str) -> Root | None:
         """The root that a document comes from; None if there is none."""
         return self._added.get(self._above(name) or "")
+
+    def readers_of(self, name: str) -> tuple[str, ...]:
+        """The readers of the deepest path that was added, at or above this one; everyone's if there is none."""
+        for path in (name, *map(str, Path(name).parents)):
+            if path in self._added:
+                return self._added[path].readers
+        return (EVERYONE,)
 
     def inputs(self, paths: Iterable[str], left_out: LeftOut) -> Iterator[Input]:
         """The files at these paths, each once, with the readers and tags of the deepest root above it.

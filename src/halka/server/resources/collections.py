@@ -16,7 +16,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from halka.rag.retrieve import Mode, Retriever
-from halka.rag.store import EVERYONE, Document
+from halka.rag.store import Document
 from halka.rag.texts import is_readable
 from halka.server.errors import ApiError, api_error, public, refusal
 from halka.server.guards.access import Caller, CallerDep, ManagerDep
@@ -117,7 +117,10 @@ async def upload_documents(
     readers: Annotated[Labels | None, Form()] = None,
     tags: Annotated[Labels | None, Form()] = None,
 ) -> Response:
-    """Add documents as files; each replaces one of the same name. `readers`: who may read them, instead of everyone."""
+    """Add documents as files; each replaces one of the same name.
+
+    `readers` may read them; by default those who could read that older one, else everyone.
+    """
     names = file_names(files)
     if unread := next((name for name in names if not is_readable(Path(name))), None):
         raise ApiError(400, f"{unread}: files of this kind are not read: convert it to text", param="files")
@@ -138,7 +141,7 @@ async def upload_documents(
             names = public_names(opened, (document.name for document in opened.documents()))
             if any(called == name and own != name for own, called in names.items()):  # of a folder of the operator's
                 raise ApiError(409, f"another document is called {name!r}: send it under another name", param="files")
-            access = {"readers": readers or (EVERYONE,), "tags": tags or ()}
+            access = {"readers": readers or None, "tags": tags or ()}
             read = partial(read_apart, characters=service.settings.document_characters, check=check)
             events = opened.put_files([(name, path)], **access, read=read, check=check)
             return [

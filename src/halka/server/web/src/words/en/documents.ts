@@ -19,7 +19,7 @@ export default {
   noneForUsers: "There are none that you may read.",
   document: "Document",
   readers: "Readers",
-  readersHint: "Who alone may find them: roles (user, manager, admin), ids of keys, the tenant.",
+  readersHint: "Who alone may find them: roles (user, manager, admin), ids of keys, the tenant; * is everyone. If this is empty, a document that is replaced keeps its readers.",
   everyone: "everyone of the tenant",
   tags: "Tags",
   tagsHint: "Words to choose them by.",
