@@ -286,6 +286,15 @@ def test_something_else_beside_an_adapter_is_not_lost(tmp_path):
     assert (tmp_path / "a" / "thesis.txt").read_text() == "three years"
 
 
+def test_what_a_file_manager_left_in_a_folder_is_nothing_else(tmp_path):
+    (saved(tmp_path) / ".DS_Store").touch()
+    halka.save(adapted(halka.LoRA(rank=4)), "a", tmp_path / "a")
+    assert not (tmp_path / "a" / ".DS_Store").exists()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "Thumbs.db").touch()
+    halka.save(adapted(halka.LoRA(rank=4)), "a", tmp_path / "new")
+
+
 def test_a_file_in_the_folders_place_is_left_alone(tmp_path):
     (tmp_path / "a").write_text("three years")
     with pytest.raises(ValueError, match="choose another folder"):

@@ -29,7 +29,7 @@ from halka.advisor.request import Request, Sample
 from halka.data.examples import Example
 from halka.rag.sources import digest_of
 from halka.util.errors import HalkaError
-from halka.util.files import check_no_file, write_text
+from halka.util.files import check_no_file, contents, write_text
 
 SCHEMA = 5  # version of the probes' results: raised with every change of what they are or mean, so that all run again
 
@@ -140,7 +140,7 @@ class AdviceFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         check_no_file(self.path)
-        if self.path.exists() and any(self.path.iterdir()) and not (self.path / PLAN).exists():
+        if contents(self.path) and not (self.path / PLAN).exists():
             raise HalkaError(f"{self.path} is not empty and holds no advice: name a new folder")
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / PLAN).exists():

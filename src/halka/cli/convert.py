@@ -12,6 +12,7 @@ from halka.cli.adapter_names import open_adapter
 from halka.cli.command import Json, emit, examples, say, show, show_warnings
 from halka.cli.opening import Device, Dtype, OtherBase, OtherTemplate, Pickle, load_for
 from halka.util.errors import HalkaError
+from halka.util.files import contents
 
 EXAMPLES = examples(
     "halka adapters convert runs/support/adapter support-for-adapters --base smollm2-135m --to adapterhub",
@@ -77,7 +78,7 @@ def convert(
         raise HalkaError(f"INTO: {into} is the adapter's own folder: name another")
     if into.is_file():
         raise HalkaError(f"INTO: {into} is a file: name a new folder")
-    if into.is_dir() and (held := sorted(path.name for path in into.iterdir())):
+    if into.is_dir() and (held := contents(into)):
         raise HalkaError(f"INTO: {into} exists and holds {held[0]}: name a new folder")
     card = source.card
     if card is not None and (kind or labels):

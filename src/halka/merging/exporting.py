@@ -26,7 +26,7 @@ from halka.storage.save_load import README, check_adapter_folder, save
 from halka.storage.tensors import check_finite
 from halka.util.dtypes import Dtype, dtype_name
 from halka.util.errors import HalkaError
-from halka.util.files import check_writable, new_folder, write_file
+from halka.util.files import check_writable, contents, new_folder, write_file
 from halka.util.quiet import quiet_libraries
 
 ExportFormat = Literal["safetensors", "gguf", "lora-gguf", "peft", "vllm"]
@@ -295,7 +295,7 @@ def _save(model: AdaptedModel, name: str, to: Path, options: Options) -> None:
 def _check_adapter_folder(to: Path, force: bool) -> None:
     """Raises HalkaError for a folder that holds something else than an adapter, and unless forced for one that does."""
     check_adapter_folder(to)
-    if not force and any(path.name != README for path in to.glob("*")):
+    if not force and {*contents(to)} - {README}:
         raise HalkaError(
             f"{to} holds an adapter, and does not say whether it was trained or exported: choose another folder, or "
             "force"

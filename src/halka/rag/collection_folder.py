@@ -18,7 +18,7 @@ from typing import Any
 
 from halka.rag.roots import REQUIRED, SETTINGS
 from halka.util.errors import DamagedFolderError, HalkaError
-from halka.util.files import portable_name, write_text
+from halka.util.files import contents, portable_name, write_text
 from halka.util.spelling import check_new_name
 
 # Of a collection whose settings were never complete, or whose removal was ended after they were gone.
@@ -42,7 +42,7 @@ class CollectionFolder:
         """Whether a collection can be created there: the folder is missing, empty or holds remains of a failed one."""
         if not self.path.exists():
             return True
-        return self.path.is_dir() and all(REMAINS.fullmatch(entry.name) for entry in self.path.iterdir())
+        return self.path.is_dir() and all(map(REMAINS.fullmatch, contents(self.path)))
 
     def settings(self) -> dict[str, Any]:
         """The settings; empty if no collection is there. Raises DamagedFolderError for a file without them."""

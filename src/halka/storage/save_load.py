@@ -26,7 +26,7 @@ from halka.storage.card import CARD, Card, check_base, template_of
 from halka.storage.formats import Contents, FileNames, Format, format_named
 from halka.util.divided import checked_by_first, first_process
 from halka.util.errors import HalkaError
-from halka.util.files import new_folder
+from halka.util.files import contents, new_folder
 from halka.util.mapped_pages import read_ahead
 from halka.util.tensor_file import fill_file
 
@@ -46,7 +46,7 @@ def check_adapter_folder(folder: Path, format: str = "peft") -> None:
     own = (*format_named(format).FILES.names(), CARD, README)
     if folder.exists() and not folder.is_dir():
         raise HalkaError(f"{folder} is a file: choose another folder")
-    if other := sorted(path.name for path in folder.glob("*") if path.name not in own):
+    if other := [name for name in contents(folder) if name not in own]:
         raise HalkaError(f"{folder} exists and holds {other[0]}, which is no part of an adapter: choose another folder")
 
 

@@ -22,6 +22,7 @@ LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the system's errors that say that there is no room for a file."""
 DEVICE = r"(?i:con|nul|aux|prn|com[1-9]|lpt[1-9])(?:\.|\Z)"  # to Windows, in every folder
+OF_FILE_MANAGERS = {".DS_Store", ".directory", "Thumbs.db", "desktop.ini"}
 ABANDONED = 24 * 3600  # seconds without a write, after which nobody fills a hidden file or folder any more
 LEFT = re.compile(r"(?!\d{8}\b)[0-9a-f]{8}(\.old)?")  # how their names end; one of digits alone may be a user's, a date
 PORTABLE = re.compile(rf"(?!{DEVICE})[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}")
@@ -30,6 +31,12 @@ PORTABLE = re.compile(rf"(?!{DEVICE})[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}")
 def place_of(path: Path) -> Path:
     """Where what is written as `path` stands: where a link leads, if that leads anywhere but to itself."""
     return Path(os.path.realpath(path))
+
+
+def contents(folder: Path) -> list[str]:
+    """The sorted names in a folder, without what file managers leave in each that they show; none if it is missing."""
+    paths = folder.iterdir() if folder.exists() else ()
+    return sorted(path.name for path in paths if path.name not in OF_FILE_MANAGERS)
 
 
 def check_writable(path: Path) -> None:
