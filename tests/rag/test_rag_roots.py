@@ -132,6 +132,31 @@ def test_what_is_added_again_keeps_its_readers_unless_others_are_named(collectio
     assert seen(collection, Scope()) == ["bonus", "menu", "new.md", "note.md"]
 
 
+def test_whoever_narrows_the_readers_while_another_adds_counts(collection, docs):
+    """The other named none. A text that cannot be read changes nothing."""
+    [*collection.put([("bonus", "Ada has ten."), ("broken", "Ada has one.")])]
+
+    def texts():
+        yield "bonus", "Ada has eleven."
+        yield str(docs / "pay.md"), "A text."
+        [*another(collection).put([("bonus", "Ada has twelve."), ("broken", "Ada has two.")], readers=["hr"])]
+        [*another(collection).add([docs], readers=["hr"])]
+        yield "broken", ""
+
+    assert ("skipped", "broken") in told(collection.put(texts()))
+    assert seen(collection, Scope()) == []
+
+
+def test_a_path_has_the_readers_of_the_text_that_was_put_under_it(collection, docs):
+    [*collection.put([(str(docs / "pay.md"), "The salary of Bob.")], readers=["hr"])]
+    assert ("changed", "pay.md") in told(collection.add([docs / "pay.md"]))
+    assert seen(collection, Scope()) == []
+    (docs.parent / "link").symlink_to(docs / "deep")
+    [*collection.add([docs / "deep"], readers=["hr"])]
+    [*collection.put([(str(docs.parent / "link" / "x"), "The salary of Eve.")])]
+    assert seen(collection, Scope()) == []
+
+
 def test_a_file_takes_the_place_of_a_text_of_its_name(collection, docs):
     [*collection.add([docs], readers=["hr"])]
     [*collection.put([(str(docs / "pay.md"), "The salary of Ada.")], readers=["*"])]

@@ -87,7 +87,7 @@ def add(
         if not located(path).exists():
             raise HalkaError(f"PATH: there is no file or folder {path}: check the path, it is seen from {Path.cwd()}")
     is_new, collection = open_or_begin(name, collections, embedder, at, exact)
-    counts = report(collection.add(paths, readers=reader, tags=tag or []), json)
+    counts = report(collection.add(paths, readers=reader or None, tags=tag or []), json)
     if counts and counts.keys() == {"skipped"}:
         if is_new and not collection.documents():
             collection.delete()

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -183,7 +183,10 @@ class Collection:
                 )
             places.append(str(resolved))
         with self._locked() as roots:
-            added = [Root(place, roots.readers_of(place) if who is None else who, labels) for place in places]
+            current = self._current() if who is None else {}
+            added = [
+                Root(place, _readers_of(place, current, roots) if who is None else who, labels) for place in places
+            ]
             roots = roots.adding(added, removed_too=removed_too)
             if out is not None:
                 roots = roots.removing(out)
@@ -361,9 +364,7 @@ class Collection:
                 mark = PUT if os.path.isabs(name) and not source.rooted else ""
                 digest = mark + hashlib.sha256(source.content()).hexdigest()
                 before = current.get(name)
-                readers = source.readers
-                if readers is None:
-                    readers = before.readers if before else roots.readers_of(name)
+                readers = _readers_of(name, current, roots) if source.readers is None else source.readers
                 document = Document(name, digest, readers, source.tags)
                 if before is not None and replace(document, added=before.added, passages=before.passages) == before:
                     waiting.pop(name, None)
@@ -375,11 +376,11 @@ class Collection:
             except OSError as error:
                 yield _skipped(name, error)
             except Unreadable as error:
-                if name in current and not source.rooted:  # the older text stays, for the readers given now
-                    readers = current[name].readers if source.readers is None else source.readers
-                    current[name] = replace(current[name], readers=readers, tags=source.tags)
+                # The older text stays, for the readers that were named now.
+                if name in current and not source.rooted and source.readers is not None:
+                    current[name] = replace(current[name], readers=source.readers, tags=source.tags)
                     with self._locked():
-                        self.store.set_access([name], readers, source.tags)
+                        self.store.set_access([name], source.readers, source.tags)
                 yield Event("skipped", printable(name), reason=str(error))
             if size > self._at_once:
                 yield from self._commit([*waiting.values()], current, check)
@@ -398,7 +399,8 @@ class Collection:
     ) -> list[Event]:
         """Cut, embed and put documents in one step; the events are returned when that is done.
 
-        A file's readers come from the roots at that moment, since another process may have changed or removed them.
+        Readers that were not named are those of that moment, since another process may have changed them, or removed a
+        file's root.
         """
         added = datetime.now(UTC).isoformat(timespec="seconds")
         embedded = [
@@ -406,12 +408,17 @@ class Collection:
         ]
         entries, events = [], []
         with self._locked() as roots:
+            now = self._current() if any(source.readers is None for source, _ in embedded) else {}
             for source, entry in embedded:
                 root = roots.root(source.name)
                 if source.rooted and (root is None or roots.lost(source.name)):
                     events.append(Event("skipped", source.name, reason=f"{source.name} was removed meanwhile"))
                     continue
-                entries.append(entry.read_by(root.readers, root.tags) if source.rooted and root else entry)
+                if source.rooted and root:
+                    entry = entry.read_by(root.readers, root.tags)
+                elif source.readers is None:
+                    entry = entry.read_by(_readers_of(source.name, now, roots), source.tags)
+                entries.append(entry)
             if entries:
                 self.store.put(entries)
         for document in (entry.document for entry in entries):
@@ -454,6 +461,14 @@ class Collection:
 def _checked(readers: Sequence[str] | None) -> tuple[str, ...] | None:
     """Readers as they are kept. Raises HalkaError for what cannot be a name."""
     return None if readers is None else tuple(sorted(named(readers)))
+
+
+def _readers_of(name: str, current: Mapping[str, Document], roots: Roots) -> tuple[str, ...]:
+    """Who reads what is added without readers: who reads it now as a text, else what was added at or above its name."""
+    before = current.get(name)
+    if before is not None and (before.was_put or roots.root(name) is None):
+        return before.readers
+    return roots.readers_of(name)
 
 
 def _lost(documents: Iterable[Document], roots: Roots) -> list[str]:

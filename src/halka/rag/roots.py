@@ -124,9 +124,11 @@ class Roots:
 
     def readers_of(self, name: str) -> tuple[str, ...]:
         """The readers of the deepest path that was added, at or above this one; everyone's if there is none."""
-        for path in (name, *map(str, Path(name).parents)):
-            if path in self._added:
-                return self._added[path].readers
+        if os.path.isabs(name):  # as all paths that were added are
+            place = located(name)
+            for path in map(str, (place, *place.parents)):
+                if path in self._added:
+                    return self._added[path].readers
         return (EVERYONE,)
 
     def inputs(self, paths: Iterable[str], left_out: LeftOut) -> Iterator[Input]:

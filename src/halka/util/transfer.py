@@ -36,9 +36,11 @@ def move(module: nn.Module, device_or_dtype: str | torch.device | torch.dtype) -
     """
     device = next(module.parameters()).device
     dtypes = {name: tensor.dtype for name, tensor in _tensors(module)}
-    precise = _precise(module, device_or_dtype) if isinstance(device_or_dtype, torch.dtype) else []
+    precise = list[tuple[nn.Module, str, Tensor]]()
     try:
         with memory_named(f"the base does not fit as {device_or_dtype}: choose a smaller one, or load it quantised"):
+            if isinstance(device_or_dtype, torch.dtype):
+                precise = _precise(module, device_or_dtype)
             module.to(device_or_dtype)
             for part, name, values in precise:
                 getattr(part, name).data = values
