@@ -12,6 +12,12 @@ from torch import Tensor, nn
 from halka.util.errors import HalkaError, OutOfMemoryError
 from halka.util.machine import memory_named
 
+IN_FP32 = {
+    torch.float16: ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
+    torch.bfloat16: ("_keep_in_fp32_modules_strict",),
+}
+"""Where a transformers model names what it has in fp32 when it is loaded in a precision."""
+
 
 def to_device(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
     """These tensors, of one dtype, on a device. From the CPU all go in one copy, out of pinned memory.
@@ -58,11 +64,7 @@ def _precise(module: nn.Module, dtype: torch.dtype) -> list[tuple[nn.Module, str
     """What stays precise in a cast, with its values: wider buffers that no file holds, such as the frequencies of
     rotary positions, and what transformers has in fp32 beside weights of this precision.
     """
-    wide = {*(getattr(module, "_keep_in_fp32_modules_strict", None) or ())}
-    if dtype == torch.float16:
-        wide |= {*(getattr(module, "_keep_in_fp32_modules", None) or ())}
-    if dtype not in (torch.float16, torch.bfloat16):
-        wide = set()
+    wide = [names for attribute in IN_FP32.get(dtype, ()) for names in getattr(module, attribute, None) or ()]
     kept = []
     for path, part in module.named_modules():
         for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
