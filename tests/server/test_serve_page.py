@@ -105,7 +105,7 @@ def test_the_citation():
 def test_the_commands(tmp_path):
     """Keys are added, listed, changed and revoked; what `halka serve` is started with are settings."""
     for line in lines("halka"):
-        command = shlex.split(line)[1:]
+        command = shlex.split(line, comments=True)[1:]
         if command[0] == "serve":
             assert {word[2:] for word in command if word.startswith("--")} <= {*settings_of(ServerSettings)}
         elif command[1] in ("change", "revoke"):
