@@ -83,23 +83,16 @@ class Train(Deferred):
 
 
 def train_adapter(config: Path | None, flags: dict[str, Any], devices: Devices, *, json: bool, **folder: bool) -> None:
-    """Settings → task → base → method → add → train → save."""
+    """Train one run. Raises HalkaError where it is finished, Failed where it fails."""
     from halka.cli.train_settings import read
-    from halka.cli.training_run import TrainingRun, train_runs
-    from halka.util.deterministic import deterministic
+    from halka.cli.training_run import TrainingRun
 
     plan = read(config, flags, os.environ)
     run = TrainingRun(plan, "adapter", **folder)
     if run.finished:
         raise HalkaError(f"--out: {run.folder.path} holds a finished run: choose another folder, or add --overwrite")
-    _check_answers(devices, [run])
-    if devices.start(plan.run.device, lambda: scored(task_of(plan.run), plan.run)):
-        return
-    with devices.joined(plan.run.device) as first, deterministic(plan.run.deterministic):
-        _say_shares([run])
-        run.task = scored(task_of(plan.run), plan.run)
-        results = train_runs(_model_for([run], devices), [run])
-    if not first:
+    results = _results_of([run], devices)
+    if results is None:
         return
     (result,) = results
     if "error" in result:
@@ -112,25 +105,16 @@ def train_adapter(config: Path | None, flags: dict[str, Any], devices: Devices, 
 
 
 def train_adapters(file: Path, flags: dict[str, Any], devices: Devices, *, json: bool, **folder: bool) -> None:
-    """Train several runs together; finished ones stay as they are."""
+    """Train several runs together; finished ones stay as they are. Raises Failed, at the end, for those that fail."""
     from halka.cli.train_settings import read_many
-    from halka.cli.training_run import TrainingRun, train_runs
-    from halka.util.deterministic import deterministic
+    from halka.cli.training_run import TrainingRun
 
     runs = [TrainingRun(plan, str(plan.run.out), **folder) for plan in read_many(file, flags, os.environ)]
     for run in runs:
         if run.finished:
             say(f"{run.name} holds a finished run: left as it is (--overwrite trains it anew)")
-    runs = [run for run in runs if not run.finished]
-    _check_answers(devices, runs)
-    device = runs[0].plan.run.device if runs else None
-    if runs and devices.start(device, lambda: _read_tasks(runs)):
-        return
-    with devices.joined(device) as first, deterministic(any(run.plan.run.deterministic for run in runs)):
-        _say_shares(runs)
-        _read_tasks(runs)
-        results = train_runs(_model_for(runs, devices), runs) if runs else []
-    if not first:
+    results = _results_of([run for run in runs if not run.finished], devices)
+    if results is None:
         return
     note_peft(result["adapter"] for result in results if "adapter" in result)
     if json:
@@ -139,6 +123,22 @@ def train_adapters(file: Path, flags: dict[str, Any], devices: Devices, *, json:
         _show_all(results)
     if failed := [f"{result['folder']}: {result['error']}" for result in results if "error" in result]:
         raise Failed("\n".join(failed))
+
+
+def _results_of(runs: list[TrainingRun], devices: Devices) -> list[dict[str, Any]] | None:
+    """Settings → task → base → method → add → train → save; None where it is another process that has the results."""
+    from halka.cli.training_run import train_runs
+    from halka.util.deterministic import deterministic
+
+    _check_answers(devices, runs)
+    device = runs[0].plan.run.device if runs else None
+    if runs and devices.start(device, lambda: _read_tasks(runs)):
+        return None
+    with devices.joined(device) as first, deterministic(any(run.plan.run.deterministic for run in runs)):
+        _say_shares(runs)
+        _read_tasks(runs)
+        results = train_runs(_model_for(runs, devices), runs) if runs else []
+    return results if first else None
 
 
 def _check_answers(devices: Devices, runs: list[TrainingRun]) -> None:
