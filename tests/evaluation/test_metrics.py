@@ -210,6 +210,8 @@ def test_json_fields():
     assert of("json_field:intent", said, TRUE_JSON) == of("json_field:slots.artist", said, TRUE_JSON) == 1
     assert of("json_field:slots.year", said, TRUE_JSON) == of("json_field:intent", "{", TRUE_JSON) == 0
     assert of("json_field_f1", "nonsense", TRUE_JSON) == 0
+    assert of("json_field_f1", "nonsense", "{}") == of("json_field_f1", '{"a": 1}', "{}") == 0
+    assert of("json_field_f1", "{ }", "{}") == 1
     assert of("json_field_f1:slots", '{"intent": "x", "slots": {}}', '{"intent": "x", "slots": {}}') == 1
     for metric in ("json_field:slot", "json_field_f1:slot"):  # which no reference has, such as a misspelt one
         with pytest.raises(HalkaError, match=f"{metric} is undefined here"):

@@ -36,7 +36,8 @@ def json_field(path: str) -> Metric:
 def json_field_f1(path: str = "") -> Metric:
     """Micro-F1 over the leaves below a dotted path, or of the whole; 1 if there are neither gold nor predicted ones.
 
-    Undefined where no reference has the path.
+    Where a reference such as {} has no leaves, an answer that is no JSON counts as one that is wrong. Undefined where
+    no reference has the path.
     """
     return Metric(
         f"json_field_f1:{path}" if path else "json_field_f1",
@@ -124,12 +125,14 @@ def _leaf_counts(path: str) -> Callable[[str, Sequence[str]], Counts]:
         return _at(value, path) if path else value
 
     def counts(prediction: str, references: Sequence[str]) -> Counts:
-        predicted = _leaves(within(_parse(prediction)))
+        answer = _parse(prediction)
+        predicted = _leaves(within(answer))
         golds = [within(_parse_reference(reference)) for reference in references]
         options = [*map(_leaves, golds)]
         gold = max(options, key=lambda gold: 2 * len(predicted & gold) / max(1, len(predicted) + len(gold)))
         items = float(any(value is not _MISSING for value in golds))
-        return {"hit": len(predicted & gold), "predicted": len(predicted), "gold": len(gold), "items": items}
+        count = 1 if answer is _MISSING and not gold else len(predicted)
+        return {"hit": len(predicted & gold), "predicted": count, "gold": len(gold), "items": items}
 
     return counts
 
