@@ -307,12 +307,13 @@ class Run:
     def keep_checkpoint(self) -> None:
         """Put the checkpoint that was written in the place of the one before. After the last step, restore the best
         weights: a caller that leaves its loop there has them, too."""
-        self._saved = shards_name(self.progress)
+        saved = shards_name(self.progress)
         if self.folder is not None and self.config.save_every:
             self.folder.keep_next()
             self._saved_best = self.progress.best_step
-            self.folder.keep_parts(self._saved)
+            self.folder.keep_parts(saved)
             self.folder.keep_bests(self._saved_best)
+        self._saved = saved
         if self.over:
             self.restore_best()
 

@@ -43,8 +43,14 @@ def resume_together(runs: Sequence[Run], ranks: Ranks) -> None:
 
 
 def _settle(folders: Sequence[RunFolder]) -> None:
-    """Put the checkpoints that wait in place if one of that step is in place already; drop the others."""
+    """Put the checkpoints that wait in place if all runs have written theirs of that step; drop the others.
+
+    They have if one of that step is in place already, or all wait.
+    """
     steps = {step_of(folder.checkpoint) for folder in folders}
+    waiting = {step_of(folder.next_checkpoint) for folder in folders}
+    if len(waiting) == 1:
+        steps |= waiting
     for folder in folders:
         if (step := step_of(folder.next_checkpoint)) is not None:
             if step in steps:
