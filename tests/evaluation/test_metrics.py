@@ -326,6 +326,7 @@ def test_all_alike_and_one_item_do_not_pretend_to_be_certain():
     one = score(["x"], [["x"]], ["exact_match"])["exact_match"]
     assert (one.value, one.high, one.n) == (1, 1, 1)
     assert one.low == pytest.approx(0.05)
+    assert {type(end) for end in (none.low, none.high, one.low, one.high)} == {float}
 
 
 @pytest.mark.parametrize(

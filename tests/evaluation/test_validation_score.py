@@ -64,10 +64,22 @@ def test_a_score_says_how_many_examples_are_answered():
 
 def test_what_cannot_be_scored_is_refused_before_anything_is():
     model = model_of()
-    with pytest.raises(DataError, match=r"leaves no room for an answer of .* best_by loss"):
+    with pytest.raises(DataError, match=r"examples\[1\]: .* leaves no room for an answer of .* best_by loss"):
         ValidationScore(model, "a", task("yes", "and so on " * 60))
     with pytest.raises(HalkaError, match="json_exact"):
         ValidationScore(model, "a", task("yes", metrics=("json_exact",), primary="json_exact"))
+
+
+def test_a_long_prompt_has_no_room_for_the_longest_answer_of_others():
+    model = model_of()
+    rows = [
+        {"prompt": f"{'and so on ' * 12}Say it.", "completion": "yes"},
+        {"prompt": "Say it.", "completion": "and so on " * 12},
+    ]
+    mixed = replace(task("yes"), validation=tuple(as_examples(rows)))
+    assert ValidationScore(model, "a", mixed).value() == 0
+    with pytest.raises(DataError, match=r"examples\[0\]: .* \(the task's max_new_tokens\)"):
+        ValidationScore(model, "a", replace(mixed, max_new_tokens=100))
 
 
 def test_a_training_that_is_scored_by_answers_is_warned_once_of_those_that_have_no_room():

@@ -143,9 +143,10 @@ def fitted(max_new_tokens: int, prompt: int, room: int | None) -> int:
 def check_room(place: str, prompt: int, max_new_tokens: int, room: int | None, new: int) -> None:
     """Raises DataError for a prompt of so many tokens whose answer, which takes `new`, does not fit."""
     if room is not None and prompt + new > room:
+        way = "shorten it or lower max_new_tokens" if prompt < room else "shorten it"
         raise DataError(
             f"{place}: a prompt of {prompt} tokens and {max_new_tokens} new ones do not fit the "
-            f"{room} positions for text that this base has: shorten it or lower max_new_tokens"
+            f"{room} positions for text that this base has: {way}"
         )
 
 

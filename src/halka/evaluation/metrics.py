@@ -214,7 +214,7 @@ def _interval(metric: Metric, keys: list[Any], table: FloatArray, drawn: FloatAr
     values = values[np.isfinite(values)]  # of few items that count, a drawn set may have none
     low, high = map(float, np.quantile(values, [0.025, 0.975])) if values.size else (value, value)
     if math.isclose(low, high, abs_tol=1e-12):
-        counted = max(1, np.count_nonzero(table.any(axis=1)))
+        counted = max(1, int(np.count_nonzero(table.any(axis=1))))
         unseen = 1 - 0.05 ** (1 / counted)
         floor, ceiling = (end if math.isfinite(end) else value for end in metric.range)
         low, high = value - unseen * (value - floor), value + unseen * (ceiling - value)

@@ -52,9 +52,9 @@ def as_tokens(
         if encoded.dropped or encoded.cut:
             first = f", first {encoded.problems[0]}" if encoded.problems else ""
             look = "; `halka data preview` shows them all" if isinstance(objective, LanguageModelling) else ""
+            cut = "" if length is None else f" {encoded.cut} are cut to {length} tokens and"
             warnings.warn(
-                f"of {plural(len(raw), 'example')} {encoded.cut} are cut to {length} tokens and "
-                f"{encoded.dropped} left out{first}{look}",
+                f"of {plural(len(raw), 'example')}{cut} {encoded.dropped} left out{first}{look}",
                 stacklevel=2,
             )
         open_ended = unclosed((item for item in encoded.items if isinstance(item, Tokens)), model.tokenizer)
