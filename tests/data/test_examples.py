@@ -279,6 +279,18 @@ def test_an_array_in_a_field_that_nobody_reads_is_no_matter():
         assert len(as_examples([{**ROWS["question"], "embedding": numpy.zeros(3)}])) == 1
 
 
+def test_an_array_where_a_list_belongs_is_refused_by_its_row():
+    """As pandas has them in what it read of Parquet."""
+    several = numpy.array(["x", "y"])
+    answered = {"role": "assistant", "content": "Yes.", "tool_calls": several}
+    for row in (
+        {**ROWS["question"], "references": several},
+        {"messages": [{"role": "user", "content": "?"}, answered]},
+    ):
+        with pytest.raises(DataError, match=r"^examples\[0\]: "):
+            as_examples([row])
+
+
 def test_rows_that_are_reached_by_their_number_are_read():
     class Subset:
         def __getitem__(self, index):
@@ -320,6 +332,17 @@ def test_a_tables_first_line_names_its_columns(write):
 def test_what_is_no_list_of_examples_is_named():
     with pytest.raises(ValueError, match=r"examples are 0\.1: give rows; `halka\.data\.splits\.hold_out"):
         as_examples(0.1)
+
+
+def test_quotes_of_two_rows_of_a_tsv_do_not_join_them_unseen(write):
+    text = 'text\tlabel\ngood film\tpos\n"Dull\tneg\nfine\tpos\nthe end"\tpos\nlast\tneg\n'
+    rows = read_examples(write(text, "data.tsv"))
+    assert [example.answer for example in rows.examples] == ["pos", "neg"]
+    (reason,) = reasons(rows)
+    assert reason.startswith("data.tsv:3: a quote at the beginning of a field has no other")
+    assert reason.endswith("(read as one row of 3 lines)")
+    code = read_examples(write('prompt\tcompletion\n"def f():\n\treturn ""1"""\tA function.\n', "code.tsv"))
+    assert (code.examples[0].prompt[0].content, code.problems) == ('def f():\n\treturn "1"', [])
 
 
 def test_a_comma_in_a_tsvs_header_separates_nothing(write):

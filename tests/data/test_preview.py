@@ -11,7 +11,7 @@ from halka.data.examples import read_examples
 from halka.data.preview import Span, preview
 from halka.data.preview_print import render
 from halka.data.tokens import encode_all
-from halka.util.errors import HalkaError
+from halka.util.errors import DataError, HalkaError
 from halka.util.text import chat_template_fingerprint
 from tokenizers_for_tests import UNMARKED, chatml_tokenizer, plain_tokenizer, tokenizer
 
@@ -114,6 +114,14 @@ def test_packed_batches_save_padding_and_common_beginnings(write):
     saved = 1 - seen.packing.computed / seen.packing.useful  # as training shows it
     assert f"{seen.packing.batches} steps an epoch, a packed batch each: " in printed(seen)
     assert f"without, {seen.packing.computed:,} computed: packing saves {saved:.0%}, and the padding" in printed(seen)
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.txt"])
+def test_a_limit_that_leaves_nothing_to_learn_is_refused(write, tmp_path, name):
+    path = write(ROWS)
+    (text := tmp_path / "data.txt").write_text("A text.")
+    with pytest.raises(DataError, match="max_length is 1; it must be at least 2"):
+        preview(text if name == "data.txt" else path, CHATML, max_length=1)
 
 
 def test_packing_counts_what_is_left_after_cutting(write):

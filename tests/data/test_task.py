@@ -1,13 +1,14 @@
 """Tasks come from YAML, Python or by name; splits are reproducible and never share a prompt that was split off."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from halka.data.examples import Example, Message
 from halka.data.labels import classes_in, label_index
-from halka.data.task import Task, files_of, limit, load_task, overlaps
+from halka.data.task import Task, files_of, limit, load_task, of_kind, overlaps
 
 
 def example(prompt: str, answer: str = "yes", where: str = "") -> Example:
@@ -175,6 +176,14 @@ def test_letters_are_the_same_however_their_accents_are_composed():
     assert list(overlaps(task)) == [("train", "validation")]
     labels = classes_in([example("a", combining), example("b", composed)])
     assert (labels, label_index(composed, labels)) == ((combining,), 0)
+
+
+def test_a_task_that_lists_labels_keeps_them_whichever_kind_it_is_read_for(write):
+    path = write("train: train.jsonl\nmetrics: accuracy\nlabels: [c2, unseen, c1]\n")
+    assert of_kind(load_task(path), "sequence-classification").labels == ("c2", "unseen", "c1")
+    listed = replace(make([example("a", "b")]), kind="sequence-classification", labels=("c",))
+    assert of_kind(listed, "token-classification").labels == ("b",)
+    assert of_kind(listed, "causal-lm").labels == ()
 
 
 def test_labels_of_regression_make_no_classes():

@@ -297,6 +297,15 @@ def test_all_are_encoded_as_one_by_one_over_many_chunks():
     assert (encoded.problems, encoded.cut, encoded.dropped) == ([], 0, 0)
 
 
+def test_long_dialogues_are_encoded_a_few_at_once():
+    """A dialogue is written anew up to each of its answers, so that many at once would take much memory."""
+    examples = [
+        chat(*[f"Turn {turn} of {i}." for turn in range(2 * turns)]) for i, turns in enumerate((1, 80, 60, 1, 1))
+    ]
+    encoded = encode_all(examples, CHATS["chatml"])
+    assert encoded.items == [encode(example, CHATS["chatml"]) for example in examples]
+
+
 def test_cutting_keeps_the_start_and_reports_what_is_lost():
     encoded = encode_all([SHORT, LONG, LATE, BAD], CHATS["chatml"], 60, too_long="cut")
     assert (encoded.kept, encoded.cut, encoded.dropped) == ([0, 1], 1, 2)

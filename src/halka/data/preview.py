@@ -20,7 +20,7 @@ from halka.data.readers import Problem
 from halka.data.shapes import keys_read
 from halka.data.task import KIND_OF_SHAPE
 from halka.data.tokens import UNCLOSED, Tokens, chunks, encode_all, shorten, unclosed
-from halka.data.truncation import LengthPolicy
+from halka.data.truncation import LengthPolicy, check_max_length
 from halka.util.errors import DataError
 from halka.util.text import chat_template_fingerprint, plural
 
@@ -144,9 +144,11 @@ def preview(
     examples that begin alike in one. `batches` and `too_long` are as a training has them.
 
     Raises:
-        DataError: a file has no usable row, or rows for a classifier, and the tokenizer is an encoder's.
+        DataError: `max_length` is below 2; a file has no usable row, or rows for a classifier, and the tokenizer is an
+            encoder's.
         OSError: a file is missing or may not be opened.
     """
+    check_max_length(max_length)
     other_examples = {str(other): read_examples(other, shape).examples for other in others}
     rows = read_examples(path, shape)
     if rows.shape in KIND_OF_SHAPE and not tokenizer.chat_template and tokenizer.mask_token is not None:

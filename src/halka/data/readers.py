@@ -260,12 +260,13 @@ def _csv(text: str, name: str) -> Iterator[Row | Problem]:
     separator = "\t" if ".tsv" in name.lower() and "\t" in first else max(",;\t", key=first.count)
     limit = csv.field_size_limit(2**31 - 1)  # a process-wide setting, restored below
     try:
-        yield from _csv_records(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), name)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        yield from _csv_records(reader, name, separator)
     finally:
         csv.field_size_limit(limit)
 
 
-def _csv_records(reader: Any, name: str) -> Iterator[Row | Problem]:
+def _csv_records(reader: Any, name: str, separator: str) -> Iterator[Row | Problem]:
     header: list[str] | None = None
     while True:
         where = f"{name}:{reader.line_num + 1}"
@@ -274,17 +275,29 @@ def _csv_records(reader: Any, name: str) -> Iterator[Row | Problem]:
         except StopIteration:
             return
         except csv.Error as error:
-            lines = reader.line_num - int(where.rpartition(":")[2]) + 1
-            yield Problem(where, f"not valid CSV: {error} (read as one row of {lines} lines)")
+            yield Problem(where, f"not valid CSV: {error} {_lines(reader, where)}")
             continue
         if len(record) <= 1 and not "".join(record).strip():
             continue
         if header is None:
             header = _distinct(record, name)
+        elif separator == "\t" and _holds_rows(record, len(header)):
+            lone = "a quote at the beginning of a field has no other: write the field in quotes, and those within twice"
+            yield Problem(where, f"{lone} {_lines(reader, where)}")
         elif len(record) != len(header):
             yield Problem(where, f"{len(record)} fields where the header has {len(header)}")
         else:
             yield _row(where, dict(zip(header, record, strict=True)))
+
+
+def _holds_rows(record: list[str], columns: int) -> bool:
+    """Whether the record has several lines, each of which would be a row: quotes of two rows were taken for a pair."""
+    lines = "\t".join(record).split("\n")
+    return len(lines) > 1 and all(line.count("\t") == columns - 1 for line in lines)
+
+
+def _lines(reader: Any, where: str) -> str:
+    return f"(read as one row of {reader.line_num - int(where.rpartition(':')[2]) + 1} lines)"
 
 
 def _distinct(columns: list[str], name: str) -> list[str]:

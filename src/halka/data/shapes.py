@@ -198,7 +198,7 @@ def prompt_of(row: Row) -> list[Message]:
 def references_of(row: Row) -> tuple[str, ...]:
     """All answers that the row's field "references" accepts."""
     value = row.fields.get("references")
-    if value is None or value == "":
+    if is_blank(value):
         return ()
     items = _items(value, "references")
     return tuple(text_of(item, "a reference") for item in ([value] if items is None else items))

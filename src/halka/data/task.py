@@ -17,7 +17,7 @@ from halka.data.metric import Metric
 from halka.data.readers import Problem
 from halka.data.splits import split_off, subset
 from halka.util.errors import DataError, HalkaError
-from halka.util.kinds import TASK_KINDS
+from halka.util.kinds import LABELLED, TASK_KINDS
 from halka.util.yaml_text import read_yaml
 
 SPLITS = ("train", "validation", "test")
@@ -217,12 +217,16 @@ def _read_task(path: Path) -> Task:
 
 
 def of_kind(task: Task, kind: str | None) -> Task:
-    """The task for a base of that kind, with its labels; unchanged if None. Raises DataError for an unknown kind."""
+    """The task for a base of that kind, with its labels; unchanged if None. Raises DataError for an unknown kind.
+
+    The labels are those that the task lists, for no kind of base that has any, else those of its examples.
+    """
     if kind is None or kind == task.kind:
         return task
     if kind not in TASK_KINDS:
         raise DataError(f"kind {kind!r} is none of {', '.join(TASK_KINDS)}")
-    return replace(task, kind=kind, labels=labels_for(kind, [*task.train, *task.validation, *task.test]))
+    labels = task.labels if kind in LABELLED and task.kind not in LABELLED else ()
+    return replace(task, kind=kind, labels=labels or labels_for(kind, [*task.train, *task.validation, *task.test]))
 
 
 def kind_of_files(read: Iterable[FileExamples]) -> str | None:

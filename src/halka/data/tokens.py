@@ -21,7 +21,8 @@ from halka.data.examples import Example, Item
 from halka.data.truncation import EncodedExamples, LengthPolicy, TooLongError, truncate
 from halka.util.errors import DataError
 
-CHUNK = 1000  # examples tokenized at once
+CHUNK = 1000  # examples tokenized at once, of few messages
+WRITTEN = 20_000  # messages written at once: a dialogue is written anew up to each of its answers
 UNCLOSED = "end without a token that closes them: the model will not learn to stop"
 NOT_PLAIN = (
     "the base's tokenizer has no chat template, so an example can only be one user message and one answer: "
@@ -131,10 +132,24 @@ def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[
 def _encode_in_chunks(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens | DataError]:
     """Equal tokens of all examples are one object: an integer of its own takes twice the memory of all else."""
     one: dict[int, int] = {}
-    for first in range(0, len(examples), CHUNK):
-        for item in _encode(examples[first : first + CHUNK], tokenizer):
+    for chunk in _in_chunks(examples):
+        for item in _encode(chunk, tokenizer):
             tokens = isinstance(item, Tokens)
             yield Tokens([one.setdefault(token, token) for token in item.ids], item.loss) if tokens else item
+
+
+def _in_chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """So many that their texts, of which a dialogue has as many as answers, take little memory at once."""
+    chunk, written = list[Example](), 0
+    for example in examples:
+        own = len(example.messages) ** 2
+        if chunk and (len(chunk) == CHUNK or written + own > WRITTEN):
+            yield chunk
+            chunk, written = [], 0
+        chunk.append(example)
+        written += own
+    if chunk:
+        yield chunk
 
 
 def _encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Tokens | DataError]:

@@ -59,7 +59,7 @@ def calls_of(message: Mapping[Any, object], name: str) -> tuple[ToolCall, ...]:
     Raises DataError, which calls the message `name`, for a call that is no function's.
     """
     several, one = message.get("tool_calls"), message.get("function_call")
-    if several in (None, "", []):
+    if several is None or (isinstance(several, str | list) and not several):
         return calls_in_value(one, f"{name}: 'function_call'") if one else ()
     return calls_in_value(several, f"{name}: 'tool_calls'")
 

@@ -39,7 +39,7 @@ class TooLongError(DataError):
     def __init__(self, where: str, length: int, max_length: int):
         super().__init__(
             f"{where or 'the example'}: {length} tokens, more than max_length {max_length}. "
-            "Raise max_length, shorten the example, or set too_long to cut or drop."
+            "Raise max_length, if the base has more positions, shorten the example, or set too_long to cut or drop."
         )
 
 
@@ -61,6 +61,12 @@ def lowest_limit(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+def check_max_length(max_length: int | None) -> None:
+    """Raises DataError for a limit of tokens that leaves no room for a prompt and an answer."""
+    if max_length is not None and max_length < 2:
+        raise DataError(f"max_length is {max_length}; it must be at least 2: one token of prompt and one of answer")
+
+
 def truncate(
     examples: Sequence[Example],
     items: Iterable[ItemT | DataError],
@@ -79,8 +85,7 @@ def truncate(
     """
     if too_long not in LENGTH_POLICIES:
         raise DataError(f"too_long is {too_long!r}; choose one of {', '.join(LENGTH_POLICIES)}")
-    if max_length is not None and max_length < 2:
-        raise DataError(f"max_length is {max_length}; it must be at least 2: one token of prompt and one of answer")
+    check_max_length(max_length)
     kept: list[tuple[int, ItemT]] = []
     problems: list[Problem] = []
     cut, on_encoded = 0, _on_encoded.get()
