@@ -154,8 +154,8 @@ def test_a_damaged_file_of_keys_is_no_open_door(guarded):
     guarded.keys.path.write_text("{")
     assert guarded.call("GET", "/who").status_code == 401
     response = guarded.call("GET", "/who", headers=headers)
-    assert response.status_code == 500
-    assert "keys" not in response.text
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "keys_unreadable")
+    assert "keys.json" not in response.text
 
 
 def test_web_sockets_are_refused(guarded):

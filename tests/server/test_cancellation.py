@@ -187,6 +187,18 @@ def test_keys_that_cannot_be_read_end_what_they_let_in(guarded, path, caplog):
     assert "the keys cannot be read" in caplog.text
 
 
+def test_keys_that_cannot_be_read_let_nobody_in_and_are_asked_for_again(server, caplog):
+    headers, keys = server.key("main", "user"), server.service.guards.keys.path
+    whole = keys.read_text()
+    keys.write_text("{")
+    answer = server.client.get("/v1/models", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "keys_unreadable")
+    assert answer.headers["retry-after"]
+    assert "the keys cannot be read" in caplog.text
+    keys.write_text(whole)
+    assert server.client.get("/v1/models", headers=headers).status_code == 200
+
+
 def test_a_key_that_expires_ends_a_request_with_401(guarded):
     headers = guarded.key()
 

@@ -176,6 +176,7 @@ def test_what_a_killed_server_left_of_a_job_goes_with_a_later_one(base, store, t
         (jobs / name / "data.jsonl").write_bytes(b" " * 1000)
         os.utime(jobs / name, (time.time() - age * 3600,) * 2)
     with InProcess.open(base, store, tmp_path / "data", jobs=0):
+        until(lambda: len([*jobs.iterdir()]) == 2, "the old half stays")
         assert sorted(path.name[:6] for path in jobs.iterdir()) == [".job-1", "job-22"]
 
 

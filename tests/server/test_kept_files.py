@@ -184,6 +184,21 @@ def test_another_server_at_the_same_data_leaves_files_that_are_not_old(server):
     assert server.client.post("/v1/estimate", json={"data_file": new}).status_code == 200
 
 
+def test_what_a_killed_server_left_ends_while_another_runs(server):
+    tenant, data = server.service.tenants.of("main"), server.service.settings.data
+    left = [data / "uploads" / "half", tenant.jobs / ".job-half", tenant.collections / ".faq.1a2b3c4d"]
+    new, other = tenant.collections / ".new.1a2b3c4d", tenant.collections / ".mine"
+    for folder in (*left, new, other):
+        folder.mkdir(parents=True)
+    for folder in (*left, other):
+        os.utime(folder, (0, 0))
+    sweep = server.client.portal.start_task_soon(files.end_old_files, server.service)
+    until(lambda: not any(folder.exists() for folder in left), "they stay")
+    sweep.cancel()
+    assert new.exists()
+    assert other.exists()
+
+
 def test_a_file_is_not_named_beyond_its_hour(server):
     id = keep(server)
     age(server, id, server.service.file_life)

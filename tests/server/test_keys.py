@@ -7,7 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -64,6 +64,8 @@ def test_an_expired_key_is_no_key(keys):
     assert not keys.valid(key)
     with pytest.raises(HalkaError, match="would have expired at 2000-01-01 00:00 UTC: choose a later time"):
         keys.add("main", "user", expires=datetime(2000, 1, 1, tzinfo=UTC))
+    with pytest.raises(HalkaError, match=r"would have expired at .*1-01-01 00:00 UTC\+14:00"):
+        keys.add("main", "user", expires=datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14))))
 
 
 def test_another_process_changes_are_seen_at_the_next_look(keys):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pydantic import ValidationError
 
 from guarded_for_tests import LOCAL
 from halka.server.guards.keys import Limits
+from halka.server.jobs.requests import EvaluateJob
+from halka.server.resources.keys import NewKey
 
 SOON = datetime.now(UTC).replace(microsecond=0) + timedelta(days=2)
 
@@ -106,6 +109,18 @@ def test_what_is_no_key_is_refused(shared, operator, key, param):
     assert response.status_code == 400, response.text
     assert param is None or response.json()["error"]["param"] == param
     assert len(shared.service.guards.keys.all()) == 1
+
+
+def test_what_has_a_default_may_be_null():
+    """As clients with types send what is not set."""
+    key = NewKey.model_validate({"role": "user", "tenant": None, "limits": None, "note": None, "expires": None})
+    assert key == NewKey.model_validate({"role": "user"})
+    assert "expires" in key.model_fields_set
+    job = {"kind": "evaluate", "data": [{"prompt": "a", "completion": "b"}]}
+    unset = EvaluateJob.model_validate({**job, "adapters": None, "with_base": None, "metrics": None})
+    assert unset == EvaluateJob.model_validate(job)
+    with pytest.raises(ValidationError, match="kind"):
+        EvaluateJob.model_validate({**job, "kind": None})
 
 
 def test_a_note_is_one_line(server, admin):

@@ -719,6 +719,7 @@ def test_a_new_adapter_goes_where_it_costs_least():
         with placement.place(id) as placed:
             placed.at(replica, True)
     with placement.place("1", 2, "one"):
+        assert [placement.holds_of(owner) for owner in ("one", "two")] == [True, False]
         assert placement.held("1", "one") == (True, 2)
         assert placement.held("1", "two") == (False, 0), "that another has the same content is nobody's to know"
     assert placement.held("1", "one") == (True, 0)

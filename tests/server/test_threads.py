@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from filelock import FileLock
 
+from halka.rag.roots import SETTINGS
 from halka.server.resources import adapter_files
 from halka.server.resources.collection_access import new_collection
 from halka.server.threads import MANAGERS, Threads, Workers
@@ -75,6 +78,29 @@ def test_searches_go_on_while_a_removal_waits_for_documents():
         await asyncio.gather(ingesting, removal)
 
     asyncio.run(all_at_once())
+
+
+def test_a_server_of_passages_that_does_not_answer_keeps_nobody_else_waiting(base, store, tmp_path):
+    silent = socket.create_server(("127.0.0.1", 0))
+    at = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/nowhere?connect_timeout=600"
+    with Running(base, store, tmp_path / "data") as running, ThreadPoolExecutor(1) as pool:
+        service, client = running.service, running.client
+        for name in ("here", "afar"):
+            [*new_collection(service, "main", name).put([("a.md", "Parcels are sent on Monday.")])]
+        settings = service.tenants.of("main").collections / "afar" / SETTINGS
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "at": at}))
+        query = {"query": "parcels"}
+        afar = pool.submit(client.post, "/v1/collections/afar/search", json=query)
+        asked, _ = silent.accept()
+        try:
+            found = client.post("/v1/collections/here/search", json=query).json()["data"]
+            assert found[0]["document"] == "a.md"
+            assert client.post("/v1/embeddings", json={"model": "words", "input": "a"}).status_code == 200
+            assert not afar.done()
+        finally:
+            silent.close()
+            asked.close()
+        assert afar.result().json()["error"]["code"] == "documents_away"
 
 
 def test_who_opens_a_collection_waits_for_its_removal(base, store, tmp_path):

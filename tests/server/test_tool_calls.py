@@ -228,6 +228,30 @@ def test_pieces_of_any_size_are_read_alike(pace):
     assert [part.name for part in parts if isinstance(part, Call)] == ["weather", "clock"]
 
 
+@pytest.mark.parametrize("pace", [1, 7, 1000])
+@pytest.mark.parametrize(
+    ("text", "calls", "rest"),
+    [
+        ('<tool_call>{"name": "clock", "arguments": {"a": "</tool_call>"}}</tool_call> so', 1, " so"),
+        ('<tool_call>{"name": "clock", "arguments": {"a": "\\"</tool_call>"}}', 1, ""),
+        (
+            '<tool_call>{"name": "clo</tool_call> and\n<tool_call>{"name": "clock"}</tool_call>',
+            1,
+            '{"name": "clo</tool_call>',
+        ),
+        ('<tool_call>{"name": "clo</tool_call> and <tool_call>{"name": "clock"}', 1, " and"),
+        ('<tool_call>{"name": "clo</tool_call> and', 0, " and"),
+    ],
+    ids=["in a text", "after a quote", "no call, then one", "no call, then one to the end", "no call"],
+)
+def test_a_mark_within_a_text_of_a_call_does_not_close_it(text, calls, rest, pace):
+    reader = CallReader(Toolbox([Tool.model_validate(CLOCK)]))
+    parts = [part for start in range(0, len(text), pace) for part in reader.push(text[start : start + pace])]
+    parts += reader.end()
+    assert [part.name for part in parts if isinstance(part, Call)] == ["clock"] * calls
+    assert rest in "".join(part for part in parts if isinstance(part, str))
+
+
 def test_a_conversation_with_tools_has_the_tokens_that_training_has():
     call = {"name": "weather", "arguments": '{"city": "Paris"}'}
     messages = [

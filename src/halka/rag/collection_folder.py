@@ -23,6 +23,7 @@ from halka.util.spelling import check_new_name
 
 # Of a collection whose settings were never complete, or whose removal was ended after they were gone.
 REMAINS = re.compile(r"\.(passages\.(index\.)?)?lock|\.collection\.json\.[0-9a-f]{8}")
+ASIDE = re.compile(r"\..+\.[0-9a-f]{8}")  # of a folder that is set aside to be removed
 PASSAGES = "passages.lance"
 
 
@@ -90,6 +91,11 @@ class CollectionFolder:
             return
         for entry in own:  # no new collection can be there meanwhile
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def ended_in(among: Path) -> list[Path]:
+    """What `end` set aside in a folder of collections and a killed process did not remove, or one removes now."""
+    return [path for path in among.glob(".*") if ASIDE.fullmatch(path.name)]
 
 
 def collection_folder(name: str, among: Path) -> Path:

@@ -43,7 +43,15 @@ class Body(BaseModel):
             value = data.get(name)
             if value is not None and values is not ANY and value not in values:
                 raise unsupported(name, f"it may be {', '.join(map(repr, values))}" if values else "leave it out")
-        return {name: value for name, value in data.items() if name not in cls.neutral}
+        return {name: value for name, value in data.items() if name not in cls.neutral and not cls._unset(name, value)}
+
+    @classmethod
+    def _unset(cls, name: str, value: Any) -> bool:
+        """Whether it is null, of a field whose default is something else, but empty: as if it were left out."""
+        field = cls.model_fields.get(name)
+        if value is not None or field is None or field.is_required():
+            return False
+        return field.default_factory is not None or field.default in (False, "")
 
 
 def unsupported(param: str, way_out: str) -> PydanticCustomError:

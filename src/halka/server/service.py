@@ -32,7 +32,6 @@ from halka.server.jobs.queue import JobQueue
 from halka.server.one_at_a_time import OneAtATime
 from halka.server.previews.looks import Looks
 from halka.server.resources.embedders import Embedders
-from halka.server.resources.uploads import remove_stale
 from halka.server.settings import GB, ServerSettings
 from halka.server.tenants import Tenants
 from halka.server.threads import Threads
@@ -104,7 +103,6 @@ class Service:
             adapter_memory=int(settings.adapter_memory * GB),
             most_adapters=settings.adapters_in_memory,
         )
-        remove_stale(settings.data, tenants.all())
         jobs = JobQueue(tenants.job_folders, settings.data / "jobs.lock", settings.jobs)
         guards = Guards.of(settings, keys, engine, Quota(tenants, threads := Threads()))
         with ExitStack() as opening:

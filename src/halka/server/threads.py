@@ -33,19 +33,20 @@ class Threads:
     read    what users may look at: adapters, comparisons, usage
     manage  stores, uploads and jobs
     search  what embeds little
+    afar    searches whose passages are in a server elsewhere, which may not answer for long
     ingest  what takes documents in, or reads all of a collection
 
-    Collections are opened in threads of `search` and `ingest` alone, so that `exclusive` keeps them from a removal.
+    Collections are opened in threads of the last three alone, so that `exclusive` keeps them from a removal.
     """
 
     def __init__(self) -> None:
         self.read, self.manage = Workers(READERS), Workers(MANAGERS)
-        self.search, self.ingest = Workers(1), Workers(1)
+        self.search, self.afar, self.ingest = Workers(1), Workers(1), Workers(1)
 
     async def exclusive(self, function: Callable[..., T], *arguments: object) -> T:
         """What a function returns that removes a collection, while nobody searches one or takes documents in.
 
-        Searches go on while it waits for documents.
+        Searches go on while it waits for documents, or for a server.
         """
-        async with self.ingest.limiter, self.search.limiter:
+        async with self.ingest.limiter, self.afar.limiter, self.search.limiter:
             return await to_thread.run_sync(function, *arguments)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 WAIT = 10  # seconds for a server to answer
+# of libpq: a host that died is noticed as soon, by what it does not acknowledge
+ALIVE = {"keepalives_idle": WAIT, "keepalives_interval": WAIT // 2, "keepalives_count": 2}
 # 4 MB, the default, are too little to add up common words in memory. A larger setting of the server's stays.
 MEMORY = """SELECT set_config(
     'work_mem', greatest(pg_size_bytes(current_setting('work_mem')), 64 * 1024 * 1024) / 1024 || 'kB', false)"""
@@ -76,7 +78,7 @@ class Connections:
         from psycopg import connect
         from psycopg.conninfo import conninfo_to_dict
 
-        options = {"connect_timeout": WAIT} | conninfo_to_dict(self._url)
+        options = {"connect_timeout": WAIT, "tcp_user_timeout": 1000 * WAIT, **ALIVE} | conninfo_to_dict(self._url)
         connection = connect(**options, autocommit=True, prepare_threshold=None)  # type: ignore[arg-type]
         connection.execute(MEMORY)
         return connection

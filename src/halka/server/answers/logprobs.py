@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from halka.engine.logprobs import TokenLogprob
 
+KEPT = 2**16  # tokens whose texts are kept: a request may ask for twenty beside each of thousands
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -19,6 +20,7 @@ class TokenTexts:
         """ends: tokens that end a text and are no part of it."""
         self._tokenizer, self._ends = tokenizer, frozenset(ends)
         self._special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
+        self._entries = lru_cache(KEPT)(self._written)
 
     def raw(self, token: int) -> bytes:
         """A token's bytes, which need not be whole characters."""
@@ -35,10 +37,7 @@ class TokenTexts:
 
     def text(self, token: int) -> str:
         """A token's text; bytes that are no character by their numbers, as OpenAI writes them."""
-        try:
-            return self.raw(token).decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.raw(token))
+        return self._entries(token)[0]
 
     def for_chat(self, tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
         """As `choices[].logprobs.content` has them."""
@@ -61,7 +60,16 @@ class TokenTexts:
         }
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        return {"token": self.text(token), "logprob": logprob, "bytes": [*self.raw(token)]}
+        text, bytes = self._entries(token)
+        return {"token": text, "logprob": logprob, "bytes": bytes}
+
+    def _written(self, token: int) -> tuple[str, list[int]]:
+        """A token's text and its bytes."""
+        raw = self.raw(token)
+        try:
+            return raw.decode(), [*raw]
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw), [*raw]
 
     @cached_property
     def _byte_level(self) -> bool:

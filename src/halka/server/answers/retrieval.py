@@ -21,7 +21,13 @@ from halka.server.answers.chat_request import Retrieval
 from halka.server.answers.generation import Delta
 from halka.server.errors import ApiError, refusal
 from halka.server.guards.access import Caller
-from halka.server.resources.collection_access import QUERY, open_collection, public_names, scope_of
+from halka.server.resources.collection_access import (
+    QUERY,
+    open_collection,
+    public_names,
+    scope_of,
+    searched,
+)
 from halka.server.service import Service
 from halka.util.errors import HalkaError
 
@@ -143,7 +149,7 @@ async def ground(
             answer=None if passages else ABSTAINED,
         )
 
-    return await service.threads.search(search)
+    return await searched(service, caller.tenant, options.collection, search)
 
 
 async def fixed_answers(request: Request, text: str, n: int) -> AsyncGenerator[Delta]:

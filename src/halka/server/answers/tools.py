@@ -23,6 +23,8 @@ from halka.server.answers.generation import Delta
 from halka.server.errors import ApiError
 from halka.util.text import not_unicode
 
+ESCAPED = re.compile(r"\\.", re.DOTALL)  # in a text of JSON
+
 
 @dataclass(frozen=True)
 class Call:
@@ -162,9 +164,11 @@ class CallReader:
         """What is certain after this piece."""
         self._text += piece
         while True:
-            before, mark, after = self._text.partition(CLOSING if self._inside else OPENING)
-            if not mark:
+            mark = CLOSING if self._inside else OPENING
+            at = _closes_at(self._text) if self._inside else self._text.find(OPENING)
+            if at < 0:
                 break
+            before, after = self._text[:at], self._text[at + len(mark) :]
             yield from self._inner(before, CLOSING) if self._inside else self._outer(before.rstrip())
             self._text, self._inside = after, not self._inside
         if not self._inside:
@@ -175,8 +179,14 @@ class CallReader:
 
     def end(self) -> Iterator[str | Call]:
         """What is left at the end of the text: a call without its closing, or text."""
-        yield from self._inner(self._text, "") if self._inside else self._outer(self._text)
-        self._text = ""
+        text, self._text = self._text, ""
+        if self._inside and CLOSING in text and _call_of(text, self.calls) is None:  # what stood in a text closed it
+            before, _, text = text.partition(CLOSING)
+            self._inside = False
+            yield from self._inner(before, CLOSING)
+            yield from self.push(text)
+            text, self._text = self._text, ""
+        yield from self._inner(text, "") if self._inside else self._outer(text)
 
     def _outer(self, text: str) -> Iterator[str]:
         if text and not (self.calls and not text.strip()):
@@ -189,6 +199,15 @@ class CallReader:
         elif self._several or not self.calls:
             self.calls += 1
             yield call
+
+
+def _closes_at(text: str) -> int:
+    """Where the mark stands that closes a call; -1: not yet. One within a text of its JSON is none, if the next is."""
+    first = text.find(CLOSING)
+    if first < 0 or ESCAPED.sub("", text[:first]).count('"') % 2 == 0:
+        return first
+    second = text.find(CLOSING, first + 1)
+    return second if second < 0 or _call_of(text[:second], 0) is not None else first
 
 
 def _call_of(text: str, number: int) -> Call | None:

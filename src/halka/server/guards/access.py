@@ -8,6 +8,7 @@ route, a mounted application, a file, or nothing at all.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection
@@ -26,7 +27,9 @@ from halka.server.guards.keys import MAIN, Key, Keys, Role
 from halka.server.guards.limits import Lease
 from halka.server.guards.sessions import Session, Sessions, cookie_of, unauthorized
 from halka.server.page import is_page
-from halka.util.errors import HalkaError
+from halka.util.errors import DamagedFolderError, HalkaError
+
+log = logging.getLogger("halka.server")
 
 OPEN = frozenset({"/healthz", "/readyz"})
 """The paths that need no key, beside the page's (`halka.server.page`)."""
@@ -100,6 +103,12 @@ def is_open(method: str, path: str, root: str = "") -> bool:
     return path in OPEN or (method in ("GET", "HEAD") and not root and is_page(path))
 
 
+def unreadable_keys(error: Exception, request: str | None) -> ApiError:
+    """What a caller gets whose key cannot be looked up; the log has why."""
+    log.error("the keys cannot be read", exc_info=error, extra={"fields": {"request": request}})
+    return ApiError(503, "the server cannot check this key now", code="keys_unreadable", headers={"retry-after": "10"})
+
+
 class Access:
     """Middleware that puts the caller into the request's state, or refuses the request with 401 or 403.
 
@@ -117,13 +126,15 @@ class Access:
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
         if scope["type"] == "http" and not is_open(scope["method"], scope["path"], scope.get("root_path", "")):
+            state = scope.setdefault("state", {})
+            request = state.get("request_id")
             try:
-                state = scope.setdefault("state", {})
-                request = state.get("request_id")
                 if (caller := self._caller(scope)) is not None:
                     state["caller"] = replace(caller, request=request, folders=self.folders)
             except ApiError as error:
                 return await error.response()(scope, receive, send)
+            except (DamagedFolderError, OSError) as error:
+                return await unreadable_keys(error, request).response()(scope, receive, send)
         await self.app(scope, receive, send)
 
     def _caller(self, scope: Scope) -> Caller | None:

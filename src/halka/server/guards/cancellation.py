@@ -8,7 +8,6 @@ a response where none has begun, as the last event of a stream.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from halka.server.errors import ApiError
-from halka.server.guards.access import Caller
+from halka.server.guards.access import Caller, unreadable_keys
 from halka.server.guards.drain import Drain, going_down
 from halka.server.guards.keys import Keys
 from halka.server.guards.sessions import Sessions
@@ -24,8 +23,6 @@ from halka.server.wire import dumps
 
 LOOK = 1.0  # seconds between two looks at a key
 LATER = {"retry-after": "10"}
-
-log = logging.getLogger("halka.server")
 
 
 class Cancellation:
@@ -71,8 +68,7 @@ class Cancellation:
         try:
             reason = await self._reason(state.get("caller"), request)
         except Exception as error:  # whatever is wrong with the keys, nobody goes on without one
-            log.error("the keys cannot be read", exc_info=error, extra={"fields": {"request": state.get("request_id")}})
-            reason = ApiError(503, "the server cannot check this key now", code="keys_unreadable", headers=LATER)
+            reason = unreadable_keys(error, state.get("request_id"))
         request.end(reason)
 
     async def _reason(self, caller: Caller | None, request: _UnderWay) -> ApiError:

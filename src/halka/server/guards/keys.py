@@ -171,9 +171,8 @@ class Keys:
             raise HalkaError(f"{tenant!r} cannot name a tenant: it is a role, and documents name both as their readers")
         _check_role(role, tenant)
         if expires is not None and expires <= datetime.now(UTC):
-            raise HalkaError(
-                f"the key would have expired at {expires.astimezone(UTC):%Y-%m-%d %H:%M} UTC: choose a later time"
-            )
+            then = f"{expires:%Y-%m-%d %H:%M} {expires.tzname()}"
+            raise HalkaError(f"the key would have expired at {then}: choose a later time")
         text = PREFIX + secrets.token_urlsafe(32)
         digest = hashlib.sha256(text.encode()).hexdigest()
         now = datetime.now(UTC).replace(microsecond=0)

@@ -24,7 +24,7 @@ from halka.server.guards.access import Caller, ManagerDep
 from halka.server.jobs.data import DATA, VALIDATION, check_suffix
 from halka.server.jobs.uploading import save_data
 from halka.server.locks import locked
-from halka.server.resources.uploads import UploadRoute, file_name, staging
+from halka.server.resources.uploads import UploadRoute, file_name, remove_stale, staging
 from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
 from halka.server.wire import Json
@@ -77,10 +77,12 @@ async def delete_file(id: str, service: ServiceDep, caller: ManagerDep) -> Respo
 
 
 async def end_old_files(service: Service) -> None:
-    """Remove files as they grow old, of all tenants, without end."""
+    """Remove files as they grow old, of all tenants, and what killed servers have left, without end."""
     while True:
         try:
-            for tenant in await service.threads.manage(service.tenants.all):
+            tenants = await service.threads.manage(service.tenants.all)
+            await service.threads.manage(remove_stale, service.settings.data, tenants)
+            for tenant in tenants:
                 await service.threads.manage(_kept, tenant, service.file_life)
         except Exception:
             log.exception("files that have grown old could not be removed")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 from halka.rag.collection import Collection
 from halka.rag.collection_folder import CollectionFolder
@@ -14,9 +15,11 @@ from halka.rag.store import Scope, within
 from halka.server.errors import ApiError
 from halka.server.guards.access import Caller
 from halka.server.service import Service
-from halka.util.errors import DamagedFolderError
+from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import is_portable_name
 from halka.util.spelling import check_new_name, is_spelled
+
+T = TypeVar("T")
 
 QUERY = 10_000  # characters of a query or a question: its search has the only thread for these
 
@@ -38,6 +41,23 @@ def open_collection(service: Service, tenant: str, name: str) -> Collection:
             code="collection_not_found",
         )
     return Collection(folder.path, load=service.embedders.get)
+
+
+async def searched(service: Service, tenant: str, name: str, function: Callable[..., T], *arguments: object) -> T:
+    """What a function returns that opens the tenant's collection of that name and embeds little, in a thread.
+
+    A collection whose passages are in a server that does not answer keeps others of its kind waiting, and nobody else.
+    """
+    afar = await service.threads.read(_is_afar, service, tenant, name)
+    return await (service.threads.afar if afar else service.threads.search)(function, *arguments)
+
+
+def _is_afar(service: Service, tenant: str, name: str) -> bool:
+    """Whether its passages are in a server; not where there is no such collection, or it is damaged."""
+    try:
+        return is_portable_name(name) and "at" in CollectionFolder(_folder(service, tenant) / name).settings()
+    except (OSError, HalkaError):
+        return False
 
 
 def new_collection(service: Service, tenant: str, name: str) -> Collection:

@@ -30,6 +30,7 @@ from halka.server.resources.collection_access import (
     public_names,
     remove_collection,
     scope_of,
+    searched,
 )
 from halka.server.resources.document_reader import read_apart
 from halka.server.resources.uploads import UploadRoute, file_names, save, staging
@@ -63,7 +64,8 @@ async def list_collections(service: ServiceDep, caller: CallerDep) -> Response:
 
     names = await service.threads.search(collection_names, service, caller.tenant)
     # a call each: others' searches go in between
-    entries = [await service.threads.search(_listed, service, caller, name) for name in names]
+    tenant = caller.tenant
+    entries = [await searched(service, tenant, name, _listed, service, caller, name) for name in names]
     return Json({"object": "list", "data": [entry for entry in entries if entry is not None]})
 
 
@@ -84,7 +86,7 @@ async def create_collection(body: NewCollection, service: ServiceDep, caller: Ma
 @router.get("/v1/collections/{collection}")
 async def get_collection(collection: str, service: ServiceDep, caller: CallerDep) -> Response:
     """A collection: how many documents and passages it has."""
-    return Json(await service.threads.search(_describe, service, caller, collection))
+    return Json(await searched(service, caller.tenant, collection, _describe, service, caller, collection))
 
 
 @router.delete("/v1/collections/{collection}")
@@ -104,7 +106,7 @@ async def list_documents(collection: str, service: ServiceDep, caller: CallerDep
         names = public_names(opened, (document.name for document in documents))
         return [_document(document, names[document.name]) for document in documents]
 
-    return Json({"object": "list", "data": await service.threads.search(documents)})
+    return Json({"object": "list", "data": await searched(service, caller.tenant, collection, documents)})
 
 
 @router.post("/v1/collections/{collection}/documents")
@@ -124,7 +126,7 @@ async def upload_documents(
     names = file_names(files)
     if unread := next((name for name in names if not is_readable(Path(name))), None):
         raise ApiError(400, f"{unread}: files of this kind are not read: convert it to text", param="files")
-    await service.threads.search(open_collection, service, caller.tenant, collection)
+    await searched(service, caller.tenant, collection, open_collection, service, caller.tenant, collection)
     async with staging(service) as folder:
         paths = [
             await save(service, upload, folder / f"{number}{Path(name).suffix.lower()}")
@@ -199,7 +201,7 @@ async def search_collection(collection: str, body: Search, service: ServiceDep, 
             for hit in hits
         ]
 
-    return Json({"object": "list", "data": await service.threads.search(search)})
+    return Json({"object": "list", "data": await searched(service, caller.tenant, collection, search)})
 
 
 # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────────────

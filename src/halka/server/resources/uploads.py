@@ -18,6 +18,7 @@ from fastapi import Request, Response, UploadFile
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from halka.rag.collection_folder import ended_in
 from halka.server.errors import ApiError
 
 if TYPE_CHECKING:
@@ -66,8 +67,10 @@ async def staging(service: Service) -> AsyncIterator[Path]:
 
 
 def remove_stale(data: Path, tenants: Sequence[Tenant]) -> None:
-    """Remove what killed servers have left: uploads, and halves of jobs."""
-    for folder in chain((data / "uploads").glob("*"), *(tenant.jobs.glob(".job-*") for tenant in tenants)):
+    """Remove what killed servers have left: uploads, halves of jobs, and of collections that were removed."""
+    jobs = (tenant.jobs.glob(".job-*") for tenant in tenants)
+    collections = (ended_in(tenant.collections) for tenant in tenants)
+    for folder in chain((data / "uploads").glob("*"), *jobs, *collections):
         with suppress(OSError):
             if time.time() - folder.lstat().st_mtime > STALE:
                 shutil.rmtree(folder)

@@ -129,11 +129,13 @@ class Replicas:
 
     def held(self, name: str) -> Held:
         """What is in the replicas' memory of an adapter."""
+        self.watch.refresh()
+        if not self.placement.holds_of(_owner(name)):
+            return Held()  # without a look at its files, which a list has thousands of
         try:
             id = content_id(self.store.get(name).folder)
         except (HalkaError, OSError):  # damaged, or removed: no replica answers with it any more
             return Held()
-        self.watch.refresh()
         loaded, answers = self.placement.held(id, _owner(name))
         return Held(loaded, False, answers)
 

@@ -221,6 +221,11 @@ class Placement:
             counts = [seen.owners[id, owner] for seen in self.seen.values() if (id, owner) in seen.owners]
             return bool(counts), sum(counts)
 
+    def holds_of(self, owner: str) -> bool:
+        """Whether a replica has any of an owner's adapters in memory."""
+        with self._lock:
+            return any(owner == other for seen in self.seen.values() for _, other in seen.owners)
+
     def by_slot(self) -> dict[int, tuple[Seen | None, Counter[str]]]:
         """The replica of every slot, if one has it now, and what it has met and missed."""
         with self._lock:
