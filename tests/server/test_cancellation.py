@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -127,6 +128,33 @@ def test_a_stream_that_goes_on_is_not_silent(hasty, clock):
         await client.task
 
     asyncio.run(wait())
+
+
+def test_an_answer_that_grows_unseen_is_not_silent(hasty, clock):
+    """As one that is sent whole, for which tokens are made for longer than the limit."""
+
+    class Tokens(list):
+        looks = 0
+
+        def __len__(self):
+            self.looks += 1
+            return super().__len__()
+
+    async def wait():
+        client, tokens = Client(hasty, "/never"), Tokens()
+        await until(lambda: hasty.events)
+        client.scope["state"]["caller"].answers.append([SimpleNamespace(tokens=tokens)])
+        for _ in range(3):
+            tokens.append(0)
+            clock.now += 0.9
+            looks = tokens.looks
+            await until(lambda looks=looks: tokens.looks > looks)
+        assert client.status is None
+        clock.now += 1.1
+        await client.task
+        return client
+
+    assert asyncio.run(wait()).status == 503
 
 
 def test_a_client_that_does_not_read_is_let_go(hasty, clock):

@@ -64,6 +64,7 @@ async def deltas(
     Whoever holds room for the answers already (`within_limits`) gives `begun`, to which those are added that begin.
     """
     answers: dict[Answer, tuple[int, int]] = {}  # letters and log probabilities passed on of each that has begun
+    caller.answers.append(answers)
     limits = within_limits(caller, [request], n, answers) if begun is None else nullcontext()
     track = service.guards.metrics.track(request, n, answers, caller.since)
     with limits, track as tracked:

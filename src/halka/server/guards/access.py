@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends
@@ -28,6 +28,9 @@ from halka.server.guards.limits import Lease
 from halka.server.guards.sessions import Session, Sessions, cookie_of, unauthorized
 from halka.server.page import is_page
 from halka.util.errors import DamagedFolderError, HalkaError
+
+if TYPE_CHECKING:
+    from halka.engine import Answer
 
 log = logging.getLogger("halka.server")
 
@@ -58,6 +61,7 @@ class Caller:
     folders  what no message to the caller names
     since    when the request came, by `time.monotonic`
     session  the session that stands for the key; None: the request has the key itself
+    answers  those that are made for it, as they begin
     """
 
     tenant: str = MAIN
@@ -68,6 +72,12 @@ class Caller:
     folders: Folders = NO_FOLDERS
     since: float = field(default_factory=time.monotonic, compare=False)
     session: Session | None = None
+    answers: list[Collection[Answer]] = field(default_factory=list["Collection[Answer]"], compare=False)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were made for it so far."""
+        return sum(len(answer.tokens) for answers in self.answers for answer in answers)
 
     @property
     def lease(self) -> Lease:

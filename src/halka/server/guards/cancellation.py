@@ -28,8 +28,9 @@ LATER = {"retry-after": "10"}
 class Cancellation:
     """Middleware around the application.
 
-    timeout  seconds without anything sent after which a request ends. What works on the request in pieces, of which the
-             client sees nothing, may call `scope["state"]["works"]` at each: it counts as something sent
+    timeout  seconds without anything sent after which a request ends. Tokens that are made for it count as something
+             sent. What else works on it in pieces, of which the client sees nothing, may call `scope["state"]["works"]`
+             at each
     """
 
     def __init__(
@@ -79,6 +80,9 @@ class Cancellation:
                 return ApiError(401, "the session has ended: sign in again", code="session_ended")
             if self.drain.over:
                 return going_down()
+            if caller is not None and (made := caller.tokens) > request.made:
+                request.made = made
+                request.works()
             if self._clock() - request.active > self.timeout:
                 return ApiError(503, f"nothing came of this for {self.timeout:g} s", code="timeout", headers=LATER)
             await asyncio.sleep(min(LOOK, self.timeout / 4))
@@ -92,12 +96,13 @@ class _UnderWay:
     """A request's channels. Once its body is read, it receives ahead of the application.
 
     active  when something was last received, sent or done for it
+    made    its tokens at the last look
     """
 
     def __init__(self, receive: Receive, send: Send, clock: Callable[[], float]):
         self.scope, self.left = anyio.CancelScope(), asyncio.Event()
         self.reason: ApiError | None = None
-        self.active = clock()
+        self.active, self.made = clock(), 0
         self._receive, self._send, self._clock = receive, send, clock
         self._first: Message | None = None
         self._read, self._started, self._complete = asyncio.Event(), False, False
