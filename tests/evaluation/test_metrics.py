@@ -193,6 +193,9 @@ def test_the_right_tools_are_called_or_none():
     assert value("calls_exact", [same, "Hello.", paris], [[paris], ["Good day!"], ["Good day!"]]) == pytest.approx(
         2 / 3
     )
+    clock = '{"name": "clock", "arguments": {}}'
+    assert of("calls_exact", f"{clock}\n{paris}", f"{paris}\n{clock}") == 1, "they are made side by side"
+    assert of("calls_exact", f"{paris}\n{paris}", paris) == of("calls_exact", paris, f"{paris}\n{clock}") == 0
     nested = '{"type": "function", "type": "function", "function": {"name": "weather", "arguments": {}}}'
     assert of("calls_exact", nested, '{"name": "weather", "arguments": {}}') == 0
     with pytest.raises(HalkaError, match="a call of the reference has a key twice"):

@@ -241,7 +241,7 @@ class Engine:
             raise ContextLengthError(
                 f"a prompt of {len(request.prompt)} tokens and {request.stopping.max_new_tokens} new ones are "
                 f"{tokens - version.room} more than the {version.room} positions for text that this base has: "
-                "shorten the prompt, or lower max_new_tokens"
+                "shorten the prompt, or ask for fewer new ones"
             )
         virtual = 0 if version.virtual is None else version.virtual.shape[0]
         blocks = -(-tokens // SIZE) + -(-virtual // SIZE)
@@ -249,7 +249,7 @@ class Engine:
             raise ContextLengthError(
                 f"a prompt of {len(request.prompt)} tokens and {request.stopping.max_new_tokens} new ones are "
                 f"{(blocks - self.cache.size) * SIZE} more than the cache's {self.cache.size * SIZE}: give the engine "
-                "more memory, or lower max_new_tokens"
+                "more memory, or ask for fewer new ones"
             )
 
     # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────

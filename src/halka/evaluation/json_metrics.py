@@ -150,11 +150,13 @@ def _exact(prediction: str, references: Sequence[str]) -> float:
     return float(_parse(prediction) in map(_parse_reference, references))
 
 
-def _calls(text: str) -> list[tuple[str, Any]]:
-    return [(name, _comparable(arguments)) for name, arguments in calls_in(text, _DECODER)]
+def _calls(text: str) -> list[str]:
+    """The calls in comparable form, in one order whatever theirs is: an answer's calls are made side by side."""
+    calls = ([name, _comparable(arguments)] for name, arguments in calls_in(text, _DECODER))
+    return sorted(json.dumps(call, sort_keys=True) for call in calls)
 
 
-def _calls_of_reference(text: str) -> list[tuple[str, Any]]:
+def _calls_of_reference(text: str) -> list[str]:
     calls = _calls(text)
     if len(calls) < len(calls_in(text)):
         raise HalkaError(f"a call of the reference has a key twice, or a number that is none: {text[:60]!r}")
@@ -178,7 +180,7 @@ JSON_METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "calls_exact",
-        "share of answers that call the tools that a reference calls, in JSON, or none where it calls none",
+        "share of answers that call the tools that a reference calls, in JSON and any order, or none where it has none",
         _call_counts,
         lambda sums: np.where(sums["calls"] > 0, ratio(sums["right"], sums["items"]), np.nan),
     ),
