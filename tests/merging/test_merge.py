@@ -23,7 +23,7 @@ from halka.merging.probes import probe_rows
 from halka.models.quantised import quantise
 from kinds import bare, logits, model_with
 from tiny import tiny
-from tokenizers_for_tests import chatml_tokenizer
+from tokenizers_for_tests import chatml_tokenizer, llama3_tokenizer
 
 PROBES = [Tokens(row, [True] * len(row)) for row in ids(rows=4, length=40).tolist()]
 
@@ -217,6 +217,14 @@ def test_probes_are_texts_examples_or_tokens():
         probe_rows(model, [Tokens([5], [True])])
     with pytest.raises(ValueError, match="need the model's tokenizer"):
         probe_rows(halka.adapt(tiny()), None)
+
+
+def test_a_text_begins_as_the_base_reads_texts():
+    tokenizer = llama3_tokenizer()
+    model = halka.adapt(tiny(vocab_size=len(tokenizer), max_position_embeddings=64), tokenizer)
+    rows = probe_rows(model, "What is the capital of France? " * 30)
+    assert {row.ids[0] for row in rows} == {tokenizer.bos_token_id}
+    assert {len(row.ids) for row in rows[:-1]} == {64}
 
 
 def test_only_places_that_count_are_compared():
