@@ -80,8 +80,8 @@ class Cancellation:
                 return ApiError(401, "the session has ended: sign in again", code="session_ended")
             if self.drain.over:
                 return going_down()
-            if caller is not None and (made := caller.tokens) > request.made:
-                request.made = made
+            if caller is not None and (tokens := caller.tokens) > request.tokens:
+                request.tokens = tokens
                 request.works()
             if self._clock() - request.active > self.timeout:
                 return ApiError(503, f"nothing came of this for {self.timeout:g} s", code="timeout", headers=LATER)
@@ -96,13 +96,13 @@ class _UnderWay:
     """A request's channels. Once its body is read, it receives ahead of the application.
 
     active  when something was last received, sent or done for it
-    made    its tokens at the last look
+    tokens  those that were made for it by the last look
     """
 
     def __init__(self, receive: Receive, send: Send, clock: Callable[[], float]):
         self.scope, self.left = anyio.CancelScope(), asyncio.Event()
         self.reason: ApiError | None = None
-        self.active, self.made = clock(), 0
+        self.active, self.tokens = clock(), 0
         self._receive, self._send, self._clock = receive, send, clock
         self._first: Message | None = None
         self._read, self._started, self._complete = asyncio.Event(), False, False
