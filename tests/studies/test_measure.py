@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 
 import halka
 from classifiers import TEXTS, classifier
+from halka.data.task import limit, load_task
 from halka.methods import build_method
+from halka.studies.experiment import digest
 from halka.studies.measure import main, measure, search_together
 from halka.studies.spec import BASE, Spec
 from halka.util.errors import HalkaError
@@ -78,7 +80,6 @@ def test_a_prediction_that_fails_costs_no_trained_run(made, tmp_path, monkeypatc
 
 
 def test_the_kept_adapter_is_the_best_and_gives_the_measured_loss(made, tmp_path):
-    from halka.data.task import load_task
     from halka.training import TrainConfig, as_tokens, mean_loss
 
     found = measure(a_run(made), tmp_path)
@@ -112,7 +113,6 @@ def test_by_score_every_evaluation_scores_and_the_best_score_is_kept(made, tmp_p
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(made, tmp_path, capsys):
-    from halka.data.task import load_task
     from halka.training import TrainConfig, as_tokens, train
 
     run = a_run(made, score_every=2)
@@ -306,6 +306,21 @@ def test_of_searches_trained_together_one_that_fails_is_recorded(made, tmp_path)
 def test_a_base_that_was_replaced_since_the_study_began_is_refused(made, tmp_path):
     with pytest.raises(HalkaError, match=r"base has other files on .* than where the study was begun"):
         measure(a_run(made, base_files="0123456789ab"), tmp_path)
+
+
+@pytest.mark.parametrize("changed", ["test.jsonl", "forgetting.txt"])
+def test_data_that_were_edited_since_the_study_began_are_not_measured_under_its_names(changed, tmp_path):
+    base_and_task(tmp_path)
+    forgetting = tmp_path / "forgetting.txt"
+    forgetting.write_text("It rains. " * 30)
+    limits = {"train": 8, "test": 12}
+    data = digest(limit(load_task(tmp_path / "task.yaml"), **limits), str(forgetting))
+    run = a_run(tmp_path, data=data, examples=limits, forgetting=str(forgetting), purpose="search")
+    assert measure(run, tmp_path / "before")["status"] == "done"
+    file = tmp_path / changed
+    file.write_text(file.read_text().replace("It", "That"))
+    with pytest.raises(HalkaError, match=r"task task has other data on .* than when the study was begun: begin"):
+        measure(run, tmp_path / "after")
 
 
 def test_a_run_trains_where_the_chat_template_writes_the_time(made, tmp_path):

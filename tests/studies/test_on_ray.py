@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import halka
 from halka.data.examples import Example, Message
 from halka.data.metric import Metric
 from halka.data.readers import Problem
-from halka.data.task import Task, load_task
+from halka.data.task import Task, limit, load_task
+from halka.data.tools import ToolCall
 from halka.estimating import Setup, dry_run
 from halka.models.loading import base_config
 from halka.studies.compare import runner
-from halka.studies.experiment import Experiment
+from halka.studies.experiment import Experiment, digest
 from halka.studies.needs import Needs, needs_by_group, needs_of
 from halka.studies.on_ray import OnRay, task_files
 from halka.training.run_folder import CHECKPOINT
@@ -71,7 +73,8 @@ def test_a_checkpoint_that_was_here_is_not_gone_on_from_after_an_attempt_on_a_no
 
 
 def test_a_task_comes_to_a_node_as_it_is_here(tmp_path):
-    talk = Message("system", "Be brief."), Message("user", "Where?"), Message("assistant", "ঢাকা")
+    calls = (ToolCall("find", json.dumps({"city": "ঢাকা"}), "a1"),)
+    talk = Message("system", "Be brief."), Message("user", "Where?"), Message("assistant", "ঢাকা", calls=calls)
     example = Example(talk, ("Dhaka", "ঢাকা"), "train.jsonl:1")
     rest = {"max_new_tokens": 3, "licence": "CC0", "problems": (Problem("train.jsonl:2", "empty"),)}
     rest |= {"kind": "sequence-classification", "labels": ("Dhaka", "ঢাকা")}
@@ -79,7 +82,9 @@ def test_a_task_comes_to_a_node_as_it_is_here(tmp_path):
     (tmp_path / "task").mkdir()
     for path, content in task_files("my.cities", task).items():
         (tmp_path / path).write_bytes(content)
-    assert load_task(tmp_path / "task/my.cities.py") == task
+    there = load_task(tmp_path / "task/my.cities.py")
+    assert there == task
+    assert digest(limit(there, train=1)) == digest(limit(limit(task, train=1), train=1)), "by which runs are named"
 
 
 def test_a_metric_that_is_a_function_does_not_reach_a_node():

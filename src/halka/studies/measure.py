@@ -38,6 +38,7 @@ from halka.models.quantised import bytes_of
 from halka.models.rates import own_rate
 from halka.storage.adapter_folder import AdapterFolder
 from halka.storage.save_load import save
+from halka.studies.experiment import digest
 from halka.studies.hosts import Result
 from halka.studies.notes import Notes
 from halka.studies.runner import origin, report_step, serve
@@ -141,16 +142,21 @@ def search_together(runs: Sequence[Spec]) -> list[Result]:
 
 
 def _load(run: Spec) -> tuple[AdaptedModel, Task]:
-    """Raises HalkaError for a base's folder whose files are others than those by which the run is named."""
+    """Raises HalkaError for a base's folder, or a task, whose files are others than those by which the run is named."""
     if run.base_files not in (None, folder_digest(run.base)):
         raise HalkaError(
             f"{run.base} has other files on {socket.gethostname()} than where the study was begun: copy them, or begin "
             "the study anew"
         )
-    task = load_task(run.task)
+    task = limit(load_task(run.task), **run.examples)
+    if run.data and run.data != digest(task, run.forgetting):
+        raise HalkaError(
+            f"task {task.name} has other data on {socket.gethostname()} than when the study was begun: begin the study "
+            "anew, whose runs then have names of their own, or put the data back and run the failed ones again"
+        )
     kind = cast("Kind | None", task.kind)  # load_base checks it
     base = load_base(run.base, dtype=run.dtype, quantize=run.quantize, kind=kind, labels=task.labels or None)
-    return adapt(*base), limit(task, **run.examples)
+    return adapt(*base), task
 
 
 def _config(run: Spec) -> TrainConfig:
