@@ -278,6 +278,19 @@ def test_from_files_to_a_report(files, tmp_path):
     assert {path for path in before if before[path] != after[path]} == {*(out / "runs").glob("tuned-seed1-*")}
 
 
+@pytest.mark.parametrize(("file", "changed"), [("test.jsonl", "questions"), ("more/extra.md", "documents")])
+def test_data_that_were_edited_since_the_study_began_are_not_measured_under_its_names(files, tmp_path, file, changed):
+    edited, out = tmp_path / "files", tmp_path / "out"
+    shutil.copytree(files, edited)
+    ablation = read_ablation(edited / "ablation.yaml")
+    run, *_ = runs_of(ablation, out)
+    group = runner(out).prepare([run])
+    (edited / file).write_text((edited / file).read_text().replace("secret", "hidden"))
+    assert measure.main([str(path) for path in group.files[0]]) == 1
+    error = runner(out).result(run)["error"]
+    assert error.startswith(f"ablation codes has other {changed} than when the study was begun: begin the study anew")
+
+
 def test_an_adapter_without_a_rate_learns_at_its_own_at_the_bases_width(files, tmp_path):
     plain = read_ablation(files / "ablation.yaml")
     fields = {"seeds": (0,), "changes": 0, "method": plain.method.model_copy(update={"lrs": ()})}

@@ -31,7 +31,7 @@ from halka.rag.sources import digest_of, listed, taken_in
 from halka.storage.save_load import save
 from halka.studies.ablation.attacks import attack_of, attacks, inject
 from halka.studies.ablation.kept import KeptAnswers
-from halka.studies.ablation.runs import SCHEMA, Run
+from halka.studies.ablation.runs import SCHEMA, Run, data_of
 from halka.studies.ablation.scores import Answered, answer_in, as_rows
 from halka.studies.ablation.searched import Searched, changed_facts, kept_in
 from halka.studies.ablation.settings import FULL, Ablation, Lessons, Questions, collection_of, matcher, questions_of
@@ -54,10 +54,15 @@ def measure(runs: Sequence[Run], folders: Sequence[Path]) -> Iterator[Result]:
     """Measure runs of one ablation in turn; `folders` get adapters, and what a stopped run goes on from: a checkpoint
     and answers, until the result is written.
 
-    Data that cannot be used fails every run.
+    Data that cannot be used, or is not that by which the runs are named, fails every run.
     """
     ablation = Ablation(**runs[0].ablation).at(Path(runs[0].beside))
     try:
+        if changed := [name for name, digest in data_of(ablation).items() if digest != runs[0].data[name]]:
+            raise HalkaError(
+                f"ablation {ablation.name} has other {' and '.join(changed)} than when the study was begun: begin the "
+                "study anew, whose runs then have names of their own, or put them back and run the failed ones again"
+            )
         model = adapt(*load_base(ablation.place(ablation.base), dtype=ablation.dtype))
         subject = subject_of(ablation, Path(runs[0].folder), model)
     except HalkaError as error:

@@ -44,6 +44,7 @@ class Run:
 
     ablation   the ablation as plain data, and (`beside`) the folder of its file
     folder     the study's
+    data       the digests of the data that it is named by
     """
 
     who: Who
@@ -52,6 +53,7 @@ class Run:
     ablation: dict[str, Any]
     beside: str
     folder: str
+    data: dict[str, str]
 
     @property
     def title(self) -> str:
@@ -102,7 +104,8 @@ def runs_of(ablation: Ablation, folder: str | Path) -> list[Run]:
     left_out = dict.fromkeys(names, True) | {"method": {"text", "train"}}
     work = ablation.model_dump(exclude=left_out)
     method, changed = work.pop("method"), ablation.method.new_defaults()
-    work |= {"questions": questions_of(ablation).digest, "documents": digest_of(ablation.documents), "schema": SCHEMA}
+    data = data_of(ablation)
+    work |= data | {"schema": SCHEMA}
     if files := folder_digest(ablation.place(ablation.base)):
         work["base_files"] = files
     settings, beside, place = ablation.model_dump(mode="json"), str(ablation.folder), str(Path(folder).resolve())
@@ -117,7 +120,12 @@ def runs_of(ablation: Ablation, folder: str | Path) -> list[Run]:
         text = json.dumps({**own, "who": who, "seed": seed}, sort_keys=True, default=str)
         return f"{who}-seed{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
-    return [Run(who, seed, key(who, seed), settings, beside, place) for who, seed in answerers]
+    return [Run(who, seed, key(who, seed), settings, beside, place, data) for who, seed in answerers]
+
+
+def data_of(ablation: Ablation) -> dict[str, str]:
+    """The digests of the ablation's questions and documents. Raises HalkaError as `run` does."""
+    return {"questions": questions_of(ablation).digest, "documents": digest_of(ablation.documents)}
 
 
 def _outcome(result: Result) -> str:
