@@ -552,6 +552,25 @@ def test_care_sees_noise_and_mixed_origins() -> None:
     assert about(summary, "The same base took 29.")
 
 
+def test_the_noise_of_a_latency_is_that_of_one_base_on_one_machine() -> None:
+    runs = small(measurements())
+    for run in runs:
+        if run.get("latency"):
+            run["latency"] = {**run["latency"], "base_ms_per_token": 30.0}
+    assert not about(summarise(runs), "The same base took")
+    changes = {"quantize": "nf4", "dtype": "float32", "machine": {"cpu": "another", "device": "cpu"}}
+    for key, value in changes.items():
+        other = [{**run, "latency": {**run["latency"], "base_ms_per_token": 90.0}, key: value} for run in finals(runs)]
+        assert not about(summarise([run for run in runs if run not in finals(runs)] + other), "The same base took"), key
+    first, *_ = finals(runs)
+    first["latency"]["base_ms_per_token"] = 36.0
+    assert about(summarise(runs), "The same base took 30.0 to 36.0 ms a token")
+
+
+def finals(runs: Runs) -> Runs:
+    return [run for run in of(runs, "LoRA r8", "final") if run.get("latency")]
+
+
 def test_care_sees_a_metric_that_was_mended_on_the_way() -> None:
     runs = small(measurements())
     for run in runs:
@@ -602,6 +621,22 @@ def test_bold_marks_only_what_can_be_told_apart() -> None:
     assert "| **60.8 % [53–68]** |" in to_markdown(clear)
     single = summarise(small(measurements(seeds=1)))
     assert not any(cell.best for c in columns(single) if c.key in ("peak", "latency") for cell in cells(single, c))
+
+
+def test_no_latency_is_best_beside_one_that_was_added_to_a_base_of_another_precision() -> None:
+    def best(runs: Runs) -> list[str]:
+        summary = summarise(runs)
+        column = next(column for column in columns(summary) if column.key == "latency")
+        return [row.label for row, cell in zip(summary.rows, cells(summary, column), strict=True) if cell.best]
+
+    runs = small(without(measurements(), "Full"))
+    for run in runs:
+        if run.get("latency"):
+            added = 0.01 if run["method"]["label"] == "LoRA r8" else 0.2
+            run["latency"] = {**run["latency"], "added": added}
+    assert best(runs) == ["LoRA r8"]
+    for own in ({"quantize": "nf4"}, {"dtype": "float32"}):
+        assert best([run | own if run["method"]["label"] == "Prompt" else run for run in runs]) == []
 
 
 def followed(runs: Runs, scores: dict[str, list[float]]) -> Runs:

@@ -347,9 +347,15 @@ def noisy_timings(compared: ComparedRuns) -> list[str]:
 
 
 def noisy_latency(compared: ComparedRuns) -> list[str]:
-    base = spread(number(run, "latency", "base_ms_per_token") for row in compared.rows for run in compared.used(row))
-    if base is None or base.n < 2 or base.mean <= 0:
+    """The largest spread of one base's time: in one precision, on one machine, with as many threads."""
+    groups: dict[tuple[str, ...], list[float | None]] = {}
+    for run in (run for row in compared.rows for run in compared.used(row)):
+        alike = (str(run.get("quantize")), str(run.get("dtype")), _machine(run), str(number(run, "machine", "threads")))
+        groups.setdefault(alike, []).append(number(run, "latency", "base_ms_per_token"))
+    bases = [base for times in groups.values() if (base := spread(times)) and base.n > 1 and base.mean > 0]
+    if not bases:
         return []
+    base = max(bases, key=lambda base: (base.high - base.low) / base.mean)
     noise = (base.high - base.low) / base.mean
     if noise < 0.03:
         return []
@@ -397,11 +403,7 @@ def mixed_origins(compared: ComparedRuns) -> list[str]:
     used = [run for row in compared.rows for run in compared.used(row)]
     origins = {
         "commits": {one_line(run["commit"]) for run in used if run.get("commit")},
-        "machines": {
-            f"{one_line(entry(run, 'machine', 'cpu') or '?')}, {one_line(entry(run, 'machine', 'device') or '?')}"
-            for run in used
-            if run.get("machine")
-        },
+        "machines": {_machine(run) for run in used if run.get("machine")},
         "numbers of threads": {f"{n:.0f}" for run in used if (n := number(run, "machine", "threads")) is not None},
         **{
             f"{package} versions": {one_line(v) for run in used if (v := entry(run, "versions", package))}
@@ -421,6 +423,10 @@ def mixed_origins(compared: ComparedRuns) -> list[str]:
         for kind, values in origins.items()
         if len(values) > 1
     ]
+
+
+def _machine(run: Measurement) -> str:
+    return f"{one_line(entry(run, 'machine', 'cpu') or '?')}, {one_line(entry(run, 'machine', 'device') or '?')}"
 
 
 def mixed_metrics(compared: ComparedRuns) -> list[str]:

@@ -62,6 +62,7 @@ class Row:
     label, name, fields     the method; `name` is "base" without tuning and "full" for full fine-tuning
     lr, lrs                 the learning rate of the runs that count; all rates that were tried for this method
     seeds, runs             the seeds of the runs that count, and the number of those runs
+    dtype, quantize         the base's; None where it is not recorded, or the base is not quantised
     final                   False if only search runs have finished: then there is no score
     scores                  by metric, the mean with its interval
     relative                the primary score divided by full fine-tuning's, with its interval where that has bounds
@@ -79,6 +80,8 @@ class Row:
     lrs: tuple[float, ...]
     seeds: tuple[int, ...]
     runs: int
+    dtype: str | None
+    quantize: str | None
     final: bool
     scores: dict[str, ScoreEstimate]
     relative: float | None
@@ -263,6 +266,8 @@ def _row(label: str, runs: Sequence[Measurement]) -> Row:
         lrs=tuple(sorted(tried)),
         seeds=tuple(sorted({int(seed) for run in used if (seed := number(run, "seed")) is not None})),
         runs=len(used),
+        dtype=first.get("dtype"),
+        quantize=first.get("quantize"),
         final=final,
         scores={name: score for name, score in scores.items() if score is not None},
         relative=None,

@@ -2,7 +2,8 @@
 
 A cell is marked best only if the difference is significant: a score if the interval of its difference to every other
 excludes zero and both have two seeds or more; a measured figure if its runs, two at least, are all better than all runs
-of every other method; an exact figure (parameters, bytes on disk) if it is less than every other.
+of every other method; an exact figure (parameters, bytes on disk) if it is less than every other. No latency is best
+where methods add it to bases of different precision.
 """
 
 from __future__ import annotations
@@ -127,7 +128,15 @@ def _every_column(summary: Summary) -> tuple[Column, ...]:
         _measured("seconds", "Time", "wall time of training", lambda row: row.seconds, duration, False),
         _counted("adapter", "On disk", "bytes of the saved adapter", lambda r: _exact(r.adapter_bytes, size)),
         _counted("storage", "100 tasks", "bytes on disk for 100 tasks, the base included", _storage),
-        _measured("latency", "Latency", "added time a generated token", lambda r: r.latency, signed, False),
+        _measured(
+            "latency",
+            "Latency",
+            "added time a generated token",
+            get=lambda row: row.latency,
+            text=signed,
+            higher=False,
+            comparable=lambda a, b: (a.dtype, a.quantize) == (b.dtype, b.quantize),  # whose time it adds to
+        ),
         _measured(
             "forgetting",
             "Forgetting",
@@ -238,6 +247,7 @@ def _measured(
     get: Callable[[Row], Spread | None],
     text: Callable[[float], str],
     higher: bool,
+    comparable: Callable[[Row, Row], bool] = lambda a, b: True,
 ) -> Column:
     def cell(row: Row) -> Cell:
         figure = get(row)
@@ -248,7 +258,7 @@ def _measured(
 
     def beats(a: Row, b: Row) -> bool:
         mine, theirs = get(a), get(b)
-        if mine is None or theirs is None or min(mine.n, theirs.n) < 2:
+        if mine is None or theirs is None or min(mine.n, theirs.n) < 2 or not comparable(a, b):
             return False
         return mine.low > theirs.high if higher else mine.high < theirs.low
 
