@@ -457,6 +457,16 @@ def test_care_names_settings_that_a_method_has_of_its_own() -> None:
     assert not about(summarise([{**run, "config": batches["Full"]} for run in runs]), "differ in")
 
 
+@pytest.mark.parametrize(("key", "value", "others"), [("quantize", "nf4", "none"), ("dtype", "float32", "bfloat16")])
+def test_care_names_the_precision_of_bases_whatever_the_methods_are_called(key, value, others) -> None:
+    runs = [{**run, key: value} if run["method"]["label"] == "LoRA r8" else run for run in sweep()]
+    assert about(summarise(runs), "differ in") == [
+        f"The methods differ in {key}: {others} for Full; {value} for LoRA r8."
+    ]
+    base = measurements()[0]
+    assert about(summarise([{**base, key: value}, *sweep()]), f"{key}: {value} for {base['method']['label']};")
+
+
 # ---- caveats ----
 
 

@@ -315,14 +315,21 @@ def unequal_budgets(compared: ComparedRuns) -> list[str]:
 
 
 def unequal_settings(compared: ComparedRuns) -> list[str]:
-    """Settings that methods were trained with otherwise; rates and seeds are to differ, and steps are a budget."""
-    configs = {row.label: entry(used[0], "config") or {} for row in compared.tuned if (used := compared.used(row))}
+    """Settings that methods were trained with otherwise, and their bases' precision, as far as it is recorded.
+
+    Rates and seeds are to differ, and steps are a budget.
+    """
+    first = {row.label: used[0] for row in compared.rows if (used := compared.used(row))}
+    configs = {row.label: entry(first[row.label], "config") or {} for row in compared.tuned if row.label in first}
     names = {name for config in configs.values() for name in config} - {"lr", "seed", "steps", "save_every"}
+    settings = {name: {label: config.get(name, "not set") for label, config in configs.items()} for name in names}
+    settings["dtype"] = {label: run["dtype"] for label, run in first.items() if run.get("dtype")}
+    settings["quantize"] = {label: run.get("quantize") or "none" for label, run in first.items()}
     sentences = []
-    for name in sorted(names):
+    for name, values in sorted(settings.items()):
         groups: dict[str, list[str]] = {}
-        for label, config in configs.items():
-            groups.setdefault(one_line(config.get(name, "not set")), []).append(label)
+        for label, value in values.items():
+            groups.setdefault(one_line(value), []).append(label)
         if len(groups) > 1:
             shown = "; ".join(f"{value} for {listed(labels)}" for value, labels in groups.items())
             sentences.append(f"The methods differ in {name}: {shown}.")
