@@ -201,6 +201,11 @@ def test_what_the_hardware_cannot_train_is_not_advised():
     prompted = advise_from(evidence(strength=strength(0.3, 0.6), learnability=tuned, fit=none))
     assert prompted.choice == "prompt"
     assert [each.choice for each in prompted.prospects] == ["prompt"]
+    few = replace(SUBJECT, train=6)
+    assert advise_from(replace(evidence(strength=strength(0.3, 0.6), fit=none), subject=few)).choice == "prompt"
+    assert (
+        advise_from(replace(evidence(strength=strength(0.3, 0.6), fit=hardware(lora=1)), subject=few)).choice == "data"
+    )
     assert advise_from(evidence(learnability=tuned, fit=none)).choice == "base"
     some = advise_from(evidence(strength=strength(0.0, 0.0), learnability=tuned, fit=hardware(lora=1, full=0)))
     assert some.choice == "peft"

@@ -12,7 +12,8 @@ answers are all right and no target is named, it is "data": nothing can score ab
 4. Otherwise a choice is good within `TOLERANCE` of the best score and above trivial answers, unless another good one
    has less than `LOSS_RATIO` of its loss (what is nearly all right stays good). The cheapest good choice is taken.
 5. With under `FEW_EXAMPLES`, "data" replaces rule 4's choice unless that is nearly all right, or retrieval, which needs
-   no examples: there is no learning curve over so few.
+   no examples, or the hardware can train nothing, which more of them would not change: there is no learning curve over
+   so few.
 
 The confidence is the share of draws from the scores' intervals in which the same choice is made.
 """
@@ -291,7 +292,7 @@ def choose(
         choice for choice in good if LOSS_RATIO * losses.get(choice, 0.0) <= least or now[choice] >= 1 - TOLERANCE
     ]
     choice = low_loss[0]
-    if few and choice != "rag" and best < 1 - TOLERANCE:  # rule 5
+    if few and criteria.trainable and choice != "rag" and best < 1 - TOLERANCE:  # rule 5
         return "data", "few"
     if choice != good[0]:
         return choice, "loss"
