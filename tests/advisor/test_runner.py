@@ -166,6 +166,16 @@ def test_no_more_examples_than_the_context_holds(probed):
     assert len(long.prompt(example(30), "examples").messages) in (2, 4, 6)
 
 
+def test_no_more_examples_than_leave_room_for_the_whole_answer(probed):
+    """Though answers that are generated may be shorter."""
+    long = Example((Message("user", "Which?"), Message("assistant", "red " * 100)))
+    brief = replace(probed, max_new_tokens=1, train=(long,) * 4)
+    fit, more = (build_prompt(probed.model, long, brief.train[:count]) for count in (1, 2))
+    assert (brief.fits(fit), brief.fits(more)) == (True, False)
+    assert brief.prompt(long, "examples") == fit
+    assert len(encode_prompt(more, probed.model.tokenizer)) < 512 < len(encode(more, probed.model.tokenizer))
+
+
 def test_no_more_passages_than_the_context_holds(probed):
     found = [passage(f"long {number} " * 60) for number in range(9)]
     many = replace(probed, retrieve=lambda asked: found)

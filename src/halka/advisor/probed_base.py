@@ -155,9 +155,9 @@ class ProbedBase:
 
     def fits(self, prompt: Example) -> bool:
         """Whether the base's context holds the prompt with its answer, and with `max_new_tokens`."""
-        limit = context(self.model, None)
-        generated = len(encode_prompt(prompt, self.model.tokenizer)) + self.max_new_tokens
-        return limit is None or max(len(self.tokens(prompt)), generated) <= limit
+        limit, tokenizer = context(self.model, None), self.model.tokenizer
+        generated = len(encode_prompt(prompt, tokenizer)) + self.max_new_tokens
+        return limit is None or max(len(encode(prompt, tokenizer)), generated) <= limit
 
     # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────
 
