@@ -702,6 +702,7 @@ def test_what_cannot_be_changed_has_no_change(answer, others):
         ({"method": {"method": "prompt", "lrs": [0.1], "text": "a"}}, "method: .* do not start as a text"),
         ({"method": {"method": "base"}}, "an adapter's"),
         ({"seeds": [1, 1]}, "none twice"),
+        ({"seeds": [0, -1]}, r"seeds\.1: Input should be greater than or equal to 0"),
         ({"passage": 3}, r"passage: there is no such setting; did you mean passages\?"),
         ({"lessons": {"order": "random"}}, "lessons: order: Input should be 'shuffled' or 'found'"),
         ({"lessons": {"changed": 2}}, "lessons: changed: Input should be less than or equal to 1"),

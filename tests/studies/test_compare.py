@@ -614,6 +614,7 @@ MISTAKES = [
     ({**GOOD, "task": "none.yaml"}, r"task: there is no .*none\.yaml"),
     ({**GOOD, "base": "../base"}, r"base: there is no .*base"),
     ({**GOOD, "forgetting": "none.txt"}, r"forgetting: there is no .*none\.txt"),
+    ({**GOOD, "seeds": [0, -1]}, r"seeds\.1: Input should be greater than or equal to 0"),
     ({**GOOD, "seeds": ["a"]}, r"seeds\.0: Input should be a valid integer"),
     ({**GOOD, "examples": {"dev": 3}}, "examples: the splits are train, validation and test, not dev"),
     ({**GOOD, "methods": [{"method": "lara"}]}, r"methods\.0: .*no method 'lara': choose one of bitfit"),

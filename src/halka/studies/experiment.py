@@ -93,7 +93,7 @@ BySplit = Annotated[dict[str, Count], AfterValidator(_by_split)]
 """The most examples of a split, by split."""
 TrainFields = Annotated[dict[str, Any], AfterValidator(_train_fields)]
 """TrainConfig's fields, each in its own type, without those that every run has its own of."""
-Seeds = Annotated[tuple[int, ...], AfterValidator(_seeds)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_seeds)]
 
 
 class Entry(Settings):
