@@ -705,6 +705,8 @@ def test_what_cannot_be_changed_has_no_change(answer, others):
         ({"seeds": [0, -1]}, r"seeds\.1: Input should be greater than or equal to 0"),
         ({"passage": 3}, r"passage: there is no such setting; did you mean passages\?"),
         ({"lessons": {"order": "random"}}, "lessons: order: Input should be 'shuffled' or 'found'"),
+        ({"lessons": {5: 2}}, "lessons: 5: there is no such setting"),
+        ({"method": {"method": "lora", 5: 2}}, "method: 5: there is no such setting"),
         ({"lessons": {"changed": 2}}, "lessons: changed: Input should be less than or equal to 1"),
         ({"lessons": {"order": "found", "distractors": "random"}}, "order found is the search's"),
         ({"arms": ["base", "base"]}, "arms: name none twice"),

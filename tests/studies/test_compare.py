@@ -611,6 +611,7 @@ MISTAKES = [
     ({**GOOD, "examples": {"test": 0}}, r"examples\.test: Input should be greater than or equal to 1"),
     ({**GOOD, "train": {"steps": 4.5}}, "train: steps: 4.5 is not a whole number"),
     ({**GOOD, 1: 2}, "1: there is no such setting: choose of name, base, "),
+    ({**GOOD, "methods": [{"method": "lora", 5: 2}]}, r"methods\.0: 5: there is no such setting"),
     ({**GOOD, "task": "none.yaml"}, r"task: there is no .*none\.yaml"),
     ({**GOOD, "base": "../base"}, r"base: there is no .*base"),
     ({**GOOD, "forgetting": "none.txt"}, r"forgetting: there is no .*none\.txt"),

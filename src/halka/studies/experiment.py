@@ -8,9 +8,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 
 from halka.data.task import SPLITS, TASK_FILES, Task, is_task_file, limit, load_task
 from halka.evaluation.accepted import check_answered
@@ -48,6 +57,12 @@ class Settings(BaseModel):
         except ValidationError as error:
             fields = [*type(self).model_fields]
             raise HalkaError("; ".join(_reason(wrong, fields) for wrong in error.errors())) from None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keys_as_text(cls, values: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        """YAML has other keys, too: these are unknown settings."""
+        return check({str(key): value for key, value in values.items()} if isinstance(values, dict) else values)
 
 
 def _reason(wrong: ErrorDetails, fields: Sequence[str]) -> str:
