@@ -237,6 +237,14 @@ def test_a_target_is_enough():
     assert choose({"prompt": 0.6, "data": 0.8}, Criteria(0.7, target=0.7)) == ("data", "data")
 
 
+def test_a_target_changes_the_advice_where_it_is_lower_than_the_one_that_was_set():
+    tuned = evidence(strength=strength(0.1, 0.2), learnability=learned(trial("LoRA", 0.5, 0.9)))
+    for target, words in ((None, "a score that suffices (--target)"), (0.8, "a lower score that suffices (--target)")):
+        advice = advise_from(replace(tuned, subject=replace(tuned.subject, target=target)))
+        assert advice.choice == "peft"
+        assert [reason.text.split(":")[0] for reason in advice.change if reason.rule == "target"] == [words]
+
+
 def test_thresholds_are_where_they_are_said_to_be():
     best, bar = 0.8, Criteria(0.1)
     assert choose({"prompt": best - TOLERANCE + 0.001, "peft": best}, bar) == ("prompt", "cheapest")

@@ -333,7 +333,8 @@ def changes(evidence: Evidence, choice: Choice, rule: Rule, candidates: Sequence
     if choice == "prompt":
         open["requests"] = "many requests: a trained adapter needs no examples in the prompt and answers faster"
     if choice in TRAINED:
-        open["target"] = "a score that suffices (--target): a cheaper choice may reach it"
+        enough = "a score that suffices" if evidence.subject.target is None else "a lower score that suffices"
+        open["target"] = f"{enough} (--target): a cheaper choice may reach it"
     if choice == "base" and rule != "hardware":
         open["base"] = "a larger base, or one pre-trained on similar data: ask again with --base"
     if evidence.learnability is None:
