@@ -26,6 +26,7 @@ from halka.advisor.advice import commands
 from halka.advisor.advice_folder import SCHEMA, result_keys
 from halka.advisor.budget import TRIALS, Budget, PilotConfig, TrialPlan
 from halka.advisor.evidence import CONDITIONS
+from halka.advisor.on_ray import probe_on
 from halka.advisor.pilot import learnability
 from halka.advisor.probed_base import ProbedBase, Progress, build_prompt, decoder_config, open_base, token_losses
 from halka.advisor.probes import knowledge, strength
@@ -512,6 +513,14 @@ def test_a_folder_is_one_process_s(base, advised):
     folder, _ = advised
     with locked(folder, "mine"), pytest.raises(HalkaError, match=r"another process advises in .*name another folder"):
         run(request_for(base), folder)
+
+
+def test_a_folder_is_one_process_s_where_the_probes_run_on_a_cluster_too(base, advised):
+    folder, _ = advised
+    with locked(folder, "mine"), pytest.raises(HalkaError, match=r"another process advises in .*name another folder"):
+        probe_on("no cluster", request_for(base), folder)
+    with pytest.raises(HalkaError, match="'no cluster' is no cluster"):
+        probe_on("no cluster", request_for(base), folder)
 
 
 def test_full_fine_tuning_that_does_not_fit_is_told_each_time(base, advised):

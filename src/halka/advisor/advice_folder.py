@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from shutil import rmtree
@@ -29,7 +29,7 @@ from halka.advisor.request import Request, Sample
 from halka.data.examples import Example
 from halka.rag.sources import digest_of
 from halka.util.errors import HalkaError
-from halka.util.files import check_no_file, contents, write_text
+from halka.util.files import check_no_file, contents, locked, write_text
 
 SCHEMA = 5  # version of the probes' results: raised with every change of what they are or mean, so that all run again
 
@@ -145,6 +145,10 @@ class AdviceFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / PLAN).exists():
             write_text(self.path / PLAN, "{}\n")
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other processes that advise out of the folder. Raises HalkaError where one is at work."""
+        return locked(self.path, f"another process advises in {self.path}: wait for it, or name another folder")
 
     def load_result(self, probe: str, key: str, kind: type[T]) -> T | None:
         """The probe's result for the same key; None if there is none."""

@@ -19,7 +19,7 @@ from halka.rag.collection import Collection
 from halka.rag.roots import files_at
 from halka.rag.sources import listed, taken_in
 from halka.util.errors import HalkaError
-from halka.util.files import write_bytes
+from halka.util.files import LOCK, write_bytes
 from halka.util.process import run_process
 from halka.util.ray_cluster import News, RayCluster
 from halka.util.ray_node import Program
@@ -44,35 +44,36 @@ def probe_on(
     without a result.
     """
     kept = AdviceFolder(folder)
-    documents, files = _carried(request.documents)
-    for name in (PLAN, *(f"{name}.json" for name in PROBES)):
-        if (kept.path / name).exists():
-            files[f"{ADVICE}/{name}"] = (kept.path / name).read_bytes()
-    form = {"dtype": request.dtype, "quantize": request.quantize}
-    size = estimate(request.base, "lora", batch_size=1, length=8, **form)
-    asked = {"request": asdict(replace(request, documents=documents)), "minutes": minutes, "skip": [*skip]}
-    cluster = RayCluster(address, shared={REQUEST: json.dumps(asked).encode()})
-    try:
-        memory = size.base_bytes + size.process
-        cluster.start("", Program("the advice", __name__, (), files, LOG, memory, gpu_memory=size.base_bytes))
-        news = _followed(cluster, progress)
-    finally:
-        cluster.close()
-    for name, content in news.files.items():
-        own = Path(name)
-        if own.parts[0] == ADVICE and not {COLLECTION, ".."} & {*own.parts}:  # a collection knows the node's paths
-            write_bytes(kept.path / own.relative_to(ADVICE), content)
-    if news.code != 0:
-        log = news.files.get(LOG, b"").decode(errors="replace").strip()
-        raise HalkaError((log.splitlines() or [news.text])[-1])
-    if request.documents:
-        indexing = taken_in(Collection(kept.path / COLLECTION), *listed(request.documents), kept.path)
-        for number, event in enumerate(indexing, start=1):
-            progress("documents", f"{number} indexed here: {event.document}")
-    evidence = from_json(Evidence, json.loads(news.files[EVIDENCE]))
-    moved = {str(Path(ADVICE, name)): str(kept.path / name) for name in (TRAIN, HELD_OUT)}
-    flags = tuple(moved.get(flag, flag) for flag in evidence.subject.flags)
-    return replace(evidence, subject=replace(evidence.subject, out=str(kept.path), flags=flags))
+    with kept.alone():
+        documents, files = _carried(request.documents)
+        for name in (PLAN, *(f"{name}.json" for name in PROBES)):
+            if (kept.path / name).exists():
+                files[f"{ADVICE}/{name}"] = (kept.path / name).read_bytes()
+        form = {"dtype": request.dtype, "quantize": request.quantize}
+        size = estimate(request.base, "lora", batch_size=1, length=8, **form)
+        asked = {"request": asdict(replace(request, documents=documents)), "minutes": minutes, "skip": [*skip]}
+        cluster = RayCluster(address, shared={REQUEST: json.dumps(asked).encode()})
+        try:
+            memory = size.base_bytes + size.process
+            cluster.start("", Program("the advice", __name__, (), files, LOG, memory, gpu_memory=size.base_bytes))
+            news = _followed(cluster, progress)
+        finally:
+            cluster.close()
+        for name, content in news.files.items():
+            own = Path(name)
+            if own.parts[0] == ADVICE and not {COLLECTION, LOCK, ".."} & {*own.parts}:  # which are the node's
+                write_bytes(kept.path / own.relative_to(ADVICE), content)
+        if news.code != 0:
+            log = news.files.get(LOG, b"").decode(errors="replace").strip()
+            raise HalkaError((log.splitlines() or [news.text])[-1])
+        if request.documents:
+            indexing = taken_in(Collection(kept.path / COLLECTION), *listed(request.documents), kept.path)
+            for number, event in enumerate(indexing, start=1):
+                progress("documents", f"{number} indexed here: {event.document}")
+        evidence = from_json(Evidence, json.loads(news.files[EVIDENCE]))
+        moved = {str(Path(ADVICE, name)): str(kept.path / name) for name in (TRAIN, HELD_OUT)}
+        flags = tuple(moved.get(flag, flag) for flag in evidence.subject.flags)
+        return replace(evidence, subject=replace(evidence.subject, out=str(kept.path), flags=flags))
 
 
 def _carried(documents: Sequence[str]) -> tuple[tuple[str, ...], dict[str, bytes]]:

@@ -69,7 +69,6 @@ from halka.estimating.devices import device_named
 from halka.estimating.lengths import length_by_bytes
 from halka.models.loading import reads_directly
 from halka.util.errors import HalkaError, OutOfMemoryError, TrainingError
-from halka.util.files import locked
 from halka.util.machine import ran_out
 from halka.util.precision import precision_here
 
@@ -114,7 +113,7 @@ def probe(
         device_named(request.device)
     config, examples = decoder_config(request.base), sample(request)
     advice = AdviceFolder(folder)
-    with locked(advice.path, f"another process advises in {advice.path}: wait for it, or name another folder"):
+    with advice.alone():
         probes = _Probes(
             request=request,
             sample=examples,
