@@ -48,8 +48,9 @@ async def searched(service: Service, tenant: str, name: str, function: Callable[
 
     A collection whose passages are in a server that does not answer keeps others of its kind waiting, and nobody else.
     """
-    afar = await service.threads.read(_is_afar, service, tenant, name)
-    return await (service.threads.afar if afar else service.threads.search)(function, *arguments)
+    threads = service.threads
+    afar = await threads.search(_is_afar, service, tenant, name)
+    return await (threads.afar if afar else threads.search)(function, *arguments)
 
 
 def _is_afar(service: Service, tenant: str, name: str) -> bool:
