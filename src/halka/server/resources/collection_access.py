@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import TypeVar
 
+from anyio import to_thread
+
 from halka.rag.collection import Collection
 from halka.rag.collection_folder import CollectionFolder
 from halka.rag.collection_folder import collection_names as names_in
@@ -48,9 +50,8 @@ async def searched(service: Service, tenant: str, name: str, function: Callable[
 
     A collection whose passages are in a server that does not answer keeps others of its kind waiting, and nobody else.
     """
-    threads = service.threads
-    afar = await threads.search(_is_afar, service, tenant, name)
-    return await (threads.afar if afar else threads.search)(function, *arguments)
+    afar = await to_thread.run_sync(_is_afar, service, tenant, name)
+    return await (service.threads.afar if afar else service.threads.search)(function, *arguments)
 
 
 def _is_afar(service: Service, tenant: str, name: str) -> bool:
