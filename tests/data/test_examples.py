@@ -339,8 +339,10 @@ def test_quotes_of_two_rows_of_a_tsv_do_not_join_them_unseen(write):
     rows = read_examples(write(text, "data.tsv"))
     assert [example.answer for example in rows.examples] == ["pos", "neg"]
     (reason,) = reasons(rows)
-    assert reason.startswith("data.tsv:3: a quote at the beginning of a field has no other")
+    assert reason.startswith("data.tsv:3: each of its lines would be a row")
     assert reason.endswith("(read as one row of 3 lines)")
+    said = read_examples(write('prompt\tcompletion\n"He said ""hi"":\tBob\nAge?"\tFive.\n', "said.tsv"))
+    assert said.examples[0].prompt[0].content == 'He said "hi":\tBob\nAge?'
     code = read_examples(write('prompt\tcompletion\n"def f():\n\treturn ""1"""\tA function.\n', "code.tsv"))
     assert (code.examples[0].prompt[0].content, code.problems) == ('def f():\n\treturn "1"', [])
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from halka.data.examples import Example, Message
-from halka.data.tokens import Tokens, encode, encode_all, encode_prompt, start_ids
+from halka.data.tokens import Tokens, _in_chunks, encode, encode_all, encode_prompt, start_ids
 from halka.data.truncation import TooLongError
 from halka.util.errors import DataError
 from halka.util.text import chat_template_fingerprint
@@ -302,6 +302,7 @@ def test_long_dialogues_are_encoded_a_few_at_once():
     examples = [
         chat(*[f"Turn {turn} of {i}." for turn in range(2 * turns)]) for i, turns in enumerate((1, 80, 60, 1, 1))
     ]
+    assert [len(chunk) for chunk in _in_chunks(examples)] == [1, 1, 3]
     encoded = encode_all(examples, CHATS["chatml"])
     assert encoded.items == [encode(example, CHATS["chatml"]) for example in examples]
 

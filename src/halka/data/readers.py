@@ -282,8 +282,9 @@ def _csv_records(reader: Any, name: str, separator: str) -> Iterator[Row | Probl
         if header is None:
             header = _distinct(record, name)
         elif separator == "\t" and _holds_rows(record, len(header)):
-            lone = "a quote at the beginning of a field has no other: write the field in quotes, and those within twice"
-            yield Problem(where, f"{lone} {_lines(reader, where)}")
+            doubt = "each of its lines would be a row, so that quotes of two rows may have been taken for a pair"
+            way = "where a field is to hold these tabs and lines, give the data as JSONL"
+            yield Problem(where, f"{doubt}: {way} {_lines(reader, where)}")
         elif len(record) != len(header):
             yield Problem(where, f"{len(record)} fields where the header has {len(header)}")
         else:
@@ -291,9 +292,13 @@ def _csv_records(reader: Any, name: str, separator: str) -> Iterator[Row | Probl
 
 
 def _holds_rows(record: list[str], columns: int) -> bool:
-    """Whether the record has several lines, each of which would be a row: quotes of two rows were taken for a pair."""
-    lines = "\t".join(record).split("\n")
-    return len(lines) > 1 and all(line.count("\t") == columns - 1 for line in lines)
+    """Whether the record has several lines, each of which would be a row, by quotes that nobody wrote twice.
+
+    A quote within a field is there only if it was written twice, as programs do that write tables.
+    """
+    text = "\t".join(record)
+    lines = [line for line in text.split("\n") if line.strip()]
+    return '"' not in text and len(lines) > 1 and all(line.count("\t") == columns - 1 for line in lines)
 
 
 def _lines(reader: Any, where: str) -> str:

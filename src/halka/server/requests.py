@@ -51,7 +51,7 @@ class Body(BaseModel):
         field = cls.model_fields.get(name)
         if value is not None or field is None or field.is_required():
             return False
-        return field.default_factory is not None or field.default in (False, "")
+        return field.default_factory is not None or field.default is False or field.default == ""
 
 
 def unsupported(param: str, way_out: str) -> PydanticCustomError:

@@ -46,7 +46,7 @@ class Threads:
     async def exclusive(self, function: Callable[..., T], *arguments: object) -> T:
         """What a function returns that removes a collection, while nobody searches one or takes documents in.
 
-        Searches go on while it waits for documents, or for a server.
+        Searches go on while it waits for documents, or for searches of a server; not while it removes.
         """
         async with self.ingest.limiter, self.afar.limiter, self.search.limiter:
             return await to_thread.run_sync(function, *arguments)

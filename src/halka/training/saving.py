@@ -45,11 +45,12 @@ def resume_together(runs: Sequence[Run], ranks: Ranks) -> None:
 def _settle(folders: Sequence[RunFolder]) -> None:
     """Put the checkpoints that wait in place if all runs have written theirs of that step; drop the others.
 
-    They have if one of that step is in place already, or all wait.
+    They have if one of that step is in place already, or all wait. A run's first one is not put in place here: what is
+    asked before, such as whether the run can go on, would have another answer.
     """
     steps = {step_of(folder.checkpoint) for folder in folders}
     waiting = {step_of(folder.next_checkpoint) for folder in folders}
-    if len(waiting) == 1:
+    if len(waiting) == 1 and None not in steps:
         steps |= waiting
     for folder in folders:
         if (step := step_of(folder.next_checkpoint)) is not None:
