@@ -243,5 +243,12 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id][:1]
 
 
+def windows(ids: list[int], tokenizer: PreTrainedTokenizerBase, size: int) -> list[list[int]]:
+    """A text's tokens in pieces of at most `size`, each begun as the tokenizer begins texts, by a token or none."""
+    begin = start_ids(tokenizer)
+    step = size - len(begin)
+    return [[*begin, *ids[start : start + step]] for start in range(0, len(ids), step)]
+
+
 def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []

@@ -10,7 +10,7 @@ from typing import Any
 from halka.core import AdaptedModel
 from halka.data.examples import Examples, as_examples
 from halka.data.metric import Metric
-from halka.data.tokens import Tokens, start_ids
+from halka.data.tokens import Tokens, windows
 from halka.evaluation.accepted import (
     accepted_answers,
     check_answered,
@@ -141,12 +141,10 @@ def perplexity(model: AdaptedModel, name: str | None, text: str, *, window: int 
     """
     check_has_perplexity(model)
     ids = model.tokenizer.encode(text, add_special_tokens=False)
-    begin = start_ids(model.tokenizer)
     if window < 2:
         raise HalkaError(f"window must be at least 2 tokens, not {window}: a window's first token carries no loss")
-    window = min(window, context(model, name) or window) - len(begin)
-    windows = [[*begin, *ids[start : start + window]] for start in range(0, len(ids), window)]
-    items = [Tokens(part, [False, *[True] * (len(part) - 1)]) for part in windows if len(part) > 1]
+    parts = windows(ids, model.tokenizer, min(window, context(model, name) or window))
+    items = [Tokens(part, [False, *[True] * (len(part) - 1)]) for part in parts if len(part) > 1]
     if len(ids) < 2:
         raise DataError("the text is too short for a perplexity: it needs at least two tokens")
     loss = mean_loss(model, name, items)

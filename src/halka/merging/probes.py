@@ -11,7 +11,7 @@ from torch import Tensor
 from halka.core import AdaptedModel
 from halka.data.examples import Example
 from halka.data.texts import shipped_text
-from halka.data.tokens import Tokens, encode_all, start_ids
+from halka.data.tokens import Tokens, encode_all, windows
 from halka.models import context, without_dropout
 from halka.util.errors import HalkaError
 from halka.util.transfer import numbers, to_device
@@ -33,10 +33,8 @@ def probe_rows(model: AdaptedModel, probes: Probes | None) -> list[Tokens]:
     for item in items:
         if isinstance(item, str):
             assert tokenizer is not None
-            ids, begin = tokenizer.encode(item, add_special_tokens=False), start_ids(tokenizer)
-            size = min(WINDOW, context(model) or WINDOW) - len(begin)
-            pieces = [[*begin, *ids[start : start + size]] for start in range(0, len(ids), size)]
-            rows += [Tokens(piece, [True] * len(piece)) for piece in pieces]
+            ids, size = tokenizer.encode(item, add_special_tokens=False), min(WINDOW, context(model) or WINDOW)
+            rows += [Tokens(piece, [True] * len(piece)) for piece in windows(ids, tokenizer, size)]
         elif isinstance(item, Example):
             assert tokenizer is not None
             rows += encode_all([item], tokenizer, context(model)).items

@@ -21,13 +21,7 @@ from halka.server.answers.chat_request import Retrieval
 from halka.server.answers.generation import Delta
 from halka.server.errors import ApiError, refusal
 from halka.server.guards.access import Caller
-from halka.server.resources.collection_access import (
-    QUERY,
-    open_collection,
-    public_names,
-    scope_of,
-    searched,
-)
+from halka.server.resources.collection_access import QUERY, open_collection, public_names, scope_of, searched
 from halka.server.service import Service
 from halka.util.errors import HalkaError
 
