@@ -280,6 +280,6 @@ def test_a_collection_needs_room_in_the_storage(server):
 
 def test_other_searches_go_between_the_entries_of_a_list(faq, server):
     assert faq.post("/v1/collections", json={"name": "more"}).status_code == 201
-    search = server.service.threads.search = CountedWorkers(1)
+    search = server.service.threads.near.search = CountedWorkers(1)
     assert [entry["id"] for entry in faq.get("/v1/collections").json()["data"]] == ["faq", "more"]
     assert search.calls == 3

@@ -65,7 +65,7 @@ def test_a_search_goes_between_two_batches_of_many_texts(server):
     def embed(texts):
         order.append("batch")
         if len(order) == 1:
-            until(lambda: threads.search.limiter.statistics().tasks_waiting > 0, "nobody searches")
+            until(lambda: threads.near.search.limiter.statistics().tasks_waiting > 0, "nobody searches")
         return batch(texts)
 
     def search(text):

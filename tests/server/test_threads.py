@@ -58,7 +58,7 @@ def test_an_adapter_is_hashed_once(server, store):
 
 
 def test_searches_go_on_while_a_removal_waits_for_documents():
-    threads, begun, taken_in = Threads(), threading.Event(), threading.Event()
+    threads, begun, taken_in = Threads().near, threading.Event(), threading.Event()
 
     def take_in() -> None:
         begun.set()
@@ -83,7 +83,7 @@ def test_searches_go_on_while_a_removal_waits_for_documents():
 def test_a_server_of_passages_that_does_not_answer_keeps_nobody_else_waiting(base, store, tmp_path):
     silent = socket.create_server(("127.0.0.1", 0))
     at = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/nowhere?connect_timeout=600"
-    with Running(base, store, tmp_path / "data") as running, ThreadPoolExecutor(1) as pool:
+    with Running(base, store, tmp_path / "data") as running, ThreadPoolExecutor(3) as pool:
         service, client = running.service, running.client
         for name in ("here", "afar"):
             [*new_collection(service, "main", name).put([("a.md", "Parcels are sent on Monday.")])]
@@ -92,15 +92,22 @@ def test_a_server_of_passages_that_does_not_answer_keeps_nobody_else_waiting(bas
         query = {"query": "parcels"}
         afar = pool.submit(client.post, "/v1/collections/afar/search", json=query)
         asked, _ = silent.accept()
+        uploaded = pool.submit(client.post, "/v1/collections/afar/documents", files={"files": ("b.md", b"b")})
+        removed = pool.submit(client.delete, "/v1/collections/afar")
         try:
+            until(lambda: waiting(service.threads.afar.search) == 2, "they do not wait")
             found = client.post("/v1/collections/here/search", json=query).json()["data"]
             assert found[0]["document"] == "a.md"
             assert client.post("/v1/embeddings", json={"model": "words", "input": "a"}).status_code == 200
+            assert client.post("/v1/collections/here/documents", files={"files": ("c.md", b"c")}).status_code == 201
+            assert client.delete("/v1/collections/here/documents/c.md").status_code == 200
+            assert client.delete("/v1/collections/here").status_code == 200
             assert not afar.done()
         finally:
             silent.close()
             asked.close()
         assert afar.result().json()["error"]["code"] == "documents_away"
+        assert {uploaded.result().status_code, removed.result().status_code} == {503}
 
 
 def test_who_opens_a_collection_waits_for_its_removal(base, store, tmp_path):
@@ -108,7 +115,7 @@ def test_who_opens_a_collection_waits_for_its_removal(base, store, tmp_path):
     advice = {"kind": "advise", "data": [{"prompt": "a", "completion": "b"}] * 4, "collection": "faq"}
     with Running(base, store, tmp_path / "data") as running, ThreadPoolExecutor(3) as managers:
         client = running.client
-        threads = running.service.threads
+        threads = running.service.threads.near
         collection = new_collection(running.service, "main", "faq")
         [*collection.put([("a.md", "a")])]
         with FileLock(collection.folder / ".lock"):

@@ -27,26 +27,34 @@ class Workers:
         return await to_thread.run_sync(function, *arguments, limiter=self.limiter)
 
 
+class CollectionThreads:
+    """The threads in which collections of one kind are opened.
+
+    search  what embeds little
+    ingest  what takes documents in, or reads all of a collection
+    """
+
+    def __init__(self) -> None:
+        self.search, self.ingest = Workers(1), Workers(1)
+
+    async def exclusive(self, function: Callable[..., T], *arguments: object) -> T:
+        """What a function returns that removes a collection, while nobody searches one or takes documents in.
+
+        Searches go on while it waits for documents; not while it removes.
+        """
+        async with self.ingest.limiter, self.search.limiter:
+            return await to_thread.run_sync(function, *arguments)
+
+
 class Threads:
     """The threads of a server, but for those that texts become tokens in.
 
     read    what users may look at: adapters, comparisons, usage
     manage  stores, uploads and jobs
-    search  what embeds little
-    afar    searches whose passages are in a server elsewhere, which may not answer for long
-    ingest  what takes documents in, or reads all of a collection
-
-    Collections are opened in threads of the last three alone, so that `exclusive` keeps them from a removal.
+    near    collections whose passages are on this machine
+    afar    those whose passages are in a server elsewhere, which may not answer for long: only these wait for it
     """
 
     def __init__(self) -> None:
         self.read, self.manage = Workers(READERS), Workers(MANAGERS)
-        self.search, self.afar, self.ingest = Workers(1), Workers(1), Workers(1)
-
-    async def exclusive(self, function: Callable[..., T], *arguments: object) -> T:
-        """What a function returns that removes a collection, while nobody searches one or takes documents in.
-
-        Searches go on while it waits for documents, or for searches of a server; not while it removes.
-        """
-        async with self.ingest.limiter, self.afar.limiter, self.search.limiter:
-            return await to_thread.run_sync(function, *arguments)
+        self.near, self.afar = CollectionThreads(), CollectionThreads()

@@ -21,7 +21,7 @@ from halka.server.answers.chat_request import Retrieval
 from halka.server.answers.generation import Delta
 from halka.server.errors import ApiError, refusal
 from halka.server.guards.access import Caller
-from halka.server.resources.collection_access import QUERY, open_collection, public_names, scope_of, searched
+from halka.server.resources.collection_access import QUERY, open_collection, public_names, scope_of, threads_of
 from halka.server.service import Service
 from halka.util.errors import HalkaError
 
@@ -143,7 +143,8 @@ async def ground(
             answer=None if passages else ABSTAINED,
         )
 
-    return await searched(service, caller.tenant, options.collection, search)
+    threads = await threads_of(service, caller.tenant, options.collection)
+    return await threads.search(search)
 
 
 async def fixed_answers(request: Request, text: str, n: int) -> AsyncGenerator[Delta]:

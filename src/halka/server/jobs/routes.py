@@ -30,6 +30,7 @@ from halka.server.jobs.uploading import read_form, save_data
 from halka.server.jobs.views import steps_of, view_of
 from halka.server.locks import locked
 from halka.server.resources.adapter_files import close, opened_files, pieces_of, zipped
+from halka.server.resources.collection_access import threads_of
 from halka.server.resources.uploads import UploadRoute, staging
 from halka.server.service import Service, ServiceDep
 from halka.server.tenants import Tenant
@@ -166,9 +167,10 @@ async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: 
         size = sum(len(content) for content in new.files.values() if isinstance(content, bytes))
         if isinstance(job, AdviseJob) and job.collection is not None:
             lines = partial(document_lines, service, tenant.name, job.collection)
-            documents = await service.threads.ingest(lambda: sum(map(len, lines())))
+            threads = await threads_of(service, tenant.name, job.collection)
+            documents = await threads.ingest(lambda: sum(map(len, lines())))
             await service.guards.quota.reserve(caller, documents)
-            path = await service.threads.ingest(write_lines, lines(), folder / DOCUMENTS, documents)
+            path = await threads.ingest(write_lines, lines(), folder / DOCUMENTS, documents)
             new.files[DOCUMENTS] = path
         await service.guards.quota.reserve(caller, size + new.request.room)
         paths = await service.threads.manage(written, new.files, folder)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path, PurePath
-from typing import TypeVar
 
 from anyio import to_thread
 
@@ -17,11 +16,10 @@ from halka.rag.store import Scope, within
 from halka.server.errors import ApiError
 from halka.server.guards.access import Caller
 from halka.server.service import Service
+from halka.server.threads import CollectionThreads
 from halka.util.errors import DamagedFolderError, HalkaError
 from halka.util.files import is_portable_name
 from halka.util.spelling import check_new_name, is_spelled
-
-T = TypeVar("T")
 
 QUERY = 10_000  # characters of a query or a question: its search has the only thread for these
 
@@ -45,13 +43,10 @@ def open_collection(service: Service, tenant: str, name: str) -> Collection:
     return Collection(folder.path, load=service.embedders.get)
 
 
-async def searched(service: Service, tenant: str, name: str, function: Callable[..., T], *arguments: object) -> T:
-    """What a function returns that opens the tenant's collection of that name and embeds little, in a thread.
-
-    A collection whose passages are in a server that does not answer keeps others of its kind waiting, and nobody else.
-    """
+async def threads_of(service: Service, tenant: str, name: str) -> CollectionThreads:
+    """The threads in which the tenant's collection of that name, or what says that there is none, is opened."""
     afar = await to_thread.run_sync(_is_afar, service, tenant, name)
-    return await (service.threads.afar if afar else service.threads.search)(function, *arguments)
+    return service.threads.afar if afar else service.threads.near
 
 
 def _is_afar(service: Service, tenant: str, name: str) -> bool:

@@ -30,7 +30,7 @@ from halka.server.resources.collection_access import (
     public_names,
     remove_collection,
     scope_of,
-    searched,
+    threads_of,
 )
 from halka.server.resources.document_reader import read_apart
 from halka.server.resources.uploads import UploadRoute, file_names, save, staging
@@ -62,10 +62,10 @@ class Search(Body):
 async def list_collections(service: ServiceDep, caller: CallerDep) -> Response:
     """List the caller's collections."""
 
-    names = await service.threads.search(collection_names, service, caller.tenant)
-    # a call each: others' searches go in between
-    tenant = caller.tenant
-    entries = [await searched(service, tenant, name, _listed, service, caller, name) for name in names]
+    entries = list[dict[str, Any] | None]()
+    for name in await service.threads.near.search(collection_names, service, caller.tenant):
+        threads = await threads_of(service, caller.tenant, name)
+        entries.append(await threads.search(_listed, service, caller, name))  # others' searches go in between
     return Json({"object": "list", "data": [entry for entry in entries if entry is not None]})
 
 
@@ -80,19 +80,21 @@ async def create_collection(body: NewCollection, service: ServiceDep, caller: Ma
         return _describe(service, caller, body.name)
 
     await service.guards.quota.reserve(caller, EMPTY)
-    return Json(await service.threads.ingest(create), 201)
+    return Json(await service.threads.near.ingest(create), 201)
 
 
 @router.get("/v1/collections/{collection}")
 async def get_collection(collection: str, service: ServiceDep, caller: CallerDep) -> Response:
     """A collection: how many documents and passages it has."""
-    return Json(await searched(service, caller.tenant, collection, _describe, service, caller, collection))
+    threads = await threads_of(service, caller.tenant, collection)
+    return Json(await threads.search(_describe, service, caller, collection))
 
 
 @router.delete("/v1/collections/{collection}")
 async def delete_collection(collection: str, service: ServiceDep, caller: ManagerDep) -> Response:
     """Remove a collection with all its documents."""
-    await service.threads.exclusive(remove_collection, service, caller.tenant, collection)
+    threads = await threads_of(service, caller.tenant, collection)
+    await threads.exclusive(remove_collection, service, caller.tenant, collection)
     return Json({"id": collection, "object": "collection", "deleted": True})
 
 
@@ -106,7 +108,8 @@ async def list_documents(collection: str, service: ServiceDep, caller: CallerDep
         names = public_names(opened, (document.name for document in documents))
         return [_document(document, names[document.name]) for document in documents]
 
-    return Json({"object": "list", "data": await searched(service, caller.tenant, collection, documents)})
+    threads = await threads_of(service, caller.tenant, collection)
+    return Json({"object": "list", "data": await threads.search(documents)})
 
 
 @router.post("/v1/collections/{collection}/documents")
@@ -126,7 +129,8 @@ async def upload_documents(
     names = file_names(files)
     if unread := next((name for name in names if not is_readable(Path(name))), None):
         raise ApiError(400, f"{unread}: files of this kind are not read: convert it to text", param="files")
-    await searched(service, caller.tenant, collection, open_collection, service, caller.tenant, collection)
+    threads = await threads_of(service, caller.tenant, collection)
+    await threads.search(open_collection, service, caller.tenant, collection)
     async with staging(service) as folder:
         paths = [
             await save(service, upload, folder / f"{number}{Path(name).suffix.lower()}")
@@ -154,7 +158,7 @@ async def upload_documents(
 
         events = list[dict[str, Any]]()
         for name, path in zip(names, paths, strict=True):  # a call each: others' documents go in between
-            events += await service.threads.ingest(put, name, path)
+            events += await threads.ingest(put, name, path)
     if all(event["status"] == "skipped" for event in events):
         raise ApiError(400, events[0]["reason"], param="files", code="unreadable_document")
     return Json({"object": "list", "data": events}, 201)
@@ -168,7 +172,8 @@ async def delete_document(collection: str, document: str, service: ServiceDep, c
         opened = open_collection(service, caller.tenant, collection)
         opened.remove([find_document(opened, document, None)])
 
-    await service.threads.ingest(remove)
+    threads = await threads_of(service, caller.tenant, collection)
+    await threads.ingest(remove)
     return Json({"id": document, "object": "document", "deleted": True})
 
 
@@ -201,7 +206,8 @@ async def search_collection(collection: str, body: Search, service: ServiceDep, 
             for hit in hits
         ]
 
-    return Json({"object": "list", "data": await searched(service, caller.tenant, collection, search)})
+    threads = await threads_of(service, caller.tenant, collection)
+    return Json({"object": "list", "data": await threads.search(search)})
 
 
 # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────────────

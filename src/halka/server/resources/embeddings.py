@@ -53,13 +53,14 @@ async def embeddings(body: EmbeddingsRequest, service: ServiceDep, caller: Calle
     if body.model != service.embedders.default:
         raise unknown_model(body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input
-    embedder = await service.threads.search(service.embedders.get)
-    tokens = await service.threads.search(lambda: _tokens(embedder, texts))
+    search = service.threads.near.search
+    embedder = await search(service.embedders.get)
+    tokens = await search(lambda: _tokens(embedder, texts))
     caller.lease.reserve(0, tokens)
     caller.lease.spend(tokens)
     vectors = list[np.ndarray]()
     for start in range(0, len(texts), BATCH):  # a call each: others' searches go in between
-        vectors.extend(await service.threads.search(partial(embedder.passages, texts[start : start + BATCH])))
+        vectors.extend(await search(partial(embedder.passages, texts[start : start + BATCH])))
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
 
     def response() -> Response:
