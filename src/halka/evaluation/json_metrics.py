@@ -151,9 +151,15 @@ def _exact(prediction: str, references: Sequence[str]) -> float:
 
 
 def _calls(text: str) -> list[str]:
-    """The calls in comparable form, in one order whatever theirs is: an answer's calls are made side by side."""
-    calls = ([name, _comparable(arguments)] for name, arguments in calls_in(text, _DECODER))
-    return sorted(json.dumps(call, sort_keys=True) for call in calls)
+    """The calls in comparable form, in one order whatever theirs is: an answer's calls are made side by side.
+
+    Arguments that are nested too deep to be compared make the text one call, as it is written.
+    """
+    try:
+        calls = ([name, _comparable(arguments)] for name, arguments in calls_in(text, _DECODER))
+        return sorted(json.dumps(call, sort_keys=True) for call in calls)
+    except RecursionError:
+        return [text]
 
 
 def _calls_of_reference(text: str) -> list[str]:
