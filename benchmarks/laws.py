@@ -102,12 +102,16 @@ def judged(law: Law, sweep: Sweep) -> Finding | None:
 # ── the rules ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def tenfold(sweep: Sweep) -> tuple[Verdict, str]:
-    """Held: the interval meets 10 to 15, and lies between 5 and 30, a factor of two around."""
-    ratio = rate_ratio(sweep["r16, α 32"], sweep["full"])
-    meets, near = ratio.low <= 15 and ratio.high >= 10, ratio.low >= 5 and ratio.high <= 30
-    verdict = "did not hold" if not meets else "held" if near else "cannot be told here"
-    return verdict, f"the best rate of LoRA r16 is {_times(ratio)} that of full fine-tuning"
+def times_full(factor: int) -> Callable[[Sweep], tuple[Verdict, str]]:
+    """Held: the interval has the factor within, and lies within a factor of two around it."""
+
+    def judge(sweep: Sweep) -> tuple[Verdict, str]:
+        ratio = rate_ratio(sweep["r16, α 32"], sweep["full"])
+        meets, near = ratio.low <= factor <= ratio.high, ratio.low >= factor / 2 and ratio.high <= factor * 2
+        verdict = "did not hold" if not meets else "held" if near else "cannot be told here"
+        return verdict, f"the best rate of LoRA r16 is {_times(ratio)} that of full fine-tuning"
+
+    return judge
 
 
 def independent(one: str, other: str) -> Callable[[Sweep], tuple[Verdict, str]]:
@@ -117,7 +121,8 @@ def independent(one: str, other: str) -> Callable[[Sweep], tuple[Verdict, str]]:
         ratio = rate_ratio(sweep[other], sweep[one])
         inside, outside = ratio.low > 0.5 and ratio.high < 2, ratio.low > 2 or ratio.high < 0.5
         verdict = "held" if inside else "did not hold" if outside else "cannot be told here"
-        return verdict, f"the best rate of {other} is {_times(ratio)} that of {one}"
+        though = ", a difference, though a small one" if inside and not ratio.low <= 1 <= ratio.high else ""
+        return verdict, f"the best rate of {other} is {_times(ratio)} that of {one}{though}"
 
     return judge
 
@@ -166,15 +171,23 @@ LAWS = (
     Law(
         "ten times",
         "rates",
-        "LoRA's best rate is 10 to 15 times full fine-tuning's.",
-        "the interval meets 10 to 15 and lies between 5 and 30",
+        "LoRA's best rate is ten times full fine-tuning's.",
+        "the interval has ten within and lies between 5 and 20",
         ("full", "r16, α 32"),
-        tenfold,
+        times_full(10),
+    ),
+    Law(
+        "fifteen times",
+        "rates",
+        "In short runs, of about a hundred steps, it is fifteen times full fine-tuning's.",
+        "the interval has fifteen within and lies between 7.5 and 30",
+        ("full", "r16, α 32"),
+        times_full(15),
     ),
     Law(
         "fixed alpha",
         "rates",
-        "With α fixed the best rate does not depend on the rank.",
+        "With α fixed about the same rate is best for every rank.",
         WITHIN_TWICE,
         ("r1, α 32", "r64, α 32"),
         independent("r1, α 32", "r64, α 32"),
@@ -183,7 +196,7 @@ LAWS = (
     Law(
         "alpha twice the rank",
         "rates",
-        "With α twice the rank the best rate does not depend on the rank.",
+        "With α twice the rank about the same rate is best for every rank.",
         WITHIN_TWICE,
         ("r1, α 2", "r64, α 128"),
         independent("r1, α 2", "r64, α 128"),

@@ -24,7 +24,6 @@ import yaml
 
 from halka.evaluation.metrics import mean_of
 from halka.models.fetching import known_bases, pull
-from halka.report.units import duration
 from halka.studies.ablation import Ablation, results, run
 from halka.studies.ablation.scores import EXACT, MEASURES, from_row, scored
 from halka.studies.ablation.settings import beside, matcher
@@ -113,7 +112,6 @@ def row(own: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) ->
         "obeys": mean(obeyed) if obeyed else None,
         "validation": mean(result["train"]["validation"] for result in own),
         "best_step": mean(result["train"]["best_step"] for result in own),
-        "seconds": mean(result["train"]["seconds"] for result in own),
         "seeds": sorted(result["seed"] for result in own),
         "commits": sorted({str(result["commit"]) for result in own}),
     }
@@ -149,7 +147,7 @@ def exact_by_question(own: Sequence[Mapping[str, Any]]) -> list[float]:
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     titles = [measure.title for measure in MEASURES if measure.name in SHOWN]
     head = ["Variant", "Exact, beside the first", "By seeds", *titles, "Follows changes", "Obeys attacks"]
-    lines = [[*head, "Validation loss", "Best step", "Training", "All its seeds"]]
+    lines = [[*head, "Validation loss", "Best step", "All its seeds"]]
     for label, figures in rows.items():
         beside_first = figures["beside"]
         difference_cells = ["–", "none in common"]
@@ -166,7 +164,6 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
                 *cells,
                 f"{figures['validation']:.3f}",
                 f"{figures['best_step']:.0f}",
-                duration(figures["seconds"]),
                 listed(figures["seeds"]),
             ]
         )

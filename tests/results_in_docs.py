@@ -24,13 +24,15 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 
 def table(name: str) -> str:
-    """An experiment's measurements as a Markdown table."""
+    """An experiment's measurements as a Markdown table, without times and memory: its runs go beside others."""
+    from evidence_parts.results import measured_alone
+
     from halka.report.summary import summarise
     from halka.report.table import to_markdown
     from halka.studies.compare import measurements
 
-    found = measurements(RESULTS / name)
-    return to_markdown(summarise(found)) if found else NOT_YET
+    runs = [{**measured_alone(run, None, None), "latency": None} for run in measurements(RESULTS / name)]
+    return to_markdown(summarise(runs)) if runs else NOT_YET
 
 
 def ablation(name: str) -> str:

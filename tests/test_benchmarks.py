@@ -138,7 +138,7 @@ def test_each_result_is_of_a_commit_that_history_has():
 def test_each_result_has_a_piece_that_brings_it_up_to_date(every):
     scripts = {piece.script.removesuffix(".py") for piece in every.PIECES.values()}
     scripts |= {study.split("/")[0] for study in every.STUDIES}
-    once = {"packing_steps", "packing_memory", "measured", "tried", "snips_nlu", "e2e_nlg", "handbook"}
+    once = {"packing_steps", "packing_memory", "measured", "tried", "handbook"}
     results = {path.stem for path in (FOLDER / "results").iterdir() if path.suffix != ".svg"}
     assert {stem for stem in results - once if not stem.startswith("gpu_")} <= scripts
     within = {runs.parent.relative_to(FOLDER / "results").as_posix() for runs in FOLDER.glob("results/*/*/runs")}
@@ -359,7 +359,10 @@ def apart(*bests):
 @pytest.mark.parametrize(
     ("name", "swept", "verdict"),
     [
-        ("ten times", {"full": sweep(2e-4), "r16, α 32": sweep(2.4e-3)}, "held"),
+        ("ten times", {"full": sweep(2e-4), "r16, α 32": apart(1.8e-3, 2e-3, 2.2e-3)}, "held"),
+        ("ten times", {"full": sweep(2e-4), "r16, α 32": sweep(3e-3)}, "did not hold"),
+        ("fifteen times", {"full": sweep(2e-4), "r16, α 32": apart(2.7e-3, 3e-3, 3.3e-3)}, "held"),
+        ("fifteen times", {"full": sweep(2e-4), "r16, α 32": sweep(2e-3)}, "did not hold"),
         ("ten times", {"full": sweep(2e-4), "r16, α 32": sweep(8e-4)}, "did not hold"),
         ("fixed alpha", {"r1, α 32": sweep(2e-3), "r64, α 32": sweep(2.2e-3)}, "held"),
         ("fixed alpha", {"r1, α 32": sweep(2e-3), "r64, α 32": sweep(2e-4)}, "did not hold"),
@@ -381,6 +384,14 @@ def test_laws_are_judged_by_their_rules(laws, name, swept, verdict):
     finding = laws.judged(law, swept)
     assert (finding.verdict, finding.seeds) == (verdict, 3)
     assert "nan" not in finding.finding
+
+
+def test_a_small_difference_of_rates_is_not_called_none(laws):
+    law = next(law for law in laws.LAWS if law.name == "fixed alpha")
+    small = laws.judged(law, {"r1, α 32": sweep(2e-3), "r64, α 32": sweep(2.2e-3)})
+    none = laws.judged(law, {"r1, α 32": sweep(2e-3), "r64, α 32": apart(1.6e-3, 2e-3, 2.5e-3)})
+    assert "a difference, though a small one" in small.finding
+    assert "a difference" not in none.finding
 
 
 def test_a_batch_law_sees_a_gap_that_grows(laws):

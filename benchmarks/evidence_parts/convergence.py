@@ -116,11 +116,16 @@ def _size(study: Study) -> str:
 def _paced(study: Study) -> str:
     """Where times and memory are from."""
     if not study.paces:
-        return "No time and no memory were measured with nothing beside."
+        return "No time and no memory were measured of one run at a time."
     setup, rounds = study.paces["setup"], min(map(len, study.paces["rounds"].values()))
+    machine, torch = setup["machine"], setup["versions"]["torch"].partition("+")[0]
+    of = f"{processor(machine)}, {plural(machine['threads'], 'thread')}, torch {torch}, commit {setup['commit']}"
+    kept = "what other programs did was not recorded"
+    if study.beside is not None:
+        kept = f"other programs kept {study.beside:.2f} cores busy"
     return (
-        f"Time is steps by their seconds, memory the most beyond the base, of {plural(rounds, 'round')} with nothing "
-        f"beside ({processor(setup['machine'])}, commit {setup['commit']}); what differs little cannot be told apart."
+        f"Time is steps by their seconds, memory the most beyond the base, of {plural(rounds, 'round')}, one run at a "
+        f"time ({of}; {kept}); what differs little cannot be told apart."
     )
 
 
@@ -130,12 +135,13 @@ def _paced(study: Study) -> str:
 def scores(study: Study) -> Table:
     """Score and share of full's, with the learning rate, the best step, and how many runs converged."""
     more = (("Default lr", _own_rate), ("Best step", _best_step), ("Converged", _converged))
+    train, patience = study.settings["train"], study.settings["train"]["patience"]
     caption = (
         "In brackets 95 % intervals over seeds and test items; bold where the best can be told apart from all others. "
         f"Rates are those with the lowest validation loss after {study.settings['search_steps']} steps, of one seed, "
         "beside the default: what Halka takes on this base where none is set (LoRA's and DoRA's is for an α of 32). "
-        f"Converged: runs in which the best score was {study.settings['train']['patience']} scores or more before the "
-        "last."
+        f"Converged: runs in which the best score was {patience} scores or more before the last, at the most steps "
+        f"at step {train['steps'] - patience * train['evaluate_every']} or before."
     )
     return _table(study, SCORES, caption, more)
 

@@ -94,7 +94,12 @@ def _table(studies: Mapping[str, Study], shares: Mapping[str, Mapping[str, tuple
             row = next((row for row in study.summary.rows if row.label == label), None) if study.runs else None
             cells += _cells(study, row, shares[name].get(label))
         lines.append(cells)
-    return table(head, lines, "In brackets 95 % intervals over seeds and test items.")
+    return table(
+        head,
+        lines,
+        "In brackets 95 % intervals over seeds and test items. "
+        "LoRA's α is 32 for facts and twice the rank for form, each with a rate that was searched.",
+    )
 
 
 def _cells(study: Study, row: Row | None, of_full: tuple[float, Interval | None] | None) -> list[str | Cell]:
@@ -123,10 +128,16 @@ def _findings(
         parts = [f"{side} {percent(REACHED)} of full's gain: {', '.join(own[side])}" for side in SIDES if own[side]]
         sentences += [f"{KINDS[name].capitalize()}, {'; '.join(parts)}."] if parts else []
     both = [label for label in sides["facts"] if label in sides["snips"]]
-    if lacking := _lacking(sides):
+    if below := [label for label, side in sides["facts"].items() if side == BELOW]:
+        stay = "stay" if len(below) > 1 else "stays"
         sentences.append(
-            f"Not enough for new facts, though not shown to be too little for new form: {listed(lacking)}."
+            f"There is a rank that is too low for facts that are new. Held: {listed(below)} {stay} below "
+            f"{percent(REACHED)} of full's gain, the whole interval."
         )
+    if lacking := _lacking(sides):
+        enough = [label for label in lacking if sides["snips"][label] == REACHING]
+        verdict = f"Held: {listed(enough)}" if enough else f"Cannot be told here: {listed(lacking)} may be too low, too"
+        sentences.append(f"The same rank is enough for form that is new. {verdict}.")
     paces = {name: study.summary.near_full for name, study in studies.items() if study.runs}
     timed = [label for label in both if all(label in paces[name] and paces[name][label].whole for name in KINDS)]
     times = [f"{label} {paces['facts'][label].steps / paces['snips'][label].steps:.1f} times" for label in timed]

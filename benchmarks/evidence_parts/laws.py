@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from evidence_parts.convergence import SETS, ranks
+from evidence_parts.convergence import REACHED, SETS, ranks, side_of
 from evidence_parts.figure import figure, final_seeds
 from evidence_parts.part import Block, Missing, Notes, Part
-from evidence_parts.results import LEAST_SEEDS, Results, compare
+from evidence_parts.results import LEAST_SEEDS, Results, Study, compare, is_settled
 from halka.report.plots import curves, search
 from halka.report.rows import Measurement, is_done, label_of
 from halka.report.summary import summarise
 from halka.report.svg import Plot
-from halka.report.units import listed
+from halka.report.units import listed, percent
 
 JUDGE = "python benchmarks/laws.py"
 WITH_RANKS = ("snips", "e2e")
+FOLLOWS = "There is a rank below which LoRA stops following full fine-tuning."
+RULE = (
+    f"it holds where a rank's score is behind full fine-tuning's, the whole interval of the difference, and not where "
+    f"the least rank reaches {percent(REACHED)} of it, the whole interval"
+)
 
 
 def part(results: Results) -> Part:
@@ -25,13 +30,15 @@ def part(results: Results) -> Part:
     verdicts = {finding["name"]: finding for finding in results.file("laws") or ()}
     blocks: list[Block] = []
     missing: dict[str, list[str]] = {}
+    drawn = set[tuple[str, tuple[str, ...]]]()
     for law in LAWS:
         runs = [run for run in results.runs(f"laws/{law.sweep}") if is_done(run) and label_of(run) in law.shown]
         verdict = verdicts.get(law.name)
         if verdict and verdict["seeds"] >= LEAST_SEEDS:
             became = f"{_capital(verdict['verdict'])}: {verdict['finding']} ({verdict['seeds']} seeds)."
             blocks.append(Notes((f"{verdict['law']} {became} The rule: it holds where {law.rule}.",)))
-            plot = _figure(law.name, runs)
+            plot = _figure(law.name, runs) if (law.sweep, law.shown) not in drawn else None
+            drawn.add((law.sweep, law.shown))
             blocks += [plot] if plot is not None else []
         else:
             missing.setdefault(law.sweep, []).append(law.law)
@@ -70,5 +77,17 @@ def _ranks(results: Results) -> list[Block]:
         runs = [run for run in study.runs if label_of(run) in shown]
         summary = summarise(runs)
         plot = figure(partial(curves, summary, runs), final_seeds(summary), f"law-ranks-{name}")
-        blocks += [Notes((f"{SETS[name]}. {sentences[0]}",)), *([plot] if plot is not None else [])]
+        blocks += [
+            Notes((f"{FOLLOWS} {_capital(_followed(study))} on {SETS[name]}. {sentences[0]} The rule: {RULE}.",))
+        ]
+        blocks += [plot] if plot is not None else []
     return blocks
+
+
+def _followed(study: Study) -> str:
+    """Whether LoRA's least rank follows full fine-tuning, by the rule."""
+    settled = [row for row in study.ranks if is_settled(row)]
+    full, least = study.full, settled[0].relative_interval
+    if full is not None and any(side_of(study, row, full) == "behind" for row in settled):
+        return "held"
+    return "did not hold" if least is not None and least.low > REACHED else "cannot be told here"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evidence_parts.figure import figure, too_few
 from evidence_parts.part import Block, Missing, Notes, Part, table
@@ -12,9 +12,15 @@ from evidence_parts.results import Results, compare, settings
 from halka.report.axes import bar_axes, interval, value_at
 from halka.report.intervals import ScoreEstimate, apart, gap
 from halka.report.svg import Drawing, colour, grid, name_axes
+from halka.report.units import percent
+
+if TYPE_CHECKING:
+    from halka.studies.ablation.summary import Summary
 
 SETS = {"rag_nq_oracle_converged": "Natural Questions", "rag_tofu_converged": "TOFU's invented authors"}
-BOTH = "tuned adapter + passages"
+BOTH, FULL = "tuned adapter + passages", "tuned full + passages"
+AIM = 1.3
+"""Times the exact answers of the tuned adapter in the short runs, which were the aim before the longer ones began."""
 
 
 def part(results: Results) -> Part:
@@ -37,7 +43,8 @@ def _set(results: Results, name: str) -> list[Block]:
     seeds_by = {who: len({run["seed"] for run in runs if run["who"] == who}) for who in _trained(runs)}
     plot = figure(partial(ways, SETS[name], exact), seeds_by, f"{name.replace('_', '-')}-ways")
     blocks += [plot] if plot is not None else []
-    words = [] if too_few(seeds_by) else [*sentences(summary), *_joint(exact)]
+    short = [run for run in results.runs(name.removesuffix("_converged")) if run.get("status") != "failed"]
+    words = [] if too_few(seeds_by) else [*sentences(summary), *_joint(exact), *_aimed(summary, short)]
     blocks += [Notes(tuple(words))] if words else []
     questions, seeds = wanted["examples"]["test"], len(wanted["seeds"])
     if summary.questions < questions or min(seeds_by.values(), default=0) < seeds:
@@ -63,6 +70,31 @@ def _joint(exact: dict[str, ScoreEstimate]) -> list[str]:
             words = side if apart(both, beside) else "not to be told apart from"
             parts.append(f"{words} {other} ({100 * beside.value:.1f} %)")
     return [f"Exact answers, {BOTH} ({100 * both.value:.1f} %): {', '.join(parts)}."] if parts else []
+
+
+def _aimed(summary: Summary, short: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether the tuned adapter came to the aim, and where it did not for certain, what holds it back."""
+    from halka.studies.ablation.summary import summarise
+
+    own = next((way.scores for way in summary.ways if way.label == BOTH), {})
+    before = next((way.scores["exact"] for way in summarise(short).ways if way.label == BOTH), None) if short else None
+    if before is None or not before.value or (exact := own.get("exact")) is None or exact.low is None:
+        return []
+    low, high = exact.low / before.value, (exact.high or 0.0) / before.value
+    came = "it came there" if low >= AIM else "it did not" if high < AIM else "whether it came there cannot be told"
+    sentences = [
+        f"The short runs' tuned adapter answered {percent(before.value, 1)} exactly; this one has "
+        f"{exact.value / before.value:.2f} times that, {low:.2f} to {high:.2f} by its own interval. "
+        f"The aim was {AIM:g} times: {came}."
+    ]
+    full = next((way.scores["exact"] for way in summary.ways if way.label == FULL and "exact" in way.scores), None)
+    if low < AIM and full is not None and "cites" in own and not apart(full, exact):
+        sentences.append(
+            f"That the adapter, and not the base's reading, holds it back is not shown: {percent(own['cites'].value)} "
+            f"of its answers cite rightly, and full fine-tuning, tuned alike, answers {percent(full.value, 1)} "
+            "exactly, which cannot be told apart."
+        )
+    return sentences
 
 
 def ways(title: str, exact: dict[str, ScoreEstimate]) -> Drawing | None:

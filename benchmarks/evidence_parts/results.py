@@ -42,7 +42,10 @@ class Results:
         return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
     def study(self, name: str) -> Study:
-        return Study(name, settings(name), self.runs(name), (self.file("paces") or {}).get(name, {}))
+        paces = (self.file("paces") or {}).get(name, {})
+        piece = (self.file("measured") or {}).get(f"paces-{name}", {})
+        beside = piece.get("cores_of_others") if paces and piece.get("commit") == paces["setup"]["commit"] else None
+        return Study(name, settings(name), self.runs(name), paces, beside)
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -60,14 +63,16 @@ def compare(name: str, *flags: str) -> str:
 class Study:
     """An experiment of `halka compare`, and the runs in its folder.
 
-    paces   with nothing beside it, by the method's label: `seconds` of a training step and `bytes`, the most beyond the
+    paces   one run at a time, by the method's label: `seconds` of a training step and `bytes`, the most beyond the
             base; medians of `rounds`, of a `setup`
+    beside  cores that other programs kept busy meanwhile; None where that was not recorded
     """
 
     name: str
     settings: Mapping[str, Any]
     every: Sequence[Measurement]
     paces: Mapping[str, Any] = field(default_factory=dict)
+    beside: float | None = None
 
     @cached_property
     def runs(self) -> list[Measurement]:
@@ -197,8 +202,8 @@ def processor(machine: Mapping[str, Any]) -> str:
 
 
 def measured_alone(run: Measurement, pace: float | None, beyond: float | None) -> Measurement:
-    """The run with `pace` seconds a step and `beyond` bytes beyond the base, which are of steps with nothing beside
-    them; without any where that is None.
+    """The run with `pace` seconds a step and `beyond` bytes beyond the base, which are of a run alone; without any
+    where that is None.
 
     Runs of a study go two at a time, and perhaps beside other work: the seconds that they noted are of that, and their
     memory has what scoring left behind.

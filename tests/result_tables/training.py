@@ -157,7 +157,7 @@ def quantised_runs(found: Any) -> list[list[str]]:
     """The same LoRA trained on each form."""
     from halka.report.units import bounds
 
-    rows = [["LoRA r16", "Score", "Peak memory", "Beyond base", "Training tokens/s", "Runs"]]
+    rows = [["LoRA r16", "Score", "Peak memory", "Beyond base", "Runs"]]
     for each in found["rows"]:
         score = each["scores"][found["primary"]["name"]]
         rows.append(
@@ -166,7 +166,6 @@ def quantised_runs(found: Any) -> list[list[str]]:
                 f"{100 * score['value']:.1f} % {bounds(score['low'], score['high'])}",
                 f"{each['peak']['mean'] / 1e9:.2f} GB",
                 f"{each['beyond']['mean'] / 1e9:.2f} GB",
-                f"{each['tokens_per_second']['mean']:.0f}",
                 str(each["runs"]),
             ]
         )

@@ -31,7 +31,12 @@ def _show_all(described: list[dict[str, Any]]) -> None:
     table = columns("method", "lr", "meaning", right=("lr",))
     for method in described:
         table.add_row(method["name"], f"{method['lr']:g}", method["meaning"])
-    show(table, "", "`halka methods NAME` shows a method's hyper-parameters.")
+    show(
+        table,
+        "",
+        "`halka methods NAME` shows a method's hyper-parameters.",
+        "docs/evidence.md has which of them come close to full fine-tuning, and what rank and rate do.",
+    )
 
 
 def _show_one(described: dict[str, Any]) -> None:
@@ -43,6 +48,7 @@ def _show_one(described: dict[str, Any]) -> None:
         f"paper: {described['paper']}",
         f"learning rate: {described['lr']:g} on a decoder {WIDTH:,} wide, more on narrower ones, less on wider",
         f"acts on: {', '.join(described['roles'])}",
+        "measured beside full fine-tuning: docs/evidence.md",
         "",
     )
     table = columns("flag", "default", "takes", "meaning")

@@ -16,7 +16,9 @@ from halka.methods._checks import ROLES_HELP, factor, fraction, linear_layer, on
 from halka.methods._fields import method, option
 
 ALPHA = 32.0
-"""For every rank: all learn best at one learning rate then, and not with α twice the rank (docs/evidence.md)."""
+"""For every rank: about one learning rate suits all then, and not with α twice the rank (docs/evidence.md)."""
+RANK = 16
+"""Rank 1 is too little for facts that are new, and 64 cannot be told from 16 (docs/evidence.md)."""
 ALPHA_HELP = "numerator α of the scale (null: twice the rank)"
 
 
@@ -34,7 +36,7 @@ class LoRA:
     paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     lr: ClassVar[float] = 1e-3
 
-    rank: int = option(default=16, help="rank r of the product", check=positive_int)
+    rank: int = option(default=RANK, help="rank r of the product", check=positive_int)
     alpha: float | None = option(default=ALPHA, help=ALPHA_HELP, check=factor)
     dropout: float = option(default=0.0, help="dropout on the product's input while training", check=fraction)
     targets: tuple[str, ...] = option(
