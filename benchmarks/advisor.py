@@ -22,12 +22,14 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from advisor_case import Case
 from advisor_cases import ASIDE, CASES
+from advisor_later_cases import LATER_ASIDE
 from side_by_side import in_processes, setup
 
 from halka.advisor import CHOICES, Request, advise_from, probe
@@ -37,6 +39,7 @@ from halka.util.files import write_text
 
 FOLDER = Path(__file__).parent / "results" / "advisor"
 MINUTES = 3.0
+CONFIDENCES = (0.0, 0.4, 0.6, 1.0)  # bounds of the groups in which confidence stands beside agreement
 WAYS = tuple(each for each in CHOICES if each not in ("data", "base"))
 NAMES = {each.__name__: each for each in CASES}
 
@@ -146,8 +149,29 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "all": of(rows),
         "seen": of([each for each in rows if not each["aside"]]),
         "aside": of([each for each in rows if each["aside"]]),
+        "aside_later": of([each for each in rows if each["case"] in LATER_ASIDE]),
+        "confidence": confidences(rows),
         "confusion": [{"truth": was, "advised": said, "cases": n} for (was, said), n in sorted(confusion.items())],
     }
+
+
+def confidences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How confident advice was beside how often it agreed: by groups of confidence, and in all."""
+    groups = [
+        (low, high, [each for each in rows if low <= each["confidence"] < high or each["confidence"] == high == 1.0])
+        for low, high in pairwise(CONFIDENCES)
+    ]
+    return [
+        {
+            "from": low,
+            "to": high,
+            "cases": len(own),
+            "confidence": statistics.mean(each["confidence"] for each in own),
+            "agrees": sum(each["agrees"] for each in own),
+        }
+        for low, high, own in (*groups, (CONFIDENCES[0], CONFIDENCES[-1], rows))
+        if own
+    ]
 
 
 def main() -> None:

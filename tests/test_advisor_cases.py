@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from result_tables.planning import advisor, advisor_summary
+from result_tables.planning import advisor, advisor_confidence, advisor_summary
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -98,7 +98,20 @@ def test_a_case_waits_for_all_outcomes_and_the_evidence(script, tmp_path):
 def test_the_tables_list_cases_that_wait():
     none = {"agrees": 0, "cases": 0, "mean_regret": 0.0, "worst_regret": 0.0}
     waiting = [{"case": "by_heart", "aside": True, "lacks": ["outcomes", "evidence"]}]
-    results = {"cases": [], "waiting": waiting, "summary": dict.fromkeys(("all", "seen", "aside"), none)}
+    results = {"cases": [], "waiting": waiting, "summary": dict.fromkeys(("all", "seen", "aside", "aside_later"), none)}
     assert advisor(results)[-1] == ["by heart (aside)", *["–"] * 5, "not judged: no outcomes and no evidence yet"]
     assert advisor_summary(results)[-1] == ["not judged yet", "– of 1", "–", "–"]
     assert len(advisor_summary({**results, "waiting": []})) == 4
+
+
+def test_confidence_stands_beside_agreement(script):
+    advised = [(0.3, False), (0.36, True), (0.5, True), (1.0, True)]
+    rows = [{"confidence": confidence, "agrees": agrees} for confidence, agrees in advised]
+    found = script("advisor").confidences(rows)
+    table = advisor_confidence({"summary": {"confidence": found}})
+    assert table[1:] == [
+        ["0 to 0.4", "2", "0.33", "1 (50 %)"],
+        ["0.4 to 0.6", "1", "0.50", "1 (100 %)"],
+        ["0.6 to 1", "1", "1.00", "1 (100 %)"],
+        ["all", "4", "0.54", "3 (75 %)"],
+    ]

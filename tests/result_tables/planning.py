@@ -126,6 +126,7 @@ def advisor(found: Any) -> list[list[str]]:
 def advisor_summary(found: Any) -> list[list[str]]:
     """How often the advisor agrees, and what following it costs."""
     names = {"all": "all cases", "seen": "those not held aside", "aside": "those held aside"}
+    names |= {"aside_later": "of these the later ones"} if found["summary"]["aside_later"]["cases"] else {}
     rows = [["", "Agrees", "Regret, on average", "Regret, at worst"]]
     for key, name in names.items():
         each = found["summary"][key]
@@ -134,6 +135,17 @@ def advisor_summary(found: Any) -> list[list[str]]:
         )
     if found["waiting"]:
         rows.append(["not judged yet", f"– of {len(found['waiting'])}", "–", "–"])
+    return rows
+
+
+def advisor_confidence(found: Any) -> list[list[str]]:
+    """How confident the advisor was beside how often it agreed."""
+    *groups, every = found["summary"]["confidence"]
+    rows = [["Confidence", "Cases", "On average", "Agrees"]]
+    for each in (*groups, every):
+        name = "all" if each is every else f"{each['from']:g} to {each['to']:g}"
+        agrees = f"{each['agrees']} ({100 * each['agrees'] / each['cases']:.0f} %)"
+        rows.append([name, str(each["cases"]), f"{each['confidence']:.2f}", agrees])
     return rows
 
 
@@ -157,5 +169,6 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "plan_teams": ("plans", plan_teams),
     "advisor": ("advisor/advisor", advisor),
     "advisor_summary": ("advisor/advisor", advisor_summary),
+    "advisor_confidence": ("advisor/advisor", advisor_confidence),
     "advisor_confusion": ("advisor/advisor", advisor_confusion),
 }
