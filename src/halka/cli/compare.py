@@ -128,8 +128,8 @@ def demo(
 ) -> None:
     """See it work: fine-tune a real model by a method of every family.
 
-    It compares them in a report, leaves the best adapter in FOLDER/adapters for `halka serve`, takes 7 to 15
-    minutes on two cores, and downloads the model the first time.
+    It compares them in a report, leaves the best adapter in FOLDER/adapters for `halka serve`, takes a
+    quarter of an hour or so on two cores, and downloads the model the first time.
     """
     from halka.studies.experiment import demo_experiment
 
