@@ -1,9 +1,10 @@
-"""Eight cases that came after the advisor's thresholds stood, of kinds that the first seventeen lack.
+"""Ten cases that came after the advisor's thresholds stood, of kinds that the first seventeen lack.
 
 Every second of them, in the order in which they were written (that of `LATER`), is held aside. This rule stood before
 any option of any of them was run; only the bare base was asked beforehand, a few questions like those of
-`first_words`, which is not held aside. What each kind is expected to be answered best by is a guess of its design: the
-outcomes decide.
+`first_words`, which is not held aside, and of the last two. These were written when the outcomes of most others were
+known, for what none of them had brought: prompting that is best, and retrieval alone. What each kind is expected to be
+answered best by is a guess of its design: the outcomes decide.
 """
 
 # ruff: noqa: SIM905
@@ -13,6 +14,7 @@ from __future__ import annotations
 import csv
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 
 from advisor_case import MORE, TEST, TRAIN, VALIDATION, Case, case, example, lines, mixed, rows
@@ -90,6 +92,22 @@ def first_words() -> Case:
         lists[f"{', '.join(words)}. Which word is first?"] = words[0]
     every = [example(question, word) for question, word in lists.items()]
     return case("first_words", "what it does already", every[TEST:], every[:TEST], "accuracy", 8)
+
+
+def order_numbers() -> Case:
+    """The number of an order, copied from a customer's message."""
+    draw = random.Random(15)
+    ways = (
+        "My order {} has still not arrived.",
+        "I would like to return order {}, it is too small.",
+        "Please cancel {}, I ordered it twice.",
+        "Can you tell me when {} will be sent?",
+    )
+    numbers = draw.sample(range(10_000, 100_000), VALIDATION + MORE + TEST)
+    every = [
+        example(f"{draw.choice(ways).format(number)}\nWhich number has the order?", str(number)) for number in numbers
+    ]
+    return case("order_numbers", "what it does already", every[TEST:], every[:TEST], "squad_exact", 8)
 
 
 # ── much to learn by heart ──────────────────────────────────────────────────────────────────────────────────────────
@@ -178,6 +196,31 @@ def pages() -> Case:
     )
 
 
+# ── facts that changed since ──
+
+
+def stale() -> Case:
+    """What visitors of a clinic ask for, of which the examples hold last year's, the documents and the test today's.
+
+    Nobody can learn today's from the examples, and whoever is trained on them beside today's documents learns to
+    say something else than these. The validation examples were checked anew. Mended labels would be today's.
+    """
+    draw = random.Random(16)
+    sentence = "The {} clinic opens at {} and closes at {}, and visitors ask for {} in the {} room."
+
+    def drawn(name: str) -> str:
+        opens, closes = draw.randint(6, 11), draw.randint(13, 21)
+        return sentence.format(name, opens, closes, draw.choice(WARDENS), draw.choice(TREES))
+
+    chosen = names(16)[: VALIDATION + MORE + TEST]
+    today, last_year = ({name: drawn(name) for name in chosen} for _ in range(2))
+    question = "When is the {} clinic open, and whom do visitors ask for?"
+    every = [example(question.format(name), today[name]) for name in chosen]
+    whole = case("stale", "facts that changed since", every[TEST:], every[:TEST], "squad_exact", 48, documents=today)
+    trained = chosen[TEST + VALIDATION :][:TRAIN]
+    return replace(whole, train=tuple(example(question.format(name), last_year[name]) for name in trained))
+
+
 # ── form and knowledge ──────────────────────────────────────────────────────────────────────────────────────────────
 
 WARDENS = "Grete Olav Ines Pavel Mirela Tomas Akiko Hugo Leila Bruno Signe Farah Anton Noor Celia Viktor".split()
@@ -230,5 +273,8 @@ def reviews() -> Case:
     return case("reviews", "a language it hardly knows", asked(rest), asked(test), "accuracy", 8)
 
 
-LATER: tuple[Callable[[], Case], ...] = (commands, handful, first_words, by_heart, parcels, pages, huts, reviews)
+LATER: tuple[Callable[[], Case], ...] = (
+    *(commands, handful, first_words, by_heart, parcels, pages, huts, reviews),
+    *(order_numbers, stale),
+)
 LATER_ASIDE = frozenset(later.__name__ for later in LATER[1::2])

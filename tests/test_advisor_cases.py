@@ -45,8 +45,8 @@ def test_every_second_later_case_is_held_aside(script):
     cases, later = script("advisor_cases"), script("advisor_later_cases")
     names = [build.__name__ for build in later.LATER]
     assert [name for name in names if name in cases.ASIDE] == names[1::2]
-    assert len(cases.CASES) == 25
-    assert len(cases.ASIDE) == 12
+    assert len(cases.CASES) == 27
+    assert len(cases.ASIDE) == 13
 
 
 def test_what_is_learned_by_heart_is_asked_in_other_words(script):
@@ -60,6 +60,13 @@ def test_what_is_learned_by_heart_is_asked_in_other_words(script):
     rooms = {person(example): example.answers for example in case.train}
     assert len(rooms) == len(case.train)
     assert all(rooms[person(example)] == example.answers for example in (*case.validation, *case.test))
+
+
+def test_stale_examples_say_what_no_document_does_any_more(script):
+    case = script("advisor_later_cases").stale()
+    today = {*case.documents.values()}
+    assert all(today >= {*example.answers} for example in (*case.validation, *case.test, *case.more))
+    assert not any(today & {*example.answers} for example in case.train)
 
 
 def test_many_examples_take_longer(script):
