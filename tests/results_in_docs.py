@@ -15,6 +15,7 @@ from typing import Any
 
 import exchange
 from result_tables import TABLES
+from result_tables.machine import origins
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -49,11 +50,14 @@ def benchmark(name: str) -> str:
     path = RESULTS / f"{file}.json"
     if not path.exists():
         return NOT_YET
-    head, *rows = rows_of(json.loads(path.read_text(encoding="utf-8")))
-    if not rows:
-        return NOT_YET
+    return to_markdown(rows_of(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def to_markdown(rows: list[list[str]]) -> str:
+    """Rows as a table, the first its head; without any other one there is nothing yet."""
+    head, *others = rows
     rule = ["---", *["---:"] * (len(head) - 1)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *rows))
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *others)) if others else NOT_YET
 
 
 @cache
@@ -115,6 +119,8 @@ def filled(text: str) -> str:
             content = headline(match["headline"])
         elif match["readings"]:
             content = readings()
+        elif match["origins"]:
+            content = to_markdown(origins(RESULTS))
         else:
             content = table(match["name"]) if match["name"] else benchmark(match["benchmark"])
         return f"{match['mark']}\n{content.strip()}\n<!-- end -->"
@@ -122,7 +128,7 @@ def filled(text: str) -> str:
     formats = "|".join({row.format: 0 for row in exchange.ROWS})
     benchmarks = "|".join(sorted(TABLES, reverse=True))  # a longer name before its beginning
     own = r"table: (?P<name>\w+)|ablation: (?P<ablation>\w+)|evidence: (?P<evidence>\w+)"
-    own += r"|headline: (?P<headline>\w+)|(?P<readings>readings)"
+    own += r"|headline: (?P<headline>\w+)|(?P<readings>readings)|(?P<origins>origins)"
     marks = rf"{own}|(?P<format>{formats})|(?P<benchmark>{benchmarks})"
     return re.sub(rf"(?P<mark><!-- (?:{marks}) -->)\n.*?<!-- end -->", place, text, flags=re.DOTALL)
 

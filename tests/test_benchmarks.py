@@ -20,6 +20,7 @@ import torch
 import yaml
 
 import halka
+from result_tables.machine import origins
 from tiny import tiny
 from tokenizers_for_tests import chatml_tokenizer
 
@@ -133,6 +134,29 @@ def test_each_result_is_of_a_commit_that_history_has():
                 name = path.relative_to(FOLDER / "results").parts[0]
                 elsewhere.setdefault(name, set()).add(commit or "none")
     assert elsewhere == COMMITS_ELSEWHERE, "measure with a clean checkout of main; take out what was measured again"
+
+
+def test_each_result_says_what_it_ran_on_and_beside(every, tmp_path):
+    def setup(commit, cpu="Intel(R) Xeon(R) Processor"):
+        return {"machine": {"cpu": cpu, "threads": 2}, "versions": {"torch": "2.13.0+cpu"}, "commit": commit}
+
+    (tmp_path / "speed.json").write_text(json.dumps({"lora": {"setup": setup("a1")}, "full": [setup("b2", "EPYC")]}))
+    (tmp_path / "snips" / "runs").mkdir(parents=True)
+    (tmp_path / "snips" / "runs" / "one.json").write_text(json.dumps(setup(None)))
+    assert [row[:6] for row in origins(tmp_path)[1:]] == [
+        ["`snips`", "Intel Xeon", "2", "2.13.0", "–", "not recorded"],
+        ["`speed.json`", "EPYC, Intel Xeon", "2", "2.13.0", "a1, b2", "not recorded"],
+    ]
+    speed = {when: {"gflops": 60.4, "gflops_fp32": 40.0, "gigabytes": 9.0} for when in ("before", "after")}
+    ran = {"result": every.PIECES["speed"].result, "commit": "b2", "cores_of_others": 0.02, "speed": speed}
+    (tmp_path / "measured.json").write_text(json.dumps({"speed": ran, "engine-loads": {**ran, "result": "engine"}}))
+    assert origins(tmp_path)[-1][5:] == ["0.02", "60 to 60", "40 to 40", "9 to 9"]
+
+
+def test_a_piece_names_what_it_writes(every):
+    assert {"advisor", "snips", "laws", "packing_steps", "packing_memory", "reading", "engine"} <= {
+        piece.result for piece in every.PIECES.values()
+    }
 
 
 def test_each_result_has_a_piece_that_brings_it_up_to_date(every):

@@ -5,6 +5,6 @@ TABLES has, by the mark in the docs, the name of the file in benchmarks/results 
 
 from __future__ import annotations
 
-from result_tables import answering, machine, planning, searching, training
+from result_tables import answering, planning, searching, training
 
-TABLES = training.TABLES | answering.TABLES | planning.TABLES | searching.TABLES | machine.TABLES
+TABLES = training.TABLES | answering.TABLES | planning.TABLES | searching.TABLES
