@@ -152,6 +152,20 @@ def test_work_is_timed_and_ends_where_the_time_does():
     assert budget.left == pytest.approx(100 - clock.now)
 
 
+def test_answers_do_not_wait_for_a_long_pilot():
+    """Whose steps are estimated before one is timed; what they turn out to take is cut from them."""
+    costs = Costs({CLOSED: 0.1}, {CLOSED: 0.5}, training={CLOSED: 1.0})
+    plan = WorkPlan(16, (CLOSED, EXAMPLES), trials=TRIALS[:2], rows=8, steps=48, evaluations=6)
+    clock = Clock()
+    budget = Budget(100.0, clock, costs=costs, planned=plan)
+    reserve = budget.reserve(CLOSED, answers=True)
+    assert reserve == pytest.approx(costs.seconds(replace(plan, steps=12, evaluations=3), {CLOSED}))
+    assert reserve < 100 - 16 * 0.5 < costs.seconds(plan, {CLOSED})
+    assert done(budget, clock, 0.5, 16, costs.answers, reserve=reserve)[-1].stop == 16
+    budget.planned = replace(plan, steps=6, evaluations=2)  # is no longer than planned
+    assert budget.reserve(CLOSED, answers=True) == costs.seconds(budget.planned, {CLOSED})
+
+
 def test_without_a_limit_or_a_cost_all_is_done_at_once():
     clock = Clock()
     assert done(Budget(clock=clock), clock, 4.0, 100, {"work": 1.0}) == [range(100)]

@@ -211,13 +211,16 @@ class _Pilot:
         steps_of_all = train_many(self.base.model, jobs, observe=Pace(self.budget, self.plan))
         with closing(steps_of_all):  # interrupted here, it leaves a checkpoint
             for steps in steps_of_all:
+                latest = None
                 for name, step in steps.items():
                     if isinstance(step, TrainingError):
                         failed[name] = step
                         continue
-                    progress(f"training {len(jobs)} adapters: step {step.step} of {step.steps}")
+                    latest = step
                     if step.validation is not None:
                         curves[name][step.step] = step.validation
+                if latest is not None:
+                    progress(f"training {len(jobs)} adapters: step {latest.step} of {latest.steps}")
         for job in jobs:
             metrics = None if job.folder is None else Path(job.folder) / METRICS
             if metrics is not None and metrics.exists():
