@@ -51,8 +51,9 @@ class Threads:
 
     read    what users may look at: adapters, comparisons, usage
     manage  stores, uploads and jobs
-    near    collections whose passages are on this machine
-    afar    those whose passages are in a server elsewhere, which may not answer for long: only these wait for it
+    near    collections whose passages are in their own folder
+    afar    those whose passages are at a place of their own, mostly a server of this machine or another, which may not
+            answer for long: only these wait for it
     """
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ def document_lines(service: Service, tenant: str, name: str) -> Iterator[bytes]:
     """A collection's documents as the lines of a file that `halka advise --documents` reads.
 
     They are those that every manager of the tenant may read, as every manager sees what comes of the job. Call it in
-    a thread of `Threads.ingest`, which keeps the collection. Raises ApiError where there are no documents.
+    a thread of the collection's `ingest` (`threads_of`), which keeps it. Raises ApiError where there are no documents.
     """
     collection, scope = open_collection(service, tenant, name), Scope(frozenset({tenant, "manager"}))
     documents, names = collection.documents(scope), set[str]()

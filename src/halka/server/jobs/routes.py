@@ -170,6 +170,7 @@ async def _start(job: Job, files: Mapping[str, Path], service: Service, caller: 
             threads = await threads_of(service, tenant.name, job.collection)
             documents = await threads.ingest(lambda: sum(map(len, lines())))
             await service.guards.quota.reserve(caller, documents)
+            threads = await threads_of(service, tenant.name, job.collection)  # another where it was made anew
             path = await threads.ingest(write_lines, lines(), folder / DOCUMENTS, documents)
             new.files[DOCUMENTS] = path
         await service.guards.quota.reserve(caller, size + new.request.room)

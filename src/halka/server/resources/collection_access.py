@@ -50,7 +50,7 @@ async def threads_of(service: Service, tenant: str, name: str) -> CollectionThre
 
 
 def _is_afar(service: Service, tenant: str, name: str) -> bool:
-    """Whether its passages are in a server; not where there is no such collection, or it is damaged."""
+    """Whether its passages are at a place of their own; not where there is no such collection, or it is damaged."""
     try:
         return is_portable_name(name) and "at" in CollectionFolder(_folder(service, tenant) / name).settings()
     except (OSError, HalkaError):

@@ -157,7 +157,8 @@ async def upload_documents(
             ]
 
         events = list[dict[str, Any]]()
-        for name, path in zip(names, paths, strict=True):  # a call each: others' documents go in between
+        for name, path in zip(names, paths, strict=True):  # a call each: others go in between, and it may move
+            threads = await threads_of(service, caller.tenant, collection)
             events += await threads.ingest(put, name, path)
     if all(event["status"] == "skipped" for event in events):
         raise ApiError(400, events[0]["reason"], param="files", code="unreadable_document")
