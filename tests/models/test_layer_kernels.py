@@ -13,6 +13,7 @@ from halka.estimating.dry_runs import Setup, dry_run
 from halka.models.layer_kernels import layer_kernels
 from halka.training import TrainConfig, train
 from tiny import tiny
+from tokenizers_for_tests import chatml_tokenizer
 from training_for_tests import items
 
 TAKEN = {"llama": 5 + 2, "qwen3": 5 + 4 + 2, "mixtral": 5, "gemma": 0, "gpt2": 0}
@@ -113,3 +114,24 @@ def test_a_dry_run_counts_what_kernels_keep():
         for dtype in ("bfloat16", "float32")
     ]
     assert both[0].activations < 0.45 * both[1].activations  # norms keep nothing in fp32
+
+
+def test_a_base_that_transformers_gives_forwards_with_every_mode_trains():
+    """As from_pretrained leaves bases from transformers 5.25 on; on this device they keep their own."""
+    pytest.importorskip("kernels")
+    config, losses = TrainConfig(lr=1e-3, steps=2, batch_size=2), []
+    for kernels in (False, True):
+        base = bf16("llama").eval()
+        base.set_use_kernels(kernels)
+        model = halka.adapt(base)
+        model.add("a", halka.LoRA(rank=4))
+        losses.append([step.loss for step in train(model, "a", items(4), config)])
+        assert not replaced(base)
+    assert losses[0] == losses[1]
+
+
+def test_no_code_of_the_hub_computes_a_base_that_is_loaded(tmp_path):
+    tiny("llama").save_pretrained(tmp_path)
+    chatml_tokenizer().save_pretrained(tmp_path)
+    base, _ = halka.load_base(str(tmp_path))
+    assert not base.use_kernels

@@ -127,8 +127,8 @@ def iter_answers(
             torch.inference_mode(),
             used,
             use_attention(model.base),
-            float32_products(model.base),
             without_dropout(model, own),
+            float32_products(model.base),
         ):
             answers = objective.answers(model, own, [items[i] for i in batch], rows[batch[0]].most, options)
         yield from zip(batch, answers, strict=True)

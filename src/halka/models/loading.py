@@ -416,6 +416,7 @@ def _from_folder(folder: Path, kind: Kind, labels: Sequence[str] | None, seed: i
             folder,
             **named,
             **options,
+            use_kernels=False,  # transformers would take code from the hub, and modules' forwards with every mode
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )

@@ -64,7 +64,10 @@ class SentenceEmbedder:
         try:
             with quiet_libraries():
                 self._model: Any = SentenceTransformer(
-                    folder, device=device, trust_remote_code=False, model_kwargs={"dtype": precision}
+                    folder,
+                    device=device,
+                    trust_remote_code=False,
+                    model_kwargs={"dtype": precision, "use_kernels": False},  # which would be the hub's code
                 )
         except (OSError, ValueError, KeyError) as error:
             raise HalkaError(f"{name_or_path} cannot be loaded as an embedder: {error}") from error

@@ -153,7 +153,12 @@ class CrossEncoder:
         self.name, self.batch_size = str(name_or_path), batch_size
         try:
             with quiet_libraries():
-                self._model: Any = Loaded(self.name, device=device, trust_remote_code=False)
+                self._model: Any = Loaded(
+                    self.name,
+                    device=device,
+                    trust_remote_code=False,
+                    model_kwargs={"use_kernels": False},  # which would be the hub's code
+                )
         except (OSError, ValueError, KeyError) as error:
             raise HalkaError(f"{name_or_path} cannot be loaded as a cross-encoder: {error}") from error
         if (labels := self._model.config.num_labels) != 1:

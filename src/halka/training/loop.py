@@ -307,10 +307,10 @@ def _training_mode(model: AdaptedModel, runs: list[Run], observer: Observer, ran
     with (
         model.use(None),
         use_attention(base),
+        in_mode(True, base),  # upon which transformers may give modules other forwards: before halka's
         layer_kernels(base),
         float32_products(base),
         seeded(seed, devices),
-        in_mode(True, base),
         ExitStack() as casts,
     ):
         with memory_errors(f"at step {runs[0].number}, before its first batch", SMALLER_ADAPTER):
@@ -355,8 +355,8 @@ def mean_loss(
         torch.no_grad(),
         model.use(name),
         use_attention(model.base),
-        float32_products(model.base),
         without_dropout(model, [name]),
+        float32_products(model.base),
     ):
         batches = batch_plan(model, items, replace(config, group_shared=packed))
         for start in range(0, len(batches), ranks.count):  # as many passes on every rank
