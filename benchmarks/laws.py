@@ -3,9 +3,10 @@
     halka compare benchmarks/experiments/laws/rates.yaml -o benchmarks/results/laws/rates     # and places, batches
     python benchmarks/laws.py        # judges what is there: results/laws.json, which docs/evidence.md shows
 
-Each law has a rule that was written before its sweep was run: it held, it did not, or it cannot be told here. Rates
-are compared by the best between those tried, losses at the best of those tried, seed by seed. Where the best is an edge
-of those tried, nothing can be told. Intervals are over seeds alone, for these validation examples.
+Each law has a rule: it held, it did not, or it cannot be told here. Rules were written before their sweeps were run,
+but for the bounds of the first two, which were one law until its result was read. Rates are compared by the best
+between those tried, losses at the best of those tried, seed by seed. Where the best is an edge of those tried, nothing
+can be told. Intervals are over seeds alone, for these validation examples.
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ LAWS = (
     Law(
         "fifteen times",
         "rates",
-        "In short runs, of about a hundred steps, it is fifteen times full fine-tuning's.",
+        "In short runs, of about a hundred steps, LoRA's best rate is fifteen times full fine-tuning's.",
         "the interval has fifteen within and lies between 7.5 and 30",
         ("full", "r16, α 32"),
         times_full(15),

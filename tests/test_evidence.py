@@ -192,7 +192,7 @@ def test_runs_to_convergence_are_judged_by_the_aim_that_short_ones_set(pages, re
         write("rag_nq_oracle_converged", longer)
         shown = text(pages, pages["rag"].part(results))
         assert f"The aim was 1.3 times: {became}" in shown
-        assert ("this one has 1.00 times that" in shown) == (short == longer)
+        assert ("of 100 questions exactly; this one, on 100, has 1.00 times that" in shown) == (short == longer)
 
 
 def test_a_base_alone_is_shown_without_a_comparison(pages, results):
@@ -362,8 +362,16 @@ def test_a_rank_that_learns_nearly_no_facts_has_less_than_full(pages, results):
     shown = text(pages, pages["facts"].part(results))
     assert "Facts, less than 97 % of full's gain: LoRA r1" in shown
     assert "Held: LoRA r1 stays below 97 % of full's gain" in shown
-    assert "The same rank" not in shown, "it is too low for form, too"
+    assert "The same rank is enough for form that is new. Did not hold: LoRA r1 is too low for form, too." in shown
     assert re.search(r"\| LoRA r1 \| 20\.2 % \| 0 % \\?\[−", shown)
+
+
+def test_no_rank_is_too_low_for_facts_that_all_learn(pages, results):
+    add(pages, results, "facts", scores={"base (no tuning)": 0.2, "full": 0.5, **dict.fromkeys(RANKS, 0.8)})
+    add(pages, results, "snips")
+    shown = text(pages, pages["facts"].part(results))
+    assert "too low for facts that are new. Did not hold: every rank tried has at least 97 % of full's gain" in shown
+    assert "The same rank" not in shown, "there is none"
 
 
 def test_steps_to_facts_are_named_where_every_seed_came_there(pages, results):

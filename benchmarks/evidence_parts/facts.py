@@ -6,7 +6,7 @@ alone lets the bare base score on facts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -97,9 +97,22 @@ def _table(studies: Mapping[str, Study], shares: Mapping[str, Mapping[str, tuple
     return table(
         head,
         lines,
-        "In brackets 95 % intervals over seeds and test items. "
-        "LoRA's α is 32 for facts and twice the rank for form, each with a rate that was searched.",
+        f"In brackets 95 % intervals over seeds and test items.{_alphas(studies)}",
     )
+
+
+def _alphas(studies: Mapping[str, Study]) -> str:
+    """LoRA's α in each study."""
+    used = {
+        KINDS[name]: {fields["alpha"] for run in study.runs if "alpha" in (fields := run["method"]["fields"])}
+        for name, study in studies.items()
+    }
+    words = [
+        f"{listed(['twice the rank' if alpha is None else f'{alpha:g}' for alpha in own])} for {kind}"
+        for kind, own in used.items()
+        if own
+    ]
+    return f" LoRA's α is {listed(words)}." if words else ""
 
 
 def _cells(study: Study, row: Row | None, of_full: tuple[float, Interval | None] | None) -> list[str | Cell]:
@@ -128,22 +141,35 @@ def _findings(
         parts = [f"{side} {percent(REACHED)} of full's gain: {', '.join(own[side])}" for side in SIDES if own[side]]
         sentences += [f"{KINDS[name].capitalize()}, {'; '.join(parts)}."] if parts else []
     both = [label for label in sides["facts"] if label in sides["snips"]]
-    if below := [label for label, side in sides["facts"].items() if side == BELOW]:
-        stay = "stay" if len(below) > 1 else "stays"
-        sentences.append(
-            f"There is a rank that is too low for facts that are new. Held: {listed(below)} {stay} below "
-            f"{percent(REACHED)} of full's gain, the whole interval."
-        )
-    if lacking := _lacking(sides):
-        enough = [label for label in lacking if sides["snips"][label] == REACHING]
-        verdict = f"Held: {listed(enough)}" if enough else f"Cannot be told here: {listed(lacking)} may be too low, too"
-        sentences.append(f"The same rank is enough for form that is new. {verdict}.")
+    if sides["facts"]:
+        sentences.append(f"There is a rank that is too low for facts that are new. {_too_low(sides['facts'])}.")
+    if below := [label for label in both if sides["facts"][label] == BELOW]:
+        sentences.append(f"The same rank is enough for form that is new. {_enough(sides['snips'], below)}.")
     paces = {name: study.summary.near_full for name, study in studies.items() if study.runs}
     timed = [label for label in both if all(label in paces[name] and paces[name][label].whole for name in KINDS)]
     times = [f"{label} {paces['facts'][label].steps / paces['snips'][label].steps:.1f} times" for label in timed]
     return sentences + (
         [f"Steps to 95 % of full's score on facts, by those on form: {listed(times)}."] if times else []
     )
+
+
+def _too_low(facts: Mapping[str, str]) -> str:
+    """The verdict on ranks that are too low for facts: one is, the whole interval; or none is; or neither is shown."""
+    if below := [label for label, side in facts.items() if side == BELOW]:
+        stay = "stay" if len(below) > 1 else "stays"
+        return f"Held: {listed(below)} {stay} below {percent(REACHED)} of full's gain, the whole interval"
+    if all(side == REACHING for side in facts.values()):
+        return f"Did not hold: every rank tried has at least {percent(REACHED)} of full's gain, the whole interval"
+    return "Cannot be told here"
+
+
+def _enough(form: Mapping[str, str], below: Sequence[str]) -> str:
+    """The verdict on whether ranks that are too low for facts are enough for form."""
+    if enough := [label for label in below if form[label] == REACHING]:
+        return f"Held: {listed(enough)}"
+    if unknown := [label for label in below if form[label] == UNKNOWN]:
+        return f"Cannot be told here: {listed(unknown)} may be too low, too"
+    return f"Did not hold: {listed(below)} {'are' if len(below) > 1 else 'is'} too low for form, too"
 
 
 def too_little_for_facts(results: Results) -> list[str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SETS = {"rag_nq_oracle_converged": "Natural Questions", "rag_tofu_converged": "TOFU's invented authors"}
 BOTH, FULL = "tuned adapter + passages", "tuned full + passages"
 AIM = 1.3
-"""Times the exact answers of the tuned adapter in the short runs, which were the aim before the longer ones began."""
+"""The project's aim: so many times the exact answers of the tuned adapter in the short runs."""
 
 
 def part(results: Results) -> Part:
@@ -76,15 +76,19 @@ def _aimed(summary: Summary, short: Sequence[Mapping[str, Any]]) -> list[str]:
     """Whether the tuned adapter came to the aim, and where it did not for certain, what holds it back."""
     from halka.studies.ablation.summary import summarise
 
-    own = next((way.scores for way in summary.ways if way.label == BOTH), {})
-    before = next((way.scores["exact"] for way in summarise(short).ways if way.label == BOTH), None) if short else None
-    if before is None or not before.value or (exact := own.get("exact")) is None or exact.low is None:
+    if not short:
+        return []
+    earlier = summarise(short)
+    own, then = (next((way.scores for way in of.ways if way.label == BOTH), {}) for of in (summary, earlier))
+    before, exact = then.get("exact"), own.get("exact")
+    if before is None or not before.value or exact is None or exact.low is None:
         return []
     low, high = exact.low / before.value, (exact.high or 0.0) / before.value
     came = "it came there" if low >= AIM else "it did not" if high < AIM else "whether it came there cannot be told"
     sentences = [
-        f"The short runs' tuned adapter answered {percent(before.value, 1)} exactly; this one has "
-        f"{exact.value / before.value:.2f} times that, {low:.2f} to {high:.2f} by its own interval. "
+        f"The short runs' tuned adapter answered {percent(before.value, 1)} of {earlier.questions} questions exactly; "
+        f"this one, on {summary.questions}, has {exact.value / before.value:.2f} times that, {low:.2f} to {high:.2f} "
+        "by its own interval, that of the short runs left out. "
         f"The aim was {AIM:g} times: {came}."
     ]
     full = next((way.scores["exact"] for way in summary.ways if way.label == FULL and "exact" in way.scores), None)

@@ -10,7 +10,7 @@ from typing import Any
 NOTHING = "–"
 NOT_RECORDED = "not recorded"
 HEAD = ["Results", "Processor", "Threads", "Torch", "Commit", "Cores of others", "bf16, GFLOP/s", "fp32", "GB/s"]
-WITHOUT = {"measured", "laws"}  # the record of what ran, and verdicts on other files
+WITHOUT = {"measured.json", "laws.json"}  # the record of what ran, and verdicts on other files
 SPEEDS = ("gflops", "gflops_fp32", "gigabytes")
 COMMITS = 3  # that are named; of more there is their number
 
@@ -44,7 +44,7 @@ def _setups(results: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for path in sorted(results.iterdir()):
         files = [path] if path.suffix == ".json" else sorted(path.rglob("*.json")) if path.is_dir() else []
         found = [setup for file in files for setup in _within(json.loads(file.read_text(encoding="utf-8")))]
-        if found and path.stem not in WITHOUT:
+        if found and path.name not in WITHOUT:
             yield path.name, found
 
 
