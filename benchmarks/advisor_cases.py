@@ -1,7 +1,7 @@
 """What `benchmarks/advisor.py` asks the advisor about: cases of different kinds of data, each with its splits.
 
 Some are of public sets (see each function for the source and the licence), the others are made here. Those in `ASIDE`
-are held aside: the advisor's thresholds were set without them. Eight more cases came later: advisor_later_cases.py.
+are held aside: the advisor's thresholds were set without them. Ten more cases came later: advisor_later_cases.py.
 """
 
 # ruff: noqa: SIM905

@@ -45,6 +45,7 @@ IDLE = 0.1  # of a core: more than that, taken by others, and nothing is timed
 LEAST = 60.0  # seconds: in fewer nothing finishes
 DISTURBED = 0.25  # of a core: more than that, taken by others meanwhile, and what was timed is due again
 LLAMA, VLLM = "HALKA_LLAMA", "HALKA_VLLM"
+FOLDERS = ("advisor", "reading")  # of results, of scripts that write more than a file
 STUDIES = {  # minutes on two cores: of the experiments' files, of earlier runs, or by the seconds of their steps
     "snips": 180,
     "snips_longer": 120,
@@ -90,13 +91,14 @@ class Piece:
 
     @property
     def result(self) -> str:
-        """The file or the folder of benchmarks/results that it writes."""
+        """The file or the folder of benchmarks/results that it writes, as a pattern: several files of `gpu.py`."""
         if self.script == "halka":
             return Path(self.arguments[-1]).relative_to("benchmarks/results").parts[0]
         stem = Path(self.script).stem
         if stem == "packing":
-            return f"packing_{self.arguments[0].removeprefix('--')}"
-        return "advisor" if stem.startswith("advisor") else stem
+            return f"packing_{self.arguments[0].removeprefix('--')}.json"
+        folder = next((folder for folder in FOLDERS if stem.startswith(folder)), None)
+        return folder or ("gpu_*.json" if stem == "gpu" else f"{stem}.json")
 
     @property
     def command(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Seconds of a training step and memory of each method of the studies at convergence, with nothing beside it.
+"""Seconds of a training step and memory of each method of the studies at convergence, one run at a time.
 
     python benchmarks/paces.py                # an hour for all five; `paces.py snips` for one, some ten minutes
 

@@ -50,10 +50,10 @@ def benchmark(name: str) -> str:
     path = RESULTS / f"{file}.json"
     if not path.exists():
         return NOT_YET
-    return to_markdown(rows_of(json.loads(path.read_text(encoding="utf-8"))))
+    return as_table(rows_of(json.loads(path.read_text(encoding="utf-8"))))
 
 
-def to_markdown(rows: list[list[str]]) -> str:
+def as_table(rows: list[list[str]]) -> str:
     """Rows as a table, the first its head; without any other one there is nothing yet."""
     head, *others = rows
     rule = ["---", *["---:"] * (len(head) - 1)]
@@ -120,7 +120,7 @@ def filled(text: str) -> str:
         elif match["readings"]:
             content = readings()
         elif match["origins"]:
-            content = to_markdown(origins(RESULTS))
+            content = as_table(origins(RESULTS))
         else:
             content = table(match["name"]) if match["name"] else benchmark(match["benchmark"])
         return f"{match['mark']}\n{content.strip()}\n<!-- end -->"

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ SHARED = {
     "replicas_servers",
 }  # modules of the scripts
 COMMITS_ELSEWHERE = {
-    "advisor": {"752207bd2ccb", "86ad5256a087-dirty"},
+    "advisor": {"86ad5256a087-dirty"},
     "classification": {"4c4fe7bb67e7", "76d90615c001", "aa417ae94083"},
     "engine_exactness.json": {"0df845a50d26"},
     "experts.json": {"29ba5715098b"},
@@ -141,30 +142,35 @@ def test_each_result_says_what_it_ran_on_and_beside(every, tmp_path):
         return {"machine": {"cpu": cpu, "threads": 2}, "versions": {"torch": "2.13.0+cpu"}, "commit": commit}
 
     (tmp_path / "speed.json").write_text(json.dumps({"lora": {"setup": setup("a1")}, "full": [setup("b2", "EPYC")]}))
-    (tmp_path / "snips" / "runs").mkdir(parents=True)
-    (tmp_path / "snips" / "runs" / "one.json").write_text(json.dumps(setup(None)))
+    for name in ("snips", "laws/rates"):
+        (tmp_path / name / "runs").mkdir(parents=True)
+        (tmp_path / name / "runs" / "one.json").write_text(json.dumps(setup(None)))
+    (tmp_path / "laws.json").write_text(json.dumps(setup("a1")))  # verdicts on those runs
     assert [row[:6] for row in origins(tmp_path)[1:]] == [
+        ["`laws`", "Intel Xeon", "2", "2.13.0", "–", "not recorded"],
         ["`snips`", "Intel Xeon", "2", "2.13.0", "–", "not recorded"],
         ["`speed.json`", "EPYC, Intel Xeon", "2", "2.13.0", "a1, b2", "not recorded"],
     ]
     speed = {when: {"gflops": 60.4, "gflops_fp32": 40.0, "gigabytes": 9.0} for when in ("before", "after")}
     ran = {"result": every.PIECES["speed"].result, "commit": "b2", "cores_of_others": 0.02, "speed": speed}
-    (tmp_path / "measured.json").write_text(json.dumps({"speed": ran, "engine-loads": {**ran, "result": "engine"}}))
+    (tmp_path / "measured.json").write_text(
+        json.dumps({"speed": ran, "engine-loads": {**ran, "result": "engine.json"}})
+    )
     assert origins(tmp_path)[-1][5:] == ["0.02", "60 to 60", "40 to 40", "9 to 9"]
 
 
 def test_a_piece_names_what_it_writes(every):
-    assert {"advisor", "snips", "laws", "packing_steps", "packing_memory", "reading", "engine"} <= {
-        piece.result for piece in every.PIECES.values()
-    }
+    names = ("advisor-minutes", "snips", "quantised", "quantised-steps", "laws/rates", "packing-steps", "engine-loads")
+    files = ["advisor", "snips", "quantised", "quantised.json", "laws", "packing_steps.json", "engine.json"]
+    assert [every.PIECES[name].result for name in names] == files
+    assert fnmatch("gpu_training_8b.json", every.PIECES["gpu"].result)
 
 
 def test_each_result_has_a_piece_that_brings_it_up_to_date(every):
-    scripts = {piece.script.removesuffix(".py") for piece in every.PIECES.values()}
-    scripts |= {study.split("/")[0] for study in every.STUDIES}
-    once = {"packing_steps", "packing_memory", "measured", "tried", "handbook"}
-    results = {path.stem for path in (FOLDER / "results").iterdir() if path.suffix != ".svg"}
-    assert {stem for stem in results - once if not stem.startswith("gpu_")} <= scripts
+    patterns = {piece.result for piece in every.PIECES.values()}
+    once = {"measured.json", "tried", "handbook.json", "laws.json"}
+    results = {path.name for path in (FOLDER / "results").iterdir() if path.suffix != ".svg"} - once
+    assert [name for name in results if not any(fnmatch(name, pattern) for pattern in patterns)] == []
     within = {runs.parent.relative_to(FOLDER / "results").as_posix() for runs in FOLDER.glob("results/*/*/runs")}
     assert within <= {*every.STUDIES}
 

@@ -195,7 +195,7 @@ def test_the_right_tools_are_called_or_none():
     )
     clock = '{"name": "clock", "arguments": {}}'
     assert of("calls_exact", f"{clock}\n{paris}", f"{paris}\n{clock}") == 1, "they are made side by side"
-    for depth in (300, 600, 5000):  # deeper than can be compared, than can be read
+    for depth in (300, 600, 5000):  # the second is deeper than could once be compared, the last than can be read
         nested = f'{{"name": "weather", "arguments": {"[" * depth}{"]" * depth}}}'
         assert of("calls_exact", nested, paris) == 0
     assert of("calls_exact", f"{paris}\n{paris}", paris) == of("calls_exact", paris, f"{paris}\n{clock}") == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def origins(results: Path) -> list[list[str]]:
     rows = [HEAD]
     for name, setups in _setups(results):
         commits = sorted({setup["commit"] for setup in setups} - {None})
-        own = [piece for piece in ran.values() if piece["result"] == Path(name).stem and piece["commit"] in commits]
+        own = [piece for piece in ran.values() if fnmatch(name, piece["result"]) and piece["commit"] in commits]
         rows.append(
             [
                 f"`{name}`",

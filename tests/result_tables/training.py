@@ -157,15 +157,13 @@ def quantised_runs(found: Any) -> list[list[str]]:
     """The same LoRA trained on each form."""
     from halka.report.units import bounds
 
-    rows = [["LoRA r16", "Score", "Peak memory", "Beyond base", "Runs"]]
+    rows = [["LoRA r16", "Score", "Runs"]]
     for each in found["rows"]:
         score = each["scores"][found["primary"]["name"]]
         rows.append(
             [
                 each["label"].removeprefix("LoRA r16 "),
                 f"{100 * score['value']:.1f} % {bounds(score['low'], score['high'])}",
-                f"{each['peak']['mean'] / 1e9:.2f} GB",
-                f"{each['beyond']['mean'] / 1e9:.2f} GB",
                 str(each["runs"]),
             ]
         )
