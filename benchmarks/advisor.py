@@ -1,7 +1,7 @@
 """Is the advisor right? Its advice for each case beside what every option really scored there.
 
     HALKA_DATA=… python benchmarks/advisor_outcomes.py --jobs 2     # the outcomes: an hour and a half on two cores
-    HALKA_DATA=… python benchmarks/advisor.py --jobs 2              # the probes: an hour and a half
+    HALKA_DATA=… python benchmarks/advisor.py --jobs 2              # the probes: an hour and a quarter
     python benchmarks/advisor.py --judge                            # what is there, judged anew: a second
 
 The advisor sees a case's training and validation examples and its documents, never the test or an outcome. What it
@@ -38,7 +38,7 @@ from halka.advisor.verdict import minimum_score
 from halka.util.files import write_text
 
 FOLDER = Path(__file__).parent / "results" / "advisor"
-MINUTES = 10.0  # what `halka advise` takes by default
+MINUTES = 5.0  # half of what `halka advise` takes by default, on one core
 CONFIDENCES = (0.0, 0.4, 0.6, 1.0)  # bounds of the groups in which confidence stands beside agreement
 WAYS = tuple(each for each in CHOICES if each not in ("data", "base"))
 NAMES = {each.__name__: each for each in CASES}
