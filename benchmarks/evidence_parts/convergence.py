@@ -1,6 +1,6 @@
 """Methods beside full fine-tuning on one set, each trained until validation stopped improving, or to the most steps.
 
-The rules, which were written before any of these results was looked at. A verdict needs three seeds of each method. A
+The rules; docs/evidence.md says which of them came after a result. A verdict needs three seeds of each method. A
 method reaches full fine-tuning where the 95 % interval of its share of full's score lies above 97 %, and stays below
 where it lies below; else it cannot be told here. Two scores differ where the interval of their difference leaves zero
 out.

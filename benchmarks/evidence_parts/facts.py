@@ -104,11 +104,11 @@ def _table(studies: Mapping[str, Study], shares: Mapping[str, Mapping[str, tuple
 def _alphas(studies: Mapping[str, Study]) -> str:
     """LoRA's α in each study."""
     used = {
-        KINDS[name]: {fields["alpha"] for run in study.runs if "alpha" in (fields := run["method"]["fields"])}
+        KINDS[name]: {run["method"]["fields"].get("alpha") for run in study.runs if run["method"]["name"] == "lora"}
         for name, study in studies.items()
     }
     words = [
-        f"{listed(['twice the rank' if alpha is None else f'{alpha:g}' for alpha in own])} for {kind}"
+        f"{listed(['twice the rank' if alpha is None else f'{alpha:g}' for alpha in sorted(own, key=str)])} for {kind}"
         for kind, own in used.items()
         if own
     ]
@@ -142,7 +142,8 @@ def _findings(
         sentences += [f"{KINDS[name].capitalize()}, {'; '.join(parts)}."] if parts else []
     both = [label for label in sides["facts"] if label in sides["snips"]]
     if sides["facts"]:
-        sentences.append(f"There is a rank that is too low for facts that are new. {_too_low(sides['facts'])}.")
+        verdict = _too_low(studies["facts"], sides["facts"])
+        sentences.append(f"There is a rank that is too low for facts that are new. {verdict}.")
     if below := [label for label in both if sides["facts"][label] == BELOW]:
         sentences.append(f"The same rank is enough for form that is new. {_enough(sides['snips'], below)}.")
     paces = {name: study.summary.near_full for name, study in studies.items() if study.runs}
@@ -153,12 +154,12 @@ def _findings(
     )
 
 
-def _too_low(facts: Mapping[str, str]) -> str:
-    """The verdict on ranks that are too low for facts: one is, the whole interval; or none is; or neither is shown."""
+def _too_low(study: Study, facts: Mapping[str, str]) -> str:
+    """The verdict on ranks too low for facts: one is, by its whole interval; or none of all; or neither is shown."""
     if below := [label for label, side in facts.items() if side == BELOW]:
         stay = "stay" if len(below) > 1 else "stays"
         return f"Held: {listed(below)} {stay} below {percent(REACHED)} of full's gain, the whole interval"
-    if all(side == REACHING for side in facts.values()):
+    if study.ranks_are_settled and all(side == REACHING for side in facts.values()):
         return f"Did not hold: every rank tried has at least {percent(REACHED)} of full's gain, the whole interval"
     return "Cannot be told here"
 

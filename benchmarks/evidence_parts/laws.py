@@ -19,8 +19,8 @@ JUDGE = "python benchmarks/laws.py"
 WITH_RANKS = ("snips", "e2e")
 FOLLOWS = "There is a rank below which LoRA stops following full fine-tuning."
 RULE = (
-    f"it holds where a rank's score is behind full fine-tuning's, the whole interval of the difference, and not where "
-    f"the least rank reaches {percent(REACHED)} of it, the whole interval"
+    f"it does not hold where the least rank reaches {percent(REACHED)} of full fine-tuning's score, the whole "
+    "interval, and else holds where that rank is behind, the whole interval of the difference"
 )
 
 
@@ -86,8 +86,9 @@ def _ranks(results: Results) -> list[Block]:
 
 def _followed(study: Study) -> str:
     """Whether LoRA's least rank follows full fine-tuning, by the rule."""
-    settled = [row for row in study.ranks if is_settled(row)]
-    full, least = study.full, settled[0].relative_interval
-    if full is not None and any(side_of(study, row, full) == "behind" for row in settled):
-        return "held"
-    return "did not hold" if least is not None and least.low > REACHED else "cannot be told here"
+    if study.full is None or not is_settled(study.full) or not study.ranks_are_settled:
+        return "cannot be told here"
+    least = study.ranks[0]
+    if least.relative_interval is not None and least.relative_interval.low > REACHED:
+        return "did not hold"
+    return "held" if side_of(study, least, study.full) == "behind" else "cannot be told here"

@@ -10,7 +10,7 @@ from evidence_parts.figure import figure, too_few
 from evidence_parts.part import Block, Missing, Notes, Part, table
 from evidence_parts.results import Results, compare, settings
 from halka.report.axes import bar_axes, interval, value_at
-from halka.report.intervals import ScoreEstimate, apart, gap
+from halka.report.intervals import ScoreEstimate, apart, gap, share
 from halka.report.svg import Drawing, colour, grid, name_axes
 from halka.report.units import percent
 
@@ -73,7 +73,7 @@ def _joint(exact: dict[str, ScoreEstimate]) -> list[str]:
 
 
 def _aimed(summary: Summary, short: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Whether the tuned adapter came to the aim, and where it did not for certain, what holds it back."""
+    """Whether the tuned adapter came to the aim, and unless it did for certain, what holds it back."""
     from halka.studies.ablation.summary import summarise
 
     if not short:
@@ -81,14 +81,14 @@ def _aimed(summary: Summary, short: Sequence[Mapping[str, Any]]) -> list[str]:
     earlier = summarise(short)
     own, then = (next((way.scores for way in of.ways if way.label == BOTH), {}) for of in (summary, earlier))
     before, exact = then.get("exact"), own.get("exact")
-    if before is None or not before.value or exact is None or exact.low is None:
+    times = None if before is None or exact is None else share(exact, before)
+    if before is None or exact is None or times is None:
         return []
-    low, high = exact.low / before.value, (exact.high or 0.0) / before.value
+    low, high = times.low, times.high
     came = "it came there" if low >= AIM else "it did not" if high < AIM else "whether it came there cannot be told"
     sentences = [
         f"The short runs' tuned adapter answered {percent(before.value, 1)} of {earlier.questions} questions exactly; "
-        f"this one, on {summary.questions}, has {exact.value / before.value:.2f} times that, {low:.2f} to {high:.2f} "
-        "by its own interval, that of the short runs left out. "
+        f"this one, on {summary.questions}, has {times.value:.2f} times that, {low:.2f} to {high:.2f}. "
         f"The aim was {AIM:g} times: {came}."
     ]
     full = next((way.scores["exact"] for way in summary.ways if way.label == FULL and "exact" in way.scores), None)

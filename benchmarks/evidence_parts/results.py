@@ -161,6 +161,12 @@ class Study:
         """The scored LoRAs, by rank."""
         return sorted((row for row in self.scored if row.name == "lora"), key=lambda row: row.fields["rank"])
 
+    @property
+    def ranks_are_settled(self) -> bool:
+        """Whether every LoRA of the experiment has seeds enough for a verdict."""
+        settled = {row.label for row in self.ranks if is_settled(row)}
+        return all(entry["label"] in settled for entry in self.settings["methods"] if entry["method"] == "lora")
+
     def finals(self, label: str) -> list[Measurement]:
         """The method's finished final runs."""
         return [run for run in self.runs if label_of(run) == label and is_done(run) and run["purpose"] == "final"]
