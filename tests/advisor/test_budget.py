@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from halka.advisor.budget import (
     EVALUATING,
     FULL,
+    PLANNED,
     TRIALS,
     Budget,
     Costs,
@@ -153,17 +154,29 @@ def test_work_is_timed_and_ends_where_the_time_does():
 
 
 def test_answers_do_not_wait_for_a_long_pilot():
-    """Whose steps are estimated before one is timed; what they turn out to take is cut from them."""
+    """Its steps are estimated before one is timed; what they turn out to take is cut from them."""
     costs = Costs({CLOSED: 0.1}, {CLOSED: 0.5}, training={CLOSED: 1.0})
     plan = WorkPlan(16, (CLOSED, EXAMPLES), trials=TRIALS[:2], rows=8, steps=48, evaluations=6)
     clock = Clock()
     budget = Budget(100.0, clock, costs=costs, planned=plan)
     reserve = budget.reserve(CLOSED, answers=True)
-    assert reserve == pytest.approx(costs.seconds(replace(plan, steps=12, evaluations=3), {CLOSED}))
+    assert reserve == pytest.approx(costs.seconds(replace(plan, steps=12, evaluations=3), {CLOSED}) / PLANNED)
     assert reserve < 100 - 16 * 0.5 < costs.seconds(plan, {CLOSED})
     assert done(budget, clock, 0.5, 16, costs.answers, reserve=reserve)[-1].stop == 16
     budget.planned = replace(plan, steps=6, evaluations=2)  # is no longer than planned
-    assert budget.reserve(CLOSED, answers=True) == costs.seconds(budget.planned, {CLOSED})
+    assert budget.reserve(CLOSED, answers=True) == pytest.approx(costs.seconds(budget.planned, {CLOSED}) / PLANNED)
+
+
+def test_slow_answers_leave_time_for_a_short_pilot_of_all_trials():
+    costs = Costs({CLOSED: 0.1}, {CLOSED: 0.5}, training={CLOSED: 1.0})
+    plan = WorkPlan(16, (CLOSED,), trials=TRIALS, rows=8, steps=48, evaluations=6)
+    clock = Clock()
+    budget = Budget(300.0, clock, costs=costs, planned=plan)
+    reserve = budget.reserve(CLOSED, answers=True)
+    slow = 1.2 * (budget.seconds - reserve) / 16
+    assert done(budget, clock, slow, 16, {"work": slow}, reserve=reserve)[-1].stop < 16
+    budget.done.add(CLOSED)
+    assert budget.plan(plan).trials == TRIALS
 
 
 def test_without_a_limit_or_a_cost_all_is_done_at_once():

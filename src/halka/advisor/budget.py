@@ -297,13 +297,14 @@ class Budget:
     def reserve(self, condition: Condition, *, answers: bool) -> float:
         """The seconds of what is planned after the losses, or the answers, under a condition, with a short pilot.
 
-        Its steps are estimated before one is timed, and are cut first: answers do not wait for them.
+        Its steps are estimated before one is timed, and are cut first: answers do not wait for more of them. What is
+        left by then is planned as all time is, so that a short pilot of all trials fits.
         """
         if self.planned is None:
             return 0.0
         steps, evaluations = min(SHORT, self.planned.steps), min(SHORT_CURVE, self.planned.evaluations)
         short = replace(self.planned, steps=steps, evaluations=evaluations)
-        later = self.costs.seconds(short, self.done | {condition})
+        later = self.costs.seconds(short, self.done | {condition}) / PLANNED
         return later + (0.0 if answers else self.planned.held_out * self.costs.answers.get(condition, 0.0))
 
     def portions(
