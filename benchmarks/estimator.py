@@ -171,7 +171,7 @@ def run(base: str, method: str, how: Setup, steps: int = STEPS) -> list[float]:
     """Seconds of each step on the base of that name or folder."""
     if Path(base).is_dir():
         loaded: Any = getattr(transformers, KIND_CLASSES[how.kind]).from_pretrained(
-            base, dtype=getattr(torch, how.dtype)
+            base, dtype=getattr(torch, how.dtype), use_kernels=False
         )
         release_file_pages(loaded, Path(base))
         if how.quantize is not None:

@@ -48,7 +48,7 @@ def _show_one(described: dict[str, Any]) -> None:
         f"paper: {described['paper']}",
         f"learning rate: {described['lr']:g} on a decoder {WIDTH:,} wide, more on narrower ones, less on wider",
         f"acts on: {', '.join(described['roles'])}",
-        "beside full fine-tuning: docs/evidence.md, if it was measured",
+        "measured beside full fine-tuning (where it was): docs/evidence.md",
         "",
     )
     table = columns("flag", "default", "takes", "meaning")
