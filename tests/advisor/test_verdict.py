@@ -99,6 +99,22 @@ def test_whether_training_lowers_the_loss_is_told(end, moved):
     assert any(f"{moved} the held-out loss from 3.00 to {end:.2f}" in text for text in texts)
 
 
+def test_an_adapter_is_advised_beside_what_full_fine_tuning_might_change():
+    """Unless it was tried, or the hardware cannot train it."""
+    tried = learned(trial("LoRA", 0.5, 0.9))
+    option = Option("full", None, True, 9 * 10**9, False, 0, 10**8, None, 10**8, 10**9)
+    small = Fit("a GPU", 4 * 10**9, 0, 80, 8, 1, (option,), {})
+    full = replace(tried, trials=(*tried.trials, replace(trial("full fine-tuning", 0.9, 0.5), method="full")))
+    open_full = []
+    for found in ({"learnability": tried}, {"learnability": full}, {"learnability": tried, "fit": small}):
+        advice = advise_from(evidence(strength=strength(0.0, 0.2), **found))
+        assert advice.choice == "peft"
+        open_full.append([each.text for each in advice.change if each.rule == "full"])
+    [text] = open_full[0]
+    assert "docs/evidence.md" in text
+    assert open_full[1:] == [[], []]
+
+
 @pytest.mark.parametrize(
     ("parameters", "trainable", "base"),
     [

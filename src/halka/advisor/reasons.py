@@ -335,9 +335,17 @@ def changes(evidence: Evidence, choice: Choice, rule: Rule, candidates: Sequence
     if choice in TRAINED:
         enough = "a score that suffices" if evidence.subject.target is None else "a lower score that suffices"
         open["target"] = f"{enough} (--target): a cheaper choice may reach it"
+    learned, fit = evidence.learnability, evidence.fit
+    full = None if fit is None else fit.option("full")
+    too_large_for_full = full is not None and full.largest_batch == 0
+    if choice in ("peft", "peft+rag") and learned is not None and learned.full is None and not too_large_for_full:
+        open["full"] = (
+            "full fine-tuning (--full), which was not tried. In long runs of a small base on four tasks it was not "
+            "shown to be ahead of the best adapter (docs/evidence.md)"
+        )
     if choice == "base" and rule != "hardware":
         open["base"] = "a larger base, or one pre-trained on similar data: ask again with --base"
-    if evidence.learnability is None:
+    if learned is None:
         why = evidence.missing.get("learnability", "it was not run")
         open["learnability"] = f"a pilot ({why}): it measures what training brings"
     if (choice == "base" and rule == "hardware") or too_large(evidence):
