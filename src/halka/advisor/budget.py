@@ -71,7 +71,7 @@ TRIALS = (
 )
 """The most important first: where time is short the last ones are left out. A curve over data needs the higher rate.
 
-LoRA of rank 16 and the bottleneck are among the best of the light methods on all sets of docs/evidence.md.
+LoRA of rank 16 and the bottleneck are among the best of the light methods on the four sets of docs/evidence.md.
 """
 FULL = TrialPlan("full fine-tuning", "full", rate=LOW)
 WITH_PASSAGES = TrialPlan("LoRA with passages", "lora", LORA, rate=HIGH, passages=True)
