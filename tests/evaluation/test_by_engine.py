@@ -47,6 +47,12 @@ def test_answers_keep_to_a_constraint(model, drawn):
     assert halka.generate(model, ["One?"], max_new_tokens=9, constraint=halka.Constraint(regex="yes")) == ["yes"]
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["engine", "generate"])
+def test_an_answer_has_one_new_token_or_more(model, options):
+    with pytest.raises(HalkaError, match="max_new_tokens is 0"):
+        halka.generate(model, ["One?"], max_new_tokens=0, **options)
+
+
 def test_a_constraint_that_nobody_would_keep_is_refused(model):
     constraint = halka.Constraint(regex="yes")
     with pytest.raises(HalkaError, match="num_beams is for transformers' `generate`"):

@@ -238,6 +238,21 @@ def test_a_collection_on_a_disk_that_is_only_read_can_be_searched(documents, tmp
         collection.remove([str(documents)])
 
 
+def test_a_lock_that_may_not_be_opened_is_named(documents, tmp_path, monkeypatch):
+    """Another user's, in a folder that this one may write to."""
+    folder = tmp_path / "faq"
+    assert [*Collection(folder, WordEmbedder()).add([documents])]
+
+    def not_mine(path, flags, *arguments, own=os.open, **options):
+        if Path(os.fsdecode(path)) == folder / ".lock":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return own(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", not_mine)
+    with pytest.raises(HalkaError, match=r"\.lock cannot be locked: Permission denied; make the file yours"):
+        Collection(folder, WordEmbedder())
+
+
 def test_a_collection_that_is_removed_while_it_is_opened_stays_away(collection, at):
     class Late(WordEmbedder):
         """Compared with the collection's embedder after its settings are read: it is removed then."""

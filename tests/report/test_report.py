@@ -390,7 +390,7 @@ def test_the_headline_says_what_is_missing() -> None:
     assert (
         summarise([r for r in runs if r["status"] == "failed"]).headline == "Nothing has finished yet; 2 runs failed."
     )
-    assert summarise(searches).headline.startswith("No final run has finished yet: 22 runs done so far, for Full,")
+    assert summarise(searches).headline.startswith("No final run so far: 22 runs done, for Full,")
     assert summarise(runs[:1]).headline == "Only the base has been scored, at 0.0 % [0–1] in exact match."
     assert "the best of 6 methods, against 0.0 %" in summarise(without(runs, "Full")).headline
 

@@ -62,8 +62,10 @@ def form_of(
 ) -> Form | None:
     """These options of transformers' `generate` as the engine has them; None if it cannot answer by them.
 
-    Raises HalkaError if it cannot and there is a constraint, to which nobody else keeps.
+    Raises HalkaError for fewer than one new token, and if it cannot and there is a constraint, to which nobody else
+    keeps.
     """
+    stopping = Stopping(max_new_tokens)
     decodes = isinstance(objective_of(model), LanguageModelling) and _engine_answers(model)
     unknown = options.keys() - {"do_sample", PENALTY, *DRAWN}
     if not decodes or unknown:
@@ -75,7 +77,7 @@ def form_of(
     if options.get("do_sample"):
         drawn = {name: options.get(name) for name in DRAWN}
         sampling |= {**drawn, "temperature": 1.0 if drawn["temperature"] is None else drawn["temperature"]}
-    return Form(Sampling(**sampling), Stopping(max_new_tokens), constraint)
+    return Form(Sampling(**sampling), stopping, constraint)
 
 
 def _why_not(model: AdaptedModel) -> str:

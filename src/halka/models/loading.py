@@ -363,7 +363,8 @@ def place_of(device: str | torch.device | None = None) -> torch.device:
         place = torch.device(device)
     except RuntimeError as error:
         raise HalkaError(f"device {device!r} is none of {', '.join(present)} (or cuda:1, …)") from error
-    here = present.get(place.type, place.type != "meta")  # whose tensors have no values
+    asks = getattr(getattr(torch, place.type, None), "is_available", lambda: place.type != "meta")  # no values there
+    here = present[place.type] if place.type in present else asks()
     if not here or (place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count()):
         usable = ", ".join(kind for kind, is_present in present.items() if is_present)
         raise HalkaError(f"this machine has no device {str(device)!r}: it has {usable}")

@@ -34,7 +34,7 @@ def headline(rows: Sequence[Row], metric: MetricInfo, finished: int, failed: int
         rates = listed([f"{learning_rate(row.lr)} for {row.label}" for row in swept if row.lr is not None])
         return f"No final runs; of the learning rates tried the best are {rates}, as the mean over seeds{lost}."
     if tried:
-        return f"No final run has finished yet: {plural(finished, 'run')} done so far, for {_names(tried)}{lost}."
+        return f"No final run so far: {plural(finished, 'run')} done, for {_names(tried)}{lost}."
     if base:
         return f"Only the base has been scored, at {score_text(base, metric)} in {metric.title}{lost}."
     return f"Nothing has finished yet{lost}." if failed else "Nothing has been measured yet."

@@ -146,12 +146,18 @@ def locked(folder: Path, otherwise: str) -> Iterator[None]:
 
 @contextmanager
 def held_if_writable(lock: FileLock) -> Iterator[bool]:
-    """Hold the lock; do without on a disk or in a folder that is only read here. Yields whether it is held."""
+    """Hold the lock; do without on a disk or in a folder that is only read here. Yields whether it is held.
+
+    Raises HalkaError for a lock's file that cannot be opened in a folder that can be written to.
+    """
     try:
         lock.acquire()
     except OSError as error:
         if error.errno != errno.EROFS and os.access(Path(lock.lock_file).parent, os.W_OK):
-            raise
+            raise HalkaError(
+                f"{lock.lock_file} cannot be locked: {error.strerror or error}; make the file yours to write to, or "
+                "remove it where no other process uses its folder"
+            ) from None
         yield False
         return
     try:
