@@ -228,6 +228,27 @@ def test_strength_is_told_beside_what_needs_no_model(probed):
     assert len(found.values["closed"]) == len(probed.held_out)
 
 
+def test_a_few_answers_of_many_are_no_score(probed):
+    """But of the question alone, without which there is nothing to compare with."""
+
+    class Hurried(ProbedBase):
+        """A base with time for two answers."""
+
+        def base_answers(self, condition, budget, progress=lambda _: None):
+            return super().base_answers(condition, budget, progress)[:2]
+
+    def hurried(held_out):
+        about = probed.train, held_out, probed.metric, probed.max_new_tokens
+        return Hurried(probed.model, *about, lambda asked: [passage(f"Passage: {asked} is green")], 1)
+
+    few, all_of_them = hurried(probed.held_out * 3), hurried(probed.held_out[:2])
+    assert set(strength(few, Budget()).losses) == {"closed", "examples"}
+    assert set(strength(few, Budget()).scores) == {"closed"}
+    assert not knowledge(few, Budget()).scores
+    assert set(strength(all_of_them, Budget()).scores) == {"closed", "examples"}
+    assert set(knowledge(all_of_them, Budget()).scores) == {"documents", "both"}
+
+
 def test_documents_lower_the_loss_of_what_only_they_hold(probed):
     class Told(ProbedBase):
         """A base whose loss is low where it reads a passage."""

@@ -380,6 +380,19 @@ def test_wide_intervals_and_what_was_not_seen_make_it_less_sure():
     assert sure(0.02, subject=replace(SUBJECT, held_out=10)) < sure(0.02)
 
 
+def test_answers_too_few_for_a_score_make_it_less_sure_and_it_says_so():
+    full = full_evidence()
+    asked = strength(0.1, 0.2)
+    hurried = replace(asked, scores={"closed": asked.scores["closed"]})
+    knows = replace(full.knowledge, scores={}, values={})
+    found = evidence(strength=hurried, learnability=learned(trial("LoRA", 1.5, 0.5), more=loss(1.45)))
+    advice, whole = advise_from(replace(found, knowledge=knows)), advise_from(replace(found, strength=asked))
+    assert [each.rule for each in advice.missing] == ["examples", "documents", "both"]
+    assert advice.missing[0].text == "too few answers with examples for a score: give more time (--minutes)"
+    assert advice.confidence == pytest.approx(GAP**3 * whole.confidence, abs=0.05)
+    assert not any("--documents" in each.text for each in advice.change)  # which there are
+
+
 def test_without_documents_it_is_less_sure_and_says_so():
     told = {"all": loss(1.0), "form": loss(0.5)}
     closed = Knowledge({"closed": told, "examples": told}, {"all": 9})

@@ -72,10 +72,10 @@ class Subject:
 class Strength:
     """The base without training, beside baselines that need no model.
 
-    shots     worked examples in the prompt under the condition "examples"
+    shots     worked examples in the prompt under the condition "examples", if the context has room for them
     losses    of the answers, under "closed" and "examples"
     unigram   the loss of a unigram model of the training answers
-    scores    by condition
+    scores    by condition; none under "examples" where time was left for a few answers alone
     values    each held-out answer's value, by condition; all probes keep the same order of examples
     trivial   scores of "majority" (always the most frequent answer) and "copy" (the question itself)
     """

@@ -12,7 +12,7 @@ from itertools import islice
 
 import numpy as np
 
-from halka.advisor.budget import Budget
+from halka.advisor.budget import FEWEST, Budget
 from halka.advisor.evidence import BOTH, CLOSED, DOCUMENTS, EXAMPLES, Cleanliness, Knowledge, Strength
 from halka.advisor.probed_base import SHOTS, ProbedBase, Report, TokenLosses, question_of
 from halka.advisor.statistics import mean_loss
@@ -31,7 +31,8 @@ PLACES = 5  # places of defects that are listed, at most, for each kind
 def strength(base: ProbedBase, budget: Budget, progress: Report = lambda _: None) -> Strength:
     """Losses and scores of the held-out answers, zero-shot and with worked examples, beside trivial baselines.
 
-    As many as there is time for; raises OutOfTimeError where there is none.
+    As many as there is time for; raises OutOfTimeError where there is none. Too few answers with worked examples are no
+    score.
 
     The baselines: always the most frequent answer, the question copied, and a unigram model of the answers' tokens.
     """
@@ -39,7 +40,9 @@ def strength(base: ProbedBase, budget: Budget, progress: Report = lambda _: None
     for condition in base.conditions:
         if condition in (CLOSED, EXAMPLES):
             losses[condition] = mean_loss([losses for _, losses in base.base_losses(condition, budget)])
-            values[condition] = base.values(base.base_answers(condition, budget, progress))
+            answers = base.base_answers(condition, budget, progress)
+            if condition == CLOSED or _make_a_score(answers, base):
+                values[condition] = base.values(answers)
             budget.done.add(condition)
     frequent = Counter(example.answers[0] for example in base.train).most_common(1)[0][0]
     trivial = {
@@ -54,6 +57,11 @@ def strength(base: ProbedBase, budget: Budget, progress: Report = lambda _: None
         values=values,
         trivial={name: mean_of(base.values(texts)) for name, texts in trivial.items()},
     )
+
+
+def _make_a_score(answers: Sequence[str], base: ProbedBase) -> bool:
+    """Whether these are all answers, or as many as the shortest plan has: one or two say nothing of a condition."""
+    return len(answers) >= min(FEWEST, len(base.held_out))
 
 
 def _unigram_loss(base: ProbedBase) -> float:
@@ -76,7 +84,7 @@ def _unigram_loss(base: ProbedBase) -> float:
 def knowledge(base: ProbedBase, budget: Budget, progress: Report = lambda _: None) -> Knowledge:
     """Losses of the held-out answers under every condition, by form and content; with documents also scores.
 
-    As many as there is time for.
+    As many as there is time for; too few answers are no score.
 
     Loss that worked examples take away is form, which training teaches; loss that only passages take away is content,
     which retrieval supplies.
@@ -87,7 +95,9 @@ def knowledge(base: ProbedBase, budget: Budget, progress: Report = lambda _: Non
         progress(f"losses: {condition}")
         losses[condition], tokens = _by_part(base.base_losses(condition, budget), common)
         if condition in (DOCUMENTS, BOTH):
-            values[condition] = base.values(base.base_answers(condition, budget, progress), condition)
+            answers = base.base_answers(condition, budget, progress)
+            if _make_a_score(answers, base):
+                values[condition] = base.values(answers, condition)
             budget.done.add(condition)
     return Knowledge(
         losses=losses,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from halka.advisor.evidence import Evidence
+from halka.advisor.evidence import BOTH, DOCUMENTS, EXAMPLES, Evidence
 from halka.advisor.verdict import (
     FEW_HELD_OUT,
     LEAKED,
@@ -22,7 +22,7 @@ from halka.advisor.verdict import (
     too_large,
     trainable,
 )
-from halka.advisor.words import CHOICES, TRAINED, Choice, metric_of, share, trivial_answer
+from halka.advisor.words import CHOICES, CONDITIONS, TRAINED, Choice, metric_of, share, trivial_answer
 from halka.report.units import learning_rate, listed, percent, size
 
 SUSPECTS = 5  # places of suspect labels that are listed
@@ -322,7 +322,7 @@ MEASURED: dict[str, Callable[[Evidence], str | None]] = {
 def changes(evidence: Evidence, choice: Choice, rule: Rule, candidates: Sequence[Prospect]) -> tuple[Reason, ...]:
     """What would change the advice."""
     by_choice, open = {prospect.choice: prospect for prospect in candidates}, dict[str, str]()
-    if evidence.knowledge is not None and not evidence.knowledge.scores and choice != "prompt":
+    if evidence.knowledge is not None and DOCUMENTS not in evidence.knowledge.losses and choice != "prompt":
         open["documents"] = "documents that contain the answers (--documents): retrieval may score higher"
     others = sorted(
         (prospect for prospect in candidates if prospect.choice != choice), key=lambda prospect: -prospect.score.value
@@ -356,7 +356,10 @@ def changes(evidence: Evidence, choice: Choice, rule: Rule, candidates: Sequence
 def gaps(evidence: Evidence) -> tuple[Reason, ...]:
     """What would make the advice surer, besides what `Evidence.missing` lists."""
     subject, knowledge, learned, open = evidence.subject, evidence.knowledge, evidence.learnability, dict[str, str]()
-    if knowledge is not None and not knowledge.scores and "documents" not in evidence.missing:
+    for condition in _unscored(evidence):
+        few = f"too few answers {CONDITIONS[condition]} for a score"
+        open[condition] = f"{few}: give more time (--minutes)"
+    if knowledge is not None and DOCUMENTS not in knowledge.losses and "documents" not in evidence.missing:
         open["documents"] = "no documents: whether retrieval helps was not measured"
     if subject.held_out < FEW_HELD_OUT:
         few = f"{subject.held_out} held-out examples are few"
@@ -366,6 +369,16 @@ def gaps(evidence: Evidence) -> tuple[Reason, ...]:
     if subject.split_off:
         open["validation"] = "no validation examples: some of the training examples were held out"
     return _reasons(open)
+
+
+def _unscored(evidence: Evidence) -> list[str]:
+    """Conditions under which the time was enough for losses of the base's answers, and not for as many answers."""
+    asked = {EXAMPLES: evidence.strength, DOCUMENTS: evidence.knowledge, BOTH: evidence.knowledge}
+    return [
+        condition
+        for condition, probe in asked.items()
+        if probe is not None and condition in probe.losses and condition not in probe.scores
+    ]
 
 
 def _reasons(texts: Mapping[str, str]) -> tuple[Reason, ...]:

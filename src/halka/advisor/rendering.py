@@ -116,7 +116,8 @@ def _prospects(advice: Advice, evidence: Evidence) -> Table | None:
 def _base_sentences(evidence: Evidence) -> tuple[str, ...]:
     strength, knowledge, sentences = evidence.strength, evidence.knowledge, []
     if strength is not None:
-        sentences.append(f"“With examples” has {plural(strength.shots, 'worked example')} in the prompt.")
+        shots = plural(strength.shots, "worked example")
+        sentences.append(f"“With examples” has {shots} in the prompt, or as many as the context has room for.")
     if knowledge is not None:
         tokens = [f"{number} of {part}" for part, number in knowledge.tokens.items() if part in ("form", "content")]
         if tokens:
