@@ -112,11 +112,11 @@ def lacking(name: str, folder: Path = FOLDER) -> tuple[str, ...]:
 
 def judged(name: str) -> dict[str, Any]:
     """A case's advice and truth, where nothing for them is `lacking`."""
-    outcome, found = (FOLDER / each / f"{name}.json" for each in ("outcomes", "evidence"))
-    told = json.loads(outcome.read_text(encoding="utf-8"))
+    told, found = (
+        json.loads((FOLDER / each / f"{name}.json").read_text(encoding="utf-8")) for each in ("outcomes", "evidence")
+    )
     options = {each: np.array(result["values"]) for each, result in told["options"].items()}
-    evidence = from_json(Evidence, json.loads(found.read_text(encoding="utf-8"))["evidence"])
-    advice = advise_from(evidence)
+    advice = advise_from(from_json(Evidence, found["evidence"]))
     floor = told["trivial"]
     right = truth(options, floor)
     return {
@@ -129,8 +129,21 @@ def judged(name: str) -> dict[str, Any]:
         "agrees": advice.choice == right,
         "regret": regret(advice.choice, right, options, floor),
         "trivial": floor,
+        "probes": probes(found),
         "scores": {each: float(values.mean()) for each, values in options.items()},
         "expected": {each.choice: each.score.value for each in advice.prospects},
+    }
+
+
+def probes(found: dict[str, Any]) -> dict[str, Any]:
+    """How much a case's probes looked at: answers of the base, trials, steps of the longest, seconds in all."""
+    trials = found["evidence"]["learnability"]["trials"]
+    return {
+        "minutes": found["minutes"],
+        "seconds": found["seconds"],
+        "held_out": found["evidence"]["strength"]["scores"]["closed"]["n"],
+        "trials": len(trials),
+        "steps": max(each["steps"] for each in trials),
     }
 
 

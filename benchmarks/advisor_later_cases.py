@@ -2,9 +2,9 @@
 
 Every second of them, in the order in which they were written (that of `LATER`), is held aside. This rule stood before
 any option of any of them was run; only the bare base was asked beforehand, a few questions like those of
-`first_words`, which is not held aside, and of the last two. These were written when the outcomes of most others were
-known, for what none of them had brought: prompting that is best, and retrieval alone. What each kind is expected to be
-answered best by is a guess of its design: the outcomes decide.
+`first_words`, which is not held aside, and of the last two. These were written when the outcomes of most of the other
+eight were known, for what none of the eight had brought: prompting that is best, and retrieval alone. What each kind is
+expected to be answered best by is a guess of its design: the outcomes decide.
 """
 
 # ruff: noqa: SIM905

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -138,6 +139,22 @@ def advisor_summary(found: Any) -> list[list[str]]:
     return rows
 
 
+def advisor_probes(found: Any) -> list[list[str]]:
+    """What the cases' probes looked at: the least, the median and the most of the cases."""
+    names = {
+        "held_out": "held-out examples asked",
+        "trials": "trials",
+        "steps": "steps of the longest trial",
+        "seconds": "minutes in all",
+    }
+    rows = [["A case had", "At least", "Median", "At most"]]
+    for key, name in names.items():
+        values = [each["probes"][key] for each in found["cases"]]
+        least_median_most = (min(values), statistics.median(values), max(values))
+        rows.append([name, *(f"{value / 60:.1f}" if key == "seconds" else f"{value:g}" for value in least_median_most)])
+    return rows
+
+
 def advisor_confidence(found: Any) -> list[list[str]]:
     """How confident the advisor was beside how often it agreed."""
     *groups, every = found["summary"]["confidence"]
@@ -169,6 +186,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "plan_teams": ("plans", plan_teams),
     "advisor": ("advisor/advisor", advisor),
     "advisor_summary": ("advisor/advisor", advisor_summary),
+    "advisor_three_minutes": ("advisor/three_minutes", advisor_summary),
+    "advisor_probes": ("advisor/advisor", advisor_probes),
     "advisor_confidence": ("advisor/advisor", advisor_confidence),
     "advisor_confusion": ("advisor/advisor", advisor_confusion),
 }
