@@ -155,6 +155,20 @@ def advisor_probes(found: Any) -> list[list[str]]:
     return rows
 
 
+def advisor_minutes(found: Any) -> list[list[str]]:
+    """What the advisor made of its minutes, by how long prompts are."""
+    from halka.report.units import percent
+
+    head = ["Prompts", "`--minutes`", "Took, minutes", "Of these", "Held-out examples"]
+    rows = [[*head, "Trials", "Steps of the longest"]]
+    for each in found["cases"]:
+        steps = [steps for _, steps in each["trials"]]
+        took = [f"{each['minutes']:g}", f"{each['used']:.1f}", percent(each["share"])]
+        longest = str(max(steps)) if steps else "–"
+        rows.append([each["prompts"], *took, str(each["held_out"]), str(len(steps)), longest])
+    return rows
+
+
 def advisor_confidence(found: Any) -> list[list[str]]:
     """How confident the advisor was beside how often it agreed."""
     *groups, every = found["summary"]["confidence"]
@@ -188,6 +202,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[list[str]]]]] = {
     "advisor_summary": ("advisor/advisor", advisor_summary),
     "advisor_three_minutes": ("advisor/three_minutes", advisor_summary),
     "advisor_probes": ("advisor/advisor", advisor_probes),
+    "advisor_minutes": ("advisor/minutes", advisor_minutes),
     "advisor_confidence": ("advisor/advisor", advisor_confidence),
     "advisor_confusion": ("advisor/advisor", advisor_confusion),
 }
