@@ -137,13 +137,13 @@ def judged(name: str) -> dict[str, Any]:
 
 def probes(found: dict[str, Any]) -> dict[str, Any]:
     """How much a case's probes looked at: answers of the base, trials, steps of the longest, seconds in all."""
-    trials = found["evidence"]["learnability"]["trials"]
+    trials = (found["evidence"]["learnability"] or {"trials": []})["trials"]  # which there was no time for
     return {
         "minutes": found["minutes"],
         "seconds": found["seconds"],
         "held_out": found["evidence"]["strength"]["scores"]["closed"]["n"],
         "trials": len(trials),
-        "steps": max(each["steps"] for each in trials),
+        "steps": max((each["steps"] for each in trials), default=0),
     }
 
 

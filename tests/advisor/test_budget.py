@@ -153,6 +153,17 @@ def test_work_is_timed_and_ends_where_the_time_does():
     assert budget.left == pytest.approx(100 - clock.now)
 
 
+def test_the_first_examples_come_before_other_work():
+    clock = Clock()
+    assert done(Budget(100.0, clock), clock, 5.0, 16, {"work": 5.0}, reserve=90.0)[-1].stop == 2
+    clock.now = 0.0
+    assert done(Budget(100.0, clock), clock, 5.0, 16, {"work": 5.0}, reserve=90.0, first=8)[-1].stop == 8
+    clock.now = 0.0
+    assert done(Budget(100.0, clock), clock, 5.0, 4, {"work": 5.0}, reserve=90.0, first=8)[-1].stop == 4  # are all
+    clock.now = 0.0
+    assert done(Budget(30.0, clock), clock, 5.0, 16, {"work": 5.0}, reserve=20.0, first=8)[-1].stop == 6  # in its time
+
+
 def test_answers_do_not_wait_for_a_long_pilot():
     """Its steps are estimated before one is timed; what they turn out to take is cut from them."""
     costs = Costs({CLOSED: 0.1}, {CLOSED: 0.5}, training={CLOSED: 1.0})

@@ -844,16 +844,16 @@ def generating(base, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("words", [1, 40], ids=["short", "long"])
+@pytest.mark.parametrize("length", [1, 40], ids=["short", "long"])
 @pytest.mark.parametrize("with_documents", [False, True], ids=["alone", "documents"])
 @pytest.mark.parametrize("token", [4e-3, 0.1], ids=["slow", "slowest"])
-def test_the_minutes_are_kept_on_any_machine(generating, tmp_path, token, with_documents, words):
+def test_the_minutes_are_kept_on_any_machine(generating, tmp_path, token, with_documents, length):
     documents = ()
     if with_documents:
         (tmp_path / "items.md").write_text("\n\n".join(f"Item {number} is red. " * 12 for number in range(9)))
         documents = (str(tmp_path / "items.md"),)
     rows = [
-        Example((Message("user", f"{'word ' * words}Item {number}?"), Message("assistant", COLOURS[number % 3])))
+        Example((Message("user", f"{'word ' * length}Item {number}?"), Message("assistant", COLOURS[number % 3])))
         for number in range(44)
     ]
     asked = request_for(generating, train=tuple(rows[:20]), held_out=tuple(rows[20:]), documents=documents)
@@ -863,6 +863,7 @@ def test_the_minutes_are_kept_on_any_machine(generating, tmp_path, token, with_d
     assert found.time is not None
     assert found.time.budget == 1
     assert sum(found.time.minutes.values()) <= 1.25
+    assert not {f"no prompts {words.CONDITIONS[condition]}" for condition in found.losses} & {*found.time.cuts}
     whole = found.learnability is not None and found.missing == {"fit": "skipped"} and not found.time.cuts
     assert whole or token > 1e-6, (found.missing, found.time)
     assert not whole or token < 4e-3

@@ -384,13 +384,27 @@ def test_answers_too_few_for_a_score_make_it_less_sure_and_it_says_so():
     full = full_evidence()
     asked = strength(0.1, 0.2)
     hurried = replace(asked, scores={"closed": asked.scores["closed"]})
-    knows = replace(full.knowledge, scores={}, values={})
+    knows = replace(full.knowledge, scores={}, values={})  # those with both examples and passages count no second time
     found = evidence(strength=hurried, learnability=learned(trial("LoRA", 1.5, 0.5), more=loss(1.45)))
+    found = replace(found, subject=replace(SUBJECT, documents=9))
     advice, whole = advise_from(replace(found, knowledge=knows)), advise_from(replace(found, strength=asked))
-    assert [each.rule for each in advice.missing] == ["examples", "documents", "both"]
+    assert [each.rule for each in advice.missing] == ["examples", "documents"]
     assert advice.missing[0].text == "too few answers with examples for a score: give more time (--minutes)"
-    assert advice.confidence == pytest.approx(GAP**3 * whole.confidence, abs=0.05)
+    assert advice.confidence == pytest.approx(GAP**2 * whole.confidence, abs=0.05)
     assert not any("--documents" in each.text for each in advice.change)  # which there are
+
+
+def test_a_score_of_few_answers_makes_it_less_sure_where_more_are_held_out():
+    asked, tried = strength(0.1, 0.2), learned(trial("LoRA", 1.5, 0.5), more=loss(1.45))
+    few = replace(score(0.5, 0.2), n=7)
+    hurried = replace(tried, trials=tuple(replace(each, score=few) for each in tried.trials))
+    found = evidence(strength=replace(asked, scores={**asked.scores, "closed": few}), learnability=hurried)
+    advice = advise_from(found)
+    assert [each.rule for each in advice.missing] == ["closed", "answers"]
+    assert advice.missing[0].text.startswith("too few answers to the question alone for a score: ")
+    assert advice.missing[1].text.startswith("too few answers of the pilot's adapters for a score: ")
+    seven = advise_from(replace(found, subject=replace(SUBJECT, held_out=7)))  # then these are all
+    assert not {"closed", "answers"} & {each.rule for each in seven.missing}
 
 
 def test_without_documents_it_is_less_sure_and_says_so():

@@ -31,7 +31,7 @@ from halka.rag.sources import digest_of
 from halka.util.errors import HalkaError
 from halka.util.files import check_no_file, contents, locked, write_text
 
-SCHEMA = 5  # version of the probes' results: raised with every change of what they are or mean, so that all run again
+SCHEMA = 6  # version of the probes' results: raised with every change of what they are or mean, so that all run again
 
 PLAN, PILOT = "plan.json", "pilot"
 COLLECTION = "documents"

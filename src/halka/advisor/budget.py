@@ -311,27 +311,39 @@ class Budget:
         return later + (0.0 if answers else self.planned.held_out * self.costs.answers.get(condition, 0.0))
 
     def portions(
-        self, costs: dict[str, float], key: str, start: int, end: int, reserve: float = 0.0, factor: float = 1.0
+        self,
+        costs: dict[str, float],
+        key: str,
+        start: int,
+        end: int,
+        reserve: float = 0.0,
+        factor: float = 1.0,
+        first: int = 0,
     ) -> Iterator[range]:
         """Ranges of the examples from `start` to `end`, in order, as long as there is time; each is timed while used.
 
-        The first is never empty. One example takes `factor` times `costs[key]`, which is learned here.
+        The first range is never empty. One example takes `factor` times `costs[key]`, which is learned here.
 
-        reserve   seconds to be left for other work
+        reserve   seconds to be left for other work, but for the `first` examples, which come before it
         """
-        first = start
+        begin = start
         while start < end:
-            one, left, count = factor * costs.get(key, 0.0), self.left - reserve, end - start
-            if left < math.inf and one > 0:
-                count = max(0, min(count, max(1, int(PORTION * self.seconds / one)), int(left / one)))
-            elif left <= 0:
-                count = 0
-            if not count and start > first:
+            one = factor * costs.get(key, 0.0)
+            count = self._fitting(one, end - start, self.left - reserve)
+            if start < first:
+                count = max(count, self._fitting(one, min(first, end) - start, self.left))
+            if not count and start > begin:
                 return
             begun, count = self.clock(), max(1, count)
             yield range(start, start + count)
             costs[key] = (self.clock() - begun) / count / factor
             start += count
+
+    def _fitting(self, one: float, count: int, left: float) -> int:
+        """How many of so many examples are worked on before the clock is read again, in the seconds that are left."""
+        if left < math.inf and one > 0:
+            return max(0, min(count, max(1, int(PORTION * self.seconds / one)), int(left / one)))
+        return count if left > 0 else 0
 
     def cut(self, what: str, done: int, planned: int) -> None:
         """Remember work that was ended early, if it was."""

@@ -17,7 +17,7 @@ import torch
 
 from halka.advisor import words
 from halka.advisor.advice_folder import COLLECTION
-from halka.advisor.budget import Budget, WorkPlan
+from halka.advisor.budget import FEWEST, Budget, WorkPlan
 from halka.advisor.evidence import BOTH, CLOSED, CONDITIONS, DOCUMENTS, EXAMPLES, Condition
 from halka.advisor.request import Request, Sample
 from halka.advisor.statistics import answer_values
@@ -166,10 +166,13 @@ class ProbedBase:
         return answers_of(self.model, adapters, prompts, max_new_tokens=self.max_new_tokens, batch_size=BATCH)
 
     def base_answers(self, condition: Condition, budget: Budget, progress: Report = lambda _: None) -> list[str]:
-        """What the base answers to the held-out examples, as many as there is time for; computed once a condition."""
+        """What the base answers to the held-out examples, as many as there is time for; computed once a condition.
+
+        As many as are a score come before what follows: fewer would be time for nothing.
+        """
         texts, total = self.computed.answers.setdefault(condition, []), len(self.held_out)
         reserve = budget.reserve(condition, answers=True)
-        for portion in budget.portions(budget.costs.answers, condition, len(texts), total, reserve):
+        for portion in budget.portions(budget.costs.answers, condition, len(texts), total, reserve, first=FEWEST):
             prompts = [self.prompt(self.held_out[index], condition) for index in portion]
             texts += self.answers(None, prompts)
             progress(f"answers, {condition}: {len(texts)} of {total}")

@@ -5,11 +5,12 @@ One function for each kind of evidence, which speaks where its threshold in `ver
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from halka.advisor.evidence import BOTH, DOCUMENTS, EXAMPLES, Evidence
+from halka.advisor.budget import FEWEST
+from halka.advisor.evidence import CLOSED, DOCUMENTS, EXAMPLES, Evidence
 from halka.advisor.verdict import (
     FEW_HELD_OUT,
     LEAKED,
@@ -322,7 +323,7 @@ MEASURED: dict[str, Callable[[Evidence], str | None]] = {
 def changes(evidence: Evidence, choice: Choice, rule: Rule, candidates: Sequence[Prospect]) -> tuple[Reason, ...]:
     """What would change the advice."""
     by_choice, open = {prospect.choice: prospect for prospect in candidates}, dict[str, str]()
-    if evidence.knowledge is not None and DOCUMENTS not in evidence.knowledge.losses and choice != "prompt":
+    if evidence.knowledge is not None and not evidence.subject.documents and choice != "prompt":
         open["documents"] = "documents that contain the answers (--documents): retrieval may score higher"
     others = sorted(
         (prospect for prospect in candidates if prospect.choice != choice), key=lambda prospect: -prospect.score.value
@@ -356,9 +357,10 @@ def changes(evidence: Evidence, choice: Choice, rule: Rule, candidates: Sequence
 def gaps(evidence: Evidence) -> tuple[Reason, ...]:
     """What would make the advice surer, besides what `Evidence.missing` lists."""
     subject, knowledge, learned, open = evidence.subject, evidence.knowledge, evidence.learnability, dict[str, str]()
-    for condition in _unscored(evidence):
-        few = f"too few answers {CONDITIONS[condition]} for a score"
-        open[condition] = f"{few}: give more time (--minutes)"
+    open |= {
+        name: f"too few answers {whose} for a score: give more time (--minutes)"
+        for name, whose in _few_answers(evidence)
+    }
     if knowledge is not None and DOCUMENTS not in knowledge.losses and "documents" not in evidence.missing:
         open["documents"] = "no documents: whether retrieval helps was not measured"
     if subject.held_out < FEW_HELD_OUT:
@@ -371,14 +373,20 @@ def gaps(evidence: Evidence) -> tuple[Reason, ...]:
     return _reasons(open)
 
 
-def _unscored(evidence: Evidence) -> list[str]:
-    """Conditions under which the time was enough for losses of the base's answers, and not for as many answers."""
-    asked = {EXAMPLES: evidence.strength, DOCUMENTS: evidence.knowledge, BOTH: evidence.knowledge}
-    return [
-        condition
-        for condition, probe in asked.items()
-        if probe is not None and condition in probe.losses and condition not in probe.scores
-    ]
+def _few_answers(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """What was asked, and whose answers were too few to score it: a name, and words.
+
+    Those with both examples and passages are not counted: with passages alone retrieval has its score.
+    """
+    enough, learned = min(FEWEST, evidence.subject.held_out), evidence.learnability
+    asked = {CLOSED: evidence.strength, EXAMPLES: evidence.strength, DOCUMENTS: evidence.knowledge}
+    for condition, probe in asked.items():
+        if probe is not None and condition in probe.losses:
+            score = probe.scores.get(condition)
+            if score is None or score.n < enough:
+                yield condition, "to the question alone" if condition == CLOSED else CONDITIONS[condition]
+    if learned is not None and any(trial.score is not None and trial.score.n < enough for trial in learned.trials):
+        yield "answers", "of the pilot's adapters"
 
 
 def _reasons(texts: Mapping[str, str]) -> tuple[Reason, ...]:

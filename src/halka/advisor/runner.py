@@ -34,6 +34,7 @@ from halka.advisor.budget import (
     differences,
 )
 from halka.advisor.evidence import (
+    BOTH,
     CLOSED,
     DOCUMENTS,
     EXAMPLES,
@@ -210,9 +211,11 @@ class _Probes:
     def _plan(self, base: ProbedBase) -> ProbedBase:
         """The base with the held-out examples, conditions and passages that there is time for, beside the pilot."""
         plan, alone = self.plan, {"strength", "knowledge"} <= self.missing.keys()
-        asked: tuple[Condition, ...] = tuple(
-            name for name in base.conditions if not alone and UNTIMELY.get(name) not in plan.untimely
-        )
+        late: set[Condition] = {condition for condition, name in UNTIMELY.items() if name in plan.untimely}
+        late |= {BOTH} if late else set()  # which has no time where a part of it has none
+        asked: tuple[Condition, ...] = ()
+        if not alone:
+            asked = tuple(condition for condition in base.conditions if condition not in late)
         trials = () if "learnability" in self.missing else self._trials(base)
         held_out, passages = plan.held_out or len(base.held_out), plan.passages or base.passages
         full = WorkPlan(held_out, asked, passages, trials, self.request.batch_size, self.pilot.steps)
@@ -239,6 +242,7 @@ class _Probes:
         base = self._plan(self.base)
         if not base.conditions:
             raise OutOfTimeError(self._too_slow(CLOSED))
+        self.budget.cuts.pop(BOTH, None)  # `knowledge` asks these, and plans anew
         result = strength(base, self.budget, self._reporter("strength"))
         self.folder.write_examples(PROMPTED, base.prompts(best_condition(result.scores)))
         return result
