@@ -503,6 +503,11 @@ def test_what_is_no_prompt_is_named(prompts, message):
         halka.generate(model_that_reads(), prompts)
 
 
+def test_a_classifiers_answers_have_no_number_of_tokens():
+    examples = [Example((Message("user", text), Message("assistant", LABELS[0]))) for text in TEXTS]
+    assert len(halka.evaluate(classifier(), None, examples, max_new_tokens=0).predictions) == len(TEXTS)
+
+
 def test_a_classifier_answers_by_its_labels():
     model = classifier()
     assert {*halka.generate(model, TEXTS)} <= {*LABELS}

@@ -183,7 +183,7 @@ def test_an_unknown_dtype_is_refused(folder: Path, bad: str) -> None:
         load_base(folder, dtype=bad)
 
 
-@pytest.mark.parametrize("bad", ["gpu", "cuda:99", "cuda:x", "mtia", "meta"])
+@pytest.mark.parametrize("bad", ["gpu", "cuda:99", "cuda:x", "mtia", "xpu:9", "xla", "hpu", "meta"])
 def test_a_device_that_is_not_there_is_refused(folder: Path, bad: str) -> None:
     with pytest.raises(ValueError, match=r"device .* cpu"):
         load_base(folder, device=bad)

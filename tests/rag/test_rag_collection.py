@@ -238,19 +238,26 @@ def test_a_collection_on_a_disk_that_is_only_read_can_be_searched(documents, tmp
         collection.remove([str(documents)])
 
 
-def test_a_lock_that_may_not_be_opened_is_named(documents, tmp_path, monkeypatch):
-    """Another user's, in a folder that this one may write to."""
+@pytest.mark.parametrize(
+    ("kind", "number", "reason"),
+    [
+        (PermissionError, errno.EACCES, "Permission denied: make the file yours"),
+        (OSError, errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_a_lock_that_cannot_be_opened_is_named(documents, tmp_path, monkeypatch, kind, number, reason):
     folder = tmp_path / "faq"
     assert [*Collection(folder, WordEmbedder()).add([documents])]
 
-    def not_mine(path, flags, *arguments, own=os.open, **options):
+    def refused(path, flags, *arguments, own=os.open, **options):
         if Path(os.fsdecode(path)) == folder / ".lock":
-            raise PermissionError(errno.EACCES, "Permission denied", path)
+            raise OSError(number, os.strerror(number), path)
         return own(path, flags, *arguments, **options)
 
-    monkeypatch.setattr(os, "open", not_mine)
-    with pytest.raises(HalkaError, match=r"\.lock cannot be locked: Permission denied; make the file yours"):
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(kind, match=reason) as raised:
         Collection(folder, WordEmbedder())
+    assert (raised.value.errno, Path(raised.value.filename)) == (number, folder / ".lock")
 
 
 def test_a_collection_that_is_removed_while_it_is_opened_stays_away(collection, at):

@@ -62,10 +62,10 @@ def form_of(
 ) -> Form | None:
     """These options of transformers' `generate` as the engine has them; None if it cannot answer by them.
 
-    Raises HalkaError for fewer than one new token, and if it cannot and there is a constraint, to which nobody else
-    keeps.
+    Raises HalkaError for fewer than one new token, unless answers are labels, and if it cannot and there is a
+    constraint, to which nobody else keeps.
     """
-    stopping = Stopping(max_new_tokens)
+    stopping = Stopping() if model.labels else Stopping(max_new_tokens)
     decodes = isinstance(objective_of(model), LanguageModelling) and _engine_answers(model)
     unknown = options.keys() - {"do_sample", PENALTY, *DRAWN}
     if not decodes or unknown:

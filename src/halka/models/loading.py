@@ -363,12 +363,19 @@ def place_of(device: str | torch.device | None = None) -> torch.device:
         place = torch.device(device)
     except RuntimeError as error:
         raise HalkaError(f"device {device!r} is none of {', '.join(present)} (or cuda:1, …)") from error
-    asks = getattr(getattr(torch, place.type, None), "is_available", lambda: place.type != "meta")  # no values there
-    here = present[place.type] if place.type in present else asks()
+    here = present[place.type] if place.type in present else _has_values(place)
     if not here or (place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count()):
         usable = ", ".join(kind for kind, is_present in present.items() if is_present)
         raise HalkaError(f"this machine has no device {str(device)!r}: it has {usable}")
     return place
+
+
+def _has_values(place: torch.device) -> bool:
+    """Whether tensors there have values that can be read: torch knows devices that few machines have, and meta."""
+    try:
+        return bool(torch.ones(1, device=place).cpu() == 1)
+    except (RuntimeError, AssertionError, ImportError):  # by the kind of device
+        return False
 
 
 def _labels_for(kind: str, labels: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -148,16 +148,17 @@ def locked(folder: Path, otherwise: str) -> Iterator[None]:
 def held_if_writable(lock: FileLock) -> Iterator[bool]:
     """Hold the lock; do without on a disk or in a folder that is only read here. Yields whether it is held.
 
-    Raises HalkaError for a lock's file that cannot be opened in a folder that can be written to.
+    Raises PermissionError for a lock's file of somebody else's in a folder that can be written to, and OSError for one
+    that cannot be opened for another reason, such as a full disk.
     """
     try:
         lock.acquire()
     except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
         if error.errno != errno.EROFS and os.access(Path(lock.lock_file).parent, os.W_OK):
-            raise HalkaError(
-                f"{lock.lock_file} cannot be locked: {error.strerror or error}; make the file yours to write to, or "
-                "remove it where no other process uses its folder"
-            ) from None
+            way_out = "make the file yours to write to, or remove it where no other process uses its folder"
+            raise PermissionError(error.errno, f"{error.strerror}: {way_out}", lock.lock_file) from None
         yield False
         return
     try:
