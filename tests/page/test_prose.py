@@ -26,6 +26,14 @@ window.fetch = (path, options) => {
 """
 """An answer that is as long as what `write` has written."""
 
+SHORTER_FOR_A_FRAME = """
+() => new Promise((done) => requestAnimationFrame(() => {
+  const answer = [...document.querySelectorAll("article")].at(-1);
+  answer.style.display = "none";
+  setTimeout(() => { answer.style.display = ""; done(); });
+}))
+"""
+
 RESTS_ABOVE = """
 (limit) => new Promise((done, fail) => {
   const look = (last, frames, left) => {
@@ -118,6 +126,20 @@ def test_an_answer_is_followed_after_another_screen_was_shown(read):
     expect(page.get_by_text("line 0")).to_be_visible()
     page.evaluate("lines => write(lines)", "line 1\n\n" * 80)
     expect(page.get_by_text("line 1").last).to_be_in_viewport()
+
+
+def test_a_page_that_gets_shorter_and_longer_is_still_followed(read):
+    """The browser moves it up to its new end, and says so when it is longer again: as if its reader looked back."""
+    page = read().page
+    page.add_init_script(STREAMED)
+    page.goto("/playground?model=tiny")
+    ask(page, "Hello")
+    page.evaluate("lines => write(lines)", "line 0\n\n" * 80)
+    last = page.get_by_text("line 0").last
+    for _ in range(3):
+        expect(last).to_be_in_viewport()
+        page.evaluate(SHORTER_FOR_A_FRAME)
+    expect(last).to_be_in_viewport()
 
 
 def test_the_end_of_an_answer_is_followed_until_its_reader_looks_back(read):

@@ -17,8 +17,13 @@ export function useFollowing(growing: boolean) {
       isThere.current = below <= 0 || (isThere.current && scrollY >= before); // what has just come is below, too
       before = scrollY;
     };
+    const resized = new ResizeObserver(() => (before = scrollY)); // a page that gets shorter moves without its reader
+    resized.observe(document.body);
     addEventListener("scroll", look);
-    return () => removeEventListener("scroll", look);
+    return () => {
+      resized.disconnect();
+      removeEventListener("scroll", look);
+    };
   }, []);
   useEffect(() => {
     if (!growing || !conversation.current) return;

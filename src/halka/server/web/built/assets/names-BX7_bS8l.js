@@ -1,1 +1,0 @@
-import{j as e}from"./index-DoHAMLnS.js";var t=/^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?$/;function n(n){let r=e.value.parts;return n.trim()?t.test(n.trim())?null:r.nameWrong:r.nameMissing}export{n as t};

@@ -1,1 +1,0 @@
-import{nt as e}from"./index-DoHAMLnS.js";function t({of:t}){let n=t.filter(([,e])=>e!=null&&e!==``);return e(`dl`,{class:`terms`,children:n.flatMap(([t,n])=>[e(`dt`,{children:t},t),e(`dd`,{children:n},`${t}=`)])})}export{t};

@@ -1,0 +1,1 @@
+import{nt as e}from"./index-B7dWFKsk.js";function t({of:t}){let n=t.filter(([,e])=>e!=null&&e!==``);return e(`dl`,{class:`terms`,children:n.flatMap(([t,n])=>[e(`dt`,{children:t},t),e(`dd`,{children:n},`${t}=`)])})}export{t};
