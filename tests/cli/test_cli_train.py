@@ -84,7 +84,7 @@ def test_the_best_by_score_answers_best(here):
     for file, answers in (("train", ["Yes", "No"]), ("check", ["Yes", "No", "Yes", "Maybe"])):
         rows = [{"prompt": f"Is it {word}?", "completion": word} for word in answers]
         Path(f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = "--base base --data train.jsonl --dtype float32 --rank 8 --lr 0.01 --steps 60 --evaluate-every 20"
+    data = "--base base --data train.jsonl --dtype float32 --rank 8 --lr 0.003 --steps 60 --evaluate-every 20"
     assert "validation examples" in failure(f"train {data} --best-by score -o new")
     assert not Path("new").exists()
     made = parsed(f"train {data} --validation check.jsonl --best-by score -o new")
